@@ -1,0 +1,42 @@
+"""jaxcb: the training loop and callbacks for JAX and Flax, as pure values."""
+
+from jaxcb._actions import (
+    Action,
+    Average,
+    Call,
+    ControlAction,
+    HostAction,
+    LogAction,
+    Print,
+    Progress,
+    Remember,
+    Restore,
+    Row,
+    ScaleLearningRate,
+    ScaleUpdates,
+    SetControl,
+    SetLearningRate,
+    SkipUpdate,
+    Snapshot,
+    Stop,
+    Swap,
+    fill,
+    fired,
+    stop_requested,
+)
+from jaxcb._callback import HOOKS, Callback, Chain, chain, make_callback
+from jaxcb._errors import CallbackError, DataError, MissingMetricError
+from jaxcb._metrics import Metrics
+from jaxcb._schedules import adjustable_lr
+from jaxcb._struct import static
+from jaxcb._train_state import NamedWeights, TrainState, apply
+from jaxcb.callbacks import (
+    CSVLogger,
+    EarlyStopping,
+    History,
+    LambdaCallback,
+    LearningRateScheduler,
+    ProgressBar,
+    ReduceLROnPlateau,
+    TerminateOnNaN,
+)

@@ -1,0 +1,42 @@
+"""Checks of arguments at construction, on concrete values only."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+
+def _concrete(value: Any) -> bool:
+    """A Python or numpy number: what a user wrote. Arrays that a sweep batches pass unchecked."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def whole(owner: str, name: str, value: Any, *, least: int = 0) -> None:
+    """Requires a whole number of at least `least`."""
+    if hasattr(value, "shape") and not isinstance(value, np.number):
+        return
+    if not _concrete(value) or value != value or int(value) != value or value < least:
+        raise ValueError(f"{owner}: {name} must be a whole number of at least {least}, got {value!r}.")
+
+
+def number(owner: str, name: str, value: Any, *, least: float = -math.inf) -> None:
+    """Requires a finite number of at least `least`."""
+    if hasattr(value, "shape") and not isinstance(value, np.number):
+        return
+    if not _concrete(value) or not math.isfinite(value) or value < least:
+        bound = f" of at least {least}" if least > -math.inf else ""
+        raise ValueError(f"{owner}: {name} must be a finite number{bound}, got {value!r}.")
+
+
+def between(owner: str, name: str, value: Any, low: float, high: float) -> None:
+    """Requires a number strictly between `low` and `high`."""
+    if hasattr(value, "shape") and not isinstance(value, np.number):
+        return
+    if not _concrete(value) or not low < value < high:
+        raise ValueError(f"{owner}: {name} must lie strictly between {low} and {high}, got {value!r}.")
+
+
+def one_of(owner: str, name: str, value: Any, known: tuple[Any, ...]) -> None:
+    """Requires one of the known values."""
+    if value not in known:
+        raise ValueError(f"{owner}: {name} must be one of {', '.join(map(repr, known))}, got {value!r}.")

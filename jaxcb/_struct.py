@@ -1,0 +1,134 @@
+"""Frozen dataclasses that are pytrees: the one kind of value that jaxcb is made of.
+
+Looked for and not used: `flax.struct` and `jax.tree_util.register_dataclass` call the constructor when
+a tree is rebuilt, so that checks would run on tracers; `equinox.Module` would be a dependency.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Self, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+_PYTHON_DTYPES = {bool: jnp.bool_, int: jnp.int32, float: jnp.float32}
+
+
+def static(
+    *,
+    default: Any = dataclasses.MISSING,
+    default_factory: Callable[[], Any] | dataclasses._MISSING_TYPE = dataclasses.MISSING,
+    init: bool = True,
+    repr: bool = True,
+    kw_only: bool = False,
+) -> Any:
+    """Declares a field that is part of the structure and never an array.
+
+    Names, paths, modes, booleans, cadences and functions are static: a change of one is a new program.
+    Numbers that enter a transition's arithmetic are ordinary fields, so that a sweep can batch them.
+
+    Args:
+        default: the value where none is given.
+        default_factory: a function that makes it.
+        init: whether the constructor takes the field.
+        repr: whether it is shown.
+        kw_only: whether it is given by keyword only.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> class StopAt(jc.Callback):
+        ...     threshold: float
+        ...     monitor: str = jc.static(default="loss")
+        >>> jax.tree.leaves(StopAt(0.5))
+        [0.5]
+    """
+    given: dict[str, Any] = {"init": init, "repr": repr, "kw_only": kw_only}
+    if default is not dataclasses.MISSING:
+        given["default"] = default
+    if default_factory is not dataclasses.MISSING:
+        given["default_factory"] = default_factory
+    return dataclasses.field(metadata={"static": True}, **given)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
+class Struct:
+    """Base of all values: inheriting makes a frozen dataclass and registers it as a pytree.
+
+    Rebuilding from leaves bypasses the constructor, and so `__post_init__` checks run on what a user
+    wrote and never on what a transformation passes through.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True)(cls)
+        _register(cls)
+
+    @classmethod
+    def _make(cls, **fields: Any) -> Self:
+        """Builds a value field by field, without the constructor."""
+        self = object.__new__(cls)
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        return self
+
+    def _set(self, name: str, value: Any) -> None:
+        """Sets a field; for `__post_init__` alone."""
+        object.__setattr__(self, name, value)
+
+    def replace(self, **changes: Any) -> Self:
+        """Returns a copy with the named fields changed, unchecked."""
+        names = [f.name for f in dataclasses.fields(self)]  # pyright: ignore[reportArgumentType]
+        unknown = sorted(set(changes) - set(names))
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no field {unknown[0]!r}; it has {', '.join(names)}.")
+        return self._make(**{n: changes.get(n, getattr(self, n)) for n in names})
+
+
+def _register(cls: type) -> None:
+    fields = dataclasses.fields(cls)
+    data = tuple(f.name for f in fields if not f.metadata.get("static"))
+    meta = tuple(f.name for f in fields if f.metadata.get("static"))
+    keys = tuple(jax.tree_util.GetAttrKey(n) for n in data)
+
+    def flatten_with_keys(x: Any) -> Any:
+        return tuple(zip(keys, (getattr(x, n) for n in data), strict=True)), tuple(getattr(x, n) for n in meta)
+
+    def flatten(x: Any) -> Any:
+        return tuple(getattr(x, n) for n in data), tuple(getattr(x, n) for n in meta)
+
+    def unflatten(aux: Any, children: Any) -> Any:
+        self = object.__new__(cls)
+        for name, value in zip(meta, aux, strict=True):
+            object.__setattr__(self, name, value)
+        for name, value in zip(data, children, strict=True):
+            object.__setattr__(self, name, value)
+        return self
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+
+
+def strong(x: Any) -> Array:
+    """Returns `x` as a strongly typed array: Python numbers become int32, float32 or bool."""
+    x = jnp.asarray(x, dtype=_PYTHON_DTYPES.get(type(x)))
+    return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
+
+
+def strong_tree(tree: Any) -> Any:
+    """`strong` for each leaf."""
+    return jax.tree.map(strong, tree)
+
+
+def select(mask: Any, new: Any, old: Any) -> Any:
+    """`where(mask, new, old)` leaf by leaf; the axes of `mask` are the leading ones of each leaf.
+
+    One rule serves a single run (a scalar mask) and a population (one entry a member).
+    """
+    mask = jnp.asarray(mask)
+
+    def choose(n: Any, o: Any) -> Any:
+        if n is o:
+            return o
+        return jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(o) - mask.ndim)), n, o)
+
+    return jax.tree.map(choose, new, old)

@@ -1,0 +1,337 @@
+"""`TrainState`, its controls and named weights, and how control actions change it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxcb._actions import (
+    Average,
+    ControlAction,
+    Restore,
+    ScaleLearningRate,
+    SetControl,
+    SetLearningRate,
+    Snapshot,
+    Swap,
+    WeightAction,
+    as_actions,
+    stop_requested,
+)
+from jaxcb._callback import Callback
+from jaxcb._errors import did_you_mean
+from jaxcb._schedules import LearningRate, learning_rates, map_learning_rates
+from jaxcb._struct import Struct, select, static, strong
+
+_PARTS = {"params": ("params",), "model": ("params", "model_state"), "optimizer": ("params", "model_state", "opt_state")}
+
+
+class NamedWeights(Struct):
+    """Copies of weights that a callback asked for.
+
+    Attributes:
+        filled: whether they were ever written, bool ().
+        value: field of the train state -> its copy.
+    """
+
+    filled: Any
+    value: dict[str, Any]
+
+
+class TrainState(Struct):
+    """Everything of a run that lives on the device.
+
+    Attributes:
+        step: updates done, int32 ().
+        params: the trained parameters, any pytree of arrays.
+        opt_state: the optimizer's state.
+        model_state: what a model carries without training it, such as batch statistics.
+        rngs: keys and counters of a model's random generators; never part of named weights.
+        controls: name -> float32 (): numbers that actions set and a step may read.
+        weights: named weights by `owner/name`.
+        stop: whether a callback asked for the end, bool ().
+        key: the run's PRNG key; a step's own is `step_key()`.
+        tx: the optax transformation.
+        adapter: how `params` and `model_state` make the user's model, where there is one.
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+    model_state: Any
+    rngs: Any
+    controls: dict[str, Any]
+    weights: dict[str, NamedWeights]
+    stop: Any
+    key: Any
+    tx: optax.GradientTransformation | None = static(default=None)
+    adapter: Any = static(default=None)
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        params: Any,
+        tx: optax.GradientTransformation | None = None,
+        opt_state: Any = None,
+        model_state: Any = None,
+        rngs: Any = None,
+        controls: Mapping[str, float] | None = None,
+        callbacks: Callback | None = None,
+        seed: int | Array = 0,
+        adapter: Any = None,
+    ) -> "TrainState":
+        """Makes the state before the first step.
+
+        Args:
+            params: any pytree of arrays.
+            tx: an optax transformation; `adjustable_lr` makes one whose rate callbacks can change.
+            opt_state: the optimizer's state, `tx.init(params)` where it is None.
+            model_state: non-trained arrays.
+            rngs: state of random generators.
+            controls: name -> number.
+            callbacks: allocates the named weights of these, for hand-written loops.
+            seed: an integer or a PRNG key.
+            adapter: how to rebuild the user's model; `from_nnx` gives it.
+
+        Returns:
+            A `TrainState`. Its arrays are the ones that were given, not copies.
+
+        Example:
+            >>> import jaxcb as jc, optax
+            >>> state = jc.TrainState.create(params={"w": jnp.ones(3)}, tx=optax.sgd(0.1))
+            >>> int(state.apply_gradients({"w": jnp.ones(3)}).step)
+            1
+        """
+        params = jax.tree.map(strong, params)
+        if opt_state is None and tx is not None:
+            opt_state = tx.init(params)
+        key = jax.random.key(seed) if isinstance(seed, int) else jnp.asarray(seed)
+        state = cls(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=jax.tree.map(strong, opt_state),
+            model_state=jax.tree.map(strong, model_state),
+            rngs=jax.tree.map(strong, rngs),
+            controls={k: jnp.asarray(v, jnp.float32) for k, v in (controls or {}).items()},
+            weights={},
+            stop=jnp.zeros((), bool),
+            key=key,
+            tx=tx,
+            adapter=adapter,
+        )
+        return state if callbacks is None else state.with_slots(callbacks)
+
+    @classmethod
+    def from_nnx(cls, model: Any, optimizer: Any, **kwargs: Any) -> "TrainState":
+        """Makes a state from a Flax NNX model and its `nnx.Optimizer`; `update_nnx` writes it back.
+
+        Args:
+            model: an `nnx.Module`.
+            optimizer: an `nnx.Optimizer` for it.
+            **kwargs: `controls`, `callbacks` and `seed` as in `create`.
+
+        Returns:
+            A `TrainState` that shares no Variable with the model.
+        """
+        from jaxcb.models import nnx as adapters
+
+        adapter = adapters.NNX(model)
+        params, model_state, rngs = adapter.split()
+        opt_state, step = adapters.read_optimizer(optimizer)
+        state = cls.create(
+            params=params,
+            tx=optimizer.tx,
+            opt_state=opt_state,
+            model_state=model_state,
+            rngs=rngs,
+            adapter=adapter,
+            **kwargs,
+        )
+        return state.replace(step=step)
+
+    def update_nnx(self, model: Any, optimizer: Any = None) -> None:
+        """Writes the state into the Flax NNX model, and into its optimizer where one is given."""
+        from jaxcb.models import nnx as adapters
+
+        adapters.write(model, self.params, self.model_state, self.rngs)
+        if optimizer is not None:
+            adapters.write_optimizer(optimizer, self.opt_state, self.step)
+
+    def model(self, *, train: bool = False) -> Any:
+        """Returns the user's model with this state's weights, in its training or evaluation view."""
+        if self.adapter is None:
+            return self.params
+        return self.adapter.merge(self.params, self.model_state, self.rngs, train=train, key=self.step_key())
+
+    def step_key(self) -> Array:
+        """The PRNG key of the next step: a function of the run's key and the step."""
+        return jax.random.fold_in(self.key, self.step)
+
+    @property
+    def learning_rate(self) -> LearningRate:
+        """The learning rate that callbacks can change."""
+        rates = learning_rates(self.opt_state)
+        if not rates:
+            raise ValueError(_NO_RATE)
+        return rates[0]
+
+    def apply_gradients(self, grads: Any, *, model: Any = None) -> "TrainState":
+        """Returns the state after one update of the optimizer.
+
+        Args:
+            grads: gradients in the form of `params`.
+            model: the user's model after its forward pass, of which the new non-trained arrays are
+                taken; they stay as they are where it is None.
+        """
+        if self.tx is None:
+            raise ValueError("this TrainState was made without tx=, so it has no optimizer to apply gradients with.")
+        updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
+        model_state, rngs = self.model_state, self.rngs
+        if model is not None and self.adapter is not None:
+            model_state, rngs = self.adapter.carried(model)
+        return self.replace(
+            step=self.step + 1,
+            params=optax.apply_updates(self.params, updates),
+            opt_state=opt_state,
+            model_state=model_state,
+            rngs=rngs,
+        )
+
+    def with_slots(self, callbacks: Callback) -> "TrainState":
+        """Returns the state with the named weights that `callbacks` ask for, empty and not filled."""
+        weights = dict(self.weights)
+        for key, of in callbacks.slots().items():
+            if of not in _PARTS:
+                raise ValueError(f"named weights {key!r} are of {of!r}, expected one of {', '.join(_PARTS)}.")
+            copy = {part: jax.tree.map(jnp.zeros_like, getattr(self, part)) for part in _PARTS[of]}
+            weights.setdefault(key, NamedWeights(jnp.zeros_like(self.stop), copy))
+        return self.replace(weights=weights)
+
+
+_NO_RATE = (
+    "a callback wants to change the learning rate, but the optimizer gives it no way to. Use "
+    "fit(optimizer=optax.adam, learning_rate=1e-3), or build the optimizer with "
+    "jc.adjustable_lr(optax.adam, learning_rate=1e-3)."
+)
+_NOT_EXACT = (
+    "{owner} needs the learning rate itself (a floor such as min_lr above 0, or setting it), but a "
+    "ready-made optimizer hides its rate. Use fit(optimizer=optax.adam, learning_rate=1e-3), or "
+    "jc.adjustable_lr(optax.adam, learning_rate=1e-3)."
+)
+
+
+def check_actions(actions: Any, state: TrainState) -> None:
+    """Raises an error for control actions that `state` cannot follow. Looks at no array's value."""
+    rates = learning_rates(state.opt_state)
+    for action in as_actions(actions):
+        if isinstance(action, ScaleLearningRate | SetLearningRate) and not rates:
+            raise ValueError(f"{action.owner or type(action).__name__}: {_NO_RATE}")
+        if isinstance(action, SetLearningRate) and any(r.schedule is None for r in rates):
+            raise ValueError(_NOT_EXACT.format(owner=action.owner or "SetLearningRate"))
+        if isinstance(action, SetControl) and action.name not in state.controls:
+            names = ", ".join(sorted(state.controls)) or "none"
+            raise ValueError(
+                f"{action.owner or 'SetControl'} sets the control {action.name!r}, which was not declared. Controls: "
+                f"{names}.{did_you_mean(action.name, state.controls)} Declare it with controls={{{action.name!r}: 0.0}}."
+            )
+        if isinstance(action, WeightAction) and action.key not in state.weights:
+            names = ", ".join(sorted(state.weights)) or "none"
+            raise ValueError(
+                f"{action.owner or type(action).__name__} uses the named weights {action.key!r}, which do not exist "
+                f"(there are: {names}). Declare them in the callback's slots(), and in a hand-written loop pass "
+                "callbacks= to TrainState.create."
+            )
+
+
+def apply(actions: Any, state: TrainState) -> TrainState:
+    """Applies the control actions among `actions` to a train state. Pure and jittable.
+
+    Any `Stop` stops; learning-rate scales multiply and floors hold after all of them; of two sets the
+    later one holds; weight actions apply in order. Log and host actions are for others and pass by.
+
+    Args:
+        actions: what hooks returned: None, an action, or nested tuples of them.
+        state: the train state; a population's has a leading member axis, as the actions' arrays then have.
+
+    Returns:
+        The new train state.
+
+    Raises:
+        ValueError: for a control, slot or rate that the state does not have.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> state = jc.TrainState.create(params={}, controls={"beta": 0.0})
+        >>> state = jc.apply((jc.SetControl("beta", 0.5), jc.Stop(True)), state)
+        >>> float(state.controls["beta"]), bool(state.stop)
+        (0.5, True)
+    """
+    flat = [a for a in as_actions(actions) if isinstance(a, ControlAction)]
+    check_actions(flat, state)
+    state = state.replace(stop=state.stop | stop_requested(flat))
+    rate_actions = [a for a in flat if isinstance(a, ScaleLearningRate | SetLearningRate)]
+    if rate_actions:
+        state = state.replace(opt_state=map_learning_rates(lambda r: _apply_rate(rate_actions, r), state.opt_state))
+    for action in flat:
+        match action:
+            case SetControl():
+                value = jnp.asarray(action.value, jnp.float32)
+                new = jnp.where(action.when, value, state.controls[action.name])
+                state = state.replace(controls={**state.controls, action.name: new})
+            case Snapshot() | Restore() | Swap() | Average():
+                state = _apply_weights(action, state)
+            case _:
+                pass
+    return state
+
+
+def _apply_rate(actions: list[Any], rate: LearningRate) -> LearningRate:
+    factor, floor, override = jnp.ones_like(rate.scale), jnp.zeros_like(rate.scale), rate.override
+    for action in actions:
+        if isinstance(action, SetLearningRate):
+            override = jnp.where(action.when, jnp.asarray(action.value, jnp.float32), override)
+        else:
+            factor = jnp.where(action.when, factor * action.factor, factor)
+            floor = jnp.where(action.when, jnp.maximum(floor, action.floor), floor)
+    return rate.replace(override=override).scaled(factor, floor)
+
+
+def _apply_weights(action: WeightAction, state: TrainState) -> TrainState:
+    """Runs one weight action under `cond`, so that a copy costs only when it is due."""
+    slot = state.weights[action.key]
+    current = {part: getattr(state, part) for part in slot.value}
+    when = action.when if isinstance(action, Snapshot | Average) else action.when & slot.filled
+
+    def due(current: Any, slot: NamedWeights) -> tuple[Any, NamedWeights]:
+        match action:
+            case Restore():
+                return select(when, slot.value, current), slot
+            case Swap():
+                return select(when, slot.value, current), slot.replace(value=select(when, current, slot.value))
+            case Average():
+                new = select(slot.filled, _blend(action.decay, slot.value, current), current)
+            case _:
+                new = current
+        return current, NamedWeights(slot.filled | when, select(when, new, slot.value))
+
+    current, slot = jax.lax.cond(jnp.any(when), due, lambda *same: same, current, slot)
+    return state.replace(**current, weights={**state.weights, action.key: slot})
+
+
+def _blend(decay: Any, old: Any, new: Any) -> Any:
+    """The moving average of the floating leaves; counters and keys take their new value."""
+
+    def leaf(o: Array, n: Array) -> Array:
+        if not jnp.issubdtype(o.dtype, jnp.floating):
+            return n
+        weight = jnp.reshape(decay, jnp.shape(decay) + (1,) * (o.ndim - jnp.ndim(decay)))
+        wide = jnp.promote_types(o.dtype, jnp.float32)
+        return (weight * o.astype(wide) + (1 - weight) * n.astype(wide)).astype(o.dtype)
+
+    return jax.tree.map(leaf, old, new)
+
+

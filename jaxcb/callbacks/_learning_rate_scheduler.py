@@ -1,0 +1,133 @@
+"""`LearningRateScheduler`: the base learning rate as a function of the epoch or the step."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxcb._actions import Print, SetLearningRate
+from jaxcb._callback import Callback, Metrics
+from jaxcb._check import one_of
+from jaxcb._struct import static
+
+_EPOCHS = 10_000  # of a Python function that cannot be traced, this many are tabulated; later ones keep the last
+_PROBES = (1.0, 0.37, 2.9e-3)  # rates at which a Python function of (epoch, lr) is measured
+
+
+class LearningRateScheduler(Callback):
+    """Sets the base learning rate at the start of each epoch or step.
+
+    The callbacks' factors, such as a plateau's, still multiply what it sets. Needs the exact form of the
+    rate (`fit(optimizer=optax.adam, learning_rate=...)` or `adjustable_lr`).
+
+    Args:
+        schedule: an optax schedule, or Keras's `fn(epoch)` or `fn(epoch, lr)`, epoch from 0 and lr the base
+            rate in force. What jax can trace is traced; an ordinary Python function of the epoch (`if epoch <
+            10`, `math.exp`) is folded into a table of 10,000 epochs on the host, and may use `lr` linearly.
+        verbose: 1 prints a line at each epoch.
+        by: "epoch", or "step" for a schedule of the updates done.
+
+    Raises:
+        TypeError: for a schedule that is not callable, or that can be neither traced nor tabulated.
+        ValueError: for another `by`.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> callback = jc.LearningRateScheduler(lambda epoch: 0.1 if epoch < 10 else 0.01)
+        >>> _, (action,) = callback.on_epoch_begin((), jc.Metrics({}, epoch=12))
+        >>> round(float(action.value), 6)
+        0.01
+
+    Source: `keras.callbacks.LearningRateScheduler`, which overrides a plateau's cuts at each epoch.
+    """
+
+    schedule: Callable[..., Any] = static()
+    verbose: int = static(default=0)
+    by: str = static(default="epoch", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not callable(self.schedule):
+            raise TypeError(f"LearningRateScheduler: schedule must be a function, got {self.schedule!r}.")
+        one_of("LearningRateScheduler", "by", self.by, ("epoch", "step"))
+
+    def hooks(self) -> frozenset[str]:
+        return frozenset({"on_epoch_begin" if self.by == "epoch" else "on_batch_begin"})
+
+    def on_epoch_begin(self, state: Any, metrics: Metrics) -> Any:
+        rate = self._rate(metrics.epoch, metrics)
+        actions: list[Any] = [SetLearningRate(rate)]
+        if self.verbose:
+            text = "Epoch {epoch}: LearningRateScheduler sets the learning rate to {rate:.6g}"
+            actions.append(Print(text, values={"rate": rate}))
+        return state, tuple(actions)
+
+    def on_batch_begin(self, state: Any, metrics: Metrics) -> Any:
+        return state, SetLearningRate(self._rate(metrics.step, metrics))
+
+    def _rate(self, count: Array, metrics: Metrics) -> Array:
+        arguments = [count, metrics["base_learning_rate"]] if _takes_rate(self.schedule) else [count]
+        shapes = [jax.ShapeDtypeStruct((), a.dtype) for a in arguments]
+        try:
+            jax.eval_shape(self.schedule, *shapes)
+        except Exception as error:
+            if self.by == "step":
+                error.add_note("LearningRateScheduler(by='step') needs a schedule that jax can trace, such as optax's.")
+                raise
+            return _tabulated(self.schedule, *arguments)
+        return _checked(self.schedule(*arguments))
+
+
+def _takes_rate(schedule: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(schedule).parameters.values()
+    except ValueError:
+        return False
+    free = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(free) >= 2 and (free[1].default is free[1].empty or free[1].name in ("lr", "learning_rate"))
+
+
+def _checked(rate: Any) -> Array:
+    rate = jnp.asarray(rate, jnp.float32)
+    if rate.shape != ():
+        raise TypeError(f"LearningRateScheduler: the schedule returned shape {rate.shape}, expected a scalar.")
+    return rate
+
+
+def _tabulated(schedule: Callable[..., Any], epoch: Array, rate: Array | None = None) -> Array:
+    """Folds a Python function of the epoch into arrays: `fn(epoch, lr) = slope[epoch] * lr + offset[epoch]`."""
+    rows = []
+    with jax.ensure_compile_time_eval():
+        for index in range(_EPOCHS):
+            try:
+                if rate is None:
+                    rows.append((0.0, float(schedule(index))))
+                else:
+                    rows.append(_line(schedule, index))
+            except Exception as error:
+                if not rows or isinstance(error, TypeError):
+                    error.add_note(f"LearningRateScheduler called the schedule with epoch {index}.")
+                    raise
+                break  # such as a list of rates that has come to its end: the last one stays
+    slope, offset = np.asarray(rows, np.float32).T
+    at = jnp.clip(epoch, 0, len(rows) - 1)
+    value = jnp.asarray(offset)[at]
+    return value if rate is None else jnp.asarray(slope)[at] * rate + value
+
+
+def _line(schedule: Callable[..., Any], epoch: int) -> tuple[float, float]:
+    a, b, c = _PROBES
+    at_a, at_b, at_c = (float(schedule(epoch, rate)) for rate in _PROBES)
+    slope = (at_a - at_b) / (a - b)
+    offset = at_a - slope * a
+    if abs(offset) < 1e-9 * max(abs(at_a), 1e-30):
+        slope, offset = at_a / a, 0.0
+    if abs(slope * c + offset - at_c) > 1e-5 * max(abs(at_c), 1e-12):
+        raise TypeError(
+            f"LearningRateScheduler: the schedule uses lr in a way that is not linear (epoch {epoch}), and jax cannot "
+            "trace it. Write it with jax.numpy: `jnp.where(epoch < 10, lr, lr * 0.9)`, `jnp.maximum(lr, 1e-5)`."
+        )
+    return slope, offset

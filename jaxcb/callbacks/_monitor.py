@@ -1,0 +1,89 @@
+"""What the callbacks that watch a metric share: which way is better, and when it was reported anew."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxcb._callback import Metrics
+from jaxcb._check import one_of
+
+Monitor = str | Callable[[Metrics], Array]
+
+_MIN = r"loss|error|err|perplexity|ppl|mse|mae|rmse|mape|msle|nll|nlp|bpc|bpd|cer|wer|fid|divergence|kl|regret|crossentropy|bce"
+_MAX = r"acc|accuracy|auc|auroc|auprc|precision|recall|f1|f1score|fbeta|bleu|rouge|r2|iou|dice|map|psnr|ssim|likelihood|reward|return|score|similarity|throughput"
+
+
+def resolve_mode(owner: str, monitor: Monitor, mode: str) -> str:
+    """Returns "min" or "max"; "auto" follows the words of the name, from the last one back.
+
+    Raises:
+        ValueError: for another mode, or where the name does not tell.
+    """
+    one_of(owner, "mode", mode, ("auto", "min", "max"))
+    if mode != "auto":
+        return mode
+    if isinstance(monitor, str):
+        for word in reversed(re.split(r"[^a-z0-9]+", monitor.lower())):
+            if re.fullmatch(_MIN, word):
+                return "min"
+            if re.fullmatch(_MAX, word):
+                return "max"
+    what = f"the name {monitor!r}" if isinstance(monitor, str) else "a function"
+    raise ValueError(f"{owner}: mode='auto' cannot tell from {what} whether lower or higher is better. Pass mode='min' or mode='max'.")
+
+
+class _Reads:
+    """Metrics that note which names are read."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.names: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._metrics, name)
+
+    def __getitem__(self, name: str) -> Array:
+        self.names.add(name)
+        return self._metrics[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._metrics
+
+
+def read(owner: str, monitor: Monitor, metrics: Metrics) -> tuple[Array, Array]:
+    """Reads the monitored value.
+
+    Returns:
+        The value, float32 (), and the step at which it was reported, int32 (), -1 for never. A derived
+        monitor is reported when each metric that it reads has been reported anew.
+
+    Raises:
+        MissingMetricError: listing the names that exist.
+        TypeError: for a value that is not a scalar.
+    """
+    if isinstance(monitor, str):
+        value, reported = metrics[monitor], metrics.reported[monitor]
+    else:
+        reads = _Reads(metrics)
+        value = jnp.asarray(monitor(reads))  # pyright: ignore[reportArgumentType]
+        if not reads.names:
+            raise TypeError(f"{owner}: its monitor function reads no metric.")
+        reported = jnp.min(jnp.stack([metrics.reported[n] for n in sorted(reads.names)]))
+    if jnp.shape(value) != ():
+        raise TypeError(f"{owner}: the monitor {monitor!r} has shape {jnp.shape(value)}, expected a scalar.")
+    return value.astype(jnp.float32), reported
+
+
+def improved(value: Array, best: Array, min_delta: Any, mode: str) -> Array:
+    """Whether `value` is strictly better than `best` by more than `min_delta`, bool ().
+
+    A NaN is never an improvement, and a best of NaN stands for "none yet", which any other value beats.
+    """
+    better = value + min_delta < best if mode == "min" else value - min_delta > best
+    return ~jnp.isnan(value) & (jnp.isnan(best) | better)
+
+
+NO_BEST = float("nan")
