@@ -28,6 +28,7 @@ from jaxcb._callback import HOOKS, Callback, Chain, chain, make_callback
 from jaxcb._errors import CallbackError, DataError, MissingMetricError
 from jaxcb._metrics import Metrics
 from jaxcb._schedules import adjustable_lr
+from jaxcb._step import EvalStep, Out, Step
 from jaxcb._struct import static
 from jaxcb._train_state import NamedWeights, TrainState, apply
 from jaxcb.callbacks import (
@@ -40,3 +41,7 @@ from jaxcb.callbacks import (
     ReduceLROnPlateau,
     TerminateOnNaN,
 )
+from jaxcb.replay import Replay, replay
+from jaxcb.fit import evaluate, fit, predict
+from jaxcb.loop import Loop, Result, Run
+from jaxcb.writers import Writer, writer

@@ -37,11 +37,12 @@ class LearningRate(Struct):
         rate = cls(jnp.zeros((), jnp.int32), one, nan, one, schedule)
         return rate.replace(applied=rate.effective())
 
-    def base(self) -> Array:
-        """The base rate of the next update, float32 (); 1 for a ready-made optimizer."""
+    def base(self, *, last: bool = False) -> Array:
+        """The base rate of the next update, or of the last one, float32 (); 1 for a ready-made optimizer."""
         if self.schedule is None:
             return jnp.ones_like(self.scale)
-        scheduled = jnp.asarray(jax.vmap(self.schedule)(self.count) if jnp.ndim(self.count) else self.schedule(self.count))
+        count = jnp.maximum(self.count - 1, 0) if last else self.count
+        scheduled = jnp.asarray(jax.vmap(self.schedule)(count) if jnp.ndim(count) else self.schedule(count))
         return jnp.where(jnp.isnan(self.override), scheduled.astype(jnp.float32), self.override)
 
     def effective(self) -> Array:

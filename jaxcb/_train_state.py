@@ -139,7 +139,7 @@ class TrainState(Struct):
         """
         from jaxcb.models import nnx as adapters
 
-        adapter = adapters.NNX(model)
+        adapter = adapters.NNX(model, wrt=optimizer.wrt)
         params, model_state, rngs = adapter.split()
         opt_state, step = adapters.read_optimizer(optimizer)
         state = cls.create(
@@ -147,11 +147,10 @@ class TrainState(Struct):
             tx=optimizer.tx,
             opt_state=opt_state,
             model_state=model_state,
-            rngs=rngs,
             adapter=adapter,
             **kwargs,
         )
-        return state.replace(step=step)
+        return state.replace(step=step, rngs=rngs)  # typed by the adapter already
 
     def update_nnx(self, model: Any, optimizer: Any = None) -> None:
         """Writes the state into the Flax NNX model, and into its optimizer where one is given."""

@@ -1,0 +1,92 @@
+# Needs make and Python 3.11 or newer; every target sets itself up, once, in .venv.
+#
+#   make demo          train a small network with callbacks (examples/digits.py)
+#   make test          linters, types, and the everyday tests with the examples in docstrings
+#   make test-newest   a short set of tests on the newest Python here, with the newest jax locked
+#   make deep          the long tests
+#   make lock          resolve the locked versions anew
+#   make clean         remove everything made here
+#
+# PYTHON=... names the interpreter for .venv, ARGS=... goes on to pytest.
+
+SHELL := /bin/sh
+.NOTPARALLEL:
+.SUFFIXES:
+.PHONY: demo test lint check test-newest deep format lock clean
+
+PYTHON ?=
+ARGS ?=
+WORKERS ?= 2
+
+BIN := .venv/bin
+NEWEST := .venv-newest
+PIP_FLAGS := -qq --disable-pip-version-check
+export PYTHONUNBUFFERED := 1
+
+# The lock that fits an interpreter: jax 0.10 for Python 3.11, the newest one for later Pythons.
+LOCK_OF = $$($(1) -c 'import sys; print("requirements/py311.txt" if sys.version_info < (3, 12) else "requirements/newest.txt")')
+SOURCES := pyproject.toml requirements/py311.txt requirements/newest.txt
+
+demo: .venv/.demo
+	$(BIN)/python examples/digits.py $(ARGS)
+
+test: .venv/.dev lint
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+deep: .venv/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m deep $(ARGS)
+
+test-newest:
+	@python=$$(sh tools/find_python.sh newest) || exit 1; \
+	default=$(PYTHON); \
+	if [ -x $(BIN)/python ]; then default=$(BIN)/python; fi; \
+	if [ -z "$$default" ]; then default=$$(sh tools/find_python.sh default) || exit 1; fi; \
+	minor='import sys; print("3.%d" % sys.version_info[1])'; \
+	if [ "$$($$python -c "$$minor")" = "$$($$default -c "$$minor")" ]; then \
+	    echo "No Python newer than $$($$default -c "$$minor") here: 'make test' is already on the newest one."; \
+	else \
+	    $(MAKE) --no-print-directory $(NEWEST)/.dev NEWEST_PYTHON="$$python" && \
+	    $(NEWEST)/bin/python -m pytest -n $(WORKERS) -m "not deep and not slow" $(ARGS); \
+	fi
+
+$(BIN)/python:
+	@python=$(PYTHON); [ -n "$$python" ] || python=$$(sh tools/find_python.sh default) || exit 1; \
+	echo "Setting up .venv with $$($$python --version)"; \
+	$$python -m venv .venv
+
+# What the demo needs: the library, what it plots with, and a data set that a package ships.
+.venv/.demo: $(SOURCES) | $(BIN)/python
+	@echo "Installing what the demo needs (once)"
+	@lock=$(call LOCK_OF,$(BIN)/python); \
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c $$lock hatchling editables scikit-learn && \
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c $$lock --no-build-isolation -e '.[plot]'
+	@touch $@
+
+.venv/.dev: $(SOURCES) | $(BIN)/python
+	@echo "Installing the locked versions (once)"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -r $(call LOCK_OF,$(BIN)/python)
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+	@touch .venv/.demo $@
+
+$(NEWEST)/.dev: $(SOURCES)
+	@echo "Setting up $(NEWEST) with $$($(NEWEST_PYTHON) --version), and installing the locked versions (once)"
+	@$(NEWEST_PYTHON) -m venv $(NEWEST)
+	@$(NEWEST)/bin/python -m pip install $(PIP_FLAGS) -r $(call LOCK_OF,$(NEWEST)/bin/python)
+	@$(NEWEST)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+	@touch $@
+
+lock:
+	sh tools/lock.sh
+
+clean:
+	rm -rf .venv $(NEWEST) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find jaxcb tests examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

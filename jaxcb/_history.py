@@ -1,0 +1,74 @@
+"""`RunHistory`: what a run reported, as arrays by name."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+
+class RunHistory(Mapping[str, np.ndarray]):
+    """The rows of a run: one an epoch, and one a validation in an epoch's middle.
+
+    Attributes:
+        step: updates done at each row, int64 (rows,).
+        epoch: the epoch of each row, from 0, int64 (rows,).
+
+    Example:
+        >>> from jaxcb._history import RunHistory
+        >>> history = RunHistory()
+        >>> history.add(10, 0, {"loss": 0.5}, {"loss": True})
+        >>> history["loss"].tolist(), history.reported("loss").tolist()
+        ([0.5], [True])
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._epochs: list[int] = []
+        self._values: dict[str, list[Any]] = {}
+        self._reported: dict[str, list[bool]] = {}
+
+    def declare(self, names: Any) -> None:
+        """Names the columns before there are rows."""
+        for name in names:
+            self._values.setdefault(name, [])
+            self._reported.setdefault(name, [])
+
+    def add(self, step: int, epoch: int, values: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
+        """Adds a row."""
+        self.declare(values)
+        self._steps.append(step)
+        self._epochs.append(epoch)
+        for name, value in values.items():
+            new = bool(np.all(fresh[name]))
+            value = np.asarray(value)
+            self._values[name].append(value if new else np.full_like(value, np.nan))
+            self._reported[name].append(new)
+
+    @property
+    def step(self) -> np.ndarray:
+        """Updates done at each row."""
+        return np.asarray(self._steps, np.int64)
+
+    @property
+    def epoch(self) -> np.ndarray:
+        """The epoch of each row."""
+        return np.asarray(self._epochs, np.int64)
+
+    def reported(self, name: str) -> np.ndarray:
+        """Whether each row's value was reported then, bool (rows,)."""
+        return np.asarray(self._reported[name], bool)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The values of each row, float32 (rows,); NaN where there was no report."""
+        if name not in self._values:
+            raise KeyError(f"{name!r}; recorded: {', '.join(sorted(self._values))}")
+        return np.asarray(self._values[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"RunHistory({len(self._steps)} rows of {', '.join(sorted(self._values))})"

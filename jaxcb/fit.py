@@ -1,0 +1,256 @@
+"""`fit`, `evaluate` and `predict`: a model, a loss and data, and nothing else to write."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxcb._callback import Callback
+from jaxcb._check import between
+from jaxcb._errors import DataError
+from jaxcb._schedules import adjustable_lr, scaled_updates
+from jaxcb._step import EvalStep, Step
+from jaxcb._train_state import TrainState
+from jaxcb.loop import Loop, Result
+from jaxcb.loop import _data
+from jaxcb.loop._loop import BATCH_SIZE
+from jaxcb.loop._validation import HostSet
+from jaxcb.loop._window import Window
+from jaxcb.models import adapt
+
+
+def fit(
+    model: Any,
+    loss_fn: Callable[..., Any],
+    train_data: Any,
+    *,
+    optimizer: optax.GradientTransformation | Callable[..., optax.GradientTransformation],
+    learning_rate: float | optax.Schedule | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    steps_per_epoch: int | None = None,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    remainder: str = "train",
+    validation_data: Any = None,
+    validation_split: float = 0.0,
+    validation_freq: int | Sequence[int] = 1,
+    eval_every: int | None = None,
+    validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
+    callbacks: Sequence[Callback] | Callback = (),
+    class_weight: Mapping[int, float] | None = None,
+    controls: Mapping[str, float] | None = None,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    overwrite: bool = False,
+    steps_per_execution: int | str = "auto",
+    executor: str = "auto",
+    copy: bool = False,
+    verbose: int | str = "auto",
+) -> Result:
+    """Trains a model.
+
+    Args:
+        model: a Flax NNX module, `jc.linen(module, sample_input)`, an Equinox module, or any pytree of
+            floating arrays. An NNX module is brought up to date at the end, and `result.model is model`.
+        loss_fn: `loss_fn(model, batch)` returning a scalar `loss`, `(loss, {name: value})` or `jc.Out`. It
+            may ask by keyword for `key`, `train`, `controls`, `state` and `sample_weight` (float32 (rows,)).
+        train_data: a pytree of arrays with a common leading axis, such as `(x, y)`, kept on the device; or an
+            iterable of batches (a list is one).
+        optimizer: an optax factory such as `optax.adam`, together with `learning_rate`: then callbacks can
+            scale, set and read the rate. Or a ready-made optimizer, of which only the final updates are scaled.
+        learning_rate: a constant or an optax schedule (updates done -> rate).
+        epochs: how many epochs to train.
+        steps: how many updates to do; with `epochs`, whichever comes first.
+        steps_per_epoch: steps of an epoch; one pass over the data where None.
+        batch_size: rows of a batch, for arrays; 32 where None.
+        shuffle: whether arrays get a new order each epoch, drawn from `seed` and the epoch.
+        remainder: "train" on a smaller last batch, or "drop" it.
+        validation_data: as `train_data`, or a dict of named sets.
+        validation_split: the last fraction of the rows of arrays to validate on, as in Keras.
+        validation_freq: validate every n-th epoch, or after the listed (1-based) epochs.
+        eval_every: validate every n steps instead, and at the end.
+        validation_steps: at most that many validation batches.
+        validation_batch_size: rows of a validation batch; `batch_size` where None.
+        callbacks: callbacks in the order in which their actions apply.
+        class_weight: label -> weight, for a loss function that asks for `sample_weight`.
+        controls: name -> number: scalars that `SetControl` changes and the loss function may ask for.
+        seed: of the data's order and of the keys that the loss function is given.
+        run_dir: where the run's files go; its `history.csv` is always written.
+        overwrite: whether a run that is in `run_dir` may be replaced.
+        steps_per_execution: steps of one call of the compiled loop; "auto" measures.
+        executor: "auto", "looped" or "stepped".
+        copy: for an NNX module, leave it as it is and return a trained copy.
+        verbose: "auto" for a bar on a terminal and a line an epoch elsewhere, 0, 1 for the bar, 2 for lines.
+
+    Returns:
+        A `Result`: `model`, `params`, `state`, `history`, `stop_reason`, `stopped_epoch`, `callback_states`.
+
+    Raises:
+        TypeError: for a model, loss function or optimizer of a kind that is not known.
+        ValueError: for arguments that do not fit together.
+        DataError: for data that cannot be trained on.
+        MissingMetricError: for a monitor that nothing reports, listing the names that exist.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp, optax
+        >>> x = jnp.linspace(-1, 1, 64)[:, None]
+        >>> def loss_fn(params, batch):
+        ...     x, y = batch
+        ...     return jnp.mean((x @ params["w"] - y) ** 2)
+        >>> result = jc.fit({"w": jnp.zeros((1, 1))}, loss_fn, (x, 3 * x), optimizer=optax.adam,
+        ...                 learning_rate=0.1, epochs=50, callbacks=[jc.EarlyStopping("loss", patience=3)], verbose=0)
+        >>> round(float(result.params["w"][0, 0]), 1)
+        3.0
+
+    Source: `keras.Model.fit`.
+    """
+    tx = _optimizer(optimizer, learning_rate)
+    adapter = adapt(model, copy=copy)
+    params, model_state, rngs = adapter.split()
+    state = TrainState.create(
+        params=params,
+        tx=tx,
+        model_state=model_state,
+        rngs=rngs,
+        controls=controls,
+        seed=seed,
+        adapter=adapter,
+    )
+    if validation_split:
+        train_data, validation_data = _split(train_data, validation_data, validation_split)
+    loop = Loop(Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn), callbacks=callbacks)
+    return loop.run(
+        state,
+        train_data,
+        epochs=epochs,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        remainder=remainder,
+        validation_data=validation_data,
+        validation_freq=validation_freq,
+        eval_every=eval_every,
+        validation_steps=validation_steps,
+        validation_batch_size=validation_batch_size,
+        seed=seed,
+        run_dir=run_dir,
+        overwrite=overwrite,
+        steps_per_execution=steps_per_execution,
+        executor=executor,
+        verbose=verbose,
+    )
+
+
+def evaluate(
+    model: Any, loss_fn: Callable[..., Any], data: Any, *, batch_size: int = BATCH_SIZE, seed: int = 0
+) -> dict[str, float]:
+    """Computes a model's loss and metrics over a data set, each batch weighted by its rows.
+
+    Args:
+        model: as for `fit`.
+        loss_fn: as for `fit`; run in its evaluation mode.
+        data: a pytree of arrays, or an iterable of batches.
+        batch_size: rows of a batch, for arrays.
+        seed: of the key that a loss function may ask for.
+
+    Returns:
+        name -> float.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp
+        >>> jc.evaluate({"w": jnp.ones(())}, lambda p, x: jnp.mean((p["w"] - x) ** 2), jnp.zeros(5), batch_size=2)
+        {'loss': 1.0}
+    """
+    state = _inference_state(model, seed)
+    step = EvalStep(loss_fn)
+    add = jax.jit(lambda window, state, batch, rows: window.add(step(state, batch), rows))
+    window = None
+    for batch in _batches(data, batch_size):
+        if window is None:
+            window = Window.empty(jax.eval_shape(step, state, batch))
+        window = add(window, state, batch, jax.tree.leaves(batch)[0].shape[0])
+    assert window is not None
+    means = jax.device_get(window.means())
+    return {name: value.item() if np.ndim(value) == 0 else value for name, value in means.items()}
+
+
+def predict(model: Any, x: Any, *, batch_size: int = BATCH_SIZE, fn: Callable[[Any, Any], Any] | None = None) -> Any:
+    """Runs a model over rows, in its evaluation mode.
+
+    Args:
+        model: as for `fit`.
+        x: an array, or a pytree of arrays with a common leading axis.
+        batch_size: rows of a batch.
+        fn: `fn(model, batch)`; calls the model on the batch where None (Equinox models a row at a time).
+
+    Returns:
+        The outputs for all rows, as numpy arrays in the form that the model returns.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp
+        >>> jc.predict({"w": jnp.array(2.0)}, jnp.arange(3.0), fn=lambda p, x: p["w"] * x).tolist()
+        [0.0, 2.0, 4.0]
+    """
+    state = _inference_state(model, 0)
+    call = fn or state.adapter.call
+    run = jax.jit(lambda state, batch: call(state.model(train=False), batch))
+    out = [jax.device_get(run(state, batch)) for batch in _batches(x, batch_size)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
+
+
+def _inference_state(model: Any, seed: int) -> TrainState:
+    adapter = adapt(model)
+    params, model_state, rngs = adapter.split()
+    return TrainState.create(params=params, model_state=model_state, rngs=rngs, adapter=adapter, seed=seed)
+
+
+def _batches(data: Any, batch_size: int) -> Any:
+    if not _data.are_arrays(data):
+        return HostSet(data, None, "data")
+    rows = _data.rows_of(data, "data")
+    arrays = jax.tree.map(jnp.asarray, data)
+    return (jax.tree.map(lambda x, i=i: x[i : i + batch_size], arrays) for i in range(0, rows, batch_size))
+
+
+def _optimizer(optimizer: Any, learning_rate: Any) -> optax.GradientTransformation:
+    """The optimizer with a rate that callbacks can change: exactly, or at its final updates."""
+    if isinstance(optimizer, optax.GradientTransformation):
+        if learning_rate is not None:
+            raise ValueError(
+                "learning_rate was given together with a ready-made optimizer, which has its own. Pass the factory: "
+                "fit(optimizer=optax.adam, learning_rate=1e-3)."
+            )
+        return optimizer if _is_adjustable(optimizer) else scaled_updates(optimizer)
+    if not callable(optimizer):
+        raise TypeError(f"optimizer must be an optax optimizer or a factory such as optax.adam, got {type(optimizer).__name__}.")
+    if learning_rate is None:
+        raise ValueError(
+            "optimizer is a factory, so it needs its rate: fit(optimizer=optax.adam, learning_rate=1e-3)."
+        )
+    return adjustable_lr(optimizer, learning_rate=learning_rate)
+
+
+def _is_adjustable(tx: optax.GradientTransformation) -> bool:
+    from jaxcb._schedules import learning_rates
+
+    return bool(learning_rates(jax.eval_shape(tx.init, {"probe": jnp.zeros((2, 2))})))
+
+
+def _split(train_data: Any, validation_data: Any, fraction: float) -> tuple[Any, Any]:
+    between("fit", "validation_split", fraction, 0.0, 1.0)
+    if validation_data is not None:
+        raise ValueError("validation_split and validation_data were both given; pass one of them.")
+    if not _data.are_arrays(train_data):
+        raise DataError(f"validation_split needs arrays, got a {type(train_data).__name__}; pass validation_data.")
+    rows = _data.rows_of(train_data, "train_data")
+    at = int(rows * (1.0 - fraction))
+    if at in (0, rows):
+        raise DataError(f"validation_split={fraction} leaves nothing to train or to validate on ({rows} rows).")
+    return jax.tree.map(lambda x: x[:at], train_data), jax.tree.map(lambda x: x[at:], train_data)

@@ -1,0 +1,160 @@
+"""What both executors share: compiled pieces over a flat carry, and validation fed by the host."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxcb.loop._carry import Carry, Inputs, Status
+from jaxcb.loop._program import Program
+
+
+class Live(NamedTuple):
+    """A carry between dispatches: flat, because flattening a large model costs more than a small step."""
+
+    leaves: list[Any]
+    tree: Any
+
+    @classmethod
+    def of(cls, carry: Carry) -> "Live":
+        """Flattens."""
+        return cls(*jax.tree.flatten(carry))
+
+    def carry(self) -> Carry:
+        """Rebuilds; the arrays are the run's own and are gone after its next dispatch."""
+        return jax.tree.unflatten(self.tree, self.leaves)
+
+
+class Output(NamedTuple):
+    """What a stretch of work hands to the host; nothing in it was read yet.
+
+    Attributes:
+        rings: the records.
+        status: where the run stands.
+        may_wait: whether the host may have to act before more steps make sense, as far as it can know.
+    """
+
+    rings: Any
+    status: Status
+    may_wait: bool = False
+
+
+class Compiled:
+    """A jitted `fn(carry, *rest) -> (carry, *out)` whose carry is flat and donated.
+
+    Args:
+        fn: the function.
+        donate_rest: positions, after the carry, that are donated as well.
+        count: is called once a dispatch.
+    """
+
+    def __init__(self, fn: Callable[..., Any], count: Callable[[], None], donate_rest: tuple[int, ...] = ()) -> None:
+        self._count = count
+
+        def flat(leaves: list[Any], tree: Any, *rest: Any) -> Any:
+            carry, *out = fn(jax.tree.unflatten(tree, leaves), *rest)
+            new, structure = jax.tree.flatten(carry)
+            if structure != tree:
+                raise TypeError(f"the run's state changed its structure from {tree} to {structure}.")
+            return new, *out
+
+        self._jitted = jax.jit(flat, static_argnums=1, donate_argnums=(0, *(2 + i for i in donate_rest)))
+
+    def __call__(self, live: Live, *rest: Any) -> Any:
+        self._count()
+        leaves, *out = self._jitted(live.leaves, live.tree, *rest)
+        return (Live(leaves, live.tree), *out)
+
+
+class Executor:
+    """Base of the two ways to run a program.
+
+    Args:
+        program: the pieces.
+    """
+
+    name = ""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.dispatches = 0
+        self._begin = self._compiled(self._run_begin)
+        self._end = self._compiled(self._run_end)
+        self._stop = self._compiled(lambda carry: (carry.replace(train=carry.train.replace(stop=jnp.ones_like(carry.train.stop))),))
+        self._resume = self._compiled(lambda carry: (carry.replace(yielded=jnp.zeros_like(carry.yielded)),))
+        self._begin_eval = self._compiled(self._run_begin_eval)
+        self._end_eval = self._compiled(self._run_end_eval, donate_rest=(1,))
+        self._eval_batch = self._compiled(self._run_eval_batch, donate_rest=(0,))
+
+    def _compiled(self, fn: Callable[..., Any], donate_rest: tuple[int, ...] = ()) -> Compiled:
+        return Compiled(fn, self._count, donate_rest)
+
+    def _count(self) -> None:
+        self.dispatches += 1
+
+    def begin(self, live: Live, inputs: Inputs) -> tuple[Live, Output]:
+        """Runs `on_train_begin`."""
+        live, rings, status = self._begin(live, inputs)
+        return live, Output(rings, status)
+
+    def end(self, live: Live, inputs: Inputs) -> tuple[Live, Output]:
+        """Runs `on_train_end`."""
+        live, rings, status = self._end(live, inputs)
+        return live, Output(rings, status)
+
+    def resume(self, live: Live) -> Live:
+        """Lets a run go on whose waiting host actions were performed."""
+        return self._resume(live)[0]
+
+    def request_stop(self, live: Live) -> Live:
+        """Stops a run from the host."""
+        return self._stop(live)[0]
+
+    def execute(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Any) -> tuple[Live, Output]:
+        """Runs a stretch of steps with the boundaries among them. Does not wait for it."""
+        raise NotImplementedError
+
+    def validate(self, live: Live, inputs: Inputs, sets: Mapping[str, Iterable[Any]], extra: Mapping[str, Any]) -> tuple[Live, Output]:
+        """Runs a validation whose batches, or values, come from the host.
+
+        Args:
+            live: the run, at a boundary where a validation is due.
+            inputs: the dispatch's inputs.
+            sets: prefix -> batches on the device.
+            extra: values that the host computed, float32.
+        """
+        live, rings = self._begin_eval(live, inputs)
+        windows = {}
+        for prefix, batches in sets.items():
+            window = None
+            for batch in batches:
+                if window is None:
+                    window = self.program.empty_eval(live.carry().train, batch)
+                live, window = self._eval_batch(live, window, batch)
+            windows[prefix] = window
+        live, rings, status = self._end_eval(live, inputs, rings, windows, dict(extra))
+        return live, Output(rings, status)
+
+    def _run_begin(self, carry: Carry, inputs: Inputs) -> Any:
+        carry, rings = self.program.begin(inputs, carry, self.program.rings.empty())
+        return carry, rings, self.program.status(inputs, carry)
+
+    def _run_end(self, carry: Carry, inputs: Inputs) -> Any:
+        carry, rings = self.program.end(inputs, carry, self.program.rings.empty())
+        return carry, rings, self.program.status(inputs, carry)
+
+    def _run_begin_eval(self, carry: Carry, inputs: Inputs) -> Any:
+        return self.program.begin_eval(inputs, carry, self.program.rings.empty())
+
+    def _run_eval_batch(self, carry: Carry, window: Any, batch: Any) -> Any:
+        return carry, self.program.eval_batch(window, carry.train, batch)
+
+    def _run_end_eval(self, carry: Carry, inputs: Inputs, rings: Any, windows: Any, extra: Any) -> Any:
+        program = self.program
+        values = program.evaluate(inputs, carry) | dict(extra)
+        for prefix, window in windows.items():
+            values |= {prefix + name: value for name, value in window.means().items()}
+        carry, rings = program.end_eval(inputs, carry, rings, values)
+        carry, rings = program.close_if_due(inputs, carry, rings)
+        return carry, rings, program.status(inputs, carry)

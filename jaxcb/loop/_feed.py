@@ -1,0 +1,95 @@
+"""Feeds: where a run's batches come from."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxcb._errors import DataError
+from jaxcb.loop._carry import FOREVER, Status
+from jaxcb.loop._data import rows_of
+from jaxcb.loop._program import Layout
+
+
+class Chunk(NamedTuple):
+    """A stretch of batches, and where it belongs.
+
+    Attributes:
+        data: what a looped dispatch is given.
+        batches: what a stepped one is given, one a step; None where the data is resident.
+        epoch: its epoch, -1 for any.
+        base: the cursor of its first batch.
+        count: its batches.
+        epoch_len: steps of its epoch, FOREVER where that is not yet known.
+    """
+
+    data: Any
+    batches: list[Any] | None
+    epoch: int
+    base: int
+    count: int
+    epoch_len: int
+
+    def consumed(self, status: Status) -> bool:
+        """Whether a run that stands there needs nothing of it any more."""
+        if self.epoch < 0 or bool(status.over):
+            return True
+        return int(status.epoch) > self.epoch or int(status.cursor) >= self.base + self.count
+
+
+class Feed:
+    """Base of feeds."""
+
+    layout: Layout
+    epoch_len: int = FOREVER
+    key: Array | None = None
+    example: Any = None  # a batch, or its shapes
+    data: Any = None  # what every dispatch is given alike
+
+    def next(self) -> Chunk | None:
+        """Returns the next chunk to dispatch, None where there is no more."""
+        raise NotImplementedError
+
+    def confirm(self, status: Status) -> None:
+        """Lets go of what the run has passed."""
+
+    def rewind(self) -> None:
+        """Starts again at the first chunk that was not let go."""
+
+    def close(self) -> None:
+        """Frees threads."""
+
+
+class Resident(Feed):
+    """Arrays that stay on the device, in an order that the device draws anew each epoch.
+
+    Args:
+        arrays: a pytree of arrays with a common leading axis.
+        batch_size: rows of a batch.
+        shuffle: whether each epoch has its own order.
+        key: PRNG key of the orders; a function of it and the epoch.
+        steps_per_epoch: a shorter epoch than one pass.
+        train_remainder: whether the smaller last batch is trained on.
+    """
+
+    def __init__(
+        self, arrays: Any, *, batch_size: int, shuffle: bool, key: Array, steps_per_epoch: int | None, train_remainder: bool
+    ) -> None:
+        rows = rows_of(arrays, "train_data")
+        batch_size = min(batch_size, rows)
+        self.layout = Layout("resident", rows, batch_size, shuffle, train_remainder)
+        self.epoch_len = self.layout.full + bool(self.layout.remainder)
+        if steps_per_epoch is not None:
+            if steps_per_epoch > self.epoch_len:
+                raise DataError(
+                    f"steps_per_epoch={steps_per_epoch}, but one pass over {rows} rows has {self.epoch_len} batches of "
+                    f"{batch_size}. Leave it out, or lower it."
+                )
+            self.epoch_len = steps_per_epoch
+        self.data = jax.tree.map(jnp.asarray, arrays)
+        self.key = key
+        self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), self.data)
+
+    def next(self) -> Chunk:
+        return Chunk(self.data, None, -1, 0, FOREVER, self.epoch_len)

@@ -1,0 +1,327 @@
+"""`Loop`: the compiled loop around a step of the user's own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcb._callback import Callback, Chain, chain
+from jaxcb._check import one_of, whole
+from jaxcb._errors import DataError
+from jaxcb._struct import strong_tree
+from jaxcb._train_state import TrainState
+from jaxcb.callbacks import History, ProgressBar
+from jaxcb.loop import _data
+from jaxcb.loop._carry import FOREVER, Inputs, initial, owned
+from jaxcb.loop._choose import choose
+from jaxcb.loop._driver import Driver
+from jaxcb.loop._executor import Executor, Live
+from jaxcb.loop._feed import Feed, Resident
+from jaxcb.loop._looped import Looped
+from jaxcb.loop._place import Place
+from jaxcb.loop._program import Cadence, EvalSet, Program
+from jaxcb.loop._result import Result
+from jaxcb.loop._run import Run
+from jaxcb.loop._stepped import Stepped
+from jaxcb.loop._stream import Stream
+from jaxcb.loop._validation import HostSet
+from jaxcb.writers import Context
+from jaxcb.writers.history import HistoryWriter
+
+BATCH_SIZE = 32
+
+
+class Loop:
+    """A compiled training loop around your own step, with callbacks.
+
+    Args:
+        train_step: `(train_state, batch) -> (train_state, metrics)`, pure; metrics is a dict of names to
+            arrays. `Step(loss_fn)` is one that also serves `on_before_update`.
+        eval_step: `(train_state, batch) -> metrics`, for validation.
+        callbacks: callbacks in the order in which their actions apply.
+
+    Example:
+        >>> import jaxcb as jc, jax, jax.numpy as jnp, optax
+        >>> def train_step(state, batch):
+        ...     loss, grads = jax.value_and_grad(lambda p: jnp.mean((batch @ p - 1.0) ** 2))(state.params)
+        ...     return state.apply_gradients(grads), {"loss": loss}
+        >>> state = jc.TrainState.create(params=jnp.zeros(2), tx=optax.sgd(0.1))
+        >>> loop = jc.Loop(train_step, callbacks=[jc.TerminateOnNaN()])
+        >>> result = loop.run(state, jnp.ones((8, 2)), epochs=5, batch_size=4, verbose=0)
+        >>> int(result.state.step), result.history["loss"].shape
+        (10, (5,))
+    """
+
+    def __init__(
+        self,
+        train_step: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, Any]]],
+        eval_step: Callable[[TrainState, Any], Mapping[str, Any]] | None = None,
+        *,
+        callbacks: Sequence[Callback] | Callback = (),
+    ) -> None:
+        if not callable(train_step):
+            raise TypeError(f"train_step must be a function of (train_state, batch), got {type(train_step).__name__}.")
+        self.train_step, self.eval_step = train_step, eval_step
+        self.callbacks = chain(callbacks) if isinstance(callbacks, Callback) else chain(*callbacks)
+
+    def run(
+        self,
+        train_state: TrainState,
+        train_data: Any,
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        steps_per_epoch: int | None = None,
+        batch_size: int | None = None,
+        shuffle: bool = True,
+        remainder: str = "train",
+        validation_data: Any = None,
+        validation_freq: int | Sequence[int] = 1,
+        eval_every: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        seed: int = 0,
+        run_dir: str | Path | None = None,
+        overwrite: bool = False,
+        steps_per_execution: int | str = "auto",
+        executor: str = "auto",
+        verbose: int | str = "auto",
+    ) -> Result:
+        """Trains.
+
+        Args:
+            train_state: the state to start from; its arrays stay valid.
+            train_data: a pytree of arrays with a common leading axis, kept on the device; or an iterable of
+                batches (a list is one), walked anew each epoch.
+            epochs: how many epochs to train.
+            steps: how many updates to do; with `epochs`, whichever comes first.
+            steps_per_epoch: steps of an epoch; one pass over the data where None.
+            batch_size: rows of a batch, for arrays; 32 where None.
+            shuffle: whether arrays get a new order each epoch, drawn from `seed` and the epoch.
+            remainder: "train" on a smaller last batch, or "drop" it.
+            validation_data: as `train_data`, or a dict of named sets.
+            validation_freq: validate every n-th epoch, or after the listed (1-based) epochs.
+            eval_every: validate every n steps instead, and at the end.
+            validation_steps: at most that many validation batches.
+            validation_batch_size: rows of a validation batch; `batch_size` where None.
+            seed: of the data's order.
+            run_dir: where the run's files go.
+            overwrite: whether a run that is in `run_dir` may be replaced.
+            steps_per_execution: steps of one call of the compiled loop; "auto" measures.
+            executor: "auto", "looped" or "stepped".
+            verbose: "auto" for a bar on a terminal and lines elsewhere, 0, 1 for the bar, 2 for lines.
+
+        Returns:
+            A `Result`.
+
+        Raises:
+            ValueError: for arguments that do not fit together.
+            DataError: for data that cannot be trained on.
+            MissingMetricError: for a monitor that no step reports.
+        """
+        _check_lengths(epochs, steps, steps_per_epoch, eval_every, validation_freq, batch_size, steps_per_execution, remainder)
+        one_of("fit", "verbose", verbose, ("auto", 0, 1, 2))
+        directory = _prepare_directory(run_dir, overwrite)
+        callbacks = self._all_callbacks(verbose)
+        fixed = None if steps_per_execution == "auto" else int(steps_per_execution)
+        feed = make_feed(
+            train_data,
+            epochs=epochs,
+            steps=steps,
+            steps_per_epoch=steps_per_epoch,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            train_remainder=remainder == "train",
+            steps_per_execution=fixed,
+        )
+        try:
+            resident, host = self._validation(validation_data, validation_batch_size or batch_size, validation_steps)
+            cadence = Cadence(validation_freq if isinstance(validation_freq, int) else tuple(validation_freq), eval_every)
+            program = Program(
+                step=self.train_step,
+                eval_step=self.eval_step,
+                chain=callbacks,
+                members=None,
+                evals=[EvalSet(prefix, rows, size) for prefix, (_, rows, size) in resident.items()],
+                host_prefixes=list(host),
+                cadence=cadence,
+                layout=feed.layout,
+            )
+            typed: Chain = strong_tree(callbacks)
+            state = train_state.with_slots(callbacks)
+            callback_states = callbacks.init()
+            examples = {prefix: _example(arrays, size) for prefix, (arrays, _, size) in resident.items()}
+            examples |= {prefix: own.example for prefix, own in host.items()}
+            window, latest = program.prepare(state, callback_states, typed, feed.example, examples, {})
+            kind, why = choose(executor, program.jaxpr(state, feed.example))
+            if isinstance(feed, Stream):
+                feed.choose(stacked=kind == "looped")
+                program.layout = feed.layout
+            runner: Executor = Looped(program) if kind == "looped" else Stepped(program)
+            inputs = Inputs(
+                chain=typed,
+                data=feed.data,
+                key=feed.key,
+                val={prefix: arrays for prefix, (arrays, _, _) in resident.items()},
+                host={},
+                numbers=None,
+            )
+            order = program.new_order(inputs, 0)
+            live = Live.of(owned(initial(state, callback_states, window, latest, order)))
+            run = Run(directory)
+            context = Context(directory, run, verbose, epochs)
+            place = _place(epochs, steps, feed, cadence)
+            context.steps_per_epoch = None if feed.epoch_len == FOREVER else feed.epoch_len
+            driver = Driver(
+                executor=runner,
+                live=live,
+                feed=feed,
+                host_sets=host,
+                inputs=inputs,
+                place=place,
+                context=context,
+                run=run,
+                steps_per_execution=fixed,
+            )
+        except BaseException:
+            feed.close()
+            raise
+        context.say(f"jaxcb: {kind} executor ({why}); the first step compiles the run.")
+        driver.train()
+        return _result(driver, callbacks, directory, context)
+
+    def _all_callbacks(self, verbose: int | str) -> Chain:
+        """The user's callbacks, then the history and the progress display, where they are not among them."""
+        kinds = {type(c) for c in self.callbacks.callbacks}
+        extra: list[Callback] = []
+        if History not in kinds:
+            extra.append(History())
+        if ProgressBar not in kinds and verbose != 0:
+            extra.append(ProgressBar(verbose))
+        return chain(self.callbacks, *extra)
+
+    def _validation(self, validation_data: Any, batch_size: int | None, steps: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Splits the validation sets into those that stay on the device and those that the host feeds."""
+        sets = _data.named_sets(validation_data)
+        if sets and self.eval_step is None:
+            raise ValueError("validation_data was given, but there is no eval_step: pass Loop(train_step, eval_step).")
+        resident, host = {}, {}
+        for prefix, data in sets.items():
+            what = f"validation_data ({prefix.rstrip('_')})"
+            if _data.are_arrays(data):
+                size = batch_size or BATCH_SIZE
+                rows = _data.rows_of(data, what)
+                rows = rows if steps is None else min(rows, steps * size)
+                resident[prefix] = (jax.tree.map(lambda x, r=rows: jnp.asarray(x[:r]), data), rows, min(size, rows))
+            else:
+                host[prefix] = HostSet(data, steps, what)
+        return resident, host
+
+
+def make_feed(
+    train_data: Any,
+    *,
+    epochs: int | None,
+    steps: int | None,
+    steps_per_epoch: int | None,
+    batch_size: int | None,
+    shuffle: bool,
+    seed: int,
+    train_remainder: bool,
+    steps_per_execution: int | None,
+) -> Feed:
+    """Makes the feed for what a user gave as data."""
+    if _data.are_arrays(train_data):
+        return Resident(
+            train_data,
+            batch_size=batch_size or BATCH_SIZE,
+            shuffle=shuffle,
+            key=jax.random.fold_in(jax.random.key(seed), 0x6A63),
+            steps_per_epoch=steps_per_epoch,
+            train_remainder=train_remainder,
+        )
+    if batch_size is not None:
+        raise DataError(
+            f"batch_size={batch_size} was given, but train_data is a {type(train_data).__name__}, an iterable that makes "
+            "its own batches. Leave batch_size out, or pass arrays."
+        )
+    _data.check_iterable(train_data, "train_data")
+    _data.check_walkable(train_data, epochs=epochs, steps=steps, steps_per_epoch=steps_per_epoch)
+    return Stream(
+        train_data,
+        steps_per_epoch=steps_per_epoch,
+        end_epoch=FOREVER if epochs is None else epochs,
+        end_step=FOREVER if steps is None else steps,
+        steps_per_execution=steps_per_execution,
+        train_remainder=train_remainder,
+    )
+
+
+def _example(arrays: Any, size: int) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), arrays)
+
+
+def _place(epochs: int | None, steps: int | None, feed: Feed, cadence: Cadence) -> Place:
+    total = steps if steps is not None else FOREVER
+    if epochs is not None and feed.epoch_len != FOREVER:
+        total = min(total, epochs * feed.epoch_len)
+    return Place(
+        epoch_len=feed.epoch_len,
+        end_step=FOREVER if steps is None else steps,
+        end_epoch=FOREVER if epochs is None else epochs,
+        total_steps=-1 if total == FOREVER else total,
+        eval_every=cadence.steps,
+        full=feed.layout.full if feed.layout.remainder else FOREVER,
+    )
+
+
+def _check_lengths(
+    epochs: Any, steps: Any, steps_per_epoch: Any, eval_every: Any, freq: Any, batch_size: Any, execution: Any, remainder: Any
+) -> None:
+    if epochs is None and steps is None:
+        raise ValueError("nothing says how long to train: pass epochs= or steps=.")
+    given = {"epochs": epochs, "steps": steps, "steps_per_epoch": steps_per_epoch, "eval_every": eval_every, "batch_size": batch_size}
+    for name, value in given.items():
+        if value is not None:
+            whole("fit", name, value, least=1)
+    for value in (freq,) if isinstance(freq, int) else freq:
+        whole("fit", "validation_freq", value, least=1)
+    if execution != "auto":
+        whole("fit", "steps_per_execution", execution, least=1)
+    one_of("fit", "remainder", remainder, ("train", "drop"))
+
+
+def _prepare_directory(run_dir: str | Path | None, overwrite: bool) -> Path | None:
+    if run_dir is None:
+        return None
+    directory = Path(run_dir).expanduser()
+    if (directory / "history.csv").exists() and not overwrite:
+        raise FileExistsError(
+            f"{directory} already holds a run. Pass another run_dir, or overwrite=True to replace it."
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _result(driver: Driver, callbacks: Chain, directory: Path | None, context: Context) -> Result:
+    carry = driver.live.carry()
+    state = carry.train
+    model = state.params if state.adapter is None else state.adapter.deliver(state.params, state.model_state, state.rngs)
+    reason = "; ".join(f"{s.owner}: {s.reason}" if s.owner else s.reason for s in driver.stops) or None
+    if reason:
+        context.say(f"jaxcb: stopped in epoch {driver.stops[0].epoch + 1}: {reason}")
+    history = driver.writer(HistoryWriter)
+    return Result(
+        state=state,
+        model=model,
+        history=history.history,
+        stop_reason=reason,
+        stopped_epoch=driver.stops[0].epoch if driver.stops else None,
+        callback_states=carry.callbacks,
+        executor=driver.executor.name,
+        run_dir=directory,
+        files=tuple(context.files),
+    )

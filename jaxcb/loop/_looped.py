@@ -1,0 +1,88 @@
+"""The looped executor: a stretch of steps as one compiled loop."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcb.loop._carry import Carry, Inputs
+from jaxcb.loop._executor import Executor, Live, Output
+from jaxcb.loop._program import Program
+
+
+class Looped(Executor):
+    """Runs until the length is done, the run ends, the records fill up, or a host action fires.
+
+    An outer loop goes over segments (to the next epoch's end, validation, or limit), an inner one over
+    bare steps. All limits are operands, so one program serves every length, and a dispatch that has
+    nothing to do hands its input through: the next one may always be dispatched before this one is read.
+    """
+
+    name = "looped"
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        self._chunk = self._compiled(self._run_chunk)
+
+    def execute(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Any) -> tuple[Live, Output]:
+        del batches, place
+        live, rings, status = self._chunk(live, inputs)
+        return live, Output(rings, status)
+
+    def _run_chunk(self, carry: Carry, inputs: Inputs) -> Any:
+        program, n = self.program, inputs.n()
+
+        def more(loop: Any) -> Any:
+            done, carry, rings = loop
+            at_boundary = program.pending(inputs, carry)
+            ready = at_boundary & ~program.boundary_waits(inputs, carry)
+            steps = ~at_boundary & (done < n.length) & program.has_data(inputs, carry)
+            free = ~carry.yielded & ~program.over(inputs, carry) & program.rings.have_room(rings)
+            return free & (ready | steps)
+
+        def segment(loop: Any) -> Any:
+            done, carry, rings = loop
+            carry, rings = jax.lax.cond(
+                carry.opened, lambda c, r: (c, r), lambda c, r: program.open_epoch(inputs, c, r), carry, rings
+            )
+            done, carry, rings = self._steps(inputs, done, carry, rings)
+            go = program.pending(inputs, carry) & ~carry.yielded & ~program.boundary_waits(inputs, carry)
+            carry, rings = jax.lax.cond(
+                go, lambda c, r: program.boundary(inputs, c, r), lambda c, r: (c, r), carry, rings
+            )
+            return done, carry, rings
+
+        start = (jnp.zeros((), jnp.int32), carry, program.rings.empty())
+        _, carry, rings = jax.lax.while_loop(more, segment, start)
+        return carry, rings, program.status(inputs, carry)
+
+    def _steps(self, inputs: Inputs, done: Any, carry: Carry, rings: Any) -> Any:
+        """The bare steps of a segment: full batches in a loop, then the smaller last one where it is next."""
+        program, n = self.program, inputs.n()
+        layout = program.layout
+        limit = jnp.minimum(program.steps_to_boundary(inputs, carry), n.length - done)
+        if layout.remainder:
+            limit = jnp.minimum(limit, layout.full - carry.cursor)
+        last = done + jnp.where(program.may_step(inputs, carry), limit, 0)
+
+        def more(loop: Any) -> Any:
+            done, carry, rings = loop
+            return (done < last) & ~carry.yielded & ~program.all_stopped(carry) & program.rings.have_room(rings)
+
+        def step(loop: Any) -> Any:
+            done, carry, rings = loop
+            carry, rings = program.one_step(inputs, carry, rings, *program.fetch(inputs, carry))
+            return done + 1, carry, rings
+
+        done, carry, rings = jax.lax.while_loop(more, step, (done, carry, rings))
+        if not layout.remainder:
+            return done, carry, rings
+
+        def smaller(done: Any, carry: Carry, rings: Any) -> Any:
+            carry, rings = program.one_step(inputs, carry, rings, *program.fetch(inputs, carry, remainder=True))
+            return done + 1, carry, rings
+
+        is_next = program.may_step(inputs, carry) & (carry.cursor == layout.full) & (done < n.length)
+        is_next = is_next & program.rings.have_room(rings)
+        return jax.lax.cond(is_next, smaller, lambda *same: same, done, carry, rings)

@@ -1,0 +1,545 @@
+"""The moments of a run as pure functions of the carry; both executors are made of these."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxcb._actions import Action, HostAction, ScaleUpdates, SkipUpdate
+from jaxcb._callback import HOOKS, Chain, conform
+from jaxcb._metrics import Metrics
+from jaxcb._schedules import learning_rates
+from jaxcb._step import Step
+from jaxcb._struct import select
+from jaxcb._train_state import TrainState, apply, check_actions
+from jaxcb.loop._carry import Carry, Inputs, Latest, Status
+from jaxcb.loop._rings import Entry, Rings, any_fires
+from jaxcb.loop._window import Window
+
+RESERVED = ("learning_rate", "base_learning_rate", "lr_scale")
+
+
+class EvalSet(NamedTuple):
+    """One validation set inside the program: rows that stay on the device."""
+
+    prefix: str  # of its metrics' names, "val_" or "val_wiki_"
+    rows: int
+    batch_size: int
+
+
+class Cadence(NamedTuple):
+    """When to validate: after which epochs (every n-th, or a set of 1-based ones), or every n steps."""
+
+    epochs: int | tuple[int, ...]
+    steps: int | None
+
+
+class Layout(NamedTuple):
+    """How batches are found. Resident rows are gathered; stacked batches are indexed; single ones given."""
+
+    kind: str  # "resident", "stacked" or "single"
+    rows: int  # rows of resident data
+    batch_size: int  # rows of a full batch
+    shuffle: bool
+    train_remainder: bool
+
+    @property
+    def full(self) -> int:
+        """Full batches in an epoch of resident rows."""
+        return self.rows // self.batch_size
+
+    @property
+    def remainder(self) -> int:
+        """Rows of the smaller last batch, 0 for none."""
+        return self.rows % self.batch_size if self.train_remainder and self.kind == "resident" else 0
+
+
+class Program:
+    """Traced pieces of one run. Each hook and each step function is traced once a batch shape.
+
+    Args:
+        step: `(train_state, batch) -> (train_state, metrics)`; a `Step` also runs `on_before_update`.
+        eval_step: `(train_state, batch) -> metrics`, or None.
+        chain: all callbacks.
+        members: the size of the member axis, None for a single run.
+        evals: resident validation sets; those that the host feeds are in `host_prefixes`.
+        host_prefixes: prefixes of the validation sets that the host feeds.
+        cadence: when to validate.
+        layout: how batches are found.
+    """
+
+    def __init__(
+        self,
+        *,
+        step: Callable[..., Any],
+        eval_step: Callable[..., Any] | None,
+        chain: Chain,
+        members: int | None,
+        evals: Sequence[EvalSet],
+        host_prefixes: Sequence[str],
+        cadence: Cadence,
+        layout: Layout,
+        batch_axis: int | None = None,
+        chain_axes: Any = None,
+    ) -> None:
+        self.members = members
+        self.evals = tuple(evals)
+        self.host_eval = bool(host_prefixes)
+        self.prefixes = tuple(e.prefix for e in evals) + tuple(host_prefixes)
+        self.cadence = cadence
+        self.layout = layout
+        self.hooks = chain.hooks()
+        self._halves = isinstance(step, Step) and "on_before_update" in self.hooks
+        over_members = (0, batch_axis)
+        self._step = self._compiled(step, over_members)
+        if isinstance(step, Step) and self._halves:
+            self._gradients = self._compiled(step.gradients, over_members)
+            self._update = self._compiled(step.update, (0, 0, 0))
+        self._eval = self._compiled(eval_step, (0, None)) if eval_step is not None else None
+        seen = Metrics._make(values=0, step=None, epoch=None, total_steps=None, reported=None, closes_epoch=None)
+        self._hook = {hook: self._compiled(_hook(hook), (chain_axes, 0, seen)) for hook in self.hooks}
+        self.rings = Rings({})
+
+    def _compiled(self, fn: Callable[..., Any], in_axes: Any) -> Callable[..., Any]:
+        """One trace a shape, wherever it is called from; over members where there are some."""
+        return jax.jit(jax.vmap(fn, in_axes=in_axes) if self.members is not None else fn)
+
+    # What is known before the first step
+
+    def prepare(self, train: TrainState, callbacks: Any, chain: Chain, batch: Any, val: Mapping[str, Any], host: Any) -> tuple[Window, Latest]:
+        """Learns all shapes by evaluating shapes alone, and checks what can be checked.
+
+        Args:
+            train: the train state.
+            callbacks: the callbacks' states.
+            chain: the callbacks, numbers as arrays.
+            batch: a batch of training data, or its shapes.
+            val: prefix -> a batch of each validation set, or its shapes.
+            host: host metrics.
+
+        Returns:
+            The empty window and the epoch-level values before the first report.
+        """
+        new, values = jax.eval_shape(self._step, train, batch)
+        if not isinstance(values, Mapping):
+            raise TypeError(f"train_step returned metrics as {type(values).__name__}, expected a dict of names to arrays.")
+        self._check_state(new, train)
+        names = dict(values)
+        for prefix, shapes in val.items():
+            assert self._eval is not None
+            found = jax.eval_shape(self._eval, train, shapes)
+            if not isinstance(found, Mapping):
+                raise TypeError(f"eval_step returned {type(found).__name__}, expected a dict of names to arrays.")
+            names |= {prefix + name: value for name, value in found.items()}
+        taken = sorted({*RESERVED, *host} & set(names))
+        if taken:
+            raise ValueError(f"the metric {taken[0]!r} is one that jaxcb reports by itself; give yours another name.")
+        self.train_names, self.val_names = tuple(values), tuple(n for n in names if n not in values)
+        window = self._window(values)
+        latest = Latest(
+            {n: jnp.full(v.shape, jnp.nan, jnp.float32) for n, v in names.items()},
+            {n: jnp.full((), -1, jnp.int32) for n in names},
+        )
+        self._prepare_hooks(train, callbacks, chain, values, latest, host)
+        return window, latest
+
+    def jaxpr(self, train: TrainState, batch: Any) -> Any:
+        """The traced step; the trace is the one that the programs use."""
+        step = self._gradients if self._halves else self._step
+        return step.trace(train, batch).jaxpr
+
+    def _window(self, values: Mapping[str, Any]) -> Window:
+        """An empty window; a population's counts rows a member, since each stops alone."""
+        window = Window.empty(dict(values))
+        if self.members is None:
+            return window
+        return jax.tree.map(lambda x: x if x.ndim else jnp.zeros((self.members,), x.dtype), window)
+
+    def _check_state(self, new: Any, train: TrainState) -> None:
+        if not isinstance(new, TrainState):
+            raise TypeError(
+                f"train_step returned {type(new).__name__} first, expected the new TrainState: `return state, metrics`."
+            )
+        jax.eval_shape(lambda n: conform(n, train, "train_step: the train state"), new)
+
+    def _prepare_hooks(self, train: TrainState, callbacks: Any, chain: Chain, values: Any, latest: Latest, host: Any) -> None:
+        shapes: dict[str, tuple[Any, ...]] = {}
+        for hook in sorted(self.hooks, key=HOOKS.index):
+            if hook in ("on_eval_begin", "on_eval_end") and not self.prefixes:
+                continue
+            if hook == "on_before_update" and not self._halves:
+                raise ValueError(
+                    f"{self._owners(chain, hook)} needs the gradients before the update (on_before_update), but this "
+                    "train_step does not hand them out. Use fit, or make the step with jc.Step(loss_fn)."
+                )
+            given = {"on_batch_end": values, "on_before_update": values}.get(hook, {})
+            if hook in ("on_eval_begin", "on_eval_end", "on_epoch_end", "on_train_end"):
+                given = latest.values
+
+            def moment(callbacks: Any, train: TrainState, given: Any, chain: Chain, host: Any, hook: str = hook) -> Any:
+                zero = jnp.zeros((), jnp.int32)
+                metrics = self._metrics(given, train, host, step=zero, epoch=zero, total=zero, last=False)
+                return self._hook[hook](chain, callbacks, metrics)
+
+            _, actions = jax.eval_shape(moment, callbacks, train, given, chain, host)
+            check_actions(actions, train)
+            if hook != "on_before_update":
+                lost = [a for a in actions if isinstance(a, SkipUpdate | ScaleUpdates)]
+                if lost:
+                    raise ValueError(f"{lost[0].owner}: {type(lost[0]).__name__} acts in on_before_update, not in {hook}.")
+            shapes[hook] = actions
+        self.actions = shapes
+        self.rings = Rings(shapes)
+
+    def _owners(self, chain: Chain, hook: str) -> str:
+        return ", ".join(name for name, callback in chain.members() if hook in callback.hooks())
+
+    def yields_at(self, *hooks: str) -> bool:
+        """Whether a host action is possible in any of these hooks."""
+        return any(isinstance(a, HostAction) for hook in hooks for a in self.actions.get(hook, ()))
+
+    # Metrics of a moment
+
+    def _metrics(
+        self,
+        values: Mapping[str, Any],
+        train: TrainState,
+        host: Mapping[str, Any],
+        *,
+        step: Any,
+        epoch: Any,
+        total: Any,
+        last: bool,
+        reported: Mapping[str, Any] | None = None,
+        closes: Any = False,
+    ) -> Metrics:
+        rates: dict[str, Any] = {}
+        for rate in learning_rates(train.opt_state)[:1]:
+            if rate.schedule is None:
+                rates["lr_scale"] = rate.scale
+            else:
+                rates["learning_rate"] = rate.applied if last else rate.effective()
+                rates["base_learning_rate"] = rate.base(last=last)
+        own = dict(values)
+        if self.members is not None:
+            host = {k: jnp.broadcast_to(v, (self.members,)) for k, v in host.items()}
+        values = {**own, **rates, **host}
+        at = {name: step for name in values} | dict(reported or {})
+        return Metrics._make(
+            values=values, step=step, epoch=epoch, total_steps=total, reported=at, closes_epoch=jnp.asarray(closes)
+        )
+
+    def metrics(self, inputs: Inputs, carry: Carry, values: Mapping[str, Any], *, last: bool, **more: Any) -> Metrics:
+        """The metrics of a moment: `values`, the learning rate (in force, or of the last update), host metrics."""
+        return self._metrics(
+            values,
+            carry.train,
+            inputs.host,
+            step=carry.step,
+            epoch=carry.epoch,
+            total=inputs.n().total_steps,
+            last=last,
+            **more,
+        )
+
+    # One moment
+
+    def moment(
+        self, hook: str, inputs: Inputs, carry: Carry, rings: Any, metrics: Metrics, *, alive: Any = None, ok: Any = True
+    ) -> tuple[Carry, Any, tuple[Action, ...]]:
+        """Runs a hook: new states, control actions applied, the rest recorded.
+
+        Args:
+            hook: its name.
+            inputs: the dispatch's inputs.
+            carry: the run.
+            rings: the records so far.
+            metrics: what the hook sees.
+            alive: members that still act, bool (members,); None where all do.
+            ok: whether the moment happens at all, bool (); what it did to the carry is for the caller to drop.
+        """
+        if hook not in self.actions:
+            return carry, rings, ()
+        states, actions = self._hook[hook](inputs.chain, carry.callbacks, metrics)
+        if alive is not None:
+            states = select(alive, states, carry.callbacks)
+            actions = tuple(a.replace(when=a.when & alive) for a in actions)
+        waits = any_fires(tuple(a for a in actions if isinstance(a, HostAction)))
+        at = Entry(carry.seq, carry.step, carry.epoch, carry.cursor)
+        new = carry.replace(
+            train=apply(actions, carry.train),
+            callbacks=states,
+            yielded=carry.yielded | waits,
+            seq=carry.seq + 1,
+        )
+        return new, self.rings.append(rings, hook, at, actions, ok), actions
+
+    # Positions
+
+    def all_stopped(self, carry: Carry) -> Array:
+        """Whether nobody wants another step, bool ()."""
+        return jnp.all(carry.train.stop | carry.ended)
+
+    def over(self, inputs: Inputs, carry: Carry) -> Array:
+        """Whether the last epoch is closed, bool ()."""
+        n = inputs.n()
+        return (carry.cursor == 0) & (self.all_stopped(carry) | (carry.epoch >= n.end_epoch) | (carry.step >= n.end_step))
+
+    def closing(self, inputs: Inputs, carry: Carry) -> Array:
+        """Whether the epoch is to be closed now, bool ()."""
+        n = inputs.n()
+        return (carry.cursor > 0) & ((carry.cursor >= n.epoch_len) | (carry.step >= n.end_step) | self.all_stopped(carry))
+
+    def eval_due(self, inputs: Inputs, carry: Carry) -> Array:
+        """Whether a validation is due now, bool ()."""
+        if not self.prefixes:
+            return jnp.zeros((), bool)
+        closing, n = self.closing(inputs, carry), inputs.n()
+        if self.cadence.steps is not None:
+            last = closing & ((carry.step >= n.end_step) | (carry.epoch + 1 >= n.end_epoch) | self.all_stopped(carry))
+            due = (carry.step > 0) & (carry.step % self.cadence.steps == 0) | last
+        elif isinstance(self.cadence.epochs, int):
+            due = closing & ((carry.epoch + 1) % self.cadence.epochs == 0)
+        else:
+            due = closing & jnp.any(jnp.asarray(self.cadence.epochs) == carry.epoch + 1)
+        return due & (carry.evaluated != carry.step)
+
+    def pending(self, inputs: Inputs, carry: Carry) -> Array:
+        """Whether a boundary comes before the next step, bool ()."""
+        return self.closing(inputs, carry) | self.eval_due(inputs, carry)
+
+    def has_data(self, inputs: Inputs, carry: Carry) -> Array:
+        """Whether the given data holds the next batch, bool ()."""
+        n = inputs.n()
+        fits = (carry.cursor >= n.base) & (carry.cursor < n.base + n.count)
+        return fits & ((n.data_epoch < 0) | (n.data_epoch == carry.epoch))
+
+    def may_step(self, inputs: Inputs, carry: Carry) -> Array:
+        """Whether the next thing to do is a step, bool ()."""
+        free = ~carry.yielded & ~self.all_stopped(carry) & ~self.over(inputs, carry) & carry.opened
+        return free & ~self.pending(inputs, carry) & self.has_data(inputs, carry)
+
+    def steps_to_boundary(self, inputs: Inputs, carry: Carry) -> Array:
+        """Steps until the next boundary or the end of the data, int32 ()."""
+        n = inputs.n()
+        steps = jnp.minimum(n.epoch_len - carry.cursor, n.end_step - carry.step)
+        steps = jnp.minimum(steps, n.base + n.count - carry.cursor)
+        if self.prefixes and self.cadence.steps is not None:
+            steps = jnp.minimum(steps, self.cadence.steps - carry.step % self.cadence.steps)
+        return steps
+
+    def status(self, inputs: Inputs, carry: Carry) -> Status:
+        """What the host is told."""
+        return Status(
+            step=carry.step,
+            epoch=carry.epoch,
+            cursor=carry.cursor,
+            evaluated=carry.evaluated,
+            stop=self.all_stopped(carry),
+            yielded=carry.yielded,
+            over=self.over(inputs, carry),
+            awaits=self.boundary_waits(inputs, carry) & ~carry.yielded,
+            halted=carry.yielded | self.all_stopped(carry),
+            window=carry.window.means(),
+        )
+
+    # Batches
+
+    def new_order(self, inputs: Inputs, epoch: Any) -> Any:
+        """This epoch's order of the resident rows: a function of the data's key and the epoch."""
+        if self.layout.kind != "resident" or not self.layout.shuffle:
+            return None
+
+        def one(key: Array) -> Array:
+            return jax.random.permutation(jax.random.fold_in(key, epoch), self.layout.rows).astype(jnp.int32)
+
+        return jax.vmap(one)(inputs.key) if jnp.ndim(inputs.key) else one(inputs.key)
+
+    def fetch(self, inputs: Inputs, carry: Carry, *, remainder: bool = False) -> tuple[Any, int]:
+        """Returns the next batch and its rows."""
+        layout, data = self.layout, inputs.data
+        if layout.kind == "single":
+            return data, jax.tree.leaves(data)[0].shape[0]
+        if layout.kind == "stacked":
+            index = carry.cursor - inputs.n().base
+            batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), data)
+            return batch, jax.tree.leaves(batch)[0].shape[0]
+        rows = layout.remainder if remainder else layout.batch_size
+        start = carry.cursor * layout.batch_size
+        if carry.order is None:
+            return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), data), rows
+        index = jax.lax.dynamic_slice_in_dim(carry.order, start, rows, axis=-1)
+        return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data), rows
+
+    # Steps and boundaries
+
+    def begin(self, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
+        """The moment before the first step of a run."""
+        metrics = self.metrics(inputs, carry, {}, last=False)
+        carry, rings, _ = self.moment("on_train_begin", inputs, carry, rings, metrics)
+        return carry, rings
+
+    def open_epoch(self, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
+        """Begins an epoch: its order of rows, and `on_epoch_begin`."""
+        metrics = self.metrics(inputs, carry, {}, last=False)
+        alive = None if self.members is None else ~carry.ended
+        carry, rings, _ = self.moment("on_epoch_begin", inputs, carry, rings, metrics, alive=alive)
+        order = self.new_order(inputs, carry.epoch) if carry.order is not None else None
+        return carry.replace(order=order, opened=jnp.ones((), bool)), rings
+
+    def one_step(self, inputs: Inputs, carry: Carry, rings: Any, batch: Any, rows: int, *, ok: Any = None) -> tuple[Carry, Any]:
+        """One step with its moments.
+
+        Args:
+            inputs: the dispatch's inputs.
+            carry: the run.
+            rings: the records so far.
+            batch: one batch.
+            rows: its rows.
+            ok: where false, nothing changes; None where the caller has made sure.
+        """
+        before, happens = carry, True if ok is None else ok
+        alive = None if self.members is None else ~(carry.train.stop | carry.ended)
+        metrics = self.metrics(inputs, carry, {}, last=False)
+        carry, rings, _ = self.moment("on_batch_begin", inputs, carry, rings, metrics, alive=alive, ok=happens)
+        if self._halves:
+            gradients = self._gradients(carry.train, batch)
+            metrics = self.metrics(inputs, carry, gradients.values, last=False)
+            carry, rings, actions = self.moment("on_before_update", inputs, carry, rings, metrics, alive=alive, ok=happens)
+            train, values = self._update(carry.train, gradients, actions), gradients.values
+        else:
+            train, values = self._step(carry.train, batch)
+            train = conform(train, carry.train, "train_step: the train state")
+        done = carry.step + 1
+        carry = carry.replace(
+            train=train.replace(step=jnp.broadcast_to(done, jnp.shape(train.step))),
+            window=carry.window.add(values, rows),
+            step=done,
+            cursor=carry.cursor + 1,
+        )
+        metrics = self.metrics(inputs, carry, values, last=True)
+        carry, rings, _ = self.moment("on_batch_end", inputs, carry, rings, metrics, alive=alive, ok=happens)
+        mask = alive if ok is None else (ok if alive is None else ok & alive)
+        if mask is not None:
+            frozen = {name: select(mask, getattr(carry, name), getattr(before, name)) for name in ("train", "callbacks", "window")}
+            carry = carry.replace(**frozen)
+        if ok is not None:
+            places = ("step", "cursor", "seq", "yielded")
+            carry = carry.replace(**{name: select(ok, getattr(carry, name), getattr(before, name)) for name in places})
+        return carry, rings
+
+    def begin_eval(self, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
+        """The moment before a validation."""
+        alive = None if self.members is None else ~carry.ended
+        metrics = self.metrics(
+            inputs, carry, carry.latest.values, last=True, reported=carry.latest.reported, closes=self.closing(inputs, carry)
+        )
+        carry, rings, _ = self.moment("on_eval_begin", inputs, carry, rings, metrics, alive=alive)
+        return carry, rings
+
+    def empty_eval(self, train: TrainState, batch: Any) -> Window:
+        """The window of a validation set before its first batch."""
+        assert self._eval is not None
+        return self._window(jax.eval_shape(self._eval, train, batch))
+
+    def eval_batch(self, window: Window, train: TrainState, batch: Any) -> Window:
+        """Adds one validation batch, weighted by its rows."""
+        assert self._eval is not None
+        return window.add(self._eval(train, batch), jax.tree.leaves(batch)[0].shape[0])
+
+    def evaluate(self, inputs: Inputs, carry: Carry) -> dict[str, Array]:
+        """Validates on the resident sets: full batches in a loop, and the smaller last one."""
+        out = {}
+        for own in self.evals:
+            data = inputs.val[own.prefix]
+            full, rest = divmod(own.rows, own.batch_size)
+
+            def rows(start: Any, size: int, data: Any = data) -> Any:
+                return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), data)
+
+            def body(i: Array, window: Window, rows: Any = rows, size: int = own.batch_size) -> Window:
+                return self.eval_batch(window, carry.train, rows(i * size, size))
+
+            first = jax.eval_shape(lambda rows=rows, size=own.batch_size if full else rest: rows(0, size))
+            window = jax.lax.fori_loop(0, full, body, self.empty_eval(carry.train, first))
+            if rest:
+                window = self.eval_batch(window, carry.train, rows(full * own.batch_size, rest))
+            out |= {own.prefix + name: value for name, value in window.means().items()}
+        return out
+
+    def end_eval(self, inputs: Inputs, carry: Carry, rings: Any, values: Mapping[str, Any]) -> tuple[Carry, Any]:
+        """Takes a validation's values in, and runs `on_eval_end`."""
+        alive = None if self.members is None else ~carry.ended
+        latest = self._report(carry, values, alive)
+        closes = self.closing(inputs, carry)
+        carry = carry.replace(latest=latest, evaluated=carry.step)
+        metrics = self.metrics(inputs, carry, latest.values, last=True, reported=latest.reported, closes=closes)
+        carry, rings, _ = self.moment("on_eval_end", inputs, carry, rings, metrics, alive=alive)
+        return carry, rings
+
+    def close_epoch(self, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
+        """Ends an epoch: its means, `on_epoch_end`, and the position of the next one."""
+        alive = None if self.members is None else ~carry.ended
+        latest = self._report(carry, carry.window.means(), alive)
+        carry = carry.replace(latest=latest)
+        metrics = self.metrics(inputs, carry, latest.values, last=True, reported=latest.reported, closes=True)
+        carry, rings, _ = self.moment("on_epoch_end", inputs, carry, rings, metrics, alive=alive)
+        return carry.replace(
+            window=carry.window.cleared(),
+            epoch=carry.epoch + 1,
+            cursor=jnp.zeros_like(carry.cursor),
+            opened=jnp.zeros((), bool),
+            ended=carry.ended | carry.train.stop,
+        ), rings
+
+    def boundary(self, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
+        """What stands between two stretches of steps: a validation on resident rows, the epoch's end."""
+
+        def validate(carry: Carry, rings: Any) -> tuple[Carry, Any]:
+            carry, rings = self.begin_eval(inputs, carry, rings)
+            return self.end_eval(inputs, carry, rings, self.evaluate(inputs, carry))
+
+        if self.evals and not self.host_eval:
+            carry, rings = jax.lax.cond(self.eval_due(inputs, carry), validate, _same, carry, rings)
+        return self.close_if_due(inputs, carry, rings)
+
+    def close_if_due(self, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
+        """Ends the epoch where it is to end."""
+        closing = self.closing(inputs, carry)
+        return jax.lax.cond(closing, lambda c, r: self.close_epoch(inputs, c, r), _same, carry, rings)
+
+    def boundary_waits(self, inputs: Inputs, carry: Carry) -> Array:
+        """Whether the boundary must wait for the host, bool ()."""
+        return self.eval_due(inputs, carry) if self.host_eval else jnp.zeros((), bool)
+
+    def end(self, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
+        """The moment after the last epoch."""
+        carry = carry.replace(epoch=jnp.maximum(carry.epoch - 1, 0))
+        metrics = self.metrics(
+            inputs, carry, carry.latest.values, last=True, reported=carry.latest.reported, closes=True
+        )
+        carry, rings, _ = self.moment("on_train_end", inputs, carry, rings, metrics)
+        return carry.replace(epoch=carry.epoch + 1), rings
+
+    def _report(self, carry: Carry, values: Mapping[str, Any], alive: Any) -> Latest:
+        new = {name: jnp.asarray(v, jnp.float32) for name, v in values.items()}
+        if alive is not None:
+            new = select(alive, new, {name: carry.latest.values[name] for name in new})
+        return Latest(
+            {**carry.latest.values, **new},
+            {**carry.latest.reported, **{name: carry.step for name in new}},
+        )
+
+
+def _hook(hook: str) -> Callable[..., Any]:
+    def run(chain: Chain, states: Any, metrics: Metrics) -> Any:
+        return getattr(chain, hook)(states, metrics)
+
+    run.__name__ = hook
+    return run
+
+
+def _same(*values: Any) -> tuple[Any, ...]:
+    return values

@@ -1,0 +1,56 @@
+"""`Result`: what a run hands back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxcb._history import RunHistory
+from jaxcb._train_state import TrainState
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run hands back.
+
+    Attributes:
+        state: the final train state.
+        model: the trained model; the params where the step was the user's own.
+        history: what was reported, arrays by name.
+        stop_reason: who stopped the run and why, None where it came to its end.
+        stopped_epoch: the epoch (from 0) in which it was stopped, None where it came to its end.
+        callback_states: the callbacks' final states by name.
+        executor: "looped" or "stepped".
+        run_dir: the run's directory, or None.
+        files: the files that were written.
+    """
+
+    state: TrainState
+    model: Any
+    history: RunHistory
+    stop_reason: str | None
+    stopped_epoch: int | None
+    callback_states: dict[str, Any]
+    executor: str
+    run_dir: Path | None
+    files: tuple[Path, ...]
+
+    @property
+    def params(self) -> Any:
+        """The final parameters."""
+        return self.state.params
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draws the curves, with the stop, the best epoch and the rate cuts marked.
+
+        Args:
+            path: a picture file to save, such as "curves.png".
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            ImportError: without matplotlib (`pip install jaxcb[plot]`).
+        """
+        from jaxcb._plot import curves
+
+        return curves(self, path)

@@ -1,0 +1,54 @@
+"""`Run`: a run that is under way, as functions on the host see it."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcb._train_state import TrainState
+
+
+class Run:
+    """What `Call` functions and writers are given.
+
+    Attributes:
+        step: updates done.
+        epoch: index of the epoch, from 0.
+        batch: index of the batch within the epoch, from 0.
+        logs: the metrics of the moment, name -> float.
+        run_dir: the run's directory, or None.
+    """
+
+    def __init__(self, run_dir: Path | None) -> None:
+        self.run_dir = run_dir
+        self.step = self.epoch = self.batch = 0
+        self.logs: dict[str, Any] = {}
+        self.stop_reason: str | None = None
+        self._live: Any = None
+        self._state: TrainState | None = None
+
+    @property
+    def state(self) -> TrainState:
+        """The train state, as copies that stay valid."""
+        if self._state is None:
+            self._state = jax.tree.map(jnp.copy, self._live.carry().train)
+        assert self._state is not None
+        return self._state
+
+    @property
+    def model(self) -> Any:
+        """The model with the weights of this moment, in its evaluation view."""
+        return self.state.model()
+
+    def stop(self, reason: str = "stopped by a host function") -> None:
+        """Asks the run to stop: its epoch is validated and closed first."""
+        self.stop_reason = reason
+
+    def _attach(self, live: Any) -> None:
+        self._live, self._state = live, None
+
+    def _enter(self, record: Any, logs: dict[str, Any]) -> None:
+        begins = record.hook == "on_batch_begin"
+        self.step, self.epoch, self.batch = record.step, record.epoch, record.batch if begins else max(record.batch - 1, 0)
+        self.logs = logs

@@ -1,0 +1,201 @@
+"""A stream of batches, fed by a background thread."""
+
+import itertools
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcb._errors import DataError
+from jaxcb.loop._carry import FOREVER, Status
+from jaxcb.loop._data import as_batch, check_iterable, is_one_shot
+from jaxcb.loop._feed import Chunk, Feed
+from jaxcb.loop._program import Layout
+
+_STACK_BYTES = 16 << 20  # of one stacked chunk
+_MOST = 64  # batches in one
+_AHEAD = 2  # chunks that wait ready
+
+
+class Stream(Feed):
+    """An iterable of batches, pulled ahead of the run.
+
+    Args:
+        data: the iterable; walked anew each epoch unless `steps_per_epoch` cuts it.
+        steps_per_epoch: batches of an epoch; where None an epoch is one pass.
+        end_epoch: the thread pulls nothing for this epoch and later ones.
+        end_step: nor beyond this many steps.
+        steps_per_execution: batches of a chunk; None chooses by their size.
+        stacked: whether chunks are stacked for the looped executor.
+        train_remainder: whether a smaller last batch is trained on.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        steps_per_epoch: int | None,
+        end_epoch: int,
+        end_step: int,
+        steps_per_execution: int | None,
+        train_remainder: bool,
+    ) -> None:
+        check_iterable(data, "train_data")
+        self._data = data
+        self._steps_per_epoch = steps_per_epoch
+        self._end_epoch, self._end_step = end_epoch, end_step
+        self._train_remainder = train_remainder
+        self.epoch_len = FOREVER if steps_per_epoch is None else steps_per_epoch
+        self._source = iter(data)
+        self._first = next(self._source, None)
+        if self._first is None:
+            raise DataError(f"train_data ({type(data).__name__}) is empty: it gave no batch.")
+        batch, self._rows = as_batch(self._first, "the first batch of train_data")
+        self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.asarray(x[:1]).dtype), batch)
+        size = max(1, sum(x.nbytes for x in jax.tree.leaves(batch)))
+        self._capacity = steps_per_execution or int(np.clip(_STACK_BYTES // size, 1, _MOST))
+        self.choose(stacked=True)
+        self._unconfirmed: deque[Chunk] = deque()
+        self._position = 0
+        self._queue: queue.Queue[Any] = queue.Queue(_AHEAD)
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._ended = False
+
+    def choose(self, *, stacked: bool) -> None:
+        """Fixes how batches travel, before the first one does."""
+        self._stacked = stacked
+        self.layout = Layout("stacked" if stacked else "single", 0, self._rows, False, self._train_remainder)
+
+    def next(self) -> Chunk | None:
+        if self._position < len(self._unconfirmed):
+            self._position += 1
+            return self._unconfirmed[self._position - 1]
+        if self._ended:
+            return None
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="jaxcb-data", daemon=True)
+            self._thread.start()
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        if item is None:
+            self._ended = True
+            return None
+        self._unconfirmed.append(item)
+        self._position += 1
+        return item
+
+    def confirm(self, status: Status) -> None:
+        while self._unconfirmed and self._unconfirmed[0].consumed(status):
+            self._unconfirmed.popleft()
+            self._position -= 1
+
+    def rewind(self) -> None:
+        self._position = 0
+
+    def close(self) -> None:
+        self._closed.set()
+        while self._thread is not None and self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.01)
+            except queue.Empty:
+                pass
+            self._thread.join(timeout=0.01)
+
+    # In the background thread
+
+    def _work(self) -> None:
+        try:
+            for chunk in self._chunks():
+                if not self._put(chunk):
+                    return
+            self._put(None)
+        except BaseException as error:  # raised again in the run's thread
+            self._put(error)
+
+    def _put(self, item: Any) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=0.05)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _chunks(self) -> Iterator[Chunk]:
+        epoch = cursor = base = step = 0
+        held: list[Any] = []
+        for (batch, rows), ends_pass in self._batches():
+            smaller = rows != self._rows
+            if smaller and not ends_pass:
+                raise DataError(
+                    f"ragged batches: batch {cursor + 1} of epoch {epoch + 1} has {rows} rows, the first one {self._rows}. "
+                    "Only the last batch of a pass may be smaller."
+                )
+            if smaller and held:
+                yield self._chunk(held, epoch, base, self.epoch_len)
+                base, held = cursor, []
+            held.append(batch)
+            cursor, step = cursor + 1, step + 1
+            ends = ends_pass if self._steps_per_epoch is None else cursor == self._steps_per_epoch
+            if ends or smaller or len(held) == self._capacity or step == self._end_step:
+                yield self._chunk(held, epoch, base, cursor if ends else self.epoch_len)
+                base, held = cursor, []
+            if ends:
+                epoch, cursor, base = epoch + 1, 0, 0
+            if epoch == self._end_epoch or step == self._end_step:
+                return
+        raise DataError(
+            f"train_data is a {type(self._data).__name__} that was used up after {step} batches, in epoch {epoch + 1}. Pass "
+            "something that can be iterated again, or ask for fewer steps."
+        )
+
+    def _batches(self) -> Iterator[tuple[tuple[Any, int], bool]]:
+        """Gives batches, pass after pass, and whether each is the last of its pass."""
+        source = itertools.chain([self._first], self._source)
+        self._first = None
+        while True:
+            kept = self._kept(source)
+            ahead = next(kept, None)
+            if ahead is None:
+                raise DataError(f"train_data ({type(self._data).__name__}) gave no batch when it was walked again.")
+            while ahead is not None:
+                batch, ahead = ahead, next(kept, None)
+                yield batch, ahead is None
+            if is_one_shot(self._data):
+                return
+            source = iter(self._data)
+
+    def _kept(self, source: Iterator[Any]) -> Iterator[tuple[Any, int]]:
+        """Gives a pass's batches as arrays with their rows; drops smaller ones where that was asked for."""
+        for number, batch in enumerate(source):
+            what = f"batch {number + 1} of train_data"
+            arrays, rows = as_batch(batch, what)
+            found, known = jax.tree.structure(arrays), jax.tree.structure(self.example)
+            if found != known:
+                raise DataError(f"{what} has the structure {found}, the first one {known}.")
+            for x, y in zip(jax.tree.leaves(arrays), jax.tree.leaves(self.example), strict=True):
+                if x.shape[1:] != y.shape[1:] or rows > self._rows:
+                    raise DataError(f"ragged batches: {what} has an array of shape {x.shape}, the first one {y.shape}.")
+            if rows == self._rows or self._train_remainder:
+                yield arrays, rows
+
+    def _chunk(self, batches: list[Any], epoch: int, base: int, epoch_len: int) -> Chunk:
+        if not self._stacked:
+            return Chunk(None, [jax.device_put(b) for b in batches], epoch, base, len(batches), epoch_len)
+        # capacity is fixed, so that a part of a chunk runs the same program; a smaller batch travels alone
+        capacity = self._capacity if jax.tree.leaves(batches[0])[0].shape[0] == self._rows else 1
+
+        def stack(*leaves: Any) -> np.ndarray:
+            out = np.empty((capacity, *leaves[0].shape), leaves[0].dtype)
+            for i in range(capacity):
+                out[i] = leaves[min(i, len(leaves) - 1)]
+            return out
+
+        return Chunk(jax.device_put(jax.tree.map(stack, *batches)), None, epoch, base, len(batches), epoch_len)

@@ -1,0 +1,162 @@
+"""`Adapter`: what a run needs to know of a model, and what all adapters share."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcb import _struct
+from jaxcb._paths import leaf_name
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """A user's model as trees of arrays, and the way back.
+
+    An adapter is a static field of `TrainState`: it is hashable and compares by identity. It holds what
+    never changes in a run (the model's structure); the arrays come and go as arguments.
+
+    Attributes:
+        explicit_state: whether the loss function is handed the non-trained state as `state` and returns
+            the new one in `jc.Out`. Then a merged model knows nothing of it, and `carried` returns
+            `(None, None)`.
+    """
+
+    @property
+    def explicit_state(self) -> bool:
+        """Whether state goes through the loss function's `state` and `jc.Out`."""
+        ...
+
+    def split(self) -> tuple[Any, Any, Any]:
+        """Returns `(params, model_state, rngs)` of the model as it is now: its arrays, not copies."""
+        ...
+
+    def merge(self, params: Any, model_state: Any, rngs: Any, *, train: bool, key: Any = None) -> Any:
+        """Returns the object that `loss_fn(model, batch)` receives; works inside every transformation.
+
+        Args:
+            params: in the form of `split`'s.
+            model_state: in the form of `split`'s.
+            rngs: in the form of `split`'s.
+            train: which view: dropout and batch statistics are active in the training view.
+            key: the step's PRNG key, for models that keep no keys of their own.
+        """
+        ...
+
+    def carried(self, model: Any) -> tuple[Any, Any]:
+        """Returns `(model_state, rngs)` after the forward pass, in exactly the form of `split`'s."""
+        ...
+
+    def deliver(self, params: Any, model_state: Any, rngs: Any) -> Any:
+        """Returns the trained model for the user. It holds the arrays that were given, not copies."""
+        ...
+
+    def call(self, model: Any, x: Any, model_state: Any = None) -> Any:
+        """Returns the merged model's outputs for a batch."""
+        ...
+
+
+def strong(x: Any) -> Any:
+    """`jaxcb._struct.strong`, and typed PRNG keys, which have no weak type, as they are."""
+    is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return x if is_key else _struct.strong(x)
+
+
+def avals(tree: Any) -> Any:
+    """The shapes and dtypes of a tree of arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), tree)
+
+
+def hold_form(new: Any, form: Any, what: str) -> Any:
+    """Returns `new` with exactly the dtypes of `form`, which a compiled loop needs to go round.
+
+    Args:
+        new: what a forward pass left.
+        form: the avals at the start.
+        what: names it in errors.
+
+    Raises:
+        ValueError: where structure, a shape or the kind of a dtype changed.
+    """
+    flat, tree = jax.tree_util.tree_flatten_with_path(form)
+    new_flat, new_tree = jax.tree_util.tree_flatten_with_path(new)
+    if tree != new_tree:
+        known, now = {leaf_name(p) for p, _ in flat}, {leaf_name(p) for p, _ in new_flat}
+        changes = [f"{n!r} is gone" for n in sorted(known - now)] + [f"{n!r} is new" for n in sorted(now - known)]
+        raise ValueError(
+            f"the forward pass changed the structure of {what}: {', '.join(changes) or f'{new_tree}, was {tree}'}. "
+            "It must stay the same from step to step: make all of it when the model is made."
+        )
+    pairs = zip(flat, new_flat, strict=True)
+    return jax.tree.unflatten(tree, [_hold_leaf(n, o, f"{what} {leaf_name(path)!r}") for (path, o), (_, n) in pairs])
+
+
+def _hold_leaf(new: Any, old: Any, what: str) -> Any:
+    new = strong(new)
+    if new.shape != old.shape:
+        raise ValueError(
+            f"the forward pass gave {what} the shape {new.shape}, expected {old.shape} as at the start. "
+            "Allocate it at its final shape when the model is made."
+        )
+    if new.dtype == old.dtype:
+        return new
+    kinds = (jnp.floating, jnp.complexfloating, jnp.integer)
+    if any(jnp.issubdtype(new.dtype, k) and jnp.issubdtype(old.dtype, k) for k in kinds):
+        return new.astype(old.dtype)
+    raise ValueError(
+        f"the forward pass gave {what} the dtype {new.dtype}, expected {old.dtype} as at the start. Cast it back."
+    )
+
+
+def is_arrays(tree: Any) -> bool:
+    """Whether all leaves can live on the device."""
+    return all(
+        isinstance(x, jax.Array | np.ndarray | np.generic | int | float | complex) for x in jax.tree.leaves(tree)
+    )
+
+
+def check_trainable(params: Any, *, of: str, elsewhere: str) -> None:
+    """Raises an error unless there are parameters and all of them can have a gradient.
+
+    Args:
+        params: a pytree.
+        of: says whose parameters they are.
+        elsewhere: says where other arrays belong.
+
+    Raises:
+        TypeError: for a leaf that is no floating or complex array.
+        ValueError: where there is no leaf.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError(f"{of} has no parameters to train: no leaf was found, expected floating arrays.")
+    for path, leaf in leaves:
+        name = leaf_name(path) or "itself"
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None and isinstance(leaf, bool | int | float | complex):
+            dtype = jnp.result_type(leaf)
+        if dtype is None:
+            raise TypeError(f"{of} has the leaf {name}, a {_type_name(leaf)}; expected a floating array. {elsewhere}")
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"{of} has the leaf {name} of dtype {dtype}, which cannot have a gradient; expected a floating "
+                f"array. {elsewhere}"
+            )
+
+
+def check_callable(model: Any) -> None:
+    """Raises an error for a model that cannot be called on inputs.
+
+    Raises:
+        TypeError: says what to do instead.
+    """
+    if not callable(model):
+        raise TypeError(
+            f"the model is a plain pytree ({type(model).__name__}) that cannot be called on inputs. Apply your own "
+            "function to result.params, or make the model a pytree with a __call__."
+        )
+
+
+def _type_name(x: Any) -> str:
+    return f"{type(x).__module__}.{type(x).__qualname__}"

@@ -1,0 +1,263 @@
+"""Flax Linen modules: initialised once, then a callable that carries their collections and keys.
+
+Nothing here imports Flax: a module that the user made brings `init` and `apply` with it.
+"""
+
+import inspect
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jaxcb.models._adapter import avals, check_trainable, hold_form, strong
+
+# How modules call the argument that says whether they train, and its value while they do.
+_TRAIN_ARGUMENTS = {"train": True, "training": True, "is_training": True, "deterministic": False}
+
+
+def linen(
+    module: Any,
+    *inputs: Any,
+    seed: int | jax.Array = 0,
+    rngs: Sequence[str] = ("dropout",),
+    variables: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> "Linen":
+    """Makes a model of a Flax Linen module and sample inputs.
+
+    The loss function calls it as `model(x)`, or `model.apply(x, method="encode")`; parameters, batch
+    statistics, dropout keys and the module's own `train`, `training` or `deterministic` argument are
+    passed for it, and may be passed by it. Without `variables`, the initial values are those of
+    `module.init(jax.random.key(seed), *inputs)`.
+
+    Args:
+        module: an instance of `flax.linen.Module`.
+        *inputs: sample inputs of the module, for their shapes.
+        seed: an integer or a PRNG key, for the initial values.
+        rngs: names of the random streams that the module draws from. Each call gets a key of its own
+            for each, a function of the step's key.
+        variables: the initial variables, where there are some already; then no inputs are needed.
+        **kwargs: further arguments of the module at its initialisation.
+
+    Returns:
+        What `jc.fit` takes as its model.
+
+    Raises:
+        TypeError: for something else than an instance of a Linen module, and without sample inputs.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import linen as nn
+        >>> from jaxcb.models.linen import linen
+        >>> adapter = linen(nn.Dense(3), jnp.ones((1, 2)))
+        >>> params, model_state, rngs = adapter.split()
+        >>> sorted(params), model_state, rngs
+        (['bias', 'kernel'], {}, None)
+    """
+    if isinstance(module, type) or not (hasattr(module, "init") and hasattr(module, "apply")):
+        what = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
+        raise TypeError(
+            f"linen() was given {what}, expected an instance of a flax.linen module: jc.linen(MyModule(...), x)."
+        )
+    if variables is None:
+        if not inputs and not kwargs:
+            raise TypeError(
+                f"linen({type(module).__name__}) was given no sample input, which Linen needs to find the shapes of "
+                "its parameters: jc.linen(module, x[:1])."
+            )
+        key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
+        added, _ = _train_arguments(module, None, inputs, kwargs, train=False)
+        variables = _plain(module.init(key, *inputs, **kwargs, **added))
+    else:
+        variables = _plain(variables)
+    model = Linen(module, variables, rngs=rngs)
+    if not inputs and not kwargs:
+        return model
+    return Linen(module, _without(variables, _growing(model, inputs, kwargs)), rngs=rngs)
+
+
+class Linen:
+    """Adapter of a Flax Linen module with its variables.
+
+    `params` is the collection of that name, `model_state` a dict of all other collections.
+
+    Args:
+        module: an instance of `flax.linen.Module`.
+        variables: its variables, with the collection `params`.
+        rngs: names of the random streams that it draws from.
+
+    Raises:
+        TypeError: for a parameter that is no floating array, naming it.
+        ValueError: where there are no parameters.
+    """
+
+    explicit_state = False
+
+    def __init__(self, module: Any, variables: Mapping[str, Any], *, rngs: Sequence[str] = ("dropout",)) -> None:
+        if isinstance(rngs, str):
+            raise TypeError(f"rngs= was given the string {rngs!r}, expected a tuple of names: rngs=({rngs!r},).")
+        variables = _plain(variables)
+        self.module = module
+        self.streams = tuple(rngs)
+        self._params = variables.get("params", {})
+        self._state = {name: tree for name, tree in variables.items() if name != "params"}
+        check_trainable(
+            self._params,
+            of=f"the Linen module {type(module).__name__}",
+            elsewhere='Declare it with self.variable in a collection other than "params".',
+        )
+        self._form = avals(jax.tree.map(strong, self._state))
+
+    def split(self) -> tuple[Any, Any, Any]:
+        """Returns `(params, other collections, None)`; keys come from the step's."""
+        return jax.tree.map(strong, self._params), jax.tree.map(strong, self._state), None
+
+    def merge(self, params: Any, model_state: Any, rngs: Any, *, train: bool, key: Any = None) -> "LinenModel":
+        """Returns a callable that applies the module."""
+        return LinenModel(self.module, params, model_state, streams=self.streams, train=train, key=key)
+
+    def carried(self, model: "LinenModel") -> tuple[Any, Any]:
+        """Returns the collections that the forward passes left, and None."""
+        return hold_form(model.state, self._form, "the collections"), None
+
+    def deliver(self, params: Any, model_state: Any, rngs: Any) -> "LinenModel":
+        """Returns a callable with these variables, in evaluation mode, for use outside of the run."""
+        return self.merge(params, model_state, rngs, train=False)
+
+    def call(self, model: "LinenModel", x: Any, model_state: Any = None) -> Any:
+        """Returns `model(x)`."""
+        return model(x)
+
+
+class LinenModel:
+    """A Linen module bound to its variables: what a loss function receives, and what `fit` returns.
+
+    Attributes:
+        module: the Linen module.
+        params: its parameters.
+        state: its other collections; training calls move them on.
+    """
+
+    def __init__(
+        self, module: Any, params: Any, state: Any, *, streams: Sequence[str] = (), train: bool = False, key: Any = None
+    ) -> None:
+        self.module = module
+        self.params = params
+        self.state = dict(state)
+        self._streams = streams
+        self._train = train
+        self._key = key
+        self._calls = 0
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """All collections, as `module.apply` takes them."""
+        return {"params": self.params, **self.state}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Applies the module; see `apply`."""
+        return self.apply(*args, **kwargs)
+
+    def apply(
+        self,
+        *args: Any,
+        method: Any = None,
+        rngs: Mapping[str, Any] | None = None,
+        mutable: str | Sequence[str] = (),
+        **kwargs: Any,
+    ) -> Any:
+        """Applies the module, or one of its methods.
+
+        Args:
+            *args: its arguments.
+            method: the name of a method, or a function of the module.
+            rngs: keys by stream, in place of those that the step gives.
+            mutable: further collections to return, such as `"intermediates"`.
+            **kwargs: its keyword arguments. Its `train`, `training`, `is_training` or `deterministic`
+                follows the run where it is not among them.
+
+        Returns:
+            What the module returns; with `mutable`, a pair of that and the collections, as in Linen.
+        """
+        asked = (mutable,) if isinstance(mutable, str) else tuple(mutable)
+        added, given = _train_arguments(self.module, method, args, kwargs, train=self._train)
+        kwargs = {**kwargs, **added}
+        training = self._train or any(given.get(name) is value for name, value in _TRAIN_ARGUMENTS.items())
+        collections = list(dict.fromkeys((*(self.state if training else ()), *asked)))
+        try:
+            result = self.module.apply(
+                self.variables,
+                *args,
+                rngs=self._keys() if rngs is None else dict(rngs),
+                method=method,
+                mutable=collections or False,
+                **kwargs,
+            )
+        except Exception as error:
+            if type(error).__name__ == "InvalidRngError":
+                error.add_note(
+                    f"jaxcb: this model has keys for the streams {self._streams} (none where it is used outside of a "
+                    "run). Name those that the module draws from: jc.linen(module, x, rngs=('dropout', 'noise'))."
+                )
+            raise
+        if not collections:
+            return result
+        result, new = result[0], _plain(result[1])
+        if self._train:  # an evaluation view never moves, even where a call asks for dropout
+            self.state = {name: new.get(name, old) for name, old in self.state.items()}
+        return (result, {name: new[name] for name in asked if name in new}) if asked else result
+
+    def _keys(self) -> dict[str, Any] | None:
+        if self._key is None:
+            return None
+        key = jax.random.fold_in(self._key, self._calls)
+        self._calls += 1
+        # The name decides, not its place, so that a further stream changes no other.
+        return {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in self._streams}
+
+
+def _train_arguments(
+    module: Any, method: Any, args: Any, kwargs: Any, *, train: bool
+) -> tuple[dict[str, bool], dict[str, Any]]:
+    """The training argument that the method takes and was not given, and all that it was given."""
+    function, lead = (module if method is None else method), ()
+    if isinstance(method, str):
+        function = getattr(module, method)
+    elif method is not None and not hasattr(method, "__self__"):
+        lead = (module,)
+    try:
+        signature = inspect.signature(function)
+        given = signature.bind_partial(*lead, *args, **kwargs).arguments
+    except (TypeError, ValueError):  # the call itself says better what is wrong with it
+        return {}, dict(kwargs)
+    names = [n for n in _TRAIN_ARGUMENTS if n in signature.parameters and n not in given]
+    return {n: _TRAIN_ARGUMENTS[n] == train for n in names}, given
+
+
+def _growing(adapter: Linen, inputs: Any, kwargs: Any) -> set[str]:
+    """The collections that a call makes longer: what is sown, which must not be carried."""
+    params, model_state, _ = adapter.split()
+
+    def call(params: Any, model_state: Any) -> Any:
+        model = adapter.merge(params, model_state, None, train=True, key=jax.random.key(0))
+        given = {k: v for k, v in kwargs.items() if k not in _TRAIN_ARGUMENTS}
+        model(*inputs, **given)
+        return model.state
+
+    if not model_state:
+        return set()
+    try:
+        new = jax.eval_shape(call, params, model_state)
+    except Exception:  # a module that cannot train on its sample input says so when it trains
+        return set()
+    return {n for n in model_state if jax.tree.structure(new[n]) != jax.tree.structure(model_state[n])}
+
+
+def _without(tree: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {k: v for k, v in tree.items() if k not in names}
+
+
+def _plain(tree: Any) -> Any:
+    """Dicts in place of Flax's frozen ones."""
+    return {k: _plain(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree

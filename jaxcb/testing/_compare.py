@@ -1,0 +1,81 @@
+"""Comparing what two ways of running a callback gave, leaf by leaf and moment by moment."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def to_numpy(leaf: Any) -> np.ndarray:
+    """A leaf as a numpy array; a PRNG key as its data."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+
+def to_host(tree: Any) -> Any:
+    """A tree with its leaves as numpy arrays."""
+    return jax.tree.map(to_numpy, tree)
+
+
+def stack(trees: list[Any]) -> Any:
+    """Moments one by one as one tree with a leading axis of time."""
+    return jax.tree.map(lambda *leaves: np.stack([to_numpy(x) for x in leaves]), *trees)
+
+
+def _equal(a: np.ndarray, b: np.ndarray, rtol: float, flush: bool) -> np.ndarray:
+    """Elementwise: the same bits but for the payload of NaN, or the same within tolerance."""
+    if not jnp.issubdtype(a.dtype, jnp.inexact):
+        return a == b
+    if flush:
+        a, b = (np.where(np.abs(x) < jnp.finfo(x.dtype).tiny, np.zeros_like(x), x) for x in (a, b))
+    with np.errstate(all="ignore"):
+        nan = np.isnan(a) & np.isnan(b)
+        if rtol:
+            wide_a, wide_b = a.astype(np.complex128), b.astype(np.complex128)
+            return nan | (a == b) | (np.abs(wide_a - wide_b) <= rtol * np.maximum(1.0, np.abs(wide_b)))
+        return nan | ((a == b) & (np.signbit(np.real(a)) == np.signbit(np.real(b))))
+
+
+def difference(
+    a: Any, b: Any, *, labels: tuple[str, str], rtol: Any = 0.0, flush: bool = False, moments: bool = True
+) -> str | None:
+    """Says where two trees first differ, or returns None.
+
+    Args:
+        a: a tree whose top is a dictionary by hook.
+        b: the other one.
+        labels: what the two are called.
+        rtol: tolerance of inexact leaves, one number or one a leaf; 0 for the same bits.
+        flush: whether a denormal number and both zeros are the same.
+        moments: whether the leaves have a leading axis of time.
+    """
+    leaves_a, tree_a = jax.tree_util.tree_flatten_with_path(a)
+    leaves_b, tree_b = jax.tree_util.tree_flatten_with_path(b)
+    if tree_a != tree_b:
+        return f"the structure differs: {tree_a} ({labels[0]}), {tree_b} ({labels[1]})"
+    rtols = [rtol] * len(leaves_a) if isinstance(rtol, float) else rtol
+    first: tuple[int, str] | None = None
+    for (path, x), (_, y), tolerance in zip(leaves_a, leaves_b, rtols, strict=True):
+        x, y = to_numpy(x), to_numpy(y)
+        where = leaf_name(path)
+        if (x.shape, x.dtype) != (y.shape, y.dtype):
+            return f"{where} is {x.dtype}{list(x.shape)} ({labels[0]}), {y.dtype}{list(y.shape)} ({labels[1]})"
+        same = _equal(x, y, tolerance, flush)
+        if same.all():
+            continue
+        at = tuple(int(i) for i in np.argwhere(~same)[0])
+        moment = at[0] if moments else 0
+        if first is None or moment < first[0]:
+            when = f" at moment {moment}" if moments else ""
+            first = moment, f"{where}{when} is {x[at]!r} ({labels[0]}), {y[at]!r} ({labels[1]})"
+    return first[1] if first else None
+
+
+def leaf_name(path: Any) -> str:
+    """A path as words: `on_epoch_end, state.best`."""
+    words, rest = [], list(path)
+    while rest and isinstance(rest[0], jax.tree_util.DictKey) and len(words) < 2:
+        words.append(str(rest.pop(0).key))
+    return ", ".join(words) + jax.tree_util.keystr(tuple(rest))

@@ -1,0 +1,82 @@
+"""Examples of every built-in callback, which the laws are tested on."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+import jaxcb.callbacks
+from jaxcb._callback import Callback
+from jaxcb.callbacks import (
+    CSVLogger,
+    EarlyStopping,
+    LambdaCallback,
+    LearningRateScheduler,
+    ProgressBar,
+    ReduceLROnPlateau,
+    TerminateOnNaN,
+)
+
+
+def _gap(metrics: Any) -> Any:
+    return metrics["val_loss"] - metrics["loss"]
+
+
+def _halved(epoch: int, lr: float) -> float:
+    return lr if epoch < 2 else lr * 0.5
+
+
+def _decay(step: Any) -> Any:
+    return 0.1 * jnp.exp(-step / 10)
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+# Beyond the one without arguments, which every callback that can be made so has without an entry here.
+_EXAMPLES: tuple[Callable[[], Callback], ...] = (
+    lambda: CSVLogger("log.csv"),
+    lambda: EarlyStopping("val_loss", min_delta=0.25, patience=2, restore_best_weights=True, start_from_epoch=1),
+    lambda: EarlyStopping("val_accuracy", patience=1, baseline=0.5, verbose=1, restore_best_weights=True),
+    lambda: EarlyStopping(_gap, mode="min", patience=2),
+    lambda: LambdaCallback(on_epoch_end=_nothing, on_train_batch_end=_nothing, on_train_begin=_nothing),
+    lambda: LearningRateScheduler(_halved, verbose=1),
+    lambda: LearningRateScheduler(_decay, by="step"),
+    lambda: ProgressBar(verbose=0),
+    lambda: ReduceLROnPlateau("val_accuracy", factor=0.5, patience=1, verbose=1, cooldown=1, min_lr=1e-3),
+    lambda: TerminateOnNaN("val_loss"),
+)
+
+
+@functools.cache
+def builtin_examples() -> tuple[Callback, ...]:
+    """Returns examples of every callback that `jaxcb.callbacks` exports.
+
+    Returns:
+        Each callback as it is without arguments, where it can be made so, and configurations that reach
+        what the default leaves out.
+
+    Raises:
+        LookupError: for an exported callback that needs arguments and has no example.
+
+    Example:
+        >>> import jaxcb.testing
+        >>> sorted({type(c).__name__ for c in jaxcb.testing.builtin_examples()})[:2]
+        ['CSVLogger', 'EarlyStopping']
+    """
+    examples = [make() for make in _EXAMPLES]
+    for name in jaxcb.callbacks.__all__:
+        kind = getattr(jaxcb.callbacks, name)
+        if not (isinstance(kind, type) and issubclass(kind, Callback)):
+            continue
+        try:
+            examples.append(kind())
+        except TypeError:  # it needs arguments
+            if not any(type(example) is kind for example in examples):
+                raise LookupError(
+                    f"jaxcb.callbacks exports {name}, which cannot be made without arguments and has no example in "
+                    "jaxcb/testing/_registry.py. Add a line there, so that the laws are tested on it."
+                ) from None
+    return tuple(sorted(examples, key=lambda c: type(c).__name__))

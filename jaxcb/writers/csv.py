@@ -1,0 +1,36 @@
+"""CSV files of `Row` actions."""
+
+from pathlib import Path
+from typing import Any
+
+from jaxcb._rows import row_text
+from jaxcb.writers._table import Table
+from jaxcb.writers._writer import Writer
+
+
+class CSVWriter(Writer):
+    """Writes each row below its header; the columns are known before the first step."""
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self._tables: dict[Path, Table] = {}
+        self._owners: dict[Path, str] = {}
+
+    def prepare(self, action: Any) -> None:
+        path = self.context.path(action.path)
+        owner = self._owners.setdefault(path, action.owner)
+        if owner != action.owner:
+            raise ValueError(f"{owner} and {action.owner} both write {path}; give one of them another filename.")
+        if path not in self._tables:
+            columns = ["epoch", "step", *sorted(action.values)]
+            self._tables[path] = Table(path, columns, separator=action.separator, append=action.append)
+            self.context.files.append(path)
+
+    def write(self, record: Any) -> None:
+        action = record.action
+        place = {"epoch": str(record.epoch), "step": str(record.step)}
+        self._tables[self.context.path(action.path)].write(place | row_text(action.values, action.fresh))
+
+    def close(self) -> None:
+        for table in self._tables.values():
+            table.close()

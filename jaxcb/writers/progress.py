@@ -1,0 +1,107 @@
+"""What a run shows on the terminal: a live bar with rich, or a line an epoch."""
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from jaxcb._actions import Print, fill
+from jaxcb.writers._writer import Writer
+
+
+class ProgressWriter(Writer):
+    """Draws the bar, prints the lines of epochs and of `Print` actions."""
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self._bar: Any = None
+        self._task: Any = None
+        self._live = False
+        self._started = time.monotonic()
+        self._shown_epoch = 0
+        self._last: tuple[float, int] | None = None
+
+    def prepare(self, action: Any) -> None:
+        if isinstance(action, Print):
+            return
+        tty = sys.stdout.isatty()
+        self._live = action.verbose == 1 or (action.verbose == "auto" and tty)
+        self._started = time.monotonic()
+
+    def write(self, record: Any) -> None:
+        if isinstance(record.action, Print):
+            self._line(fill(record.action, step=record.step, epoch=record.epoch))
+        else:
+            self._epoch_line(record)
+
+    def _epoch_line(self, record: Any) -> None:
+        # records of many epochs may arrive together, so a line tells the time since the start
+        seconds = time.monotonic() - self._started
+        total = f"/{self.context.epochs}" if self.context.epochs else ""
+        values = {n: v for n, v in record.action.values.items() if np.all(record.action.fresh[n])}
+        parts = [f"epoch {record.epoch + 1}{total}", f"step {record.step}", f"{seconds:.1f} s"]
+        self._line(" · ".join([*parts, *_shown(values)]))
+
+    def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def tick(self, status: Any) -> None:
+        if not self._live:
+            return
+        epoch, cursor = int(status.epoch), int(status.cursor)
+        if self._bar is None:
+            self._bar, self._task = _make_bar()
+            self._bar.start()
+        elif epoch != self._shown_epoch:
+            self._bar.reset(self._task)
+        self._shown_epoch = epoch
+        total = f"/{self.context.epochs}" if self.context.epochs else ""
+        label = f"epoch {min(epoch + 1, self.context.epochs or epoch + 1)}{total}"
+        figures = "  ".join(_shown(status.window)) if cursor else ""
+        speed = self._speed(int(status.step))
+        total_steps = self.context.steps_per_epoch
+        self._bar.update(self._task, description=label, total=total_steps, completed=cursor, figures=figures, speed=speed)
+
+    def _speed(self, step: int) -> str:
+        now, last = time.monotonic(), self._last
+        self._last = (now, step)
+        if last is None or step <= last[1]:
+            return ""
+        return f"{(step - last[1]) / max(now - last[0], 1e-9):,.0f} steps/s"
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.remove_task(self._task)
+            self._bar.stop()
+            self._bar = None
+
+
+def _make_bar() -> tuple[Any, Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.fields[figures]}"),
+        transient=True,
+    )
+    return bar, bar.add_task("compiling", total=None, figures="", speed="")
+
+
+def _shown(values: Any) -> list[str]:
+    """Writes scalars for reading: `loss 0.512`."""
+    out = []
+    for name, value in values.items():
+        array = np.asarray(value)
+        if name == "base_learning_rate" or (name == "lr_scale" and float(np.mean(array)) == 1.0):
+            continue
+        if array.ndim == 0:
+            out.append(f"{name} {float(array):.4g}")
+    return out

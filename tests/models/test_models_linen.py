@@ -1,0 +1,175 @@
+"""Linen: the same as applying the module by hand, with nothing to thread."""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from jaxcb.models.linen import LinenModel, linen
+
+
+def stream_key(key, call, name="dropout"):
+    return jax.random.fold_in(jax.random.fold_in(key, call), zlib.crc32(name.encode()))
+
+
+def test_the_initial_values_are_those_of_init(nets, batch):
+    expected = nets.linen().init(jax.random.key(4), batch["x"], train=False)
+    params, model_state, rngs = linen(nets.linen(), batch["x"], seed=4).split()
+    jax.tree.map(np.testing.assert_array_equal, {"params": params, **model_state}, expected)
+    assert rngs is None
+    given = linen(nets.linen(), variables=expected).split()
+    jax.tree.map(np.testing.assert_array_equal, given[:2], (params, model_state))
+
+
+def test_two_steps_are_those_by_hand(nets, batch):
+    module, tx = nets.linen(), optax.adam(1e-2)
+    adapter = linen(module, batch["x"])
+    params, model_state, _ = adapter.split()
+    opt_state = tx.init(params)
+    by_hand, stats, hand_opt = params, model_state["batch_stats"], tx.init(params)
+
+    @jax.jit
+    def step(params, model_state, opt_state, key):
+        def loss(params):
+            model = adapter.merge(params, model_state, None, train=True, key=key)
+            return nets.cross_entropy(model(batch["x"]), batch["y"]), adapter.carried(model)[0]
+
+        (value, model_state), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state)
+        return optax.apply_updates(params, updates), model_state, opt_state, value
+
+    @jax.jit
+    def hand_step(params, stats, opt_state, key):
+        def loss(params):
+            logits, new = module.apply(
+                {"params": params, "batch_stats": stats},
+                batch["x"],
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": stream_key(key, 0)},
+            )
+            return nets.cross_entropy(logits, batch["y"]), new["batch_stats"]
+
+        (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state)
+        return optax.apply_updates(params, updates), stats, opt_state, value
+
+    values = []
+    for i in range(2):
+        key = jax.random.fold_in(jax.random.key(0), i)
+        params, model_state, opt_state, value = step(params, model_state, opt_state, key)
+        by_hand, stats, hand_opt, expected = hand_step(by_hand, stats, hand_opt, key)
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        values.append(value)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        (params, model_state["batch_stats"]),
+        (by_hand, stats),
+    )
+
+
+def test_dropout_differs_by_step_and_by_call(nets, batch):
+    adapter = linen(nets.linen(), batch["x"])
+    parts = adapter.split()
+
+    def outputs(key):
+        model = adapter.merge(*parts, train=True, key=key)
+        return model(batch["x"]), model(batch["x"])
+
+    first, second = outputs(jax.random.key(0))
+    assert not np.allclose(first, second)
+    assert not np.allclose(first, outputs(jax.random.key(1))[0])
+    np.testing.assert_array_equal(first, outputs(jax.random.key(0))[0])
+
+
+def test_statistics_move_in_training_only(nets, batch):
+    adapter = linen(nets.linen(), batch["x"])
+    parts = adapter.split()
+    for train in (True, False):
+        model = adapter.merge(*parts, train=train, key=jax.random.key(0))
+        model(batch["x"])
+        moved = adapter.carried(model)[0]["batch_stats"]["BatchNorm_0"]["mean"]
+        assert np.any(moved) == train
+
+
+def test_the_training_argument_may_be_passed(nets, batch):
+    adapter = linen(nets.linen(), batch["x"])
+    model = adapter.merge(*adapter.split(), train=True, key=jax.random.key(0))
+    np.testing.assert_array_equal(model(batch["x"], train=False), model(batch["x"], False))
+    evaluation = adapter.merge(*adapter.split(), train=False, key=jax.random.key(0))
+    np.testing.assert_array_equal(evaluation(batch["x"]), model(batch["x"], train=False))
+    for args, kwargs in (((True,), {}), ((), {"train": True})):
+        before = evaluation.state
+        assert not np.allclose(evaluation(batch["x"], *args, **kwargs), model(batch["x"], train=False))
+        assert evaluation.state is before
+
+
+@pytest.mark.parametrize(
+    ("name", "while_training"), [("train", True), ("training", True), ("is_training", True), ("deterministic", False)]
+)
+def test_names_of_the_training_argument(name, while_training):
+    scope: dict = {"nn": nn}
+    source = (
+        f"class Net(nn.Module):\n @nn.compact\n def __call__(self, x, {name}=None):\n  return nn.Dense(1)(x), {name}\n"
+    )
+    exec(source, scope)
+    adapter = linen(scope["Net"](), jnp.ones((1, 2)))
+    for train in (True, False):
+        assert adapter.merge(*adapter.split(), train=train)(jnp.ones((1, 2)))[1] is (while_training == train)
+
+
+class AutoEncoder(nn.Module):
+    def setup(self):
+        self.down, self.up = nn.Dense(1), nn.Dense(2)
+
+    def encode(self, x):
+        return self.down(x)
+
+    def __call__(self, x):
+        self.sow("losses", "penalty", jnp.sum(x))
+        self.sow("intermediates", "seen", x)
+        return self.up(self.encode(x) + jax.random.normal(self.make_rng("noise"), (1,)))
+
+
+def test_methods_streams_and_what_is_sown():
+    x = jnp.ones((1, 2))
+    adapter = linen(AutoEncoder(), x, rngs=("noise",))
+    assert adapter.split()[1] == {}  # what is sown is not carried
+    model = adapter.merge(*adapter.split(), train=True, key=jax.random.key(0))
+    assert model.apply(x, method="encode").shape == (1, 1)
+    np.testing.assert_array_equal(model.apply(x, method=AutoEncoder.encode), model.apply(x, method="encode"))
+    y, sown = model.apply(x, mutable=["losses"])
+    assert y.shape == (1, 2)
+    assert float(sown["losses"]["penalty"][0]) == 2.0
+    assert adapter.carried(model) == ({}, None)
+    assert not np.allclose(model(x), model(x))  # keys come in evaluation too
+    unnamed = linen(AutoEncoder(), x)
+    with pytest.raises(Exception, match="noise") as caught:
+        unnamed.merge(*unnamed.split(), train=True, key=jax.random.key(0))(x)
+    assert "rngs=('dropout', 'noise')" in caught.value.__notes__[0]
+
+
+def test_the_delivered_model_stands_alone(nets, batch):
+    adapter = linen(nets.linen(), batch["x"])
+    model = adapter.deliver(*adapter.split())
+    assert isinstance(model, LinenModel)
+    expected = nets.linen().apply(model.variables, batch["x"], train=False)
+    np.testing.assert_array_equal(model(batch["x"]), expected)
+    np.testing.assert_allclose(jax.jit(model)(batch["x"]), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_errors(nets, batch):
+    with pytest.raises(TypeError, match=r"the class LinenNet.*jc\.linen\(MyModule"):
+        linen(nets.linen, batch["x"])
+    with pytest.raises(TypeError, match="no sample input"):
+        linen(nets.linen())
+    with pytest.raises(TypeError, match="expected a tuple of names"):
+        linen(nets.linen(), batch["x"], rngs="dropout")
+    with pytest.raises(ValueError, match="no parameters to train"):
+        linen(nn.Dropout(0.5, deterministic=True), batch["x"])
+    with pytest.raises(TypeError, match="leaf count of dtype int32"):
+        linen(nn.Dense(1), variables={"params": {"count": jnp.zeros((), jnp.int32)}})
