@@ -17,8 +17,7 @@ from jaxcb._step import EvalStep, Step
 from jaxcb._train_state import TrainState
 from jaxcb.loop import Loop, Result
 from jaxcb.loop import _data
-from jaxcb.loop._loop import BATCH_SIZE
-from jaxcb.loop._validation import HostSet
+from jaxcb.loop._validation import BATCH_SIZE, HostSet
 from jaxcb.loop._window import Window
 from jaxcb.models import adapt
 

@@ -24,12 +24,13 @@ _FIRST = 16  # steps of the first one, before anything is measured
 
 
 class StopRecord(NamedTuple):
-    """A `Stop` that fired: who asked, why, and where."""
+    """A `Stop` that fired: who asked, why, where, and for which member of a population."""
 
     owner: str
     reason: str
     step: int
     epoch: int
+    member: int | None = None
 
 
 class Driver:
@@ -189,8 +190,7 @@ class Driver:
         for record in records:
             action = record.action
             if isinstance(action, Stop):
-                reason = fill(action, step=record.step, epoch=record.epoch)
-                self.stops.append(StopRecord(action.owner, reason, record.step, record.epoch))
+                self.stops.extend(_stops(record))
             elif isinstance(action, HostAction):
                 self._waiting.append(record)
             else:
@@ -231,3 +231,12 @@ class Driver:
         self.live, output = self.executor.validate(self.live, inputs, self.host_sets, {})
         status = self._read(output)
         self._settle(status)
+
+
+def _stops(record: Record) -> Iterable[StopRecord]:
+    """The stops of a record, one a member for which it fires."""
+    when = np.asarray(record.action.when)
+    for member in np.flatnonzero(when) if when.ndim else (None,):
+        own = record.action if member is None else jax.tree.map(lambda x, m=member: x[m], record.action)
+        reason = fill(own, step=record.step, epoch=record.epoch)
+        yield StopRecord(own.owner, reason, record.step, record.epoch, None if member is None else int(member))

@@ -51,6 +51,9 @@ class Feed:
         """Returns the next chunk to dispatch, None where there is no more."""
         raise NotImplementedError
 
+    def choose(self, *, stacked: bool) -> None:
+        """Fixes how batches travel, before the first one does: stacked for the looped executor, or one by one."""
+
     def confirm(self, status: Status) -> None:
         """Lets go of what the run has passed."""
 

@@ -5,32 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxcb._callback import Callback, Chain, chain
 from jaxcb._check import one_of, whole
 from jaxcb._errors import DataError
-from jaxcb._struct import strong_tree
 from jaxcb._train_state import TrainState
 from jaxcb.callbacks import History, ProgressBar
 from jaxcb.loop import _data
-from jaxcb.loop._carry import FOREVER, Inputs, initial, owned
-from jaxcb.loop._choose import choose
+from jaxcb.loop._assemble import assemble
+from jaxcb.loop._carry import FOREVER
 from jaxcb.loop._driver import Driver
-from jaxcb.loop._executor import Executor, Live
 from jaxcb.loop._feed import Feed, Resident
-from jaxcb.loop._looped import Looped
-from jaxcb.loop._place import Place
-from jaxcb.loop._program import Cadence, EvalSet, Program
+from jaxcb.loop._program import Cadence
 from jaxcb.loop._result import Result
 from jaxcb.loop._run import Run
-from jaxcb.loop._stepped import Stepped
 from jaxcb.loop._stream import Stream
-from jaxcb.loop._validation import HostSet
+from jaxcb.loop._validation import BATCH_SIZE, validation_sets
 from jaxcb.writers import Context
 from jaxcb.writers.history import HistoryWriter
-
-BATCH_SIZE = 32
 
 
 class Loop:
@@ -138,60 +130,31 @@ class Loop:
             steps_per_execution=fixed,
         )
         try:
-            resident, host = self._validation(validation_data, validation_batch_size or batch_size, validation_steps)
-            cadence = Cadence(validation_freq if isinstance(validation_freq, int) else tuple(validation_freq), eval_every)
-            program = Program(
-                step=self.train_step,
-                eval_step=self.eval_step,
-                chain=callbacks,
-                members=None,
-                evals=[EvalSet(prefix, rows, size) for prefix, (_, rows, size) in resident.items()],
-                host_prefixes=list(host),
-                cadence=cadence,
-                layout=feed.layout,
-            )
-            typed: Chain = strong_tree(callbacks)
-            state = train_state.with_slots(callbacks)
-            callback_states = callbacks.init()
-            examples = {prefix: _example(arrays, size) for prefix, (arrays, _, size) in resident.items()}
-            examples |= {prefix: own.example for prefix, own in host.items()}
-            window, latest = program.prepare(state, callback_states, typed, feed.example, examples, {})
-            kind, why = choose(executor, program.jaxpr(state, feed.example))
-            if isinstance(feed, Stream):
-                feed.choose(stacked=kind == "looped")
-                program.layout = feed.layout
-            runner: Executor = Looped(program) if kind == "looped" else Stepped(program)
-            inputs = Inputs(
-                chain=typed,
-                data=feed.data,
-                key=feed.key,
-                val={prefix: arrays for prefix, (arrays, _, _) in resident.items()},
-                host={},
-                numbers=None,
-            )
-            order = program.new_order(inputs, 0)
-            live = Live.of(owned(initial(state, callback_states, window, latest, order)))
+            sets = validation_sets(validation_data, validation_batch_size or batch_size, validation_steps)
+            if sets and self.eval_step is None:
+                raise ValueError("validation_data was given, but there is no eval_step: pass Loop(train_step, eval_step).")
             run = Run(directory)
             context = Context(directory, run, verbose, epochs)
-            place = _place(epochs, steps, feed, cadence)
-            context.steps_per_epoch = None if feed.epoch_len == FOREVER else feed.epoch_len
-            driver = Driver(
-                executor=runner,
-                live=live,
+            driver, why = assemble(
+                step=self.train_step,
+                eval_step=self.eval_step,
+                callbacks=callbacks,
+                train_state=train_state,
                 feed=feed,
-                host_sets=host,
-                inputs=inputs,
-                place=place,
+                sets=sets,
+                cadence=Cadence(validation_freq if isinstance(validation_freq, int) else tuple(validation_freq), eval_every),
+                end=(epochs, steps),
+                executor=executor,
+                steps_per_execution=fixed,
                 context=context,
                 run=run,
-                steps_per_execution=fixed,
             )
         except BaseException:
             feed.close()
             raise
-        context.say(f"jaxcb: {kind} executor ({why}); the first step compiles the run.")
+        context.say(f"jaxcb: {driver.executor.name} executor ({why}); the first step compiles the run.")
         driver.train()
-        return _result(driver, callbacks, directory, context)
+        return _result(driver, directory, context)
 
     def _all_callbacks(self, verbose: int | str) -> Chain:
         """The user's callbacks, then the history and the progress display, where they are not among them."""
@@ -202,23 +165,6 @@ class Loop:
         if ProgressBar not in kinds and verbose != 0:
             extra.append(ProgressBar(verbose))
         return chain(self.callbacks, *extra)
-
-    def _validation(self, validation_data: Any, batch_size: int | None, steps: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Splits the validation sets into those that stay on the device and those that the host feeds."""
-        sets = _data.named_sets(validation_data)
-        if sets and self.eval_step is None:
-            raise ValueError("validation_data was given, but there is no eval_step: pass Loop(train_step, eval_step).")
-        resident, host = {}, {}
-        for prefix, data in sets.items():
-            what = f"validation_data ({prefix.rstrip('_')})"
-            if _data.are_arrays(data):
-                size = batch_size or BATCH_SIZE
-                rows = _data.rows_of(data, what)
-                rows = rows if steps is None else min(rows, steps * size)
-                resident[prefix] = (jax.tree.map(lambda x, r=rows: jnp.asarray(x[:r]), data), rows, min(size, rows))
-            else:
-                host[prefix] = HostSet(data, steps, what)
-        return resident, host
 
 
 def make_feed(
@@ -260,24 +206,6 @@ def make_feed(
     )
 
 
-def _example(arrays: Any, size: int) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), arrays)
-
-
-def _place(epochs: int | None, steps: int | None, feed: Feed, cadence: Cadence) -> Place:
-    total = steps if steps is not None else FOREVER
-    if epochs is not None and feed.epoch_len != FOREVER:
-        total = min(total, epochs * feed.epoch_len)
-    return Place(
-        epoch_len=feed.epoch_len,
-        end_step=FOREVER if steps is None else steps,
-        end_epoch=FOREVER if epochs is None else epochs,
-        total_steps=-1 if total == FOREVER else total,
-        eval_every=cadence.steps,
-        full=feed.layout.full if feed.layout.remainder else FOREVER,
-    )
-
-
 def _check_lengths(
     epochs: Any, steps: Any, steps_per_epoch: Any, eval_every: Any, freq: Any, batch_size: Any, execution: Any, remainder: Any
 ) -> None:
@@ -306,7 +234,7 @@ def _prepare_directory(run_dir: str | Path | None, overwrite: bool) -> Path | No
     return directory
 
 
-def _result(driver: Driver, callbacks: Chain, directory: Path | None, context: Context) -> Result:
+def _result(driver: Driver, directory: Path | None, context: Context) -> Result:
     carry = driver.live.carry()
     state = carry.train
     model = state.params if state.adapter is None else state.adapter.deliver(state.params, state.model_state, state.rngs)

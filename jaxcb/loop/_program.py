@@ -68,6 +68,8 @@ class Program:
         host_prefixes: prefixes of the validation sets that the host feeds.
         cadence: when to validate.
         layout: how batches are found.
+        batch_axis: 0 where each member sees its own batches, None where all see the same.
+        chain_axes: which of the callbacks' numbers have a member axis, as `vmap`'s `in_axes`.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Program:
         self.prefixes = tuple(e.prefix for e in evals) + tuple(host_prefixes)
         self.cadence = cadence
         self.layout = layout
+        self.batch_axis = batch_axis
         self.hooks = chain.hooks()
         self._halves = isinstance(step, Step) and "on_before_update" in self.hooks
         over_members = (0, batch_axis)
@@ -361,11 +364,11 @@ class Program:
         """Returns the next batch and its rows."""
         layout, data = self.layout, inputs.data
         if layout.kind == "single":
-            return data, jax.tree.leaves(data)[0].shape[0]
+            return data, _rows(data)
         if layout.kind == "stacked":
             index = carry.cursor - inputs.n().base
             batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), data)
-            return batch, jax.tree.leaves(batch)[0].shape[0]
+            return batch, _rows(batch)
         rows = layout.remainder if remainder else layout.batch_size
         start = carry.cursor * layout.batch_size
         if carry.order is None:
@@ -447,7 +450,7 @@ class Program:
     def eval_batch(self, window: Window, train: TrainState, batch: Any) -> Window:
         """Adds one validation batch, weighted by its rows."""
         assert self._eval is not None
-        return window.add(self._eval(train, batch), jax.tree.leaves(batch)[0].shape[0])
+        return window.add(self._eval(train, batch), _rows(batch))
 
     def evaluate(self, inputs: Inputs, carry: Carry) -> dict[str, Array]:
         """Validates on the resident sets: full batches in a loop, and the smaller last one."""
@@ -543,3 +546,7 @@ def _hook(hook: str) -> Callable[..., Any]:
 
 def _same(*values: Any) -> tuple[Any, ...]:
     return values
+
+
+def _rows(batch: Any) -> int:
+    return jax.tree.leaves(batch)[0].shape[0]

@@ -31,7 +31,6 @@ class Stream(Feed):
         end_epoch: the thread pulls nothing for this epoch and later ones.
         end_step: nor beyond this many steps.
         steps_per_execution: batches of a chunk; None chooses by their size.
-        stacked: whether chunks are stacked for the looped executor.
         train_remainder: whether a smaller last batch is trained on.
     """
 
@@ -68,7 +67,6 @@ class Stream(Feed):
         self._ended = False
 
     def choose(self, *, stacked: bool) -> None:
-        """Fixes how batches travel, before the first one does."""
         self._stacked = stacked
         self.layout = Layout("stacked" if stacked else "single", 0, self._rows, False, self._train_remainder)
 

@@ -1,14 +1,29 @@
-"""Validation batches that the host feeds."""
+"""Validation sets: rows that stay on the device, and batches that the host feeds."""
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxcb._errors import DataError
-from jaxcb.loop._data import as_batch, check_iterable, is_one_shot
+from jaxcb.loop._data import are_arrays, as_batch, check_iterable, is_one_shot, named_sets, rows_of
+
+BATCH_SIZE = 32  # as in Keras
+
+
+class ResidentSet(NamedTuple):
+    """Rows that stay on the device."""
+
+    arrays: Any
+    rows: int
+    batch_size: int
+
+    @property
+    def example(self) -> Any:
+        """The shapes of a batch."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.batch_size, *x.shape[1:]), x.dtype), self.arrays)
 
 
 class HostSet:
@@ -37,3 +52,18 @@ class HostSet:
     def __iter__(self) -> Iterator[Any]:
         for number, batch in enumerate(itertools.islice(iter(self._data), self._steps)):
             yield jax.device_put(as_batch(batch, f"batch {number + 1} of {self._what}")[0])
+
+
+def validation_sets(data: Any, batch_size: int | None, steps: int | None) -> dict[str, ResidentSet | HostSet]:
+    """Returns the validation sets by the prefix of their metrics' names."""
+    sets: dict[str, ResidentSet | HostSet] = {}
+    for prefix, own in named_sets(data).items():
+        what = f"validation_data ({prefix.rstrip('_')})"
+        if are_arrays(own):
+            size, rows = batch_size or BATCH_SIZE, rows_of(own, what)
+            rows = rows if steps is None else min(rows, steps * size)
+            arrays = jax.tree.map(lambda x, rows=rows: jnp.asarray(x[:rows]), own)
+            sets[prefix] = ResidentSet(arrays, rows, min(size, rows))
+        else:
+            sets[prefix] = HostSet(own, steps, what)
+    return sets

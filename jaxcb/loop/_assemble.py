@@ -1,0 +1,126 @@
+"""From what a user asked for to a driver that is ready to go."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcb._callback import Chain
+from jaxcb._struct import strong_tree
+from jaxcb._train_state import TrainState
+from jaxcb.loop._carry import FOREVER, Inputs, initial, owned
+from jaxcb.loop._choose import choose
+from jaxcb.loop._driver import Driver
+from jaxcb.loop._executor import Live
+from jaxcb.loop._feed import Feed
+from jaxcb.loop._looped import Looped
+from jaxcb.loop._place import Place
+from jaxcb.loop._program import Cadence, EvalSet, Program
+from jaxcb.loop._run import Run
+from jaxcb.loop._stepped import Stepped
+from jaxcb.loop._validation import HostSet, ResidentSet
+from jaxcb.writers import Context
+
+
+def assemble(
+    *,
+    step: Callable[..., Any],
+    eval_step: Callable[..., Any] | None,
+    callbacks: Chain,
+    train_state: TrainState,
+    feed: Feed,
+    sets: Mapping[str, ResidentSet | HostSet],
+    cadence: Cadence,
+    end: tuple[int | None, int | None],
+    executor: str,
+    steps_per_execution: int | None,
+    context: Context,
+    run: Run,
+    members: int | None = None,
+    chain_axes: Any = None,
+) -> tuple[Driver, str]:
+    """Builds the program, checks it by its shapes, and makes the driver of a run.
+
+    Args:
+        step: the training step.
+        eval_step: the evaluation step, or None.
+        callbacks: all callbacks.
+        train_state: the state to start from; with members each array has a leading member axis.
+        feed: training batches.
+        sets: validation sets by prefix.
+        cadence: when to validate.
+        end: epochs and steps after which the run is over, None for no such end.
+        executor: "auto", "looped" or "stepped".
+        steps_per_execution: steps of a dispatch, None to measure.
+        context: for the writers.
+        run: for host functions.
+        members: the size of the member axis, None for a single run.
+        chain_axes: which of the callbacks' numbers have a member axis, as `vmap`'s `in_axes`.
+
+    Returns:
+        The driver, and why its executor was chosen.
+    """
+    resident = {prefix: own for prefix, own in sets.items() if isinstance(own, ResidentSet)}
+    host = {prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)}
+    program = Program(
+        step=step,
+        eval_step=eval_step,
+        chain=callbacks,
+        members=members,
+        evals=[EvalSet(prefix, own.rows, own.batch_size) for prefix, own in resident.items()],
+        host_prefixes=list(host),
+        cadence=cadence,
+        layout=feed.layout,
+        batch_axis=0 if feed.key is not None and jnp.ndim(feed.key) and feed.layout.shuffle else None,
+        chain_axes=chain_axes,
+    )
+    typed: Chain = strong_tree(callbacks)
+    state, states = train_state.with_slots(callbacks), callbacks.init()
+    if members is not None:
+        states = jax.tree.map(lambda x: jnp.broadcast_to(x, (members, *x.shape)), states)
+    example = feed.example
+    if program.batch_axis is not None:
+        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), example)
+    examples = {prefix: own.example for prefix, own in sets.items()}
+    window, latest = program.prepare(state, states, typed, example, examples, {})
+    kind, why = choose(executor, program.jaxpr(state, example))
+    feed.choose(stacked=kind == "looped")
+    program.layout = feed.layout
+    inputs = Inputs(
+        chain=typed,
+        data=feed.data,
+        key=feed.key,
+        val={prefix: own.arrays for prefix, own in resident.items()},
+        host={},
+        numbers=None,
+    )
+    carry = initial(state, states, window, latest, program.new_order(inputs, 0))
+    context.steps_per_epoch = None if feed.epoch_len == FOREVER else feed.epoch_len
+    driver = Driver(
+        executor=Looped(program) if kind == "looped" else Stepped(program),
+        live=Live.of(owned(carry)),
+        feed=feed,
+        host_sets=host,
+        inputs=inputs,
+        place=_place(end, feed, cadence),
+        context=context,
+        run=run,
+        steps_per_execution=steps_per_execution,
+    )
+    return driver, why
+
+
+def _place(end: tuple[int | None, int | None], feed: Feed, cadence: Cadence) -> Place:
+    epochs, steps = end
+    total = FOREVER if steps is None else steps
+    if epochs is not None and feed.epoch_len != FOREVER:
+        total = min(total, epochs * feed.epoch_len)
+    return Place(
+        epoch_len=feed.epoch_len,
+        end_step=FOREVER if steps is None else steps,
+        end_epoch=FOREVER if epochs is None else epochs,
+        total_steps=-1 if total == FOREVER else total,
+        eval_every=cadence.steps,
+        full=feed.layout.full if feed.layout.remainder else FOREVER,
+    )
