@@ -68,12 +68,12 @@ class ScaleLearningRate(ControlAction):
 
     Attributes:
         factor: the multiplier, float32 ().
-        floor: the effective rate is not scaled below it, float32 (). Above 0 it needs the exact form
-            of the rate (`adjustable_lr`).
+        floor: the effective rate is not scaled below it, float32 (); None for no floor. One needs the
+            exact form of the rate (`adjustable_lr`).
     """
 
     factor: Any
-    floor: Any = 0.0
+    floor: Any = None
 
 
 class SetLearningRate(ControlAction):
@@ -86,7 +86,7 @@ class SetControl(ControlAction):
     """Sets the control `name` of the run to `value`, float32 ()."""
 
     name: str = static()
-    value: Any = None
+    value: Any
 
 
 class WeightAction(ControlAction):

@@ -174,12 +174,12 @@ for _hook in HOOKS:
     setattr(FunctionCallback, _hook, _function_hook(_hook))
 
 
-def make_callback(*, init: Callable[[], Any] | None = None, name: str = "callback", **hooks: Hook) -> Callback:
+def make_callback(*, init: Callable[[], Any] | None = None, name: str | None = None, **hooks: Hook) -> Callback:
     """Makes a callback of pure functions.
 
     Args:
         init: a function of nothing that returns the state, a pytree of arrays; no state where None.
-        name: the name under which its state is kept.
+        name: the name under which its state is kept, "FunctionCallback" (numbered) where it is None.
         **hooks: functions `(state, metrics) -> (state, actions)` by the name of their hook.
 
     Returns:
@@ -353,9 +353,15 @@ def _complete(action: Action, owner: str, where: str, metrics: Metrics) -> Actio
                 values[name] = metrics[name]
         changes["values"] = values
     try:
-        return strong_tree(action.replace(**changes))
+        typed = strong_tree(action.replace(**changes))
     except TypeError as error:
         raise CallbackError(f"{where}: {type(action).__name__} holds what is not an array: {error}") from None
+    if (typed.when.shape, typed.when.dtype) != ((), jnp.bool_):
+        raise CallbackError(
+            f"{where}: when= of its {type(action).__name__} is {typed.when.dtype}{list(typed.when.shape)}, expected one "
+            "boolean, such as `metrics['loss'] > 1`; reduce several with jnp.any or jnp.all."
+        )
+    return typed
 
 
 def conform(new: Any, old: Any, where: str) -> Any:

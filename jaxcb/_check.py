@@ -11,29 +11,32 @@ def _concrete(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
-def whole(owner: str, name: str, value: Any, *, least: int = 0) -> None:
-    """Requires a whole number of at least `least`."""
+def whole(owner: str, name: str, value: Any, *, least: int = 0) -> Any:
+    """Requires a whole number of at least `least`, and returns it as an int."""
     if hasattr(value, "shape") and not isinstance(value, np.number):
-        return
-    if not _concrete(value) or value != value or int(value) != value or value < least:
+        return value
+    if not _concrete(value) or not math.isfinite(value) or int(value) != value or value < least:
         raise ValueError(f"{owner}: {name} must be a whole number of at least {least}, got {value!r}.")
+    return int(value)
 
 
-def number(owner: str, name: str, value: Any, *, least: float = -math.inf) -> None:
-    """Requires a finite number of at least `least`."""
+def number(owner: str, name: str, value: Any, *, least: float = -math.inf) -> Any:
+    """Requires a finite number of at least `least`, and returns it as a float."""
     if hasattr(value, "shape") and not isinstance(value, np.number):
-        return
+        return value
     if not _concrete(value) or not math.isfinite(value) or value < least:
         bound = f" of at least {least}" if least > -math.inf else ""
         raise ValueError(f"{owner}: {name} must be a finite number{bound}, got {value!r}.")
+    return float(value)
 
 
-def between(owner: str, name: str, value: Any, low: float, high: float) -> None:
-    """Requires a number strictly between `low` and `high`."""
+def between(owner: str, name: str, value: Any, low: float, high: float) -> Any:
+    """Requires a number strictly between `low` and `high`, and returns it as a float."""
     if hasattr(value, "shape") and not isinstance(value, np.number):
-        return
+        return value
     if not _concrete(value) or not low < value < high:
         raise ValueError(f"{owner}: {name} must lie strictly between {low} and {high}, got {value!r}.")
+    return float(value)
 
 
 def one_of(owner: str, name: str, value: Any, known: tuple[Any, ...]) -> None:

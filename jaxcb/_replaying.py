@@ -25,8 +25,9 @@ class Rows(NamedTuple):
 
     values: Any  # float32 (names,), as `on_epoch_end` sees them
     reported: Any  # int32 (names,)
-    eval_values: Any  # float32 (names,), as `on_eval_end` sees them: no training values of this epoch yet
-    eval_reported: Any  # int32 (names,)
+    past_values: Any  # float32 (names,), as they were at the record before
+    past_reported: Any  # int32 (names,)
+    late: Any  # bool (names,), whether a value comes with the epoch's end, after the validation
     before: Any  # int32 (), updates done before it
     step: Any  # int32 ()
     epoch: Any  # int32 ()
@@ -42,15 +43,14 @@ def to_rows(records: Records, learning_rate: float | optax.Schedule | None) -> R
     """Lays records out for the scan, with the base rates of a number, a schedule or the recording (None)."""
     closes, fresh = records.closes, records.fresh
     validation = np.asarray([name.startswith("val_") for name in records.names], bool)
-    # at an epoch's end the validation comes before the epoch's own values
-    late = closes[:, None] & ~validation
     before = _shifted(records.step, 0)
     first, last, following = _bases(records, before, learning_rate)
     return Rows(
         values=records.values,
         reported=records.reported,
-        eval_values=np.where(late, _shifted(records.values, np.nan), records.values),
-        eval_reported=np.where(late, _shifted(records.reported, -1), records.reported),
+        past_values=_shifted(records.values, np.nan),
+        past_reported=_shifted(records.reported, -1),
+        late=closes[:, None] & ~validation,
         before=before,
         step=records.step,
         epoch=records.epoch,
@@ -159,10 +159,14 @@ def run(callbacks: Chain, rows: Rows, names: tuple[str, ...]) -> Replayed:
         applied = carry.rate.replace(count=row.last_base).effective()
         applied = jnp.where(alive, applied, carry.rate.applied)
         carry = carry.with_rate(carry.rate.replace(count=row.next_base, applied=applied))
-        for hook in ("on_eval_begin", "on_eval_end"):
-            seen = ends(carry, row, row.eval_values, row.eval_reported, row.closes)
-            carry, more = moment(hook, carry, seen, row.evaluates & alive)
-            fired += more
+        validates = row.evaluates & alive
+        seen = ends(carry, row, row.past_values, row.past_reported, row.closes)
+        carry, more = moment("on_eval_begin", carry, seen, validates)
+        fired += more
+        values = jnp.where(row.late, row.past_values, row.values)
+        reported = jnp.where(row.late, row.past_reported, row.reported)
+        carry, more = moment("on_eval_end", carry, ends(carry, row, values, reported, row.closes), validates)
+        fired += more
         seen = ends(carry, row, row.values, row.reported, True)
         carry, more = moment("on_epoch_end", carry, seen, row.closes & alive)
         carry = carry._replace(ran=carry.ran + alive)

@@ -111,7 +111,7 @@ def _register(cls: type) -> None:
 def strong(x: Any) -> Array:
     """Returns `x` as a strongly typed array: Python numbers become int32, float32 or bool."""
     x = jnp.asarray(x, dtype=_PYTHON_DTYPES.get(type(x)))
-    return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
+    return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x  # a PRNG key has none
 
 
 def strong_tree(tree: Any) -> Any:

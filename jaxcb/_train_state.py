@@ -108,7 +108,7 @@ class TrainState(Struct):
         """
         params = jax.tree.map(strong, params)
         if opt_state is None and tx is not None:
-            opt_state = tx.init(params)
+            opt_state = jax.jit(tx.init)(params)
         key = jax.random.key(seed) if isinstance(seed, int) else jnp.asarray(seed)
         state = cls(
             step=jnp.zeros((), jnp.int32),
@@ -229,8 +229,9 @@ def check_actions(actions: Any, state: TrainState) -> None:
     for action in as_actions(actions):
         if isinstance(action, ScaleLearningRate | SetLearningRate) and not rates:
             raise ValueError(f"{action.owner or type(action).__name__}: {_NO_RATE}")
-        if isinstance(action, SetLearningRate) and any(r.schedule is None for r in rates):
-            raise ValueError(_NOT_EXACT.format(owner=action.owner or "SetLearningRate"))
+        exact = isinstance(action, SetLearningRate) or getattr(action, "floor", None) is not None
+        if exact and any(r.schedule is None for r in rates):
+            raise ValueError(_NOT_EXACT.format(owner=action.owner or type(action).__name__))
         if isinstance(action, SetControl) and action.name not in state.controls:
             names = ", ".join(sorted(state.controls)) or "none"
             raise ValueError(
@@ -294,8 +295,9 @@ def _apply_rate(actions: list[Any], rate: LearningRate) -> LearningRate:
         if isinstance(action, SetLearningRate):
             override = jnp.where(action.when, jnp.asarray(action.value, jnp.float32), override)
         else:
-            factor = jnp.where(action.when, factor * action.factor, factor)
-            floor = jnp.where(action.when, jnp.maximum(floor, action.floor), floor)
+            factor = jnp.where(action.when, factor * jnp.asarray(action.factor, jnp.float32), factor)
+            if action.floor is not None:
+                floor = jnp.where(action.when, jnp.maximum(floor, jnp.asarray(action.floor, jnp.float32)), floor)
     return rate.replace(override=override).scaled(factor, floor)
 
 

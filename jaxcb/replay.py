@@ -46,11 +46,11 @@ class FiredByEpoch(Sequence[tuple[Action, ...]]):
     """The actions that fired, epoch by epoch, kept as the arrays that the scan made."""
 
     def __init__(self, stacked: tuple[Action, ...], starts: np.ndarray, ends: np.ndarray) -> None:
-        self._stacked = stacked
+        self._parts = [(np.asarray(a.when), *jax.tree.flatten(a)) for a in stacked]
         self._starts, self._ends = starts, ends
         fires = np.zeros(int(ends[-1]), bool)
-        for action in stacked:
-            fires |= action.when
+        for when, _, _ in self._parts:
+            fires |= when
         self._any = np.logical_or.reduceat(fires, starts).tolist()
 
     def __len__(self) -> int:
@@ -65,8 +65,12 @@ class FiredByEpoch(Sequence[tuple[Action, ...]]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not self._any[index]:
             return ()
-        window = slice(int(self._starts[index]), int(self._ends[index]))
-        return fired(jax.tree.map(lambda x: x[window], self._stacked))
+        return tuple(
+            jax.tree.unflatten(form, [leaf[record] for leaf in leaves])
+            for record in range(int(self._starts[index]), int(self._ends[index]))
+            for when, leaves, form in self._parts
+            if when[record]
+        )
 
     def __iter__(self) -> Iterator[tuple[Action, ...]]:
         return (self[i] if some else () for i, some in enumerate(self._any))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxcb._actions import Print, Restore, Snapshot, Stop
 from jaxcb._callback import Callback, Metrics
 from jaxcb._check import number, whole
-from jaxcb._struct import Struct, static
+from jaxcb._struct import Struct, static, strong_tree
 from jaxcb.callbacks._monitor import NO_BEST, Monitor, improved, read, resolve_mode
 
 
@@ -59,15 +59,15 @@ class EarlyStopping(Callback):
     start_from_epoch: Any = 0
 
     def __post_init__(self) -> None:
-        number("EarlyStopping", "min_delta", self.min_delta)
-        whole("EarlyStopping", "patience", self.patience)
-        whole("EarlyStopping", "start_from_epoch", self.start_from_epoch)
+        self._set("min_delta", number("EarlyStopping", "min_delta", self.min_delta))
+        self._set("patience", whole("EarlyStopping", "patience", self.patience))
+        self._set("start_from_epoch", whole("EarlyStopping", "start_from_epoch", self.start_from_epoch))
         if self.baseline is not None:
-            number("EarlyStopping", "baseline", self.baseline)
+            self._set("baseline", number("EarlyStopping", "baseline", self.baseline))
         self._set("mode", resolve_mode("EarlyStopping", self.monitor, self.mode))
 
     def init(self) -> EarlyStoppingState:
-        return EarlyStoppingState(best=NO_BEST, best_epoch=-1, wait=0, seen=-1)
+        return strong_tree(EarlyStoppingState(best=NO_BEST, best_epoch=-1, wait=0, seen=-1))
 
     def slots(self) -> dict[str, str]:
         return {"best": "model"} if self.restore_best_weights else {}
@@ -80,7 +80,8 @@ class EarlyStopping(Callback):
 
     def _report(self, state: EarlyStoppingState, metrics: Metrics) -> Any:
         value, reported = read("EarlyStopping", self.monitor, metrics)
-        new = (reported > state.seen) & (metrics.epoch >= self.start_from_epoch)
+        anew = reported > state.seen
+        new = anew & (metrics.epoch >= self.start_from_epoch)
         delta = jnp.abs(self.min_delta)
         better = new & improved(value, state.best, delta, self.mode)
         progress = better if self.baseline is None else better & improved(value, self.baseline, delta, self.mode)
@@ -90,7 +91,7 @@ class EarlyStopping(Callback):
             best=jnp.where(better, value, state.best),
             best_epoch=jnp.where(better, metrics.epoch, state.best_epoch),
             wait=wait,
-            seen=jnp.where(new, reported, state.seen),
+            seen=jnp.where(anew, reported, state.seen),
         )
         name = self.monitor if isinstance(self.monitor, str) else "the monitor"
         reason = f"{name} has not improved for {{wait}} reports; best {{best:.5g}} at epoch {{best_epoch}}"

@@ -1,7 +1,7 @@
 """What the callbacks that watch a metric share: which way is better, and when it was reported anew."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -51,6 +51,15 @@ class _Reads:
 
     def __contains__(self, name: object) -> bool:
         return name in self._metrics
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._metrics)
+
+    @property
+    def values(self) -> Mapping[str, Array]:
+        """All of them, and so all are read."""
+        self.names.update(self._metrics)
+        return self._metrics.values
 
 
 def read(owner: str, monitor: Monitor, metrics: Metrics) -> tuple[Array, Array]:

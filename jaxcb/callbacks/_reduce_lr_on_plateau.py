@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxcb._actions import Print, ScaleLearningRate
 from jaxcb._callback import Callback, Metrics
 from jaxcb._check import between, number, whole
-from jaxcb._struct import Struct, static
+from jaxcb._struct import Struct, static, strong_tree
 from jaxcb.callbacks._monitor import NO_BEST, Monitor, improved, read, resolve_mode
 
 
@@ -63,16 +63,16 @@ class ReduceLROnPlateau(Callback):
     reads_rate: bool = static(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        between("ReduceLROnPlateau", "factor", self.factor, 0.0, 1.0)
-        whole("ReduceLROnPlateau", "patience", self.patience)
-        number("ReduceLROnPlateau", "min_delta", self.min_delta)
-        whole("ReduceLROnPlateau", "cooldown", self.cooldown)
-        number("ReduceLROnPlateau", "min_lr", self.min_lr, least=0.0)
+        self._set("factor", between("ReduceLROnPlateau", "factor", self.factor, 0.0, 1.0))
+        self._set("patience", whole("ReduceLROnPlateau", "patience", self.patience))
+        self._set("min_delta", number("ReduceLROnPlateau", "min_delta", self.min_delta))
+        self._set("cooldown", whole("ReduceLROnPlateau", "cooldown", self.cooldown))
+        self._set("min_lr", number("ReduceLROnPlateau", "min_lr", self.min_lr, least=0.0))
         self._set("mode", resolve_mode("ReduceLROnPlateau", self.monitor, self.mode))
-        self._set("reads_rate", not isinstance(self.min_lr, int | float) or self.min_lr > 0)
+        self._set("reads_rate", not isinstance(self.min_lr, float) or self.min_lr > 0)
 
     def init(self) -> ReduceLROnPlateauState:
-        return ReduceLROnPlateauState(best=NO_BEST, wait=0, cooldown=0, seen=-1)
+        return strong_tree(ReduceLROnPlateauState(best=NO_BEST, wait=0, cooldown=0, seen=-1))
 
     def on_eval_end(self, state: ReduceLROnPlateauState, metrics: Metrics) -> Any:
         return self._report(state, metrics)
@@ -95,7 +95,7 @@ class ReduceLROnPlateau(Callback):
             cooldown=jnp.where(new, jnp.where(cut, self.cooldown, jnp.maximum(state.cooldown - 1, 0)), state.cooldown),
             seen=jnp.where(new, reported, state.seen),
         )
-        actions: list[Any] = [ScaleLearningRate(self.factor, self.min_lr, when=cut)]
+        actions: list[Any] = [ScaleLearningRate(self.factor, self.min_lr if self.reads_rate else None, when=cut)]
         if self.verbose:
             text = "Epoch {epoch}: ReduceLROnPlateau multiplies the learning rate by {factor:g}"
             actions.append(Print(text, values={"factor": self.factor}, when=cut))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxcb._callback import Chain
 from jaxcb._struct import strong_tree
 from jaxcb._train_state import TrainState
-from jaxcb.loop._carry import FOREVER, Inputs, initial, owned
+from jaxcb.loop._carry import FOREVER, Carry, Inputs, initial, owned
 from jaxcb.loop._choose import choose
 from jaxcb.loop._driver import Driver
 from jaxcb.loop._executor import Live
@@ -76,9 +76,7 @@ def assemble(
         chain_axes=chain_axes,
     )
     typed: Chain = strong_tree(callbacks)
-    state, states = train_state.with_slots(callbacks), callbacks.init()
-    if members is not None:
-        states = jax.tree.map(lambda x: jnp.broadcast_to(x, (members, *x.shape)), states)
+    state, states = jax.eval_shape(lambda state: _with_callbacks(state, callbacks, members), train_state)
     example = feed.example
     if program.batch_axis is not None:
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), example)
@@ -95,11 +93,16 @@ def assemble(
         host={},
         numbers=None,
     )
-    carry = initial(state, states, window, latest, program.new_order(inputs, 0))
+
+    def start(state: TrainState) -> Carry:
+        order = jax.eval_shape(program.new_order, inputs, 0)
+        order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)  # drawn when the epoch begins
+        return owned(initial(*_with_callbacks(state, callbacks, members), window, latest, order))
+
     context.steps_per_epoch = None if feed.epoch_len == FOREVER else feed.epoch_len
     driver = Driver(
         executor=Looped(program) if kind == "looped" else Stepped(program),
-        live=Live.of(owned(carry)),
+        live=Live.of(jax.jit(start)(train_state)),
         feed=feed,
         host_sets=host,
         inputs=inputs,
@@ -109,6 +112,14 @@ def assemble(
         steps_per_execution=steps_per_execution,
     )
     return driver, why
+
+
+def _with_callbacks(state: TrainState, callbacks: Chain, members: int | None) -> tuple[TrainState, Any]:
+    """The train state with room for the named weights, and the callbacks' states."""
+    states = callbacks.init()
+    if members is not None:
+        states = jax.tree.map(lambda x: jnp.broadcast_to(x, (members, *x.shape)), states)
+    return state.with_slots(callbacks), states
 
 
 def _place(end: tuple[int | None, int | None], feed: Feed, cadence: Cadence) -> Place:

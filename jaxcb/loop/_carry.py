@@ -110,5 +110,5 @@ def initial(train: TrainState, callbacks: Any, window: Window, latest: Latest, o
 
 
 def owned(tree: Any) -> Any:
-    """Copies, so that donation takes nothing from the caller."""
+    """Copies, so that donation takes nothing from the caller and no buffer stands twice."""
     return jax.tree.map(jnp.copy, tree)

@@ -25,6 +25,9 @@ from jaxcb.writers import Context
 from jaxcb.writers.history import HistoryWriter
 
 
+_DATA = 0x64617461  # sets the key of the data's order apart from the one that steps draw from
+
+
 class Loop:
     """A compiled training loop around your own step, with callbacks.
 
@@ -185,7 +188,7 @@ def make_feed(
             train_data,
             batch_size=batch_size or BATCH_SIZE,
             shuffle=shuffle,
-            key=jax.random.fold_in(jax.random.key(seed), 0x6A63),
+            key=jax.random.key(seed ^ _DATA),
             steps_per_epoch=steps_per_epoch,
             train_remainder=train_remainder,
         )

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from jaxcb.models._adapter import Adapter
+from jaxcb.models.linen import Linen, LinenModel
 from jaxcb.models.pytree import Pytree, is_equinox, with_state
 
 _ACCEPTED = (
@@ -20,8 +21,8 @@ def adapt(model: Any, *, copy: bool = False) -> Adapter:
     No library is imported that the model does not come from.
 
     Args:
-        model: an NNX or Equinox module, a pytree of floating arrays, or what `jc.linen` and
-            `jc.with_state` return.
+        model: an NNX or Equinox module, a pytree of floating arrays, what `jc.linen` and
+            `jc.with_state` return, or the model that an earlier run returned.
         copy: whether an NNX module is left as it is, and the trained one is a new one.
 
     Returns:
@@ -41,6 +42,8 @@ def adapt(model: Any, *, copy: bool = False) -> Adapter:
         raise TypeError(f"the model is the class {model.__name__}, expected an instance of it: {model.__name__}(...).")
     if isinstance(model, Adapter):
         return model
+    if isinstance(model, LinenModel):  # what an earlier run delivered
+        return Linen(model.module, model.variables, rngs=model.streams)
     nnx, linen = sys.modules.get("flax.nnx"), sys.modules.get("flax.linen")
     if nnx is not None and isinstance(model, nnx.Module):
         from jaxcb.models.nnx import NNX

@@ -68,13 +68,13 @@ def linen(
             )
         key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
         added, _ = _train_arguments(module, None, inputs, kwargs, train=False)
-        variables = _plain(module.init(key, *inputs, **kwargs, **added))
-    else:
-        variables = _plain(variables)
-    model = Linen(module, variables, rngs=rngs)
+        variables = module.init(key, *inputs, **kwargs, **added)
+    tree: dict[str, Any] = _plain(variables)
+    model = Linen(module, tree, rngs=rngs)
     if not inputs and not kwargs:
         return model
-    return Linen(module, _without(variables, _growing(model, inputs, kwargs)), rngs=rngs)
+    growing = _growing(model, inputs, kwargs)
+    return Linen(module, {k: v for k, v in tree.items() if k not in growing}, rngs=rngs)
 
 
 class Linen:
@@ -137,6 +137,7 @@ class LinenModel:
         module: the Linen module.
         params: its parameters.
         state: its other collections; training calls move them on.
+        streams: the names of its random streams.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class LinenModel:
         self.module = module
         self.params = params
         self.state = dict(state)
-        self._streams = streams
+        self.streams = streams
         self._train = train
         self._key = key
         self._calls = 0
@@ -197,7 +198,7 @@ class LinenModel:
         except Exception as error:
             if type(error).__name__ == "InvalidRngError":
                 error.add_note(
-                    f"jaxcb: this model has keys for the streams {self._streams} (none where it is used outside of a "
+                    f"jaxcb: this model has keys for the streams {self.streams} (none where it is used outside of a "
                     "run). Name those that the module draws from: jc.linen(module, x, rngs=('dropout', 'noise'))."
                 )
             raise
@@ -214,7 +215,7 @@ class LinenModel:
         key = jax.random.fold_in(self._key, self._calls)
         self._calls += 1
         # The name decides, not its place, so that a further stream changes no other.
-        return {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in self._streams}
+        return {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in self.streams}
 
 
 def _train_arguments(
@@ -231,7 +232,10 @@ def _train_arguments(
         given = signature.bind_partial(*lead, *args, **kwargs).arguments
     except (TypeError, ValueError):  # the call itself says better what is wrong with it
         return {}, dict(kwargs)
-    names = [n for n in _TRAIN_ARGUMENTS if n in signature.parameters and n not in given]
+    # Linen's merge_param refuses an argument that is an attribute already.
+    names = [
+        n for n in _TRAIN_ARGUMENTS if n in signature.parameters and n not in given and getattr(module, n, None) is None
+    ]
     return {n: _TRAIN_ARGUMENTS[n] == train for n in names}, given
 
 
@@ -252,10 +256,6 @@ def _growing(adapter: Linen, inputs: Any, kwargs: Any) -> set[str]:
     except Exception:  # a module that cannot train on its sample input says so when it trains
         return set()
     return {n for n in model_state if jax.tree.structure(new[n]) != jax.tree.structure(model_state[n])}
-
-
-def _without(tree: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
-    return {k: v for k, v in tree.items() if k not in names}
 
 
 def _plain(tree: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +13,6 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-import jaxcb as jc
 from jaxcb.models import adapt
 from jaxcb.models.linen import linen
 from jaxcb.models.pytree import with_state
@@ -78,6 +78,11 @@ class Case:
     loss: Callable[..., Any]
     batch: Any
 
+    @cached_property
+    def compiled(self) -> Any:
+        """`step`, compiled once for all tests."""
+        return jax.jit(self.step)
+
     def after(self, parts: Any, key: Any, *, train: bool = True) -> Any:
         """Loss and gradients, and the parts that the forward pass left."""
         params, model_state, rngs = parts
@@ -134,7 +139,7 @@ def make_batch():
 
 
 CASES = {
-    "nnx": lambda b: Case(adapt(NNXNet(nnx.Rngs(0))), call_loss, b),
+    "nnx": lambda b: Case(adapt(NNXNet(nnx.Rngs(0)), copy=True), call_loss, b),
     "linen": lambda b: Case(linen(LinenNet(), b["x"]), call_loss, b),
     "equinox": lambda b: Case(adapt(EquinoxNet(jax.random.key(0))), equinox_loss, b),
     "equinox_state": lambda b: Case(
@@ -145,7 +150,7 @@ CASES = {
 }
 
 
-@pytest.fixture(params=list(CASES))
+@pytest.fixture(params=list(CASES), scope="session")
 def case(request) -> Case:
     return CASES[request.param](make_batch())
 
@@ -165,8 +170,3 @@ def nets() -> Any:
         params = staticmethod(make_params)
 
     return Names
-
-
-@pytest.fixture
-def jaxcb() -> Any:
-    return jc

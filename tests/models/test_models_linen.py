@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import linen as nn
 
+from jaxcb.models import adapt
 from jaxcb.models.linen import LinenModel, linen
 
 
@@ -150,7 +151,7 @@ def test_methods_streams_and_what_is_sown():
     unnamed = linen(AutoEncoder(), x)
     with pytest.raises(Exception, match="noise") as caught:
         unnamed.merge(*unnamed.split(), train=True, key=jax.random.key(0))(x)
-    assert "rngs=('dropout', 'noise')" in caught.value.__notes__[0]
+    assert "rngs=('dropout', 'noise')" in "".join(caught.value.__notes__)
 
 
 def test_the_delivered_model_stands_alone(nets, batch):
@@ -160,6 +161,19 @@ def test_the_delivered_model_stands_alone(nets, batch):
     expected = nets.linen().apply(model.variables, batch["x"], train=False)
     np.testing.assert_array_equal(model(batch["x"]), expected)
     np.testing.assert_allclose(jax.jit(model)(batch["x"]), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_delivered_model_can_be_trained_on(nets, batch):
+    adapter = linen(nets.linen(), batch["x"], rngs=("dropout", "noise"))
+    again = adapt(adapter.deliver(*adapter.split()))
+    assert again.streams == ("dropout", "noise")
+    jax.tree.map(np.testing.assert_array_equal, again.split(), adapter.split())
+
+
+def test_an_argument_that_is_an_attribute_is_left_alone():
+    adapter = linen(nn.Sequential([nn.Dense(2), nn.Dropout(0.5, deterministic=True)]), jnp.ones((1, 2)))
+    model = adapter.merge(*adapter.split(), train=True, key=jax.random.key(0))
+    np.testing.assert_array_equal(model(jnp.ones((1, 2))), model(jnp.ones((1, 2))))
 
 
 def test_errors(nets, batch):

@@ -1,0 +1,33 @@
+"""Settings of all tests: strict JAX, a compilation cache, and the Hypothesis profiles."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import jax
+import pytest
+
+HERE = Path(__file__).parent
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(HERE / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+
+_COMMON = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("quick", max_examples=25, derandomize=True, database=None, **_COMMON)
+hypothesis.settings.register_profile("deep", max_examples=400, **_COMMON)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`-m deep`, or JAXCB_DEEP=1, looks at many more examples, other ones each time."""
+    deep = config.getoption("markexpr") == "deep" or os.environ.get("JAXCB_DEEP") == "1"
+    hypothesis.settings.load_profile("deep" if deep else "quick")
+
+
+@pytest.fixture
+def strict_dtypes() -> Iterator[None]:
+    """No implicit promotion of dtypes: for what is all our own arithmetic."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield

@@ -1,0 +1,110 @@
+"""Small runs that the tests of the loop share."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxcb as jc
+from jaxcb.loop import Run
+from jaxcb.loop._assemble import assemble
+from jaxcb.loop._driver import Driver
+from jaxcb.loop._feed import Resident
+from jaxcb.loop._program import Cadence
+from jaxcb.loop._validation import validation_sets
+from jaxcb.writers import Context
+
+ROWS, FEATURES = 70, 3
+
+
+def make_data(rows: int = ROWS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, FEATURES)).astype(np.float32)
+    y = x @ np.array([[1.0], [-2.0], [0.5]], np.float32) + 0.1 * rng.normal(size=(rows, 1)).astype(np.float32)
+    return x, y
+
+
+def loss_fn(params: Any, batch: Any) -> Any:
+    x, y = batch
+    error = x @ params["w"] + params["b"] - y
+    return jnp.mean(error**2), {"mae": jnp.mean(jnp.abs(error))}
+
+
+def make_params(seed: int = 0) -> dict[str, jax.Array]:
+    return {"w": 0.1 * jax.random.normal(jax.random.key(seed), (FEATURES, 1)), "b": jnp.zeros(1)}
+
+
+TX = jc.adjustable_lr(optax.adam, learning_rate=0.05)
+
+
+def make_state(seed: int = 0) -> jc.TrainState:
+    return jc.TrainState.create(params=make_params(seed), tx=TX, seed=seed)
+
+
+def control() -> list[jc.Callback]:
+    """Callbacks that stop, cut the rate, keep the best weights and watch each step."""
+    return [
+        jc.EarlyStopping(patience=2, min_delta=0.02, restore_best_weights=True),
+        jc.ReduceLROnPlateau(patience=1, factor=0.5, min_delta=0.05),
+        jc.TerminateOnNaN(),
+    ]
+
+
+def fit(executor: str = "looped", **changes: Any) -> jc.Result:
+    given: dict[str, Any] = {
+        "optimizer": optax.adam,
+        "learning_rate": 0.05,
+        "epochs": 12,
+        "batch_size": 16,
+        "validation_data": make_data(20, seed=1),
+        "callbacks": control(),
+        "verbose": 0,
+    }
+    given |= changes
+    data = given.pop("data", make_data())
+    model = given.pop("model", None) or make_params()
+    return jc.fit(model, given.pop("loss_fn", loss_fn), data, executor=executor, **given)
+
+
+def make_driver(
+    callbacks: Any,
+    state: jc.TrainState,
+    *,
+    executor: str = "looped",
+    members: int | None = None,
+    chain_axes: Any = None,
+    keys: Any = None,
+    epochs: int = 12,
+    steps_per_execution: int | None = None,
+    step: Any = None,
+    data: Any = None,
+) -> Driver:
+    """A driver as `Loop` makes one; with `members` over a population."""
+    feed = Resident(
+        make_data() if data is None else data,
+        batch_size=16,
+        shuffle=True,
+        key=jax.random.key(7) if keys is None else keys,
+        steps_per_epoch=None,
+        train_remainder=True,
+    )
+    run = Run(None)
+    driver, _ = assemble(
+        step=step or jc.Step(loss_fn),
+        eval_step=jc.EvalStep(loss_fn),
+        callbacks=jc.chain(*callbacks, jc.History()),
+        train_state=state,
+        feed=feed,
+        sets=validation_sets(make_data(20, seed=1), 16, None),
+        cadence=Cadence(1, None),
+        end=(epochs, None),
+        executor=executor,
+        steps_per_execution=steps_per_execution,
+        context=Context(None, run, 0, epochs),
+        run=run,
+        members=members,
+        chain_axes=chain_axes,
+    )
+    return driver
