@@ -2,15 +2,15 @@
 
     python examples/digits.py --run-dir runs/digits
 
-Training sees the training set, every decision of a callback sees the validation set, and the test set is
-read once, after the last decision.
+The weights are fitted to the training set, the callbacks decide by the validation set, and the test set is
+used once, at the end.
 """
 
 import argparse
 from pathlib import Path
 
 import optax
-from _digits_data import load
+from _digits_data import load, shift
 from flax import nnx
 
 import jaxcb as jc
@@ -21,10 +21,10 @@ class CNN(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.conv1 = nnx.Conv(1, 32, (3, 3), rngs=rngs)
-        self.norm1 = nnx.BatchNorm(32, rngs=rngs)
+        self.norm1 = nnx.BatchNorm(32, momentum=0.9, rngs=rngs)
         self.conv2 = nnx.Conv(32, 64, (3, 3), rngs=rngs)
-        self.norm2 = nnx.BatchNorm(64, rngs=rngs)
-        self.dropout = nnx.Dropout(0.4, rngs=rngs)
+        self.norm2 = nnx.BatchNorm(64, momentum=0.9, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
         self.head = nnx.Linear(4 * 4 * 64, 10, rngs=rngs)
 
     def __call__(self, x):
@@ -34,23 +34,23 @@ class CNN(nnx.Module):
         return self.head(self.dropout(x))
 
 
-def loss_fn(model, batch):
+def loss_fn(model, batch, key, train):
     images, labels = batch
-    logits = model(images)
+    logits = model(shift(images, key) if train else images)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     return loss, {"accuracy": (logits.argmax(-1) == labels).mean()}
 
 
-def main(run_dir: Path = Path("runs/digits"), epochs: int = 60, seed: int = 0) -> float:
-    """Trains, prints what happened, and returns the test accuracy."""
-    train, validation, test = load()
-    steps = epochs * (len(train[0]) // 64 + 1)
+def train(model, run_dir: Path, epochs: int, seed: int) -> float:
+    """Trains, says what happened, and returns the accuracy on the test set."""
+    training, validation, test = load()
+    steps = epochs * -(-len(training[0]) // 64)
     result = jc.fit(
-        CNN(nnx.Rngs(seed)),
+        model,
         loss_fn,
-        train,
+        training,
         optimizer=optax.adamw,
-        learning_rate=optax.warmup_cosine_decay_schedule(1e-4, 3e-3, steps // 20, steps, 1e-5),
+        learning_rate=optax.warmup_cosine_decay_schedule(1e-4, 3e-3, steps // 20, steps, 3e-5),
         epochs=epochs,
         batch_size=64,
         validation_data=validation,
@@ -67,15 +67,21 @@ def main(run_dir: Path = Path("runs/digits"), epochs: int = 60, seed: int = 0) -
     picture = run_dir / "curves.png"
     result.plot(picture)
     accuracy = jc.evaluate(result.model, loss_fn, test)["accuracy"]
-    print(f"why it ended:   {result.stop_reason or 'all epochs done'}")
-    print(f"test accuracy:  {accuracy:.2%} of {len(test[0])} images that no decision has seen")
-    print("files:          " + ", ".join(str(path) for path in (*result.files, picture)))
+    print(f"test accuracy  {accuracy:.2%} of {len(test[0])} images used for nothing else")
+    print(f"end            {result.stop_reason or 'all epochs done'}")
+    print("files          " + "\n               ".join(str(path) for path in (*result.files, picture)))
     return accuracy
 
 
+def arguments(run_dir: str) -> dict:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--run-dir", type=Path, default=Path(run_dir), help="where the files go (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=60, help="at most so many epochs (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights, the dropout and the order of the data")
+    return vars(parser.parse_args())
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/digits"), help="where the files go")
-    parser.add_argument("--epochs", type=int, default=60, help="at most that many epochs")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial weights, dropout and the data's order")
-    main(**vars(parser.parse_args()))
+    options = arguments(run_dir="runs/digits")
+    train(CNN(nnx.Rngs(options["seed"])), **options)

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-_RATES = ("learning_rate", "lr_scale")
-_NEVER = ("learning_rate", "base_learning_rate", "lr_scale")
+_RATES = ("learning_rate", "base_learning_rate", "lr_scale")
+_LOG_RATIO = 20  # a loss that falls by more than this factor is drawn on a logarithmic axis
+_MARKED_ROWS = 60  # up to so many rows each one gets a dot
 
 
 def curves(result: Any, path: str | Path | None = None) -> Any:
@@ -23,29 +24,49 @@ def curves(result: Any, path: str | Path | None = None) -> Any:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         raise ImportError("plot() needs matplotlib: pip install jaxcb[plot].") from None
     history = result.history
-    names = [n for n in history if n not in _NEVER and not n.startswith("val_") and history[n].ndim == 1]
-    rates = [n for n in _RATES if n in history][:1]
-    figure = Figure(figsize=(7.5, 2.4 * (len(names) + len(rates)) + 0.6), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(len(names) + len(rates), 1, sharex=True))
+    panels = _panels(history)
+    rate = next((n for n in ("learning_rate", "lr_scale") if n in history), None)
+    count = len(panels) + (rate is not None)
+    figure = Figure(figsize=(7.5, 2.2 * max(count, 1) + 0.9), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(max(count, 1), 1, sharex=True))
     at = _positions(history)
-    for axis, name in zip(axes, [*names, *rates], strict=True):
-        _draw(axis, history, at, name)
-        _mark(axis, result, at)
-        axis.set_ylabel(name.replace("_", " "))
+    for axis, (name, lines) in zip(axes, panels.items(), strict=False):
+        _draw_metric(axis, history, at, name, lines)
+    if rate is not None:
+        _draw_rate(axes[-1], history, at, rate)
+    marks = {}
+    for axis in axes:
+        marks = _mark(axis, result, at)
         axis.grid(alpha=0.25)
-        handles, labels = axis.get_legend_handles_labels()
-        unique = dict(zip(labels, handles, strict=True))
-        axis.legend(unique.values(), unique.keys(), fontsize=8, loc="best")
-    if rates:
-        axes[-1].set_yscale("log")
+        if len(axis.get_legend_handles_labels()[0]) > 1:
+            axis.legend(fontsize=8, loc="best")
+    if marks:
+        figure.legend(marks.values(), marks.keys(), fontsize=8, ncols=len(marks), loc="outside upper right", frameon=False)
     axes[-1].set_xlabel("epoch")
+    axes[-1].set_xlim(0, None)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
     return figure
+
+
+def _panels(history: Any) -> dict[str, list[tuple[str, str]]]:
+    """The panels by name, the loss first, each with its lines: what is drawn, and as what."""
+    scalars = [n for n in history if n not in _RATES and history[n].ndim == 1]
+    train = sorted((n for n in scalars if not n.startswith("val_")), key=lambda n: n != "loss")
+    panels = {n: [(n, "train")] for n in train}
+    for name in (n for n in scalars if n.startswith("val_")):
+        own = name.removeprefix("val_")
+        twins = [n for n in train if own == n or own.endswith(f"_{n}")]
+        twin = max(twins, key=len, default=own)  # val_wiki_loss belongs to loss, where there is no wiki_loss
+        label = "validation" if own == twin else own.removesuffix(f"_{twin}")
+        panels.setdefault(twin, []).append((name, label))
+    return panels
 
 
 def _positions(history: Any) -> np.ndarray:
@@ -55,27 +76,42 @@ def _positions(history: Any) -> np.ndarray:
     return np.asarray(steps, float)
 
 
-def _draw(axis: Any, history: Any, at: np.ndarray, name: str) -> None:
-    pairs = [(name, "train" if f"val_{name}" in history or name not in _NEVER else name)]
-    pairs += [(n, n.removesuffix(f"_{name}") if n != f"val_{name}" else "validation") for n in history if _is_twin(n, name)]
-    for own, label in pairs:
+def _draw_metric(axis: Any, history: Any, at: np.ndarray, name: str, lines: list[tuple[str, str]]) -> None:
+    marker = "." if len(at) <= _MARKED_ROWS else None
+    drawn = [np.zeros(0)]
+    for own, label in lines:
         reported = history.reported(own)
-        axis.plot(at[reported], history[own][reported], marker=".", markersize=4, linewidth=1.4, label=label)
+        drawn.append(history[own][reported])
+        axis.plot(at[reported], drawn[-1], marker=marker, markersize=4, linewidth=1.4, label=label)
+    values = np.concatenate(drawn)
+    values = values[np.isfinite(values)]
+    if name.endswith("loss") and values.size and values.min() > 0 and values.max() > _LOG_RATIO * values.min():
+        axis.set_yscale("log")
+    axis.set_ylabel(name.replace("_", " "))
 
 
-def _is_twin(name: str, of: str) -> bool:
-    return name == f"val_{of}" or (name.startswith("val_") and name.endswith(f"_{of}"))
+def _draw_rate(axis: Any, history: Any, at: np.ndarray, name: str) -> None:
+    rate, base = history[name], history["base_learning_rate"] if "base_learning_rate" in history else None
+    if base is not None and name == "learning_rate" and not np.allclose(rate, base, rtol=1e-3):
+        axis.plot(at, base, color="tab:gray", linestyle="--", linewidth=1.2, label="schedule alone")
+    axis.plot(at, rate, color="tab:purple", linewidth=1.4, label="in force")
+    if np.all(rate > 0):
+        axis.set_yscale("log")
+    axis.set_ylabel(name.replace("_", " ").replace("lr", "rate"))
 
 
-def _mark(axis: Any, result: Any, at: np.ndarray) -> None:
+def _mark(axis: Any, result: Any, at: np.ndarray) -> dict[str, Any]:
+    """Draws the vertical lines, and returns one of each kind by its name."""
+    marks = {}
     for state in result.callback_states.values():
         best = getattr(state, "best_epoch", None)
         if best is not None and int(best) >= 0:
-            axis.axvline(int(best) + 1, color="tab:green", linestyle="--", linewidth=1, label="best epoch")
+            marks["best epoch"] = axis.axvline(int(best) + 1, color="tab:green", linestyle="--", linewidth=1.1)
     for epoch in cuts(result.history):
-        axis.axvline(epoch, color="tab:orange", linestyle=":", linewidth=1, label="rate cut")
-    if result.stopped_epoch is not None:
-        axis.axvline(at[-1], color="tab:red", linestyle="-", linewidth=1, label="stop")
+        marks["rate cut"] = axis.axvline(epoch, color="tab:purple", linestyle=":", linewidth=1.3)
+    if result.stopped_epoch is not None and len(at):
+        marks["stop"] = axis.axvline(at[-1], color="tab:red", linewidth=1.1)
+    return marks
 
 
 def cuts(history: Any) -> list[float]:
@@ -83,7 +119,8 @@ def cuts(history: Any) -> list[float]:
     if "lr_scale" in history:
         scale = history["lr_scale"]
     elif "learning_rate" in history:
-        scale = history["learning_rate"] / np.where(history["base_learning_rate"] == 0, 1, history["base_learning_rate"])
+        base = history["base_learning_rate"]
+        scale = history["learning_rate"] / np.where(base == 0, 1, base)
     else:
         return []
     at = _positions(history)

@@ -147,10 +147,11 @@ class TrainState(Struct):
             tx=optimizer.tx,
             opt_state=opt_state,
             model_state=model_state,
+            rngs=rngs,
             adapter=adapter,
             **kwargs,
         )
-        return state.replace(step=step, rngs=rngs)  # typed by the adapter already
+        return state.replace(step=step)
 
     def update_nnx(self, model: Any, optimizer: Any = None) -> None:
         """Writes the state into the Flax NNX model, and into its optimizer where one is given."""

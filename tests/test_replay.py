@@ -16,8 +16,6 @@ from hypothesis import strategies as st
 
 import jaxcb as jc
 
-RATES = ("learning_rate", "base_learning_rate", "lr_scale")
-
 
 class Rate:
     """The learning rate of a run, in plain Python."""
@@ -72,9 +70,7 @@ def plain(callbacks, rows, base=1.0):
             actions.append([])
             scales.append(rate.scale)
             if stopped is None:
-                actions[-1] += moment(
-                    "on_epoch_begin", {}, {}, now(), step=before, epoch=epoch, closes_epoch=False
-                )
+                actions[-1] += moment("on_epoch_begin", {}, {}, now(), step=before, epoch=epoch, closes_epoch=False)
         if stopped is None:
             applied = now()
             new = {n: row[n] for n in names if row[n] is not None}
@@ -129,9 +125,22 @@ def runs(draw):
     return rows
 
 
-@given(runs(), st.sampled_from([1.0, 0.5]))
-@settings(max_examples=10, deadline=None)
+bases = st.sampled_from([1.0, 0.5])
+
+
+@given(runs(), bases)
+@settings(max_examples=10)
 def test_equals_a_plain_loop(rows, base):
+    check_equals_a_plain_loop(rows, base)
+
+
+@pytest.mark.deep
+@given(runs(), bases)
+def test_equals_a_plain_loop_deep(rows, base):
+    check_equals_a_plain_loop(rows, base)
+
+
+def check_equals_a_plain_loop(rows, base):
     stopped, actions, scales, state = plain(catalogue(), rows, base)
     got = jc.replay(catalogue(), rows, learning_rate=base)
     assert got.stopped_epoch == stopped
@@ -217,13 +226,16 @@ def test_a_value_is_not_seen_before_its_report():
         init=lambda: jnp.zeros((2,), jnp.float32),
         on_eval_begin=lambda s, m: (s.at[0].set(m["val_loss"]), None),
         on_eval_end=lambda s, m: (s.at[1].set(m["loss"]), None),
+        name="callback",
     )
     got = jc.replay([callback], {"loss": [1.0, 2.0], "val_loss": [3.0, 4.0]})
     assert got.states["callback"].tolist() == [3.0, 1.0]
 
 
 def test_nothing_happens_after_the_first_stop():
-    count = jc.make_callback(init=lambda: jnp.int32(0), on_epoch_end=lambda s, m: (s + 1, jc.Print("on", when=True)))
+    count = jc.make_callback(
+        init=lambda: jnp.int32(0), on_epoch_end=lambda s, m: (s + 1, jc.Print("on")), name="callback"
+    )
     got = jc.replay([count, jc.EarlyStopping(patience=1)], {"val_loss": [1.0, 2.0, 3.0, 4.0]})
     assert got.stopped_epoch == 1
     assert int(got.states["callback"]) == 2
@@ -244,7 +256,7 @@ def test_all_reasons_of_the_stop_are_kept():
 
 
 def test_a_stop_before_an_epoch_leaves_it_out():
-    at_two = jc.make_callback(on_epoch_begin=lambda s, m: (s, jc.Stop(m.epoch == 2, "two at {step}")))
+    at_two = jc.make_callback(on_epoch_begin=lambda s, m: (s, jc.Stop(m.epoch == 2, "two at {step}")), name="callback")
     got = jc.replay([at_two, jc.History()], {"loss": [1.0] * 4})
     assert (got.stopped_epoch, got.stop_reason) == (2, "callback: two at 3")
     assert kinds(got.actions) == [[("Remember", "History")]] * 2 + [[("Stop", "callback")], []]
@@ -259,7 +271,7 @@ def test_begin_and_end():
     assert [type(a) for a in got.begin] == [jc.ScaleLearningRate]
     assert float(got.end[0].values["loss"]) == 2.0
     assert got.lr_scale.tolist() == [0.5, 0.5]
-    stops = jc.make_callback(on_train_begin=lambda s, m: (s, jc.Stop(True, "never")))
+    stops = jc.make_callback(on_train_begin=lambda s, m: (s, jc.Stop(True, "never")), name="callback")
     got = jc.replay([stops, jc.History()], {"loss": [1.0, 2.0]})
     assert (got.stopped_epoch, got.stop_reason, kinds(got.actions)) == (0, "callback: never", [[], []])
 
@@ -270,7 +282,9 @@ def test_the_floor_of_a_plateau_follows_the_base(tmp_path):
     assert jc.replay([plateau], losses).lr_scale.tolist() == [1.0, 0.5, 0.5, 0.5]
     scale = jc.replay([plateau], losses, learning_rate=2.0).lr_scale
     np.testing.assert_allclose(scale, [1.0, 0.25, 0.25, 0.25], rtol=1e-6)
-    rows = [{"epoch": i, "step": i + 1, "base_learning_rate": 2.0, "learning_rate": 9.0, "val_loss": 1.0} for i in range(4)]
+    rows = [
+        {"epoch": i, "step": i + 1, "base_learning_rate": 2.0, "learning_rate": 9.0, "val_loss": 1.0} for i in range(4)
+    ]
     recorded = jc.replay([plateau], write(tmp_path / "history.csv", rows)).lr_scale
     np.testing.assert_array_equal(recorded, scale)
     schedule = optax.linear_schedule(2.0, 0.0, 4)
@@ -317,7 +331,9 @@ def test_each_hook_is_traced_once():
 
 
 def test_a_missing_monitor_lists_the_names():
-    with pytest.raises(jc.MissingMetricError, match=r"EarlyStopping.*val_loss.*accuracy, base_learning_rate, l.*, loss"):
+    with pytest.raises(
+        jc.MissingMetricError, match=r"EarlyStopping.*val_loss.*accuracy, base_learning_rate, l.*, loss"
+    ):
         jc.replay([jc.EarlyStopping()], {"loss": [1.0], "accuracy": [0.5]})
 
 

@@ -1,5 +1,6 @@
 """`LearningRateScheduler`: the base learning rate as a function of the epoch or the step."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -77,8 +78,19 @@ class LearningRateScheduler(Callback):
             if self.by == "step":
                 error.add_note("LearningRateScheduler(by='step') needs a schedule that jax can trace, such as optax's.")
                 raise
-            return _tabulated(self.schedule, *arguments)
+            return self._from_table(*arguments)
         return _checked(self.schedule(*arguments))
+
+
+    def _from_table(self, epoch: Array, rate: Array | None = None) -> Array:
+        slope, offset = self._table
+        at = jnp.clip(epoch, 0, len(offset) - 1)
+        value = jnp.asarray(offset)[at]
+        return value if rate is None else jnp.asarray(slope)[at] * rate + value
+
+    @functools.cached_property  # on the value: the function is called once, however often a hook is traced
+    def _table(self) -> np.ndarray:
+        return _tabulated(self.schedule)
 
 
 def _takes_rate(schedule: Callable[..., Any]) -> bool:
@@ -97,25 +109,19 @@ def _checked(rate: Any) -> Array:
     return rate
 
 
-def _tabulated(schedule: Callable[..., Any], epoch: Array, rate: Array | None = None) -> Array:
-    """Folds a Python function of the epoch into arrays: `fn(epoch, lr) = slope[epoch] * lr + offset[epoch]`."""
-    rows = []
+def _tabulated(schedule: Callable[..., Any]) -> np.ndarray:
+    """Folds a Python function into an array: `fn(epoch, lr) = slope[epoch] * lr + offset[epoch]`, (2, epochs)."""
+    rows, takes_rate = [], _takes_rate(schedule)
     with jax.ensure_compile_time_eval():
         for index in range(_EPOCHS):
             try:
-                if rate is None:
-                    rows.append((0.0, float(schedule(index))))
-                else:
-                    rows.append(_line(schedule, index))
+                rows.append(_line(schedule, index) if takes_rate else (0.0, float(schedule(index))))
             except Exception as error:
                 if not rows or isinstance(error, TypeError):
                     error.add_note(f"LearningRateScheduler called the schedule with epoch {index}.")
                     raise
                 break  # such as a list of rates that has come to its end: the last one stays
-    slope, offset = np.asarray(rows, np.float32).T
-    at = jnp.clip(epoch, 0, len(rows) - 1)
-    value = jnp.asarray(offset)[at]
-    return value if rate is None else jnp.asarray(slope)[at] * rate + value
+    return np.asarray(rows, np.float32).T
 
 
 def _line(schedule: Callable[..., Any], epoch: int) -> tuple[float, float]:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcb import _struct
 from jaxcb._paths import leaf_name
+from jaxcb._struct import strong
 
 
 @runtime_checkable
@@ -55,12 +55,6 @@ class Adapter(Protocol):
     def call(self, model: Any, x: Any, model_state: Any = None) -> Any:
         """Returns the merged model's outputs for a batch."""
         ...
-
-
-def strong(x: Any) -> Any:
-    """`jaxcb._struct.strong`, and typed PRNG keys, which have no weak type, as they are."""
-    is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return x if is_key else _struct.strong(x)
 
 
 def avals(tree: Any) -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from jaxcb.models._adapter import check_callable, check_trainable, strong
+from jaxcb._struct import strong
+from jaxcb.models._adapter import check_callable, check_trainable
 
 
 class Equinox:

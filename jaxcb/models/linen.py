@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 
-from jaxcb.models._adapter import avals, check_trainable, hold_form, strong
+from jaxcb._struct import strong
+from jaxcb.models._adapter import avals, check_trainable, hold_form
 
 # How modules call the argument that says whether they train, and its value while they do.
 _TRAIN_ARGUMENTS = {"train": True, "training": True, "is_training": True, "deterministic": False}

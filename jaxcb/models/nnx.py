@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxcb.models._adapter import avals, check_trainable, hold_form, is_arrays, strong
+from jaxcb._struct import strong
+from jaxcb.models._adapter import avals, check_trainable, hold_form, is_arrays
 
 _PARAMS, _MODEL_STATE, _RNGS = range(3)
 _MODES = ("deterministic", "use_running_average")

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from jaxcb.models._adapter import check_callable, check_trainable, is_arrays, strong
+from jaxcb._struct import strong
+from jaxcb.models._adapter import check_callable, check_trainable, is_arrays
 
 _ELSEWHERE = "Put what is not trained (counters, statistics) in jc.with_state(params, state)."
 

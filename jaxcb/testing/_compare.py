@@ -9,14 +9,19 @@ import numpy as np
 
 def to_numpy(leaf: Any) -> np.ndarray:
     """A leaf as a numpy array; a PRNG key as its data."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if is_key(leaf):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of PRNG keys."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def to_host(tree: Any) -> Any:
-    """A tree with its leaves as numpy arrays."""
-    return jax.tree.map(to_numpy, tree)
+    """A tree with its leaves as numpy arrays, but for PRNG keys, which are always JAX's."""
+    return jax.tree.map(lambda x: x if is_key(x) else np.array(x), tree)
 
 
 def stack(trees: list[Any]) -> Any:

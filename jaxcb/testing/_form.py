@@ -93,9 +93,10 @@ def check_fixed_form(
         if count != 1:
             raise broken("fixed form", subject, f"{hook} was traced {count} times over one run, expected once")
 
+    expected = jax.eval_shape(lambda s, r: subject.moment(subject.callback, s, r)[1], subject.init(), rows[0])
+
     def check(stream: Stream) -> None:
         rows = subject.row_list(stream)
-        expected = jax.eval_shape(lambda s, r: subject.moment(subject.callback, s, r)[1], subject.init(), rows[0])
         try:
             for moment, seen in enumerate(subject.eager_moments(rows)):
                 for hook in subject.hooks:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcb._callback import Callback
-from jaxcb.testing._compare import difference, stack, to_numpy
+from jaxcb.testing._compare import difference, is_key, stack, to_numpy
 from jaxcb.testing._drive import CAPACITY, Subject, broken, for_all, subject_of
 from jaxcb.testing._streams import Stream, streams
 
@@ -122,7 +122,7 @@ def _through_disk(state: Any) -> Any:
     leaves, tree = jax.tree.flatten(state)
     read = pickle.loads(pickle.dumps([to_numpy(x) for x in leaves]))
     back = [
-        jax.random.wrap_key_data(jnp.asarray(r)) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.asarray(r)
+        jax.random.wrap_key_data(jnp.asarray(r)) if is_key(x) else jnp.asarray(r)
         for x, r in zip(leaves, read, strict=True)
     ]
     return jax.tree.unflatten(tree, back)

@@ -33,7 +33,7 @@ def loss_fn(params: Any, batch: Any) -> Any:
 
 
 def make_params(seed: int = 0) -> dict[str, jax.Array]:
-    return {"w": 0.1 * jax.random.normal(jax.random.key(seed), (FEATURES, 1)), "b": jnp.zeros(1)}
+    return {"w": 0.1 * jax.random.normal(jax.random.key(seed), (FEATURES, 1)), "b": jnp.zeros(())}
 
 
 TX = jc.adjustable_lr(optax.adam, learning_rate=0.05)
@@ -56,7 +56,7 @@ def fit(executor: str = "looped", **changes: Any) -> jc.Result:
     given: dict[str, Any] = {
         "optimizer": optax.adam,
         "learning_rate": 0.05,
-        "epochs": 12,
+        "epochs": 20,
         "batch_size": 16,
         "validation_data": make_data(20, seed=1),
         "callbacks": control(),
@@ -76,7 +76,7 @@ def make_driver(
     members: int | None = None,
     chain_axes: Any = None,
     keys: Any = None,
-    epochs: int = 12,
+    epochs: int = 40,
     steps_per_execution: int | None = None,
     step: Any = None,
     data: Any = None,

@@ -55,7 +55,7 @@ def test_each_member_does_what_it_would_do_alone(executor, single_runs):
 
 def test_the_run_ends_when_all_members_have_stopped(single_runs):
     state = stacked([jc.apply(jc.SetLearningRate(rate), make_state(seed)) for seed, rate in zip(SEEDS, RATES, strict=True)])
-    driver = make_driver(control(), state, members=len(SEEDS), keys=keys_of(SEEDS), epochs=60)
+    driver = make_driver(control(), state, members=len(SEEDS), keys=keys_of(SEEDS))
     driver.train()
     assert int(driver.live.carry().epoch) == 1 + max(s.epoch for s in driver.stops)
 
@@ -81,17 +81,17 @@ def test_a_member_stopped_in_mid_epoch_is_frozen_there():
 
 def test_a_swept_number_gives_each_member_its_own_patience():
     patience = jnp.array([1, 4], jnp.int32)
-    callbacks = [jc.EarlyStopping(patience=patience, min_delta=0.5)]
+    callbacks = [jc.EarlyStopping(patience=patience, min_delta=50.0)]
     axes = jc.chain(callbacks[0].replace(patience=0, min_delta=None, start_from_epoch=None), jc.History())
     driver = make_driver(callbacks, stacked([make_state(0)] * 2), members=2, chain_axes=axes, epochs=20)
     driver.train()
     single = []
     for p in (1, 4):
-        one = make_driver([jc.EarlyStopping(patience=p, min_delta=0.5)], make_state(0), epochs=20)
+        one = make_driver([jc.EarlyStopping(patience=p, min_delta=50.0)], make_state(0), epochs=20)
         one.train()
         single.append(one.stops[0].epoch)
     assert [next(s.epoch for s in driver.stops if s.member == m) for m in (0, 1)] == single
-    assert single[1] == single[0] + 3
+    assert single == [1, 4]
 
 
 def test_a_member_that_diverges_harms_no_other(single_runs):

@@ -125,7 +125,7 @@ def equinox_state_loss(model, batch, *, key, state):
 
 
 def dict_loss(params, batch, *, key, state):
-    logits = batch["x"].reshape(len(batch["x"]), -1) @ params["w"] + params["b"]
+    logits = batch["x"].reshape(len(batch["x"]), -1) @ params["w"] + params["b"][None]
     return cross_entropy(logits, batch["y"]), None if state is None else {"seen": state["seen"] + len(logits)}
 
 

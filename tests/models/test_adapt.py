@@ -20,7 +20,7 @@ def test_two_steps_of_a_dict_are_optax_own(nets, batch):
     adapter, tx = adapt(nets.params()), optax.sgd(1e-2)
 
     def loss(params):
-        return nets.cross_entropy(batch["x"].reshape(6, -1) @ params["w"] + params["b"], batch["y"])
+        return nets.cross_entropy(batch["x"].reshape(6, -1) @ params["w"] + params["b"][None], batch["y"])
 
     state = jc.TrainState.create(params=adapter.split()[0], tx=tx, adapter=adapter)
     params = nets.params()

@@ -120,7 +120,7 @@ def test_one_trace_serves_all_steps(case):
 
 def test_as_a_static_field_of_a_train_state(case):
     params, model_state, rngs = case.adapter.split()
-    state = jc.TrainState.create(params=params, model_state=model_state, adapter=case.adapter).replace(rngs=rngs)
+    state = jc.TrainState.create(params=params, model_state=model_state, rngs=rngs, adapter=case.adapter)
 
     @jax.jit
     def loss(state):

@@ -133,7 +133,7 @@ class AutoEncoder(nn.Module):
     def __call__(self, x):
         self.sow("losses", "penalty", jnp.sum(x))
         self.sow("intermediates", "seen", x)
-        return self.up(self.encode(x) + jax.random.normal(self.make_rng("noise"), (1,)))
+        return self.up(self.encode(x) + jax.random.normal(self.make_rng("noise"), (1, 1)))
 
 
 def test_methods_streams_and_what_is_sown():

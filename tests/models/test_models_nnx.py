@@ -31,7 +31,7 @@ class Odd(nnx.Module):
         self.buffer = self.buffer + 1
         for block in self.blocks:
             x = block(x)
-        return self.tied(x) * self.table
+        return self.tied(x) * self.table[None]
 
 
 def snapshot(module):

@@ -1,0 +1,177 @@
+"""EarlyStopping: Keras's decisions, and jaxcb's where Keras is wrong."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxcb as jc
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("patience", "stops"),
+    [(0, 2), (1, 2), (2, 3), (3, 4), (4, None)],  # 0 acts as 1, as in Keras
+)
+def test_patience_is_not_off_by_one(play, patience, stops):
+    played = play(jc.EarlyStopping(patience=patience), val_loss=[3.0, 2.0, 2.0, 2.5, 2.1])
+    assert played.when(jc.Stop)[:1] == ([] if stops is None else [stops])
+
+
+def test_state_tells_best_and_wait(play):
+    state = play(jc.EarlyStopping(patience=9), val_loss=[3.0, 1.0, 2.0, 2.0]).state
+    assert (float(state.best), int(state.best_epoch), int(state.wait)) == (1.0, 1, 2)
+
+
+@pytest.mark.parametrize(("min_delta", "stops"), [(0.0, []), (0.25, [2]), (-0.25, [2]), (0.05, [])])
+def test_min_delta_is_used_by_its_absolute_value(play, min_delta, stops):
+    played = play(jc.EarlyStopping(min_delta=min_delta, patience=2), val_loss=[1.0, 0.875, 0.75])
+    assert played.when(jc.Stop) == stops
+
+
+def test_small_gains_add_up_against_the_old_best(play):
+    played = play(jc.EarlyStopping(min_delta=0.25, patience=3), val_loss=[1.0, 0.875, 0.75, 0.625])
+    assert played.when(jc.Stop) == []
+    assert float(played.state.best) == 0.625
+
+
+def test_max_mode_follows_the_name(play):
+    assert play(jc.EarlyStopping("val_accuracy", patience=1), val_accuracy=[0.1, 0.2, 0.3]).when(jc.Stop) == []
+    assert play(jc.EarlyStopping("val_accuracy", patience=1), val_accuracy=[0.3, 0.2]).when(jc.Stop) == [1]
+
+
+def test_negative_metrics(play):
+    assert play(jc.EarlyStopping(patience=1), val_loss=[-1.0, -2.0, -3.0]).when(jc.Stop) == []
+    assert play(jc.EarlyStopping(patience=1), val_loss=[-3.0, -2.0]).when(jc.Stop) == [1]
+
+
+def test_nan_is_never_an_improvement(play):
+    played = play(jc.EarlyStopping(patience=2, restore_best_weights=True), val_loss=[NAN, 2.0, NAN, 1.0, NAN, NAN])
+    assert played.when(jc.Snapshot) == [1, 3]
+    assert played.when(jc.Stop) == [5]
+    assert float(played.state.best) == 1.0
+
+
+def test_a_baseline_that_is_never_beaten_ends_the_run(play):
+    callback = jc.EarlyStopping("val_accuracy", baseline=0.9, patience=3, restore_best_weights=True)
+    played = play(callback, val_accuracy=[0.1, 0.2, 0.3, 0.4])
+    assert played.when(jc.Stop) == [2, 3]
+    assert played.when(jc.Snapshot) == [0, 1, 2, 3]  # best moves all the same
+
+
+def test_a_baseline_that_is_beaten_counts(play):
+    played = play(jc.EarlyStopping(baseline=1.0, patience=2), val_loss=[1.5, 0.9, 0.8, 0.85, 0.7])
+    assert played.when(jc.Stop) == []
+
+
+def test_start_from_epoch(play):
+    played = play(jc.EarlyStopping(patience=1, start_from_epoch=2), val_loss=[0.1, 0.2, 0.3, 0.2, 0.25])
+    assert played.when(jc.Stop) == [4]
+
+
+def test_a_report_before_start_from_epoch_does_not_count_later(play):
+    played = play(jc.EarlyStopping(patience=9, start_from_epoch=2), val_loss=[0.1, None, None, 0.5])
+    assert (float(played.state.best), int(played.state.best_epoch)) == (0.5, 3)
+
+
+def test_unreported_epochs_change_nothing(play):
+    played = play(jc.EarlyStopping(patience=2), val_loss=[1.0, None, 2.0, None, None, 2.0])
+    assert played.when(jc.Stop) == [5]
+
+
+def test_a_report_counts_once_though_two_hooks_see_it():
+    chain = jc.chain(jc.EarlyStopping(patience=9))
+    state = chain.init()
+    for epoch, loss in enumerate([1.0, 2.0, 2.0]):
+        metrics = jc.Metrics({"val_loss": loss}, epoch=epoch)
+        state, _ = chain.on_eval_end(state, metrics)
+        state, _ = chain.on_epoch_end(state, metrics)
+    assert int(state["EarlyStopping"].wait) == 2
+
+
+def test_a_derived_monitor(play):
+    callback = jc.EarlyStopping(lambda m: m["val_loss"] - m["loss"], mode="min", patience=1)
+    assert play(callback, val_loss=[2.0, 2.0, 3.0], loss=[1.0, 1.5, 1.0]).when(jc.Stop) == [2]
+    every = jc.EarlyStopping(lambda m: sum((m[n] for n in m), jnp.float32(0)), mode="min", patience=1)
+    assert play(every, a=[2.0, 1.0, None], b=[1.0, 1.5, 9.0]).when(jc.Stop) == []  # b alone is no report of it
+
+
+@pytest.mark.parametrize("restore", [False, True])
+def test_restores_the_best_at_the_end_only_where_asked(play, restore):
+    callback = jc.EarlyStopping(restore_best_weights=restore, verbose=1)
+    played = play(callback, hook="on_train_end", val_loss=[1.0])
+    assert played.when(jc.Restore) == ([0] if restore else [])
+    assert callback.slots() == ({"best": "model"} if restore else {})
+
+
+def test_reason_and_line_are_filled(play):
+    played = play(jc.EarlyStopping(patience=2, verbose=1), val_loss=[1.0, 2.0, 2.0])
+    stop, line = played.actions[2]
+    assert jc.fill(stop) == "val_loss has not improved for 2 reports; best 1 at epoch 1"
+    assert jc.fill(line, epoch=2).startswith("Epoch 3: early stopping, val_loss")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"patience": -1}, "EarlyStopping: patience must be a whole number of at least 0, got -1"),
+        ({"patience": 1.5}, "patience must be a whole number of at least 0, got 1.5"),
+        ({"patience": float("inf")}, "patience must be a whole number of at least 0, got inf"),
+        ({"patience": True}, "patience must be a whole number"),
+        ({"start_from_epoch": -2}, "start_from_epoch must be a whole number"),
+        ({"min_delta": NAN}, "min_delta must be a finite number, got nan"),
+        ({"baseline": "0.5"}, "baseline must be a finite number, got '0.5'"),
+        ({"mode": "maximum"}, "mode must be one of 'auto', 'min', 'max', got 'maximum'"),
+        ({"monitor": "val_fancy"}, "cannot tell from the name 'val_fancy' .* Pass mode='min' or mode='max'"),
+        ({"monitor": lambda m: m["a"]}, "cannot tell from a function"),
+    ],
+)
+def test_arguments_are_checked_with_what_was_received(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        jc.EarlyStopping(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("val_loss", "min"), ("val_c4_loss", "min"), ("val_accuracy", "max"), ("top_5_accuracy", "max"), ("ppl", "min"), ("val/f1", "max")],
+)
+def test_mode_follows_the_name(name, mode):
+    assert jc.EarlyStopping(name).mode == mode
+
+
+def test_a_monitor_must_be_a_scalar_and_read_something():
+    metrics = jc.Metrics({"val_loss": jnp.ones(3)})
+    with pytest.raises(TypeError, match=r"monitor 'val_loss' has shape \(3,\), expected a scalar"):
+        jc.EarlyStopping().on_epoch_end(jc.EarlyStopping().init(), metrics)
+    with pytest.raises(TypeError, match="its monitor function reads no metric"):
+        callback = jc.EarlyStopping(lambda m: 1.0, mode="min")
+        callback.on_epoch_end(callback.init(), metrics)
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0]), min_size=1, max_size=8),
+    st.integers(0, 3),
+    st.sampled_from([0.0, 0.5]),
+    st.integers(0, 2),
+)
+def test_agrees_with_keras_on_ordinary_streams(values, patience, min_delta, start):
+    """Keras 3's rule, written down as its source has it."""
+    callback = jc.EarlyStopping(patience=patience, min_delta=min_delta, start_from_epoch=start)
+    best, wait, expected = np.inf, 0, None
+    for epoch, value in enumerate(values):
+        if epoch < start:
+            continue
+        wait += 1
+        if value + min_delta < best:
+            best, wait = value, 0
+        elif wait >= patience and epoch > 0:
+            expected = epoch
+            break
+    state, stopped = callback.init(), None
+    for epoch, value in enumerate(values):
+        state, actions = callback.on_epoch_end(state, jc.Metrics({"val_loss": value}, epoch=epoch))
+        if stopped is None and jc.stop_requested(actions):
+            stopped = epoch
+    assert stopped == expected
