@@ -45,3 +45,5 @@ from jaxcb.replay import Replay, replay
 from jaxcb.fit import evaluate, fit, predict
 from jaxcb.loop import Loop, Result, Run
 from jaxcb.writers import Writer, writer
+from jaxcb.models.linen import linen
+from jaxcb.models.pytree import with_state

@@ -133,7 +133,9 @@ def _check_class(cls: type) -> None:
         if name not in HOOKS:
             cure = _KERAS_HOOKS.get(name)
             hint = f" It is called {cure!r} here." if cure else did_you_mean(name, HOOKS)
-            raise CallbackError(f"{cls.__name__} defines {name!r}, which is not a hook.{hint} Hooks: {', '.join(HOOKS)}.")
+            raise CallbackError(
+                f"{cls.__name__} defines {name!r}, which is not a hook.{hint} Hooks: {', '.join(HOOKS)}."
+            )
         parameters = list(inspect.signature(value).parameters.values())
         named = [p.name for p in parameters]
         if "logs" in named:
@@ -141,7 +143,9 @@ def _check_class(cls: type) -> None:
                 f"{cls.__name__}.{name}({', '.join(named)}) has Keras's signature. A pure hook is {name}(self, state, "
                 "metrics) and returns (state, actions); for impure Python use jc.LambdaCallback."
             )
-        free = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        free = [
+            p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
         if not any(p.kind == p.VAR_POSITIONAL for p in parameters) and len(free) != len(_PARAMETERS):
             raise CallbackError(
                 f"{cls.__name__}.{name} takes ({', '.join(named)}), expected ({', '.join(_PARAMETERS)}), "
@@ -288,7 +292,9 @@ def chain(*callbacks: Callback) -> Chain:
             flat.append(callback)
         else:
             what = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
-            cure = " Call it to make one." if isinstance(callback, type) else " Keras classes port with jc.LambdaCallback."
+            cure = (
+                " Call it to make one." if isinstance(callback, type) else " Keras classes port with jc.LambdaCallback."
+            )
             raise TypeError(f"expected a jaxcb callback, got {what}.{cure}")
     given = [c.name for c in flat if c.name is not None]
     for name in given:
@@ -349,7 +355,9 @@ def _complete(action: Action, owner: str, where: str, metrics: Metrics) -> Actio
             if name not in values and name not in ("epoch", "step"):
                 if name not in metrics:
                     names = ", ".join(sorted({*metrics.values, *values, "epoch", "step"}))
-                    raise MissingMetricError(f"{where}: the text of its {type(action).__name__} asks for {name!r}; known: {names}.")
+                    raise MissingMetricError(
+                        f"{where}: the text of its {type(action).__name__} asks for {name!r}; known: {names}."
+                    )
                 values[name] = metrics[name]
         changes["values"] = values
     try:
@@ -379,7 +387,10 @@ def conform(new: Any, old: Any, where: str) -> Any:
         )
     return jax.tree_util.tree_unflatten(
         old_tree,
-        [_conform_leaf(n, o, f"{where}{jax.tree_util.keystr(path)}") for (path, o), (_, n) in zip(old_leaves, new_leaves, strict=True)],
+        [
+            _conform_leaf(n, o, f"{where}{jax.tree_util.keystr(path)}")
+            for (path, o), (_, n) in zip(old_leaves, new_leaves, strict=True)
+        ],
     )
 
 
@@ -397,7 +408,3 @@ def _conform_leaf(new: Any, old: Any, where: str) -> Any:
     if any(jnp.issubdtype(new.dtype, k) and jnp.issubdtype(old_dtype, k) for k in kinds):
         return new.astype(old_dtype)
     raise CallbackError(f"{where} has dtype {new.dtype}, expected {old_dtype} as at the start.")
-
-
-
-

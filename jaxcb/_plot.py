@@ -45,7 +45,10 @@ def curves(result: Any, path: str | Path | None = None) -> Any:
         if len(axis.get_legend_handles_labels()[0]) > 1:
             axis.legend(fontsize=8, loc="best")
     if marks:
-        figure.legend(marks.values(), marks.keys(), fontsize=8, ncols=len(marks), loc="outside upper right", frameon=False)
+        figure.legend(
+            marks.values(), marks.keys(), fontsize=8, ncols=len(marks), loc="outside upper right", frameon=False
+        )
+    figure.align_ylabels()
     axes[-1].set_xlabel("epoch")
     axes[-1].set_xlim(0, None)
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -92,9 +95,12 @@ def _draw_metric(axis: Any, history: Any, at: np.ndarray, name: str, lines: list
 
 def _draw_rate(axis: Any, history: Any, at: np.ndarray, name: str) -> None:
     rate, base = history[name], history["base_learning_rate"] if "base_learning_rate" in history else None
+    # a row tells the rate of its last update, and so of the epoch that ends there
     if base is not None and name == "learning_rate" and not np.allclose(rate, base, rtol=1e-3):
-        axis.plot(at, base, color="tab:gray", linestyle="--", linewidth=1.2, label="schedule alone")
-    axis.plot(at, rate, color="tab:purple", linewidth=1.4, label="in force")
+        axis.plot(
+            at, base, color="tab:gray", linestyle="--", linewidth=1.2, drawstyle="steps-pre", label="schedule alone"
+        )
+    axis.plot(at, rate, color="tab:purple", linewidth=1.4, drawstyle="steps-pre", label="in force")
     if np.all(rate > 0):
         axis.set_yscale("log")
     axis.set_ylabel(name.replace("_", " ").replace("lr", "rate"))

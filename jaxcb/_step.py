@@ -63,7 +63,7 @@ class LossFunction:
             "key": lambda: state.step_key(),
             "train": lambda: train,
             "controls": lambda: state.controls,
-            "state": lambda: state.model_state,
+            "state": lambda: jax.tree.map(lambda x: x, state.model_state),  # an eqx.nn.State can be used once
             "sample_weight": lambda: _row_weights(batch, self.class_weight if train else None),
         }
         result = self.fn(model, batch, **{name: known[name]() for name in self.asked})
@@ -112,13 +112,11 @@ class Step:
         """Computes the loss and its gradients; changes nothing."""
 
         def loss(params: Any) -> tuple[Array, Any]:
-            model = _merge(state.replace(params=params), train=True)
+            model = state.replace(params=params).model(train=True)
             out = self.loss_fn(model, batch, state, train=True)
-            model_state, rngs = state.model_state, state.rngs
+            model_state, rngs = state.carried(model)
             if out.state is not None:
                 model_state = out.state
-            elif state.adapter is not None:
-                model_state, rngs = state.adapter.carried(model)
             return out.loss, (out.metrics, model_state, rngs)
 
         (_, (values, model_state, rngs)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
@@ -149,11 +147,7 @@ class EvalStep:
         self.loss_fn = LossFunction(loss_fn)
 
     def __call__(self, state: TrainState, batch: Any) -> dict[str, Array]:
-        return self.loss_fn(_merge(state, train=False), batch, state, train=False).metrics
-
-
-def _merge(state: TrainState, *, train: bool) -> Any:
-    return state.model(train=train)
+        return self.loss_fn(state.model(train=False), batch, state, train=False).metrics
 
 
 def _scale(updates: Any, action: ScaleUpdates) -> Any:

@@ -26,7 +26,11 @@ from jaxcb._errors import did_you_mean
 from jaxcb._schedules import LearningRate, learning_rates, map_learning_rates
 from jaxcb._struct import Struct, select, static, strong
 
-_PARTS = {"params": ("params",), "model": ("params", "model_state"), "optimizer": ("params", "model_state", "opt_state")}
+_PARTS = {
+    "params": ("params",),
+    "model": ("params", "model_state"),
+    "optimizer": ("params", "model_state", "opt_state"),
+}
 
 
 class NamedWeights(Struct):
@@ -167,6 +171,12 @@ class TrainState(Struct):
             return self.params
         return self.adapter.merge(self.params, self.model_state, self.rngs, train=train, key=self.step_key())
 
+    def carried(self, model: Any) -> tuple[Any, Any]:
+        """Returns `(model_state, rngs)` as the model's forward pass left them."""
+        if self.adapter is None or self.adapter.explicit_state:
+            return self.model_state, self.rngs
+        return self.adapter.carried(model)
+
     def step_key(self) -> Array:
         """The PRNG key of the next step: a function of the run's key and the step."""
         return jax.random.fold_in(self.key, self.step)
@@ -190,9 +200,7 @@ class TrainState(Struct):
         if self.tx is None:
             raise ValueError("this TrainState was made without tx=, so it has no optimizer to apply gradients with.")
         updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
-        model_state, rngs = self.model_state, self.rngs
-        if model is not None and self.adapter is not None:
-            model_state, rngs = self.adapter.carried(model)
+        model_state, rngs = (self.model_state, self.rngs) if model is None else self.carried(model)
         return self.replace(
             step=self.step + 1,
             params=optax.apply_updates(self.params, updates),
@@ -335,5 +343,3 @@ def _blend(decay: Any, old: Any, new: Any) -> Any:
         return (weight * o.astype(wide) + (1 - weight) * n.astype(wide)).astype(o.dtype)
 
     return jax.tree.map(leaf, old, new)
-
-

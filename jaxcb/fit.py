@@ -198,8 +198,12 @@ def predict(model: Any, x: Any, *, batch_size: int = BATCH_SIZE, fn: Callable[[A
         [0.0, 2.0, 4.0]
     """
     state = _inference_state(model, 0)
-    call = fn or state.adapter.call
-    run = jax.jit(lambda state, batch: call(state.model(train=False), batch))
+
+    @jax.jit
+    def run(state: TrainState, batch: Any) -> Any:
+        model = state.model()
+        return fn(model, batch) if fn is not None else state.adapter.call(model, batch, state.model_state)
+
     out = [jax.device_get(run(state, batch)) for batch in _batches(x, batch_size)]
     return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
 
@@ -228,11 +232,11 @@ def _optimizer(optimizer: Any, learning_rate: Any) -> optax.GradientTransformati
             )
         return optimizer if _is_adjustable(optimizer) else scaled_updates(optimizer)
     if not callable(optimizer):
-        raise TypeError(f"optimizer must be an optax optimizer or a factory such as optax.adam, got {type(optimizer).__name__}.")
-    if learning_rate is None:
-        raise ValueError(
-            "optimizer is a factory, so it needs its rate: fit(optimizer=optax.adam, learning_rate=1e-3)."
+        raise TypeError(
+            f"optimizer must be an optax optimizer or a factory such as optax.adam, got {type(optimizer).__name__}."
         )
+    if learning_rate is None:
+        raise ValueError("optimizer is a factory, so it needs its rate: fit(optimizer=optax.adam, learning_rate=1e-3).")
     return adjustable_lr(optimizer, learning_rate=learning_rate)
 
 

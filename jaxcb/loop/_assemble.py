@@ -16,7 +16,8 @@ from jaxcb.loop._executor import Live
 from jaxcb.loop._feed import Feed
 from jaxcb.loop._looped import Looped
 from jaxcb.loop._place import Place
-from jaxcb.loop._program import Cadence, EvalSet, Program
+from jaxcb.loop._positions import Cadence
+from jaxcb.loop._program import EvalSet, Program
 from jaxcb.loop._run import Run
 from jaxcb.loop._stepped import Stepped
 from jaxcb.loop._validation import HostSet, ResidentSet
@@ -95,7 +96,7 @@ def assemble(
     )
 
     def start(state: TrainState) -> Carry:
-        order = jax.eval_shape(program.new_order, inputs, 0)
+        order = jax.eval_shape(program.layout.new_order, inputs, 0)
         order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)  # drawn when the epoch begins
         return owned(initial(*_with_callbacks(state, callbacks, members), window, latest, order))
 

@@ -36,7 +36,9 @@ def rows_of(tree: Any, what: str) -> int:
     lengths = {}
     for path, leaf in leaves:
         if np.ndim(leaf) == 0:
-            raise DataError(f"{what}: {leaf_name(path) or 'the array'} is a scalar; every array needs a leading axis of rows.")
+            raise DataError(
+                f"{what}: {leaf_name(path) or 'the array'} is a scalar; every array needs a leading axis of rows."
+            )
         lengths[leaf_name(path)] = np.shape(leaf)[0]
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name or 'array'}: {n}" for name, n in lengths.items())

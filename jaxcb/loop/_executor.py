@@ -81,7 +81,9 @@ class Executor:
         self.dispatches = 0
         self._begin = self._compiled(self._run_begin)
         self._end = self._compiled(self._run_end)
-        self._stop = self._compiled(lambda carry: (carry.replace(train=carry.train.replace(stop=jnp.ones_like(carry.train.stop))),))
+        self._stop = self._compiled(
+            lambda carry: (carry.replace(train=carry.train.replace(stop=jnp.ones_like(carry.train.stop))),)
+        )
         self._resume = self._compiled(lambda carry: (carry.replace(yielded=jnp.zeros_like(carry.yielded)),))
         self._begin_eval = self._compiled(self._run_begin_eval)
         self._end_eval = self._compiled(self._run_end_eval, donate_rest=(1,))
@@ -115,7 +117,9 @@ class Executor:
         """Runs a stretch of steps with the boundaries among them. Does not wait for it."""
         raise NotImplementedError
 
-    def validate(self, live: Live, inputs: Inputs, sets: Mapping[str, Iterable[Any]], extra: Mapping[str, Any]) -> tuple[Live, Output]:
+    def validate(
+        self, live: Live, inputs: Inputs, sets: Mapping[str, Iterable[Any]], extra: Mapping[str, Any]
+    ) -> tuple[Live, Output]:
         """Runs a validation whose batches, or values, come from the host.
 
         Args:

@@ -9,7 +9,7 @@ from jax import Array
 from jaxcb._errors import DataError
 from jaxcb.loop._carry import FOREVER, Status
 from jaxcb.loop._data import rows_of
-from jaxcb.loop._program import Layout
+from jaxcb.loop._layout import Layout
 
 
 class Chunk(NamedTuple):
@@ -77,7 +77,14 @@ class Resident(Feed):
     """
 
     def __init__(
-        self, arrays: Any, *, batch_size: int, shuffle: bool, key: Array, steps_per_epoch: int | None, train_remainder: bool
+        self,
+        arrays: Any,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        key: Array,
+        steps_per_epoch: int | None,
+        train_remainder: bool,
     ) -> None:
         rows = rows_of(arrays, "train_data")
         batch_size = min(batch_size, rows)

@@ -16,7 +16,7 @@ from jaxcb.loop._assemble import assemble
 from jaxcb.loop._carry import FOREVER
 from jaxcb.loop._driver import Driver
 from jaxcb.loop._feed import Feed, Resident
-from jaxcb.loop._program import Cadence
+from jaxcb.loop._positions import Cadence
 from jaxcb.loop._result import Result
 from jaxcb.loop._run import Run
 from jaxcb.loop._stream import Stream
@@ -116,7 +116,9 @@ class Loop:
             DataError: for data that cannot be trained on.
             MissingMetricError: for a monitor that no step reports.
         """
-        _check_lengths(epochs, steps, steps_per_epoch, eval_every, validation_freq, batch_size, steps_per_execution, remainder)
+        _check_lengths(
+            epochs, steps, steps_per_epoch, eval_every, validation_freq, batch_size, steps_per_execution, remainder
+        )
         one_of("fit", "verbose", verbose, ("auto", 0, 1, 2))
         directory = _prepare_directory(run_dir, overwrite)
         callbacks = self._all_callbacks(verbose)
@@ -135,7 +137,9 @@ class Loop:
         try:
             sets = validation_sets(validation_data, validation_batch_size or batch_size, validation_steps)
             if sets and self.eval_step is None:
-                raise ValueError("validation_data was given, but there is no eval_step: pass Loop(train_step, eval_step).")
+                raise ValueError(
+                    "validation_data was given, but there is no eval_step: pass Loop(train_step, eval_step)."
+                )
             run = Run(directory)
             context = Context(directory, run, verbose, epochs)
             driver, why = assemble(
@@ -145,7 +149,9 @@ class Loop:
                 train_state=train_state,
                 feed=feed,
                 sets=sets,
-                cadence=Cadence(validation_freq if isinstance(validation_freq, int) else tuple(validation_freq), eval_every),
+                cadence=Cadence(
+                    validation_freq if isinstance(validation_freq, int) else tuple(validation_freq), eval_every
+                ),
                 end=(epochs, steps),
                 executor=executor,
                 steps_per_execution=fixed,
@@ -210,11 +216,24 @@ def make_feed(
 
 
 def _check_lengths(
-    epochs: Any, steps: Any, steps_per_epoch: Any, eval_every: Any, freq: Any, batch_size: Any, execution: Any, remainder: Any
+    epochs: Any,
+    steps: Any,
+    steps_per_epoch: Any,
+    eval_every: Any,
+    freq: Any,
+    batch_size: Any,
+    execution: Any,
+    remainder: Any,
 ) -> None:
     if epochs is None and steps is None:
         raise ValueError("nothing says how long to train: pass epochs= or steps=.")
-    given = {"epochs": epochs, "steps": steps, "steps_per_epoch": steps_per_epoch, "eval_every": eval_every, "batch_size": batch_size}
+    given = {
+        "epochs": epochs,
+        "steps": steps,
+        "steps_per_epoch": steps_per_epoch,
+        "eval_every": eval_every,
+        "batch_size": batch_size,
+    }
     for name, value in given.items():
         if value is not None:
             whole("fit", name, value, least=1)
@@ -240,7 +259,9 @@ def _prepare_directory(run_dir: str | Path | None, overwrite: bool) -> Path | No
 def _result(driver: Driver, directory: Path | None, context: Context) -> Result:
     carry = driver.live.carry()
     state = carry.train
-    model = state.params if state.adapter is None else state.adapter.deliver(state.params, state.model_state, state.rngs)
+    model = (
+        state.params if state.adapter is None else state.adapter.deliver(state.params, state.model_state, state.rngs)
+    )
     reason = "; ".join(f"{s.owner}: {s.reason}" if s.owner else s.reason for s in driver.stops) or None
     if reason:
         context.say(f"jaxcb: stopped in epoch {driver.stops[0].epoch + 1}: {reason}")

@@ -35,10 +35,10 @@ class Looped(Executor):
 
         def more(loop: Any) -> Any:
             done, carry, rings = loop
-            at_boundary = program.pending(inputs, carry)
+            at_boundary = program.at.pending(inputs, carry)
             ready = at_boundary & ~program.boundary_waits(inputs, carry)
-            steps = ~at_boundary & (done < n.length) & program.has_data(inputs, carry)
-            free = ~carry.yielded & ~program.over(inputs, carry) & program.rings.have_room(rings)
+            steps = ~at_boundary & (done < n.length) & program.at.has_data(inputs, carry)
+            free = ~carry.yielded & ~program.at.over(inputs, carry) & program.rings.have_room(rings)
             return free & (ready | steps)
 
         def segment(loop: Any) -> Any:
@@ -47,7 +47,7 @@ class Looped(Executor):
                 carry.opened, lambda c, r: (c, r), lambda c, r: program.open_epoch(inputs, c, r), carry, rings
             )
             done, carry, rings = self._steps(inputs, done, carry, rings)
-            go = program.pending(inputs, carry) & ~carry.yielded & ~program.boundary_waits(inputs, carry)
+            go = program.at.pending(inputs, carry) & ~carry.yielded & ~program.boundary_waits(inputs, carry)
             carry, rings = jax.lax.cond(
                 go, lambda c, r: program.boundary(inputs, c, r), lambda c, r: (c, r), carry, rings
             )
@@ -61,18 +61,18 @@ class Looped(Executor):
         """The bare steps of a segment: full batches in a loop, then the smaller last one where it is next."""
         program, n = self.program, inputs.n()
         layout = program.layout
-        limit = jnp.minimum(program.steps_to_boundary(inputs, carry), n.length - done)
+        limit = jnp.minimum(program.at.steps_to_boundary(inputs, carry), n.length - done)
         if layout.remainder:
             limit = jnp.minimum(limit, layout.full - carry.cursor)
-        last = done + jnp.where(program.may_step(inputs, carry), limit, 0)
+        last = done + jnp.where(program.at.may_step(inputs, carry), limit, 0)
 
         def more(loop: Any) -> Any:
             done, carry, rings = loop
-            return (done < last) & ~carry.yielded & ~program.all_stopped(carry) & program.rings.have_room(rings)
+            return (done < last) & ~carry.yielded & ~program.at.all_stopped(carry) & program.rings.have_room(rings)
 
         def step(loop: Any) -> Any:
             done, carry, rings = loop
-            carry, rings = program.one_step(inputs, carry, rings, *program.fetch(inputs, carry))
+            carry, rings = program.one_step(inputs, carry, rings, *program.layout.fetch(inputs, carry))
             return done + 1, carry, rings
 
         done, carry, rings = jax.lax.while_loop(more, step, (done, carry, rings))
@@ -80,9 +80,9 @@ class Looped(Executor):
             return done, carry, rings
 
         def smaller(done: Any, carry: Carry, rings: Any) -> Any:
-            carry, rings = program.one_step(inputs, carry, rings, *program.fetch(inputs, carry, remainder=True))
+            carry, rings = program.one_step(inputs, carry, rings, *program.layout.fetch(inputs, carry, remainder=True))
             return done + 1, carry, rings
 
-        is_next = program.may_step(inputs, carry) & (carry.cursor == layout.full) & (done < n.length)
+        is_next = program.at.may_step(inputs, carry) & (carry.cursor == layout.full) & (done < n.length)
         is_next = is_next & program.rings.have_room(rings)
         return jax.lax.cond(is_next, smaller, lambda *same: same, done, carry, rings)

@@ -66,9 +66,7 @@ class Place:
 
     def numbers(self, *, data_epoch: int = -1, base: int = 0, count: int = FOREVER, length: int = FOREVER) -> Numbers:
         """The numbers of a dispatch."""
-        return Numbers(
-            data_epoch, base, count, self.epoch_len, length, self.end_step, self.end_epoch, self.total_steps
-        )
+        return Numbers(data_epoch, base, count, self.epoch_len, length, self.end_step, self.end_epoch, self.total_steps)
 
     def single(self) -> Numbers:
         """The numbers of one batch at this place."""

@@ -15,6 +15,8 @@ from jaxcb._step import Step
 from jaxcb._struct import select
 from jaxcb._train_state import TrainState, apply, check_actions
 from jaxcb.loop._carry import Carry, Inputs, Latest, Status
+from jaxcb.loop._layout import Layout, rows_in
+from jaxcb.loop._positions import Cadence, Positions
 from jaxcb.loop._rings import Entry, Rings, any_fires
 from jaxcb.loop._window import Window
 
@@ -27,33 +29,6 @@ class EvalSet(NamedTuple):
     prefix: str  # of its metrics' names, "val_" or "val_wiki_"
     rows: int
     batch_size: int
-
-
-class Cadence(NamedTuple):
-    """When to validate: after which epochs (every n-th, or a set of 1-based ones), or every n steps."""
-
-    epochs: int | tuple[int, ...]
-    steps: int | None
-
-
-class Layout(NamedTuple):
-    """How batches are found. Resident rows are gathered; stacked batches are indexed; single ones given."""
-
-    kind: str  # "resident", "stacked" or "single"
-    rows: int  # rows of resident data
-    batch_size: int  # rows of a full batch
-    shuffle: bool
-    train_remainder: bool
-
-    @property
-    def full(self) -> int:
-        """Full batches in an epoch of resident rows."""
-        return self.rows // self.batch_size
-
-    @property
-    def remainder(self) -> int:
-        """Rows of the smaller last batch, 0 for none."""
-        return self.rows % self.batch_size if self.train_remainder and self.kind == "resident" else 0
 
 
 class Program:
@@ -90,7 +65,7 @@ class Program:
         self.evals = tuple(evals)
         self.host_eval = bool(host_prefixes)
         self.prefixes = tuple(e.prefix for e in evals) + tuple(host_prefixes)
-        self.cadence = cadence
+        self.at = Positions(cadence, bool(self.prefixes))
         self.layout = layout
         self.batch_axis = batch_axis
         self.hooks = chain.hooks()
@@ -111,7 +86,9 @@ class Program:
 
     # What is known before the first step
 
-    def prepare(self, train: TrainState, callbacks: Any, chain: Chain, batch: Any, val: Mapping[str, Any], host: Any) -> tuple[Window, Latest]:
+    def prepare(
+        self, train: TrainState, callbacks: Any, chain: Chain, batch: Any, val: Mapping[str, Any], host: Any
+    ) -> tuple[Window, Latest]:
         """Learns all shapes by evaluating shapes alone, and checks what can be checked.
 
         Args:
@@ -127,7 +104,9 @@ class Program:
         """
         new, values = jax.eval_shape(self._step, train, batch)
         if not isinstance(values, Mapping):
-            raise TypeError(f"train_step returned metrics as {type(values).__name__}, expected a dict of names to arrays.")
+            raise TypeError(
+                f"train_step returned metrics as {type(values).__name__}, expected a dict of names to arrays."
+            )
         self._check_state(new, train)
         names = dict(values)
         for prefix, shapes in val.items():
@@ -167,7 +146,9 @@ class Program:
             )
         jax.eval_shape(lambda n: conform(n, train, "train_step: the train state"), new)
 
-    def _prepare_hooks(self, train: TrainState, callbacks: Any, chain: Chain, values: Any, latest: Latest, host: Any) -> None:
+    def _prepare_hooks(
+        self, train: TrainState, callbacks: Any, chain: Chain, values: Any, latest: Latest, host: Any
+    ) -> None:
         shapes: dict[str, tuple[Any, ...]] = {}
         for hook in sorted(self.hooks, key=HOOKS.index):
             if hook in ("on_eval_begin", "on_eval_end") and not self.prefixes:
@@ -191,7 +172,9 @@ class Program:
             if hook != "on_before_update":
                 lost = [a for a in actions if isinstance(a, SkipUpdate | ScaleUpdates)]
                 if lost:
-                    raise ValueError(f"{lost[0].owner}: {type(lost[0]).__name__} acts in on_before_update, not in {hook}.")
+                    raise ValueError(
+                        f"{lost[0].owner}: {type(lost[0]).__name__} acts in on_before_update, not in {hook}."
+                    )
             shapes[hook] = actions
         self.actions = shapes
         self.rings = Rings(shapes)
@@ -250,7 +233,15 @@ class Program:
     # One moment
 
     def moment(
-        self, hook: str, inputs: Inputs, carry: Carry, rings: Any, metrics: Metrics, *, alive: Any = None, ok: Any = True
+        self,
+        hook: str,
+        inputs: Inputs,
+        carry: Carry,
+        rings: Any,
+        metrics: Metrics,
+        *,
+        alive: Any = None,
+        ok: Any = True,
     ) -> tuple[Carry, Any, tuple[Action, ...]]:
         """Runs a hook: new states, control actions applied, the rest recorded.
 
@@ -279,59 +270,7 @@ class Program:
         )
         return new, self.rings.append(rings, hook, at, actions, ok), actions
 
-    # Positions
-
-    def all_stopped(self, carry: Carry) -> Array:
-        """Whether nobody wants another step, bool ()."""
-        return jnp.all(carry.train.stop | carry.ended)
-
-    def over(self, inputs: Inputs, carry: Carry) -> Array:
-        """Whether the last epoch is closed, bool ()."""
-        n = inputs.n()
-        return (carry.cursor == 0) & (self.all_stopped(carry) | (carry.epoch >= n.end_epoch) | (carry.step >= n.end_step))
-
-    def closing(self, inputs: Inputs, carry: Carry) -> Array:
-        """Whether the epoch is to be closed now, bool ()."""
-        n = inputs.n()
-        return (carry.cursor > 0) & ((carry.cursor >= n.epoch_len) | (carry.step >= n.end_step) | self.all_stopped(carry))
-
-    def eval_due(self, inputs: Inputs, carry: Carry) -> Array:
-        """Whether a validation is due now, bool ()."""
-        if not self.prefixes:
-            return jnp.zeros((), bool)
-        closing, n = self.closing(inputs, carry), inputs.n()
-        if self.cadence.steps is not None:
-            last = closing & ((carry.step >= n.end_step) | (carry.epoch + 1 >= n.end_epoch) | self.all_stopped(carry))
-            due = (carry.step > 0) & (carry.step % self.cadence.steps == 0) | last
-        elif isinstance(self.cadence.epochs, int):
-            due = closing & ((carry.epoch + 1) % self.cadence.epochs == 0)
-        else:
-            due = closing & jnp.any(jnp.asarray(self.cadence.epochs) == carry.epoch + 1)
-        return due & (carry.evaluated != carry.step)
-
-    def pending(self, inputs: Inputs, carry: Carry) -> Array:
-        """Whether a boundary comes before the next step, bool ()."""
-        return self.closing(inputs, carry) | self.eval_due(inputs, carry)
-
-    def has_data(self, inputs: Inputs, carry: Carry) -> Array:
-        """Whether the given data holds the next batch, bool ()."""
-        n = inputs.n()
-        fits = (carry.cursor >= n.base) & (carry.cursor < n.base + n.count)
-        return fits & ((n.data_epoch < 0) | (n.data_epoch == carry.epoch))
-
-    def may_step(self, inputs: Inputs, carry: Carry) -> Array:
-        """Whether the next thing to do is a step, bool ()."""
-        free = ~carry.yielded & ~self.all_stopped(carry) & ~self.over(inputs, carry) & carry.opened
-        return free & ~self.pending(inputs, carry) & self.has_data(inputs, carry)
-
-    def steps_to_boundary(self, inputs: Inputs, carry: Carry) -> Array:
-        """Steps until the next boundary or the end of the data, int32 ()."""
-        n = inputs.n()
-        steps = jnp.minimum(n.epoch_len - carry.cursor, n.end_step - carry.step)
-        steps = jnp.minimum(steps, n.base + n.count - carry.cursor)
-        if self.prefixes and self.cadence.steps is not None:
-            steps = jnp.minimum(steps, self.cadence.steps - carry.step % self.cadence.steps)
-        return steps
+    # What the host is told
 
     def status(self, inputs: Inputs, carry: Carry) -> Status:
         """What the host is told."""
@@ -340,41 +279,13 @@ class Program:
             epoch=carry.epoch,
             cursor=carry.cursor,
             evaluated=carry.evaluated,
-            stop=self.all_stopped(carry),
+            stop=self.at.all_stopped(carry),
             yielded=carry.yielded,
-            over=self.over(inputs, carry),
+            over=self.at.over(inputs, carry),
             awaits=self.boundary_waits(inputs, carry) & ~carry.yielded,
-            halted=carry.yielded | self.all_stopped(carry),
+            halted=carry.yielded | self.at.all_stopped(carry),
             window=carry.window.means(),
         )
-
-    # Batches
-
-    def new_order(self, inputs: Inputs, epoch: Any) -> Any:
-        """This epoch's order of the resident rows: a function of the data's key and the epoch."""
-        if self.layout.kind != "resident" or not self.layout.shuffle:
-            return None
-
-        def one(key: Array) -> Array:
-            return jax.random.permutation(jax.random.fold_in(key, epoch), self.layout.rows).astype(jnp.int32)
-
-        return jax.vmap(one)(inputs.key) if jnp.ndim(inputs.key) else one(inputs.key)
-
-    def fetch(self, inputs: Inputs, carry: Carry, *, remainder: bool = False) -> tuple[Any, int]:
-        """Returns the next batch and its rows."""
-        layout, data = self.layout, inputs.data
-        if layout.kind == "single":
-            return data, _rows(data)
-        if layout.kind == "stacked":
-            index = carry.cursor - inputs.n().base
-            batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), data)
-            return batch, _rows(batch)
-        rows = layout.remainder if remainder else layout.batch_size
-        start = carry.cursor * layout.batch_size
-        if carry.order is None:
-            return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), data), rows
-        index = jax.lax.dynamic_slice_in_dim(carry.order, start, rows, axis=-1)
-        return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data), rows
 
     # Steps and boundaries
 
@@ -389,10 +300,12 @@ class Program:
         metrics = self.metrics(inputs, carry, {}, last=False)
         alive = None if self.members is None else ~carry.ended
         carry, rings, _ = self.moment("on_epoch_begin", inputs, carry, rings, metrics, alive=alive)
-        order = self.new_order(inputs, carry.epoch) if carry.order is not None else None
+        order = self.layout.new_order(inputs, carry.epoch) if carry.order is not None else None
         return carry.replace(order=order, opened=jnp.ones((), bool)), rings
 
-    def one_step(self, inputs: Inputs, carry: Carry, rings: Any, batch: Any, rows: int, *, ok: Any = None) -> tuple[Carry, Any]:
+    def one_step(
+        self, inputs: Inputs, carry: Carry, rings: Any, batch: Any, rows: int, *, ok: Any = None
+    ) -> tuple[Carry, Any]:
         """One step with its moments.
 
         Args:
@@ -410,7 +323,9 @@ class Program:
         if self._halves:
             gradients = self._gradients(carry.train, batch)
             metrics = self.metrics(inputs, carry, gradients.values, last=False)
-            carry, rings, actions = self.moment("on_before_update", inputs, carry, rings, metrics, alive=alive, ok=happens)
+            carry, rings, actions = self.moment(
+                "on_before_update", inputs, carry, rings, metrics, alive=alive, ok=happens
+            )
             train, values = self._update(carry.train, gradients, actions), gradients.values
         else:
             train, values = self._step(carry.train, batch)
@@ -426,7 +341,10 @@ class Program:
         carry, rings, _ = self.moment("on_batch_end", inputs, carry, rings, metrics, alive=alive, ok=happens)
         mask = alive if ok is None else (ok if alive is None else ok & alive)
         if mask is not None:
-            frozen = {name: select(mask, getattr(carry, name), getattr(before, name)) for name in ("train", "callbacks", "window")}
+            frozen = {
+                name: select(mask, getattr(carry, name), getattr(before, name))
+                for name in ("train", "callbacks", "window")
+            }
             carry = carry.replace(**frozen)
         if ok is not None:
             places = ("step", "cursor", "seq", "yielded")
@@ -437,7 +355,12 @@ class Program:
         """The moment before a validation."""
         alive = None if self.members is None else ~carry.ended
         metrics = self.metrics(
-            inputs, carry, carry.latest.values, last=True, reported=carry.latest.reported, closes=self.closing(inputs, carry)
+            inputs,
+            carry,
+            carry.latest.values,
+            last=True,
+            reported=carry.latest.reported,
+            closes=self.at.closing(inputs, carry),
         )
         carry, rings, _ = self.moment("on_eval_begin", inputs, carry, rings, metrics, alive=alive)
         return carry, rings
@@ -450,7 +373,7 @@ class Program:
     def eval_batch(self, window: Window, train: TrainState, batch: Any) -> Window:
         """Adds one validation batch, weighted by its rows."""
         assert self._eval is not None
-        return window.add(self._eval(train, batch), _rows(batch))
+        return window.add(self._eval(train, batch), rows_in(batch))
 
     def evaluate(self, inputs: Inputs, carry: Carry) -> dict[str, Array]:
         """Validates on the resident sets: full batches in a loop, and the smaller last one."""
@@ -476,7 +399,7 @@ class Program:
         """Takes a validation's values in, and runs `on_eval_end`."""
         alive = None if self.members is None else ~carry.ended
         latest = self._report(carry, values, alive)
-        closes = self.closing(inputs, carry)
+        closes = self.at.closing(inputs, carry)
         carry = carry.replace(latest=latest, evaluated=carry.step)
         metrics = self.metrics(inputs, carry, latest.values, last=True, reported=latest.reported, closes=closes)
         carry, rings, _ = self.moment("on_eval_end", inputs, carry, rings, metrics, alive=alive)
@@ -505,17 +428,17 @@ class Program:
             return self.end_eval(inputs, carry, rings, self.evaluate(inputs, carry))
 
         if self.evals and not self.host_eval:
-            carry, rings = jax.lax.cond(self.eval_due(inputs, carry), validate, _same, carry, rings)
+            carry, rings = jax.lax.cond(self.at.eval_due(inputs, carry), validate, _same, carry, rings)
         return self.close_if_due(inputs, carry, rings)
 
     def close_if_due(self, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
         """Ends the epoch where it is to end."""
-        closing = self.closing(inputs, carry)
+        closing = self.at.closing(inputs, carry)
         return jax.lax.cond(closing, lambda c, r: self.close_epoch(inputs, c, r), _same, carry, rings)
 
     def boundary_waits(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether the boundary must wait for the host, bool ()."""
-        return self.eval_due(inputs, carry) if self.host_eval else jnp.zeros((), bool)
+        return self.at.eval_due(inputs, carry) if self.host_eval else jnp.zeros((), bool)
 
     def end(self, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
         """The moment after the last epoch."""
@@ -546,7 +469,3 @@ def _hook(hook: str) -> Callable[..., Any]:
 
 def _same(*values: Any) -> tuple[Any, ...]:
     return values
-
-
-def _rows(batch: Any) -> int:
-    return jax.tree.leaves(batch)[0].shape[0]

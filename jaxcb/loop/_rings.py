@@ -90,7 +90,9 @@ class Rings:
             out[name] = Ring(jnp.zeros((), jnp.int32), Entry(column, column, column, column), stack)
         return out
 
-    def append(self, rings: dict[str, Ring], hook: str, at: Entry, actions: tuple[Action, ...], ok: Any) -> dict[str, Ring]:
+    def append(
+        self, rings: dict[str, Ring], hook: str, at: Entry, actions: tuple[Action, ...], ok: Any
+    ) -> dict[str, Ring]:
         """Writes a moment's recorded actions into their rings."""
         out = dict(rings)
         for name, layout in self.layouts.items():

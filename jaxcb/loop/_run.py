@@ -50,5 +50,9 @@ class Run:
 
     def _enter(self, record: Any, logs: dict[str, Any]) -> None:
         begins = record.hook == "on_batch_begin"
-        self.step, self.epoch, self.batch = record.step, record.epoch, record.batch if begins else max(record.batch - 1, 0)
+        self.step, self.epoch, self.batch = (
+            record.step,
+            record.epoch,
+            record.batch if begins else max(record.batch - 1, 0),
+        )
         self.logs = logs

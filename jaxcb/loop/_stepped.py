@@ -69,7 +69,7 @@ class Stepped(Executor):
 
     def _run_open(self, carry: Carry, inputs: Inputs, rings: Any) -> Any:
         program = self.program
-        go = ~carry.opened & ~carry.yielded & ~program.over(inputs, carry)
+        go = ~carry.opened & ~carry.yielded & ~program.at.over(inputs, carry)
         carry, rings = jax.lax.cond(
             go, lambda c, r: program.open_epoch(inputs, c, r), lambda c, r: (c, r), carry, rings
         )
@@ -83,18 +83,16 @@ class Stepped(Executor):
 
     def _guarded(self, carry: Carry, inputs: Inputs, rings: Any, *, remainder: bool) -> Any:
         program, layout = self.program, self.program.layout
-        ok = program.may_step(inputs, carry) & program.rings.have_room(rings)
+        ok = program.at.may_step(inputs, carry) & program.rings.have_room(rings)
         if layout.remainder:
             ok = ok & ((carry.cursor == layout.full) if remainder else (carry.cursor < layout.full))
-        batch, rows = program.fetch(inputs, carry, remainder=remainder)
+        batch, rows = program.layout.fetch(inputs, carry, remainder=remainder)
         carry, rings = program.one_step(inputs, carry, rings, batch, rows, ok=ok)
         return carry, rings, program.status(inputs, carry)
 
     def _run_boundary(self, carry: Carry, inputs: Inputs, rings: Any) -> Any:
         program = self.program
-        go = program.pending(inputs, carry) & ~carry.yielded & ~program.boundary_waits(inputs, carry)
+        go = program.at.pending(inputs, carry) & ~carry.yielded & ~program.boundary_waits(inputs, carry)
         go = go & program.rings.have_room(rings)
-        carry, rings = jax.lax.cond(
-            go, lambda c, r: program.boundary(inputs, c, r), lambda c, r: (c, r), carry, rings
-        )
+        carry, rings = jax.lax.cond(go, lambda c, r: program.boundary(inputs, c, r), lambda c, r: (c, r), carry, rings)
         return carry, rings, program.status(inputs, carry)

@@ -15,7 +15,7 @@ from jaxcb._errors import DataError
 from jaxcb.loop._carry import FOREVER, Status
 from jaxcb.loop._data import as_batch, check_iterable, is_one_shot
 from jaxcb.loop._feed import Chunk, Feed
-from jaxcb.loop._program import Layout
+from jaxcb.loop._layout import Layout
 
 _STACK_BYTES = 16 << 20  # of one stacked chunk
 _MOST = 64  # batches in one

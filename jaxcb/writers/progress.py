@@ -64,7 +64,9 @@ class ProgressWriter(Writer):
         figures = "  ".join(_shown(status.window)) if cursor else ""
         speed = self._speed(int(status.step))
         total_steps = self.context.steps_per_epoch
-        self._bar.update(self._task, description=label, total=total_steps, completed=cursor, figures=figures, speed=speed)
+        self._bar.update(
+            self._task, description=label, total=total_steps, completed=cursor, figures=figures, speed=speed
+        )
 
     def _speed(self, step: int) -> str:
         now, last = time.monotonic(), self._last

@@ -12,7 +12,7 @@ from jaxcb.loop import Run
 from jaxcb.loop._assemble import assemble
 from jaxcb.loop._driver import Driver
 from jaxcb.loop._feed import Resident
-from jaxcb.loop._program import Cadence
+from jaxcb.loop._positions import Cadence
 from jaxcb.loop._validation import validation_sets
 from jaxcb.writers import Context
 

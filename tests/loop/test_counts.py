@@ -14,7 +14,11 @@ EPOCHS = 6
 
 
 def five_callbacks(tmp_path):
-    return [*control()[1:], jc.EarlyStopping(patience=50, restore_best_weights=True), jc.CSVLogger(str(tmp_path / "log.csv"))]
+    return [
+        *control()[1:],
+        jc.EarlyStopping(patience=50, restore_best_weights=True),
+        jc.CSVLogger(str(tmp_path / "log.csv")),
+    ]
 
 
 @pytest.fixture
@@ -46,7 +50,9 @@ def reads(monkeypatch):
 @pytest.mark.parametrize("rows", [64, 160])
 def test_a_looped_epoch_is_one_dispatch_and_one_read_whatever_its_steps(rows, reads, tmp_path):
     steps = rows // 16
-    driver = make_driver(five_callbacks(tmp_path), make_state(), epochs=EPOCHS, data=make_data(rows), steps_per_execution=steps)
+    driver = make_driver(
+        five_callbacks(tmp_path), make_state(), epochs=EPOCHS, data=make_data(rows), steps_per_execution=steps
+    )
     reads.clear()
     driver.train()
     assert reads == {"fetch": EPOCHS + 2}, "one an epoch, and those of the run's begin and end"
@@ -105,7 +111,12 @@ def test_a_run_traces_its_step_once_a_batch_shape_and_each_hook_once(executor):
             return state, None
 
     driver = make_driver(
-        [Counted(), *control()], make_state(), executor=executor, epochs=5, steps_per_execution=3, step=jc.Step(counted_loss)
+        [Counted(), *control()],
+        make_state(),
+        executor=executor,
+        epochs=5,
+        steps_per_execution=3,
+        step=jc.Step(counted_loss),
     )
     driver.train()
     # 70 rows in batches of 16 leave one of 6

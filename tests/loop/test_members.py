@@ -34,7 +34,9 @@ def single_runs():
 
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
 def test_each_member_does_what_it_would_do_alone(executor, single_runs):
-    state = stacked([jc.apply(jc.SetLearningRate(rate), make_state(seed)) for seed, rate in zip(SEEDS, RATES, strict=True)])
+    state = stacked(
+        [jc.apply(jc.SetLearningRate(rate), make_state(seed)) for seed, rate in zip(SEEDS, RATES, strict=True)]
+    )
     driver = make_driver(control(), state, executor=executor, members=len(SEEDS), keys=keys_of(SEEDS))
     driver.train()
     population = driver.live.carry()
@@ -43,7 +45,9 @@ def test_each_member_does_what_it_would_do_alone(executor, single_runs):
     for member, single in enumerate(single_runs):
         alone = single.live.carry()
         own = [s for s in driver.stops if s.member == member]
-        assert [(s.owner, s.epoch, s.step, s.reason) for s in own] == [(s.owner, s.epoch, s.step, s.reason) for s in single.stops]
+        assert [(s.owner, s.epoch, s.step, s.reason) for s in own] == [
+            (s.owner, s.epoch, s.step, s.reason) for s in single.stops
+        ]
         for x, y in zip(jax.tree.leaves(population.train.params), jax.tree.leaves(alone.train.params), strict=True):
             np.testing.assert_allclose(x[member], y, rtol=1e-4, atol=1e-5)
         assert int(population.train.step[member]) == int(alone.train.step)
@@ -54,7 +58,9 @@ def test_each_member_does_what_it_would_do_alone(executor, single_runs):
 
 
 def test_the_run_ends_when_all_members_have_stopped(single_runs):
-    state = stacked([jc.apply(jc.SetLearningRate(rate), make_state(seed)) for seed, rate in zip(SEEDS, RATES, strict=True)])
+    state = stacked(
+        [jc.apply(jc.SetLearningRate(rate), make_state(seed)) for seed, rate in zip(SEEDS, RATES, strict=True)]
+    )
     driver = make_driver(control(), state, members=len(SEEDS), keys=keys_of(SEEDS))
     driver.train()
     assert int(driver.live.carry().epoch) == 1 + max(s.epoch for s in driver.stops)
