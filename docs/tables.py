@@ -15,7 +15,7 @@ import jax
 import jaxcb as jc
 import jaxcb.testing
 from jaxcb import _actions
-from jaxcb._callback import transition
+from jaxcb._callback import FunctionCallback, transition
 from jaxcb._struct import strong_tree
 
 HERE = Path(__file__).parent
@@ -27,7 +27,9 @@ KINDS = {jc.ControlAction: "control", jc.LogAction: "log", jc.HostAction: "host"
 def sections(doc: str) -> dict[str, dict[str, str]]:
     """Reads the `Args:` and `Attributes:` of a docstring: section -> name -> text."""
     found: dict[str, dict[str, str]] = {}
-    for title, body in re.findall(r"^(Args|Attributes):\n((?:    .*\n|\n)+)", inspect.cleandoc(doc) + "\n", re.MULTILINE):
+    for title, body in re.findall(
+        r"^(Args|Attributes):\n((?:    .*\n|\n)+)", inspect.cleandoc(doc) + "\n", re.MULTILINE
+    ):
         entries = re.findall(r"^    (\w+): ((?:.*\n)(?:     .*\n)*)", body, re.MULTILINE)
         found[title] = {name: " ".join(text.split()) for name, text in entries}
     return found
@@ -48,9 +50,11 @@ def examples_of(kind: type) -> list[jc.Callback]:
     return [c for c in jaxcb.testing.builtin_examples() if type(c) is kind]
 
 
-def hooks_of(kind: type) -> list[str]:
+def hooks_of(kind: type) -> str:
     """Returns the hooks that its examples define, in the order of moments."""
-    return [hook for hook in jc.HOOKS if any(hook in c.hooks() for c in examples_of(kind))]
+    if issubclass(kind, FunctionCallback):
+        return "those that are given"
+    return code([hook for hook in jc.HOOKS if any(hook in c.hooks() for c in examples_of(kind))])
 
 
 def actions_of(kind: type) -> list[str]:
@@ -81,7 +85,9 @@ def callbacks() -> str:
     kinds = [getattr(jc.callbacks, name) for name in jc.callbacks.__all__]
     lines = ["| callback | what it does | actions |", "|---|---|---|"]
     for kind in kinds:
-        lines.append(f"| [`{kind.__name__}`](#{kind.__name__.lower()}) | {first_line(kind)} | {code(actions_of(kind))} |")
+        lines.append(
+            f"| [`{kind.__name__}`](#{kind.__name__.lower()}) | {first_line(kind)} | {code(actions_of(kind))} |"
+        )
     for kind in kinds:
         lines += ["", f"### {kind.__name__}", "", f"{first_line(kind)}.", ""]
         texts = sections(kind.__doc__).get("Args", {})
@@ -95,7 +101,7 @@ def callbacks() -> str:
             default = "required" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
             lines.append(f"| `{parameter.name}` | {default} | {cell(texts[parameter.name])} |")
         lines += [""] * bool(parameters) + [
-            f"State: {state_of(kind) or 'none'}. Hooks: {code(hooks_of(kind))}. Actions: {code(actions_of(kind))}."
+            f"State: {state_of(kind) or 'none'}. Hooks: {hooks_of(kind)}. Actions: {code(actions_of(kind))}."
         ]
     return "\n".join(lines)
 

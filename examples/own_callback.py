@@ -49,7 +49,9 @@ def test_stop_on_gap() -> None:
     import jaxcb.testing
 
     jaxcb.testing.check_callback(StopOnGap(patience=2), max_examples=20)
-    assert jc.replay(StopOnGap(2.0, patience=2), {"loss": [4.0, 1.0, 1.0], "val_loss": [4.0, 3.0, 3.0]}).stopped_epoch == 2
+    assert (
+        jc.replay(StopOnGap(2.0, patience=2), {"loss": [4.0, 1.0, 1.0], "val_loss": [4.0, 3.0, 3.0]}).stopped_epoch == 2
+    )
 
 
 def noisy_rows(seed: int, rows: int = 96):
@@ -94,6 +96,8 @@ def main(run_dir: Path = Path("runs/own_callback"), epochs: int = 200) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/own_callback"), help="where the files go (%(default)s)")
+    parser.add_argument(
+        "--run-dir", type=Path, default=Path("runs/own_callback"), help="where the files go (%(default)s)"
+    )
     parser.add_argument("--epochs", type=int, default=200, help="at most so many epochs (%(default)s)")
     main(**vars(parser.parse_args()))

@@ -41,9 +41,9 @@ from jaxcb.callbacks import (
     ReduceLROnPlateau,
     TerminateOnNaN,
 )
-from jaxcb.replay import Replay, replay
 from jaxcb.fit import evaluate, fit, predict
 from jaxcb.loop import Loop, Result, Run
-from jaxcb.writers import Writer, writer
 from jaxcb.models.linen import linen
 from jaxcb.models.pytree import with_state
+from jaxcb.replay import Replay, replay
+from jaxcb.writers import Writer, writer

@@ -246,7 +246,7 @@ def fired(actions: Any) -> tuple[Action, ...]:
     for moment in range(next(iter(lengths))[0]):
         for action, when in zip(concrete, whens, strict=True):
             if when.ndim and when[moment]:
-                out.append(jax.tree.map(lambda x: x[moment], action))
+                out.append(jax.tree.map(lambda x, i=moment: x[i], action))
     return tuple(out)
 
 

@@ -202,7 +202,8 @@ def make_callback(*, init: Callable[[], Any] | None = None, name: str | None = N
     for hook in hooks:
         if hook not in HOOKS:
             raise CallbackError(
-                f"make_callback got {hook!r}, which is not a hook.{did_you_mean(hook, HOOKS)} Hooks: {', '.join(HOOKS)}."
+                f"make_callback got {hook!r}, which is not a hook.{did_you_mean(hook, HOOKS)} "
+                f"Hooks: {', '.join(HOOKS)}."
             )
     return FunctionCallback(tuple(sorted(hooks.items())), init, name=name)
 
@@ -366,8 +367,8 @@ def _complete(action: Action, owner: str, where: str, metrics: Metrics) -> Actio
         raise CallbackError(f"{where}: {type(action).__name__} holds what is not an array: {error}") from None
     if (typed.when.shape, typed.when.dtype) != ((), jnp.bool_):
         raise CallbackError(
-            f"{where}: when= of its {type(action).__name__} is {typed.when.dtype}{list(typed.when.shape)}, expected one "
-            "boolean, such as `metrics['loss'] > 1`; reduce several with jnp.any or jnp.all."
+            f"{where}: when= of its {type(action).__name__} is {typed.when.dtype}{list(typed.when.shape)}, expected "
+            "one boolean, such as `metrics['loss'] > 1`; reduce several with jnp.any or jnp.all."
         )
     return typed
 

@@ -103,8 +103,8 @@ def _from_file(path: Path) -> Records:
         lines: list[np.ndarray] = []
         reader, line = csv.reader(file, delimiter=separator), 2
         while block := list(itertools.islice(reader, _BLOCK)):
-            kept = [i for i, cells in enumerate(block) if cells]  # a blank line is no record
-            numbers = line + np.asarray(kept, np.int64)
+            kept = range(len(block)) if [] not in block else [i for i, cells in enumerate(block) if cells]
+            numbers = line + np.asarray(kept, np.int64)  # a blank line is no record
             parts.append(_block(path, names, [block[i] for i in kept], numbers))
             lines.append(numbers)
             line += len(block)
@@ -116,12 +116,12 @@ def _from_file(path: Path) -> Records:
 
 
 def _block(path: Path, names: Sequence[str], rows: list[list[str]], lines: np.ndarray) -> list[_Column]:
-    for cells, line in zip(rows, lines, strict=True):
-        if len(cells) != len(names):
-            raise DataError(
-                f"{path}, line {line}: {len(cells)} cells, expected {len(names)} as in the header. "
-                "Was the file cut off while it was written?"
-            )
+    if set(map(len, rows)) - {len(names)}:
+        cells, line = next((c, n) for c, n in zip(rows, lines, strict=True) if len(c) != len(names))
+        raise DataError(
+            f"{path}, line {line}: {len(cells)} cells, expected {len(names)} as in the header. "
+            "Was the file cut off while it was written?"
+        )
     columns = zip(*rows, strict=True) if rows else ((),) * len(names)
     return [
         _numbers(cells, len(rows), lambda i, name=name: f"{path}, line {lines[i]}, column {name!r}")
@@ -173,18 +173,18 @@ def _numbers(cells: Iterable[Any], count: int, where: Callable[[int], str]) -> _
     """Reads cells as numbers; `where` names one for an error."""
     if getattr(getattr(cells, "dtype", None), "kind", "O") in "biuf":
         return _Column(np.asarray(cells, np.float64), np.ones(count, bool))
-    cells = list(cells)
+    cells = cells if isinstance(cells, Sequence) else list(cells)
     try:
         return _Column(np.fromiter(map(float, cells), np.float64, count), np.ones(count, bool))
     except (TypeError, ValueError):  # some are missing, or are no numbers
         present = np.fromiter((not _is_missing(c) for c in cells), bool, count)
     values = np.full(count, np.nan)
-    for i in np.flatnonzero(present):
+    for i in np.flatnonzero(present).tolist():
         try:
             values[i] = float(cells[i])
         except (TypeError, ValueError):
             raise DataError(
-                f"{where(int(i))}: {cells[i]!r} is not a number. What was not reported is written as "
+                f"{where(i)}: {cells[i]!r} is not a number. What was not reported is written as "
                 f"{MISSING} (or None); nan is a value."
             ) from None
     return _Column(values, present)

@@ -82,7 +82,7 @@ class _Adjustable:
 
 
 def adjustable_lr(
-    factory: Callable[..., optax.GradientTransformation], *, learning_rate: float | optax.Schedule
+    factory: Callable[..., Any], *, learning_rate: float | optax.Schedule
 ) -> optax.GradientTransformationExtraArgs:
     """Makes an optimizer whose learning rate callbacks can scale, set and read, without a retrace.
 
@@ -154,7 +154,7 @@ def scaled_updates(tx: optax.GradientTransformation) -> optax.GradientTransforma
     """
     inner = optax.with_extra_args_support(tx)
 
-    def init(params: Any) -> tuple[LearningRate, Any]:
+    def init(params: Any) -> Any:
         return LearningRate.create(None), inner.init(params)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:

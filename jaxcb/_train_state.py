@@ -245,7 +245,8 @@ def check_actions(actions: Any, state: TrainState) -> None:
             names = ", ".join(sorted(state.controls)) or "none"
             raise ValueError(
                 f"{action.owner or 'SetControl'} sets the control {action.name!r}, which was not declared. Controls: "
-                f"{names}.{did_you_mean(action.name, state.controls)} Declare it with controls={{{action.name!r}: 0.0}}."
+                f"{names}.{did_you_mean(action.name, state.controls)} "
+                f"Declare it with controls={{{action.name!r}: 0.0}}."
             )
         if isinstance(action, WeightAction) and action.key not in state.weights:
             names = ", ".join(sorted(state.weights)) or "none"
@@ -338,8 +339,8 @@ def _blend(decay: Any, old: Any, new: Any) -> Any:
     def leaf(o: Array, n: Array) -> Array:
         if not jnp.issubdtype(o.dtype, jnp.floating):
             return n
-        weight = jnp.reshape(decay, jnp.shape(decay) + (1,) * (o.ndim - jnp.ndim(decay)))
-        wide = jnp.promote_types(o.dtype, jnp.float32)
+        wide = o.dtype if jnp.finfo(o.dtype).bits > 32 else jnp.float32
+        weight = jnp.reshape(decay, jnp.shape(decay) + (1,) * (o.ndim - jnp.ndim(decay))).astype(wide)
         return (weight * o.astype(wide) + (1 - weight) * n.astype(wide)).astype(o.dtype)
 
     return jax.tree.map(leaf, old, new)

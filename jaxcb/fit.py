@@ -12,11 +12,10 @@ import optax
 from jaxcb._callback import Callback
 from jaxcb._check import between
 from jaxcb._errors import DataError
-from jaxcb._schedules import adjustable_lr, scaled_updates
+from jaxcb._schedules import adjustable_lr, learning_rates, scaled_updates
 from jaxcb._step import EvalStep, Step
 from jaxcb._train_state import TrainState
-from jaxcb.loop import Loop, Result
-from jaxcb.loop import _data
+from jaxcb.loop import Loop, Result, _data
 from jaxcb.loop._validation import BATCH_SIZE, HostSet
 from jaxcb.loop._window import Window
 from jaxcb.models import adapt
@@ -109,9 +108,9 @@ def fit(
 
     Source: `keras.Model.fit`.
     """
-    tx = _optimizer(optimizer, learning_rate)
     adapter = adapt(model, copy=copy)
     params, model_state, rngs = adapter.split()
+    tx = _optimizer(optimizer, learning_rate, params)
     state = TrainState.create(
         params=params,
         tx=tx,
@@ -222,7 +221,7 @@ def _batches(data: Any, batch_size: int) -> Any:
     return (jax.tree.map(lambda x, i=i: x[i : i + batch_size], arrays) for i in range(0, rows, batch_size))
 
 
-def _optimizer(optimizer: Any, learning_rate: Any) -> optax.GradientTransformation:
+def _optimizer(optimizer: Any, learning_rate: Any, params: Any) -> optax.GradientTransformation:
     """The optimizer with a rate that callbacks can change: exactly, or at its final updates."""
     if isinstance(optimizer, optax.GradientTransformation):
         if learning_rate is not None:
@@ -230,7 +229,8 @@ def _optimizer(optimizer: Any, learning_rate: Any) -> optax.GradientTransformati
                 "learning_rate was given together with a ready-made optimizer, which has its own. Pass the factory: "
                 "fit(optimizer=optax.adam, learning_rate=1e-3)."
             )
-        return optimizer if _is_adjustable(optimizer) else scaled_updates(optimizer)
+        has_rate = bool(learning_rates(jax.eval_shape(optimizer.init, params)))
+        return optimizer if has_rate else scaled_updates(optimizer)
     if not callable(optimizer):
         raise TypeError(
             f"optimizer must be an optax optimizer or a factory such as optax.adam, got {type(optimizer).__name__}."
@@ -238,12 +238,6 @@ def _optimizer(optimizer: Any, learning_rate: Any) -> optax.GradientTransformati
     if learning_rate is None:
         raise ValueError("optimizer is a factory, so it needs its rate: fit(optimizer=optax.adam, learning_rate=1e-3).")
     return adjustable_lr(optimizer, learning_rate=learning_rate)
-
-
-def _is_adjustable(tx: optax.GradientTransformation) -> bool:
-    from jaxcb._schedules import learning_rates
-
-    return bool(learning_rates(jax.eval_shape(tx.init, {"probe": jnp.zeros((2, 2))})))
 
 
 def _split(train_data: Any, validation_data: Any, fraction: float) -> tuple[Any, Any]:

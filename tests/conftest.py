@@ -17,7 +17,7 @@ jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 _COMMON = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
 hypothesis.settings.register_profile("quick", max_examples=25, derandomize=True, database=None, **_COMMON)
-hypothesis.settings.register_profile("deep", max_examples=400, **_COMMON)
+hypothesis.settings.register_profile("deep", max_examples=150, **_COMMON)
 
 
 def pytest_configure(config: pytest.Config) -> None:

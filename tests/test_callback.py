@@ -22,21 +22,25 @@ def with_hook(function, init=None):
 
 
 def test_a_misspelt_hook_is_refused():
-    with pytest.raises(jc.CallbackError, match="defines 'on_epochs_end', which is not a hook. Did you mean 'on_epoch_end'"):
+    with pytest.raises(
+        jc.CallbackError, match=r"defines 'on_epochs_end', which is not a hook. Did you mean 'on_epoch_end'"
+    ):
 
         class Misspelt(jc.Callback):
             def on_epochs_end(self, state, metrics): ...
 
 
 def test_kerass_name_of_a_hook_is_translated():
-    with pytest.raises(jc.CallbackError, match="It is called 'on_batch_end' here"):
+    with pytest.raises(jc.CallbackError, match=r"It is called 'on_batch_end' here"):
 
         class FromKeras(jc.Callback):
             def on_train_batch_end(self, state, metrics): ...
 
 
 def test_kerass_signature_is_refused():
-    with pytest.raises(jc.CallbackError, match=r"on_epoch_end\(self, epoch, logs\) has Keras's signature.*LambdaCallback"):
+    with pytest.raises(
+        jc.CallbackError, match=r"on_epoch_end\(self, epoch, logs\) has Keras's signature.*LambdaCallback"
+    ):
 
         class FromKeras(jc.Callback):
             def on_epoch_end(self, epoch, logs=None): ...
@@ -50,7 +54,7 @@ def test_another_signature_is_refused():
 
 
 def test_init_of_a_pure_callback_is_refused():
-    with pytest.raises(jc.CallbackError, match="defines __init__, but a callback is a frozen dataclass"):
+    with pytest.raises(jc.CallbackError, match=r"defines __init__, but a callback is a frozen dataclass"):
 
         class WithInit(jc.Callback):
             def __init__(self): ...
@@ -65,7 +69,7 @@ def test_callbacks_are_frozen_and_their_numbers_are_leaves():
 
 
 def test_make_callback_refuses_unknown_hooks():
-    with pytest.raises(jc.CallbackError, match="'on_epoch_ends', which is not a hook. Did you mean 'on_epoch_end'"):
+    with pytest.raises(jc.CallbackError, match=r"'on_epoch_ends', which is not a hook. Did you mean 'on_epoch_end'"):
         jc.make_callback(on_epoch_ends=lambda s, m: (s, None))
 
 
@@ -93,7 +97,10 @@ def test_a_python_if_on_a_metric_shows_where():
         (lambda s, m: ({"n": m["loss"]}, None), r"mine.on_epoch_end\['n'\] has dtype float32, expected int32"),
         (lambda s, m: ({"n": "three"}, None), r"mine.on_epoch_end\['n'\]"),
         (lambda s, m: (s, jc.Stop("yes")), "mine.on_epoch_end: Stop holds what is not an array"),
-        (lambda s, m: (s, jc.Stop(m["loss"])), r"mine.on_epoch_end: when= of its Stop is float32\[\], expected one boolean"),
+        (
+            lambda s, m: (s, jc.Stop(m["loss"])),
+            r"mine.on_epoch_end: when= of its Stop is float32\[\], expected one boolean",
+        ),
         (lambda s, m: (s, jc.Stop(jnp.ones(2, bool))), r"when= of its Stop is bool\[2\]"),
     ],
 )
@@ -103,12 +110,15 @@ def test_what_breaks_the_form_names_callback_hook_and_leaf(function, says):
 
 
 def test_a_missing_metric_names_callback_and_hook():
-    with pytest.raises(jc.MissingMetricError, match="EarlyStopping.on_epoch_end: there is no metric 'val_loss' here. Metrics here: loss"):
+    with pytest.raises(
+        jc.MissingMetricError,
+        match=r"EarlyStopping.on_epoch_end: there is no metric 'val_loss' here. Metrics here: loss",
+    ):
         run(jc.EarlyStopping())
 
 
 def test_a_text_that_asks_for_a_missing_metric_lists_what_it_may():
-    with pytest.raises(jc.MissingMetricError, match="the text of its Stop asks for 'acc'; known: epoch, loss, step"):
+    with pytest.raises(jc.MissingMetricError, match=r"the text of its Stop asks for 'acc'; known: epoch, loss, step"):
         run(with_hook(lambda s, m: (s, jc.Stop(True, "at {acc}"))))
 
 
@@ -166,7 +176,10 @@ def test_chains_lie_flat_and_number_their_names():
 
 
 def test_a_given_name_is_never_taken():
-    assert jc.chain(jc.EarlyStopping(), jc.EarlyStopping(name="EarlyStopping")).names == ("EarlyStopping_2", "EarlyStopping")
+    assert jc.chain(jc.EarlyStopping(), jc.EarlyStopping(name="EarlyStopping")).names == (
+        "EarlyStopping_2",
+        "EarlyStopping",
+    )
 
 
 def test_two_unnamed_function_callbacks_may_stand_together():
@@ -174,16 +187,16 @@ def test_two_unnamed_function_callbacks_may_stand_together():
 
 
 def test_two_callbacks_with_one_name_are_refused():
-    with pytest.raises(ValueError, match="2 callbacks are named 'x'; give each its own name="):
+    with pytest.raises(ValueError, match=r"2 callbacks are named 'x'; give each its own name="):
         jc.chain(jc.EarlyStopping(name="x"), jc.TerminateOnNaN(name="x"))
-    with pytest.raises(ValueError, match="cannot hold '/'"):
+    with pytest.raises(ValueError, match=r"cannot hold '/'"):
         jc.chain(jc.EarlyStopping(name="a/b"))
 
 
 def test_what_is_no_callback_is_refused():
-    with pytest.raises(TypeError, match="got the class EarlyStopping. Call it to make one"):
+    with pytest.raises(TypeError, match=r"got the class EarlyStopping. Call it to make one"):
         jc.chain(jc.EarlyStopping)
-    with pytest.raises(TypeError, match="expected a jaxcb callback, got a function"):
+    with pytest.raises(TypeError, match=r"expected a jaxcb callback, got a function"):
         jc.chain(run)
 
 
@@ -195,7 +208,11 @@ def test_a_chain_asks_for_its_members_weights_by_owner():
 def test_patience_can_be_swept():
     chain = jc.chain(jc.EarlyStopping("loss"))
     metrics = jc.Metrics({"loss": 1.0}, epoch=3)
-    state = {"EarlyStopping": chain.init()["EarlyStopping"].replace(best=jnp.float32(0), wait=jnp.int32(2), seen=jnp.int32(1))}
+    state = {
+        "EarlyStopping": chain.init()["EarlyStopping"].replace(
+            best=jnp.float32(0), wait=jnp.int32(2), seen=jnp.int32(1)
+        )
+    }
 
     def stops(patience):
         swept = jc.chain(jc.EarlyStopping("loss").replace(patience=patience))

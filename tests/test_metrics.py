@@ -22,9 +22,11 @@ def test_values_are_strongly_typed():
 
 def test_an_unknown_name_lists_the_names_that_exist():
     metrics = jc.Metrics({"val_loss": 1.0, "loss": 2.0})
-    with pytest.raises(jc.MissingMetricError, match="no metric 'val_los' here. Metrics here: loss, val_loss. Did you mean 'val_loss'"):
+    with pytest.raises(
+        jc.MissingMetricError, match=r"no metric 'val_los' here. Metrics here: loss, val_loss. Did you mean 'val_loss'"
+    ):
         metrics["val_los"]
-    with pytest.raises(jc.MissingMetricError, match="Metrics here: none"):
+    with pytest.raises(jc.MissingMetricError, match=r"Metrics here: none"):
         jc.Metrics({}).fresh("loss")
 
 
@@ -35,7 +37,7 @@ def test_fresh_is_reported_at_this_step():
 
 
 def test_values_must_be_a_mapping():
-    with pytest.raises(TypeError, match="takes a mapping of names to values, got float"):
+    with pytest.raises(TypeError, match=r"takes a mapping of names to values, got float"):
         jc.Metrics(0.5)
 
 

@@ -41,14 +41,17 @@ def moved(state, by=1.0):
 
 def assert_same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert jnp.array_equal(x, y)
 
 
 # What it is
 
 
 def test_every_leaf_is_strongly_typed():
-    state = jc.TrainState.create(params={"w": 1.0}, tx=TX, controls={"beta": 1}, rngs=jax.random.key(1), seed=jax.random.key(3))
+    state = jc.TrainState.create(
+        params={"w": 1.0}, tx=TX, controls={"beta": 1}, rngs=jax.random.key(1), seed=jax.random.key(3)
+    )
     leaves = [x for x in jax.tree.leaves(state) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
     assert not any(x.weak_type for x in leaves)
     assert state.controls["beta"].dtype == jnp.float32
@@ -72,7 +75,9 @@ def test_unknown_kinds_of_named_weights_are_refused():
         def slots(self):
             return {"best": "weights"}
 
-    with pytest.raises(ValueError, match="named weights 'Wrong/best' are of 'weights', expected one of params, model, optimizer"):
+    with pytest.raises(
+        ValueError, match="named weights 'Wrong/best' are of 'weights', expected one of params, model, optimizer"
+    ):
         jc.TrainState.create(params={}, callbacks=jc.chain(Wrong()))
 
 
@@ -112,7 +117,11 @@ def test_snapshot_then_restore_gives_back_what_was(slot):
     start = create()
     late = moved(jc.apply(jc.Snapshot(slot, owner="o"), start))
     back = jc.apply(jc.Restore(slot, owner="o"), late)
-    parts = {"params": ["params"], "model": ["params", "model_state"], "optimizer": ["params", "model_state", "opt_state"]}
+    parts = {
+        "params": ["params"],
+        "model": ["params", "model_state"],
+        "optimizer": ["params", "model_state", "opt_state"],
+    }
     for part in ("params", "model_state", "opt_state"):
         assert_same(getattr(back, part), getattr(start if part in parts[slot] else late, part))
 
@@ -140,7 +149,9 @@ def test_average_copies_first_then_moves_and_keeps_integers():
 
 
 def test_average_keeps_a_small_dtype():
-    state = jc.TrainState.create(params={"w": jnp.ones(2, jnp.bfloat16)}, callbacks=jc.chain(Owner(name="o")), tx=optax.identity())
+    state = jc.TrainState.create(
+        params={"w": jnp.ones(2, jnp.bfloat16)}, callbacks=jc.chain(Owner(name="o")), tx=optax.identity()
+    )
     for _ in range(2):
         state = jc.apply(jc.Average("params", owner="o", decay=0.5), state)
     assert state.weights["o/params"].value["params"]["w"].dtype == jnp.bfloat16
@@ -154,7 +165,9 @@ def test_weight_actions_apply_in_order():
 
 
 def test_unknown_named_weights_are_refused():
-    with pytest.raises(ValueError, match=r"'EarlyStopping/best', which do not exist \(there are: o/model, .*pass callbacks="):
+    with pytest.raises(
+        ValueError, match=r"'EarlyStopping/best', which do not exist \(there are: o/model, .*pass callbacks="
+    ):
         jc.apply(jc.Snapshot("best", owner="EarlyStopping"), create())
 
 
@@ -162,7 +175,10 @@ def test_a_snapshot_is_a_copy():
     state = jc.apply(jc.Snapshot("model", owner="o"), create())
     train = jax.jit(lambda s: s.replace(params=jax.tree.map(lambda x: x * 0, s.params)), donate_argnums=0)
     kept = np.asarray(state.weights["o/model"].value["params"]["w"])
-    assert state.weights["o/model"].value["params"]["w"].unsafe_buffer_pointer() != state.params["w"].unsafe_buffer_pointer()
+    assert (
+        state.weights["o/model"].value["params"]["w"].unsafe_buffer_pointer()
+        != state.params["w"].unsafe_buffer_pointer()
+    )
     np.testing.assert_array_equal(train(state).weights["o/model"].value["params"]["w"], kept)
 
 
@@ -182,29 +198,37 @@ def rich(x):
     return filled.replace(params={"w": filled.params["w"] * 3})
 
 
-@given(st.lists(st.booleans(), min_size=3, max_size=3), st.integers(0, 6))
-def test_apply_on_members_equals_apply_on_each(when, kind):
-    def actions(when, x):
-        return (
-            jc.Stop(when),
-            (
-                jc.SetControl("beta", x, when=when),
-                jc.ScaleLearningRate(x, when=when),
-                jc.ScaleLearningRate(jnp.float32(0.01), floor=jnp.float32(0.2), when=when),
-                jc.SetLearningRate(x, when=when),
-                jc.Restore("model", owner="o", when=when),
-                jc.Swap("model", owner="o", when=when),
-                jc.Average("model", owner="o", when=when, decay=jnp.float32(0.25)),
-            )[kind],
-            jc.Snapshot("optimizer", owner="o", when=when),
-        )
+def wishes(when, x):
+    """An action of every kind; `when` has one entry for each."""
+    return (
+        jc.SetControl("beta", x, when=when[0]),
+        jc.ScaleLearningRate(x, when=when[1]),
+        jc.ScaleLearningRate(jnp.float32(0.01), floor=jnp.float32(0.2), when=when[2]),
+        jc.SetLearningRate(x, when=when[3]),
+        jc.Average("model", owner="o", when=when[4], decay=jnp.float32(0.25)),
+        jc.Swap("model", owner="o", when=when[5]),
+        jc.Snapshot("optimizer", owner="o", when=when[6]),
+        jc.Restore("model", owner="o", when=when[7]),
+        jc.Stop(when[8]),
+    )
 
+
+@jax.jit
+def apply_together(when, x):
+    return jc.apply(jax.vmap(wishes)(when, x), jax.vmap(rich)(x))
+
+
+@jax.jit
+def apply_alone(when, x):
+    return jc.apply(wishes(when, x), rich(x))
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=9, max_size=9), min_size=3, max_size=3))
+def test_apply_on_members_equals_apply_on_each(when):
     with jax.numpy_dtype_promotion("standard"):  # optax's schedules
-        x = jnp.arange(1.0, 4.0)
-        members, when = jax.vmap(rich)(x), jnp.array(when)
-        together = jc.apply(jax.vmap(actions)(when, x), members)
+        when, x = jnp.array(when), jnp.arange(1.0, 4.0)
+        together = apply_together(when, x)
         for i in range(3):
-            one = jc.apply(actions(when[i], x[i]), jax.tree.map(lambda leaf, i=i: leaf[i], members))
-            for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(together), strict=True):
+            for a, b in zip(jax.tree.leaves(apply_alone(when[i], x[i])), jax.tree.leaves(together), strict=True):
                 if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
                     np.testing.assert_allclose(a, b[i], rtol=1e-6)

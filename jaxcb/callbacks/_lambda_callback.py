@@ -107,7 +107,8 @@ def _check_function(hook: str, function: Any) -> None:
         inspect.signature(function).bind(*expected)
     except TypeError:
         raise TypeError(
-            f"LambdaCallback: {hook} is called as fn({', '.join(expected)}), but got a function of {inspect.signature(function)}."
+            f"LambdaCallback: {hook} is called as fn({', '.join(expected)}), but got a function of "
+            f"{inspect.signature(function)}."
         ) from None
     except ValueError:  # some builtins, such as print, tell no signature
         pass

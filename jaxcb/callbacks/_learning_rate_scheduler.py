@@ -81,7 +81,6 @@ class LearningRateScheduler(Callback):
             return self._from_table(*arguments)
         return _checked(self.schedule(*arguments))
 
-
     def _from_table(self, epoch: Array, rate: Array | None = None) -> Array:
         slope, offset = self._table
         at = jnp.clip(epoch, 0, len(offset) - 1)

@@ -12,8 +12,60 @@ from jaxcb._check import one_of
 
 Monitor = str | Callable[[Metrics], Array]
 
-_MIN = r"loss|error|err|perplexity|ppl|mse|mae|rmse|mape|msle|nll|nlp|bpc|bpd|cer|wer|fid|divergence|kl|regret|crossentropy|bce"
-_MAX = r"acc|accuracy|auc|auroc|auprc|precision|recall|f1|f1score|fbeta|bleu|rouge|r2|iou|dice|map|psnr|ssim|likelihood|reward|return|score|similarity|throughput"
+_MIN = frozenset(
+    [
+        "loss",
+        "error",
+        "err",
+        "perplexity",
+        "ppl",
+        "mse",
+        "mae",
+        "rmse",
+        "mape",
+        "msle",
+        "nll",
+        "nlp",
+        "bpc",
+        "bpd",
+        "cer",
+        "wer",
+        "fid",
+        "divergence",
+        "kl",
+        "regret",
+        "crossentropy",
+        "bce",
+    ]
+)
+_MAX = frozenset(
+    [
+        "acc",
+        "accuracy",
+        "auc",
+        "auroc",
+        "auprc",
+        "precision",
+        "recall",
+        "f1",
+        "f1score",
+        "fbeta",
+        "bleu",
+        "rouge",
+        "r2",
+        "iou",
+        "dice",
+        "map",
+        "psnr",
+        "ssim",
+        "likelihood",
+        "reward",
+        "return",
+        "score",
+        "similarity",
+        "throughput",
+    ]
+)
 
 
 def resolve_mode(owner: str, monitor: Monitor, mode: str) -> str:
@@ -27,12 +79,15 @@ def resolve_mode(owner: str, monitor: Monitor, mode: str) -> str:
         return mode
     if isinstance(monitor, str):
         for word in reversed(re.split(r"[^a-z0-9]+", monitor.lower())):
-            if re.fullmatch(_MIN, word):
+            if word in _MIN:
                 return "min"
-            if re.fullmatch(_MAX, word):
+            if word in _MAX:
                 return "max"
     what = f"the name {monitor!r}" if isinstance(monitor, str) else "a function"
-    raise ValueError(f"{owner}: mode='auto' cannot tell from {what} whether lower or higher is better. Pass mode='min' or mode='max'.")
+    raise ValueError(
+        f"{owner}: mode='auto' cannot tell from {what} whether lower or higher is better. "
+        "Pass mode='min' or mode='max'."
+    )
 
 
 class _Reads:

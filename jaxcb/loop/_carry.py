@@ -47,7 +47,7 @@ class Numbers(NamedTuple):
 
     data_epoch: int  # the epoch that the data belongs to, -1 for any
     base: int  # cursor of its first batch
-    count: int  # batches in it
+    size: int  # batches in it
     epoch_len: int  # steps of this epoch, FOREVER where not yet known
     length: int  # steps that this dispatch may do
     end_step: int

@@ -88,8 +88,8 @@ def check_walkable(data: Any, *, epochs: int | None, steps: int | None, steps_pe
         return
     if is_one_shot(data) and steps is None and epochs is not None and epochs > 1:
         raise DataError(
-            f"train_data is a {type(data).__name__}, which can be walked only once, but epochs={epochs}: it would be used "
-            "up after the first epoch, or never end. Pass something that can be iterated again (a list, a dataset, an "
+            f"train_data is a {type(data).__name__}, which can be walked only once, but epochs={epochs}: it would "
+            "be used up after the first epoch, or never end. Pass something that can be iterated again (a list, a dataset, an "
             "object whose __iter__ starts anew), or steps_per_epoch= to cut one long stream into epochs."
         )
 

@@ -157,10 +157,10 @@ class Driver:
     def _inputs(self, chunk: Chunk | None) -> Inputs:
         """The inputs of a dispatch."""
         if chunk is None:
-            numbers = self.place.numbers(count=0, length=0)
+            numbers = self.place.numbers(size=0, length=0)
             return self.inputs.replace(numbers=numbers.packed())
         length = self._length if chunk.epoch < 0 else FOREVER
-        numbers = self.place.numbers(data_epoch=chunk.epoch, base=chunk.base, count=chunk.count, length=length)
+        numbers = self.place.numbers(data_epoch=chunk.epoch, base=chunk.base, size=chunk.size, length=length)
         return self.inputs.replace(data=chunk.data, numbers=numbers.packed())
 
     def _measure(self, status: Status) -> None:

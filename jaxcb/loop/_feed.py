@@ -20,7 +20,7 @@ class Chunk(NamedTuple):
         batches: what a stepped one is given, one a step; None where the data is resident.
         epoch: its epoch, -1 for any.
         base: the cursor of its first batch.
-        count: its batches.
+        size: how many batches.
         epoch_len: steps of its epoch, FOREVER where that is not yet known.
     """
 
@@ -28,14 +28,14 @@ class Chunk(NamedTuple):
     batches: list[Any] | None
     epoch: int
     base: int
-    count: int
+    size: int
     epoch_len: int
 
     def consumed(self, status: Status) -> bool:
         """Whether a run that stands there needs nothing of it any more."""
         if self.epoch < 0 or bool(status.over):
             return True
-        return int(status.epoch) > self.epoch or int(status.cursor) >= self.base + self.count
+        return int(status.epoch) > self.epoch or int(status.cursor) >= self.base + self.size
 
 
 class Feed:

@@ -24,7 +24,6 @@ from jaxcb.loop._validation import BATCH_SIZE, validation_sets
 from jaxcb.writers import Context
 from jaxcb.writers.history import HistoryWriter
 
-
 _DATA = 0x64617461  # sets the key of the data's order apart from the one that steps draw from
 
 
@@ -200,8 +199,8 @@ def make_feed(
         )
     if batch_size is not None:
         raise DataError(
-            f"batch_size={batch_size} was given, but train_data is a {type(train_data).__name__}, an iterable that makes "
-            "its own batches. Leave batch_size out, or pass arrays."
+            f"batch_size={batch_size} was given, but train_data is a {type(train_data).__name__}, an iterable that "
+            "makes its own batches. Leave batch_size out, or pass arrays."
         )
     _data.check_iterable(train_data, "train_data")
     _data.check_walkable(train_data, epochs=epochs, steps=steps, steps_per_epoch=steps_per_epoch)

@@ -64,10 +64,10 @@ class Place:
         self.stopping = bool(status.stop)
         self.evaluated = int(status.evaluated)
 
-    def numbers(self, *, data_epoch: int = -1, base: int = 0, count: int = FOREVER, length: int = FOREVER) -> Numbers:
+    def numbers(self, *, data_epoch: int = -1, base: int = 0, size: int = FOREVER, length: int = FOREVER) -> Numbers:
         """The numbers of a dispatch."""
-        return Numbers(data_epoch, base, count, self.epoch_len, length, self.end_step, self.end_epoch, self.total_steps)
+        return Numbers(data_epoch, base, size, self.epoch_len, length, self.end_step, self.end_epoch, self.total_steps)
 
     def single(self) -> Numbers:
         """The numbers of one batch at this place."""
-        return self.numbers(data_epoch=self.epoch, base=self.cursor, count=1)
+        return self.numbers(data_epoch=self.epoch, base=self.cursor, size=1)

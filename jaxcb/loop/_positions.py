@@ -65,7 +65,7 @@ class Positions(NamedTuple):
     def has_data(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether the given data holds the next batch, bool ()."""
         n = inputs.n()
-        fits = (carry.cursor >= n.base) & (carry.cursor < n.base + n.count)
+        fits = (carry.cursor >= n.base) & (carry.cursor < n.base + n.size)
         return fits & ((n.data_epoch < 0) | (n.data_epoch == carry.epoch))
 
     def may_step(self, inputs: Inputs, carry: Carry) -> Array:
@@ -77,7 +77,7 @@ class Positions(NamedTuple):
         """Steps until the next boundary or the end of the data, int32 ()."""
         n = inputs.n()
         steps = jnp.minimum(n.epoch_len - carry.cursor, n.end_step - carry.step)
-        steps = jnp.minimum(steps, n.base + n.count - carry.cursor)
+        steps = jnp.minimum(steps, n.base + n.size - carry.cursor)
         if self.validates and self.cadence.steps is not None:
             steps = jnp.minimum(steps, self.cadence.steps - carry.step % self.cadence.steps)
         return steps

@@ -80,7 +80,7 @@ class Program:
         self._hook = {hook: self._compiled(_hook(hook), (chain_axes, 0, seen)) for hook in self.hooks}
         self.rings = Rings({})
 
-    def _compiled(self, fn: Callable[..., Any], in_axes: Any) -> Callable[..., Any]:
+    def _compiled(self, fn: Callable[..., Any], in_axes: Any) -> Any:
         """One trace a shape, wherever it is called from; over members where there are some."""
         return jax.jit(jax.vmap(fn, in_axes=in_axes) if self.members is not None else fn)
 
@@ -212,7 +212,7 @@ class Program:
         if self.members is not None:
             host = {k: jnp.broadcast_to(v, (self.members,)) for k, v in host.items()}
         values = {**own, **rates, **host}
-        at = {name: step for name in values} | dict(reported or {})
+        at = dict.fromkeys(values, step) | dict(reported or {})
         return Metrics._make(
             values=values, step=step, epoch=epoch, total_steps=total, reported=at, closes_epoch=jnp.asarray(closes)
         )
@@ -455,7 +455,7 @@ class Program:
             new = select(alive, new, {name: carry.latest.values[name] for name in new})
         return Latest(
             {**carry.latest.values, **new},
-            {**carry.latest.reported, **{name: carry.step for name in new}},
+            {**carry.latest.reported, **dict.fromkeys(new, carry.step)},
         )
 
 

@@ -1,5 +1,6 @@
 """A stream of batches, fed by a background thread."""
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -100,10 +101,8 @@ class Stream(Feed):
     def close(self) -> None:
         self._closed.set()
         while self._thread is not None and self._thread.is_alive():
-            try:
+            with contextlib.suppress(queue.Empty):
                 self._queue.get(timeout=0.01)
-            except queue.Empty:
-                pass
             self._thread.join(timeout=0.01)
 
     # In the background thread
@@ -133,8 +132,8 @@ class Stream(Feed):
             smaller = rows != self._rows
             if smaller and not ends_pass:
                 raise DataError(
-                    f"ragged batches: batch {cursor + 1} of epoch {epoch + 1} has {rows} rows, the first one {self._rows}. "
-                    "Only the last batch of a pass may be smaller."
+                    f"ragged batches: batch {cursor + 1} of epoch {epoch + 1} has {rows} rows, the first one "
+                    f"{self._rows}. Only the last batch of a pass may be smaller."
                 )
             if smaller and held:
                 yield self._chunk(held, epoch, base, self.epoch_len)
@@ -150,8 +149,8 @@ class Stream(Feed):
             if epoch == self._end_epoch or step == self._end_step:
                 return
         raise DataError(
-            f"train_data is a {type(self._data).__name__} that was used up after {step} batches, in epoch {epoch + 1}. Pass "
-            "something that can be iterated again, or ask for fewer steps."
+            f"train_data is a {type(self._data).__name__} that was used up after {step} batches, in epoch "
+            f"{epoch + 1}. Pass something that can be iterated again, or ask for fewer steps."
         )
 
     def _batches(self) -> Iterator[tuple[tuple[Any, int], bool]]:

@@ -39,8 +39,8 @@ class HostSet:
         check_iterable(data, what)
         if is_one_shot(data):
             raise DataError(
-                f"{what} is a {type(data).__name__}, which is used up after one validation. Pass a list of its batches, or "
-                "something that can be iterated again."
+                f"{what} is a {type(data).__name__}, which is used up after one validation. Pass a list of its batches, "
+                "or something that can be iterated again."
             )
         self._data, self._steps, self._what = data, steps, what
         first = next(iter(data), None)

@@ -205,12 +205,17 @@ def subject_of(callback: "Callback | Subject", names: Iterable[str] | None) -> S
 
 
 def for_all(check: Callable[..., None], strategy: Any, max_examples: int | None, *, spread: bool = False) -> None:
-    """Runs `check` on Hypothesis examples of `strategy`; with `spread` these are tuples of its arguments."""
+    """Runs `check` on Hypothesis examples of `strategy`; with `spread` these are tuples of its arguments.
+
+    Streams are short, so that shrinking them is not worth its time.
+    """
+    failures: list[AssertionError] = []
     options: dict[str, Any] = {} if max_examples is None else {"max_examples": max_examples}
 
     @hypothesis.settings(
         deadline=None,
         database=None,
+        phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
         print_blob=False,
         report_multiple_bugs=False,
         suppress_health_check=tuple(hypothesis.HealthCheck),  # pyright: ignore[reportArgumentType]
@@ -218,9 +223,18 @@ def for_all(check: Callable[..., None], strategy: Any, max_examples: int | None,
     )
     @hypothesis.given(strategy)
     def run(example: Any) -> None:
-        if spread:
-            check(*example)
-        else:
-            check(example)
+        try:
+            if spread:
+                check(*example)
+            else:
+                check(example)
+        except AssertionError as error:
+            failures.append(error)
+            raise
 
-    run()
+    try:
+        run()
+    except hypothesis.errors.Flaky:  # a callback that remembers on the side fails once and not again
+        if failures:
+            raise failures[0] from None
+        raise

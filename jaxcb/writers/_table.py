@@ -43,8 +43,8 @@ class Table:
                 header = next(csv.reader(file, delimiter=self._separator), [])
             if header != self.columns:
                 raise ValueError(
-                    f"{self.path} has the columns {header}, but this run writes {self.columns}. Give another filename, or "
-                    "append=False to replace the file."
+                    f"{self.path} has the columns {header}, but this run writes {self.columns}. Give another filename, "
+                    "or append=False to replace the file."
                 )
 
     def write(self, row: Mapping[str, str]) -> None:

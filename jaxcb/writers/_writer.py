@@ -42,7 +42,7 @@ class Writer:
         self.context = context
 
     def prepare(self, action: Any) -> None:
-        """Sees each action of the run before the first step (shapes in place of arrays); refuses what cannot be done."""
+        """Sees each action of the run before the first step, shapes in place of arrays; refuses what cannot be."""
 
     def write(self, record: Any) -> None:
         """Performs one record."""

@@ -18,6 +18,7 @@ class CallWriter(Writer):
             action.fn(run)
         except Exception as error:
             error.add_note(
-                f"This happened in the callback {action.owner}.{record.hook}, in epoch {record.epoch + 1} at step {record.step}."
+                f"This happened in the callback {action.owner}.{record.hook}, in epoch {record.epoch + 1} at step "
+                f"{record.step}."
             )
             raise

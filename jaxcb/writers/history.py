@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from jaxcb._rows import row_text
 from jaxcb._history import RunHistory
+from jaxcb._rows import row_text
 from jaxcb.writers._table import Table
 from jaxcb.writers._writer import Writer
 

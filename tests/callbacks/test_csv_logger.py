@@ -26,7 +26,8 @@ def test_what_was_not_reported_is_na_and_arrays_stay_out():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(jnp.float32(0.1), "0.1"), (jnp.int32(7), "7"), (True, "1"), (jnp.bfloat16(0.1), "0.10009766"), (jnp.nan, "nan")]
+    ("value", "text"),
+    [(jnp.float32(0.1), "0.1"), (jnp.int32(7), "7"), (True, "1"), (jnp.bfloat16(0.1), "0.100097656"), (jnp.nan, "nan")],
 )
 def test_numbers_are_the_shortest_that_read_back(value, text):
     assert as_text(value) == text

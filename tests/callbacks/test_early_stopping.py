@@ -135,7 +135,14 @@ def test_arguments_are_checked_with_what_was_received(arguments, says):
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("val_loss", "min"), ("val_c4_loss", "min"), ("val_accuracy", "max"), ("top_5_accuracy", "max"), ("ppl", "min"), ("val/f1", "max")],
+    [
+        ("val_loss", "min"),
+        ("val_c4_loss", "min"),
+        ("val_accuracy", "max"),
+        ("top_5_accuracy", "max"),
+        ("ppl", "min"),
+        ("val/f1", "max"),
+    ],
 )
 def test_mode_follows_the_name(name, mode):
     assert jc.EarlyStopping(name).mode == mode
@@ -145,8 +152,8 @@ def test_a_monitor_must_be_a_scalar_and_read_something():
     metrics = jc.Metrics({"val_loss": jnp.ones(3)})
     with pytest.raises(TypeError, match=r"monitor 'val_loss' has shape \(3,\), expected a scalar"):
         jc.EarlyStopping().on_epoch_end(jc.EarlyStopping().init(), metrics)
+    callback = jc.EarlyStopping(lambda m: 1.0, mode="min")
     with pytest.raises(TypeError, match="its monitor function reads no metric"):
-        callback = jc.EarlyStopping(lambda m: 1.0, mode="min")
         callback.on_epoch_end(callback.init(), metrics)
 
 

@@ -8,7 +8,7 @@ import jaxcb as jc
 class Run:
     """What a host action is given."""
 
-    epoch, batch, logs = 3, 7, {"loss": 0.5}  # noqa: RUF012
+    epoch, batch, logs = 3, 7, {"loss": 0.5}
 
 
 def test_functions_get_kerass_arguments():
@@ -26,7 +26,9 @@ def test_functions_get_kerass_arguments():
 
 
 def test_the_call_carries_the_metrics():
-    _, (action,) = jc.chain(jc.LambdaCallback(on_epoch_end=print)).on_epoch_end({"LambdaCallback": ()}, jc.Metrics({"a": 2.0}))
+    _, (action,) = jc.chain(jc.LambdaCallback(on_epoch_end=print)).on_epoch_end(
+        {"LambdaCallback": ()}, jc.Metrics({"a": 2.0})
+    )
     assert isinstance(action, jc.Call)
     assert float(action.values["a"]) == 2.0
 
@@ -43,7 +45,11 @@ def test_an_unknown_name_is_refused():
 @pytest.mark.parametrize(
     ("hook", "function", "says"),
     [
-        ("on_epoch_end", lambda logs: None, r"on_epoch_end is called as fn\(epoch, logs\), but got a function of \(logs\)"),
+        (
+            "on_epoch_end",
+            lambda logs: None,
+            r"on_epoch_end is called as fn\(epoch, logs\), but got a function of \(logs\)",
+        ),
         ("on_train_begin", lambda epoch, logs: None, r"on_train_begin is called as fn\(logs\)"),
         ("on_train_batch_end", 3, r"on_train_batch_end must be a function of \(batch, logs\), got 3"),
     ],

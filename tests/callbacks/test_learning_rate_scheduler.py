@@ -46,7 +46,7 @@ def test_the_table_is_made_once():
     callback = jc.LearningRateScheduler(schedule)
     for epoch in (1, 2):
         callback.on_epoch_begin((), jc.Metrics({}, epoch=epoch))
-    assert calls.count(5) == 1
+    assert [c for c in calls if isinstance(c, int)].count(5) == 1
 
 
 def test_a_list_of_rates_keeps_its_last():
@@ -72,7 +72,7 @@ def test_by_step_takes_an_optax_schedule():
     schedule = optax.linear_schedule(1.0, 0.0, 40)
     assert jc.LearningRateScheduler(schedule, by="step").hooks() == {"on_batch_begin"}
     with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic
-        np.testing.assert_allclose(rates(schedule, by="step"), [1.0, 0.75, 0.5, 0.25, 0.0, 0.0])
+        np.testing.assert_allclose(rates(schedule, by="step"), [1.0, 0.75, 0.5, 0.25, 0.0, 0.0], atol=1e-7)
 
 
 def test_a_plateaus_cut_stays_in_force():
@@ -106,11 +106,10 @@ def test_errors_in_the_schedule_are_the_users_own():
 
 
 def test_by_step_needs_what_jax_can_trace():
-    with pytest.raises(Exception, match="truth value|boolean|bool") as caught:
-        rates(lambda step: 0.1 if step < 3 else 0.2, by="step")
-    assert "needs a schedule that jax can trace" in "".join([str(caught.value), *getattr(caught.value, "__notes__", [])]) or (
-        caught.value.__cause__ is not None
-    )
+    callback = jc.LearningRateScheduler(lambda step: 0.1 if step < 3 else 0.2, by="step")
+    with pytest.raises(jax.errors.TracerBoolConversionError) as caught:
+        callback.on_batch_begin((), jc.Metrics({}))
+    assert "by='step') needs a schedule that jax can trace" in caught.value.__notes__[0]
 
 
 def test_a_state_without_a_rate_says_what_to_do():

@@ -100,7 +100,9 @@ def test_a_floor_needs_the_rate_itself():
         chain = jc.chain(jc.ReduceLROnPlateau(patience=1, min_lr=min_lr))
         _, actions = chain.on_epoch_end(chain.init(), jc.Metrics({"val_loss": 1.0, "learning_rate": 0.1}))
         if min_lr:
-            with pytest.raises(ValueError, match=r"ReduceLROnPlateau needs the learning rate itself .*min_lr.*adjustable_lr"):
+            with pytest.raises(
+                ValueError, match=r"ReduceLROnPlateau needs the learning rate itself .*min_lr.*adjustable_lr"
+            ):
                 jc.apply(actions, train)
         else:
             jc.apply(actions, train)

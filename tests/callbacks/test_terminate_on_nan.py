@@ -7,7 +7,9 @@ import jaxcb as jc
 
 
 def test_stops_at_nan_and_infinity(play):
-    played = play(jc.TerminateOnNaN(), hook="on_batch_end", loss=[1.0, -3e38, float("inf"), float("nan"), float("-inf")])
+    played = play(
+        jc.TerminateOnNaN(), hook="on_batch_end", loss=[1.0, -3e38, float("inf"), float("nan"), float("-inf")]
+    )
     assert played.when(jc.Stop) == [2, 3, 4]
     assert jc.fill(played.actions[3][0], step=4) == "loss is nan at step 4"
 

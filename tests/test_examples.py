@@ -1,0 +1,91 @@
+"""The examples run as their pages say, small here, and in full behind the `deep` marker."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Imports an example by name."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return lambda name: __import__(name)
+
+
+def run(name: str, *arguments: object) -> str:
+    """Runs an example as a user does, and returns what it printed."""
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits", "digits_linen"])
+def test_digits_in_short(name, tmp_path):
+    pytest.importorskip("sklearn")
+    out = run(f"{name}.py", "--run-dir", tmp_path / "run", "--epochs", 2)
+    assert "test accuracy" in out
+    assert "all epochs done" in out
+    for file in ("history.csv", "log.csv", "curves.png"):
+        assert (tmp_path / "run" / file).stat().st_size > 0
+        assert file in out
+    assert len((tmp_path / "run" / "log.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", ["digits", "digits_linen"])
+def test_digits_in_full(name, seed, tmp_path):
+    pytest.importorskip("sklearn")
+    out = run(f"{name}.py", "--run-dir", tmp_path / "run", "--seed", seed)
+    accuracy = float(out.split("test accuracy")[1].split("%")[0])
+    assert accuracy >= 98.0
+    assert "EarlyStopping: val_loss has not improved for 8 reports" in out
+    assert "ReduceLROnPlateau multiplies the learning rate" in out
+
+
+def test_digits_parts_share_no_image(example):
+    pytest.importorskip("sklearn")
+    parts = [images.reshape(len(images), -1) for images, _ in example("_digits_data").load()]
+    assert [len(part) for part in parts] == [1149, 288, 360]
+    rows = [{row.tobytes() for row in part} for part in parts]
+    assert not (rows[0] & rows[1] or rows[0] & rows[2] or rows[1] & rows[2])
+
+
+def test_digits_shift_moves_by_one_pixel_at_most(example):
+    pytest.importorskip("sklearn")
+    images = np.zeros((50, 8, 8, 1), np.float32)
+    images[:, 4, 4] = 1.0
+    moved = np.asarray(example("_digits_data").shift(images, jax.random.key(0)))
+    places = {tuple(place) for place in np.argwhere(moved)[:, 1:3].tolist()}
+    assert places == {(row, column) for row in (3, 4, 5) for column in (3, 4, 5)}
+
+
+def test_own_callback(example, tmp_path, capsys):
+    example("own_callback").main(tmp_path / "run")
+    out = capsys.readouterr().out.splitlines()
+    assert "StopOnGap: val_loss is" in out[0]
+    stopped = [int(line.rsplit(" ", 1)[1]) for line in out[1:]]
+    assert stopped == sorted(stopped)  # a wider gap takes longer
+
+
+def test_own_callback_keeps_the_laws(example):
+    example("own_callback").test_stop_on_gap()
+
+
+def test_hand_loops_agree(example, capsys):
+    by_hand, compiled = example("hand_loop").main()
+    assert "EarlyStopping: val_loss has not improved for 6 reports" in capsys.readouterr().out
+    assert int(by_hand.step) == int(compiled.step)
+    for a, b in zip(jax.tree.leaves(by_hand.params), jax.tree.leaves(compiled.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
