@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 
 import jaxcb as jc
+import jaxcb.callbacks
 import jaxcb.testing
 from jaxcb import _actions
 from jaxcb._callback import FunctionCallback, transition
@@ -82,7 +83,7 @@ def code(names: list[str]) -> str:
 
 def callbacks() -> str:
     """Returns a table of all callbacks and a section on each."""
-    kinds = [getattr(jc.callbacks, name) for name in jc.callbacks.__all__]
+    kinds = [getattr(jaxcb.callbacks, name) for name in jaxcb.callbacks.__all__]
     lines = ["| callback | what it does | actions |", "|---|---|---|"]
     for kind in kinds:
         lines.append(

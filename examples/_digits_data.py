@@ -1,15 +1,15 @@
 """scikit-learn's handwritten digits, 1797 grey images of 8 x 8 pixels, and how they are varied in training."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-Part = tuple[np.ndarray, np.ndarray]
 
-
-def load() -> tuple[Part, Part, Part]:
+def load() -> tuple[Any, Any, Any]:
     """Returns `(images, labels)` for training (1149), validation (288) and test (360).
 
     Each part has the digits in the same proportions. The split is always the same, so that no choice of a

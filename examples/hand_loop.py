@@ -61,16 +61,16 @@ def close_run(state: jc.TrainState, callback_state, metrics):
 def python_loop():
     """Compiled parts in a Python loop: here there is a host, which can read and print."""
     step, close = jax.jit(train_step), jax.jit(close_epoch)
-    state, callback_state = new_state(), CALLBACKS.init()
+    state, callback_state, metrics = new_state(), CALLBACKS.init(), None
     for epoch in range(EPOCHS):
         for i in range(8):
             state, _ = step(state, jax.tree.map(lambda a, i=i: a[i], BATCHES))
         state, callback_state, metrics, actions = close(state, callback_state, epoch)
-        for action in jc.fired(actions):
-            text = jc.fill(action, epoch=epoch) if isinstance(action, jc.Stop) else type(action).__name__
-            if not isinstance(action, jc.Snapshot):
-                print(f"  epoch {epoch + 1}: {action.owner}: {text}")
+        fired = jc.fired(actions)
+        names = ", ".join(type(action).__name__ for action in fired)
+        print(f"  epoch {epoch + 1:2}: val_loss {metrics['val_loss']:.4f}  {names}")
         if jc.stop_requested(actions):
+            print(*(f"  {a.owner}: {jc.fill(a, epoch=epoch)}" for a in fired if isinstance(a, jc.Stop)), sep="\n")
             break
     return close_run(state, callback_state, metrics)
 
@@ -96,8 +96,8 @@ def compiled_loop():
 
 def main() -> tuple[jc.TrainState, jc.TrainState]:
     ends = []
-    for loop in (python_loop, compiled_loop):
-        print(f"{loop.__name__}:")
+    for name, loop in {"a Python loop": python_loop, "a compiled loop": compiled_loop}.items():
+        print(f"{name}:")
         state, callback_state = loop()
         memory = callback_state["EarlyStopping"]
         print(f"  {int(state.step)} steps; best val_loss {memory.best:.4f} in epoch {int(memory.best_epoch) + 1}")

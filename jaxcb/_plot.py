@@ -94,7 +94,7 @@ def _draw_metric(axis: Any, history: Any, at: np.ndarray, name: str, lines: list
 
 
 def _draw_rate(axis: Any, history: Any, at: np.ndarray, name: str) -> None:
-    rate, base = history[name], history["base_learning_rate"] if "base_learning_rate" in history else None
+    rate, base = history[name], history.get("base_learning_rate")
     # a row tells the rate of its last update, and so of the epoch that ends there
     if base is not None and name == "learning_rate" and not np.allclose(rate, base, rtol=1e-3):
         axis.plot(

@@ -12,59 +12,13 @@ from jaxcb._check import one_of
 
 Monitor = str | Callable[[Metrics], Array]
 
-_MIN = frozenset(
-    [
-        "loss",
-        "error",
-        "err",
-        "perplexity",
-        "ppl",
-        "mse",
-        "mae",
-        "rmse",
-        "mape",
-        "msle",
-        "nll",
-        "nlp",
-        "bpc",
-        "bpd",
-        "cer",
-        "wer",
-        "fid",
-        "divergence",
-        "kl",
-        "regret",
-        "crossentropy",
-        "bce",
-    ]
+# the words that tell which way is better
+_MIN = re.compile(
+    "loss|error|err|perplexity|ppl|mse|mae|rmse|mape|msle|nll|nlp|bpc|bpd|cer|wer|fid|divergence|kl|regret|crossentropy|bce"
 )
-_MAX = frozenset(
-    [
-        "acc",
-        "accuracy",
-        "auc",
-        "auroc",
-        "auprc",
-        "precision",
-        "recall",
-        "f1",
-        "f1score",
-        "fbeta",
-        "bleu",
-        "rouge",
-        "r2",
-        "iou",
-        "dice",
-        "map",
-        "psnr",
-        "ssim",
-        "likelihood",
-        "reward",
-        "return",
-        "score",
-        "similarity",
-        "throughput",
-    ]
+_MAX = re.compile(
+    "acc|accuracy|auc|auroc|auprc|precision|recall|f1|f1score|fbeta|bleu|rouge|r2|iou|dice|map|psnr|ssim|likelihood|"
+    "reward|return|score|similarity|throughput"
 )
 
 
@@ -79,9 +33,9 @@ def resolve_mode(owner: str, monitor: Monitor, mode: str) -> str:
         return mode
     if isinstance(monitor, str):
         for word in reversed(re.split(r"[^a-z0-9]+", monitor.lower())):
-            if word in _MIN:
+            if _MIN.fullmatch(word):
                 return "min"
-            if word in _MAX:
+            if _MAX.fullmatch(word):
                 return "max"
     what = f"the name {monitor!r}" if isinstance(monitor, str) else "a function"
     raise ValueError(

@@ -14,14 +14,13 @@ _ENDLESS = (itertools.count, itertools.cycle)
 
 
 def is_array(x: Any) -> bool:
-    """Whether x is a numpy or jax array."""
-    return isinstance(x, np.ndarray | jax.Array)
+    """Whether x is a numpy or jax array, or what numpy takes for one, such as a torch tensor."""
+    return isinstance(x, np.ndarray | jax.Array) or (hasattr(x, "__array__") and hasattr(x, "shape"))
 
 
 def are_arrays(data: Any) -> bool:
     """Whether data is a pytree of arrays to be cut into batches. A list is an iterable of batches."""
-    leaves = jax.tree.leaves(data)
-    return not isinstance(data, list) and bool(leaves) and all(is_array(x) for x in leaves)
+    return not isinstance(data, list) and any(is_array(x) for x in jax.tree.leaves(data))
 
 
 def rows_of(tree: Any, what: str) -> int:
@@ -89,15 +88,22 @@ def check_walkable(data: Any, *, epochs: int | None, steps: int | None, steps_pe
     if is_one_shot(data) and steps is None and epochs is not None and epochs > 1:
         raise DataError(
             f"train_data is a {type(data).__name__}, which can be walked only once, but epochs={epochs}: it would "
-            "be used up after the first epoch, or never end. Pass something that can be iterated again (a list, a dataset, an "
-            "object whose __iter__ starts anew), or steps_per_epoch= to cut one long stream into epochs."
+            "be used up after the first epoch, or never end. Pass something that can be iterated again (a list, a "
+            "dataset, an object whose __iter__ starts anew), or steps_per_epoch= to cut one long stream into epochs."
         )
 
 
-def as_batch(batch: Any, what: str) -> tuple[Any, int]:
-    """Returns a batch as arrays, and its rows."""
-    arrays = jax.tree.map(lambda x: x if is_array(x) else np.asarray(x), batch)
+def as_arrays(tree: Any, what: str) -> tuple[Any, int]:
+    """Returns a pytree as numpy and jax arrays, and their common number of rows.
+
+    Raises:
+        DataError: naming the leaf that no device can hold, or those whose rows differ.
+    """
+    arrays = jax.tree.map(lambda x: x if isinstance(x, np.ndarray | jax.Array) else np.asarray(x), tree)
     for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
-        if leaf.dtype == object or leaf.dtype.kind in "USOM":
-            raise DataError(f"{what}: {leaf_name(path) or 'it'} has dtype {leaf.dtype}, which no device can hold.")
+        if isinstance(leaf, np.ndarray) and (leaf.dtype.kind in "USOMm" or leaf.dtype.names):
+            raise DataError(
+                f"{what}: {leaf_name(path) or 'the array'} has dtype {leaf.dtype}, which no device can hold; expected "
+                "numbers."
+            )
     return arrays, rows_of(arrays, what)

@@ -1,5 +1,6 @@
 """The driver: dispatches stretches of work one ahead, and performs what comes back."""
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -99,9 +100,10 @@ class Driver:
             self._steps()
             self._edge(self.executor.end)
         finally:
-            self.feed.close()
-            for writer in self._writers.values():
-                writer.close()
+            with contextlib.ExitStack() as closing:  # each is closed, whatever another one's close raises
+                for writer in self._writers.values():
+                    closing.callback(writer.close)
+                closing.callback(self.feed.close)
 
     def _edge(self, moment: Any) -> None:
         """Runs one of the moments that stand alone."""
@@ -123,7 +125,9 @@ class Driver:
             if bool(status.yielded) or bool(status.awaits) or not chunk.consumed(status):
                 # what flies behind has nothing to do but hand its input through, or close the epoch
                 while flying:
-                    status = self._read(flying.popleft()[1])
+                    behind = self._read(flying.popleft()[1])
+                    if not bool(status.awaits):  # those behind may not know that the epoch is to be closed
+                        status = behind
                 self._settle(status)
             else:
                 self.feed.confirm(status)
@@ -186,7 +190,7 @@ class Driver:
 
     def _perform(self, records: Iterable[Record]) -> None:
         """Performs records in order; a writer that fails does not keep the others from theirs."""
-        failed: Exception | None = None
+        failed: dict[Writer, Exception] = {}
         for record in records:
             action = record.action
             if isinstance(action, Stop):
@@ -194,19 +198,22 @@ class Driver:
             elif isinstance(action, HostAction):
                 self._waiting.append(record)
             else:
+                writer = self._writers[writer_for(type(action))]
+                if writer in failed:
+                    continue
                 try:
-                    self._writers[writer_for(type(action))].write(record)
+                    writer.write(record)
                 except Exception as error:
                     error.add_note(f"This happened while writing a {type(action).__name__} of {action.owner}.")
-                    failed = failed or error
-        if failed is not None:
-            raise failed
+                    failed[writer] = error
+        if failed:
+            raise next(iter(failed.values()))
 
     def _settle(self, status: Status) -> None:
         """Brings host and device to the same place: host actions, a validation by the host, batches again."""
         self.place.correct(status)
         self.feed.confirm(status)
-        self.feed.rewind()
+        self.place.epoch_len = self.feed.rewind()
         self._call_host()
         if bool(status.yielded):
             self.live = self.executor.resume(self.live)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxcb.loop import _boundary as boundary
 from jaxcb.loop._carry import Carry, Inputs, Status
 from jaxcb.loop._program import Program
 
@@ -141,24 +142,24 @@ class Executor:
         return live, Output(rings, status)
 
     def _run_begin(self, carry: Carry, inputs: Inputs) -> Any:
-        carry, rings = self.program.begin(inputs, carry, self.program.rings.empty())
+        carry, rings = boundary.begin(self.program, inputs, carry, self.program.rings.empty())
         return carry, rings, self.program.status(inputs, carry)
 
     def _run_end(self, carry: Carry, inputs: Inputs) -> Any:
-        carry, rings = self.program.end(inputs, carry, self.program.rings.empty())
+        carry, rings = boundary.end(self.program, inputs, carry, self.program.rings.empty())
         return carry, rings, self.program.status(inputs, carry)
 
     def _run_begin_eval(self, carry: Carry, inputs: Inputs) -> Any:
-        return self.program.begin_eval(inputs, carry, self.program.rings.empty())
+        return boundary.begin_eval(self.program, inputs, carry, self.program.rings.empty())
 
     def _run_eval_batch(self, carry: Carry, window: Any, batch: Any) -> Any:
         return carry, self.program.eval_batch(window, carry.train, batch)
 
     def _run_end_eval(self, carry: Carry, inputs: Inputs, rings: Any, windows: Any, extra: Any) -> Any:
         program = self.program
-        values = program.evaluate(inputs, carry) | dict(extra)
+        values = boundary.evaluate(program, inputs, carry) | dict(extra)
         for prefix, window in windows.items():
             values |= {prefix + name: value for name, value in window.means().items()}
-        carry, rings = program.end_eval(inputs, carry, rings, values)
-        carry, rings = program.close_if_due(inputs, carry, rings)
+        carry, rings = boundary.end_eval(program, inputs, carry, rings, values)
+        carry, rings = boundary.close_if_due(program, inputs, carry, rings)
         return carry, rings, program.status(inputs, carry)

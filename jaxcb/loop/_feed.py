@@ -8,7 +8,7 @@ from jax import Array
 
 from jaxcb._errors import DataError
 from jaxcb.loop._carry import FOREVER, Status
-from jaxcb.loop._data import rows_of
+from jaxcb.loop._data import as_arrays
 from jaxcb.loop._layout import Layout
 
 
@@ -22,6 +22,7 @@ class Chunk(NamedTuple):
         base: the cursor of its first batch.
         size: how many batches.
         epoch_len: steps of its epoch, FOREVER where that is not yet known.
+        closes: whether its epoch ends with it.
     """
 
     data: Any
@@ -30,12 +31,18 @@ class Chunk(NamedTuple):
     base: int
     size: int
     epoch_len: int
+    closes: bool = False
 
     def consumed(self, status: Status) -> bool:
-        """Whether a run that stands there needs nothing of it any more."""
+        """Whether a run that stands there needs nothing of it any more.
+
+        An epoch's last chunk is needed until the epoch is closed: it alone knows where the epoch ends.
+        """
         if self.epoch < 0 or bool(status.over):
             return True
-        return int(status.epoch) > self.epoch or int(status.cursor) >= self.base + self.size
+        if int(status.epoch) != self.epoch:
+            return int(status.epoch) > self.epoch
+        return not self.closes and int(status.cursor) >= self.base + self.size
 
 
 class Feed:
@@ -57,8 +64,9 @@ class Feed:
     def confirm(self, status: Status) -> None:
         """Lets go of what the run has passed."""
 
-    def rewind(self) -> None:
-        """Starts again at the first chunk that was not let go."""
+    def rewind(self) -> int:
+        """Starts again at the first chunk that was not let go; returns the steps of its epoch."""
+        return self.epoch_len
 
     def close(self) -> None:
         """Frees threads."""
@@ -86,7 +94,7 @@ class Resident(Feed):
         steps_per_epoch: int | None,
         train_remainder: bool,
     ) -> None:
-        rows = rows_of(arrays, "train_data")
+        arrays, rows = as_arrays(arrays, "train_data")
         batch_size = min(batch_size, rows)
         self.layout = Layout("resident", rows, batch_size, shuffle, train_remainder)
         self.epoch_len = self.layout.full + bool(self.layout.remainder)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxcb.loop import _boundary as boundary
 from jaxcb.loop._carry import Carry, Inputs
 from jaxcb.loop._executor import Executor, Live, Output
 from jaxcb.loop._program import Program
@@ -44,12 +45,12 @@ class Looped(Executor):
         def segment(loop: Any) -> Any:
             done, carry, rings = loop
             carry, rings = jax.lax.cond(
-                carry.opened, lambda c, r: (c, r), lambda c, r: program.open_epoch(inputs, c, r), carry, rings
+                carry.opened, lambda c, r: (c, r), lambda c, r: boundary.open_epoch(program, inputs, c, r), carry, rings
             )
             done, carry, rings = self._steps(inputs, done, carry, rings)
             go = program.at.pending(inputs, carry) & ~carry.yielded & ~program.boundary_waits(inputs, carry)
             carry, rings = jax.lax.cond(
-                go, lambda c, r: program.boundary(inputs, c, r), lambda c, r: (c, r), carry, rings
+                go, lambda c, r: boundary.cross(program, inputs, c, r), lambda c, r: (c, r), carry, rings
             )
             return done, carry, rings
 

@@ -270,6 +270,10 @@ class Program:
         )
         return new, self.rings.append(rings, hook, at, actions, ok), actions
 
+    def boundary_waits(self, inputs: Inputs, carry: Carry) -> Array:
+        """Whether the boundary must wait for the host, bool ()."""
+        return self.at.eval_due(inputs, carry) if self.host_eval else jnp.zeros((), bool)
+
     # What the host is told
 
     def status(self, inputs: Inputs, carry: Carry) -> Status:
@@ -287,21 +291,7 @@ class Program:
             window=carry.window.means(),
         )
 
-    # Steps and boundaries
-
-    def begin(self, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
-        """The moment before the first step of a run."""
-        metrics = self.metrics(inputs, carry, {}, last=False)
-        carry, rings, _ = self.moment("on_train_begin", inputs, carry, rings, metrics)
-        return carry, rings
-
-    def open_epoch(self, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
-        """Begins an epoch: its order of rows, and `on_epoch_begin`."""
-        metrics = self.metrics(inputs, carry, {}, last=False)
-        alive = None if self.members is None else ~carry.ended
-        carry, rings, _ = self.moment("on_epoch_begin", inputs, carry, rings, metrics, alive=alive)
-        order = self.layout.new_order(inputs, carry.epoch) if carry.order is not None else None
-        return carry.replace(order=order, opened=jnp.ones((), bool)), rings
+    # A step
 
     def one_step(
         self, inputs: Inputs, carry: Carry, rings: Any, batch: Any, rows: int, *, ok: Any = None
@@ -329,7 +319,7 @@ class Program:
             train, values = self._update(carry.train, gradients, actions), gradients.values
         else:
             train, values = self._step(carry.train, batch)
-            train = conform(train, carry.train, "train_step: the train state")
+        train = conform(train, carry.train, "train_step: the train state")
         done = carry.step + 1
         carry = carry.replace(
             train=train.replace(step=jnp.broadcast_to(done, jnp.shape(train.step))),
@@ -351,19 +341,7 @@ class Program:
             carry = carry.replace(**{name: select(ok, getattr(carry, name), getattr(before, name)) for name in places})
         return carry, rings
 
-    def begin_eval(self, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
-        """The moment before a validation."""
-        alive = None if self.members is None else ~carry.ended
-        metrics = self.metrics(
-            inputs,
-            carry,
-            carry.latest.values,
-            last=True,
-            reported=carry.latest.reported,
-            closes=self.at.closing(inputs, carry),
-        )
-        carry, rings, _ = self.moment("on_eval_begin", inputs, carry, rings, metrics, alive=alive)
-        return carry, rings
+    # A validation batch
 
     def empty_eval(self, train: TrainState, batch: Any) -> Window:
         """The window of a validation set before its first batch."""
@@ -375,89 +353,6 @@ class Program:
         assert self._eval is not None
         return window.add(self._eval(train, batch), rows_in(batch))
 
-    def evaluate(self, inputs: Inputs, carry: Carry) -> dict[str, Array]:
-        """Validates on the resident sets: full batches in a loop, and the smaller last one."""
-        out = {}
-        for own in self.evals:
-            data = inputs.val[own.prefix]
-            full, rest = divmod(own.rows, own.batch_size)
-
-            def rows(start: Any, size: int, data: Any = data) -> Any:
-                return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), data)
-
-            def body(i: Array, window: Window, rows: Any = rows, size: int = own.batch_size) -> Window:
-                return self.eval_batch(window, carry.train, rows(i * size, size))
-
-            first = jax.eval_shape(lambda rows=rows, size=own.batch_size if full else rest: rows(0, size))
-            window = jax.lax.fori_loop(0, full, body, self.empty_eval(carry.train, first))
-            if rest:
-                window = self.eval_batch(window, carry.train, rows(full * own.batch_size, rest))
-            out |= {own.prefix + name: value for name, value in window.means().items()}
-        return out
-
-    def end_eval(self, inputs: Inputs, carry: Carry, rings: Any, values: Mapping[str, Any]) -> tuple[Carry, Any]:
-        """Takes a validation's values in, and runs `on_eval_end`."""
-        alive = None if self.members is None else ~carry.ended
-        latest = self._report(carry, values, alive)
-        closes = self.at.closing(inputs, carry)
-        carry = carry.replace(latest=latest, evaluated=carry.step)
-        metrics = self.metrics(inputs, carry, latest.values, last=True, reported=latest.reported, closes=closes)
-        carry, rings, _ = self.moment("on_eval_end", inputs, carry, rings, metrics, alive=alive)
-        return carry, rings
-
-    def close_epoch(self, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
-        """Ends an epoch: its means, `on_epoch_end`, and the position of the next one."""
-        alive = None if self.members is None else ~carry.ended
-        latest = self._report(carry, carry.window.means(), alive)
-        carry = carry.replace(latest=latest)
-        metrics = self.metrics(inputs, carry, latest.values, last=True, reported=latest.reported, closes=True)
-        carry, rings, _ = self.moment("on_epoch_end", inputs, carry, rings, metrics, alive=alive)
-        return carry.replace(
-            window=carry.window.cleared(),
-            epoch=carry.epoch + 1,
-            cursor=jnp.zeros_like(carry.cursor),
-            opened=jnp.zeros((), bool),
-            ended=carry.ended | carry.train.stop,
-        ), rings
-
-    def boundary(self, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
-        """What stands between two stretches of steps: a validation on resident rows, the epoch's end."""
-
-        def validate(carry: Carry, rings: Any) -> tuple[Carry, Any]:
-            carry, rings = self.begin_eval(inputs, carry, rings)
-            return self.end_eval(inputs, carry, rings, self.evaluate(inputs, carry))
-
-        if self.evals and not self.host_eval:
-            carry, rings = jax.lax.cond(self.at.eval_due(inputs, carry), validate, _same, carry, rings)
-        return self.close_if_due(inputs, carry, rings)
-
-    def close_if_due(self, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
-        """Ends the epoch where it is to end."""
-        closing = self.at.closing(inputs, carry)
-        return jax.lax.cond(closing, lambda c, r: self.close_epoch(inputs, c, r), _same, carry, rings)
-
-    def boundary_waits(self, inputs: Inputs, carry: Carry) -> Array:
-        """Whether the boundary must wait for the host, bool ()."""
-        return self.at.eval_due(inputs, carry) if self.host_eval else jnp.zeros((), bool)
-
-    def end(self, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
-        """The moment after the last epoch."""
-        carry = carry.replace(epoch=jnp.maximum(carry.epoch - 1, 0))
-        metrics = self.metrics(
-            inputs, carry, carry.latest.values, last=True, reported=carry.latest.reported, closes=True
-        )
-        carry, rings, _ = self.moment("on_train_end", inputs, carry, rings, metrics)
-        return carry.replace(epoch=carry.epoch + 1), rings
-
-    def _report(self, carry: Carry, values: Mapping[str, Any], alive: Any) -> Latest:
-        new = {name: jnp.asarray(v, jnp.float32) for name, v in values.items()}
-        if alive is not None:
-            new = select(alive, new, {name: carry.latest.values[name] for name in new})
-        return Latest(
-            {**carry.latest.values, **new},
-            {**carry.latest.reported, **dict.fromkeys(new, carry.step)},
-        )
-
 
 def _hook(hook: str) -> Callable[..., Any]:
     def run(chain: Chain, states: Any, metrics: Metrics) -> Any:
@@ -465,7 +360,3 @@ def _hook(hook: str) -> Callable[..., Any]:
 
     run.__name__ = hook
     return run
-
-
-def _same(*values: Any) -> tuple[Any, ...]:
-    return values

@@ -84,7 +84,7 @@ class Rings:
         """Makes the rings with nothing in them; in a program."""
         out = {}
         for name, layout in self.layouts.items():
-            n = layout.capacity
+            n = layout.capacity + 1  # what does not count is written behind the last entry
             column = jnp.zeros((n,), jnp.int32)
             stack = jax.tree.map(lambda s, n=n: jnp.zeros((n, *s.shape), s.dtype), self._shapes[name])
             out[name] = Ring(jnp.zeros((), jnp.int32), Entry(column, column, column, column), stack)

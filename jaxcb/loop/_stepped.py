@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from jaxcb.loop import _boundary as boundary
 from jaxcb.loop._carry import Carry, Inputs
 from jaxcb.loop._executor import Executor, Live, Output
 from jaxcb.loop._place import Place
@@ -37,6 +38,8 @@ class Stepped(Executor):
         rings, status, flying = self._new_rings(), None, list[Any]()
         if place.pending:
             live, rings, status = self._pass_boundary(live, inputs, rings, place)
+            if self._boundary_may_wait or place.over:
+                return live, Output(rings, status, may_wait=True)
         for batch in batches:
             if place.cursor == 0:
                 live, rings, status = self._open(live, inputs, rings)
@@ -69,9 +72,9 @@ class Stepped(Executor):
 
     def _run_open(self, carry: Carry, inputs: Inputs, rings: Any) -> Any:
         program = self.program
-        go = ~carry.opened & ~carry.yielded & ~program.at.over(inputs, carry)
+        go = ~carry.opened & ~carry.yielded & ~program.at.over(inputs, carry) & program.rings.have_room(rings)
         carry, rings = jax.lax.cond(
-            go, lambda c, r: program.open_epoch(inputs, c, r), lambda c, r: (c, r), carry, rings
+            go, lambda c, r: boundary.open_epoch(program, inputs, c, r), lambda c, r: (c, r), carry, rings
         )
         return carry, rings, program.status(inputs, carry)
 
@@ -94,5 +97,7 @@ class Stepped(Executor):
         program = self.program
         go = program.at.pending(inputs, carry) & ~carry.yielded & ~program.boundary_waits(inputs, carry)
         go = go & program.rings.have_room(rings)
-        carry, rings = jax.lax.cond(go, lambda c, r: program.boundary(inputs, c, r), lambda c, r: (c, r), carry, rings)
+        carry, rings = jax.lax.cond(
+            go, lambda c, r: boundary.cross(program, inputs, c, r), lambda c, r: (c, r), carry, rings
+        )
         return carry, rings, program.status(inputs, carry)

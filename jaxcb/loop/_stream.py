@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -14,13 +15,14 @@ import numpy as np
 
 from jaxcb._errors import DataError
 from jaxcb.loop._carry import FOREVER, Status
-from jaxcb.loop._data import as_batch, check_iterable, is_one_shot
+from jaxcb.loop._data import as_arrays, check_iterable, is_one_shot
 from jaxcb.loop._feed import Chunk, Feed
 from jaxcb.loop._layout import Layout
 
 _STACK_BYTES = 16 << 20  # of one stacked chunk
 _MOST = 64  # batches in one
 _AHEAD = 2  # chunks that wait ready
+_PATIENCE = 5.0  # seconds for the thread to end; one that waits in the user's iterator for ever is left to itself
 
 
 class Stream(Feed):
@@ -55,7 +57,7 @@ class Stream(Feed):
         self._first = next(self._source, None)
         if self._first is None:
             raise DataError(f"train_data ({type(data).__name__}) is empty: it gave no batch.")
-        batch, self._rows = as_batch(self._first, "the first batch of train_data")
+        batch, self._rows = as_arrays(self._first, "the first batch of train_data")
         self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.asarray(x[:1]).dtype), batch)
         size = max(1, sum(x.nbytes for x in jax.tree.leaves(batch)))
         self._capacity = steps_per_execution or int(np.clip(_STACK_BYTES // size, 1, _MOST))
@@ -95,12 +97,14 @@ class Stream(Feed):
             self._unconfirmed.popleft()
             self._position -= 1
 
-    def rewind(self) -> None:
+    def rewind(self) -> int:
         self._position = 0
+        return self._unconfirmed[0].epoch_len if self._unconfirmed else self.epoch_len
 
     def close(self) -> None:
         self._closed.set()
-        while self._thread is not None and self._thread.is_alive():
+        deadline = time.monotonic() + _PATIENCE
+        while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
                 self._queue.get(timeout=0.01)
             self._thread.join(timeout=0.01)
@@ -128,21 +132,24 @@ class Stream(Feed):
     def _chunks(self) -> Iterator[Chunk]:
         epoch = cursor = base = step = 0
         held: list[Any] = []
-        for (batch, rows), ends_pass in self._batches():
-            smaller = rows != self._rows
-            if smaller and not ends_pass:
+        ragged = False
+        for batch, rows, first, last in self._batches():
+            if ragged and not first:
                 raise DataError(
-                    f"ragged batches: batch {cursor + 1} of epoch {epoch + 1} has {rows} rows, the first one "
-                    f"{self._rows}. Only the last batch of a pass may be smaller."
+                    f"ragged batches: batch {step} of train_data is smaller than the first one, which has {self._rows} "
+                    "rows. Only the last batch of a pass or of an epoch may be smaller."
                 )
+            smaller = rows != self._rows
             if smaller and held:
                 yield self._chunk(held, epoch, base, self.epoch_len)
                 base, held = cursor, []
             held.append(batch)
             cursor, step = cursor + 1, step + 1
-            ends = ends_pass if self._steps_per_epoch is None else cursor == self._steps_per_epoch
-            if ends or smaller or len(held) == self._capacity or step == self._end_step:
-                yield self._chunk(held, epoch, base, cursor if ends else self.epoch_len)
+            ends = last if self._steps_per_epoch is None else cursor == self._steps_per_epoch
+            ragged = smaller and not ends
+            closes = ends or step == self._end_step
+            if closes or smaller or len(held) == self._capacity:
+                yield self._chunk(held, epoch, base, cursor if ends else self.epoch_len, closes=closes)
                 base, held = cursor, []
             if ends:
                 epoch, cursor, base = epoch + 1, 0, 0
@@ -153,18 +160,28 @@ class Stream(Feed):
             f"{epoch + 1}. Pass something that can be iterated again, or ask for fewer steps."
         )
 
-    def _batches(self) -> Iterator[tuple[tuple[Any, int], bool]]:
-        """Gives batches, pass after pass, and whether each is the last of its pass."""
+    def _batches(self) -> Iterator[tuple[Any, int, bool, bool]]:
+        """Gives batches with their rows, pass after pass: whether each is the first, and the last, of its pass.
+
+        The last one is known by looking ahead. That is done only where the end of a pass is the end of an epoch,
+        so that a live stream is never waited for in vain.
+        """
         source = itertools.chain([self._first], self._source)
-        self._first = None
+        self._first, given = None, 0
         while True:
-            kept = self._kept(source)
+            kept, first = self._kept(source), True
             ahead = next(kept, None)
             if ahead is None:
                 raise DataError(f"train_data ({type(self._data).__name__}) gave no batch when it was walked again.")
             while ahead is not None:
-                batch, ahead = ahead, next(kept, None)
-                yield batch, ahead is None
+                (batch, rows), given = ahead, given + 1
+                looks = self._steps_per_epoch is None and given < self._end_step
+                if looks:
+                    ahead = next(kept, None)
+                yield batch, rows, first, ahead is None
+                if not looks:
+                    ahead = next(kept, None)
+                first = False
             if is_one_shot(self._data):
                 return
             source = iter(self._data)
@@ -173,19 +190,21 @@ class Stream(Feed):
         """Gives a pass's batches as arrays with their rows; drops smaller ones where that was asked for."""
         for number, batch in enumerate(source):
             what = f"batch {number + 1} of train_data"
-            arrays, rows = as_batch(batch, what)
+            arrays, rows = as_arrays(batch, what)
             found, known = jax.tree.structure(arrays), jax.tree.structure(self.example)
             if found != known:
                 raise DataError(f"{what} has the structure {found}, the first one {known}.")
             for x, y in zip(jax.tree.leaves(arrays), jax.tree.leaves(self.example), strict=True):
                 if x.shape[1:] != y.shape[1:] or rows > self._rows:
                     raise DataError(f"ragged batches: {what} has an array of shape {x.shape}, the first one {y.shape}.")
+                if jax.dtypes.canonicalize_dtype(x.dtype) != y.dtype:
+                    raise DataError(f"{what} has an array of dtype {x.dtype}, the first one {y.dtype}.")
             if rows == self._rows or self._train_remainder:
                 yield arrays, rows
 
-    def _chunk(self, batches: list[Any], epoch: int, base: int, epoch_len: int) -> Chunk:
+    def _chunk(self, batches: list[Any], epoch: int, base: int, epoch_len: int, *, closes: bool = False) -> Chunk:
         if not self._stacked:
-            return Chunk(None, [jax.device_put(b) for b in batches], epoch, base, len(batches), epoch_len)
+            return Chunk(None, [jax.device_put(b) for b in batches], epoch, base, len(batches), epoch_len, closes)
         # capacity is fixed, so that a part of a chunk runs the same program; a smaller batch travels alone
         capacity = self._capacity if jax.tree.leaves(batches[0])[0].shape[0] == self._rows else 1
 
@@ -195,4 +214,5 @@ class Stream(Feed):
                 out[i] = leaves[min(i, len(leaves) - 1)]
             return out
 
-        return Chunk(jax.device_put(jax.tree.map(stack, *batches)), None, epoch, base, len(batches), epoch_len)
+        stacked = jax.device_put(jax.tree.map(stack, *batches))
+        return Chunk(stacked, None, epoch, base, len(batches), epoch_len, closes)

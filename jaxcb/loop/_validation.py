@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._errors import DataError
-from jaxcb.loop._data import are_arrays, as_batch, check_iterable, is_one_shot, named_sets, rows_of
+from jaxcb.loop._data import are_arrays, as_arrays, check_iterable, is_one_shot, named_sets
 
 BATCH_SIZE = 32  # as in Keras
 
@@ -39,19 +39,22 @@ class HostSet:
         check_iterable(data, what)
         if is_one_shot(data):
             raise DataError(
-                f"{what} is a {type(data).__name__}, which is used up after one validation. Pass a list of its batches, "
-                "or something that can be iterated again."
+                f"{what} is a {type(data).__name__}, which is used up after one validation. Pass a list of its "
+                "batches, or something that can be iterated again."
             )
         self._data, self._steps, self._what = data, steps, what
         first = next(iter(data), None)
         if first is None:
             raise DataError(f"{what} is empty: it gave no batch.")
-        batch, _ = as_batch(first, f"the first batch of {what}")
+        batch, _ = as_arrays(first, f"the first batch of {what}")
         self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.asarray(x[:1]).dtype), batch)
 
     def __iter__(self) -> Iterator[Any]:
-        for number, batch in enumerate(itertools.islice(iter(self._data), self._steps)):
-            yield jax.device_put(as_batch(batch, f"batch {number + 1} of {self._what}")[0])
+        number = 0
+        for number, batch in enumerate(itertools.islice(iter(self._data), self._steps), 1):
+            yield jax.device_put(as_arrays(batch, f"batch {number} of {self._what}")[0])
+        if number == 0:
+            raise DataError(f"{self._what} gave no batch when it was walked again; its __iter__ must start anew.")
 
 
 def validation_sets(data: Any, batch_size: int | None, steps: int | None) -> dict[str, ResidentSet | HostSet]:
@@ -60,7 +63,8 @@ def validation_sets(data: Any, batch_size: int | None, steps: int | None) -> dic
     for prefix, own in named_sets(data).items():
         what = f"validation_data ({prefix.rstrip('_')})"
         if are_arrays(own):
-            size, rows = batch_size or BATCH_SIZE, rows_of(own, what)
+            size = batch_size or BATCH_SIZE
+            own, rows = as_arrays(own, what)
             rows = rows if steps is None else min(rows, steps * size)
             arrays = jax.tree.map(lambda x, rows=rows: jnp.asarray(x[:rows]), own)
             sets[prefix] = ResidentSet(arrays, rows, min(size, rows))

@@ -24,7 +24,7 @@ class Window(Struct):
     def empty(cls, values: dict[str, Any]) -> "Window":
         """A window for values of these shapes."""
         zeros = {name: jnp.zeros(v.shape, jnp.float32) for name, v in values.items()} | {"": jnp.zeros((), jnp.float32)}
-        return cls(zeros, zeros)
+        return cls(zeros, jax.tree.map(jnp.zeros_like, zeros))  # two buffers each, since a window is donated
 
     def cleared(self) -> "Window":
         """The same window with nothing in it."""

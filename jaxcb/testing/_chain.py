@@ -48,9 +48,8 @@ def check_chain(
             before, after = (next(a for a in actions if a.owner == n) for n in ("witness", "witness_2"))
             if said := difference({hook: before.values}, {hook: after.values}, labels=("before it", "after it")):
                 raise broken("chain", subject, f"it changes the metrics that others see: {said}")
-            mine = {n: seen[n] for n in names}, tuple(a for a in actions if a.owner in names)
-            expected = own_seen[hook]["state"], own_seen[hook]["actions"]
-            if said := difference({hook: expected}, {hook: mine}, labels=("alone", "in company")):
+            mine = {"state": {n: seen[n] for n in names}, "actions": tuple(a for a in actions if a.owner in names)}
+            if said := difference({hook: own_seen[hook]}, {hook: mine}, labels=("alone", "in company")):
                 raise broken("chain", subject, said)
 
     for_all(check, streams(subject.names, max_size=3), max_examples)

@@ -9,6 +9,7 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hypothesis.errors import Flaky
 
 from jaxcb._callback import HOOKS, Callback, Chain, transition
 from jaxcb._errors import CallbackError
@@ -234,7 +235,7 @@ def for_all(check: Callable[..., None], strategy: Any, max_examples: int | None,
 
     try:
         run()
-    except hypothesis.errors.Flaky:  # a callback that remembers on the side fails once and not again
+    except Flaky:  # a callback that remembers on the side fails once and not again
         if failures:
             raise failures[0] from None
         raise

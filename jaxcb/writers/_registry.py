@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from typing import TypeVar
 
-from jaxcb._actions import Action, Call, Print, Progress, Remember, Row
+from jaxcb._actions import Action, Call, Checkpoint, Print, Progress, Remember, Row, SeriesAction
 from jaxcb.writers._writer import Writer
 
 W = TypeVar("W", bound=type[Writer])
@@ -15,7 +15,9 @@ _BUILT_IN = {
     Remember: "jaxcb.writers.history:HistoryWriter",
     Progress: "jaxcb.writers.progress:ProgressWriter",
     Print: "jaxcb.writers.progress:ProgressWriter",
+    SeriesAction: "jaxcb.writers.tensorboard:TensorBoardWriter",
     Call: "jaxcb.writers.call:CallWriter",
+    Checkpoint: "jaxcb.writers.orbax:CheckpointWriter",
 }
 _OWN: dict[type[Action], type[Writer]] = {}
 

@@ -1,7 +1,11 @@
 """`Writer`: what performs one kind of action on the host."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 
 class Context:
@@ -53,3 +57,15 @@ class Writer:
 
     def close(self) -> None:
         """Makes everything durable."""
+
+
+def by_member(action: Any) -> Iterator[tuple[int | None, Any]]:
+    """Takes an action apart: the number of each member for which it fires and its own action.
+
+    A single run's is given as it is, with None for the number.
+    """
+    when = np.asarray(action.when)
+    if when.ndim == 0:
+        yield None, action
+    for member in np.flatnonzero(when) if when.ndim else ():
+        yield int(member), jax.tree.map(lambda x, m=member: x[m], action)
