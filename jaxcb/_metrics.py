@@ -10,6 +10,12 @@ from jax import Array
 from jaxcb._errors import MissingMetricError, did_you_mean
 from jaxcb._struct import Struct, strong
 
+_RATES = ("learning_rate", "base_learning_rate")
+_NO_RATE = (
+    " A ready-made optimizer hides its rate; use fit(optimizer=optax.adam, learning_rate=1e-3), or "
+    "jc.adjustable_lr(optax.adam, learning_rate=1e-3)."
+)
+
 
 class Metrics(Struct):
     """An immutable record of one moment of a run.
@@ -54,6 +60,7 @@ class Metrics(Struct):
             names = ", ".join(sorted(self.values)) or "none"
             raise MissingMetricError(
                 f"there is no metric {name!r} here. Metrics here: {names}.{did_you_mean(name, self.values)}"
+                f"{_NO_RATE if name in _RATES else ''}"
             )
         return self.values[name]
 

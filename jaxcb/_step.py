@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxcb._actions import ScaleUpdates, SkipUpdate, as_actions
 from jaxcb._callback import conform
+from jaxcb._check import whole
 from jaxcb._paths import leaf_name, matches
 from jaxcb._struct import Struct, select
 from jaxcb._train_state import TrainState
@@ -48,10 +49,15 @@ class LossFunction:
     def __init__(self, loss_fn: Callable[..., Any], class_weight: Mapping[int, float] | None = None) -> None:
         if not callable(loss_fn):
             raise TypeError(f"loss_fn must be a function of (model, batch), got {type(loss_fn).__name__}.")
-        parameters = inspect.signature(loss_fn).parameters.values()
+        try:
+            parameters = tuple(inspect.signature(loss_fn).parameters)
+        except ValueError:  # some builtins tell no signature
+            parameters = ()
         self.fn = loss_fn
-        self.asked = tuple(p.name for p in parameters if p.name in _KEYWORDS)
+        self.asked = tuple(name for name in parameters if name in _KEYWORDS)
         self.class_weight = dict(class_weight) if class_weight else None
+        for label in self.class_weight or ():
+            whole("fit", "each label of class_weight", label)
         if self.class_weight and "sample_weight" not in self.asked:
             raise ValueError(
                 "class_weight was given, but loss_fn does not use it. Ask for the weights of the rows by keyword: "
@@ -67,8 +73,8 @@ class LossFunction:
             "sample_weight": lambda: _row_weights(batch, self.class_weight if train else None),
         }
         result = self.fn(model, batch, **{name: known[name]() for name in self.asked})
-        out = result if isinstance(result, Out) else Out(*result) if isinstance(result, tuple) else Out(result)
-        loss = jnp.asarray(out.loss)
+        out = _as_out(result)
+        loss = _as_array(out.loss, "a loss")
         if loss.shape != ():
             raise ValueError(f"loss_fn returned a loss of shape {loss.shape}, expected a scalar; take its mean.")
         if not jnp.issubdtype(loss.dtype, jnp.floating):
@@ -79,7 +85,34 @@ class LossFunction:
                 f"loss_fn returned metrics as {type(metrics).__name__}, expected a dict of names to arrays: "
                 "`return loss, {'accuracy': accuracy}`."
             )
-        return Out(loss, {"loss": loss, **{k: jnp.asarray(v) for k, v in metrics.items() if k != "loss"}}, out.state)
+        for name in metrics:
+            if not isinstance(name, str) or not name:
+                raise TypeError(
+                    f"loss_fn returned a metric with the name {name!r}, expected a string, not an empty one."
+                )
+        values = {k: _as_array(v, f"the metric {k!r}") for k, v in metrics.items() if k != "loss"}
+        return Out(loss, {"loss": loss, **values}, out.state)
+
+
+def _as_out(result: Any) -> Out:
+    if isinstance(result, Out):
+        return result
+    if isinstance(result, tuple):
+        if len(result) != 2:
+            raise TypeError(
+                f"loss_fn returned a tuple of {len(result)}, expected `loss`, `(loss, metrics)` or "
+                "`jc.Out(loss, metrics, state)`."
+            )
+        return Out(*result)
+    return Out(result)
+
+
+def _as_array(value: Any, what: str) -> Array:
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        cure = " Is its `return` missing?" if value is None else ""
+        raise TypeError(f"loss_fn returned {what} of type {type(value).__name__}, expected an array.{cure}") from None
 
 
 class Step:
@@ -152,6 +185,12 @@ class EvalStep:
 
 def _scale(updates: Any, action: ScaleUpdates) -> Any:
     factor = jnp.where(action.when, action.factor, 1.0)
+    names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
+    if not any(matches(action.where, name) for name in names):
+        raise ValueError(
+            f"{action.owner or 'ScaleUpdates'}: where={action.where!r} matches no parameter. Parameters: "
+            f"{', '.join(names)}."
+        )
 
     def leaf(path: Any, update: Array) -> Array:
         return (update * factor).astype(update.dtype) if matches(action.where, leaf_name(path)) else update
@@ -165,19 +204,19 @@ def _row_weights(batch: Any, class_weight: Mapping[int, float] | None) -> Array:
     weights = jnp.ones((rows,), jnp.float32)
     if isinstance(batch, Mapping) and "sample_weight" in batch:
         weights = weights * batch["sample_weight"]
-    elif isinstance(batch, tuple) and len(batch) == 3:
+    elif isinstance(batch, tuple | list) and len(batch) == 3:
         weights = weights * batch[2]
     if class_weight:
         labels = _labels(batch)
         table = jnp.ones((max(class_weight) + 1,), jnp.float32)
         table = table.at[jnp.asarray(list(class_weight))].set(jnp.asarray(list(class_weight.values()), jnp.float32))
-        known = labels < table.shape[0]
+        known = (labels >= 0) & (labels < table.shape[0])
         weights = weights * jnp.where(known, table[jnp.where(known, labels, 0)], 1.0)
     return weights
 
 
 def _labels(batch: Any) -> Array:
-    if isinstance(batch, tuple) and len(batch) >= 2:
+    if isinstance(batch, tuple | list) and len(batch) >= 2:
         labels = batch[1]
     elif isinstance(batch, Mapping) and any(k in batch for k in _LABELS):
         labels = batch[next(k for k in _LABELS if k in batch)]

@@ -1,6 +1,6 @@
 """`fit`, `evaluate` and `predict`: a model, a loss and data, and nothing else to write."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,13 @@ import numpy as np
 import optax
 
 from jaxcb._callback import Callback
-from jaxcb._check import between
+from jaxcb._check import between, whole
 from jaxcb._errors import DataError
 from jaxcb._schedules import adjustable_lr, learning_rates, scaled_updates
 from jaxcb._step import EvalStep, Step
 from jaxcb._train_state import TrainState
 from jaxcb.loop import Loop, Result, _data
-from jaxcb.loop._validation import BATCH_SIZE, HostSet
+from jaxcb.loop._validation import BATCH_SIZE
 from jaxcb.loop._window import Window
 from jaxcb.models import adapt
 
@@ -108,6 +108,7 @@ def fit(
 
     Source: `keras.Model.fit`.
     """
+    seed = whole("fit", "seed", seed)
     adapter = adapt(model, copy=copy)
     params, model_state, rngs = adapter.split()
     tx = _optimizer(optimizer, learning_rate, params)
@@ -170,10 +171,10 @@ def evaluate(
     step = EvalStep(loss_fn)
     add = jax.jit(lambda window, state, batch, rows: window.add(step(state, batch), rows))
     window = None
-    for batch in _batches(data, batch_size):
+    for batch, rows in _batches(data, batch_size, "evaluate"):
         if window is None:
             window = Window.empty(jax.eval_shape(step, state, batch))
-        window = add(window, state, batch, jax.tree.leaves(batch)[0].shape[0])
+        window = add(window, state, batch, rows)
     assert window is not None
     means = jax.device_get(window.means())
     return {name: value.item() if np.ndim(value) == 0 else value for name, value in means.items()}
@@ -203,7 +204,14 @@ def predict(model: Any, x: Any, *, batch_size: int = BATCH_SIZE, fn: Callable[[A
         model = state.model()
         return fn(model, batch) if fn is not None else state.adapter.call(model, batch, state.model_state)
 
-    out = [jax.device_get(run(state, batch)) for batch in _batches(x, batch_size)]
+    out = []
+    for batch, rows in _batches(x, batch_size, "predict"):
+        out.append(jax.device_get(run(state, batch)))
+        for leaf in jax.tree.leaves(out[-1]):
+            if np.shape(leaf)[:1] != (rows,):
+                raise ValueError(
+                    f"predict: the output for {rows} rows has shape {np.shape(leaf)}, expected {rows} rows."
+                )
     return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
 
 
@@ -213,12 +221,22 @@ def _inference_state(model: Any, seed: int) -> TrainState:
     return TrainState.create(params=params, model_state=model_state, rngs=rngs, adapter=adapter, seed=seed)
 
 
-def _batches(data: Any, batch_size: int) -> Any:
-    if not _data.are_arrays(data):
-        return HostSet(data, None, "data")
-    rows = _data.rows_of(data, "data")
-    arrays = jax.tree.map(jnp.asarray, data)
-    return (jax.tree.map(lambda x, i=i: x[i : i + batch_size], arrays) for i in range(0, rows, batch_size))
+def _batches(data: Any, batch_size: int, owner: str) -> Iterator[tuple[Any, int]]:
+    """Gives batches on the device, with their rows."""
+    size = whole(owner, "batch_size", batch_size, least=1)
+    if _data.are_arrays(data):
+        arrays, rows = _data.as_arrays(data, "data")
+        for start in range(0, rows, size):
+            batch = jax.tree.map(lambda x, i=start: jnp.asarray(x[i : i + size]), arrays)
+            yield batch, min(size, rows - start)
+        return
+    _data.check_iterable(data, "data")
+    number = 0
+    for number, batch in enumerate(data, 1):
+        arrays, rows = _data.as_arrays(batch, f"batch {number} of data")
+        yield jax.device_put(arrays), rows
+    if number == 0:
+        raise DataError(f"data ({type(data).__name__}) is empty: it gave no batch.")
 
 
 def _optimizer(optimizer: Any, learning_rate: Any, params: Any) -> optax.GradientTransformation:
@@ -246,7 +264,7 @@ def _split(train_data: Any, validation_data: Any, fraction: float) -> tuple[Any,
         raise ValueError("validation_split and validation_data were both given; pass one of them.")
     if not _data.are_arrays(train_data):
         raise DataError(f"validation_split needs arrays, got a {type(train_data).__name__}; pass validation_data.")
-    rows = _data.rows_of(train_data, "train_data")
+    train_data, rows = _data.as_arrays(train_data, "train_data")
     at = int(rows * (1.0 - fraction))
     if at in (0, rows):
         raise DataError(f"validation_split={fraction} leaves nothing to train or to validate on ({rows} rows).")

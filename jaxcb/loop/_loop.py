@@ -1,6 +1,6 @@
 """`Loop`: the compiled loop around a step of the user's own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Loop:
         if not callable(train_step):
             raise TypeError(f"train_step must be a function of (train_state, batch), got {type(train_step).__name__}.")
         self.train_step, self.eval_step = train_step, eval_step
-        self.callbacks = chain(callbacks) if isinstance(callbacks, Callback) else chain(*callbacks)
+        self.callbacks = chain(*callbacks) if isinstance(callbacks, Iterable) else chain(callbacks)
 
     def run(
         self,
@@ -115,13 +115,30 @@ class Loop:
             DataError: for data that cannot be trained on.
             MissingMetricError: for a monitor that no step reports.
         """
-        _check_lengths(
-            epochs, steps, steps_per_epoch, eval_every, validation_freq, batch_size, steps_per_execution, remainder
+        if not isinstance(train_state, TrainState):
+            raise TypeError(
+                f"Loop.run takes a TrainState, such as jc.TrainState.create(params=..., tx=...), got a "
+                f"{type(train_state).__name__}."
+            )
+        if epochs is None and steps is None:
+            raise ValueError("nothing says how long to train: pass epochs= or steps=.")
+        epochs, steps, steps_per_epoch = (
+            _count("epochs", epochs),
+            _count("steps", steps),
+            _count("steps_per_epoch", steps_per_epoch),
         )
+        batch_size, validation_batch_size = (
+            _count("batch_size", batch_size),
+            _count("validation_batch_size", validation_batch_size),
+        )
+        validation_steps = _count("validation_steps", validation_steps)
+        cadence = Cadence(_frequency(validation_freq), _count("eval_every", eval_every))
+        fixed = None if steps_per_execution == "auto" else _count("steps_per_execution", steps_per_execution)
+        one_of("fit", "remainder", remainder, ("train", "drop"))
         one_of("fit", "verbose", verbose, ("auto", 0, 1, 2))
+        seed = whole("fit", "seed", seed)
         directory = _prepare_directory(run_dir, overwrite)
         callbacks = self._all_callbacks(verbose)
-        fixed = None if steps_per_execution == "auto" else int(steps_per_execution)
         feed = make_feed(
             train_data,
             epochs=epochs,
@@ -148,9 +165,7 @@ class Loop:
                 train_state=train_state,
                 feed=feed,
                 sets=sets,
-                cadence=Cadence(
-                    validation_freq if isinstance(validation_freq, int) else tuple(validation_freq), eval_every
-                ),
+                cadence=cadence,
                 end=(epochs, steps),
                 executor=executor,
                 steps_per_execution=fixed,
@@ -214,33 +229,14 @@ def make_feed(
     )
 
 
-def _check_lengths(
-    epochs: Any,
-    steps: Any,
-    steps_per_epoch: Any,
-    eval_every: Any,
-    freq: Any,
-    batch_size: Any,
-    execution: Any,
-    remainder: Any,
-) -> None:
-    if epochs is None and steps is None:
-        raise ValueError("nothing says how long to train: pass epochs= or steps=.")
-    given = {
-        "epochs": epochs,
-        "steps": steps,
-        "steps_per_epoch": steps_per_epoch,
-        "eval_every": eval_every,
-        "batch_size": batch_size,
-    }
-    for name, value in given.items():
-        if value is not None:
-            whole("fit", name, value, least=1)
-    for value in (freq,) if isinstance(freq, int) else freq:
-        whole("fit", "validation_freq", value, least=1)
-    if execution != "auto":
-        whole("fit", "steps_per_execution", execution, least=1)
-    one_of("fit", "remainder", remainder, ("train", "drop"))
+def _count(name: str, value: Any) -> int | None:
+    return None if value is None else whole("fit", name, value, least=1)
+
+
+def _frequency(freq: Any) -> int | tuple[int, ...]:
+    if isinstance(freq, Iterable) and not isinstance(freq, str):
+        return tuple(whole("fit", "each epoch of validation_freq", epoch, least=1) for epoch in freq)
+    return whole("fit", "validation_freq", freq, least=1)
 
 
 def _prepare_directory(run_dir: str | Path | None, overwrite: bool) -> Path | None:

@@ -20,7 +20,7 @@ from jaxcb.loop._positions import Cadence, Positions
 from jaxcb.loop._rings import Entry, Rings, any_fires
 from jaxcb.loop._window import Window
 
-RESERVED = ("learning_rate", "base_learning_rate", "lr_scale")
+RESERVED = ("learning_rate", "base_learning_rate", "lr_scale", "epoch", "step")
 
 
 class EvalSet(NamedTuple):
@@ -102,19 +102,22 @@ class Program:
         Returns:
             The empty window and the epoch-level values before the first report.
         """
-        new, values = jax.eval_shape(self._step, train, batch)
-        if not isinstance(values, Mapping):
-            raise TypeError(
-                f"train_step returned metrics as {type(values).__name__}, expected a dict of names to arrays."
-            )
-        self._check_state(new, train)
+        gradients = jax.eval_shape(self._gradients, train, batch) if self._halves else None
+        if gradients is not None:
+            values = gradients.values
+        else:
+            new, values = _pair(jax.eval_shape(self._step, train, batch))
+            _check_names("train_step", values)
+            self._check_state(new, train)
         names = dict(values)
         for prefix, shapes in val.items():
             assert self._eval is not None
             found = jax.eval_shape(self._eval, train, shapes)
-            if not isinstance(found, Mapping):
-                raise TypeError(f"eval_step returned {type(found).__name__}, expected a dict of names to arrays.")
-            names |= {prefix + name: value for name, value in found.items()}
+            _check_names("eval_step", found)
+            own = {prefix + name: value for name, value in found.items()}
+            for name in sorted(own.keys() & names):
+                raise ValueError(f"{name!r} is the name of a validation's metric, and of another one; rename that one.")
+            names |= own
         taken = sorted({*RESERVED, *host} & set(names))
         if taken:
             raise ValueError(f"the metric {taken[0]!r} is one that jaxcb reports by itself; give yours another name.")
@@ -125,6 +128,9 @@ class Program:
             {n: jnp.full((), -1, jnp.int32) for n in names},
         )
         self._prepare_hooks(train, callbacks, chain, values, latest, host)
+        if gradients is not None:
+            new = jax.eval_shape(self._update, train, gradients, self.actions["on_before_update"])
+            self._check_state(new, train)
         return window, latest
 
     def jaxpr(self, train: TrainState, batch: Any) -> Any:
@@ -352,6 +358,26 @@ class Program:
         """Adds one validation batch, weighted by its rows."""
         assert self._eval is not None
         return window.add(self._eval(train, batch), rows_in(batch))
+
+
+def _pair(result: Any) -> tuple[Any, Any]:
+    """What a train step returned, as the two that it should return."""
+    if not (isinstance(result, tuple | list) and len(result) == 2):
+        raise TypeError(
+            f"train_step returned {type(result).__name__}, expected (train_state, metrics): `return state, metrics`."
+        )
+    return result[0], result[1]
+
+
+def _check_names(what: str, values: Any) -> None:
+    """Requires a mapping of names to arrays."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{what} returned metrics as {type(values).__name__}, expected a dict of names to arrays.")
+    for name, value in values.items():
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"{what} returned a metric with the name {name!r}, expected a string that is not empty.")
+        if not hasattr(value, "dtype"):
+            raise TypeError(f"{what} returned the metric {name!r} as {type(value).__name__}, expected an array.")
 
 
 def _hook(hook: str) -> Callable[..., Any]:

@@ -27,11 +27,24 @@ class Context:
         self.epochs = epochs
         self.steps_per_epoch: int | None = None
         self.files: list[Path] = []
+        self._owners: dict[Path, str] = {}
 
     def path(self, name: str) -> Path:
         """Returns where a file lies: relative names below `run_dir` where there is one."""
         path = Path(name).expanduser()
         return path if path.is_absolute() or self.run_dir is None else self.run_dir / path
+
+    def claim(self, path: Path, owner: str) -> None:
+        """Notes a file of the run and who writes it.
+
+        Raises:
+            ValueError: where somebody else does.
+        """
+        known = self._owners.setdefault(path.resolve(), owner)
+        if known != owner:
+            raise ValueError(f"{known} and {owner} both write {path}; give one of them another filename.")
+        if path not in self.files:
+            self.files.append(path)
 
     def say(self, text: str) -> None:
         """Prints a line, unless the run is silent."""

@@ -14,17 +14,13 @@ class CSVWriter(Writer):
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         self._tables: dict[Path, Table] = {}
-        self._owners: dict[Path, str] = {}
 
     def prepare(self, action: Any) -> None:
         path = self.context.path(action.path)
-        owner = self._owners.setdefault(path, action.owner)
-        if owner != action.owner:
-            raise ValueError(f"{owner} and {action.owner} both write {path}; give one of them another filename.")
+        self.context.claim(path, action.owner)
         if path not in self._tables:
             columns = ["epoch", "step", *sorted(action.values)]
             self._tables[path] = Table(path, columns, separator=action.separator, append=action.append)
-            self.context.files.append(path)
 
     def write(self, record: Any) -> None:
         action = record.action

@@ -23,8 +23,9 @@ class HistoryWriter(Writer):
         if self.context.run_dir is not None and self._table is None:
             rates = [n for n in _RATES if n in action.values]
             names = sorted(set(action.values) - set(rates))
-            self._table = Table(self.context.run_dir / "history.csv", ["step", "epoch", *rates, *names])
-            self.context.files.append(self._table.path)
+            path = self.context.run_dir / "history.csv"
+            self.context.claim(path, "the run's history")
+            self._table = Table(path, ["step", "epoch", *rates, *names])
 
     def write(self, record: Any) -> None:
         action = record.action

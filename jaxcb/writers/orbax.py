@@ -11,6 +11,8 @@ from jaxcb._actions import fill
 from jaxcb.writers._location import check_writable
 from jaxcb.writers._writer import Writer, by_member
 
+_MARK = "orbax.checkpoint"  # a file in each checkpoint; `ocp.is_orbax_checkpoint` says yes to any directory
+
 
 class CheckpointWriter(Writer):
     """Saves while the run waits; a population's members lie below the path, each under its number."""
@@ -25,7 +27,8 @@ class CheckpointWriter(Writer):
                 'such as "{epoch:02d}-{val_loss:.2f}".'
             ) from None
         check_writable(path.parent, "checkpoints")
-        _refuse_others(path)
+        if len(action.when.shape) == 0:
+            _refuse_others(path)
 
     def _path(self, action: Any, *, step: int, epoch: int) -> Path:
         return self.context.path(fill(action, step=step, epoch=epoch)).absolute()  # Orbax takes no relative ones
@@ -49,16 +52,13 @@ class CheckpointWriter(Writer):
                 self.context.files.append(path)
 
 
-
 def _chosen(state: Any, what: str) -> Any:
     return state if what == "state" else {"params": state.params, "model_state": state.model_state}
 
 
 def _refuse_others(path: Path) -> None:
     """Raises an error where something else than a checkpoint is in the way."""
-    from orbax.checkpoint import v1 as ocp
-
-    if path.exists() and not ocp.is_orbax_checkpoint(str(path)):
+    if path.exists() and not (path / _MARK).is_file():
         raise FileExistsError(f"{path} is there and is no Orbax checkpoint, so it is not replaced. Give another path.")
 
 

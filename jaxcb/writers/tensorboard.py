@@ -74,7 +74,6 @@ class TensorBoardWriter(Writer):
             self._files.popitem()[1].close()
 
 
-
 def _add_histogram(file: Any, tag: str, action: Histogram, step: int) -> None:
     file.add_histogram_raw(
         tag,
