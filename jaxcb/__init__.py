@@ -34,7 +34,7 @@ from jaxcb._errors import CallbackError, DataError, MissingMetricError
 from jaxcb._metrics import Metrics
 from jaxcb._schedules import adjustable_lr
 from jaxcb._step import EvalStep, Out, Step
-from jaxcb._struct import static
+from jaxcb._struct import Struct, static
 from jaxcb._train_state import NamedWeights, TrainState, apply
 from jaxcb.callbacks import (
     CSVLogger,

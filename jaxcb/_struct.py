@@ -53,7 +53,9 @@ def static(
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
 class Struct:
-    """Base of all values: inheriting makes a frozen dataclass and registers it as a pytree.
+    """Base of all values, a callback's state among them: a frozen dataclass that is a pytree.
+
+    Inheriting is all that it takes.
 
     Rebuilding from leaves bypasses the constructor, and so `__post_init__` checks run on what a user
     wrote and never on what a transformation passes through.

@@ -116,7 +116,9 @@ def assemble(
 
 
 def _with_callbacks(state: TrainState, callbacks: Chain, members: int | None) -> tuple[TrainState, Any]:
-    """The train state with room for the named weights, and the callbacks' states."""
+    """The train state as a new run starts it, with room for the named weights, and the callbacks' states."""
+    kept = {key: own for key, own in state.weights.items() if key not in callbacks.slots()}
+    state = state.replace(weights=kept, stop=jnp.zeros_like(state.stop))
     states = callbacks.init()
     if members is not None:
         states = jax.tree.map(lambda x: jnp.broadcast_to(x, (members, *x.shape)), states)

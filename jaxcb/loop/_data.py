@@ -20,7 +20,7 @@ def is_array(x: Any) -> bool:
 
 def are_arrays(data: Any) -> bool:
     """Whether data is a pytree of arrays to be cut into batches. A list is an iterable of batches."""
-    return not isinstance(data, list) and any(is_array(x) for x in jax.tree.leaves(data))
+    return not isinstance(data, list | Iterator) and any(is_array(x) for x in jax.tree.leaves(data))
 
 
 def rows_of(tree: Any, what: str) -> int:

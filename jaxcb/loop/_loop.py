@@ -176,7 +176,10 @@ class Loop:
             feed.close()
             raise
         context.say(f"jaxcb: {driver.executor.name} executor ({why}); the first step compiles the run.")
+        started = time.monotonic()
         driver.train()
+        place = driver.place
+        context.say(f"jaxcb: {place.epoch} epochs, {place.step} steps in {time.monotonic() - started:.1f} s.")
         return _result(driver, directory, context)
 
     def _all_callbacks(self, verbose: int | str) -> Chain:

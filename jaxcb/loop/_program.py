@@ -326,11 +326,11 @@ class Program:
         else:
             train, values = self._step(carry.train, batch)
         train = conform(train, carry.train, "train_step: the train state")
-        done = carry.step + 1
         carry = carry.replace(
-            train=train.replace(step=jnp.broadcast_to(done, jnp.shape(train.step))),
+            # counts on from where the given state stood, so that a second run draws other keys
+            train=train.replace(step=before.train.step + 1),
             window=carry.window.add(values, rows),
-            step=done,
+            step=carry.step + 1,
             cursor=carry.cursor + 1,
         )
         metrics = self.metrics(inputs, carry, values, last=True)

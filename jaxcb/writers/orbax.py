@@ -27,7 +27,7 @@ class CheckpointWriter(Writer):
                 'such as "{epoch:02d}-{val_loss:.2f}".'
             ) from None
         check_writable(path.parent, "checkpoints")
-        if len(action.when.shape) == 0:
+        if not action.when.shape:
             _refuse_others(path)
 
     def _path(self, action: Any, *, step: int, epoch: int) -> Path:

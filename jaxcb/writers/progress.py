@@ -18,7 +18,6 @@ class ProgressWriter(Writer):
         self._bar: Any = None
         self._task: Any = None
         self._live = False
-        self._started = time.monotonic()
         self._shown_epoch = 0
         self._last: tuple[float, int] | None = None
 
@@ -27,7 +26,6 @@ class ProgressWriter(Writer):
             return
         tty = sys.stdout.isatty()
         self._live = action.verbose == 1 or (action.verbose == "auto" and tty)
-        self._started = time.monotonic()
 
     def write(self, record: Any) -> None:
         if isinstance(record.action, Print):
@@ -36,11 +34,9 @@ class ProgressWriter(Writer):
             self._epoch_line(record)
 
     def _epoch_line(self, record: Any) -> None:
-        # records of many epochs may arrive together, so a line tells the time since the start
-        seconds = time.monotonic() - self._started
         total = f"/{self.context.epochs}" if self.context.epochs else ""
         values = {n: v for n, v in record.action.values.items() if np.all(record.action.fresh[n])}
-        parts = [f"epoch {record.epoch + 1}{total}", f"step {record.step}", f"{seconds:.1f} s"]
+        parts = [f"epoch {record.epoch + 1}{total}", f"step {record.step}"]  # no time: epochs arrive together
         self._line(" · ".join([*parts, *_shown(values)]))
 
     def _line(self, text: str) -> None:

@@ -48,3 +48,19 @@ def test_the_callers_arrays_stay_valid(reference):
     params = make_params()
     fit("looped", model=params, steps_per_execution=5)
     assert float(params["b"]) == 0.0
+
+
+def test_a_second_run_goes_on_from_the_state_of_the_first(reference):
+    from loop._runs import control, loss_fn, make_data
+
+    import jaxcb as jc
+
+    loop = jc.Loop(jc.Step(loss_fn), jc.EvalStep(loss_fn), callbacks=control())
+    assert reference.stop_reason
+    assert bool(reference.state.stop)
+    again = loop.run(
+        reference.state, make_data(), epochs=20, batch_size=16, validation_data=make_data(20, seed=1), verbose=0
+    )
+    assert len(again.history["loss"]) > 2, "a new run is not stopped by the last one's stop"
+    assert int(again.state.step) == int(reference.state.step) + again.history.step[-1]
+    assert again.history["loss"][0] < reference.history["loss"][0] / 2
