@@ -5,7 +5,6 @@
 `tests/test_docs.py` fails where they are out of date.
 """
 
-import dataclasses
 import inspect
 import re
 from pathlib import Path
@@ -116,7 +115,7 @@ def actions() -> str:
         if kind is jc.Action or kind in KINDS:
             continue
         what = next(name for base, name in KINDS.items() if issubclass(kind, base))
-        fields = [f.name for f in dataclasses.fields(kind) if f.name not in ("when", "owner")]
+        fields = [name for name in inspect.signature(kind).parameters if name not in ("when", "owner")]
         lines.append(f"| `{kind.__name__}` | {what} | {first_line(kind)} | {code(fields)} |")
     return "\n".join(lines)
 

@@ -218,6 +218,9 @@ class Histogram(SeriesAction):
 
     They are counted whenever the hook runs, due or not. NaN and infinities are left out.
 
+    Args:
+        values: numbers, of any shape; the action does not hold them.
+
     Attributes:
         tag: its name.
         bins: how many of equal width, from the smallest value to the largest.

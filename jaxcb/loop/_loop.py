@@ -1,5 +1,6 @@
 """`Loop`: the compiled loop around a step of the user's own."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -138,7 +138,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_first_step(tmp_pat
     (tmp_path / "logs").touch()
     steps = []
     watch = jc.LambdaCallback(on_train_batch_begin=lambda batch, logs: steps.append(batch))
-    with pytest.raises(OSError, match="cannot write TensorBoard's event files: .*logs/train"):
+    with pytest.raises(OSError, match=r"cannot write TensorBoard's event files: .*logs/train"):
         fit(callbacks=[jc.make_callback(on_batch_end=on_batch_end), watch], run_dir=tmp_path)
     assert steps == []
 
