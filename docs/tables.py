@@ -15,7 +15,8 @@ import jaxcb as jc
 import jaxcb.callbacks
 import jaxcb.testing
 from jaxcb import _actions
-from jaxcb._callback import FunctionCallback, transition
+from jaxcb._callback import FunctionCallback
+from jaxcb._chain import transition
 from jaxcb._struct import strong_tree
 
 HERE = Path(__file__).parent

@@ -29,7 +29,8 @@ from jaxcb._actions import (
     fired,
     stop_requested,
 )
-from jaxcb._callback import HOOKS, Callback, Chain, chain, make_callback
+from jaxcb._callback import HOOKS, Callback, make_callback
+from jaxcb._chain import Chain, chain
 from jaxcb._errors import CallbackError, DataError, MissingMetricError
 from jaxcb._metrics import Metrics
 from jaxcb._schedules import adjustable_lr

@@ -9,7 +9,7 @@ import optax
 from jax import Array
 
 from jaxcb._actions import Action, ScaleLearningRate, SetLearningRate, Stop, WeightAction
-from jaxcb._callback import Chain
+from jaxcb._chain import Chain
 from jaxcb._check import number
 from jaxcb._metrics import Metrics
 from jaxcb._records import Records

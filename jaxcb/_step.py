@@ -10,8 +10,8 @@ import optax
 from jax import Array
 
 from jaxcb._actions import ScaleUpdates, SkipUpdate, as_actions
-from jaxcb._callback import conform
 from jaxcb._check import whole
+from jaxcb._form import conform
 from jaxcb._paths import leaf_name, matches
 from jaxcb._struct import Struct, select
 from jaxcb._train_state import TrainState
@@ -153,7 +153,7 @@ class Step:
             return out.loss, (out.metrics, model_state, rngs)
 
         (_, (values, model_state, rngs)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        model_state = conform(model_state, state.model_state, "the model's state after loss_fn: ")
+        model_state = conform(model_state, state.model_state, "the model's state after loss_fn: ", error=ValueError)
         return Gradients(values, grads, model_state, rngs)
 
     def update(self, state: TrainState, gradients: Gradients, actions: Any = None) -> TrainState:

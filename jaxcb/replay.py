@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from jaxcb._actions import Action, Stop, fill, fired
-from jaxcb._callback import Callback, Chain, chain
+from jaxcb._callback import Callback
+from jaxcb._chain import Chain, chain
 from jaxcb._records import Records, read_records
 from jaxcb._replaying import Replayed, run, to_rows
 from jaxcb._struct import strong_tree

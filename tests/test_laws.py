@@ -201,7 +201,7 @@ def sometimes_silent(state, metrics):
 @pytest.mark.parametrize(
     ("hook", "says"),
     [
-        (grows, r"broken.on_epoch_end changed the structure of its state: leaf \['n1'\] is new"),
+        (grows, r"broken.on_epoch_end changed the structure: leaf \['n1'\] is new"),
         (to_float, r"broken.on_epoch_end\['n'\] has dtype float32, expected int32"),
         (sometimes_silent, "on_epoch_end at moment .: the structure of its actions"),
     ],

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxcb._callback import Chain
+from jaxcb._chain import Chain
 from jaxcb._struct import strong_tree
 from jaxcb._train_state import TrainState
 from jaxcb.loop._carry import FOREVER, Carry, Inputs, initial, owned

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from jaxcb._callback import Callback, Chain, chain
+from jaxcb._callback import Callback
+from jaxcb._chain import Chain, chain
 from jaxcb._check import one_of, whole
 from jaxcb._errors import DataError
 from jaxcb._train_state import TrainState
@@ -123,15 +124,10 @@ class Loop:
             )
         if epochs is None and steps is None:
             raise ValueError("nothing says how long to train: pass epochs= or steps=.")
-        epochs, steps, steps_per_epoch = (
-            _count("epochs", epochs),
-            _count("steps", steps),
-            _count("steps_per_epoch", steps_per_epoch),
-        )
-        batch_size, validation_batch_size = (
-            _count("batch_size", batch_size),
-            _count("validation_batch_size", validation_batch_size),
-        )
+        epochs, steps = _count("epochs", epochs), _count("steps", steps)
+        steps_per_epoch = _count("steps_per_epoch", steps_per_epoch)
+        batch_size = _count("batch_size", batch_size)
+        validation_batch_size = _count("validation_batch_size", validation_batch_size)
         validation_steps = _count("validation_steps", validation_steps)
         cadence = Cadence(_frequency(validation_freq), _count("eval_every", eval_every))
         fixed = None if steps_per_execution == "auto" else _count("steps_per_execution", steps_per_execution)

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcb._actions import Action, HostAction, ScaleUpdates, SkipUpdate
-from jaxcb._callback import HOOKS, Chain, conform
+from jaxcb._callback import HOOKS
+from jaxcb._chain import Chain
+from jaxcb._form import conform
 from jaxcb._metrics import Metrics
 from jaxcb._schedules import learning_rates
 from jaxcb._step import Step
@@ -150,7 +152,7 @@ class Program:
             raise TypeError(
                 f"train_step returned {type(new).__name__} first, expected the new TrainState: `return state, metrics`."
             )
-        jax.eval_shape(lambda n: conform(n, train, "train_step: the train state"), new)
+        jax.eval_shape(lambda n: conform(n, train, "train_step: the train state", error=ValueError), new)
 
     def _prepare_hooks(
         self, train: TrainState, callbacks: Any, chain: Chain, values: Any, latest: Latest, host: Any
@@ -325,7 +327,7 @@ class Program:
             train, values = self._update(carry.train, gradients, actions), gradients.values
         else:
             train, values = self._step(carry.train, batch)
-        train = conform(train, carry.train, "train_step: the train state")
+        train = conform(train, carry.train, "train_step: the train state", error=ValueError)
         carry = carry.replace(
             # counts on from where the given state stood, so that a second run draws other keys
             train=train.replace(step=before.train.step + 1),

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcb._paths import leaf_name
-from jaxcb._struct import strong
 
 
 @runtime_checkable
@@ -60,47 +59,6 @@ class Adapter(Protocol):
 def avals(tree: Any) -> Any:
     """The shapes and dtypes of a tree of arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), tree)
-
-
-def hold_form(new: Any, form: Any, what: str) -> Any:
-    """Returns `new` with exactly the dtypes of `form`, which a compiled loop needs to go round.
-
-    Args:
-        new: what a forward pass left.
-        form: the avals at the start.
-        what: names it in errors.
-
-    Raises:
-        ValueError: where structure, a shape or the kind of a dtype changed.
-    """
-    flat, tree = jax.tree_util.tree_flatten_with_path(form)
-    new_flat, new_tree = jax.tree_util.tree_flatten_with_path(new)
-    if tree != new_tree:
-        known, now = {leaf_name(p) for p, _ in flat}, {leaf_name(p) for p, _ in new_flat}
-        changes = [f"{n!r} is gone" for n in sorted(known - now)] + [f"{n!r} is new" for n in sorted(now - known)]
-        raise ValueError(
-            f"the forward pass changed the structure of {what}: {', '.join(changes) or f'{new_tree}, was {tree}'}. "
-            "It must stay the same from step to step: make all of it when the model is made."
-        )
-    pairs = zip(flat, new_flat, strict=True)
-    return jax.tree.unflatten(tree, [_hold_leaf(n, o, f"{what} {leaf_name(path)!r}") for (path, o), (_, n) in pairs])
-
-
-def _hold_leaf(new: Any, old: Any, what: str) -> Any:
-    new = strong(new)
-    if new.shape != old.shape:
-        raise ValueError(
-            f"the forward pass gave {what} the shape {new.shape}, expected {old.shape} as at the start. "
-            "Allocate it at its final shape when the model is made."
-        )
-    if new.dtype == old.dtype:
-        return new
-    kinds = (jnp.floating, jnp.complexfloating, jnp.integer)
-    if any(jnp.issubdtype(new.dtype, k) and jnp.issubdtype(old.dtype, k) for k in kinds):
-        return new.astype(old.dtype)
-    raise ValueError(
-        f"the forward pass gave {what} the dtype {new.dtype}, expected {old.dtype} as at the start. Cast it back."
-    )
 
 
 def is_arrays(tree: Any) -> bool:

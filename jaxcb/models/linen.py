@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 
+from jaxcb._form import conform
 from jaxcb._struct import strong
-from jaxcb.models._adapter import avals, check_trainable, hold_form
+from jaxcb.models._adapter import avals, check_trainable
 
 # How modules call the argument that says whether they train, and its value while they do.
 _TRAIN_ARGUMENTS = {"train": True, "training": True, "is_training": True, "deterministic": False}
@@ -120,7 +121,7 @@ class Linen:
 
     def carried(self, model: "LinenModel") -> tuple[Any, Any]:
         """Returns the collections that the forward passes left, and None."""
-        return hold_form(model.state, self._form, "the collections"), None
+        return conform(model.state, self._form, "the collections after a forward pass: ", error=ValueError), None
 
     def deliver(self, params: Any, model_state: Any, rngs: Any) -> "LinenModel":
         """Returns a callable with these variables, in evaluation mode, for use outside of the run."""

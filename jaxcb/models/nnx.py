@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxcb._form import conform
 from jaxcb._struct import strong
-from jaxcb.models._adapter import avals, check_trainable, hold_form, is_arrays
+from jaxcb.models._adapter import avals, check_trainable, is_arrays
 
 _PARAMS, _MODEL_STATE, _RNGS = range(3)
 _MODES = ("deterministic", "use_running_average")
@@ -88,8 +89,10 @@ class NNX:
     def carried(self, model: Any) -> tuple[Any, Any]:
         """Returns the statistics and the rng counters that the forward pass left in `model`."""
         _, model_state, rngs = self._parts(model)
-        held = hold_form(model_state, self._form[_MODEL_STATE], "the Variable")
-        return held, hold_form(rngs, self._form[_RNGS], "the rng state")
+        return (
+            conform(model_state, self._form[_MODEL_STATE], "the Variables after a forward pass: ", error=ValueError),
+            conform(rngs, self._form[_RNGS], "the rng state after a forward pass: ", error=ValueError),
+        )
 
     def deliver(self, params: Any, model_state: Any, rngs: Any) -> Any:
         """Brings the caller's module up to date and returns it; a new module with `copy=True`."""

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from jaxcb._actions import Remember
-from jaxcb._callback import Callback, chain, make_callback
+from jaxcb._callback import Callback, make_callback
+from jaxcb._chain import chain
 from jaxcb.testing._compare import difference
 from jaxcb.testing._drive import Subject, broken, for_all, subject_of
 from jaxcb.testing._streams import Stream, streams

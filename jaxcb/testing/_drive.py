@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis.errors import Flaky
 
-from jaxcb._callback import HOOKS, Callback, Chain, transition
+from jaxcb._callback import HOOKS, Callback
+from jaxcb._chain import Chain, transition
 from jaxcb._errors import CallbackError
 from jaxcb._metrics import Metrics
 from jaxcb._struct import Struct, select, strong_tree

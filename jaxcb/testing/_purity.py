@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from jaxcb._callback import Callback, transition
+from jaxcb._callback import Callback
+from jaxcb._chain import transition
 from jaxcb.testing._compare import difference, to_host
 from jaxcb.testing._drive import SEES_PREVIOUS, Subject, broken, for_all, subject_of
 from jaxcb.testing._streams import Stream, streams

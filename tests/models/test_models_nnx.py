@@ -287,7 +287,7 @@ def test_errors(nets):
     adapter = adapt(Grows())
     merged = adapter.merge(*adapter.split(), train=True)
     merged.cache.set_value(jnp.zeros(2))
-    with pytest.raises(ValueError, match=r"'cache' the shape \(2,\), expected \(1,\)"):
+    with pytest.raises(ValueError, match=r"\['cache'\] has shape \(2,\), expected \(1,\)"):
         adapter.carried(merged)
     del merged.cache
     with pytest.raises(ValueError, match="Variable cache was removed"):

@@ -1,0 +1,178 @@
+"""`chain`: the one way to compose callbacks, and the one place where their results are held to a form."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcb._actions import Action, as_actions, template_names
+from jaxcb._callback import Callback
+from jaxcb._errors import CallbackError, MissingMetricError
+from jaxcb._form import conform
+from jaxcb._metrics import Metrics
+from jaxcb._struct import static, strong_tree
+
+
+class Chain(Callback):
+    """Several callbacks as one: what `chain` returns. States are kept by name."""
+
+    callbacks: tuple[Callback, ...] = ()
+    names: tuple[str, ...] = static(default=())
+
+    def members(self) -> tuple[tuple[str, Callback], ...]:
+        """The callbacks with their names, in order."""
+        return tuple(zip(self.names, self.callbacks, strict=True))
+
+    def init(self) -> dict[str, Any]:
+        return {name: strong_tree(callback.init()) for name, callback in self.members()}
+
+    def slots(self) -> dict[str, str]:
+        return {f"{name}/{slot}": of for name, callback in self.members() for slot, of in callback.slots().items()}
+
+    def hooks(self) -> frozenset[str]:
+        return frozenset[str]().union(*(c.hooks() for c in self.callbacks))
+
+    def _run(self, hook: str, state: Any, metrics: Metrics) -> tuple[dict[str, Any], tuple[Action, ...]]:
+        states, actions = dict(state), ()
+        for name, callback in self.members():
+            if hook in callback.hooks():
+                states[name], own = transition(callback, name, hook, state[name], metrics)
+                actions += own
+        return states, actions
+
+    def on_train_begin(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_train_begin", state, metrics)
+
+    def on_epoch_begin(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_epoch_begin", state, metrics)
+
+    def on_batch_begin(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_batch_begin", state, metrics)
+
+    def on_before_update(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_before_update", state, metrics)
+
+    def on_batch_end(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_batch_end", state, metrics)
+
+    def on_eval_begin(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_eval_begin", state, metrics)
+
+    def on_eval_end(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_eval_end", state, metrics)
+
+    def on_epoch_end(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_epoch_end", state, metrics)
+
+    def on_train_end(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_train_end", state, metrics)
+
+
+def chain(*callbacks: Callback) -> Chain:
+    """Composes callbacks into one.
+
+    All see the same metrics; none sees another's effect within a moment. Chains within chains are laid
+    flat, so that grouping changes nothing, and `chain()` does nothing. States and named weights are kept
+    by name: `name=` where it is given, else the class name, numbered from the second one on.
+
+    Args:
+        *callbacks: callbacks or chains, in the order in which their actions apply.
+
+    Returns:
+        A `Chain`, which is a callback.
+
+    Raises:
+        TypeError: for what is not a callback.
+        ValueError: for two callbacks given the same name.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> jc.chain(jc.EarlyStopping(), jc.chain(jc.EarlyStopping(monitor="loss"))).names
+        ('EarlyStopping', 'EarlyStopping_2')
+    """
+    flat: list[Callback] = []
+    for callback in callbacks:
+        if isinstance(callback, Chain):
+            flat.extend(callback.callbacks)
+        elif isinstance(callback, Callback):
+            flat.append(callback)
+        else:
+            what = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
+            cure = (
+                " Call it to make one." if isinstance(callback, type) else " Keras classes port with jc.LambdaCallback."
+            )
+            raise TypeError(f"expected a jaxcb callback, got {what}.{cure}")
+    given = [c.name for c in flat if c.name is not None]
+    for name in given:
+        if given.count(name) > 1:
+            raise ValueError(f"{given.count(name)} callbacks are named {name!r}; give each its own name=.")
+        if "/" in name:
+            raise ValueError(f"a callback's name is also a part of a path and cannot hold '/', got {name!r}.")
+    taken, names = set(given), []
+    for callback in flat:
+        name = base = callback.name or type(callback).__name__
+        number = 1
+        while callback.name is None and name in taken:
+            number += 1
+            name = f"{base}_{number}"
+        taken.add(name)
+        names.append(name)
+    return Chain(tuple(flat), tuple(names))
+
+
+def transition(
+    callback: Callback, name: str, hook: str, state: Any, metrics: Metrics
+) -> tuple[Any, tuple[Action, ...]]:
+    """Runs one hook and holds its result to the fixed form: same structure, shapes and dtypes.
+
+    Weakly typed or wider results are cast back. What fails is reported with callback and hook.
+    """
+    where = f"{name}.{hook}"
+    try:
+        result = getattr(callback, hook)(state, metrics)
+    except jax.errors.TracerBoolConversionError as error:
+        raise CallbackError(
+            f"{where} uses a traced value in a Python `if` (or `and`, `or`, `while`). Decide with arrays: "
+            "`jnp.where(condition, a, b)` for values, `&` and `|` for booleans, and `when=condition` for actions."
+        ) from error
+    except MissingMetricError as error:
+        raise MissingMetricError(f"{where}: {error}") from None
+    except Exception as error:
+        error.add_note(f"This happened in the callback {where} (type {type(callback).__name__}).")
+        raise
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise CallbackError(
+            f"{where} returned {type(result).__name__}, expected (state, actions): `return state, None` does nothing."
+        )
+    new, actions = result
+    try:
+        flat = as_actions(actions)
+    except TypeError as error:
+        raise CallbackError(f"{where}: {error}") from None
+    return conform(new, state, where), tuple(_complete(a, name, where, metrics) for a in flat)
+
+
+def _complete(action: Action, owner: str, where: str, metrics: Metrics) -> Action:
+    """Types the arrays of an action, names its owner and adds the metrics that its text asks for."""
+    changes: dict[str, Any] = {"owner": action.owner or owner}
+    if action.template:
+        values = dict(getattr(action, "values", {}))
+        for name in template_names(getattr(action, action.template)):
+            if name not in values and name not in ("epoch", "step"):
+                if name not in metrics:
+                    names = ", ".join(sorted({*metrics.values, *values, "epoch", "step"}))
+                    raise MissingMetricError(
+                        f"{where}: the text of its {type(action).__name__} asks for {name!r}; known: {names}."
+                    )
+                values[name] = metrics[name]
+        changes["values"] = values
+    try:
+        typed = strong_tree(action.replace(**changes))
+    except TypeError as error:
+        raise CallbackError(f"{where}: {type(action).__name__} holds what is not an array: {error}") from None
+    if (typed.when.shape, typed.when.dtype) != ((), jnp.bool_):
+        raise CallbackError(
+            f"{where}: when= of its {type(action).__name__} is {typed.when.dtype}{list(typed.when.shape)}, expected "
+            "one boolean, such as `metrics['loss'] > 1`; reduce several with jnp.any or jnp.all."
+        )
+    return typed
