@@ -102,7 +102,7 @@ def fit(
         ...     x, y = batch
         ...     return jnp.mean((x @ params["w"] - y) ** 2)
         >>> result = jc.fit({"w": jnp.zeros((1, 1))}, loss_fn, (x, 3 * x), optimizer=optax.adam,
-        ...                 learning_rate=0.1, epochs=50, callbacks=[jc.EarlyStopping("loss", patience=3)], verbose=0)
+        ...                 learning_rate=0.1, epochs=100, callbacks=[jc.EarlyStopping("loss", patience=20)], verbose=0)
         >>> round(float(result.params["w"][0, 0]), 1)
         3.0
 

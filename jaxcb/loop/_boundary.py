@@ -114,12 +114,13 @@ def close_if_due(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> 
 
 def end(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
     """The moment after the last epoch."""
-    carry = carry.replace(epoch=jnp.maximum(carry.epoch - 1, 0))
+    closed = carry.epoch
+    carry = carry.replace(epoch=jnp.maximum(closed - 1, 0))  # it belongs to the last epoch
     metrics = program.metrics(
         inputs, carry, carry.latest.values, last=True, reported=carry.latest.reported, closes=True
     )
     carry, rings, _ = program.moment("on_train_end", inputs, carry, rings, metrics)
-    return carry.replace(epoch=carry.epoch + 1), rings
+    return carry.replace(epoch=closed), rings
 
 
 def _report(carry: Carry, values: Mapping[str, Any], alive: Any) -> Latest:

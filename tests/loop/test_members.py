@@ -109,4 +109,4 @@ def test_a_member_that_diverges_harms_no_other(single_runs):
     carry = driver.live.carry()
     alone = single_runs[0].live.carry()
     np.testing.assert_allclose(carry.train.params["w"][0], alone.train.params["w"], rtol=1e-4, atol=1e-5)
-    assert [(s.owner, s.step) for s in driver.stops if s.member == 1][0] == ("TerminateOnNaN", 1)
+    assert next((s.owner, s.step) for s in driver.stops if s.member == 1) == ("TerminateOnNaN", 1)

@@ -1,0 +1,288 @@
+"""`Step` and `EvalStep`: weights of rows, actions before the update, what a loss function may ask for and return."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxcb as jc
+
+LOSSES = np.array([1.0, 2.0, 4.0, 8.0], np.float32)
+LABELS = np.array([0, 1, 2, 1], np.int32)
+TX = optax.sgd(1.0)
+
+
+def weighted(params, batch, sample_weight):
+    x = batch["x"] if isinstance(batch, dict) else batch[0]
+    return jnp.mean(params["w"] * x * sample_weight), {"weights": sample_weight}
+
+
+def state_of(params=None, **more):
+    return jc.TrainState.create(params=params or {"w": jnp.ones(())}, tx=TX, **more)
+
+
+def values_of(loss_fn, batch, **more):
+    return jc.Step(loss_fn, **more)(state_of(), batch)[1]
+
+
+CLASS_WEIGHT = {0: 2.0, 2: 0.5}  # a label that is not listed weighs 1
+EXPECTED = np.array([2.0, 1.0, 0.5, 1.0], np.float32)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (LOSSES, LABELS),
+        [LOSSES, LABELS],  # as torch's default collate makes them
+        {"x": LOSSES, "label": LABELS},
+        {"x": LOSSES, "y": LABELS},
+    ],
+    ids=["tuple", "list", "label", "y"],
+)
+def test_class_weights_weigh_rows_by_their_label(batch):
+    values = values_of(weighted, batch, class_weight=CLASS_WEIGHT)
+    np.testing.assert_array_equal(values["weights"], EXPECTED)
+    np.testing.assert_allclose(values["loss"], (LOSSES * EXPECTED).mean())
+
+
+@pytest.mark.parametrize("kind", [tuple, list, dict])
+def test_class_weights_multiply_sample_weights(kind):
+    own = np.array([1.0, 0.0, 2.0, 3.0], np.float32)
+    batch = {"x": LOSSES, "y": LABELS, "sample_weight": own} if kind is dict else kind((LOSSES, LABELS, own))
+    values = values_of(weighted, batch, class_weight=CLASS_WEIGHT)
+    np.testing.assert_array_equal(values["weights"], EXPECTED * own)
+
+
+def test_labels_out_of_the_table_weigh_one():
+    labels = np.array([-1, 0, 7, 2], np.int32)
+    values = values_of(weighted, (LOSSES, labels), class_weight=CLASS_WEIGHT)
+    np.testing.assert_array_equal(values["weights"], [1.0, 2.0, 1.0, 0.5])
+
+
+def test_without_weights_each_row_weighs_one():
+    np.testing.assert_array_equal(values_of(weighted, (LOSSES, LABELS))["weights"], np.ones(4))
+
+
+def test_evaluation_knows_sample_weights_and_no_class_weights():
+    values = jc.EvalStep(weighted)(state_of(), (LOSSES, LABELS, np.full(4, 3.0, np.float32)))
+    np.testing.assert_array_equal(values["weights"], np.full(4, 3.0))
+
+
+def test_class_weight_that_nothing_reads_is_an_error():
+    with pytest.raises(ValueError, match=r"class_weight was given, but loss_fn does not use it.*sample_weight"):
+        jc.Step(lambda params, batch: params["w"], class_weight={0: 2.0})
+
+
+@pytest.mark.parametrize("label", ["cat", -1, 0.5])
+def test_labels_of_class_weight_are_whole_numbers(label):
+    with pytest.raises(ValueError, match="each label of class_weight must be a whole number"):
+        jc.Step(weighted, class_weight={label: 2.0})
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((LOSSES, LABELS.astype(np.float32)), "integer labels"),
+        ((LOSSES, LABELS[:, None]), "integer labels"),
+        ({"x": LOSSES, "class": LABELS}, "class_weight needs the labels.*targets"),
+        (LOSSES, "class_weight needs the labels"),
+    ],
+    ids=["float", "2-D", "another key", "no labels"],
+)
+def test_class_weight_without_usable_labels_says_what_it_needs(batch, message):
+    def loss(params, batch, sample_weight):
+        return params["w"] * sample_weight.mean()
+
+    with pytest.raises(ValueError, match=message):
+        values_of(loss, batch, class_weight=CLASS_WEIGHT)
+
+
+# What a loss function may ask for
+
+
+def test_a_loss_function_asks_by_keyword():
+    def loss(params, batch, *, key, train, controls, state):
+        noise = jax.random.normal(key)
+        return params["w"] * controls["beta"], {"train": jnp.float32(train), "noise": noise, "seen": state["n"]}
+
+    state = state_of(controls={"beta": 3.0}, model_state={"n": jnp.int32(5)})
+    new, values = jc.Step(loss)(state, LOSSES)
+    assert (float(values["loss"]), float(values["train"]), int(values["seen"])) == (3.0, 1.0, 5)
+    assert int(new.step) == 1
+    later = jc.Step(loss)(new, LOSSES)[1]
+    assert float(later["noise"]) != float(values["noise"])  # each step has its own key
+    assert float(jc.Step(loss)(state, LOSSES)[1]["noise"]) == float(values["noise"])
+    assert float(jc.EvalStep(loss)(state, LOSSES)["train"]) == 0.0
+
+
+def test_out_carries_a_new_state():
+    def loss(params, batch, state):
+        return jc.Out(params["w"] * 2.0, {"was": state["n"]}, {"n": state["n"] + len(batch)})
+
+    state = state_of(model_state={"n": jnp.int32(0)})
+    step = jc.Step(loss)
+    for _ in range(2):
+        state, values = step(state, LOSSES)
+    assert int(values["was"]) == 4
+    assert int(state.model_state["n"]) == 8
+
+
+def test_a_callable_object_that_cannot_be_hashed_is_a_loss_function():
+    class Loss:
+        __hash__ = None
+
+        def __call__(self, params, batch):
+            return params["w"] * jnp.mean(batch)
+
+    result = jc.fit(
+        {"w": jnp.ones(())}, Loss(), LOSSES, optimizer=optax.sgd, learning_rate=0.1, epochs=1, batch_size=4, verbose=0
+    )
+    np.testing.assert_allclose(result.params["w"], 1 - 0.1 * LOSSES.mean(), rtol=1e-6)
+
+
+BAD_RETURNS = {
+    "nothing": (lambda p, b: None, TypeError, "returned a loss of type NoneType.*`return` missing"),
+    "a dict": (lambda p, b: {"loss": p["w"]}, TypeError, "a loss of type dict"),
+    "a loss a row": (lambda p, b: p["w"] * b, ValueError, r"shape \(4,\), expected a scalar; take its mean"),
+    "an integer": (lambda p, b: jnp.int32(3), ValueError, "dtype int32, expected a floating one"),
+    "three values": (lambda p, b: (p["w"], {}, {}), TypeError, r"tuple of 3, expected `loss`, `\(loss, metrics\)`"),
+    "metrics in a list": (lambda p, b: (p["w"], [p["w"]]), TypeError, "metrics as list, expected a dict"),
+    "a metric that is a text": (lambda p, b: (p["w"], {"acc": "high"}), TypeError, "the metric 'acc' of type str"),
+    "a metric that is a dict": (lambda p, b: (p["w"], {"acc": {"a": 1.0}}), TypeError, "the metric 'acc' of type dict"),
+    "a metric without a name": (lambda p, b: (p["w"], {"": p["w"]}), TypeError, "with the name ''"),
+    "a number for a name": (lambda p, b: (p["w"], {1: p["w"]}), TypeError, "with the name 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RETURNS)
+def test_what_a_loss_function_should_not_return_is_named(case):
+    loss, error, message = BAD_RETURNS[case]
+    with pytest.raises(error, match=message):
+        values_of(loss, LOSSES)
+
+
+def test_a_step_without_an_optimizer_says_so():
+    state = jc.TrainState.create(params={"w": jnp.ones(())})
+    with pytest.raises(ValueError, match="made without tx="):
+        jc.Step(lambda p, b: p["w"])(state, LOSSES)
+
+
+# Before the update
+
+PARAMS = {"backbone": {"w": jnp.ones(2)}, "head": {"w": jnp.ones(2), "b": jnp.ones(())}}
+
+
+def flat_loss(params, batch):
+    return sum(jnp.sum(x) for x in jax.tree.leaves(params))
+
+
+def updated(actions):
+    step, state = jc.Step(flat_loss), state_of(PARAMS, model_state={"n": jnp.float32(1)})
+    return state, step.update(state, step.gradients(state, LOSSES), actions)
+
+
+def test_skip_update_leaves_all_but_the_count():
+    state, new = updated(jc.SkipUpdate())
+    jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
+    jax.tree.map(np.testing.assert_array_equal, new.opt_state, state.opt_state)
+    assert int(new.step) == 1
+    _, kept = updated(jc.SkipUpdate(when=False))
+    assert float(kept.params["head"]["b"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("where", "scaled"),
+    [
+        ("**", {"backbone/w", "head/w", "head/b"}),
+        ("backbone/**", {"backbone/w"}),
+        ("*/w", {"backbone/w", "head/w"}),
+        ("head/b", {"head/b"}),
+    ],
+)
+def test_scale_updates_freezes_what_its_pattern_matches(where, scaled):
+    _, new = updated(jc.ScaleUpdates(0.0, where))
+    left = {f"{a}/{b}": float(jnp.max(x)) for a, part in new.params.items() for b, x in part.items()}
+    assert left == {name: 1.0 if name in scaled else 0.0 for name in left}
+
+
+def test_scales_multiply_and_each_looks_at_its_own_predicate():
+    _, new = updated((jc.ScaleUpdates(0.5), jc.ScaleUpdates(0.5, "head/b"), jc.ScaleUpdates(0.0, when=False)))
+    assert (float(new.params["backbone"]["w"][0]), float(new.params["head"]["b"])) == (0.5, 0.75)
+
+
+def test_a_pattern_that_matches_nothing_is_an_error():
+    with pytest.raises(ValueError, match=r"where='backbon/\*\*' matches no parameter. Parameters: backbone/w, head/b"):
+        updated(jc.ScaleUpdates(0.0, "backbon/**"))
+
+
+class Freeze(jc.Callback):
+    """Freezes the backbone, and skips each third update."""
+
+    where: str = jc.static(default="backbone/**")
+
+    def on_before_update(self, state, metrics):
+        return state, (jc.ScaleUpdates(0.0, self.where), jc.SkipUpdate(when=(metrics.step + 1) % 3 == 0))
+
+
+@pytest.mark.parametrize("executor", ["looped", "stepped"])
+def test_fit_runs_what_stands_before_the_update(executor):
+    traces = []
+
+    def loss(params, batch):
+        traces.append(1)
+        return flat_loss(params, batch)
+
+    result = jc.fit(
+        PARAMS,
+        loss,
+        LOSSES,
+        optimizer=optax.sgd,
+        learning_rate=0.125,
+        epochs=2,
+        batch_size=1,
+        callbacks=[Freeze()],
+        executor=executor,
+        verbose=0,
+    )
+    assert int(result.state.step) == 8
+    assert float(result.params["backbone"]["w"][0]) == 1.0
+    assert float(result.params["head"]["b"]) == 1.0 - 0.125 * 6  # steps 3 and 6 were skipped
+    assert len(traces) == 1
+
+
+def test_fit_refuses_a_pattern_that_matches_nothing_before_the_first_step():
+    with pytest.raises(ValueError, match="Freeze: where='trunk/.*' matches no parameter"):
+        jc.fit(
+            PARAMS,
+            flat_loss,
+            LOSSES,
+            optimizer=optax.sgd,
+            learning_rate=0.1,
+            epochs=1,
+            callbacks=[Freeze("trunk/**")],
+            verbose=0,
+        )
+
+
+def test_loop_runs_it_with_step_and_refuses_it_with_an_opaque_step():
+    state = jc.TrainState.create(params=PARAMS, tx=optax.sgd(0.125))
+    result = jc.Loop(jc.Step(flat_loss), callbacks=[Freeze()]).run(state, LOSSES, epochs=1, batch_size=4, verbose=0)
+    assert float(result.params["backbone"]["w"][0]) == 1.0
+    assert float(result.params["head"]["b"]) == 0.875
+
+    def opaque(state, batch):
+        loss, grads = jax.value_and_grad(flat_loss)(state.params, batch)
+        return state.apply_gradients(grads), {"loss": loss}
+
+    with pytest.raises(ValueError, match=r"Freeze needs the gradients before the update.*jc.Step\(loss_fn\)"):
+        jc.Loop(opaque, callbacks=[Freeze()]).run(state, LOSSES, epochs=1, verbose=0)
+
+
+@pytest.mark.parametrize("action", [jc.SkipUpdate(), jc.ScaleUpdates(0.5)], ids=type)
+def test_actions_on_the_update_are_refused_elsewhere(action):
+    late = jc.make_callback(on_batch_end=lambda state, metrics: (state, action), name="Late")
+    with pytest.raises(
+        ValueError, match=f"Late: {type(action).__name__} acts in on_before_update, not in on_batch_end"
+    ):
+        jc.fit(PARAMS, flat_loss, LOSSES, optimizer=optax.sgd, learning_rate=0.1, epochs=1, callbacks=[late], verbose=0)
