@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxcb._errors import did_you_mean
+
 
 class RunHistory(Mapping[str, np.ndarray]):
     """The rows of a run: one an epoch, and one a validation in an epoch's middle.
@@ -41,7 +43,7 @@ class RunHistory(Mapping[str, np.ndarray]):
         for name, value in values.items():
             new = bool(np.all(fresh[name]))
             value = np.asarray(value)
-            self._values[name].append(value if new else np.full_like(value, np.nan))
+            self._values[name].append(value if new else np.full(value.shape, np.nan, np.float32))
             self._reported[name].append(new)
 
     @property
@@ -56,13 +58,17 @@ class RunHistory(Mapping[str, np.ndarray]):
 
     def reported(self, name: str) -> np.ndarray:
         """Whether each row's value was reported then, bool (rows,)."""
+        self._check(name)
         return np.asarray(self._reported[name], bool)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The values of each row, float32 (rows,); NaN where there was no report."""
-        if name not in self._values:
-            raise KeyError(f"{name!r}; recorded: {', '.join(sorted(self._values))}")
+        self._check(name)
         return np.asarray(self._values[name])
+
+    def _check(self, name: str) -> None:
+        if name not in self._values:
+            raise KeyError(f"{name}; recorded: {', '.join(sorted(self._values))}{did_you_mean(name, self._values)}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

@@ -32,14 +32,14 @@ class Table:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             existed = self.path.exists()
-            with self.path.open("a"):
+            with self.path.open("a", encoding="utf-8"):
                 pass
             if not existed:
                 self.path.unlink()
         except OSError as error:
             raise type(error)(error.errno, f"cannot write the CSV file: {error.strerror}", str(self.path)) from None
         if self._append and existed and self.path.stat().st_size:
-            with self.path.open(newline="") as file:
+            with self.path.open(newline="", encoding="utf-8") as file:
                 header = next(csv.reader(file, delimiter=self._separator), [])
             if header != self.columns:
                 raise ValueError(
@@ -50,7 +50,7 @@ class Table:
     def write(self, row: Mapping[str, str]) -> None:
         """Appends a row; columns that it lacks are NA."""
         if self._file is None:
-            self._file = self.path.open("a" if self._append else "w", newline="")
+            self._file = self.path.open("a" if self._append else "w", newline="", encoding="utf-8")
             self._rows = csv.writer(self._file, delimiter=self._separator, lineterminator="\n")
             if self._file.tell() == 0:
                 self._rows.writerow(self.columns)

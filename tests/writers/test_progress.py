@@ -1,0 +1,164 @@
+"""What a run shows: lines, a bar, or nothing."""
+
+import re
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from loop._runs import fit
+
+import jaxcb as jc
+from jaxcb.loop._rings import Record
+from jaxcb.writers import Context
+from jaxcb.writers.progress import ProgressWriter
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def run(**changes):
+    return fit(**({"epochs": 3, "callbacks": []} | changes))
+
+
+def test_verbose_0_is_silent(capsys):
+    run(verbose=0)
+    out = capsys.readouterr()
+    assert (out.out, out.err) == ("", "")
+
+
+@pytest.mark.parametrize("verbose", [2, "auto"])
+def test_without_a_terminal_there_is_a_line_an_epoch(capsys, verbose):
+    result = run(verbose=verbose)
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"jaxcb: looped executor \(as asked\)", lines[0])
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    assert len(epochs) == 3
+    for number, line in enumerate(epochs, 1):
+        assert line.startswith(f"epoch {number}/3 · step {5 * number} · ")
+        assert f"loss {result.history['loss'][number - 1]:.4g} · " in line
+        assert f"val_loss {result.history['val_loss'][number - 1]:.4g}" in line
+        assert "learning_rate 0.05" in line
+        assert "base_learning_rate" not in line
+    assert "\x1b" not in "".join(lines)
+
+
+def test_the_reason_of_a_stop_is_said_once(capsys):
+    run(verbose=2, callbacks=[jc.EarlyStopping("loss", patience=1, min_delta=1e6)])
+    out = capsys.readouterr().out
+    assert out.count("EarlyStopping: loss has not improved for 1 reports") == 1
+    assert "stopped in epoch 2" in out
+
+
+def test_validations_amid_an_epoch_have_lines_of_their_own_with_fresh_values_only(capsys):
+    run(verbose=2, epochs=1, eval_every=2)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert [re.search(r"step (\d+)", line).group(1) for line in lines] == ["2", "4", "5"]
+    assert " loss " not in lines[0]
+    assert "val_loss" in lines[0]
+    assert " loss " in lines[2]
+
+
+def test_a_run_of_steps_names_no_number_of_epochs(capsys):
+    run(verbose=2, epochs=None, steps=7)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert [line.split(" · ")[:2] for line in lines] == [["epoch 1", "step 5"], ["epoch 2", "step 7"]]
+
+
+def test_a_callbacks_own_lines_are_printed_even_where_the_run_is_silent(capsys):
+    run(verbose=0, callbacks=[jc.EarlyStopping("loss", patience=1, min_delta=1e6, verbose=1)])
+    assert capsys.readouterr().out.startswith("Epoch 2: early stopping, loss has not improved for 1 reports")
+
+
+def test_the_users_own_progress_bar_is_not_doubled(capsys):
+    run(verbose="auto", callbacks=[jc.ProgressBar(verbose=2)])
+    assert capsys.readouterr().out.count("epoch 1/3 ") == 1
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "160")
+    for name in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "FORCE_COLOR", "JUPYTER_COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("verbose", [1, "auto"])
+def test_on_a_terminal_a_bar_shows_and_goes_away(capsys, terminal, verbose):
+    run(verbose=verbose, epochs=4, steps_per_execution=2)
+    raw = capsys.readouterr().out
+    assert "\x1b[?25l" in raw  # the cursor is hidden
+    assert raw.rindex("\x1b[?25h") > raw.rindex("\x1b[?25l")  # and comes back
+    text = ANSI.sub("", raw)
+    assert re.search(r"epoch \d/4 .*━.*\d/5 ", text)
+    # lines of finished epochs stay
+    for number in range(1, 5):
+        assert f"epoch {number}/4 · step {5 * number} · " in text
+
+
+def test_the_bar_goes_away_after_an_error_too(capsys, terminal):
+    def fails(epoch, logs):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        run(verbose=1, callbacks=[jc.LambdaCallback(on_epoch_end=fails)])
+    raw = capsys.readouterr().out
+    assert raw.rindex("\x1b[?25h") > raw.rindex("\x1b[?25l")
+
+
+# The writer alone
+
+
+def status(step, *, epoch=0, cursor=None, **window):
+    return SimpleNamespace(step=step, epoch=epoch, cursor=step if cursor is None else cursor, window=window)
+
+
+@pytest.fixture
+def bar(terminal):
+    context = Context(None, None, 1, 3)
+    context.steps_per_epoch = 10
+    writer = ProgressWriter(context)
+    writer.prepare(jc.Progress({}, {}, 1))
+    yield writer
+    writer.close()
+
+
+def test_the_bar_tells_position_metrics_and_speed(bar, monkeypatch):
+    clock = iter([100.0, 102.0, 103.0, 104.0])
+    monkeypatch.setattr("jaxcb.writers.progress.time.monotonic", lambda: next(clock))
+    bar.tick(status(0, loss=np.float32(np.nan)))
+    task = bar._bar.tasks[0]
+    assert (task.description, task.completed, task.total) == ("epoch 1/3", 0, 10)
+    assert task.fields["figures"] == task.fields["speed"] == ""
+    bar.tick(status(8, loss=np.float32(0.51234)))
+    assert (task.completed, task.fields["figures"], task.fields["speed"]) == (8, "loss 0.5123", "4 steps/s")
+    bar.tick(status(12, epoch=1, cursor=2, loss=np.float32(0.25)))
+    assert (task.description, task.completed, task.fields["speed"]) == ("epoch 2/3", 2, "4 steps/s")
+    bar.tick(status(30, epoch=3, cursor=0))
+    assert task.description == "epoch 3/3"  # the run is over; there is no fourth
+
+
+def test_the_writer_closes_twice_without_harm(bar, capsys):
+    bar.tick(status(1))
+    bar.close()
+    bar.close()
+    print_action = jc.Print("after {step}")
+    bar.write(Record(print_action, "on_train_end", 5, 0, 5))
+    assert capsys.readouterr().out.endswith("after 5\n")
+
+
+def test_lines_are_printed_as_they_are(bar, capsys):
+    bar.tick(status(1))
+    text = "[bold]not markup[/bold] 'quoted' " + "x" * 300
+    bar.write(Record(jc.Print(text), "on_epoch_end", 1, 0, 1))
+    bar.close()
+    out = ANSI.sub("", capsys.readouterr().out)
+    assert text in out
+
+
+def test_without_a_bar_nothing_ticks(capsys):
+    writer = ProgressWriter(Context(None, None, 2, 3))
+    writer.prepare(jc.Progress({}, {}, 2))
+    writer.tick(status(5))
+    writer.close()
+    assert capsys.readouterr().out == ""

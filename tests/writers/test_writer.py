@@ -1,0 +1,202 @@
+"""Writers: who performs what, and what happens where one fails."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from loop._runs import fit
+
+import jaxcb as jc
+from jaxcb._actions import Call, Print, Progress, Remember, Row
+from jaxcb.writers import Context, writer_for
+from jaxcb.writers.call import CallWriter
+from jaxcb.writers.csv import CSVWriter
+from jaxcb.writers.history import HistoryWriter
+from jaxcb.writers.progress import ProgressWriter
+
+
+@pytest.mark.parametrize(
+    ("action", "writer"),
+    [
+        (Row, CSVWriter),
+        (Remember, HistoryWriter),
+        (Progress, ProgressWriter),
+        (Print, ProgressWriter),
+        (Call, CallWriter),
+    ],
+)
+def test_each_action_of_ours_has_its_writer(action, writer):
+    assert writer_for(action) is writer
+
+
+class Note(jc.LogAction):
+    value: float
+
+
+class ShoutedNote(Note):
+    """Performed as a `Note`."""
+
+
+LOG = []
+
+
+@jc.writer(Note)
+class NoteWriter(jc.Writer):
+    def prepare(self, action):
+        LOG.append(("prepare", type(action).__name__, action.value.shape))
+
+    def write(self, record):
+        LOG.append(
+            (record.hook, record.step, record.epoch, record.batch, record.action.owner, float(record.action.value))
+        )
+
+    def tick(self, status):
+        LOG.append(("tick", int(status.step)))
+
+    def close(self):
+        LOG.append(("close",))
+
+
+class Notes(jc.Callback):
+    def on_batch_end(self, state, metrics):
+        return state, ShoutedNote(metrics.step * 1.5, when=metrics.step % 2 == 0)
+
+
+def test_an_action_inherits_its_writer():
+    assert writer_for(ShoutedNote) is NoteWriter
+
+
+def test_an_action_that_nothing_performs_says_how_to_register_one():
+    class Silent(jc.LogAction):
+        pass
+
+    with pytest.raises(LookupError, match=r"nothing performs the action Silent.*@jc.writer\(Silent\)"):
+        writer_for(Silent)
+
+
+@pytest.mark.parametrize("what", [3, "Row", jc.Writer, Note(1.0)], ids=["number", "text", "class", "instance"])
+def test_only_action_classes_have_writers(what):
+    with pytest.raises(TypeError, match="writer takes action classes"):
+        jc.writer(what)
+
+
+@pytest.mark.parametrize("executor", ["looped", "stepped"])
+def test_a_writer_of_ones_own_sees_each_record_once_and_in_order(executor):
+    LOG.clear()
+    fit(executor, epochs=2, callbacks=[Notes()], validation_data=None)
+    assert LOG[0] == ("prepare", "ShoutedNote", ())
+    assert LOG[-1] == ("close",)
+    written = [entry for entry in LOG if entry[0] == "on_batch_end"]
+    assert written == [
+        ("on_batch_end", step, (step - 1) // 5, (step - 1) % 5 + 1, "Notes", step * 1.5) for step in (2, 4, 6, 8, 10)
+    ]
+    ticks = [entry[1] for entry in LOG if entry[0] == "tick"]
+    assert ticks == sorted(ticks)
+    assert ticks[-1] == 10
+
+
+class Fragile(jc.LogAction):
+    step: int
+
+
+class OutOfPaper(Exception):
+    pass
+
+
+@jc.writer(Fragile)
+class FragileWriter(jc.Writer):
+    writes = 0
+    closed = False
+
+    def write(self, record):
+        type(self).writes += 1
+        if record.step >= 10:
+            raise OutOfPaper("no more")
+
+    def close(self):
+        type(self).closed = True
+        raise OSError("cannot be closed either")
+
+
+class Breaks(jc.Callback):
+    def on_epoch_end(self, state, metrics):
+        return state, Fragile(metrics.step)
+
+
+def test_a_writer_that_fails_keeps_no_other_from_its_records(tmp_path):
+    FragileWriter.writes, FragileWriter.closed = 0, False
+    path = tmp_path / "log.csv"
+    with pytest.raises((OutOfPaper, OSError)) as caught:
+        # four epochs come back in one piece
+        fit(
+            epochs=4,
+            callbacks=[Breaks(), jc.CSVLogger(path)],
+            steps_per_execution=20,
+            validation_data=None,
+        )
+    error = caught.value
+    while not isinstance(error, OutOfPaper):
+        error = error.__context__
+    assert "This happened while writing a Fragile of Breaks." in error.__notes__
+    assert [line.split(",")[1] for line in path.read_text().splitlines()] == ["step", "5", "10", "15", "20"]
+    assert FragileWriter.writes == 2, "what has failed is not asked again"
+    assert FragileWriter.closed
+
+
+def test_a_context_places_files_below_the_run_dir(tmp_path):
+    context = Context(tmp_path, None, 0, None)
+    assert context.path("a/b.csv") == tmp_path / "a" / "b.csv"
+    assert context.path(str(tmp_path / "c.csv")) == tmp_path / "c.csv"
+    assert Context(None, None, 0, None).path("a.csv").as_posix() == "a.csv"
+
+
+def test_a_file_has_one_owner(tmp_path):
+    context = Context(tmp_path, None, 0, None)
+    for _ in range(2):
+        context.claim(tmp_path / "a.csv", "one")
+    assert context.files == [tmp_path / "a.csv"]
+    with pytest.raises(ValueError, match="one and two both write"):
+        context.claim(tmp_path / "sub" / ".." / "a.csv", "two")
+
+
+@pytest.mark.parametrize("executor", ["looped", "stepped"])
+def test_large_records_come_whole_and_in_order_with_small_ones(executor):
+    LOG.clear()
+    large = []
+
+    class Picture(jc.LogAction):
+        pixels: object
+
+    @jc.writer(Picture)
+    class PictureWriter(jc.Writer):
+        def write(self, record):
+            large.append((record.step, record.action.pixels.shape, int(record.action.pixels.sum())))
+            LOG.append(("picture", record.step))
+
+    class Both(jc.Callback):
+        def on_batch_end(self, state, metrics):
+            picture = jnp.full((64, 64), metrics.step, jnp.int32)
+            return state, (Note(metrics.step), Picture(picture, when=metrics.step % 3 == 0))
+
+    fit(executor, epochs=2, callbacks=[Both()], validation_data=None)
+    assert large == [(s, (64, 64), s * 64 * 64) for s in (3, 6, 9)]
+    order = [e[:2] if e[0] == "picture" else e[1] for e in LOG if e[0] in ("picture", "on_batch_end")]
+    assert order == [1, 2, 3, ("picture", 3), 4, 5, 6, ("picture", 6), 7, 8, 9, ("picture", 9), 10]
+
+
+def test_values_of_records_are_numpy():
+    kinds = []
+
+    class Look(jc.LogAction):
+        value: object
+
+    @jc.writer(Look)
+    class LookWriter(jc.Writer):
+        def write(self, record):
+            kinds.append(type(record.action.value))
+
+    fit(
+        epochs=1,
+        callbacks=[jc.make_callback(on_epoch_end=lambda s, m: (s, Look(m["loss"])))],
+        validation_data=None,
+    )
+    assert issubclass(kinds[0], np.generic | np.ndarray)
