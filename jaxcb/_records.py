@@ -196,8 +196,10 @@ def _records(columns: dict[str, _Column], where: Callable[[int], str]) -> Record
     positions = {name: _whole(columns[name], name, where) if name in columns else None for name in POSITIONS}
     epoch = index.astype(np.int32) if positions["epoch"] is None else positions["epoch"]
     step = (index + 1).astype(np.int32) if positions["step"] is None else positions["step"]
+    # a stop at a validation in an epoch's middle closes the epoch at that very step
+    stands = (np.diff(step) == 0) & (np.diff(epoch) != 0)
     for name, falls, rule in (
-        ("step", np.diff(step) <= 0, "rises from record to record"),
+        ("step", (np.diff(step) < 0) | stands, "rises from record to record"),
         ("epoch", np.diff(epoch) < 0, "never falls"),
     ):
         if falls.any():

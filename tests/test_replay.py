@@ -413,3 +413,15 @@ def test_many_records_are_quick(tmp_path):
     assert len(got.actions) == count
     assert any(isinstance(a, jc.Stop) for a in got.actions[got.stopped_epoch])
     assert time.process_time() - start < 30  # 3 s alone on one core; the machine may be busy
+
+
+def test_a_run_that_stopped_at_a_validation_in_an_epochs_middle_replays():
+    rows = [
+        {"step": 4, "epoch": 0, "val_loss": 1.0},
+        {"step": 5, "epoch": 0, "loss": 2.0},
+        {"step": 8, "epoch": 1, "val_loss": 1.5},
+        {"step": 8, "epoch": 1, "val_loss": 1.5, "loss": 1.0},
+    ]
+    replay = jc.replay(jc.EarlyStopping(patience=1), rows)
+    assert replay.stopped_epoch == 1
+    assert int(replay.states["EarlyStopping"].wait) == 1, "one validation is one report"

@@ -252,7 +252,7 @@ def test_fit_runs_what_stands_before_the_update(executor):
 
 
 def test_fit_refuses_a_pattern_that_matches_nothing_before_the_first_step():
-    with pytest.raises(ValueError, match="Freeze: where='trunk/.*' matches no parameter"):
+    with pytest.raises(ValueError, match=r"Freeze: where='trunk/.*' matches no parameter"):
         jc.fit(
             PARAMS,
             flat_loss,

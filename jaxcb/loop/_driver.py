@@ -1,6 +1,5 @@
 """The driver: dispatches stretches of work one ahead, and performs what comes back."""
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -95,15 +94,31 @@ class Driver:
 
     def train(self) -> None:
         """Runs from `on_train_begin` to `on_train_end`. Writers and feed are closed on every way out."""
+        failed: BaseException | None = None
         try:
             self._edge(self.executor.begin)
             self._steps()
             self._edge(self.executor.end)
+        except BaseException as error:
+            failed = error
+            raise
         finally:
-            with contextlib.ExitStack() as closing:  # each is closed, whatever another one's close raises
-                for writer in self._writers.values():
-                    closing.callback(writer.close)
-                closing.callback(self.feed.close)
+            self._close(failed)
+
+    def _close(self, failed: BaseException | None) -> None:
+        """Closes feed and writers, each of them; the first error is the one that the user sees."""
+        first = failed
+        for part in (self.feed, *self._writers.values()):
+            try:
+                part.close()
+            except Exception as error:
+                error.add_note(f"This happened while closing {type(part).__name__}.")
+                if first is None:
+                    first = error
+                else:
+                    first.add_note(f"And then closing {type(part).__name__} failed: {error!r}")
+        if failed is None and first is not None:
+            raise first
 
     def _edge(self, moment: Any) -> None:
         """Runs one of the moments that stand alone."""

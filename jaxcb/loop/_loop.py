@@ -230,7 +230,8 @@ def make_feed(
 
 
 def _count(name: str, value: Any) -> int | None:
-    return None if value is None else whole("fit", name, value, least=1)
+    """A count as the device holds it: one that is larger is for ever."""
+    return None if value is None else min(whole("fit", name, value, least=1), FOREVER)
 
 
 def _frequency(freq: Any) -> int | tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The moments of a run as pure functions of the carry; both executors are made of these."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -84,6 +85,8 @@ class Program:
 
     def _compiled(self, fn: Callable[..., Any], in_axes: Any) -> Any:
         """One trace a shape, wherever it is called from; over members where there are some."""
+        if fn.__hash__ is None:  # jax.jit wants a key; a partial is one by its identity
+            fn = functools.partial(fn)
         return jax.jit(jax.vmap(fn, in_axes=in_axes) if self.members is not None else fn)
 
     # What is known before the first step

@@ -51,6 +51,11 @@ class ProgressWriter(Writer):
         epoch, cursor = int(status.epoch), int(status.cursor)
         if self._bar is None:
             self._bar, self._task = _make_bar()
+            if not (
+                self._bar.console.is_interactive or self._bar.console.is_jupyter
+            ):  # in a file it is but blank lines
+                self._bar, self._live = None, False
+                return
             self._bar.start()
         elif epoch != self._shown_epoch:
             self._bar.reset(self._task)

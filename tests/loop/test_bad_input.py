@@ -214,7 +214,7 @@ def test_what_is_no_optimizer(optimizer):
 def test_callbacks_that_need_the_rate_refuse_a_ready_made_optimizer(callback):
     refused(
         (ValueError, LookupError),
-        rf"{type(callback).__name__}.*ready-made optimizer hides its rate.*fit\(optimizer=optax.adam, learning_rate=1e-3\)",
+        rf"{type(callback).__name__}.*ready-made optimizer hides its rate.*fit\(optimizer=optax.adam, learning_rate=",
         optimizer=optax.adam(1e-3),
         learning_rate=None,
         callbacks=[callback],
@@ -456,7 +456,7 @@ def test_what_a_train_step_should_not_return(case):
 def test_what_is_no_train_step_and_no_train_state():
     with pytest.raises(TypeError, match=r"train_step must be a function of \(train_state, batch\), got int"):
         jc.Loop(3)
-    with pytest.raises(TypeError, match="Loop.run takes a TrainState.*got a dict"):
+    with pytest.raises(TypeError, match=r"Loop.run takes a TrainState.*got a dict"):
         jc.Loop(jc.Step(loss_fn)).run(make_params(), (X, Y), epochs=1)
 
 

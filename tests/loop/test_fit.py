@@ -1,5 +1,7 @@
 """`fit`, `evaluate` and `predict` with real models, against numpy and against what callbacks promise."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -306,7 +308,7 @@ def test_one_callback_value_serves_several_runs():
 
 def test_vector_metrics_are_averaged_and_kept_out_of_tables(tmp_path):
     def loss(params, batch):
-        x, y = batch
+        x, _ = batch
         return loss_fn(params, batch)[0], {"per_feature": jnp.mean(x, 0)}
 
     seen = []
@@ -349,3 +351,42 @@ def test_odd_sizes_of_data_and_batch(executor, rows, size, steps):
     result = fit(executor, data=make_data(rows), batch_size=size, epochs=2, callbacks=[], validation_data=make_data(1))
     assert result.history.step.tolist() == [steps, 2 * steps]
     assert np.isfinite(result.history["val_loss"]).all()
+
+
+@pytest.mark.parametrize("length", [{"epochs": 10**12}, {"epochs": None, "steps": 10**12}], ids=str)
+def test_a_run_may_be_as_long_as_nobody_can_wait(length):
+    stopping = jc.EarlyStopping("loss", patience=1, min_delta=1e6)
+    result = fit(**length, steps_per_execution=10**12, validation_data=None, callbacks=[stopping])
+    assert result.stopped_epoch == 1
+
+
+def test_a_train_step_that_cannot_be_hashed():
+    class TrainStep:
+        __hash__ = None
+
+        def __call__(self, state, batch):
+            return state, {"loss": jnp.zeros(())}
+
+    state = jc.TrainState.create(params=make_params())
+    result = jc.Loop(TrainStep()).run(state, (X, Y), epochs=1, verbose=0)
+    assert result.history["loss"].tolist() == [0.0]
+
+
+def test_a_run_within_a_run():
+    inner = []
+    outer = jc.LambdaCallback(on_epoch_end=lambda epoch, logs: inner.append(fit(epochs=2, validation_data=None)))
+    result = fit(epochs=2, callbacks=[outer], validation_data=None)
+    assert int(result.state.step) == 10
+    assert same_bits(inner[0].params, inner[1].params)
+
+
+def test_an_interrupt_leaves_no_thread_and_closes_the_files(tmp_path):
+    def interrupt(epoch, logs):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    callbacks = [jc.LambdaCallback(on_epoch_end=interrupt), jc.CSVLogger(tmp_path / "log.csv")]
+    with pytest.raises(KeyboardInterrupt):
+        fit(data=[(X, Y)], batch_size=None, callbacks=callbacks, validation_data=None)
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
+    assert not [t for t in threading.enumerate() if t.name == "jaxcb-data"]

@@ -39,7 +39,7 @@ def write(path, *rows, **more):
         (np.float64(0.1), "0.1"),
         (np.float32(1) / np.float32(3), "0.33333334"),
         (np.float32(1e-20), "1e-20"),
-        (np.float32(16777216), "16777216.0"),
+        (np.float32(16777216), "1.6777216e+07"),
         (np.float32(np.nan), "nan"),
         (np.float32(-np.inf), "-inf"),
         (np.float32(-0.0), "-0.0"),

@@ -26,7 +26,7 @@ def test_verbose_0_is_silent(capsys):
     assert (out.out, out.err) == ("", "")
 
 
-@pytest.mark.parametrize("verbose", [2, "auto"])
+@pytest.mark.parametrize("verbose", [1, 2, "auto"])
 def test_without_a_terminal_there_is_a_line_an_epoch(capsys, verbose):
     result = run(verbose=verbose)
     lines = capsys.readouterr().out.splitlines()
@@ -40,6 +40,7 @@ def test_without_a_terminal_there_is_a_line_an_epoch(capsys, verbose):
         assert "learning_rate 0.05" in line
         assert "base_learning_rate" not in line
     assert "\x1b" not in "".join(lines)
+    assert "" not in lines
 
 
 def test_the_reason_of_a_stop_is_said_once(capsys):
@@ -76,15 +77,18 @@ def test_the_users_own_progress_bar_is_not_doubled(capsys):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    """What rich takes for a terminal."""
+    monkeypatch.setattr("rich._console", None)  # it looks at the terminal once
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "160")
-    for name in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "FORCE_COLOR", "JUPYTER_COLUMNS"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
 
 
 @pytest.mark.parametrize("verbose", [1, "auto"])
-def test_on_a_terminal_a_bar_shows_and_goes_away(capsys, terminal, verbose):
+def test_on_a_terminal_a_bar_shows_and_goes_away(capsys, terminal, monkeypatch, verbose):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     run(verbose=verbose, epochs=4, steps_per_execution=2)
     raw = capsys.readouterr().out
     assert "\x1b[?25l" in raw  # the cursor is hidden
