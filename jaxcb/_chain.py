@@ -4,12 +4,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcb._actions import Action, as_actions, template_names
 from jaxcb._callback import Callback
 from jaxcb._errors import CallbackError, MissingMetricError
 from jaxcb._form import conform
 from jaxcb._metrics import Metrics
+from jaxcb._paths import leaf_name
 from jaxcb._struct import static, strong_tree
 
 
@@ -95,6 +97,7 @@ def chain(*callbacks: Callback) -> Chain:
         if isinstance(callback, Chain):
             flat.extend(callback.callbacks)
         elif isinstance(callback, Callback):
+            _check_fields(callback)
             flat.append(callback)
         else:
             what = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
@@ -118,6 +121,18 @@ def chain(*callbacks: Callback) -> Chain:
         taken.add(name)
         names.append(name)
     return Chain(tuple(flat), tuple(names))
+
+
+def _check_fields(callback: Callback) -> None:
+    """Refuses fields that should have been declared static: what is no number cannot be swept or compiled."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(callback):
+        if isinstance(leaf, bool) or not isinstance(leaf, int | float | np.number | np.ndarray | jax.Array):
+            name = leaf_name(path)
+            field = name.split("/")[0]
+            raise CallbackError(
+                f"{type(callback).__name__}.{name} is a {type(leaf).__name__}, {leaf!r}, which is no number. "
+                f"Declare the field as `{field}: {type(leaf).__name__} = jc.static(default=...)`."
+            )
 
 
 def transition(

@@ -53,6 +53,10 @@ class LearningRate(Struct):
         """The rate after one more update."""
         return self.replace(count=optax.safe_increment(self.count), applied=self.effective())
 
+    def steered_as(self, other: "LearningRate") -> "LearningRate":
+        """The rate with what callbacks asked of another."""
+        return self.replace(scale=other.scale, override=other.override)
+
     def scaled(self, factor: Any, floor: Any) -> "LearningRate":
         """The rate with its scale multiplied by `factor`, its effective value not below `floor`."""
         scale = self.scale * factor

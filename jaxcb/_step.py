@@ -1,5 +1,6 @@
 """`Step`: a loss and an optimizer as one training step in two halves, with the gradients between them."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +19,9 @@ from jaxcb._train_state import TrainState
 
 _LABELS = ("label", "labels", "y", "target", "targets")
 _KEYWORDS = ("key", "train", "controls", "state", "sample_weight")
+
+
+_EVALUATION = 0x6576616C  # sets the keys of an evaluation apart from those of training
 
 
 class Out(Struct):
@@ -49,12 +53,8 @@ class LossFunction:
     def __init__(self, loss_fn: Callable[..., Any], class_weight: Mapping[int, float] | None = None) -> None:
         if not callable(loss_fn):
             raise TypeError(f"loss_fn must be a function of (model, batch), got {type(loss_fn).__name__}.")
-        try:
-            parameters = tuple(inspect.signature(loss_fn).parameters)
-        except ValueError:  # some builtins tell no signature
-            parameters = ()
         self.fn = loss_fn
-        self.asked = tuple(name for name in parameters if name in _KEYWORDS)
+        self.asked = _asked(loss_fn)
         self.class_weight = dict(class_weight) if class_weight else None
         for label in self.class_weight or ():
             whole("fit", "each label of class_weight", label)
@@ -115,6 +115,16 @@ def _as_array(value: Any, what: str) -> Array:
         raise TypeError(f"loss_fn returned {what} of type {type(value).__name__}, expected an array.{cure}") from None
 
 
+def _asked(loss_fn: Callable[..., Any]) -> tuple[str, ...]:
+    """The keywords that a loss function asks for: not its model and batch, nor what a `partial` has given."""
+    try:
+        parameters = tuple(inspect.signature(loss_fn).parameters)
+    except ValueError:  # some builtins tell no signature
+        return ()
+    given = getattr(loss_fn, "keywords", {}) if isinstance(loss_fn, functools.partial) else {}
+    return tuple(name for name in parameters[2:] if name in _KEYWORDS and name not in given)
+
+
 class Step:
     """A training step that hands out its gradients before they are applied.
 
@@ -160,7 +170,8 @@ class Step:
         """Applies the gradients, as far as `actions` of `on_before_update` let them."""
         if state.tx is None:
             raise ValueError("this TrainState was made without tx=, so a Step has no optimizer to update it with.")
-        updates, opt_state = state.tx.update(gradients.grads, state.opt_state, state.params)
+        tx, loss = optax.with_extra_args_support(state.tx), gradients.values["loss"]
+        updates, opt_state = tx.update(gradients.grads, state.opt_state, state.params, value=loss, grad=gradients.grads)
         for action in as_actions(actions):
             if isinstance(action, ScaleUpdates):
                 updates = _scale(updates, action)
@@ -180,6 +191,7 @@ class EvalStep:
         self.loss_fn = LossFunction(loss_fn)
 
     def __call__(self, state: TrainState, batch: Any) -> dict[str, Array]:
+        state = state.replace(key=jax.random.fold_in(state.key, _EVALUATION))
         return self.loss_fn(state.model(train=False), batch, state, train=False).metrics
 
 

@@ -1,5 +1,6 @@
 """`TrainState`, its controls and named weights, and how control actions change it."""
 
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -113,7 +114,7 @@ class TrainState(Struct):
         params = jax.tree.map(strong, params)
         if opt_state is None and tx is not None:
             opt_state = jax.jit(tx.init)(params)
-        key = jax.random.key(seed) if isinstance(seed, int) else jnp.asarray(seed)
+        key = jax.random.key(int(seed)) if isinstance(seed, numbers.Integral) else jnp.asarray(seed)
         state = cls(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -329,7 +330,10 @@ def _apply_weights(action: WeightAction, state: TrainState) -> TrainState:
                 new = current
         return current, NamedWeights(slot.filled | when, select(when, new, slot.value))
 
+    rates = iter(learning_rates(state.opt_state))
     current, slot = jax.lax.cond(jnp.any(when), due, lambda *same: same, current, slot)
+    if "opt_state" in current:  # what callbacks asked of the rate is no part of the weights, and stays
+        current["opt_state"] = map_learning_rates(lambda r: r.steered_as(next(rates)), current["opt_state"])
     return state.replace(**current, weights={**state.weights, action.key: slot})
 
 

@@ -40,7 +40,7 @@ def fit(
     eval_every: int | None = None,
     validation_steps: int | None = None,
     validation_batch_size: int | None = None,
-    callbacks: Sequence[Callback] | Callback = (),
+    callbacks: Sequence[Callback] | Callback | None = (),
     class_weight: Mapping[int, float] | None = None,
     controls: Mapping[str, float] | None = None,
     seed: int = 0,
@@ -241,6 +241,8 @@ def _batches(data: Any, batch_size: int, owner: str) -> Iterator[tuple[Any, int]
 
 def _optimizer(optimizer: Any, learning_rate: Any, params: Any) -> optax.GradientTransformation:
     """The optimizer with a rate that callbacks can change: exactly, or at its final updates."""
+    if isinstance(optimizer, optax.MultiSteps):
+        optimizer = optimizer.gradient_transformation()
     if isinstance(optimizer, optax.GradientTransformation):
         if learning_rate is not None:
             raise ValueError(

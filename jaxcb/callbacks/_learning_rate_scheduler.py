@@ -16,6 +16,7 @@ from jaxcb._check import one_of
 from jaxcb._struct import static
 
 _EPOCHS = 10_000  # of a Python function that cannot be traced, this many are tabulated; later ones keep the last
+_PROBED = (0, 1, 2, 5, 10, 31, 32, 100, 1000)  # epochs at which a traced schedule is held against Python
 _PROBES = (1.0, 0.37, 2.9e-3)  # rates at which a Python function of (epoch, lr) is measured
 
 
@@ -71,15 +72,17 @@ class LearningRateScheduler(Callback):
 
     def _rate(self, count: Array, metrics: Metrics) -> Array:
         arguments = [count, metrics["base_learning_rate"]] if _takes_rate(self.schedule) else [count]
-        shapes = [jax.ShapeDtypeStruct((), a.dtype) for a in arguments]
-        try:
-            jax.eval_shape(self.schedule, *shapes)
-        except Exception as error:
-            if self.by == "step":
-                error.add_note("LearningRateScheduler(by='step') needs a schedule that jax can trace, such as optax's.")
-                raise
+        if self.by == "epoch" and not self._traces_well:
             return self._from_table(*arguments)
-        return _checked(self.schedule(*arguments))
+        try:
+            return _checked(self.schedule(*arguments))
+        except Exception as error:
+            error.add_note("LearningRateScheduler(by='step') needs a schedule that jax can trace, such as optax's.")
+            raise
+
+    @functools.cached_property  # on the value: the function is looked at once, however often a hook is traced
+    def _traces_well(self) -> bool:
+        return _traces_well(self.schedule)
 
     def _from_table(self, epoch: Array, rate: Array | None = None) -> Array:
         slope, offset = self._table
@@ -87,7 +90,7 @@ class LearningRateScheduler(Callback):
         value = jnp.asarray(offset)[at]
         return value if rate is None else jnp.asarray(slope)[at] * rate + value
 
-    @functools.cached_property  # on the value: the function is called once, however often a hook is traced
+    @functools.cached_property
     def _table(self) -> np.ndarray:
         return _tabulated(self.schedule)
 
@@ -99,6 +102,28 @@ def _takes_rate(schedule: Callable[..., Any]) -> bool:
         return False
     free = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len(free) >= 2 and (free[1].default is free[1].empty or free[1].name in ("lr", "learning_rate"))
+
+
+def _traces_well(schedule: Callable[..., Any]) -> bool:
+    """Whether jax can trace the schedule, and means the same by it as Python does.
+
+    Python's integers have no end: `0.1 / 2**epoch` overflows int32 at epoch 31, and `10**-epoch` is 0 there.
+    """
+    rates = (_PROBES[0],) if _takes_rate(schedule) else ()
+    try:
+        with jax.ensure_compile_time_eval():
+            epochs = jnp.asarray(_PROBED, jnp.int32)
+            traced = jax.jit(jax.vmap(lambda epoch: _checked(schedule(epoch, *rates))))(epochs)
+    except Exception:  # whatever it is, calling it with Python numbers will tell
+        return False
+    for epoch, value in zip(_PROBED, np.asarray(traced), strict=True):
+        try:
+            expected = float(schedule(epoch, *rates))
+        except Exception:  # only arrays will do
+            return True
+        if not np.isclose(value, expected, rtol=1e-4, atol=0.0, equal_nan=True):
+            return False
+    return True
 
 
 def _checked(rate: Any) -> Array:

@@ -55,12 +55,12 @@ def evaluate(program: Program, inputs: Inputs, carry: Carry) -> dict[str, Array]
             return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), data)
 
         def body(i: Array, window: Window, rows: Any = rows, size: int = own.batch_size) -> Window:
-            return program.eval_batch(window, carry.train, rows(i * size, size))
+            return program.eval_batch(window, carry.train, rows(i * size, size), i)
 
         first = jax.eval_shape(lambda rows=rows, size=own.batch_size if full else rest: rows(0, size))
         window = jax.lax.fori_loop(0, full, body, program.empty_eval(carry.train, first))
         if rest:
-            window = program.eval_batch(window, carry.train, rows(full * own.batch_size, rest))
+            window = program.eval_batch(window, carry.train, rows(full * own.batch_size, rest), full)
         out |= {own.prefix + name: value for name, value in window.means().items()}
     return out
 

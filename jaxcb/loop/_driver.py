@@ -1,5 +1,6 @@
 """The driver: dispatches stretches of work one ahead, and performs what comes back."""
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -78,6 +79,7 @@ class Driver:
         writers: dict[type, Writer] = {}
         for actions in self.executor.program.actions.values():
             for action in actions:
+                _check_text(action, self.executor.program.members)
                 if isinstance(action, LogAction | HostAction):
                     try:
                         cls = writer_for(type(action))
@@ -101,17 +103,22 @@ class Driver:
             self._edge(self.executor.end)
         except BaseException as error:
             failed = error
+            with contextlib.suppress(RuntimeError):  # the step that failed may have taken the arrays with it
+                self._update_model()
             raise
         finally:
             self._close(failed)
 
     def _close(self, failed: BaseException | None) -> None:
-        """Closes feed and writers, each of them; the first error is the one that the user sees."""
+        """Closes writers and feed, each of them; the first error is the one that the user sees.
+
+        The writers come first: a feed may have to wait for a user's iterator, and be interrupted in it.
+        """
         first = failed
-        for part in (self.feed, *self._writers.values()):
+        for part in (*self._writers.values(), self.feed):
             try:
                 part.close()
-            except Exception as error:
+            except BaseException as error:
                 error.add_note(f"This happened while closing {type(part).__name__}.")
                 if first is None:
                     first = error
@@ -128,7 +135,8 @@ class Driver:
     def _steps(self) -> None:
         flying: deque[tuple[Chunk, Output]] = deque()
         while True:
-            while len(flying) < _AHEAD and not (flying and flying[-1][1].may_wait):
+            # where nothing is under way the data is waited for; else what is under way is read meanwhile
+            while not flying or (len(flying) < _AHEAD and not flying[-1][1].may_wait and self.feed.ready()):
                 chunk = self._dispatch(flying)
                 if chunk is None:
                     break
@@ -239,13 +247,23 @@ class Driver:
     def _call_host(self) -> None:
         waiting, self._waiting = self._waiting, []
         self.run._attach(self.live)
+        if waiting:
+            self._update_model()
         for record in waiting:
             self._writers[writer_for(type(record.action))].write(record)
-            if self.run.stop_reason is not None:
+            if self.run.stop_reason is not None and record.hook != "on_train_end":
                 self.stops.append(StopRecord(record.action.owner, self.run.stop_reason, record.step, record.epoch))
                 self.run.stop_reason = None
                 self.live = self.executor.request_stop(self.live)
                 self.place.stopping = True
+
+    def _update_model(self) -> None:
+        """Brings the caller's own module up to date, where the model is one that is changed in place."""
+        adapter = self.live.carry().train.adapter
+        if adapter is not None and adapter.in_place:
+            self.run._attach(self.live)
+            state = self.run.state
+            adapter.deliver(state.params, state.model_state, state.rngs)
 
     def _validate(self) -> None:
         """Feeds a validation that the device cannot do by itself."""
@@ -253,6 +271,21 @@ class Driver:
         self.live, output = self.executor.validate(self.live, inputs, self.host_sets, {})
         status = self._read(output)
         self._settle(status)
+
+
+def _check_text(action: Any, members: int | None) -> None:
+    """Fills an action's text with zeros, so that one that cannot be filled is found before the first step."""
+    if not action.template:
+        return
+    axes = 0 if members is None else 1
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape[axes:], s.dtype), action)
+    try:
+        fill(zeros)
+    except Exception as error:
+        text = getattr(action, action.template)
+        raise ValueError(
+            f"{action.owner}: the text of its {type(action).__name__}, {text!r}, cannot be filled: {error}"
+        ) from None
 
 
 def _stops(record: Record) -> Iterable[StopRecord]:

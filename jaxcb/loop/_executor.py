@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcb.loop import _boundary as boundary
 from jaxcb.loop._carry import Carry, Inputs, Status
@@ -133,10 +134,10 @@ class Executor:
         windows = {}
         for prefix, batches in sets.items():
             window = None
-            for batch in batches:
+            for index, batch in enumerate(batches):
                 if window is None:
                     window = self.program.empty_eval(live.carry().train, batch)
-                live, window = self._eval_batch(live, window, batch)
+                live, window = self._eval_batch(live, window, batch, np.int32(index))
             windows[prefix] = window
         live, rings, status = self._end_eval(live, inputs, rings, windows, dict(extra))
         return live, Output(rings, status)
@@ -152,8 +153,8 @@ class Executor:
     def _run_begin_eval(self, carry: Carry, inputs: Inputs) -> Any:
         return boundary.begin_eval(self.program, inputs, carry, self.program.rings.empty())
 
-    def _run_eval_batch(self, carry: Carry, window: Any, batch: Any) -> Any:
-        return carry, self.program.eval_batch(window, carry.train, batch)
+    def _run_eval_batch(self, carry: Carry, window: Any, batch: Any, index: Any) -> Any:
+        return carry, self.program.eval_batch(window, carry.train, batch, index)
 
     def _run_end_eval(self, carry: Carry, inputs: Inputs, rings: Any, windows: Any, extra: Any) -> Any:
         program = self.program

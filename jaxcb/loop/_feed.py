@@ -54,6 +54,10 @@ class Feed:
     example: Any = None  # a batch, or its shapes
     data: Any = None  # what every dispatch is given alike
 
+    def ready(self) -> bool:
+        """Whether `next` has something to give without waiting."""
+        return True
+
     def next(self) -> Chunk | None:
         """Returns the next chunk to dispatch, None where there is no more."""
         raise NotImplementedError
@@ -95,6 +99,10 @@ class Resident(Feed):
         train_remainder: bool,
     ) -> None:
         arrays, rows = as_arrays(arrays, "train_data")
+        if batch_size > rows and not train_remainder:
+            raise DataError(
+                f"remainder='drop' leaves nothing to train on: {rows} rows are less than a batch of {batch_size}."
+            )
         batch_size = min(batch_size, rows)
         self.layout = Layout("resident", rows, batch_size, shuffle, train_remainder)
         self.epoch_len = self.layout.full + bool(self.layout.remainder)
@@ -103,6 +111,11 @@ class Resident(Feed):
                 raise DataError(
                     f"steps_per_epoch={steps_per_epoch}, but one pass over {rows} rows has {self.epoch_len} batches of "
                     f"{batch_size}. Leave it out, or lower it."
+                )
+            if not shuffle and steps_per_epoch < self.epoch_len:
+                raise DataError(
+                    f"steps_per_epoch={steps_per_epoch} with shuffle=False would train on the first rows alone, epoch "
+                    f"after epoch: one pass has {self.epoch_len} batches. Shuffle, or leave steps_per_epoch out."
                 )
             self.epoch_len = steps_per_epoch
         self.data = jax.tree.map(jnp.asarray, arrays)

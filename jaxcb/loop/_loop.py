@@ -55,12 +55,13 @@ class Loop:
         train_step: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, Any]]],
         eval_step: Callable[[TrainState, Any], Mapping[str, Any]] | None = None,
         *,
-        callbacks: Sequence[Callback] | Callback = (),
+        callbacks: Sequence[Callback] | Callback | None = (),
     ) -> None:
         if not callable(train_step):
             raise TypeError(f"train_step must be a function of (train_state, batch), got {type(train_step).__name__}.")
         self.train_step, self.eval_step = train_step, eval_step
-        self.callbacks = chain(*callbacks) if isinstance(callbacks, Iterable) else chain(callbacks)
+        given = () if callbacks is None else callbacks
+        self.callbacks = chain(*given) if isinstance(given, Iterable) else chain(given)
 
     def run(
         self,
@@ -173,7 +174,15 @@ class Loop:
             feed.close()
             raise
         context.say(f"jaxcb: {driver.executor.name} executor ({why}); the first step compiles the run.")
+        if driver.executor.program.scales_ready_made:
+            context.say(
+                "jaxcb: the optimizer was handed over ready-made, so callbacks scale its final updates. That is exact "
+                "where the rate is the last factor (not for adafactor, lars, schedule-free); optimizer=optax.adam with "
+                "learning_rate=... always is."
+            )
         started = time.monotonic()
+        if directory is not None:
+            (directory / "history.csv").unlink(missing_ok=True)  # overwrite=True: the last run's is not this one's
         driver.train()
         place = driver.place
         context.say(f"jaxcb: {place.epoch} epochs, {place.step} steps in {time.monotonic() - started:.1f} s.")

@@ -40,9 +40,14 @@ class Positions(NamedTuple):
     def closing(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether the epoch is to be closed now, bool ()."""
         n = inputs.n()
-        return (carry.cursor > 0) & (
-            (carry.cursor >= n.epoch_len) | (carry.step >= n.end_step) | self.all_stopped(carry)
-        )
+        # the data may be of an epoch to come, whose length says nothing of this one
+        full = self.is_own_epoch(inputs, carry) & (carry.cursor >= n.epoch_len)
+        return (carry.cursor > 0) & (full | (carry.step >= n.end_step) | self.all_stopped(carry))
+
+    def is_own_epoch(self, inputs: Inputs, carry: Carry) -> Array:
+        """Whether the given data belongs to this epoch, bool ()."""
+        n = inputs.n()
+        return (n.data_epoch < 0) | (n.data_epoch == carry.epoch)
 
     def eval_due(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether a validation is due now, bool ()."""
@@ -66,7 +71,7 @@ class Positions(NamedTuple):
         """Whether the given data holds the next batch, bool ()."""
         n = inputs.n()
         fits = (carry.cursor >= n.base) & (carry.cursor < n.base + n.size)
-        return fits & ((n.data_epoch < 0) | (n.data_epoch == carry.epoch))
+        return fits & self.is_own_epoch(inputs, carry)
 
     def may_step(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether the next thing to do is a step, bool ()."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcb._actions import Action, HostAction, ScaleUpdates, SkipUpdate
+from jaxcb._actions import Action, HostAction, ScaleLearningRate, ScaleUpdates, SkipUpdate
 from jaxcb._callback import HOOKS
 from jaxcb._chain import Chain
 from jaxcb._form import conform
@@ -188,6 +188,8 @@ class Program:
                     )
             shapes[hook] = actions
         self.actions = shapes
+        scaled = any(isinstance(a, ScaleLearningRate) for actions in shapes.values() for a in actions)
+        self.scales_ready_made = scaled and any(r.schedule is None for r in learning_rates(train.opt_state))
         self.rings = Rings(shapes)
 
     def _owners(self, chain: Chain, hook: str) -> str:
@@ -359,9 +361,11 @@ class Program:
         assert self._eval is not None
         return self._window(jax.eval_shape(self._eval, train, batch))
 
-    def eval_batch(self, window: Window, train: TrainState, batch: Any) -> Window:
-        """Adds one validation batch, weighted by its rows."""
+    def eval_batch(self, window: Window, train: TrainState, batch: Any, index: Any) -> Window:
+        """Adds one validation batch, weighted by its rows. Its index sets its key apart from the others'."""
         assert self._eval is not None
+        fold = jax.random.fold_in if self.members is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))
+        train = train.replace(key=fold(train.key, index))
         return window.add(self._eval(train, batch), rows_in(batch))
 
 

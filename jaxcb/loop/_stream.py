@@ -22,6 +22,7 @@ from jaxcb.loop._layout import Layout
 _STACK_BYTES = 16 << 20  # of one stacked chunk
 _MOST = 64  # batches in one
 _AHEAD = 2  # chunks that wait ready
+_SLOW = 0.25  # seconds after which batches that came slowly travel without waiting for more
 _PATIENCE = 5.0  # seconds for the thread to end; one that waits in the user's iterator for ever is left to itself
 
 
@@ -48,12 +49,13 @@ class Stream(Feed):
         train_remainder: bool,
     ) -> None:
         check_iterable(data, "train_data")
+        _check_list(data)
         self._data = data
         self._steps_per_epoch = steps_per_epoch
         self._end_epoch, self._end_step = end_epoch, end_step
         self._train_remainder = train_remainder
         self.epoch_len = FOREVER if steps_per_epoch is None else steps_per_epoch
-        self._source = iter(data)
+        self._source = self._walk(0)
         self._first = next(self._source, None)
         if self._first is None:
             raise DataError(f"train_data ({type(data).__name__}) is empty: it gave no batch.")
@@ -68,29 +70,42 @@ class Stream(Feed):
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         self._ended = False
+        self._error: BaseException | None = None
 
     def choose(self, *, stacked: bool) -> None:
         self._stacked = stacked
         self.layout = Layout("stacked" if stacked else "single", 0, self._rows, False, self._train_remainder)
 
     def next(self) -> Chunk | None:
-        if self._position < len(self._unconfirmed):
-            self._position += 1
-            return self._unconfirmed[self._position - 1]
-        if self._ended:
+        self._take(wait=True)
+        if self._error is not None:
+            raise self._error
+        if self._position == len(self._unconfirmed):
             return None
+        self._position += 1
+        return self._unconfirmed[self._position - 1]
+
+    def ready(self) -> bool:
+        self._take(wait=False)
+        return self._position < len(self._unconfirmed)
+
+    def _take(self, *, wait: bool) -> None:
+        """Takes a chunk over from the thread, where none is at hand."""
+        if self._position < len(self._unconfirmed) or self._ended or self._error is not None:
+            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="jaxcb-data", daemon=True)
             self._thread.start()
-        item = self._queue.get()
+        try:
+            item = self._queue.get(block=wait)
+        except queue.Empty:
+            return
         if isinstance(item, BaseException):
-            raise item
-        if item is None:
+            self._error = item
+        elif item is None:
             self._ended = True
-            return None
-        self._unconfirmed.append(item)
-        self._position += 1
-        return item
+        else:
+            self._unconfirmed.append(item)
 
     def confirm(self, status: Status) -> None:
         while self._unconfirmed and self._unconfirmed[0].consumed(status):
@@ -132,8 +147,18 @@ class Stream(Feed):
     def _chunks(self) -> Iterator[Chunk]:
         epoch = cursor = base = step = 0
         held: list[Any] = []
-        ragged = False
-        for batch, rows, first, last in self._batches():
+        ragged, began = False, 0.0
+        batches = self._batches()
+        while True:
+            try:
+                item = next(batches, None)
+            except Exception:
+                if held:  # what was pulled before the error is trained on
+                    yield self._chunk(held, epoch, base, self.epoch_len)
+                raise
+            if item is None:
+                break
+            batch, rows, first, last = item
             if ragged and not first:
                 raise DataError(
                     f"ragged batches: batch {step} of train_data is smaller than the first one, which has {self._rows} "
@@ -143,18 +168,22 @@ class Stream(Feed):
             if smaller and held:
                 yield self._chunk(held, epoch, base, self.epoch_len)
                 base, held = cursor, []
+            began = time.monotonic() if not held else began
             held.append(batch)
             cursor, step = cursor + 1, step + 1
             ends = last if self._steps_per_epoch is None else cursor == self._steps_per_epoch
             ragged = smaller and not ends
             closes = ends or step == self._end_step
-            if closes or smaller or len(held) == self._capacity:
+            slow = time.monotonic() - began > _SLOW
+            if closes or smaller or slow or len(held) == self._capacity:
                 yield self._chunk(held, epoch, base, cursor if ends else self.epoch_len, closes=closes)
                 base, held = cursor, []
             if ends:
                 epoch, cursor, base = epoch + 1, 0, 0
             if epoch == self._end_epoch or step == self._end_step:
                 return
+        if held:
+            yield self._chunk(held, epoch, base, self.epoch_len)
         raise DataError(
             f"train_data is a {type(self._data).__name__} that was used up after {step} batches, in epoch "
             f"{epoch + 1}. Pass something that can be iterated again, or ask for fewer steps."
@@ -167,7 +196,7 @@ class Stream(Feed):
         so that a live stream is never waited for in vain.
         """
         source = itertools.chain([self._first], self._source)
-        self._first, given = None, 0
+        self._first, given, walks = None, 0, 0
         while True:
             kept, first = self._kept(source), True
             ahead = next(kept, None)
@@ -184,13 +213,22 @@ class Stream(Feed):
                 first = False
             if is_one_shot(self._data):
                 return
-            source = iter(self._data)
+            walks += 1
+            source = self._walk(walks)
+
+    def _walk(self, number: int) -> Iterator[Any]:
+        """Starts a pass; a data set with `set_epoch`, as PyTorch's samplers have it, is told which."""
+        if callable(getattr(self._data, "set_epoch", None)):
+            self._data.set_epoch(number)
+        return iter(self._data)
 
     def _kept(self, source: Iterator[Any]) -> Iterator[tuple[Any, int]]:
         """Gives a pass's batches as arrays with their rows; drops smaller ones where that was asked for."""
         for number, batch in enumerate(source):
             what = f"batch {number + 1} of train_data"
             arrays, rows = as_arrays(batch, what)
+            # loaders may use a buffer again for the next batch, which is pulled before this one is trained on
+            arrays = jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, arrays)
             found, known = jax.tree.structure(arrays), jax.tree.structure(self.example)
             if found != known:
                 raise DataError(f"{what} has the structure {found}, the first one {known}.")
@@ -216,3 +254,14 @@ class Stream(Feed):
 
         stacked = jax.device_put(jax.tree.map(stack, *batches))
         return Chunk(stacked, None, epoch, base, len(batches), epoch_len, closes)
+
+
+def _check_list(data: Any) -> None:
+    """Refuses Keras's `[x, y]`, which would be taken for two batches."""
+    if isinstance(data, list) and len(data) > 1 and all(isinstance(x, np.ndarray | jax.Array) for x in data):
+        shapes = {(np.shape(x)[1:], str(x.dtype)) for x in data}
+        if len(shapes) > 1:
+            raise DataError(
+                "train_data is a list of arrays of different shapes. A list is an iterable of batches; arrays that "
+                "belong together go in a tuple: (x, y)."
+            )

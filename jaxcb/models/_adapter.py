@@ -27,6 +27,11 @@ class Adapter(Protocol):
         """Whether state goes through the loss function's `state` and `jc.Out`."""
         ...
 
+    @property
+    def in_place(self) -> bool:
+        """Whether `deliver` changes the caller's own model."""
+        ...
+
     def split(self) -> tuple[Any, Any, Any]:
         """Returns `(params, model_state, rngs)` of the model as it is now: its arrays, not copies."""
         ...

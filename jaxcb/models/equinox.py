@@ -49,6 +49,7 @@ class Equinox:
         self._state = state
         self._keep_mode = any(flag is False for flag in _inference_flags(model))
         self.explicit_state = state is not None
+        self.in_place = False
 
     def split(self) -> tuple[Any, Any, Any]:
         """Returns `(params, state, None)`."""

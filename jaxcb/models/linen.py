@@ -95,6 +95,7 @@ class Linen:
     """
 
     explicit_state = False
+    in_place = False
 
     def __init__(self, module: Any, variables: Mapping[str, Any], *, rngs: Sequence[str] = ("dropout",)) -> None:
         if isinstance(rngs, str):

@@ -52,6 +52,7 @@ class NNX:
     def __init__(self, model: Any, *, copy: bool = False, wrt: Any = nnx.Param) -> None:
         self.model = model
         self.copy = copy
+        self.in_place = not copy
         self._given, self._train, self._eval, leaves = _views(model)
         is_param = nnx.filterlib.to_predicate(wrt)
         # For each leaf of the graph, in its order: which part holds it, where, or else its constant value.

@@ -35,6 +35,7 @@ class Pytree:
         self._params = params
         self._state = state
         self.explicit_state = state is not None
+        self.in_place = False
 
     def split(self) -> tuple[Any, Any, Any]:
         """Returns `(params, state, None)`."""

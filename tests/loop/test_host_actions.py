@@ -135,9 +135,11 @@ def asks_to_stop(run):
     run.stop("seen enough")
 
 
+HARD = ("amid an epoch", "at an epoch's last step")  # for streams: what was handed out and not used
+
+
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("streamed", [False, True], ids=["resident", "streamed"])
-@pytest.mark.parametrize("where", STOPS)
+@pytest.mark.parametrize(("where", "streamed"), [(w, False) for w in STOPS] + [(w, True) for w in HARD])
 def test_a_host_function_can_stop_the_run(executor, streamed, where):
     at, steps, epoch = STOPS[where]
     changes = {"batch_size": None} if streamed else {}
