@@ -75,10 +75,11 @@ class LearningRateScheduler(Callback):
         if self.by == "epoch" and not self._traces_well:
             return self._from_table(*arguments)
         try:
-            return _checked(self.schedule(*arguments))
+            jax.eval_shape(self.schedule, *(jax.ShapeDtypeStruct((), a.dtype) for a in arguments))
         except Exception as error:
             error.add_note("LearningRateScheduler(by='step') needs a schedule that jax can trace, such as optax's.")
             raise
+        return _checked(self.schedule(*arguments))
 
     @functools.cached_property  # on the value: the function is looked at once, however often a hook is traced
     def _traces_well(self) -> bool:
@@ -113,9 +114,10 @@ def _traces_well(schedule: Callable[..., Any]) -> bool:
     try:
         with jax.ensure_compile_time_eval():
             epochs = jnp.asarray(_PROBED, jnp.int32)
-            traced = jax.jit(jax.vmap(lambda epoch: _checked(schedule(epoch, *rates))))(epochs)
+            traced = jax.jit(jax.vmap(lambda epoch: jnp.asarray(schedule(epoch, *rates), jnp.float32)))(epochs)
     except Exception:  # whatever it is, calling it with Python numbers will tell
         return False
+    _checked(traced[0])
     for epoch, value in zip(_PROBED, np.asarray(traced), strict=True):
         try:
             expected = float(schedule(epoch, *rates))

@@ -19,13 +19,7 @@ class CheckpointWriter(Writer):
 
     def prepare(self, action: Any) -> None:
         zeros = jax.tree.map(lambda x: np.zeros((), x.dtype), action.values)
-        try:
-            path = self._path(action.replace(values=zeros), step=0, epoch=0)
-        except (ValueError, IndexError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{action.owner}: the path {action.path!r} cannot be filled with numbers: {error}. Expected a template "
-                'such as "{epoch:02d}-{val_loss:.2f}".'
-            ) from None
+        path = self._path(action.replace(values=zeros), step=0, epoch=0)
         check_writable(path.parent, "checkpoints")
         if not action.when.shape:
             _refuse_others(path)

@@ -83,6 +83,20 @@ def test_a_generator_that_is_used_up():
     refused(jc.DataError, "train_data \\(generator\\) is empty", data=used)
 
 
+def test_arrays_in_a_list():
+    refused(jc.DataError, r"A list is an iterable of batches; .*: \(x, y\)", data=[X, Y])
+
+
+def test_a_shorter_epoch_over_the_same_rows_again_and_again():
+    refused(
+        jc.DataError,
+        "shuffle=False would train on the first rows alone",
+        steps_per_epoch=1,
+        batch_size=2,
+        shuffle=False,
+    )
+
+
 def test_a_batch_size_for_batches():
     refused(
         jc.DataError,

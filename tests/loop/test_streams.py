@@ -302,5 +302,5 @@ RAGGED = {
 def test_a_batch_unlike_the_first_is_named(case):
     data, message = RAGGED[case]
     with pytest.raises(jc.DataError, match=message):
-        watch("looped", data, epochs=2)
+        watch("looped", Anew(data), epochs=2)
     assert not threads()

@@ -144,7 +144,7 @@ def test_each_member_of_a_population_is_saved(tmp_path, monkeypatch):
 
 REFUSED = {
     "unknown metric": ("{val_auc:.2f}", jc.MissingMetricError, "Checkpoint asks for 'val_auc'; known: .*val_loss"),
-    "format of another type": ("{val_loss:02d}", ValueError, "saves: the path .* cannot be filled with numbers"),
+    "format of another type": ("{val_loss:02d}", ValueError, "saves: the text of its Checkpoint.*cannot be filled"),
     "no name": ("{}", ValueError, "cannot be filled"),
     "below a file": ("file/best", NotADirectoryError, "cannot write checkpoints: .*file"),
     "a directory of others": ("data", FileExistsError, "is no Orbax checkpoint, so it is not replaced"),
