@@ -76,18 +76,18 @@ def assemble(
         batch_axis=0 if feed.key is not None and jnp.ndim(feed.key) and feed.layout.shuffle else None,
         chain_axes=chain_axes,
     )
-    typed: Chain = strong_tree(callbacks)
+    settings = jax.tree.leaves(strong_tree(callbacks))
     state, states = jax.eval_shape(lambda state: _with_callbacks(state, callbacks, members), train_state)
     example = feed.example
     if program.batch_axis is not None:
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), example)
     examples = {prefix: own.example for prefix, own in sets.items()}
-    window, latest = program.prepare(state, states, typed, example, examples, {})
+    window, latest = program.prepare(state, states, settings, example, examples, {})
     kind, why = choose(executor, program.jaxpr(state, example))
     feed.choose(stacked=kind == "looped")
     program.layout = feed.layout
     inputs = Inputs(
-        chain=typed,
+        settings=settings,
         data=feed.data,
         key=feed.key,
         val={prefix: own.arrays for prefix, own in resident.items()},

@@ -62,7 +62,7 @@ class Numbers(NamedTuple):
 class Inputs(Struct):
     """What a dispatch is given and does not consume."""
 
-    chain: Any  # the callbacks, their numbers as arrays
+    settings: Any  # the callbacks' numbers as arrays, in the order of their tree
     data: Any  # resident rows, or this dispatch's batches
     key: Any  # PRNG key of the data's order; one a member where members see different orders
     val: Any  # resident validation rows by set

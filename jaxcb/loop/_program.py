@@ -79,8 +79,11 @@ class Program:
             self._gradients = self._compiled(step.gradients, over_members)
             self._update = self._compiled(step.update, (0, 0, 0))
         self._eval = self._compiled(eval_step, (0, None)) if eval_step is not None else None
+        self._chain = chain
+        tree = jax.tree.structure(chain)
+        axes = None if chain_axes is None else tree.flatten_up_to(chain_axes)
         seen = Metrics._make(values=0, step=None, epoch=None, total_steps=None, reported=None, closes_epoch=None)
-        self._hook = {hook: self._compiled(_hook(hook), (chain_axes, 0, seen)) for hook in self.hooks}
+        self._hook = {hook: self._compiled(_hook(hook, tree), (axes, 0, seen)) for hook in self.hooks}
         self.rings = Rings({})
 
     def _compiled(self, fn: Callable[..., Any], in_axes: Any) -> Any:
@@ -92,14 +95,14 @@ class Program:
     # What is known before the first step
 
     def prepare(
-        self, train: TrainState, callbacks: Any, chain: Chain, batch: Any, val: Mapping[str, Any], host: Any
+        self, train: TrainState, callbacks: Any, settings: Any, batch: Any, val: Mapping[str, Any], host: Any
     ) -> tuple[Window, Latest]:
         """Learns all shapes by evaluating shapes alone, and checks what can be checked.
 
         Args:
             train: the train state.
             callbacks: the callbacks' states.
-            chain: the callbacks, numbers as arrays.
+            settings: the callbacks' numbers, as in `Inputs`.
             batch: a batch of training data, or its shapes.
             val: prefix -> a batch of each validation set, or its shapes.
             host: host metrics.
@@ -132,7 +135,7 @@ class Program:
             {n: jnp.full(v.shape, jnp.nan, jnp.float32) for n, v in names.items()},
             {n: jnp.full((), -1, jnp.int32) for n in names},
         )
-        self._prepare_hooks(train, callbacks, chain, values, latest, host)
+        self._prepare_hooks(train, callbacks, settings, values, latest, host)
         if gradients is not None:
             new = jax.eval_shape(self._update, train, gradients, self.actions["on_before_update"])
             self._check_state(new, train)
@@ -158,7 +161,7 @@ class Program:
         jax.eval_shape(lambda n: conform(n, train, "train_step: the train state", error=ValueError), new)
 
     def _prepare_hooks(
-        self, train: TrainState, callbacks: Any, chain: Chain, values: Any, latest: Latest, host: Any
+        self, train: TrainState, callbacks: Any, settings: Any, values: Any, latest: Latest, host: Any
     ) -> None:
         shapes: dict[str, tuple[Any, ...]] = {}
         for hook in sorted(self.hooks, key=HOOKS.index):
@@ -166,19 +169,21 @@ class Program:
                 continue
             if hook == "on_before_update" and not self._halves:
                 raise ValueError(
-                    f"{self._owners(chain, hook)} needs the gradients before the update (on_before_update), but this "
+                    f"{self._owners(hook)} needs the gradients before the update (on_before_update), but this "
                     "train_step does not hand them out. Use fit, or make the step with jc.Step(loss_fn)."
                 )
             given = {"on_batch_end": values, "on_before_update": values}.get(hook, {})
             if hook in ("on_eval_begin", "on_eval_end", "on_epoch_end", "on_train_end"):
                 given = latest.values
 
-            def moment(callbacks: Any, train: TrainState, given: Any, chain: Chain, host: Any, hook: str = hook) -> Any:
+            def moment(
+                callbacks: Any, train: TrainState, given: Any, settings: Any, host: Any, hook: str = hook
+            ) -> Any:
                 zero = jnp.zeros((), jnp.int32)
                 metrics = self._metrics(given, train, host, step=zero, epoch=zero, total=zero, last=False)
-                return self._hook[hook](chain, callbacks, metrics)
+                return self._hook[hook](settings, callbacks, metrics)
 
-            _, actions = jax.eval_shape(moment, callbacks, train, given, chain, host)
+            _, actions = jax.eval_shape(moment, callbacks, train, given, settings, host)
             check_actions(actions, train)
             if hook != "on_before_update":
                 lost = [a for a in actions if isinstance(a, SkipUpdate | ScaleUpdates)]
@@ -192,8 +197,8 @@ class Program:
         self.scales_ready_made = scaled and any(r.schedule is None for r in learning_rates(train.opt_state))
         self.rings = Rings(shapes)
 
-    def _owners(self, chain: Chain, hook: str) -> str:
-        return ", ".join(name for name, callback in chain.members() if hook in callback.hooks())
+    def _owners(self, hook: str) -> str:
+        return ", ".join(name for name, callback in self._chain.members() if hook in callback.hooks())
 
     def yields_at(self, *hooks: str) -> bool:
         """Whether a host action is possible in any of these hooks."""
@@ -269,7 +274,7 @@ class Program:
         """
         if hook not in self.actions:
             return carry, rings, ()
-        states, actions = self._hook[hook](inputs.chain, carry.callbacks, metrics)
+        states, actions = self._hook[hook](inputs.settings, carry.callbacks, metrics)
         if alive is not None:
             states = select(alive, states, carry.callbacks)
             actions = tuple(a.replace(when=a.when & alive) for a in actions)
@@ -389,9 +394,11 @@ def _check_names(what: str, values: Any) -> None:
             raise TypeError(f"{what} returned the metric {name!r} as {type(value).__name__}, expected an array.")
 
 
-def _hook(hook: str) -> Callable[..., Any]:
-    def run(chain: Chain, states: Any, metrics: Metrics) -> Any:
-        return getattr(chain, hook)(states, metrics)
+def _hook(hook: str, tree: Any) -> Callable[..., Any]:
+    """A hook of all callbacks as a function of their numbers; what is static in them is never compared again."""
+
+    def run(settings: list[Any], states: Any, metrics: Metrics) -> Any:
+        return getattr(jax.tree.unflatten(tree, settings), hook)(states, metrics)
 
     run.__name__ = hook
     return run

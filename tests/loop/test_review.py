@@ -270,3 +270,20 @@ def test_the_results_of_a_slow_stream_are_told_while_it_is_waited_for():
         steps_per_execution=1,
         verbose=0,
     )
+
+
+def test_what_is_static_in_a_callback_may_hold_arrays():
+    """A holder that fills up with arrays as the run goes on has no simple equality, and needs none."""
+
+    class Keep(jc.Callback):
+        kept: dict = jc.static()
+
+        def on_epoch_end(self, state, metrics):
+            return state, jc.Call(self.keep)
+
+        def keep(self, run):
+            self.kept[run.epoch] = np.array(run.state.params["w"])
+
+    kept = {}
+    fit(callbacks=[Keep(kept)], validation_data=None, epochs=3)
+    assert sorted(kept) == [0, 1, 2]
