@@ -67,7 +67,6 @@ class Driver:
         self.inputs, self.place = inputs, place
         self.context, self.run = context, run
         self.stops: list[StopRecord] = []
-        self.reads = 0
         self._fixed = steps_per_execution
         self._length = steps_per_execution or _FIRST
         self._last_read: tuple[float, int] | None = None
@@ -205,7 +204,6 @@ class Driver:
     def _read(self, output: Output) -> Status:
         """Reads a stretch's records, waiting for them; performs the logs and keeps the host actions."""
         rings, status = jax.device_get((output.rings, output.status))
-        self.reads += 1
         self._perform(self.executor.program.rings.read(rings))
         for writer in self._writers.values():
             writer.tick(status)
