@@ -109,7 +109,8 @@ def callbacks() -> str:
 
 def actions() -> str:
     """Returns a table of all actions that the package exports."""
-    names = [n for n in vars(_actions) if n in vars(jc)]
+    rooms = ("_base", "_control", "_log", "_series", "_host")
+    names = [n for room in rooms for n in vars(getattr(_actions, room)) if n in vars(jc)]
     kinds = [k for k in (getattr(jc, n) for n in names) if isinstance(k, type) and issubclass(k, jc.Action)]
     lines = ["| action | kind | what it asks for | fields |", "|---|---|---|---|"]
     for kind in kinds:

@@ -87,6 +87,7 @@ class Status(Struct):
     awaits: Any  # whether a validation by the host is due
     halted: Any  # whether further steps would change nothing for now
     window: dict[str, Any]  # means of the window so far
+    controls: dict[str, Any]  # the train state's
 
 
 def initial(train: TrainState, callbacks: Any, window: Window, latest: Latest, order: Any) -> Carry:

@@ -307,6 +307,7 @@ class Program:
             awaits=self.boundary_waits(inputs, carry) & ~carry.yielded,
             halted=carry.yielded | self.at.all_stopped(carry),
             window=carry.window.means(),
+            controls=dict(carry.train.controls),
         )
 
     # A step

@@ -1,0 +1,20 @@
+"""The vocabulary of actions: what a callback can ask for, as data."""
+
+from jaxcb._actions._base import Action, ControlAction, HostAction, LogAction
+from jaxcb._actions._control import (
+    Average,
+    Restore,
+    ScaleLearningRate,
+    ScaleUpdates,
+    SetControl,
+    SetLearningRate,
+    SkipUpdate,
+    Snapshot,
+    Stop,
+    Swap,
+    WeightAction,
+)
+from jaxcb._actions._host import Call, Checkpoint
+from jaxcb._actions._log import Print, Progress, Remember, Row
+from jaxcb._actions._series import Histogram, Image, Scalars, SeriesAction, Text
+from jaxcb._actions._use import as_actions, fill, fired, stop_requested, template_names
