@@ -1,15 +1,20 @@
 """jaxcb: the training loop and callbacks for JAX and Flax, as pure values."""
 
+from jaxcb import probes
 from jaxcb._actions import (
     Action,
     Average,
     Call,
     Checkpoint,
     ControlAction,
+    HandOver,
     Histogram,
     HostAction,
     Image,
+    JSONLine,
     LogAction,
+    MLflowLog,
+    Post,
     Print,
     Progress,
     Remember,
@@ -23,8 +28,10 @@ from jaxcb._actions import (
     SkipUpdate,
     Snapshot,
     Stop,
+    Summarize,
     Swap,
     Text,
+    WandbLog,
     fill,
     fired,
     stop_requested,
@@ -32,24 +39,44 @@ from jaxcb._actions import (
 from jaxcb._callback import HOOKS, Callback, make_callback
 from jaxcb._chain import Chain, chain
 from jaxcb._errors import CallbackError, DataError, MissingMetricError
+from jaxcb._loss import Out
 from jaxcb._metrics import Metrics
+from jaxcb._probe import Look, Probe, probe
 from jaxcb._schedules import adjustable_lr
-from jaxcb._step import EvalStep, Out, Step
+from jaxcb._step import EvalStep, Step
 from jaxcb._struct import Struct, static
 from jaxcb._train_state import NamedWeights, TrainState, apply
 from jaxcb.callbacks import (
     CSVLogger,
     EarlyStopping,
+    Freeze,
+    GradientAccumulation,
     History,
+    JSONLogger,
     LambdaCallback,
+    LearningRateMonitor,
     LearningRateScheduler,
+    LogTo,
+    MLflowLogger,
+    ModelSummary,
+    NormMonitor,
     ProgressBar,
     ReduceLROnPlateau,
+    RemoteMonitor,
+    SpikeDetection,
+    StochasticWeightAveraging,
+    SwapEMAWeights,
     TerminateOnNaN,
+    Throughput,
+    Timer,
+    WandbLogger,
 )
 from jaxcb.fit import evaluate, fit, predict
+from jaxcb.host_callback import HostCallback
 from jaxcb.loop import Loop, Result, Run
 from jaxcb.models.linen import linen
 from jaxcb.models.pytree import with_state
+from jaxcb.recorder import Recorder
 from jaxcb.replay import Replay, replay
+from jaxcb.summary import model_summary
 from jaxcb.writers import Writer, writer

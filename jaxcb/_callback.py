@@ -72,6 +72,14 @@ class Callback(Struct):
         """Returns the named weights it needs: slot -> "params", "model" or "optimizer"."""
         return {}
 
+    def probes(self) -> Mapping[str, Any]:
+        """Returns the looks inside the step that it needs: metric's name -> `Probe`."""
+        return {}
+
+    def setup(self, train_state: Any) -> Any:
+        """Returns the train state as it needs it, made of the one before the run; pure and jittable."""
+        return train_state
+
     def hooks(self) -> frozenset[str]:
         """Returns the names of the hooks that it defines."""
         return frozenset(h for h in HOOKS if getattr(type(self), h) is not getattr(Callback, h))
@@ -137,7 +145,7 @@ def _check_class(cls: type) -> None:
         if "logs" in named:
             raise CallbackError(
                 f"{cls.__name__}.{name}({', '.join(named)}) has Keras's signature. A pure hook is {name}(self, state, "
-                "metrics) and returns (state, actions); for impure Python use jc.LambdaCallback."
+                "metrics) and returns (state, actions); for impure Python use jc.HostCallback or jc.LambdaCallback."
             )
         free = [
             p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)

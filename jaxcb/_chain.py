@@ -1,6 +1,6 @@
 """`chain`: the one way to compose callbacks, and the one place where their results are held to a form."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,20 @@ class Chain(Callback):
 
     def slots(self) -> dict[str, str]:
         return {f"{name}/{slot}": of for name, callback in self.members() for slot, of in callback.slots().items()}
+
+    def probes(self) -> dict[str, Any]:
+        found: dict[str, tuple[str, Any]] = {}
+        for name, callback in self.members():
+            for key, own in callback.probes().items():
+                other, known = found.setdefault(key, (name, own))
+                if known != own:
+                    raise ValueError(f"{other} and {name} both look inside the step as {key!r}, but not alike.")
+        return {key: own for key, (_, own) in found.items()}
+
+    def setup(self, train_state: Any) -> Any:
+        for _, callback in self.members():
+            train_state = callback.setup(train_state)
+        return train_state
 
     def hooks(self) -> frozenset[str]:
         return frozenset[str]().union(*(c.hooks() for c in self.callbacks))
@@ -70,7 +84,15 @@ class Chain(Callback):
         return self._run("on_train_end", state, metrics)
 
 
-def chain(*callbacks: Callback) -> Chain:
+class AsCallback(Protocol):
+    """What stands for a callback, such as a `HostCallback`."""
+
+    def as_callback(self) -> Callback:
+        """Returns the callback."""
+        ...
+
+
+def chain(*callbacks: Callback | AsCallback) -> Chain:
     """Composes callbacks into one.
 
     All see the same metrics; none sees another's effect within a moment. Chains within chains are laid
@@ -78,7 +100,8 @@ def chain(*callbacks: Callback) -> Chain:
     by name: `name=` where it is given, else the class name, numbered from the second one on.
 
     Args:
-        *callbacks: callbacks or chains, in the order in which their actions apply.
+        *callbacks: callbacks, chains, or what has a method `as_callback` that returns one (`HostCallback`), in the
+            order in which their actions apply.
 
     Returns:
         A `Chain`, which is a callback.
@@ -93,7 +116,10 @@ def chain(*callbacks: Callback) -> Chain:
         ('EarlyStopping', 'EarlyStopping_2')
     """
     flat: list[Callback] = []
-    for callback in callbacks:
+    for given in callbacks:
+        callback: Any = given
+        if hasattr(callback, "as_callback") and not isinstance(callback, type):
+            callback = callback.as_callback()
         if isinstance(callback, Chain):
             flat.extend(callback.callbacks)
         elif isinstance(callback, Callback):
@@ -101,17 +127,16 @@ def chain(*callbacks: Callback) -> Chain:
             flat.append(callback)
         else:
             what = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
-            cure = (
-                " Call it to make one." if isinstance(callback, type) else " Keras classes port with jc.LambdaCallback."
-            )
-            raise TypeError(f"expected a jaxcb callback, got {what}.{cure}")
-    given = [c.name for c in flat if c.name is not None]
-    for name in given:
-        if given.count(name) > 1:
-            raise ValueError(f"{given.count(name)} callbacks are named {name!r}; give each its own name=.")
+            cure = "Keras classes port by their base class, jc.HostCallback"
+            cure = "Call it to make one" if isinstance(callback, type) else cure
+            raise TypeError(f"expected a jaxcb callback, got {what}. {cure}.")
+    fixed = [c.name for c in flat if c.name is not None]
+    for name in fixed:
+        if fixed.count(name) > 1:
+            raise ValueError(f"{fixed.count(name)} callbacks are named {name!r}; give each its own name=.")
         if "/" in name:
             raise ValueError(f"a callback's name is also a part of a path and cannot hold '/', got {name!r}.")
-    taken, names = set(given), []
+    taken, names = set(fixed), []
     for callback in flat:
         name = base = callback.name or type(callback).__name__
         number = 1

@@ -27,6 +27,8 @@ class Metrics(Struct):
         total_steps: updates that the run will do, int32 (), -1 where that is not known.
         reported: name -> the step at which it was last reported, int32 (), -1 for never.
         closes_epoch: whether this moment ends an epoch, bool (); false at a validation in its middle.
+        host: what the host has read of the outside world, such as `elapsed` (seconds of the whole run), name ->
+            float32 (). `metrics["elapsed"]` finds it, but loggers of measured values do not see it.
 
     Example:
         >>> import jaxcb as jc
@@ -41,6 +43,7 @@ class Metrics(Struct):
     total_steps: Any = dataclasses.field(default=-1, kw_only=True)
     reported: Any = dataclasses.field(default=None, kw_only=True)
     closes_epoch: Any = dataclasses.field(default=True, kw_only=True)
+    host: Any = dataclasses.field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
         if not hasattr(self.values, "items"):
@@ -51,26 +54,33 @@ class Metrics(Struct):
         self._set("reported", {k: strong(given.get(k, r)) for k, r in reported.items()})
         self._set("values", {k: strong(float("nan") if v is None else v) for k, v in self.values.items()})
         self._set("step", step)
+        self._set("host", {k: strong(float(v) if isinstance(v, bool | int) else v) for k, v in self.host.items()})
         for name in ("epoch", "total_steps", "closes_epoch"):
             self._set(name, strong(getattr(self, name)))
 
     def __getitem__(self, name: str) -> Array:
         """The last reported value of `name`; `MissingMetricError` lists the names that exist."""
-        if name not in self.values:
-            names = ", ".join(sorted(self.values)) or "none"
-            raise MissingMetricError(
-                f"there is no metric {name!r} here. Metrics here: {names}.{did_you_mean(name, self.values)}"
-                f"{_NO_RATE if name in _RATES else ''}"
-            )
-        return self.values[name]
+        if name in self.values:
+            return self.values[name]
+        if name in self.host:
+            return self.host[name]
+        names, host = ", ".join(sorted(self.values)) or "none", ", ".join(sorted(self.host))
+        raise MissingMetricError(
+            f"there is no metric {name!r} here. Metrics here: {names}.{f' Of the host: {host}.' if host else ''}"
+            f"{did_you_mean(str(name), [*self.values, *self.host])}{_NO_RATE if name in _RATES else ''}"
+        )
 
     def __contains__(self, name: object) -> bool:
-        return name in self.values
+        return name in self.values or name in self.host
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.values)
 
     def fresh(self, name: str) -> Array:
         """Whether `name` was reported at this very moment, bool ()."""
+        return self.reported_at(name) == self.step
+
+    def reported_at(self, name: str) -> Array:
+        """The step at which `name` was last reported, int32 (), -1 for never; now, for what the host has read."""
         self[name]
-        return self.reported[name] == self.step
+        return self.reported[name] if name in self.values else self.step

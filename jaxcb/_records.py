@@ -4,6 +4,7 @@ Looked at and not used for reading: `numpy.loadtxt` knows no missing cells, `num
 slower than the standard library's `csv`, and pandas would be a dependency.
 """
 
+import bisect
 import csv
 import itertools
 import os
@@ -18,6 +19,7 @@ from jaxcb._rows import MISSING
 
 POSITIONS = ("step", "epoch")
 RATES = ("learning_rate", "base_learning_rate", "lr_scale")
+JOURNAL = "host_metrics.csv"  # beside a run's history: what the host read, and from where on it held
 _BLOCK = 65_536  # lines of a file in memory at a time as text
 
 
@@ -73,7 +75,9 @@ def read_records(source: Any) -> Records:
         TypeError: for another kind of source.
     """
     if isinstance(source, str | os.PathLike):
-        return _from_file(Path(source))
+        path = Path(source) / "history.csv" if Path(source).is_dir() else Path(source)
+        records, journal = _from_file(path), path.with_name(JOURNAL)
+        return _with_journal(records, journal) if path.name == "history.csv" and journal.is_file() else records
     if isinstance(source, Mapping):
         return _from_columns(source)
     if isinstance(source, Sequence):
@@ -85,8 +89,6 @@ def read_records(source: Any) -> Records:
 
 
 def _from_file(path: Path) -> Records:
-    if path.is_dir():
-        path = path / "history.csv"
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no file {str(path)!r} to replay. A run with run_dir= writes run_dir/history.csv; "
@@ -167,6 +169,24 @@ def _from_rows(source: Sequence[Any]) -> Records:
 
 def _is_missing(cell: Any) -> bool:
     return cell is None or (isinstance(cell, str) and cell.strip() == MISSING)
+
+
+def _with_journal(records: Records, path: Path) -> Records:
+    """Adds what the host had read to each record: the last row that stood before it."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    header, table = rows[0], np.asarray(rows[1:], np.float64).reshape(len(rows) - 1, len(rows[0]))
+    if not len(table):
+        return records
+    # a record in an epoch's middle is its validation, one that closes it comes after that
+    starts = [tuple(row[:3]) for row in table.tolist()]
+    moments = zip(records.epoch.tolist(), records.step.tolist(), records.closes.tolist(), strict=True)
+    last = np.asarray([bisect.bisect_right(starts, moment) - 1 for moment in moments]).clip(0)
+    return records._replace(
+        names=(*records.names, *header[3:]),
+        values=np.concatenate([records.values, table[last, 3:].astype(np.float32)], axis=1),
+        reported=np.concatenate([records.reported, np.repeat(records.step[:, None], len(header) - 3, axis=1)], axis=1),
+    )
 
 
 def _numbers(cells: Iterable[Any], count: int, where: Callable[[int], str]) -> _Column:

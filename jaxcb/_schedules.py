@@ -18,7 +18,8 @@ class LearningRate(Struct):
     Attributes:
         count: updates that the optimizer has done, int32 ().
         scale: product of the callbacks' factors, float32 ().
-        override: base rate set by a callback, float32 (); NaN where the schedule holds.
+        override: base rate set by a callback, float32 ().
+        overridden: whether it holds, and not the schedule, bool ().
         applied: effective rate of the last update, float32 (); before the first one that of the first.
         schedule: count -> base rate. None for an optimizer handed over ready-made, of which only the
             final updates are scaled.
@@ -27,14 +28,15 @@ class LearningRate(Struct):
     count: Any
     scale: Any
     override: Any
+    overridden: Any
     applied: Any
     schedule: optax.Schedule | None = static(default=None)
 
     @classmethod
     def create(cls, schedule: optax.Schedule | None) -> "LearningRate":
         """Returns the rate before the first update."""
-        one, nan = jnp.ones((), jnp.float32), jnp.full((), jnp.nan, jnp.float32)
-        rate = cls(jnp.zeros((), jnp.int32), one, nan, one, schedule)
+        one, zero = jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
+        rate = cls(jnp.zeros((), jnp.int32), one, zero, jnp.zeros((), bool), one, schedule)
         return rate.replace(applied=rate.effective())
 
     def base(self, *, last: bool = False) -> Array:
@@ -43,7 +45,7 @@ class LearningRate(Struct):
             return jnp.ones_like(self.scale)
         count = jnp.maximum(self.count - 1, 0) if last else self.count
         scheduled = jnp.asarray(jax.vmap(self.schedule)(count) if jnp.ndim(count) else self.schedule(count))
-        return jnp.where(jnp.isnan(self.override), scheduled.astype(jnp.float32), self.override)
+        return jnp.where(self.overridden, self.override, scheduled.astype(jnp.float32))
 
     def effective(self) -> Array:
         """The effective rate of the next update, float32 ()."""
@@ -55,7 +57,7 @@ class LearningRate(Struct):
 
     def steered_as(self, other: "LearningRate") -> "LearningRate":
         """The rate with what callbacks asked of another."""
-        return self.replace(scale=other.scale, override=other.override)
+        return self.replace(scale=other.scale, override=other.override, overridden=other.overridden)
 
     def scaled(self, factor: Any, floor: Any) -> "LearningRate":
         """The rate with its scale multiplied by `factor`, its effective value not below `floor`."""
@@ -179,6 +181,21 @@ def learning_rates(opt_state: Any) -> list[LearningRate]:
     return [n for n in jax.tree.leaves(opt_state, is_leaf=_is_rate) if _is_rate(n)]
 
 
+def accumulations(opt_state: Any) -> list[optax.MultiStepsState]:
+    """Returns the states of `optax.MultiSteps` in an optimizer's state, which counts updates apart from steps."""
+
+    def found(node: Any) -> bool:
+        return isinstance(node, optax.MultiStepsState)
+
+    return [n for n in jax.tree.leaves(opt_state, is_leaf=found) if found(n)]
+
+
 def map_learning_rates(fn: Callable[[LearningRate], LearningRate], opt_state: Any) -> Any:
     """Returns the optimizer's state with `fn` applied to each learning rate in it."""
     return jax.tree.map(lambda n: fn(n) if _is_rate(n) else n, opt_state, is_leaf=_is_rate)
+
+
+def steered_as(opt_state: Any, other: Any) -> Any:
+    """Returns the optimizer's state with what callbacks asked of the rates in another one of the same form."""
+    rates = iter(learning_rates(other))
+    return map_learning_rates(lambda rate: rate.steered_as(next(rates)), opt_state)

@@ -24,7 +24,7 @@ from jaxcb._actions import (
 )
 from jaxcb._callback import Callback
 from jaxcb._errors import did_you_mean
-from jaxcb._schedules import LearningRate, learning_rates, map_learning_rates
+from jaxcb._schedules import LearningRate, learning_rates, map_learning_rates, steered_as
 from jaxcb._struct import Struct, select, static, strong
 
 _PARTS = {
@@ -301,15 +301,18 @@ def apply(actions: Any, state: TrainState) -> TrainState:
 
 
 def _apply_rate(actions: list[Any], rate: LearningRate) -> LearningRate:
-    factor, floor, override = jnp.ones_like(rate.scale), jnp.zeros_like(rate.scale), rate.override
+    factor, floor = jnp.ones_like(rate.scale), jnp.zeros_like(rate.scale)
     for action in actions:
         if isinstance(action, SetLearningRate):
-            override = jnp.where(action.when, jnp.asarray(action.value, jnp.float32), override)
+            value = jnp.asarray(action.value, jnp.float32)
+            rate = rate.replace(
+                override=jnp.where(action.when, value, rate.override), overridden=rate.overridden | action.when
+            )
         else:
             factor = jnp.where(action.when, factor * jnp.asarray(action.factor, jnp.float32), factor)
             if action.floor is not None:
                 floor = jnp.where(action.when, jnp.maximum(floor, jnp.asarray(action.floor, jnp.float32)), floor)
-    return rate.replace(override=override).scaled(factor, floor)
+    return rate.scaled(factor, floor)
 
 
 def _apply_weights(action: WeightAction, state: TrainState) -> TrainState:
@@ -330,10 +333,9 @@ def _apply_weights(action: WeightAction, state: TrainState) -> TrainState:
                 new = current
         return current, NamedWeights(slot.filled | when, select(when, new, slot.value))
 
-    rates = iter(learning_rates(state.opt_state))
     current, slot = jax.lax.cond(jnp.any(when), due, lambda *same: same, current, slot)
     if "opt_state" in current:  # what callbacks asked of the rate is no part of the weights, and stays
-        current["opt_state"] = map_learning_rates(lambda r: r.steered_as(next(rates)), current["opt_state"])
+        current["opt_state"] = steered_as(current["opt_state"], state.opt_state)
     return state.replace(**current, weights={**state.weights, action.key: slot})
 
 

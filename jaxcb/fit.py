@@ -10,12 +10,15 @@ import numpy as np
 import optax
 
 from jaxcb._callback import Callback
+from jaxcb._chain import AsCallback
 from jaxcb._check import between, whole
 from jaxcb._errors import DataError
+from jaxcb._probe import Probe
 from jaxcb._schedules import adjustable_lr, learning_rates, scaled_updates
 from jaxcb._step import EvalStep, Step
 from jaxcb._train_state import TrainState
 from jaxcb.loop import Loop, Result, _data
+from jaxcb.loop._sources import in_order
 from jaxcb.loop._validation import BATCH_SIZE
 from jaxcb.loop._window import Window
 from jaxcb.models import adapt
@@ -40,9 +43,12 @@ def fit(
     eval_every: int | None = None,
     validation_steps: int | None = None,
     validation_batch_size: int | None = None,
-    callbacks: Sequence[Callback] | Callback | None = (),
+    callbacks: Sequence[Callback | AsCallback] | Callback | AsCallback | None = (),
     class_weight: Mapping[int, float] | None = None,
     controls: Mapping[str, float] | None = None,
+    probes: Mapping[str, Probe] | None = None,
+    evaluators: Mapping[Any, Callable[[Any], Any]] | None = None,
+    host_metrics: Mapping[str, Callable[[], Any]] | None = None,
     seed: int = 0,
     run_dir: str | Path | None = None,
     overwrite: bool = False,
@@ -50,6 +56,8 @@ def fit(
     executor: str = "auto",
     copy: bool = False,
     verbose: int | str = "auto",
+    debug: bool = False,
+    fast_dev_run: int | bool = False,
 ) -> Result:
     """Trains a model.
 
@@ -58,8 +66,9 @@ def fit(
             floating arrays. An NNX module is brought up to date at the end, and `result.model is model`.
         loss_fn: `loss_fn(model, batch)` returning a scalar `loss`, `(loss, {name: value})` or `jc.Out`. It
             may ask by keyword for `key`, `train`, `controls`, `state` and `sample_weight` (float32 (rows,)).
-        train_data: a pytree of arrays with a common leading axis, such as `(x, y)`, kept on the device; or an
-            iterable of batches (a list is one).
+        train_data: a pytree of arrays with a common leading axis, such as `(x, y)`, kept on the device; an
+            iterable of batches (a list is one), such as a data loader or a grain dataset; a Hugging Face dataset; or
+            a function `(epoch, controls)` that returns an epoch's data.
         optimizer: an optax factory such as `optax.adam`, together with `learning_rate`: then callbacks can
             scale, set and read the rate. Or a ready-made optimizer, of which only the final updates are scaled.
         learning_rate: a constant or an optax schedule (updates done -> rate).
@@ -78,6 +87,11 @@ def fit(
         callbacks: callbacks in the order in which their actions apply.
         class_weight: label -> weight, for a loss function that asks for `sample_weight`.
         controls: name -> number: scalars that `SetControl` changes and the loss function may ask for.
+        probes: name -> `probe(fn, every=...)`: looks inside the step, whose results join the metrics.
+        evaluators: name -> `fn(model)`, run by the host at each validation, whose number joins the metrics; a tuple of
+            names for as many results.
+        host_metrics: name -> function of nothing that returns a number, read between two calls of the compiled loop:
+            `metrics["name"]` for callbacks.
         seed: of the data's order and of the keys that the loss function is given.
         run_dir: where the run's files go; its `history.csv` is always written.
         overwrite: whether a run that is in `run_dir` may be replaced.
@@ -85,6 +99,9 @@ def fit(
         executor: "auto", "looped" or "stepped".
         copy: for an NNX module, leave it as it is and return a trained copy.
         verbose: "auto" for a bar on a terminal and a line an epoch elsewhere, 0, 1 for the bar, 2 for lines.
+        debug: run step by step without compiling, so that pdb and print work, and stop at the first NaN, naming step
+            and leaf. The functions are first called once with shapes alone.
+        fast_dev_run: try everything on that many batches (True for one), and leave no files.
 
     Returns:
         A `Result`: `model`, `params`, `state`, `history`, `stop_reason`, `stopped_epoch`, `callback_states`.
@@ -144,6 +161,11 @@ def fit(
         steps_per_execution=steps_per_execution,
         executor=executor,
         verbose=verbose,
+        probes=probes,
+        evaluators=evaluators,
+        host_metrics=host_metrics,
+        debug=debug,
+        fast_dev_run=fast_dev_run,
     )
 
 
@@ -230,11 +252,10 @@ def _batches(data: Any, batch_size: int, owner: str) -> Iterator[tuple[Any, int]
             batch = jax.tree.map(lambda x, i=start: jnp.asarray(x[i : i + size]), arrays)
             yield batch, min(size, rows - start)
         return
-    _data.check_iterable(data, "data")
     number = 0
-    for number, batch in enumerate(data, 1):
+    for number, batch in enumerate(in_order(data, "data", size).walk(0, {}), 1):
         arrays, rows = _data.as_arrays(batch, f"batch {number} of data")
-        yield jax.device_put(arrays), rows
+        yield jax.device_put(_data.copied(arrays)), rows
     if number == 0:
         raise DataError(f"data ({type(data).__name__}) is empty: it gave no batch.")
 

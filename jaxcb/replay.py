@@ -100,11 +100,11 @@ def replay(
 
     Args:
         callbacks: callbacks, or a chain of them.
-        source: the path of a `history.csv` or of the `run_dir` that holds it, a dict of lists, or a list of
-            dicts. None, "NA" and an absent key mean that a metric was not reported then; nan is a value. The
-            names `epoch` (from 0; the record's index where it is absent) and `step` (rising; counted from 1
-            where it is absent) are positions; records of the same epoch before its last one are validations
-            in its middle.
+        source: the path of a `history.csv` or of the `run_dir` that holds it (what the host had read, such as
+            `elapsed`, is taken from the journal beside it), a dict of lists, or a list of dicts. None, "NA" and an
+            absent key mean that a metric was not reported then; nan is a value. The names `epoch` (from 0; the
+            record's index where it is absent) and `step` (rising; counted from 1 where it is absent) are
+            positions; records of the same epoch before its last one are validations in its middle.
         learning_rate: the base rate, a number or an optax schedule of the step. None takes the recorded
             `base_learning_rate`, or 1 where there is none.
 

@@ -1,6 +1,7 @@
 """The examples run as their pages say, small here, and in full behind the `deep` marker."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +122,95 @@ def test_hand_loops_agree(example, capsys):
     assert int(by_hand.step) == int(compiled.step)
     for a, b in zip(jax.tree.leaves(by_hand.params), jax.tree.leaves(compiled.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_gan_in_short(tmp_path):
+    out = run("gan.py", "--run-dir", tmp_path / "run", "--epochs", 2)
+    assert re.search(r"^modes      \d of 8, ", out, re.MULTILINE)
+    assert "EarlyStopping" not in out.split("end  ")[1]
+    header, *rows = (tmp_path / "run" / "log.csv").read_text().splitlines()
+    assert {"discriminator_loss", "generator_loss", "val_distance", "val_modes"} <= set(header.split(","))
+    assert len(rows) == 2
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gan_in_full(seed, tmp_path):
+    out = run("gan.py", "--run-dir", tmp_path / "run", "--seed", seed)
+    assert "modes      8 of 8" in out
+    assert float(re.search(r"distance   ([\d.]+);", out).group(1)) < 0.05
+
+
+def test_gan_distance_is_one_between_sets(example):
+    gan = example("gan")
+    a, b = gan.ring(64, seed=0), gan.ring(64, seed=1)
+    assert float(gan.distance(a, a[::-1])) == pytest.approx(0.0, abs=1e-6)
+    assert float(gan.distance(a, b)) == pytest.approx(float(gan.distance(b, a)), rel=1e-5)
+    # a shift moves each point by its part along each side: on average 2 / pi of it
+    assert float(gan.distance(a, a + np.float32([3.0, 0.0]))) == pytest.approx(3.0 * 2 / np.pi, rel=1e-2)
+
+
+@pytest.mark.slow
+def test_finetune_in_short():
+    pytest.importorskip("sklearn")
+    out = run("finetune.py", "--epochs", 4, "--low-epochs", 2)
+    moved = [float(percent) for percent in re.findall(r"% +([\d.]+)%$", out, re.MULTILINE)]
+    assert len(moved) == 4
+    assert moved[2] == 0.0  # frozen for ever
+    assert 0.0 < moved[3] < moved[1]  # frozen for half of the time, and never
+
+
+def test_finetune_keeps_the_digits_that_it_is_told(example):
+    pytest.importorskip("sklearn")
+    labels = np.asarray([7, 1, 5, 9, 5, 5, 3], np.int32)
+    images, kept = example("finetune").only((np.arange(7), labels), range(5, 10), of_each=2)
+    assert images.tolist() == [2, 4, 0, 3]
+    assert kept.tolist() == [0, 0, 2, 4]
+
+
+@pytest.mark.slow
+def test_lm_in_short(tmp_path):
+    out = run("lm.py", "--run-dir", tmp_path / "run", "--steps", 8, "--batch-size", 2)
+    assert out.count("--- a sample at step") == 8  # a validation at each step
+    assert re.search(r"counting bytes +\d\.\d\d", out)
+    header, *rows = (tmp_path / "run" / "log.csv").read_text().splitlines()
+    assert {"grad_norm", "val_bits_per_byte", "learning_rate"} <= set(header.split(","))
+    assert len(rows) == 8
+    assert "tokens/s" in out
+
+
+@pytest.mark.deep
+def test_lm_in_full(tmp_path):
+    out = run("lm.py", "--run-dir", tmp_path / "run")
+    bits = {
+        name: float(re.search(rf"  {name} +([\d.]+)$", out, re.MULTILINE).group(1))
+        for name in ("counting bytes", "counting pairs", "this model")
+    }
+    assert bits["this model"] < bits["counting pairs"] - 0.5 < bits["counting bytes"] - 1.0
+
+
+def test_lm_windows_are_pieces_of_the_text_and_the_same_for_a_seed(example):
+    lm = example("lm")
+    text = np.random.default_rng(0).integers(256, size=2000).astype(np.uint8)
+    batches, again = lm.windows(text, 4, seed=1), lm.windows(text, 4, seed=1)
+    for _ in range(3):
+        batch = next(batches)
+        assert batch.shape == (4, lm.CONTEXT + 1)
+        assert all(row.astype(np.uint8).tobytes() in text.tobytes() for row in batch)
+        np.testing.assert_array_equal(batch, next(again))
+
+
+def test_lm_modules_for_validation_are_none_of_training(example):
+    training, validation = (text.tobytes() for text in example("lm").read_texts())
+    assert len(training) > 5 * len(validation) > 0
+    assert validation[:2000] not in training
+
+
+def test_lm_sees_only_what_came_before(example):
+    lm = example("lm")
+    model = lm.Transformer(lm.nnx.Rngs(0))
+    tokens = jax.random.randint(jax.random.key(0), (1, 12), 0, 256)
+    logits, changed = model(tokens), model(tokens.at[0, 7].add(1))
+    np.testing.assert_allclose(logits[:, :7], changed[:, :7], atol=1e-5)
+    assert not np.allclose(logits[:, 7], changed[:, 7], atol=1e-3)

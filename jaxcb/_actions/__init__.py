@@ -14,7 +14,18 @@ from jaxcb._actions._control import (
     Swap,
     WeightAction,
 )
-from jaxcb._actions._host import Call, Checkpoint
-from jaxcb._actions._log import Print, Progress, Remember, Row
+from jaxcb._actions._host import Call, Checkpoint, Summarize
+from jaxcb._actions._log import (
+    HandOver,
+    JSONLine,
+    MLflowLog,
+    Post,
+    Print,
+    Progress,
+    Remember,
+    ReportAction,
+    Row,
+    WandbLog,
+)
 from jaxcb._actions._series import Histogram, Image, Scalars, SeriesAction, Text
 from jaxcb._actions._use import as_actions, fill, fired, stop_requested, template_names

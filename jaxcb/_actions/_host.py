@@ -44,3 +44,15 @@ class Checkpoint(HostAction):
         if self.what not in ("model", "state"):
             raise ValueError(f'Checkpoint: what must be "model" or "state", got {self.what!r}.')
         self._set("path", os.fspath(self.path))
+
+
+class Summarize(HostAction):
+    """Prints what the model is made of: its arrays, what they hold, and the FLOPs of a forward pass.
+
+    Attributes:
+        depth: one line for all arrays that share so many first parts of their path; None for a line an array.
+        verbose: 1 for a table, 0 for one line with the totals.
+    """
+
+    depth: int | None = static(default=None)
+    verbose: int = static(default=1)

@@ -83,13 +83,13 @@ def read(owner: str, monitor: Monitor, metrics: Metrics) -> tuple[Array, Array]:
         TypeError: for a value that is not a scalar.
     """
     if isinstance(monitor, str):
-        value, reported = metrics[monitor], metrics.reported[monitor]
+        value, reported = metrics[monitor], metrics.reported_at(monitor)
     else:
         reads = _Reads(metrics)
         value = jnp.asarray(monitor(reads))  # pyright: ignore[reportArgumentType]
         if not reads.names:
             raise TypeError(f"{owner}: its monitor function reads no metric.")
-        reported = jnp.min(jnp.stack([metrics.reported[n] for n in sorted(reads.names)]))
+        reported = jnp.min(jnp.stack([metrics.reported_at(n) for n in sorted(reads.names)]))
     if jnp.shape(value) != ():
         raise TypeError(f"{owner}: the monitor {monitor!r} has shape {jnp.shape(value)}, expected a scalar.")
     return value.astype(jnp.float32), reported

@@ -7,16 +7,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._chain import Chain
+from jaxcb._probe import Probe
 from jaxcb._struct import strong_tree
 from jaxcb._train_state import TrainState
 from jaxcb.loop._carry import FOREVER, Carry, Inputs, initial, owned
 from jaxcb.loop._choose import choose
 from jaxcb.loop._driver import Driver
+from jaxcb.loop._evaluators import Evaluators
 from jaxcb.loop._executor import Live
 from jaxcb.loop._feed import Feed
+from jaxcb.loop._host_metrics import HostMetrics
 from jaxcb.loop._looped import Looped
 from jaxcb.loop._place import Place
 from jaxcb.loop._positions import Cadence
+from jaxcb.loop._prepare import prepare
 from jaxcb.loop._program import EvalSet, Program
 from jaxcb.loop._run import Run
 from jaxcb.loop._stepped import Stepped
@@ -38,6 +42,10 @@ def assemble(
     steps_per_execution: int | None,
     context: Context,
     run: Run,
+    probes: Mapping[str, Probe] | None = None,
+    evaluators: Evaluators | None = None,
+    host_metrics: Mapping[str, Callable[[], Any]] | None = None,
+    debug: bool = False,
     members: int | None = None,
     chain_axes: Any = None,
 ) -> tuple[Driver, str]:
@@ -56,6 +64,10 @@ def assemble(
         steps_per_execution: steps of a dispatch, None to measure.
         context: for the writers.
         run: for host functions.
+        probes: the user's looks inside the step; callbacks may ask for more.
+        evaluators: what the host computes at a validation.
+        host_metrics: name -> function of nothing, read before each dispatch.
+        debug: whether to look for NaN at every step.
         members: the size of the member axis, None for a single run.
         chain_axes: which of the callbacks' numbers have a member axis, as `vmap`'s `in_axes`.
 
@@ -64,6 +76,10 @@ def assemble(
     """
     resident = {prefix: own for prefix, own in sets.items() if isinstance(own, ResidentSet)}
     host = {prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)}
+    evaluators = evaluators or Evaluators({})
+    outside = HostMetrics(
+        host_metrics, examples_per_step=feed.layout.batch_size, step_flops=lambda: program.flops(state, example)
+    )
     program = Program(
         step=step,
         eval_step=eval_step,
@@ -73,8 +89,12 @@ def assemble(
         host_prefixes=list(host),
         cadence=cadence,
         layout=feed.layout,
+        host_values=evaluators.names,
+        probes=_all_probes(probes, callbacks),
+        host_names=outside.names,
         batch_axis=0 if feed.key is not None and jnp.ndim(feed.key) and feed.layout.shuffle else None,
         chain_axes=chain_axes,
+        debug=debug,
     )
     settings = jax.tree.leaves(strong_tree(callbacks))
     state, states = jax.eval_shape(lambda state: _with_callbacks(state, callbacks, members), train_state)
@@ -82,8 +102,9 @@ def assemble(
     if program.batch_axis is not None:
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), example)
     examples = {prefix: own.example for prefix, own in sets.items()}
-    window, latest = program.prepare(state, states, settings, example, examples, {})
-    kind, why = choose(executor, program.jaxpr(state, example))
+    empty = prepare(program, state, states, settings, example, examples)
+    outside.use(program.host_read, context)
+    kind, why = ("stepped", "debug=True") if debug else choose(executor, program.jaxpr(state, example))
     feed.choose(stacked=kind == "looped")
     program.layout = feed.layout
     inputs = Inputs(
@@ -91,14 +112,13 @@ def assemble(
         data=feed.data,
         key=feed.key,
         val={prefix: own.arrays for prefix, own in resident.items()},
-        host={},
         numbers=None,
     )
 
     def start(state: TrainState) -> Carry:
         order = jax.eval_shape(program.layout.new_order, inputs, 0)
         order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)  # drawn when the epoch begins
-        return owned(initial(*_with_callbacks(state, callbacks, members), window, latest, order))
+        return owned(initial(*_with_callbacks(state, callbacks, members), empty, order))
 
     context.steps_per_epoch = None if feed.epoch_len == FOREVER else feed.epoch_len
     driver = Driver(
@@ -106,6 +126,8 @@ def assemble(
         live=Live.of(jax.jit(start)(train_state)),
         feed=feed,
         host_sets=host,
+        evaluators=evaluators,
+        host_metrics=outside,
         inputs=inputs,
         place=_place(end, feed, cadence),
         context=context,
@@ -115,6 +137,17 @@ def assemble(
     return driver, why
 
 
+def _all_probes(given: Mapping[str, Probe] | None, callbacks: Chain) -> dict[str, Probe]:
+    """The user's probes and those of the callbacks; a name stands for one of them."""
+    probes = callbacks.probes()
+    for name, own in (given or {}).items():
+        if not isinstance(own, Probe):
+            raise TypeError(f"probes: {name!r} must be made with jc.probe(fn, every=...), got a {type(own).__name__}.")
+        if probes.setdefault(name, own) != own:
+            raise ValueError(f"probes: {name!r} is also the name of another look that a callback asks for.")
+    return probes
+
+
 def _with_callbacks(state: TrainState, callbacks: Chain, members: int | None) -> tuple[TrainState, Any]:
     """The train state as a new run starts it, with room for the named weights, and the callbacks' states."""
     kept = {key: own for key, own in state.weights.items() if key not in callbacks.slots()}
@@ -122,7 +155,7 @@ def _with_callbacks(state: TrainState, callbacks: Chain, members: int | None) ->
     states = callbacks.init()
     if members is not None:
         states = jax.tree.map(lambda x: jnp.broadcast_to(x, (members, *x.shape)), states)
-    return state.with_slots(callbacks), states
+    return callbacks.setup(state).with_slots(callbacks), states
 
 
 def _place(end: tuple[int | None, int | None], feed: Feed, cadence: Cadence) -> Place:

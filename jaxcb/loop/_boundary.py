@@ -81,12 +81,12 @@ def end_eval(
 def close_epoch(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
     """Ends an epoch: its means, `on_epoch_end`, and the position of the next one."""
     alive = _alive(program, carry)
-    latest = _report(carry, carry.window.means(), alive)
+    latest = _report_windows(carry, alive)
     carry = carry.replace(latest=latest)
     metrics = program.metrics(inputs, carry, latest.values, last=True, reported=latest.reported, closes=True)
     carry, rings, _ = program.moment("on_epoch_end", inputs, carry, rings, metrics, alive=alive)
     return carry.replace(
-        window=carry.window.cleared(),
+        windows={name: window.cleared() for name, window in carry.windows.items()},
         epoch=carry.epoch + 1,
         cursor=jnp.zeros_like(carry.cursor),
         opened=jnp.zeros((), bool),
@@ -131,6 +131,16 @@ def _report(carry: Carry, values: Mapping[str, Any], alive: Any) -> Latest:
         {**carry.latest.values, **new},
         {**carry.latest.reported, **dict.fromkeys(new, carry.step)},
     )
+
+
+def _report_windows(carry: Carry, alive: Any) -> Latest:
+    """Takes the epoch's means in; a probe that was never due in it reports nothing."""
+    latest = _report(carry, carry.windows[""].means(), alive)
+    for name, window in carry.windows.items():
+        if name:
+            new, looked = _report(carry.replace(latest=latest), window.means(), alive), jnp.any(window.any())
+            latest = select(looked, new, latest)
+    return latest
 
 
 def _alive(program: Program, carry: Carry) -> Any:

@@ -1,5 +1,6 @@
 """The types that travel through compiled programs: what is carried, what is given, what is told."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,16 +21,32 @@ class Latest(Struct):
     reported: dict[str, Any]  # name -> int32 (), the step of the report, -1 for never
 
 
+class Reading(Struct):
+    """What a probe has last seen."""
+
+    values: dict[str, Any]  # metric's name -> float32 array, NaN before the first look
+    step: Any  # int32 (), updates done when the step that it looked into was through; -1 for never
+
+
+class Empty(NamedTuple):
+    """What a run has measured before its first step: nothing, in the form of what is to come."""
+
+    windows: dict[str, Window]
+    readings: dict[str, Reading]
+    latest: Latest
+
+
 class Carry(Struct):
     """A run between two dispatches. Donated to each program, and so never held by anyone else.
 
-    With members, `train`, `callbacks`, `window`, `latest.values` and `ended` have a leading member axis;
-    the positions belong to the loop and have none.
+    With members, `train`, `callbacks`, `windows`, the values of `readings` and `latest`, and `ended` have a leading
+    member axis; the positions belong to the loop and have none.
     """
 
     train: TrainState
     callbacks: dict[str, Any]
-    window: Window
+    windows: dict[str, Window]  # the step's own values under "", and those of each probe
+    readings: dict[str, Reading]  # by probe
     latest: Latest
     step: Any  # int32 (), updates done
     epoch: Any  # int32 (), from 0
@@ -54,9 +71,9 @@ class Numbers(NamedTuple):
     end_epoch: int
     total_steps: int  # for `Metrics`, -1 where not known
 
-    def packed(self) -> np.ndarray:
-        """One int32 vector, so that a dispatch transfers once."""
-        return np.asarray(self, np.int32)
+    def packed(self, host: np.ndarray) -> np.ndarray:
+        """One int32 vector with the host metrics, float32, behind the numbers: a dispatch transfers once."""
+        return np.concatenate([np.asarray(self, np.int32), host.view(np.int32)])
 
 
 class Inputs(Struct):
@@ -66,12 +83,20 @@ class Inputs(Struct):
     data: Any  # resident rows, or this dispatch's batches
     key: Any  # PRNG key of the data's order; one a member where members see different orders
     val: Any  # resident validation rows by set
-    host: dict[str, Any]  # host metrics, float32 ()
-    numbers: Any  # `Numbers` packed
+    numbers: Any  # `Numbers` packed, and behind them the bits of the host metrics
 
     def n(self) -> Numbers:
         """The numbers, traced."""
         return Numbers(*(self.numbers[i] for i in range(len(Numbers._fields))))
+
+    def host_bits(self) -> np.ndarray:
+        """The host metrics as the host has packed them, float32."""
+        return self.numbers[len(Numbers._fields) :].view(np.float32)
+
+    def host(self, names: Sequence[str]) -> dict[str, Any]:
+        """The host metrics, traced: name -> float32 ()."""
+        bits = self.numbers[len(Numbers._fields) :]
+        return {name: jax.lax.bitcast_convert_type(bits[i], jnp.float32) for i, name in enumerate(names)}
 
 
 class Status(Struct):
@@ -90,14 +115,15 @@ class Status(Struct):
     controls: dict[str, Any]  # the train state's
 
 
-def initial(train: TrainState, callbacks: Any, window: Window, latest: Latest, order: Any) -> Carry:
+def initial(train: TrainState, callbacks: Any, empty: Empty, order: Any) -> Carry:
     """The carry before the first step."""
     zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
     return Carry(
         train=train,
         callbacks=callbacks,
-        window=window,
-        latest=latest,
+        windows=empty.windows,
+        readings=empty.readings,
+        latest=empty.latest,
         step=zero,
         epoch=zero,
         cursor=zero,

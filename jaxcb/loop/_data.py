@@ -5,10 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxcb._errors import DataError
 from jaxcb._paths import leaf_name
+from jaxcb.loop import _others
 
 _ENDLESS = (itertools.count, itertools.cycle)
 
@@ -53,32 +55,62 @@ def is_one_shot(data: Any) -> bool:
     return isinstance(data, Iterator)
 
 
-def named_sets(validation_data: Any, default: str = "val_") -> dict[str, Any]:
-    """Returns validation sets by the prefix of their metrics: `{"wiki": data}` gives `val_wiki_`."""
+def is_endless(data: Any) -> bool:
+    """Whether data is known never to end."""
+    return isinstance(data, _ENDLESS) or _others.is_endless(data)
+
+
+def named_sets(validation_data: Any, default: str = "val_", *, like: Any = None) -> dict[str, Any]:
+    """Returns validation sets by the prefix of their metrics: `{"wiki": data}` gives `val_wiki_`.
+
+    A dict names sets, unless it is itself a set: where `like`, a training batch, is a dict of the same names. Without
+    one, a dict with arrays in it is a set.
+    """
     if validation_data is None:
         return {}
-    if isinstance(validation_data, Mapping) and not any(is_array(v) for v in validation_data.values()):
+    if isinstance(validation_data, Mapping):
         if not validation_data:
             raise DataError("validation_data is an empty dict.")
-        return {f"{default}{name}_": data for name, data in validation_data.items()}
+        if like is None:
+            is_set = any(is_array(v) for v in validation_data.values())
+        else:
+            is_set = isinstance(like, Mapping) and bool(like.keys() & validation_data.keys())
+        if not is_set:
+            return {f"{default}{name}_": data for name, data in validation_data.items()}
     return {default: validation_data}
 
 
 def check_iterable(data: Any, what: str) -> None:
     """Requires an iterable of batches."""
-    if isinstance(data, Iterable):
+    if isinstance(data, Iterable) and not isinstance(data, Mapping | str | bytes):
         return
+    if isinstance(data, Mapping) and data:
+        raise DataError(
+            f"{what} is a {type(data).__name__} of {', '.join(map(str, data))} that holds no arrays; expected one data "
+            "set, such as one of these."
+        )
     raise DataError(
         f"{what} is a {type(data).__name__}, expected a pytree of arrays such as (x, y) or {{'image': x, 'label': y}}, "
         "or an iterable of batches."
     )
 
 
+def check_list(data: Any, what: str) -> None:
+    """Refuses Keras's `[x, y]`, which would be taken for two batches."""
+    if isinstance(data, list) and len(data) > 1 and all(isinstance(x, np.ndarray | jax.Array) for x in data):
+        shapes = {(np.shape(x)[1:], str(x.dtype)) for x in data}
+        if len(shapes) > 1:
+            raise DataError(
+                f"{what} is a list of arrays of different shapes. A list is an iterable of batches; arrays that "
+                "belong together go in a tuple: (x, y)."
+            )
+
+
 def check_walkable(data: Any, *, epochs: int | None, steps: int | None, steps_per_epoch: int | None) -> None:
     """Refuses, before the first step, a stream that would end too early or never."""
     if steps_per_epoch is not None:
         return
-    if isinstance(data, _ENDLESS):
+    if is_endless(data):
         if steps is None:
             raise DataError(
                 "train_data is an endless stream, so an epoch of it never ends: pass steps_per_epoch=, or steps= and "
@@ -99,7 +131,9 @@ def as_arrays(tree: Any, what: str) -> tuple[Any, int]:
     Raises:
         DataError: naming the leaf that no device can hold, or those whose rows differ.
     """
-    arrays = jax.tree.map(lambda x: x if isinstance(x, np.ndarray | jax.Array) else np.asarray(x), tree)
+    # such as what tokenizers of Hugging Face return
+    tree = jax.tree.map(lambda x: dict(x) if isinstance(x, Mapping) else x, tree)
+    arrays = jax.tree_util.tree_map_with_path(lambda path, x: _as_array(x, path, what), tree)
     for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
         if isinstance(leaf, np.ndarray) and (leaf.dtype.kind in "USOMm" or leaf.dtype.names):
             raise DataError(
@@ -107,3 +141,26 @@ def as_arrays(tree: Any, what: str) -> tuple[Any, int]:
                 "numbers."
             )
     return arrays, rows_of(arrays, what)
+
+
+def _as_array(x: Any, path: Any, what: str) -> Any:
+    if isinstance(x, np.ndarray | jax.Array):
+        return x
+    if hasattr(x, "detach") and hasattr(x, "cpu"):  # torch's are no arrays on an accelerator, nor with a gradient
+        x = x.detach().cpu()
+    try:
+        return np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if hasattr(x, "__dlpack__"):  # a dtype that numpy lacks, such as torch's bfloat16
+            return np.asarray(jnp.from_dlpack(x))
+        raise DataError(
+            f"{what}: {leaf_name(path) or 'the array'} is a {type(x).__name__} that numpy cannot take: {error}"
+        ) from error
+
+
+def copied(arrays: Any) -> Any:
+    """Copies numpy arrays, because a loader may use its buffer for the next batch.
+
+    On a CPU the device may take the memory of an array over in place of copying it.
+    """
+    return jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, arrays)

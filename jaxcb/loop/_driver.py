@@ -10,14 +10,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxcb._actions import HostAction, LogAction, Stop, fill
+from jaxcb._actions import HostAction, Stop, fill
 from jaxcb.loop._carry import FOREVER, Inputs, Status
+from jaxcb.loop._evaluators import Evaluators
 from jaxcb.loop._executor import Executor, Live, Output
 from jaxcb.loop._feed import Chunk, Feed
+from jaxcb.loop._host_metrics import HostMetrics
 from jaxcb.loop._place import Place
 from jaxcb.loop._rings import Record
 from jaxcb.loop._run import Run
-from jaxcb.writers import Context, Writer, writer_for
+from jaxcb.writers import Context
+from jaxcb.writers._performer import Performer, close_all
 
 _AHEAD = 2  # dispatches under way
 _TARGET = 0.25  # seconds of work in one: progress feels live, and a signal is answered in time
@@ -34,6 +37,14 @@ class StopRecord(NamedTuple):
     member: int | None = None
 
 
+class _Flight(NamedTuple):
+    """A dispatch under way."""
+
+    chunk: Chunk
+    output: Output
+    host: np.ndarray  # the host metrics that it was given
+
+
 class Driver:
     """Runs a prepared executor to its end.
 
@@ -42,6 +53,8 @@ class Driver:
         live: the run before its first step.
         feed: training batches.
         host_sets: prefix -> iterable of validation batches that the host feeds.
+        evaluators: what else the host does at a validation.
+        host_metrics: what is read of the outside world before each dispatch.
         inputs: what every dispatch is given; its numbers and data are filled in here.
         place: where the run starts and ends.
         context: for the writers.
@@ -56,6 +69,8 @@ class Driver:
         live: Live,
         feed: Feed,
         host_sets: Mapping[str, Iterable[Any]],
+        evaluators: Evaluators,
+        host_metrics: HostMetrics,
         inputs: Inputs,
         place: Place,
         context: Context,
@@ -63,33 +78,25 @@ class Driver:
         steps_per_execution: int | None,
     ) -> None:
         self.executor, self.live, self.feed = executor, live, feed
-        self.host_sets = host_sets
+        self.host_sets, self.evaluators = host_sets, evaluators
+        self.host_metrics = host_metrics
         self.inputs, self.place = inputs, place
         self.context, self.run = context, run
         self.stops: list[StopRecord] = []
         self._fixed = steps_per_execution
         self._length = steps_per_execution or _FIRST
         self._last_read: tuple[float, int] | None = None
-        self._writers = self._make_writers()
+        self._read_at = (0, 0, False)  # where the run stood when it was last read: epoch, step, whether evaluated
         self._waiting: list[Record] = []
-
-    def _make_writers(self) -> dict[type, Writer]:
-        """One writer a class; each sees its actions before the first step."""
-        writers: dict[type, Writer] = {}
-        for actions in self.executor.program.actions.values():
+        self._performer = Performer(context)
+        for actions in executor.program.actions.values():
             for action in actions:
-                _check_text(action, self.executor.program.members)
-                if isinstance(action, LogAction | HostAction):
-                    try:
-                        cls = writer_for(type(action))
-                    except LookupError as error:
-                        raise LookupError(f"{action.owner}: {error}") from None
-                    writers.setdefault(cls, cls(self.context)).prepare(action)
-        return writers
+                _check_text(action, executor.program.members)
+                self._performer.prepare(action)
 
     def writer(self, cls: type) -> Any:
         """Returns the run's writer of a class, None where it has none."""
-        return self._writers.get(cls)
+        return self._performer.writers.get(cls)
 
     # The run
 
@@ -106,48 +113,34 @@ class Driver:
                 self._update_model()
             raise
         finally:
-            self._close(failed)
-
-    def _close(self, failed: BaseException | None) -> None:
-        """Closes writers and feed, each of them; the first error is the one that the user sees.
-
-        The writers come first: a feed may have to wait for a user's iterator, and be interrupted in it.
-        """
-        first = failed
-        for part in (*self._writers.values(), self.feed):
-            try:
-                part.close()
-            except BaseException as error:
-                error.add_note(f"This happened while closing {type(part).__name__}.")
-                if first is None:
-                    first = error
-                else:
-                    first.add_note(f"And then closing {type(part).__name__} failed: {error!r}")
-        if failed is None and first is not None:
-            raise first
+            # the writers first: a feed may have to wait for a user's iterator, and be interrupted in it
+            self.context.failure = failed
+            close_all((*self._performer.writers.values(), self.host_metrics, self.feed), failed)
 
     def _edge(self, moment: Any) -> None:
         """Runs one of the moments that stand alone."""
-        self.live, output = moment(self.live, self._inputs(None))
-        self._settle(self._read(output))
+        host = self.host_metrics.read(self.place.step)
+        self.live, output = moment(self.live, self._inputs(None, host))
+        self._settle(self._read(output, host))
 
     def _steps(self) -> None:
-        flying: deque[tuple[Chunk, Output]] = deque()
+        flying: deque[_Flight] = deque()
         while True:
             # where nothing is under way the data is waited for; else what is under way is read meanwhile
-            while not flying or (len(flying) < _AHEAD and not flying[-1][1].may_wait and self.feed.ready()):
+            while not flying or (len(flying) < _AHEAD and not flying[-1].output.may_wait and self.feed.ready()):
                 chunk = self._dispatch(flying)
                 if chunk is None:
                     break
             if not flying:
                 return
-            chunk, output = flying.popleft()
-            status = self._read(output)
+            chunk, output, host = flying.popleft()
+            status = self._read(output, host)
             self._measure(status)
             if bool(status.yielded) or bool(status.awaits) or not chunk.consumed(status):
                 # what flies behind has nothing to do but hand its input through, or close the epoch
                 while flying:
-                    behind = self._read(flying.popleft()[1])
+                    _, output, host = flying.popleft()
+                    behind = self._read(output, host)
                     if not bool(status.awaits):  # those behind may not know that the epoch is to be closed
                         status = behind
                 self._settle(status)
@@ -158,7 +151,7 @@ class Driver:
             if bool(status.over):
                 return
 
-    def _dispatch(self, flying: deque[tuple[Chunk, Output]]) -> Chunk | None:
+    def _dispatch(self, flying: deque[_Flight]) -> Chunk | None:
         """Dispatches the next stretch, where the host believes that there is one."""
         place = self.place
         if place.over:
@@ -167,10 +160,11 @@ class Driver:
         if chunk is None:
             return None
         place.epoch_len = chunk.epoch_len
-        inputs = self._inputs(chunk)
+        host = self.host_metrics.read(place.step)
+        inputs = self._inputs(chunk, host)
         batches = repeat(None, self._length) if chunk.batches is None else self._from(chunk, place)
         self.live, output = self.executor.execute(self.live, inputs, batches, place)
-        flying.append((chunk, output))
+        flying.append(_Flight(chunk, output, host))
         return chunk
 
     @staticmethod
@@ -180,55 +174,47 @@ class Driver:
         done = place.cursor - chunk.base if place.epoch == chunk.epoch else 0
         return chunk.batches[max(done, 0) :]
 
-    def _inputs(self, chunk: Chunk | None) -> Inputs:
+    def _inputs(self, chunk: Chunk | None, host: np.ndarray) -> Inputs:
         """The inputs of a dispatch."""
         if chunk is None:
             numbers = self.place.numbers(size=0, length=0)
-            return self.inputs.replace(numbers=numbers.packed())
+            return self.inputs.replace(numbers=numbers.packed(host))
         length = self._length if chunk.epoch < 0 else FOREVER
         numbers = self.place.numbers(data_epoch=chunk.epoch, base=chunk.base, size=chunk.size, length=length)
-        return self.inputs.replace(data=chunk.data, numbers=numbers.packed())
+        return self.inputs.replace(data=chunk.data, numbers=numbers.packed(host))
 
     def _measure(self, status: Status) -> None:
         """Sizes the next stretches so that one lasts about a quarter of a second."""
         now, step = time.monotonic(), int(status.step)
-        if self._fixed is None and self._last_read is not None:
+        if self._last_read is not None:
             seconds, steps = now - self._last_read[0], step - self._last_read[1]
             if steps > 0 and seconds > 0:
-                wanted = _TARGET * steps / seconds
-                self._length = int(np.clip(wanted, max(1, self._length // 4), self._length * 4))
+                self.host_metrics.steps_per_second = steps / seconds
+                if self._fixed is None:
+                    wanted = _TARGET * steps / seconds
+                    self._length = int(np.clip(wanted, max(1, self._length // 4), self._length * 4))
         self._last_read = (now, step)
 
     # What comes back
 
-    def _read(self, output: Output) -> Status:
+    def _read(self, output: Output, host: np.ndarray) -> Status:
         """Reads a stretch's records, waiting for them; performs the logs and keeps the host actions."""
         rings, status = jax.device_get((output.rings, output.status))
-        self._perform(self.executor.program.rings.read(rings))
-        for writer in self._writers.values():
-            writer.tick(status)
+        self.host_metrics.note(self._read_at, host)
+        self._read_at = (int(status.epoch), int(status.step), int(status.evaluated) == int(status.step))
+        self._performer.perform(self._logs(self.executor.program.rings.read(rings)))
+        self._performer.tick(status)
         return status
 
-    def _perform(self, records: Iterable[Record]) -> None:
-        """Performs records in order; a writer that fails does not keep the others from theirs."""
-        failed: dict[Writer, Exception] = {}
+    def _logs(self, records: Iterable[Record]) -> Iterable[Record]:
+        """Takes stops and host actions out of the records."""
         for record in records:
-            action = record.action
-            if isinstance(action, Stop):
+            if isinstance(record.action, Stop):
                 self.stops.extend(_stops(record))
-            elif isinstance(action, HostAction):
+            elif isinstance(record.action, HostAction):
                 self._waiting.append(record)
             else:
-                writer = self._writers[writer_for(type(action))]
-                if writer in failed:
-                    continue
-                try:
-                    writer.write(record)
-                except Exception as error:
-                    error.add_note(f"This happened while writing a {type(action).__name__} of {action.owner}.")
-                    failed[writer] = error
-        if failed:
-            raise next(iter(failed.values()))
+                yield record
 
     def _settle(self, status: Status) -> None:
         """Brings host and device to the same place: host actions, a validation by the host, batches again."""
@@ -240,7 +226,8 @@ class Driver:
             self.live = self.executor.resume(self.live)
         elif bool(status.awaits):
             self._validate()
-        self._last_read = None
+        if self._last_read is not None:  # what the host did is no time of the steps'
+            self._last_read = (time.monotonic(), self.place.step)
 
     def _call_host(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -248,7 +235,7 @@ class Driver:
         if waiting:
             self._update_model()
         for record in waiting:
-            self._writers[writer_for(type(record.action))].write(record)
+            self._performer.perform([record])
             if self.run.stop_reason is not None and record.hook != "on_train_end":
                 self.stops.append(StopRecord(record.action.owner, self.run.stop_reason, record.step, record.epoch))
                 self.run.stop_reason = None
@@ -265,10 +252,17 @@ class Driver:
 
     def _validate(self) -> None:
         """Feeds a validation that the device cannot do by itself."""
-        inputs = self._inputs(None)
-        self.live, output = self.executor.validate(self.live, inputs, self.host_sets, {})
-        status = self._read(output)
-        self._settle(status)
+        host = self.host_metrics.read(self.place.step)
+        inputs = self._inputs(None, host)
+        self.live, output = self.executor.validate(self.live, inputs, self.host_sets, self._evaluate)
+        self._settle(self._read(output, host))
+
+    def _evaluate(self, live: Live) -> dict[str, np.ndarray]:
+        """Asks the evaluators, with the weights that the validation is of."""
+        if not self.evaluators.names:
+            return {}
+        self.run._attach(live)
+        return self.evaluators(self.run, self.place.step)
 
 
 def _check_text(action: Any, members: int | None) -> None:

@@ -120,7 +120,11 @@ class Executor:
         raise NotImplementedError
 
     def validate(
-        self, live: Live, inputs: Inputs, sets: Mapping[str, Iterable[Any]], extra: Mapping[str, Any]
+        self,
+        live: Live,
+        inputs: Inputs,
+        sets: Mapping[str, Iterable[Any]],
+        evaluate: Callable[[Live], dict[str, Any]],
     ) -> tuple[Live, Output]:
         """Runs a validation whose batches, or values, come from the host.
 
@@ -128,7 +132,7 @@ class Executor:
             live: the run, at a boundary where a validation is due.
             inputs: the dispatch's inputs.
             sets: prefix -> batches on the device.
-            extra: values that the host computed, float32.
+            evaluate: computes values on the host, float32, of the run as the validation sees it.
         """
         live, rings = self._begin_eval(live, inputs)
         windows = {}
@@ -139,7 +143,7 @@ class Executor:
                     window = self.program.empty_eval(live.carry().train, batch)
                 live, window = self._eval_batch(live, window, batch, np.int32(index))
             windows[prefix] = window
-        live, rings, status = self._end_eval(live, inputs, rings, windows, dict(extra))
+        live, rings, status = self._end_eval(live, inputs, rings, windows, evaluate(live))
         return live, Output(rings, status)
 
     def _run_begin(self, carry: Carry, inputs: Inputs) -> Any:

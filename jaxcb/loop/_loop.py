@@ -1,32 +1,31 @@
 """`Loop`: the compiled loop around a step of the user's own."""
 
+import contextlib
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxcb._callback import Callback
-from jaxcb._chain import Chain, chain
+from jaxcb._chain import AsCallback, Chain, chain
 from jaxcb._check import one_of, whole
-from jaxcb._errors import DataError
+from jaxcb._probe import Probe
+from jaxcb._records import JOURNAL
 from jaxcb._train_state import TrainState
 from jaxcb.callbacks import History, ProgressBar
-from jaxcb.loop import _data
 from jaxcb.loop._assemble import assemble
 from jaxcb.loop._carry import FOREVER
+from jaxcb.loop._debug import debugging
 from jaxcb.loop._driver import Driver
-from jaxcb.loop._feed import Feed, Resident
+from jaxcb.loop._evaluators import Evaluators
+from jaxcb.loop._feeding import make_feed
 from jaxcb.loop._positions import Cadence
 from jaxcb.loop._result import Result
 from jaxcb.loop._run import Run
-from jaxcb.loop._stream import Stream
-from jaxcb.loop._validation import BATCH_SIZE, validation_sets
+from jaxcb.loop._validation import validation_sets
 from jaxcb.writers import Context
 from jaxcb.writers.history import HistoryWriter
-
-_DATA = 0x64617461  # sets the key of the data's order apart from the one that steps draw from
 
 
 class Loop:
@@ -55,7 +54,7 @@ class Loop:
         train_step: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, Any]]],
         eval_step: Callable[[TrainState, Any], Mapping[str, Any]] | None = None,
         *,
-        callbacks: Sequence[Callback] | Callback | None = (),
+        callbacks: Sequence[Callback | AsCallback] | Callback | AsCallback | None = (),
     ) -> None:
         if not callable(train_step):
             raise TypeError(f"train_step must be a function of (train_state, batch), got {type(train_step).__name__}.")
@@ -79,12 +78,17 @@ class Loop:
         eval_every: int | None = None,
         validation_steps: int | None = None,
         validation_batch_size: int | None = None,
+        probes: Mapping[str, Probe] | None = None,
+        evaluators: Mapping[Any, Callable[[Any], Any]] | None = None,
+        host_metrics: Mapping[str, Callable[[], Any]] | None = None,
         seed: int = 0,
         run_dir: str | Path | None = None,
         overwrite: bool = False,
         steps_per_execution: int | str = "auto",
         executor: str = "auto",
         verbose: int | str = "auto",
+        debug: bool = False,
+        fast_dev_run: int | bool = False,
     ) -> Result:
         """Trains.
 
@@ -103,12 +107,19 @@ class Loop:
             eval_every: validate every n steps instead, and at the end.
             validation_steps: at most that many validation batches.
             validation_batch_size: rows of a validation batch; `batch_size` where None.
+            probes: name -> `probe(fn, every=...)`: looks inside the step, for which the train_step must be a `Step`.
+            evaluators: name -> `fn(model)`, run by the host at each validation; a tuple of names for as many results.
+            host_metrics: name -> function of nothing that returns a number, read between two calls of the compiled
+                loop.
             seed: of the data's order.
             run_dir: where the run's files go.
             overwrite: whether a run that is in `run_dir` may be replaced.
             steps_per_execution: steps of one call of the compiled loop; "auto" measures.
             executor: "auto", "looped" or "stepped".
             verbose: "auto" for a bar on a terminal and lines elsewhere, 0, 1 for the bar, 2 for lines.
+            debug: run step by step without compiling, so that pdb and print work, and stop at the first NaN, naming
+                step and leaf. The functions are first called once with shapes alone.
+            fast_dev_run: try everything on that many batches (True for one), and leave no files.
 
         Returns:
             A `Result`.
@@ -135,58 +146,58 @@ class Loop:
         one_of("fit", "remainder", remainder, ("train", "drop"))
         one_of("fit", "verbose", verbose, ("auto", 0, 1, 2))
         seed = whole("fit", "seed", seed)
-        directory = _prepare_directory(run_dir, overwrite)
-        callbacks = self._all_callbacks(verbose)
-        feed = make_feed(
-            train_data,
-            epochs=epochs,
-            steps=steps,
-            steps_per_epoch=steps_per_epoch,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            train_remainder=remainder == "train",
-            steps_per_execution=fixed,
-        )
-        try:
-            sets = validation_sets(validation_data, validation_batch_size or batch_size, validation_steps)
-            if sets and self.eval_step is None:
-                raise ValueError(
-                    "validation_data was given, but there is no eval_step: pass Loop(train_step, eval_step)."
-                )
+        with contextlib.ExitStack() as stack:
+            if fast_dev_run:
+                batches = whole("fit", "fast_dev_run", int(fast_dev_run), least=1)
+                epochs, steps, validation_steps, cadence = 1, batches, batches, Cadence(1, None)
+                run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcb-"))
+            directory = _prepare_directory(run_dir, overwrite)
             run = Run(directory)
-            context = Context(directory, run, verbose, epochs)
-            driver, why = assemble(
-                step=self.train_step,
-                eval_step=self.eval_step,
-                callbacks=callbacks,
-                train_state=train_state,
-                feed=feed,
-                sets=sets,
-                cadence=cadence,
-                end=(epochs, steps),
-                executor=executor,
+            context = Context(directory, run, verbose, epochs, trial=bool(fast_dev_run))
+            stack.enter_context(debugging(debug, context.say))
+            feed = make_feed(
+                train_data,
+                epochs=epochs,
+                steps=steps,
+                steps_per_epoch=steps_per_epoch,
+                batch_size=batch_size,
+                shuffle=shuffle,
+                seed=seed,
+                train_remainder=remainder == "train",
                 steps_per_execution=fixed,
-                context=context,
-                run=run,
+                controls=train_state.controls,
             )
-        except BaseException:
-            feed.close()
-            raise
-        context.say(f"jaxcb: {driver.executor.name} executor ({why}); the first step compiles the run.")
-        if driver.executor.program.scales_ready_made:
-            context.say(
-                "jaxcb: the optimizer was handed over ready-made, so callbacks scale its final updates. That is exact "
-                "where the rate is the last factor (not for adafactor, lars, schedule-free); optimizer=optax.adam with "
-                "learning_rate=... always is."
-            )
-        started = time.monotonic()
-        if directory is not None:
-            (directory / "history.csv").unlink(missing_ok=True)  # overwrite=True: the last run's is not this one's
-        driver.train()
-        place = driver.place
-        context.say(f"jaxcb: {place.epoch} epochs, {place.step} steps in {time.monotonic() - started:.1f} s.")
-        return _result(driver, directory, context)
+            try:
+                sets = validation_sets(
+                    validation_data, validation_batch_size or batch_size, validation_steps, like=feed.example
+                )
+                if sets and self.eval_step is None:
+                    raise ValueError(
+                        "validation_data was given, but there is no eval_step: pass Loop(train_step, eval_step)."
+                    )
+                driver, why = assemble(
+                    step=self.train_step,
+                    eval_step=self.eval_step,
+                    callbacks=self._all_callbacks(verbose),
+                    train_state=train_state,
+                    feed=feed,
+                    sets=sets,
+                    cadence=cadence,
+                    end=(epochs, steps),
+                    executor=executor,
+                    steps_per_execution=fixed,
+                    context=context,
+                    run=run,
+                    probes=probes,
+                    evaluators=Evaluators(evaluators),
+                    host_metrics=host_metrics,
+                    debug=debug,
+                )
+            except BaseException:
+                feed.close()
+                raise
+            _train(driver, why, context)
+            return _result(driver, directory, context)
 
     def _all_callbacks(self, verbose: int | str) -> Chain:
         """The user's callbacks, then the history and the progress display, where they are not among them."""
@@ -199,43 +210,19 @@ class Loop:
         return chain(self.callbacks, *extra)
 
 
-def make_feed(
-    train_data: Any,
-    *,
-    epochs: int | None,
-    steps: int | None,
-    steps_per_epoch: int | None,
-    batch_size: int | None,
-    shuffle: bool,
-    seed: int,
-    train_remainder: bool,
-    steps_per_execution: int | None,
-) -> Feed:
-    """Makes the feed for what a user gave as data."""
-    if _data.are_arrays(train_data):
-        return Resident(
-            train_data,
-            batch_size=batch_size or BATCH_SIZE,
-            shuffle=shuffle,
-            key=jax.random.key(seed ^ _DATA),
-            steps_per_epoch=steps_per_epoch,
-            train_remainder=train_remainder,
+def _train(driver: Driver, why: str, context: Context) -> None:
+    """Runs a driver, between its first word and its last."""
+    context.say(f"jaxcb: {driver.executor.name} executor ({why}); the first step compiles the run.")
+    if driver.executor.program.scales_ready_made:
+        context.say(
+            "jaxcb: the optimizer was handed over ready-made, so callbacks scale its final updates. That is exact "
+            "where the rate is the last factor (not for adafactor, lars, schedule-free); optimizer=optax.adam with "
+            "learning_rate=... always is."
         )
-    if batch_size is not None:
-        raise DataError(
-            f"batch_size={batch_size} was given, but train_data is a {type(train_data).__name__}, an iterable that "
-            "makes its own batches. Leave batch_size out, or pass arrays."
-        )
-    _data.check_iterable(train_data, "train_data")
-    _data.check_walkable(train_data, epochs=epochs, steps=steps, steps_per_epoch=steps_per_epoch)
-    return Stream(
-        train_data,
-        steps_per_epoch=steps_per_epoch,
-        end_epoch=FOREVER if epochs is None else epochs,
-        end_step=FOREVER if steps is None else steps,
-        steps_per_execution=steps_per_execution,
-        train_remainder=train_remainder,
-    )
+    started = time.monotonic()
+    driver.train()
+    place = driver.place
+    context.say(f"jaxcb: {place.epoch} epochs, {place.step} steps in {time.monotonic() - started:.1f} s.")
 
 
 def _count(name: str, value: Any) -> int | None:
@@ -258,6 +245,8 @@ def _prepare_directory(run_dir: str | Path | None, overwrite: bool) -> Path | No
             f"{directory} already holds a run. Pass another run_dir, or overwrite=True to replace it."
         )
     directory.mkdir(parents=True, exist_ok=True)
+    for name in ("history.csv", JOURNAL):  # overwrite=True: the last run's is not this one's
+        (directory / name).unlink(missing_ok=True)
     return directory
 
 
@@ -279,6 +268,6 @@ def _result(driver: Driver, directory: Path | None, context: Context) -> Result:
         stopped_epoch=driver.stops[0].epoch if driver.stops else None,
         callback_states=carry.callbacks,
         executor=driver.executor.name,
-        run_dir=directory,
-        files=tuple(context.files),
+        run_dir=None if context.trial else directory,
+        files=() if context.trial else tuple(context.files),
     )

@@ -8,22 +8,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcb._actions import Action, HostAction, ScaleLearningRate, ScaleUpdates, SkipUpdate
-from jaxcb._callback import HOOKS
+from jaxcb._actions import Action, HostAction
 from jaxcb._chain import Chain
 from jaxcb._form import conform
 from jaxcb._metrics import Metrics
-from jaxcb._schedules import learning_rates
-from jaxcb._step import Step
+from jaxcb._probe import Probe, look, readings
+from jaxcb._schedules import accumulations, learning_rates
+from jaxcb._step import Proposal, Step
 from jaxcb._struct import select
-from jaxcb._train_state import TrainState, apply, check_actions
-from jaxcb.loop._carry import Carry, Inputs, Latest, Status
+from jaxcb._train_state import TrainState, apply
+from jaxcb.loop._carry import Carry, Inputs, Reading, Status
+from jaxcb.loop._debug import refuse_nan
 from jaxcb.loop._layout import Layout, rows_in
 from jaxcb.loop._positions import Cadence, Positions
 from jaxcb.loop._rings import Entry, Rings, any_fires
-from jaxcb.loop._window import Window
-
-RESERVED = ("learning_rate", "base_learning_rate", "lr_scale", "epoch", "step")
+from jaxcb.loop._window import Window, computed
 
 
 class EvalSet(NamedTuple):
@@ -44,10 +43,14 @@ class Program:
         members: the size of the member axis, None for a single run.
         evals: resident validation sets; those that the host feeds are in `host_prefixes`.
         host_prefixes: prefixes of the validation sets that the host feeds.
+        host_values: names of the validation metrics that the host computes.
+        probes: looks inside the step, by name.
+        host_names: names of the host metrics.
         cadence: when to validate.
         layout: how batches are found.
         batch_axis: 0 where each member sees its own batches, None where all see the same.
         chain_axes: which of the callbacks' numbers have a member axis, as `vmap`'s `in_axes`.
+        debug: whether to look for NaN at every step, which only an uncompiled run can.
     """
 
     def __init__(
@@ -61,30 +64,51 @@ class Program:
         host_prefixes: Sequence[str],
         cadence: Cadence,
         layout: Layout,
+        host_values: Sequence[str] = (),
+        probes: Mapping[str, Probe] | None = None,
+        host_names: Sequence[str] = (),
         batch_axis: int | None = None,
         chain_axes: Any = None,
+        debug: bool = False,
     ) -> None:
         self.members = members
         self.evals = tuple(evals)
-        self.host_eval = bool(host_prefixes)
-        self.prefixes = tuple(e.prefix for e in evals) + tuple(host_prefixes)
-        self.at = Positions(cadence, bool(self.prefixes))
+        self.host_eval = bool(host_prefixes or host_values)
+        self.host_values, self.host_names = tuple(host_values), tuple(host_names)
+        self.probes = dict(probes or {})
+        self.at = Positions(cadence, bool(evals) or self.host_eval)
         self.layout = layout
         self.batch_axis = batch_axis
         self.hooks = chain.hooks()
-        self._halves = isinstance(step, Step) and "on_before_update" in self.hooks
+        self.lookers: dict[str, Any] = {}
+        self.host_read: tuple[str, ...] = ()  # host metrics that a hook makes use of
+        self.scales_ready_made = False  # whether callbacks scale the final updates of an optimizer made elsewhere
+        self.debug = debug
+        looked_into = "on_before_update" in self.hooks or bool(self.probes)
+        self.halves = isinstance(step, Step) and (looked_into or debug)
+        if looked_into and not self.halves:
+            who = ", ".join(f"the probe {name!r}" for name in self.probes) or self._owners(chain)
+            raise ValueError(
+                f"{who} needs the gradients before the update (on_before_update), but this train_step does not hand "
+                "them out. Use fit, or make the step with jc.Step(loss_fn) or jc.Step.from_gradients(fn)."
+            )
         over_members = (0, batch_axis)
         self._step = self._compiled(step, over_members)
-        if isinstance(step, Step) and self._halves:
-            self._gradients = self._compiled(step.gradients, over_members)
-            self._update = self._compiled(step.update, (0, 0, 0))
-        self._eval = self._compiled(eval_step, (0, None)) if eval_step is not None else None
-        self._chain = chain
+        if isinstance(step, Step) and self.halves:
+            self._propose = self._compiled(step.propose, over_members)
+            self.update = self._compiled(step.update, (0, 0, 0))
+            self.lookers = {
+                name: self._compiled(_looker(name, own), (0, 0, batch_axis)) for name, own in self.probes.items()
+            }
+        self.eval_step = self._compiled(eval_step, (0, None)) if eval_step is not None else None
+        self.chain = chain
         tree = jax.tree.structure(chain)
         axes = None if chain_axes is None else tree.flatten_up_to(chain_axes)
-        seen = Metrics._make(values=0, step=None, epoch=None, total_steps=None, reported=None, closes_epoch=None)
-        self._hook = {hook: self._compiled(_hook(hook, tree), (axes, 0, seen)) for hook in self.hooks}
-        self.rings = Rings({})
+        seen = Metrics._make(
+            values=0, step=None, epoch=None, total_steps=None, reported=None, closes_epoch=None, host=None
+        )
+        self.hook = {hook: self._compiled(_hook(hook, tree), (axes, 0, seen)) for hook in self.hooks}
+        self.expect({})
 
     def _compiled(self, fn: Callable[..., Any], in_axes: Any) -> Any:
         """One trace a shape, wherever it is called from; over members where there are some."""
@@ -94,111 +118,31 @@ class Program:
 
     # What is known before the first step
 
-    def prepare(
-        self, train: TrainState, callbacks: Any, settings: Any, batch: Any, val: Mapping[str, Any], host: Any
-    ) -> tuple[Window, Latest]:
-        """Learns all shapes by evaluating shapes alone, and checks what can be checked.
-
-        Args:
-            train: the train state.
-            callbacks: the callbacks' states.
-            settings: the callbacks' numbers, as in `Inputs`.
-            batch: a batch of training data, or its shapes.
-            val: prefix -> a batch of each validation set, or its shapes.
-            host: host metrics.
-
-        Returns:
-            The empty window and the epoch-level values before the first report.
-        """
-        gradients = jax.eval_shape(self._gradients, train, batch) if self._halves else None
-        if gradients is not None:
-            values = gradients.values
-        else:
-            new, values = _pair(jax.eval_shape(self._step, train, batch))
-            _check_names("train_step", values)
-            self._check_state(new, train)
-        names = dict(values)
-        for prefix, shapes in val.items():
-            assert self._eval is not None
-            found = jax.eval_shape(self._eval, train, shapes)
-            _check_names("eval_step", found)
-            own = {prefix + name: value for name, value in found.items()}
-            for name in sorted(own.keys() & names):
-                raise ValueError(f"{name!r} is the name of a validation's metric, and of another one; rename that one.")
-            names |= own
-        taken = sorted({*RESERVED, *host} & set(names))
-        if taken:
-            raise ValueError(f"the metric {taken[0]!r} is one that jaxcb reports by itself; give yours another name.")
-        self.train_names, self.val_names = tuple(values), tuple(n for n in names if n not in values)
-        window = self._window(values)
-        latest = Latest(
-            {n: jnp.full(v.shape, jnp.nan, jnp.float32) for n, v in names.items()},
-            {n: jnp.full((), -1, jnp.int32) for n in names},
-        )
-        self._prepare_hooks(train, callbacks, settings, values, latest, host)
-        if gradients is not None:
-            new = jax.eval_shape(self._update, train, gradients, self.actions["on_before_update"])
-            self._check_state(new, train)
-        return window, latest
-
     def jaxpr(self, train: TrainState, batch: Any) -> Any:
         """The traced step; the trace is the one that the programs use."""
-        step = self._gradients if self._halves else self._step
-        return step.trace(train, batch).jaxpr
+        return self.first_half.trace(train, batch).jaxpr
 
-    def _window(self, values: Mapping[str, Any]) -> Window:
-        """An empty window; a population's counts rows a member, since each stops alone."""
-        window = Window.empty(dict(values))
-        if self.members is None:
-            return window
-        return jax.tree.map(lambda x: x if x.ndim else jnp.zeros((self.members,), x.dtype), window)
+    @property
+    def first_half(self) -> Any:
+        """What computes the gradients: the whole step, where nobody looks between its halves."""
+        return self._propose if self.halves else self._step
 
-    def _check_state(self, new: Any, train: TrainState) -> None:
-        if not isinstance(new, TrainState):
-            raise TypeError(
-                f"train_step returned {type(new).__name__} first, expected the new TrainState: `return state, metrics`."
-            )
-        jax.eval_shape(lambda n: conform(n, train, "train_step: the train state", error=ValueError), new)
+    def flops(self, train: TrainState, batch: Any) -> float:
+        """Floating point operations of a training step, from XLA's cost analysis; NaN where it does not tell."""
+        lowered = [self.first_half.lower(train, batch)]
+        if self.halves:
+            proposal = jax.eval_shape(self.first_half, train, batch)
+            lowered.append(self.update.lower(train, proposal, self.actions.get("on_before_update", ())))
+        return sum(float((part.cost_analysis() or {}).get("flops", jnp.nan)) for part in lowered)
 
-    def _prepare_hooks(
-        self, train: TrainState, callbacks: Any, settings: Any, values: Any, latest: Latest, host: Any
-    ) -> None:
-        shapes: dict[str, tuple[Any, ...]] = {}
-        for hook in sorted(self.hooks, key=HOOKS.index):
-            if hook in ("on_eval_begin", "on_eval_end") and not self.prefixes:
-                continue
-            if hook == "on_before_update" and not self._halves:
-                raise ValueError(
-                    f"{self._owners(hook)} needs the gradients before the update (on_before_update), but this "
-                    "train_step does not hand them out. Use fit, or make the step with jc.Step(loss_fn)."
-                )
-            given = {"on_batch_end": values, "on_before_update": values}.get(hook, {})
-            if hook in ("on_eval_begin", "on_eval_end", "on_epoch_end", "on_train_end"):
-                given = latest.values
+    def expect(self, actions: dict[str, tuple[Any, ...]]) -> None:
+        """Takes note of the shapes of what each hook returns; hooks that are not among them never run."""
+        self.actions = actions
+        self.rings = Rings(actions)
 
-            def moment(
-                callbacks: Any, train: TrainState, given: Any, settings: Any, host: Any, hook: str = hook
-            ) -> Any:
-                zero = jnp.zeros((), jnp.int32)
-                metrics = self._metrics(given, train, host, step=zero, epoch=zero, total=zero, last=False)
-                return self._hook[hook](settings, callbacks, metrics)
-
-            _, actions = jax.eval_shape(moment, callbacks, train, given, settings, host)
-            check_actions(actions, train)
-            if hook != "on_before_update":
-                lost = [a for a in actions if isinstance(a, SkipUpdate | ScaleUpdates)]
-                if lost:
-                    raise ValueError(
-                        f"{lost[0].owner}: {type(lost[0]).__name__} acts in on_before_update, not in {hook}."
-                    )
-            shapes[hook] = actions
-        self.actions = shapes
-        scaled = any(isinstance(a, ScaleLearningRate) for actions in shapes.values() for a in actions)
-        self.scales_ready_made = scaled and any(r.schedule is None for r in learning_rates(train.opt_state))
-        self.rings = Rings(shapes)
-
-    def _owners(self, hook: str) -> str:
-        return ", ".join(name for name, callback in self._chain.members() if hook in callback.hooks())
+    @staticmethod
+    def _owners(chain: Chain) -> str:
+        return ", ".join(name for name, callback in chain.members() if "on_before_update" in callback.hooks())
 
     def yields_at(self, *hooks: str) -> bool:
         """Whether a host action is possible in any of these hooks."""
@@ -206,7 +150,7 @@ class Program:
 
     # Metrics of a moment
 
-    def _metrics(
+    def metrics_of(
         self,
         values: Mapping[str, Any],
         train: TrainState,
@@ -226,21 +170,25 @@ class Program:
             else:
                 rates["learning_rate"] = rate.applied if last else rate.effective()
                 rates["base_learning_rate"] = rate.base(last=last)
-        own = dict(values)
-        if self.members is not None:
-            host = {k: jnp.broadcast_to(v, (self.members,)) for k, v in host.items()}
-        values = {**own, **rates, **host}
-        at = dict.fromkeys(values, step) | dict(reported or {})
+        for several in accumulations(train.opt_state)[:1]:
+            rates["updates"] = several.gradient_step
+        shown = {**train.controls, **values, **rates}
         return Metrics._make(
-            values=values, step=step, epoch=epoch, total_steps=total, reported=at, closes_epoch=jnp.asarray(closes)
+            values=shown,
+            step=step,
+            epoch=epoch,
+            total_steps=total,
+            reported=dict.fromkeys(shown, step) | dict(reported or {}),
+            closes_epoch=jnp.asarray(closes),
+            host=dict(host),
         )
 
     def metrics(self, inputs: Inputs, carry: Carry, values: Mapping[str, Any], *, last: bool, **more: Any) -> Metrics:
         """The metrics of a moment: `values`, the learning rate (in force, or of the last update), host metrics."""
-        return self._metrics(
+        return self.metrics_of(
             values,
             carry.train,
-            inputs.host,
+            inputs.host(self.host_names),
             step=carry.step,
             epoch=carry.epoch,
             total=inputs.n().total_steps,
@@ -274,7 +222,7 @@ class Program:
         """
         if hook not in self.actions:
             return carry, rings, ()
-        states, actions = self._hook[hook](inputs.settings, carry.callbacks, metrics)
+        states, actions = self.hook[hook](inputs.settings, carry.callbacks, metrics)
         if alive is not None:
             states = select(alive, states, carry.callbacks)
             actions = tuple(a.replace(when=a.when & alive) for a in actions)
@@ -306,7 +254,7 @@ class Program:
             over=self.at.over(inputs, carry),
             awaits=self.boundary_waits(inputs, carry) & ~carry.yielded,
             halted=carry.yielded | self.at.all_stopped(carry),
-            window=carry.window.means(),
+            window=carry.windows[""].means(),
             controls=dict(carry.train.controls),
         )
 
@@ -329,70 +277,87 @@ class Program:
         alive = None if self.members is None else ~(carry.train.stop | carry.ended)
         metrics = self.metrics(inputs, carry, {}, last=False)
         carry, rings, _ = self.moment("on_batch_begin", inputs, carry, rings, metrics, alive=alive, ok=happens)
-        if self._halves:
-            gradients = self._gradients(carry.train, batch)
-            metrics = self.metrics(inputs, carry, gradients.values, last=False)
+        due: dict[str, Any] = {}
+        if self.halves:
+            proposal = self._propose(carry.train, batch)
+            if self.debug:
+                own = proposal.gradients
+                refuse_nan(carry.step + 1, metric=own.values, gradient=own.grads, update=proposal.updates)
+            merging = proposal.gradients.values
+            values = computed(merging, self.members is not None)
+            readings, due = self._look_inside(carry, proposal, batch)
+            seen, reported = _with_readings(values, readings)
+            reported = {n: jnp.where(at > carry.step, carry.step, at) for n, at in reported.items()}
+            metrics = self.metrics(inputs, carry, seen, last=False, reported=reported)
             carry, rings, actions = self.moment(
                 "on_before_update", inputs, carry, rings, metrics, alive=alive, ok=happens
             )
-            train, values = self._update(carry.train, gradients, actions), gradients.values
+            train = self.update(carry.train, proposal, actions)
+            carry = carry.replace(readings=readings)
         else:
-            train, values = self._step(carry.train, batch)
+            train, merging = self._step(carry.train, batch)
+            values = computed(merging, self.members is not None)
         train = conform(train, carry.train, "train_step: the train state", error=ValueError)
+        if self.debug:
+            refuse_nan(carry.step + 1, metric=values, parameter=train.params)
+        windows = {"": carry.windows[""].add(merging, rows)}
+        for name, looked in due.items():
+            window = carry.windows[name]
+            windows[name] = jax.lax.cond(
+                looked, lambda w, r: w.add(r, rows), lambda w, _: w, window, carry.readings[name].values
+            )
         carry = carry.replace(
             # counts on from where the given state stood, so that a second run draws other keys
             train=train.replace(step=before.train.step + 1),
-            window=carry.window.add(values, rows),
+            windows=windows,
             step=carry.step + 1,
             cursor=carry.cursor + 1,
         )
-        metrics = self.metrics(inputs, carry, values, last=True)
+        seen, reported = _with_readings(values, carry.readings)
+        metrics = self.metrics(inputs, carry, seen, last=True, reported=reported)
         carry, rings, _ = self.moment("on_batch_end", inputs, carry, rings, metrics, alive=alive, ok=happens)
         mask = alive if ok is None else (ok if alive is None else ok & alive)
         if mask is not None:
             frozen = {
                 name: select(mask, getattr(carry, name), getattr(before, name))
-                for name in ("train", "callbacks", "window")
+                for name in ("train", "callbacks", "windows")
             }
             carry = carry.replace(**frozen)
         if ok is not None:
-            places = ("step", "cursor", "seq", "yielded")
+            places = ("step", "cursor", "seq", "yielded", "readings")
             carry = carry.replace(**{name: select(ok, getattr(carry, name), getattr(before, name)) for name in places})
         return carry, rings
+
+    def _look_inside(self, carry: Carry, proposal: Proposal, batch: Any) -> tuple[dict[str, Reading], dict[str, Any]]:
+        """Runs the probes that are due; the others keep what they saw last. Also returns which were due."""
+        readings, due = {}, {}
+        for name, own in self.probes.items():
+            looker, last = self.lookers[name], carry.readings[name]
+            due[name] = (carry.step + 1) % own.every == 0
+
+            def look(last: Reading, looker: Any = looker) -> Reading:
+                del last
+                return Reading(looker(carry.train, proposal, batch), carry.step + 1)
+
+            if own.every == 1:
+                readings[name] = look(last)
+            else:
+                readings[name] = jax.lax.cond(due[name], look, lambda last: last, last)
+        return readings, due
 
     # A validation batch
 
     def empty_eval(self, train: TrainState, batch: Any) -> Window:
         """The window of a validation set before its first batch."""
-        assert self._eval is not None
-        return self._window(jax.eval_shape(self._eval, train, batch))
+        assert self.eval_step is not None
+        return Window.empty(jax.eval_shape(self.eval_step, train, batch), self.members)
 
     def eval_batch(self, window: Window, train: TrainState, batch: Any, index: Any) -> Window:
         """Adds one validation batch, weighted by its rows. Its index sets its key apart from the others'."""
-        assert self._eval is not None
+        assert self.eval_step is not None
         fold = jax.random.fold_in if self.members is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))
         train = train.replace(key=fold(train.key, index))
-        return window.add(self._eval(train, batch), rows_in(batch))
-
-
-def _pair(result: Any) -> tuple[Any, Any]:
-    """What a train step returned, as the two that it should return."""
-    if not (isinstance(result, tuple | list) and len(result) == 2):
-        raise TypeError(
-            f"train_step returned {type(result).__name__}, expected (train_state, metrics): `return state, metrics`."
-        )
-    return result[0], result[1]
-
-
-def _check_names(what: str, values: Any) -> None:
-    """Requires a mapping of names to arrays."""
-    if not isinstance(values, Mapping):
-        raise TypeError(f"{what} returned metrics as {type(values).__name__}, expected a dict of names to arrays.")
-    for name, value in values.items():
-        if not isinstance(name, str) or not name:
-            raise TypeError(f"{what} returned a metric with the name {name!r}, expected a string that is not empty.")
-        if not hasattr(value, "dtype"):
-            raise TypeError(f"{what} returned the metric {name!r} as {type(value).__name__}, expected an array.")
+        return window.add(self.eval_step(train, batch), rows_in(batch))
 
 
 def _hook(hook: str, tree: Any) -> Callable[..., Any]:
@@ -403,3 +368,21 @@ def _hook(hook: str, tree: Any) -> Callable[..., Any]:
 
     run.__name__ = hook
     return run
+
+
+def _looker(name: str, own: Probe) -> Callable[..., dict[str, Array]]:
+    """A probe as a function of the step's halves."""
+
+    def run(train: TrainState, proposal: Proposal, batch: Any) -> dict[str, Array]:
+        return readings(name, own, look(train, proposal, batch))
+
+    return run
+
+
+def _with_readings(values: Mapping[str, Any], readings: Mapping[str, Reading]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A step's values with what probes saw last, and the steps of their reports."""
+    seen, reported = dict(values), {}
+    for reading in readings.values():
+        seen |= reading.values
+        reported |= dict.fromkeys(reading.values, reading.step)
+    return seen, reported

@@ -18,12 +18,14 @@ class Run:
         batch: index of the batch within the epoch, from 0.
         logs: the metrics of the moment, name -> float.
         run_dir: the run's directory, or None.
+        params: `epochs`, `steps` (of an epoch) and `verbose`, as Keras gives them; None where not known.
     """
 
     def __init__(self, run_dir: Path | None) -> None:
         self.run_dir = run_dir
         self.step = self.epoch = self.batch = 0
         self.logs: dict[str, Any] = {}
+        self.params: dict[str, Any] = {}
         self.stop_reason: str | None = None
         self._live: Any = None
         self._state: TrainState | None = None
@@ -47,6 +49,10 @@ class Run:
 
     def _attach(self, live: Any) -> None:
         self._live, self._state = live, None
+
+    def _hold(self, state: TrainState | None) -> None:
+        """Takes the state of a loop that is not ours; it is not copied."""
+        self._state = state
 
     def _enter(self, record: Any, logs: dict[str, Any]) -> None:
         begins = record.hook == "on_batch_begin"

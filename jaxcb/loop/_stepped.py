@@ -36,6 +36,7 @@ class Stepped(Executor):
 
     def execute(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Place) -> tuple[Live, Output]:
         rings, status, flying = self._new_rings(), None, list[Any]()
+        host = inputs.host_bits()
         if place.pending:
             live, rings, status = self._pass_boundary(live, inputs, rings, place)
             if self._boundary_may_wait or place.over:
@@ -44,7 +45,7 @@ class Stepped(Executor):
             if place.cursor == 0:
                 live, rings, status = self._open(live, inputs, rings)
             program = self._remainder if place.at_remainder else self._step
-            own = inputs if batch is None else inputs.replace(data=batch, numbers=place.single().packed())
+            own = inputs if batch is None else inputs.replace(data=batch, numbers=place.single().packed(host))
             live, rings, status = program(live, own, rings)
             place.stepped()
             if place.pending:

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._errors import DataError
-from jaxcb.loop._data import are_arrays, as_arrays, check_iterable, is_one_shot, named_sets
+from jaxcb.loop._data import are_arrays, as_arrays, copied, named_sets
+from jaxcb.loop._sources import BATCH_SIZE, Source, in_order
 
-BATCH_SIZE = 32  # as in Keras
+__all__ = ["BATCH_SIZE", "HostSet", "ResidentSet", "validation_sets"]
 
 
 class ResidentSet(NamedTuple):
@@ -27,47 +28,63 @@ class ResidentSet(NamedTuple):
 
 
 class HostSet:
-    """An iterable of validation batches, walked anew at each validation.
+    """Validation batches that the host feeds, walked anew at each validation.
 
     Args:
-        data: the iterable.
+        source: where they come from.
         steps: at most that many batches; all where None.
-        what: its name in errors.
     """
 
-    def __init__(self, data: Any, steps: int | None, what: str) -> None:
-        check_iterable(data, what)
-        if is_one_shot(data):
+    def __init__(self, source: Source, steps: int | None) -> None:
+        if source.one_shot:
             raise DataError(
-                f"{what} is a {type(data).__name__}, which is used up after one validation. Pass a list of its "
+                f"{source.what} is a {source.kind}, which is used up after one validation. Pass a list of its "
                 "batches, or something that can be iterated again."
             )
-        self._data, self._steps, self._what = data, steps, what
-        first = next(iter(data), None)
+        self._source, self._steps = source, steps
+        first = next(source.walk(0, {}), None)
         if first is None:
-            raise DataError(f"{what} is empty: it gave no batch.")
-        batch, _ = as_arrays(first, f"the first batch of {what}")
+            raise DataError(f"{source.what} is empty: it gave no batch.")
+        batch, _ = as_arrays(first, f"the first batch of {source.what}")
         self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.asarray(x[:1]).dtype), batch)
 
     def __iter__(self) -> Iterator[Any]:
-        number = 0
-        for number, batch in enumerate(itertools.islice(iter(self._data), self._steps), 1):
-            yield jax.device_put(as_arrays(batch, f"batch {number} of {self._what}")[0])
+        number, what = 0, self._source.what
+        batches = itertools.islice(self._source.walk(0, {}), self._steps)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                break
+            except BaseException as error:
+                error.add_note(f"This happened while batch {number + 1} of {what} was pulled.")
+                raise
+            number += 1
+            yield jax.device_put(copied(as_arrays(batch, f"batch {number} of {what}")[0]))
         if number == 0:
-            raise DataError(f"{self._what} gave no batch when it was walked again; its __iter__ must start anew.")
+            raise DataError(f"{what} gave no batch when it was walked again; its __iter__ must start anew.")
 
 
-def validation_sets(data: Any, batch_size: int | None, steps: int | None) -> dict[str, ResidentSet | HostSet]:
-    """Returns the validation sets by the prefix of their metrics' names."""
+def validation_sets(
+    data: Any, batch_size: int | None, steps: int | None, *, like: Any = None
+) -> dict[str, ResidentSet | HostSet]:
+    """Returns the validation sets by the prefix of their metrics' names.
+
+    Args:
+        data: one set, or a dict of named ones, each of them arrays or an iterable of batches.
+        batch_size: rows of a batch, for arrays and rows.
+        steps: at most that many batches of each; all where None.
+        like: a training batch, which tells whether a dict is a batch itself; None where there is none.
+    """
     sets: dict[str, ResidentSet | HostSet] = {}
-    for prefix, own in named_sets(data).items():
+    for prefix, own in named_sets(data, like=like).items():
         what = f"validation_data ({prefix.rstrip('_')})"
+        size = batch_size or BATCH_SIZE
         if are_arrays(own):
-            size = batch_size or BATCH_SIZE
             own, rows = as_arrays(own, what)
             rows = rows if steps is None else min(rows, steps * size)
             arrays = jax.tree.map(lambda x, rows=rows: jnp.asarray(x[:rows]), own)
             sets[prefix] = ResidentSet(arrays, rows, min(size, rows))
         else:
-            sets[prefix] = HostSet(own, steps, what)
+            sets[prefix] = HostSet(in_order(own, what, size), steps)
     return sets

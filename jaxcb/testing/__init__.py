@@ -27,11 +27,14 @@ from jaxcb.testing._laws import (
 )
 from jaxcb.testing._registry import builtin_examples
 from jaxcb.testing._streams import Stream, streams
+from jaxcb.testing._walk import Driven, Moment, drive
 
 del _hypothesis
 
 __all__ = [
     "LAWS",
+    "Driven",
+    "Moment",
     "Stream",
     "builtin_examples",
     "check_callback",
@@ -42,5 +45,6 @@ __all__ = [
     "check_one_meaning",
     "check_purity",
     "check_resume",
+    "drive",
     "streams",
 ]

@@ -77,6 +77,7 @@ class Subject:
                     epoch=clock,
                     total_steps=clock,
                     closes_epoch=clock > 0,
+                    host={},
                 )
                 return transition(self.callback, self.name, hook, state, metrics)
 
@@ -167,6 +168,7 @@ class Subject:
             epoch=np.int32(0),
             total_steps=now.total_steps[0],
             closes_epoch=np.bool_(False),
+            host={},
         )
         before = jax.tree.map(lambda first, rest: np.concatenate([[first], rest[:-1]]).astype(rest.dtype), never, now)
         before = before.replace(epoch=now.epoch, closes_epoch=np.zeros(CAPACITY, bool))

@@ -72,6 +72,7 @@ class Stream:
             epoch=self.epochs(),
             total_steps=np.full(len(self), self.steps[-1], np.int32),
             closes_epoch=np.asarray(self.closes_epoch, bool),
+            host={},
         )
 
     def metrics(self) -> list[Metrics]:

@@ -4,7 +4,22 @@ import importlib
 from collections.abc import Callable
 from typing import TypeVar
 
-from jaxcb._actions import Action, Call, Checkpoint, Print, Progress, Remember, Row, SeriesAction
+from jaxcb._actions import (
+    Action,
+    Call,
+    Checkpoint,
+    HandOver,
+    JSONLine,
+    MLflowLog,
+    Post,
+    Print,
+    Progress,
+    Remember,
+    Row,
+    SeriesAction,
+    Summarize,
+    WandbLog,
+)
 from jaxcb.writers._writer import Writer
 
 W = TypeVar("W", bound=type[Writer])
@@ -13,11 +28,17 @@ W = TypeVar("W", bound=type[Writer])
 _BUILT_IN = {
     Row: "jaxcb.writers.csv:CSVWriter",
     Remember: "jaxcb.writers.history:HistoryWriter",
+    HandOver: "jaxcb.writers.log_to:HandOverWriter",
+    JSONLine: "jaxcb.writers.json_lines:JSONLinesWriter",
+    Post: "jaxcb.writers.http:PostWriter",
+    WandbLog: "jaxcb.writers.wandb:WandbWriter",
+    MLflowLog: "jaxcb.writers.mlflow:MLflowWriter",
     Progress: "jaxcb.writers.progress:ProgressWriter",
     Print: "jaxcb.writers.progress:ProgressWriter",
     SeriesAction: "jaxcb.writers.tensorboard:TensorBoardWriter",
     Call: "jaxcb.writers.call:CallWriter",
     Checkpoint: "jaxcb.writers.orbax:CheckpointWriter",
+    Summarize: "jaxcb.writers.summary:SummaryWriter",
 }
 _OWN: dict[type[Action], type[Writer]] = {}
 

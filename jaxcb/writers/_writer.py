@@ -1,11 +1,14 @@
 """`Writer`: what performs one kind of action on the host."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+from jaxcb.writers._append import AppendFile
 
 
 class Context:
@@ -17,21 +20,33 @@ class Context:
         verbose: 0 for silence.
         epochs: how many epochs the run is for, or None.
         steps_per_epoch: steps of an epoch, or None where not known.
+        trial: whether nothing may stay behind (`fast_dev_run`): files lie in a directory that goes, and services
+            are not told.
         files: what was written, for the run's last word.
+        resumed_files: where each file stood when the run was saved that is resumed: its key -> bytes.
+        failure: what ended the run, where it failed; for writers that are being closed.
     """
 
-    def __init__(self, run_dir: Path | None, run: Any, verbose: int | str, epochs: int | None) -> None:
+    def __init__(
+        self, run_dir: Path | None, run: Any, verbose: int | str, epochs: int | None, *, trial: bool = False
+    ) -> None:
         self.run_dir = run_dir
         self.run = run
         self.verbose = verbose
         self.epochs = epochs
+        self.trial = trial
         self.steps_per_epoch: int | None = None
         self.files: list[Path] = []
+        self.resumed_files: dict[str, int] = {}
+        self._appended: dict[str, AppendFile] = {}
+        self.failure: BaseException | None = None
         self._owners: dict[Path, str] = {}
 
     def path(self, name: str) -> Path:
         """Returns where a file lies: relative names below `run_dir` where there is one."""
         path = Path(name).expanduser()
+        if self.trial and self.run_dir is not None:
+            return self.run_dir / path.relative_to(path.anchor)
         return path if path.is_absolute() or self.run_dir is None else self.run_dir / path
 
     def claim(self, path: Path, owner: str) -> None:
@@ -46,10 +61,39 @@ class Context:
         if path not in self.files:
             self.files.append(path)
 
+    def append_file(self, path: Path, what: str, *, append: bool = False) -> AppendFile:
+        """Returns a file that grows, and takes part in what is saved of the run; a resumed one is cut back.
+
+        Args:
+            path: the file.
+            what: it is, for errors.
+            append: whether what is there stays when a new run begins.
+        """
+        file, key = AppendFile(path, what, append=append), self._key(path)
+        if key in self.resumed_files:
+            file.truncate(self.resumed_files[key])
+        self._appended[key] = file
+        return file
+
+    def file_positions(self) -> dict[str, int]:
+        """Makes durable what was written to the files that grow, and returns where each stands, in bytes."""
+        return {key: file.position() for key, file in self._appended.items()}
+
+    def _key(self, path: Path) -> str:
+        """A file's name that stays when the run's directory moves."""
+        path = path.resolve()
+        if self.run_dir is not None and path.is_relative_to(self.run_dir.resolve()):
+            return path.relative_to(self.run_dir.resolve()).as_posix()
+        return path.as_posix()
+
     def say(self, text: str) -> None:
         """Prints a line, unless the run is silent."""
         if self.verbose != 0:
             print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Warns of what the run goes on without; a silent run warns, too."""
+        warnings.warn(f"jaxcb: {text}", RuntimeWarning, stacklevel=2)
 
 
 class Writer:
@@ -64,6 +108,13 @@ class Writer:
     def write(self, record: Any) -> None:
         """Performs one record."""
         raise NotImplementedError
+
+    def position(self) -> Any:
+        """Makes durable what was written, and returns where it stands, as JSON; files of `append_file` do so anyway."""
+        return None
+
+    def restore(self, position: Any) -> None:
+        """Goes back to where it stood when the run was saved that is resumed; called before the first record."""
 
     def tick(self, status: Any) -> None:
         """Hears where the run stands, a few times a second."""

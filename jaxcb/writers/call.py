@@ -11,8 +11,11 @@ class CallWriter(Writer):
     """Calls the function; what it raises names its callback and moment."""
 
     def write(self, record: Any) -> None:
-        run, action = self.context.run, record.action
-        logs = {name: np.asarray(v).item() if np.ndim(v) == 0 else np.asarray(v) for name, v in action.values.items()}
+        run, action, context = self.context.run, record.action, self.context
+        fresh = getattr(action, "fresh", {})  # a `Call` shows every value, its kinds may tell which are new
+        values = {name: np.asarray(v) for name, v in action.values.items() if np.all(fresh.get(name, True))}
+        logs = {name: v.item() if v.ndim == 0 else v for name, v in values.items()}
+        run.params = {"epochs": context.epochs, "steps": context.steps_per_epoch, "verbose": context.verbose}
         run._enter(record, logs)
         try:
             action.fn(run)

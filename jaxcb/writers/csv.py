@@ -20,7 +20,8 @@ class CSVWriter(Writer):
         self.context.claim(path, action.owner)
         if path not in self._tables:
             columns = ["epoch", "step", *sorted(action.values)]
-            self._tables[path] = Table(path, columns, separator=action.separator, append=action.append)
+            file = self.context.append_file(path, "CSV file", append=action.append)
+            self._tables[path] = Table(file, columns, separator=action.separator)
 
     def write(self, record: Any) -> None:
         action = record.action

@@ -1,9 +1,12 @@
 """The run's own history: in memory, and in `history.csv` where there is a `run_dir`."""
 
+import csv
 from typing import Any
 
+import numpy as np
+
 from jaxcb._history import RunHistory
-from jaxcb._rows import row_text
+from jaxcb._rows import MISSING, row_text
 from jaxcb.writers._table import Table
 from jaxcb.writers._writer import Writer
 
@@ -25,7 +28,20 @@ class HistoryWriter(Writer):
             names = sorted(set(action.values) - set(rates))
             path = self.context.run_dir / "history.csv"
             self.context.claim(path, "the run's history")
-            self._table = Table(path, ["step", "epoch", *rates, *names])
+            file = self.context.append_file(path, "CSV file")
+            self._table = Table(file, ["step", "epoch", *rates, *names])
+            self._read_back(file, {name: value.dtype for name, value in action.values.items()})
+
+    def _read_back(self, file: Any, dtypes: dict[str, Any]) -> None:
+        """Takes the rows of a resumed run in again."""
+        if not file.size:
+            return
+        with file.path.open(newline="", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines):
+                step, epoch = int(row.pop("step")), int(row.pop("epoch"))
+                fresh = {name: cell != MISSING for name, cell in row.items()}
+                values = {n: np.asarray(float(c) if fresh[n] else 0).astype(dtypes[n]) for n, c in row.items()}
+                self.history.add(step, epoch, values, fresh)
 
     def write(self, record: Any) -> None:
         action = record.action

@@ -80,6 +80,7 @@ def make_driver(
     steps_per_execution: int | None = None,
     step: Any = None,
     data: Any = None,
+    **more: Any,
 ) -> Driver:
     """A driver as `Loop` makes one; with `members` over a population."""
     feed = Resident(
@@ -106,5 +107,6 @@ def make_driver(
         run=run,
         members=members,
         chain_axes=chain_axes,
+        **more,
     )
     return driver

@@ -9,8 +9,10 @@ import numpy as np
 import optax
 import pytest
 from loop._runs import fit, loss_fn, make_data
+from loop._watch import SEEN, CallAt, Watch, in_epochs, number_loss, numbered, threads, watch
 
 import jaxcb as jc
+from jaxcb.loop._validation import validation_sets
 
 EXECUTORS = ("looped", "stepped")
 X, Y = make_data()
@@ -49,10 +51,6 @@ def same_bits(a, b):
     return all(
         np.array_equal(x, y, equal_nan=True) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
-
-
-def threads():
-    return [t for t in threading.enumerate() if t.name == "jaxcb-data"]
 
 
 @pytest.fixture(scope="module", params=EXECUTORS)
@@ -122,58 +120,7 @@ def test_a_smaller_last_batch_can_be_dropped(listed):
     np.testing.assert_allclose(stream.history["loss"], arrays.history["loss"], rtol=1e-5)
 
 
-# Which batch is trained on when: batches that carry their number
-
-
-class Seen(jc.LogAction):
-    number: float
-
-
-SEEN = []
-
-
-@jc.writer(Seen)
-class SeenWriter(jc.Writer):
-    def write(self, record):
-        SEEN.append((record.epoch, int(record.action.number)))
-
-
-class Watch(jc.Callback):
-    """Records each step's batch."""
-
-    def on_batch_end(self, state, metrics):
-        return state, Seen(metrics["number"])
-
-
-class CallAt(jc.Callback):
-    """Calls a function after steps that `every` divides."""
-
-    every: int
-    fn: object = jc.static()
-
-    def on_batch_end(self, state, metrics):
-        return state, jc.Call(self.fn, when=metrics.step % self.every == 0)
-
-
-def numbered(count, start=0):
-    return [np.full((2, 1), float(i), np.float32) for i in range(start, start + count)]
-
-
-def number_loss(params, batch):
-    return jnp.mean((params["w"] * 0.01 * batch) ** 2), {"number": batch[0, 0]}
-
-
-def watch(executor, data, callbacks=(), **changes):
-    """Runs over numbered batches; returns the (epoch, number) of each step."""
-    SEEN.clear()
-    changes = {"steps_per_execution": 3, "verbose": 0, "optimizer": optax.sgd, "learning_rate": 0.1} | changes
-    jc.fit({"w": jnp.ones(())}, number_loss, data, executor=executor, callbacks=[Watch(), *callbacks], **changes)
-    assert not threads()
-    return list(SEEN)
-
-
-def in_epochs(numbers, length):
-    return [(i // length, n) for i, n in enumerate(numbers)]
+# Which batch is trained on when
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -302,3 +249,309 @@ def test_a_batch_unlike_the_first_is_named(case):
     with pytest.raises(jc.DataError, match=message):
         watch("looped", Anew(data), epochs=2)
     assert not threads()
+
+
+# A function of the epoch and the controls
+
+
+class SetAt(jc.Callback):
+    """Sets the control `level` at one moment of each epoch to ten times its number, plus `offset`."""
+
+    hook: str = jc.static()
+    offset: float = 1.0
+
+    def on_train_begin(self, state, metrics):
+        return state, jc.SetControl("level", self.offset, when=self.hook == "on_train_begin")
+
+    def on_batch_end(self, state, metrics):
+        return state, jc.SetControl("level", self._value(metrics), when=self.hook == "on_batch_end")
+
+    def on_epoch_end(self, state, metrics):
+        return state, jc.SetControl("level", self._value(metrics), when=self.hook == "on_epoch_end")
+
+    def _value(self, metrics):
+        return 10.0 * metrics.epoch.astype(jnp.float32) + self.offset
+
+
+def asked(executor, callbacks, give=lambda epoch: numbered(5, 10 * epoch), **changes):
+    """Runs over data that is asked for; returns the calls, and the (epoch, number) of each step."""
+    calls = []
+
+    def data(epoch, controls):
+        calls.append((epoch, controls))
+        return give(epoch)
+
+    changes = {"controls": {"level": 0.5}, "epochs": 3} | changes
+    return calls, watch(executor, data, callbacks, **changes)
+
+
+def levels(*values):
+    return [(epoch, {"level": value}) for epoch, value in enumerate(values)]
+
+
+THREE = [(e, 10 * e + i) for e in range(3) for i in range(5)]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("hook", ["on_epoch_end", "on_batch_end"])
+def test_data_is_asked_for_once_an_epoch_with_the_controls_as_they_are_then(executor, hook):
+    calls, run = asked(executor, [SetAt(hook)])
+    assert calls == levels(0.5, 1.0, 11.0)
+    assert run == THREE
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps_per_execution": 1},
+        {"steps_per_execution": "auto"},
+        {"validation_data": numbered(2)},  # fed by the host at each epoch's end
+        {"eval_every": 2, "validation_data": numbered(2)},
+        {"give": lambda epoch: (b for b in numbered(5, 10 * epoch))},
+        {"give": lambda epoch: np.concatenate(numbered(5, 10 * epoch)), "batch_size": 2, "shuffle": False},
+        {"give": lambda epoch: itertools.chain(numbered(5, 10 * epoch), numbered(1)), "steps_per_epoch": 5},
+    ],
+    ids=["chunks of 1", "auto", "validation", "validation within", "generators", "arrays", "cut"],
+)
+def test_whatever_stands_between_epochs_the_controls_are_those_of_the_begin(executor, changes):
+    called = []
+    calls, run = asked(executor, [SetAt("on_epoch_end"), CallAt(5, lambda run: called.append(run.step))], **changes)
+    assert calls == levels(0.5, 1.0, 11.0)
+    assert run == THREE
+    assert called == [5, 10, 15]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_control_set_at_the_begin_of_the_run_is_seen_by_the_first_epoch(executor):
+    calls, run = asked(executor, [SetAt("on_train_begin", 7.0)])
+    # the first call learns the shapes, before anything has run
+    assert calls == [(0, {"level": 0.5}), *levels(7.0, 7.0, 7.0)]
+    assert run == THREE
+
+
+def test_epochs_have_the_length_that_their_data_has():
+    calls, run = asked("looped", [], lambda epoch: numbered(epoch + 1), steps=8, epochs=None)
+    assert [e for e, _ in calls] == [0, 1, 2, 3]
+    assert run == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1)]
+    _, run = asked("looped", [], lambda epoch: numbered(2 * epoch + 1), steps_per_epoch=3)
+    assert run == [(0, 0), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_each_epoch_may_have_shapes_of_its_own(executor):
+    _, run = asked(executor, [], lambda epoch: [np.full((epoch + 1, 2 * epoch + 1), i, np.float32) for i in range(3)])
+    assert run == [(e, i) for e in range(3) for i in range(3)]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_no_data_is_asked_for_after_a_stop(executor):
+    stopping = jc.EarlyStopping(lambda m: 0.0 * m["loss"], mode="min", patience=1)
+    calls, run = asked(executor, [stopping], epochs=50)
+    assert [e for e, _ in calls] == [0, 1]
+    assert run == THREE[:10]
+    calls, run = asked(executor, [CallAt(5, lambda run: run.stop("enough"))], epochs=50)
+    assert [e for e, _ in calls] == [0]
+    assert run == THREE[:5]
+
+
+def test_arrays_that_are_asked_for_have_an_order_of_seed_and_epoch():
+    def orders(**changes):
+        _, run = asked("looped", [], lambda epoch: np.arange(12.0, dtype=np.float32)[:, None], batch_size=1, **changes)
+        return [[n for e, n in run if e == epoch] for epoch in range(3)]
+
+    first = orders(seed=3)
+    assert all(sorted(order) == list(range(12)) for order in first)
+    assert first[0] != first[1] != first[2]
+    assert first == orders(seed=3)
+    assert first != orders(seed=4)
+    assert orders(shuffle=False) == [list(range(12))] * 3
+
+
+def test_only_the_epochs_own_data_is_pulled_before_it_is_closed():
+    pulled, ended = [], []
+
+    def give(epoch):
+        for batch in numbered(5):
+            pulled.append(epoch)
+            yield batch
+
+    asked("looped", [jc.LambdaCallback(on_epoch_end=lambda epoch, logs: ended.append(max(pulled)))], give)
+    assert ended == [0, 1, 2]
+
+
+NO_FUNCTIONS = {
+    "too few": (lambda epoch: BATCHES, TypeError, r"<lambda>\(epoch\), expected one of \(epoch, controls\)"),
+    "none": (lambda: BATCHES, TypeError, r"<lambda>\(\), expected one of \(epoch, controls\)"),
+    "keywords": (lambda epoch, *, controls: BATCHES, TypeError, "expected one of"),
+    "a class": (Anew, TypeError, "the class Anew, expected an instance"),
+    "nothing": (lambda e, c: None, jc.DataError, r"train_data\(epoch=0, controls\) returned is a NoneType"),
+    "empty": (lambda e, c: [], jc.DataError, "is empty"),
+    "endless": (lambda e, c: itertools.cycle(BATCHES), jc.DataError, "endless stream.*steps_per_epoch"),
+    "x and y in a list": (lambda e, c: [X, Y], jc.DataError, r"epoch=0.*list of arrays of different shapes"),
+}
+
+
+@pytest.mark.parametrize("case", NO_FUNCTIONS)
+def test_a_function_that_cannot_be_asked_says_so_before_the_first_step(case):
+    fn, error, message = NO_FUNCTIONS[case]
+    with pytest.raises(error, match=message):
+        plain("looped", fn)
+
+
+def test_batch_size_needs_rows_to_cut():
+    with pytest.raises(jc.DataError, match=r"batch_size=4 .* but what train_data\(epoch=0, controls\) returned"):
+        plain("looped", lambda epoch, controls: BATCHES, batch_size=4)
+
+
+def notes(error):
+    return " ".join(getattr(error, "__notes__", []))
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_an_error_in_the_function_names_the_epoch(executor):
+    def fails(epoch):
+        if epoch == 1:
+            raise Mine("no such file")
+        return numbered(5)
+
+    with pytest.raises(Mine) as caught:
+        asked(executor, [], fails)
+    assert "batch 1 of train_data(epoch=1, controls)" in notes(caught.value)
+    assert not threads()
+
+    def fails_within(epoch):
+        yield from numbered(2 + epoch)
+        raise Mine("the disk is gone")
+
+    with pytest.raises(Mine) as caught:
+        asked(executor, [], lambda epoch: fails_within(epoch) if epoch else numbered(5))
+    assert "batch 4 of train_data(epoch=1, controls)" in notes(caught.value)
+    assert [e for e, _ in SEEN] == [0] * 5 + [1] * 3  # what came before the error was trained on
+
+
+def test_an_epoch_without_a_batch_is_named():
+    with pytest.raises(jc.DataError, match=r"train_data\(epoch=2, controls\) gave no batch\."):
+        asked("looped", [], lambda epoch: numbered(2 - epoch))
+
+
+# The thread
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("kind", [Mine, KeyboardInterrupt, SystemExit])
+def test_an_error_in_the_iterable_names_the_batch(executor, kind):
+    class Fails:
+        def __iter__(self):
+            yield from numbered(3)
+            raise kind
+
+    with pytest.raises(kind) as caught:
+        watch(executor, Fails(), epochs=2)
+    assert "batch 4 of pass 1 over train_data (Fails)" in notes(caught.value)
+    if kind is Mine:  # the batches before it were trained on
+        assert SEEN == [(0, 0), (0, 1), (0, 2)]
+    assert not threads()
+
+
+def test_an_error_in_a_validation_set_names_the_batch():
+    class Fails:
+        walks = 0
+
+        def __iter__(self):
+            self.walks += 1
+            yield from numbered(3)
+            if self.walks == 3:  # the first walk looks at one batch
+                raise Mine
+
+    with pytest.raises(Mine) as caught:
+        watch("looped", numbered(5), validation_data={"far": Fails()}, epochs=3)
+    assert "batch 4 of validation_data (val_far)" in notes(caught.value)
+    assert not threads()
+
+
+@pytest.mark.parametrize("kind", [Mine, KeyboardInterrupt])
+def test_a_run_ends_although_its_iterable_never_answers(kind, monkeypatch):
+    monkeypatch.setattr("jaxcb.loop._stream._PATIENCE", 0.2)
+    answer, pulled = threading.Event(), []
+
+    def stream():
+        for i, batch in enumerate(numbered(100)):
+            pulled.append(i)
+            if i == 20:
+                assert answer.wait(60)
+            yield batch
+
+    def fails(run):
+        raise kind
+
+    thread = None
+    try:
+        with pytest.raises(kind):
+            jc.fit(
+                {"w": jnp.ones(())},
+                number_loss,
+                stream(),
+                optimizer=optax.sgd(0.1),
+                steps=100,
+                steps_per_epoch=100,
+                steps_per_execution=3,
+                callbacks=[CallAt(15, fails)],
+                verbose=0,
+            )
+        (thread,) = threads()
+    finally:
+        answer.set()
+    assert thread is not None
+    thread.join(60)
+    assert not thread.is_alive()
+    assert pulled[-1] <= 21  # and once it answers it is asked for nothing more
+
+
+def test_a_run_that_waits_for_its_epoch_can_be_ended():
+    def fails(run):
+        raise Mine
+
+    with pytest.raises(Mine):
+        asked("looped", [CallAt(5, fails)])
+    assert not threads()
+
+
+def test_a_buffer_that_is_used_again_spoils_no_batch():
+    buffer = np.zeros(32 * 64 + 64, np.uint8)
+    start = -buffer.ctypes.data % 64  # so aligned, a device may take the memory itself
+    buffer = buffer[start : start + 8 * 64].view(np.float32).reshape(2, 64)
+
+    class Reuses:
+        def __iter__(self):
+            for i in range(40):
+                buffer[:] = i
+                yield buffer
+
+    (own,) = validation_sets(Reuses(), None, None).values()
+    assert [float(batch[0, 0]) for batch in [*own]] == [*range(40)]  # all are kept, as if none were used yet
+    for executor in EXECUTORS:
+        SEEN.clear()
+        jc.fit(
+            {"w": jnp.ones(())},
+            lambda params, batch: (jnp.mean(params["w"] * batch), {"number": batch[0, 0]}),
+            Reuses(),
+            optimizer=optax.sgd(0.0),
+            epochs=2,
+            callbacks=[Watch()],
+            executor=executor,
+            verbose=0,
+        )
+        assert [n for _, n in SEEN] == [*range(40), *range(40)]
+
+
+def test_the_thread_has_the_settings_of_the_run():
+    wide = [(x.astype(np.float64), y.astype(np.float64)) for x, y in BATCHES]
+
+    def wide_loss(params, batch):
+        assert batch[0].dtype == jnp.float64
+        return loss_fn(params, jax.tree.map(lambda x: x.astype(jnp.float32), batch))
+
+    with jax.enable_x64(True):
+        run = plain("stepped", wide, loss_fn=wide_loss, epochs=1)
+    assert int(run.state.step) == 5

@@ -8,6 +8,7 @@ import jaxcb as jc
 from jaxcb._rows import as_text, row_text
 from jaxcb.loop._rings import Record
 from jaxcb.writers import Context
+from jaxcb.writers._append import AppendFile
 from jaxcb.writers._table import Table
 from jaxcb.writers.csv import CSVWriter
 from jaxcb.writers.history import HistoryWriter
@@ -94,7 +95,7 @@ def test_append_under_another_header_is_refused(tmp_path):
 
 
 def test_rows_are_in_the_file_as_soon_as_they_are_written(tmp_path):
-    table = Table(tmp_path / "sub" / "log.csv", ["a", "b"])
+    table = Table(AppendFile(tmp_path / "sub" / "log.csv"), ["a", "b"])
     assert not (tmp_path / "sub" / "log.csv").exists()
     table.write({"a": "1"})
     assert (tmp_path / "sub" / "log.csv").read_text() == "a,b\n1,NA\n"

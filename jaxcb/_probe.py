@@ -1,0 +1,105 @@
+"""`Probe`: a look inside the training step, run only when it is due."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxcb._check import whole
+from jaxcb._step import Proposal
+from jaxcb._struct import Struct, static
+from jaxcb._train_state import TrainState
+
+
+class Look(Struct):
+    """What a probe sees of a step: all is known, the update is not yet applied.
+
+    Attributes:
+        params: before the update.
+        grads: the gradients, in the form of the params.
+        updates: what is to be added to the params.
+        batch: the step's batch.
+        values: the step's metrics.
+        aux: what the loss function handed out as `jc.Out(aux=...)`, such as the model's outputs.
+        state: the whole train state.
+    """
+
+    params: Any
+    grads: Any
+    updates: Any
+    batch: Any
+    values: dict[str, Any]
+    aux: Any
+    state: TrainState
+
+
+class Probe(Struct):
+    """What `probe` returns.
+
+    Attributes:
+        fn: a pure function of a `Look`.
+        every: steps between two looks.
+    """
+
+    fn: Callable[[Look], Any] = static()
+    every: int = static(default=1)
+
+    def __post_init__(self) -> None:
+        if not callable(self.fn):
+            raise TypeError(f"probe takes a function of one `Look`, got {type(self.fn).__name__}.")
+        whole("probe", "every", self.every, least=1)
+
+
+def probe(fn: Callable[[Look], Any], *, every: int = 1) -> Probe:
+    """Makes a look inside the training step. It runs in the compiled step, and only when it is due.
+
+    Args:
+        fn: a pure function of a `Look` (`params`, `grads`, `updates`, `batch`, `values`, `aux`, `state`) that
+            returns an array of fixed shape, or a dict of them.
+        every: how often, in steps: due where the number of updates done is a multiple of it.
+
+    Returns:
+        A `Probe`, for `fit(probes={"name": ...})` or a callback's `probes()`. Its result joins the metrics under its
+        name, or as `name/key` for each key of a dict; between two looks it keeps its value and is not fresh.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp, optax
+        >>> norm = jc.probe(lambda look: optax.tree.norm(look.grads), every=2)
+        >>> result = jc.fit(jnp.ones(2), lambda w, x: jnp.sum((w * x) ** 2), jnp.ones((8, 2)), batch_size=2,
+        ...                 optimizer=optax.sgd(0.1), epochs=1, probes={"grad_norm": norm}, verbose=0)
+        >>> result.history["grad_norm"].shape
+        (1,)
+    """
+    return Probe(fn, every)
+
+
+def look(state: TrainState, proposal: Proposal, batch: Any) -> Look:
+    """What probes see of a step."""
+    gradients = proposal.gradients
+    return Look(
+        params=state.params,
+        grads=gradients.grads,
+        updates=proposal.updates,
+        batch=batch,
+        values=gradients.values,
+        aux=gradients.aux,
+        state=state,
+    )
+
+
+def readings(name: str, own: Probe, seen: Look) -> dict[str, Array]:
+    """Runs a probe; what fails names it.
+
+    Returns:
+        Metric's name -> float32 array.
+    """
+    try:
+        result = own.fn(seen)
+        named = {name: result}
+        if isinstance(result, Mapping):
+            named = {f"{name}/{key}": value for key, value in result.items()}
+        return {key: jnp.asarray(value, jnp.float32) for key, value in named.items()}
+    except Exception as error:
+        error.add_note(f"This happened in the probe {name!r}, which looks at every {own.every}. step.")
+        raise

@@ -1,0 +1,34 @@
+"""`Options`: keyword arguments of somebody else's function, as a value that can be static."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+class Options(Mapping[str, Any]):
+    """A read-only mapping that can be hashed, whatever it holds."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._given = dict(given)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._given[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._given))  # the values may be dicts and lists
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Options) or self._given.keys() != other._given.keys():
+            return False
+        try:
+            return all(value is other[name] or bool(value == other[name]) for name, value in self._given.items())
+        except ValueError:  # arrays do not say whether they are equal
+            return False
+
+    def __repr__(self) -> str:
+        return f"Options({self._given!r})"

@@ -1,0 +1,78 @@
+"""`Timer`: a wall-clock budget."""
+
+import datetime
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxcb._actions import Stop
+from jaxcb._callback import Callback, Metrics
+from jaxcb._check import number
+from jaxcb._struct import Struct
+
+
+class TimerState(Struct):
+    """What `Timer` remembers."""
+
+    up: Any  # bool (), whether it has asked for the stop
+
+
+class Timer(Callback):
+    """Stops the run when its time is up; the epoch that is under way is validated and closed.
+
+    It reads the host metric `elapsed`: seconds of the whole run, resumes included, as read between two calls of the
+    compiled loop, a few times a second.
+
+    Args:
+        duration: seconds, a `datetime.timedelta`, or "HH:MM:SS" or "DD:HH:MM:SS".
+
+    State:
+        `up`.
+
+    Raises:
+        ValueError: for a duration that is none.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> timer = jc.Timer("01:30:00")
+        >>> timer.duration
+        5400.0
+        >>> _, stop = timer.on_batch_end(timer.init(), jc.Metrics({}, host={"elapsed": 5401.0}))
+        >>> bool(stop.when)
+        True
+
+    Source: `lightning.pytorch.callbacks.Timer`.
+    """
+
+    duration: Any
+
+    def __post_init__(self) -> None:
+        self._set("duration", number("Timer", "duration", _seconds(self.duration), least=0))
+
+    def init(self) -> TimerState:
+        return TimerState(up=jnp.zeros((), bool))
+
+    def on_batch_end(self, state: TimerState, metrics: Metrics) -> Any:
+        return self._look(state, metrics)
+
+    def on_epoch_end(self, state: TimerState, metrics: Metrics) -> Any:
+        return self._look(state, metrics)
+
+    def _look(self, state: TimerState, metrics: Metrics) -> Any:
+        up = metrics["elapsed"] >= self.duration
+        reason = "the time of {duration:.0f} s is up after {elapsed:.1f} s"
+        stop = Stop(up & ~state.up, reason, values={"duration": self.duration})
+        return TimerState(up=state.up | up), stop
+
+
+def _seconds(duration: Any) -> Any:
+    """A duration in seconds; what is none is left for the check of numbers to refuse."""
+    if isinstance(duration, datetime.timedelta):
+        return duration.total_seconds()
+    if not isinstance(duration, str):
+        return duration
+    parts = duration.split(":")
+    if not 3 <= len(parts) <= 4 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f'Timer: duration must be seconds, a timedelta or "DD:HH:MM:SS", got {duration!r}.')
+    days, hours, minutes, seconds = [0] * (4 - len(parts)) + [int(part) for part in parts]
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)

@@ -1,0 +1,71 @@
+"""Which feed serves what a user gave as training data."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+
+from jaxcb.loop import _data
+from jaxcb.loop._carry import FOREVER
+from jaxcb.loop._feed import Feed, Resident
+from jaxcb.loop._sources import BATCH_SIZE, Asked, source_of
+from jaxcb.loop._stream import Stream
+
+_DATA = 0x64617461  # sets the key of the data's order apart from the one that steps draw from
+
+
+def make_feed(
+    train_data: Any,
+    *,
+    epochs: int | None,
+    steps: int | None,
+    steps_per_epoch: int | None,
+    batch_size: int | None,
+    shuffle: bool,
+    seed: int,
+    train_remainder: bool,
+    steps_per_execution: int | None,
+    controls: Mapping[str, Any] | None = None,
+) -> Feed:
+    """Makes the feed for what a user gave as data.
+
+    Args:
+        train_data: arrays, an iterable of batches, a data set, or a function of the epoch and the controls.
+        epochs: how many the run has, at most.
+        steps: how many it has, at most.
+        steps_per_epoch: steps of an epoch; one pass where None.
+        batch_size: rows of a batch, for arrays and rows.
+        shuffle: whether these get a new order each pass.
+        seed: of the orders.
+        train_remainder: whether a smaller last batch is trained on.
+        steps_per_execution: batches of a chunk; None chooses by their size.
+        controls: the run's, as they are before its first step.
+
+    Raises:
+        DataError: for data that cannot be trained on.
+        TypeError: for a function of other arguments.
+    """
+    if _data.are_arrays(train_data):
+        return Resident(
+            train_data,
+            batch_size=batch_size or BATCH_SIZE,
+            shuffle=shuffle,
+            key=jax.random.key(seed ^ _DATA),
+            steps_per_epoch=steps_per_epoch,
+            train_remainder=train_remainder,
+        )
+    how: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}
+    if callable(train_data) and not isinstance(train_data, Iterable):
+        source = Asked(train_data, "train_data", steps_per_epoch=steps_per_epoch, **how)
+    else:
+        source = source_of(train_data, "train_data", **how)
+        _data.check_walkable(train_data, epochs=epochs, steps=steps, steps_per_epoch=steps_per_epoch)
+    return Stream(
+        source,
+        steps_per_epoch=None if source.follows else steps_per_epoch,
+        end_epoch=FOREVER if epochs is None else epochs,
+        end_step=FOREVER if steps is None else steps,
+        steps_per_execution=steps_per_execution,
+        train_remainder=train_remainder,
+        controls=controls,
+    )

@@ -1,0 +1,154 @@
+"""Sources: where the batches of a stream come from, pass after pass."""
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcb._errors import DataError
+from jaxcb.loop import _data, _others
+
+BATCH_SIZE = 32  # as in Keras
+
+
+class Source:
+    """An iterable of batches, walked anew each pass.
+
+    Args:
+        data: the iterable.
+        what: its name in errors.
+    """
+
+    follows = False  # whether a pass is an epoch, and is asked for with the controls of its begin
+
+    def __init__(self, data: Any, what: str) -> None:
+        self.data, self.what = data, what
+        self.kind = type(data).__name__
+        self.one_shot = _data.is_one_shot(data)
+
+    def walk(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
+        """Starts pass `number`, from 0."""
+        del controls
+        return _others.walk(self.data, number)
+
+    def describe(self, number: int) -> str:
+        """Names a pass, for errors."""
+        return f"pass {number + 1} over {self.what} ({self.kind})"
+
+
+class Cut(Source):
+    """Rows that are cut into batches on the host: arrays, or a Hugging Face `Dataset`.
+
+    Args:
+        data: the rows.
+        what: their name in errors.
+        batch_size: rows of a batch.
+        shuffle: whether each pass has its own order, a function of `seed` and its number.
+        seed: of the orders.
+    """
+
+    def __init__(self, data: Any, what: str, *, batch_size: int, shuffle: bool, seed: int) -> None:
+        super().__init__(data, what)
+        self._size, self._shuffle, self._seed = batch_size, shuffle, seed
+        if _others.is_table(data):
+            table = _others.as_numpy(data)
+            self._rows, self._at = len(table), lambda index: table[index]
+        else:
+            arrays, self._rows = _data.as_arrays(data, what)
+            arrays = jax.tree.map(np.asarray, arrays)
+            self._at = lambda index: jax.tree.map(lambda x: x[index], arrays)
+
+    def walk(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
+        del controls
+        order = None
+        if self._shuffle:
+            order = np.random.default_rng([int(self._seed), number]).permutation(self._rows)
+        for start in range(0, self._rows, self._size):
+            rows = slice(start, min(start + self._size, self._rows))
+            yield self._at(rows if order is None else order[rows])
+
+
+class Asked(Source):
+    """A function `(epoch, controls) -> data`, asked at the begin of each epoch.
+
+    Args:
+        fn: the function.
+        what: its name in errors.
+        batch_size: rows of a batch, where it returns arrays or a data set of rows.
+        shuffle: whether these get a new order each epoch.
+        seed: of the orders.
+        steps_per_epoch: at most that many batches of what it returns.
+    """
+
+    follows = True
+
+    def __init__(
+        self,
+        fn: Callable[[int, dict[str, float]], Any],
+        what: str,
+        *,
+        batch_size: int | None,
+        shuffle: bool,
+        seed: int,
+        steps_per_epoch: int | None,
+    ) -> None:
+        _check_arguments(fn, what)
+        super().__init__(fn, what)
+        self.one_shot = False
+        self._fn, self._steps = fn, steps_per_epoch
+        self._cut: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}
+
+    def walk(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
+        data = self._fn(number, dict(controls))
+        what = f"what {self.describe(number)} returned"
+        if self._steps is None and _data.is_endless(data):
+            raise DataError(f"{what} is an endless stream, so its epoch never ends: pass steps_per_epoch=.")
+        return itertools.islice(source_of(data, what, **self._cut).walk(number, controls), self._steps)
+
+    def describe(self, number: int) -> str:
+        return f"{self.what}(epoch={number}, controls)"
+
+
+def source_of(data: Any, what: str, *, batch_size: int | None, shuffle: bool, seed: int) -> Source:
+    """Returns the source of what a user gave as data.
+
+    Raises:
+        DataError: for what is no data, and for a batch size that cannot be followed.
+    """
+    if _data.are_arrays(data) or _others.is_table(data):
+        return Cut(data, what, batch_size=batch_size or BATCH_SIZE, shuffle=shuffle, seed=seed)
+    _data.check_iterable(data, what)
+    _data.check_list(data, what)
+    if batch_size is not None:
+        raise DataError(
+            f"batch_size={batch_size} was given, but {what} is a {type(data).__name__}, an iterable that makes its own "
+            "batches. Leave batch_size out, or pass arrays."
+        )
+    return Source(data, what)
+
+
+def in_order(data: Any, what: str, batch_size: int) -> Source:
+    """Returns the source of what is walked in its own order; `batch_size` is for arrays and rows alone."""
+    rows = _data.are_arrays(data) or _others.is_table(data)
+    return source_of(data, what, batch_size=batch_size if rows else None, shuffle=False, seed=0)
+
+
+def _check_arguments(fn: Callable[..., Any], what: str) -> None:
+    """Requires a function that can be called with the epoch and the controls."""
+    if isinstance(fn, type):
+        raise TypeError(f"{what} is the class {fn.__name__}, expected an instance of it.")
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:  # a builtin may have none
+        return
+    try:
+        signature.bind(0, {})
+    except TypeError:
+        name = getattr(fn, "__name__", type(fn).__name__)
+        raise TypeError(
+            f"{what} is the function {name}{signature}, expected one of (epoch, controls) that returns an epoch's "
+            f"data, such as {what}=lambda epoch, controls: batches."
+        ) from None

@@ -1,0 +1,89 @@
+"""`Performer`: gives each record to its writer."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jaxcb._actions import HostAction, LogAction
+from jaxcb.writers._registry import writer_for
+from jaxcb.writers._writer import Context, Writer
+
+
+class Performer:
+    """The writers of a run, one a class, made for the actions that the run can have.
+
+    Args:
+        context: for the writers.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.writers: dict[type, Writer] = {}
+
+    def prepare(self, action: Any) -> None:
+        """Shows an action to its writer before the first step.
+
+        Raises:
+            LookupError: where nobody performs it.
+        """
+        if isinstance(action, LogAction | HostAction):
+            try:
+                cls = writer_for(type(action))
+            except LookupError as error:
+                raise LookupError(f"{action.owner}: {error}") from None
+            self.writers.setdefault(cls, cls(self.context)).prepare(action)
+
+    def perform(self, records: Iterable[Any]) -> None:
+        """Performs records in order; a writer that fails does not keep the others from theirs.
+
+        Raises:
+            Exception: the first one that a writer raised, with a note on whose action it was.
+        """
+        failed: dict[Writer, Exception] = {}
+        for record in records:
+            action = record.action
+            writer = self.writers[writer_for(type(action))]
+            if writer in failed:
+                continue
+            try:
+                writer.write(record)
+            except Exception as error:
+                error.add_note(f"This happened while writing a {type(action).__name__} of {action.owner}.")
+                failed[writer] = error
+        if failed:
+            raise next(iter(failed.values()))
+
+    def positions(self) -> dict[str, Any]:
+        """Makes durable what was written, and returns where each writer stands, as JSON."""
+        found = {type(w).__name__: w.position() for w in self.writers.values()}
+        return {name: position for name, position in found.items() if position is not None}
+
+    def restore(self, positions: Mapping[str, Any]) -> None:
+        """Takes the writers back to where they stood."""
+        for writer in self.writers.values():
+            if type(writer).__name__ in positions:
+                writer.restore(positions[type(writer).__name__])
+
+    def tick(self, status: Any) -> None:
+        """Tells the writers where the run stands."""
+        for writer in self.writers.values():
+            writer.tick(status)
+
+
+def close_all(parts: Iterable[Any], failed: BaseException | None) -> None:
+    """Closes each part; the first error is the one that the user sees.
+
+    Raises:
+        BaseException: the first one that closing raised, where nothing had `failed` before.
+    """
+    first = failed
+    for part in parts:
+        try:
+            part.close()
+        except BaseException as error:
+            error.add_note(f"This happened while closing {type(part).__name__}.")
+            if first is None:
+                first = error
+            else:
+                first.add_note(f"And then closing {type(part).__name__} failed: {error!r}")
+    if failed is None and first is not None:
+        raise first

@@ -1,0 +1,226 @@
+"""The outside world: evaluators, host metrics and their journal, the wall clock."""
+
+import csv
+import datetime
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from loop import _runs
+
+import jaxcb as jc
+
+EXECUTORS = ("looped", "stepped")
+
+
+class StopOn(jc.Callback):
+    """Stops at the first step at which a host metric is 1."""
+
+    monitor: str = jc.static(default="stop_file")
+
+    def on_batch_end(self, state, metrics):
+        return state, jc.Stop(metrics[self.monitor] >= 1, self.monitor)
+
+
+class Keep(jc.Callback):
+    """Remembers the last value of a host metric, at epoch ends."""
+
+    monitor: str = jc.static(default="reading")
+
+    def init(self):
+        return {"last": -1.0, "epoch_of_change": -1}
+
+    def on_epoch_end(self, state, metrics):
+        value = metrics[self.monitor]
+        changed = value != state["last"]
+        epoch = jnp.where(changed, metrics.epoch, state["epoch_of_change"])
+        return {"last": value, "epoch_of_change": epoch}, jc.Stop(value > 5, "the reading is {reading:.0f}")
+
+
+# Evaluators
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("validation", [True, False])
+def test_evaluators_join_the_metrics_of_each_validation(executor, validation):
+    seen = []
+
+    def size(params):
+        seen.append({name: np.asarray(value) for name, value in params.items()})
+        return float(jnp.sum(params["w"] ** 2))
+
+    result = _runs.fit(
+        executor,
+        epochs=6,
+        validation_data=_runs.make_data(20, seed=1) if validation else None,
+        validation_freq=2,
+        callbacks=[jc.EarlyStopping("val_size", mode="min", patience=1)],
+        evaluators={"val_size": size, ("val_a", "val_b"): lambda params: (1.0, params["b"])},
+    )
+    history = result.history
+    assert history.reported("val_size").tolist() == [False, True, False, True]
+    np.testing.assert_allclose(history["val_size"][1], np.sum(seen[0]["w"] ** 2), rtol=1e-6)
+    np.testing.assert_allclose(history["val_b"][1], seen[0]["b"], rtol=1e-6)
+    assert result.stopped_epoch == 3  # weights grow, so the second report is no improvement
+    assert ("val_loss" in set(history)) == validation
+
+
+def test_evaluators_see_the_weights_that_are_validated():
+    """Averaged weights are swapped in for evaluators as for the compiled validation."""
+    loss = []
+    x, y = _runs.make_data(20, seed=1)
+    result = _runs.fit(
+        epochs=3,
+        callbacks=[jc.SwapEMAWeights(decay=0.9)],
+        evaluators={"val_again": lambda params: loss.append(1) or _runs.loss_fn(params, (x, y))[0]},
+    )
+    np.testing.assert_allclose(result.history["val_again"], result.history["val_loss"], rtol=1e-5)
+    assert len(loss) == 3
+
+
+def test_evaluators_in_the_middle_of_epochs():
+    result = _runs.fit(steps=10, epochs=None, eval_every=3, callbacks=[], evaluators={"val_one": lambda params: 1})
+    assert result.history.step[result.history.reported("val_one")].tolist() == [3, 6, 9, 10]
+
+
+def test_an_evaluator_that_fails_names_itself_and_the_step():
+    def broken(params):
+        raise RuntimeError("no such language")
+
+    with pytest.raises(RuntimeError, match="no such language") as caught:
+        _runs.fit(evaluators={"val_bleu": broken}, callbacks=[])
+    assert "This happened in the evaluator val_bleu, at step 5." in caught.value.__notes__
+    with pytest.raises(ValueError, match="val_f1 is an array of shape \\(2,\\), expected a number"):
+        _runs.fit(evaluators={"val_f1": lambda params: [1.0, 2.0]}, callbacks=[])
+    with pytest.raises(ValueError, match="'val_loss' is the name of an evaluator's metric"):
+        _runs.fit(evaluators={"val_loss": lambda params: 1.0}, callbacks=[])
+    with pytest.raises(TypeError, match="'val_f1' must be a function of the model, got 3"):
+        _runs.fit(evaluators={"val_f1": 3}, callbacks=[])
+
+
+# Host metrics
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_host_metric_stops_the_run_between_two_calls_of_the_loop(executor):
+    calls = []
+    result = _runs.fit(
+        executor,
+        epochs=200,
+        steps_per_execution=5,
+        validation_data=None,
+        callbacks=[StopOn()],
+        host_metrics={"stop_file": lambda: calls.append(1) or len(calls) > 12},
+    )
+    # one read at the begin, then one a call; the step after the 13th read stops
+    assert result.stop_reason == "StopOn: stop_file"
+    assert 10 * 5 < int(result.state.step) <= 14 * 5
+    assert "stop_file" not in set(result.history)
+
+
+def test_host_metrics_that_nobody_reads_are_not_journaled(tmp_path):
+    _runs.fit(epochs=2, callbacks=[], run_dir=tmp_path)
+    assert not (tmp_path / "host_metrics.csv").exists()
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_journal_replays_to_the_same_decisions(tmp_path, executor, streamed):
+    count = [0]
+
+    def reading():
+        count[0] += 1
+        return count[0] // 4
+
+    x, y = _runs.make_data(20, seed=1)
+    result = _runs.fit(
+        executor,
+        epochs=40,
+        steps_per_execution=2,
+        callbacks=[Keep()],
+        host_metrics={"reading": reading},
+        validation_data=[(x, y)] if streamed else (x, y),  # one that the host feeds has a dispatch of its own
+        run_dir=tmp_path,
+    )
+    assert result.stop_reason == "Keep: the reading is 6"
+    replay = jc.replay([Keep()], tmp_path)
+    assert replay.stopped_epoch == result.stopped_epoch
+    assert replay.stop_reason == result.stop_reason
+    assert int(replay.states["Keep"]["epoch_of_change"]) == int(result.callback_states["Keep"]["epoch_of_change"])
+    with (tmp_path / "host_metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["epoch", "step", "evaluated", "reading"]
+    places = [(int(r["epoch"]), int(r["step"]), int(r["evaluated"])) for r in rows]
+    assert places == sorted(places)
+    assert len({r["reading"] for r in rows}) == len(rows)  # only what changed
+
+
+def test_a_host_metric_that_fails_names_itself_and_the_step():
+    def broken():
+        raise OSError("the sensor is gone")
+
+    with pytest.raises(OSError, match="the sensor is gone") as caught:
+        _runs.fit(host_metrics={"sensor": broken}, callbacks=[])
+    assert any("the host metric 'sensor', read near step 0" in note for note in caught.value.__notes__)
+    with pytest.raises(TypeError, match=r"'sensor' returned an array of shape \(2,\), not a number"):
+        _runs.fit(host_metrics={"sensor": lambda: [1, 2]}, callbacks=[])
+    with pytest.raises(ValueError, match="'elapsed' is one of jaxcb's own"):
+        _runs.fit(host_metrics={"elapsed": lambda: 1}, callbacks=[])
+    with pytest.raises(TypeError, match="'sensor' must be a function of nothing, got 3"):
+        _runs.fit(host_metrics={"sensor": 3}, callbacks=[])
+
+
+def test_a_monitor_may_be_a_host_metric():
+    count = iter(range(10_000))
+    result = _runs.fit(
+        epochs=5,
+        callbacks=[jc.EarlyStopping("temperature", mode="min", patience=2)],
+        host_metrics={"temperature": lambda: next(count)},
+    )
+    assert result.stopped_epoch == 2
+
+
+# The wall clock
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_the_time_is_up(executor):
+    result = _runs.fit(executor, epochs=1_000_000, callbacks=[jc.Timer(0.2)], validation_data=None)
+    assert result.stop_reason.startswith("Timer: the time of 0 s is up after")
+    assert len(result.history) < 1_000_000
+    assert result.stop_reason.count("Timer") == 1
+
+
+def test_durations():
+    assert jc.Timer("00:01:30").duration == 90.0
+    assert jc.Timer("01:00:00:01").duration == 86401.0
+    assert jc.Timer(datetime.timedelta(hours=1)).duration == 3600.0
+    for wrong in ("1:30", "an hour", -1.0, None):
+        with pytest.raises(ValueError, match="Timer: duration must be"):
+            jc.Timer(wrong)
+
+
+def test_throughput_is_written_as_curves(tmp_path):
+    result = _runs.fit(
+        epochs=600,
+        validation_data=None,
+        steps_per_execution=5,
+        callbacks=[jc.Throughput(tokens_per_example=10, peak_flops=1e9, verbose=1)],
+        run_dir=tmp_path,
+    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves = EventAccumulator(str(tmp_path / "logs" / "train"), size_guidance={"scalars": 0})
+    curves.Reload()
+
+    def values(name):
+        return np.asarray([event.value for event in curves.Scalars(f"throughput/{name}")])
+
+    steps, examples, tokens = (values(f"{name}_per_second") for name in ("steps", "examples", "tokens"))
+    assert (steps > 0).all()
+    np.testing.assert_allclose(examples, 16 * steps, rtol=1e-6)
+    np.testing.assert_allclose(tokens, 10 * examples, rtol=1e-6)
+    flops = values("mfu") * 1e9 / steps
+    np.testing.assert_allclose(flops, flops[0], rtol=1e-5)  # a step's, from XLA's count
+    assert 2 * 16 * 3 * 2 < flops[0] < 5_000  # forward and backward of 16 rows with 3 features, and Adam
+    assert result.executor == "looped"
