@@ -8,6 +8,7 @@ the host by themselves, from the second fifth of a run on, so that compilation i
 """
 
 import argparse
+import itertools
 import statistics
 import time
 
@@ -25,7 +26,7 @@ def make_params(sizes):
     rng = np.random.default_rng(0)
     return [
         {"w": jnp.asarray(rng.normal(size=(m, n)) / np.sqrt(m), jnp.float32), "b": jnp.zeros(n)}
-        for m, n in zip(sizes, sizes[1:], strict=False)
+        for m, n in itertools.pairwise(sizes)
     ]
 
 

@@ -2,8 +2,8 @@
 
     python examples/lm.py --run-dir runs/lm
 
-The data is an endless stream of random windows, so the run is counted in steps: 800 of them, an epoch every 200, a
-validation every 100 on modules that the model never saw. `val_bits_per_byte` is how many bits it needs for a byte of
+The data is an endless stream of random windows, so the run is counted in steps: 1000 of them, an epoch every 250, a
+validation every 125 on modules that the model never saw. `val_bits_per_byte` is how many bits it needs for a byte of
 them; how far one gets by counting bytes, or pairs of them, stands beside it. It is the moving average of the weights
 that is validated, that writes a sample of text at each validation, and that is left at the end.
 """
@@ -157,7 +157,7 @@ def main(run_dir: Path, steps: int, batch_size: int, seed: int) -> jc.Result:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--run-dir", type=Path, default=Path("runs/lm"), help="where the files go (%(default)s)")
-    parser.add_argument("--steps", type=int, default=800, help="updates (%(default)s)")
+    parser.add_argument("--steps", type=int, default=1000, help="updates (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, help="windows in a batch (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the data")
     main(**vars(parser.parse_args()))

@@ -4,6 +4,7 @@ from jaxcb import probes
 from jaxcb._actions import (
     Action,
     Average,
+    Backup,
     Call,
     Checkpoint,
     ControlAction,
@@ -47,6 +48,7 @@ from jaxcb._step import EvalStep, Step
 from jaxcb._struct import Struct, static
 from jaxcb._train_state import NamedWeights, TrainState, apply
 from jaxcb.callbacks import (
+    BackupAndRestore,
     CSVLogger,
     EarlyStopping,
     Freeze,
@@ -58,6 +60,7 @@ from jaxcb.callbacks import (
     LearningRateScheduler,
     LogTo,
     MLflowLogger,
+    ModelCheckpoint,
     ModelSummary,
     NormMonitor,
     ProgressBar,
@@ -73,7 +76,8 @@ from jaxcb.callbacks import (
 )
 from jaxcb.fit import evaluate, fit, predict
 from jaxcb.host_callback import HostCallback
-from jaxcb.loop import Loop, Result, Run
+from jaxcb.load import load
+from jaxcb.loop import Loop, Result, Run, last_result
 from jaxcb.models.linen import linen
 from jaxcb.models.pytree import with_state
 from jaxcb.recorder import Recorder

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcb._actions import Action, as_actions, template_names
+from jaxcb._actions import PLACES, Action, as_actions, template_names
 from jaxcb._callback import Callback
 from jaxcb._errors import CallbackError, MissingMetricError
 from jaxcb._form import conform
@@ -198,9 +198,9 @@ def _complete(action: Action, owner: str, where: str, metrics: Metrics) -> Actio
     if action.template:
         values = dict(getattr(action, "values", {}))
         for name in template_names(getattr(action, action.template)):
-            if name not in values and name not in ("epoch", "step"):
+            if name not in values and name not in PLACES:
                 if name not in metrics:
-                    names = ", ".join(sorted({*metrics.values, *values, "epoch", "step"}))
+                    names = ", ".join(sorted({*metrics.values, *values, *PLACES}))
                     raise MissingMetricError(
                         f"{where}: the text of its {type(action).__name__} asks for {name!r}; known: {names}."
                     )

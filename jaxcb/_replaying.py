@@ -17,7 +17,7 @@ from jaxcb._schedules import LearningRate
 from jaxcb._struct import select
 from jaxcb._train_state import TrainState, apply
 
-_SIMULATED = (Stop, ScaleLearningRate, SetLearningRate, WeightAction)  # what can change a later decision
+SIMULATED = (Stop, ScaleLearningRate, SetLearningRate, WeightAction)  # what can change a later decision
 
 
 class Rows(NamedTuple):
@@ -132,7 +132,7 @@ def run(callbacks: Chain, rows: Rows, names: tuple[str, ...]) -> Replayed:
             return carry, ()
         states, actions = getattr(callbacks, hook)(carry.states, seen)
         actions = tuple(a.replace(when=a.when & happens) for a in actions)
-        train = apply(tuple(a for a in actions if isinstance(a, _SIMULATED)), carry.train)
+        train = apply(tuple(a for a in actions if isinstance(a, SIMULATED)), carry.train)
         return carry._replace(train=train, states=select(happens, states, carry.states)), actions
 
     def begins(rate: LearningRate, step: Any, epoch: Any) -> Metrics:

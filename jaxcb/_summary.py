@@ -122,7 +122,9 @@ def summarize(train_state: Any, traced: Any = None) -> Summary:
         part, _, name = key.partition("/")
         own = None if flops is None else flops.by_parameter[key]
         size = math.prod(leaf.shape)
-        line = Line(name, tuple(leaf.shape), str(leaf.dtype), size, size * leaf.dtype.itemsize, own, part == _PARTS[0])
+        line = Line(
+            name or part, tuple(leaf.shape), str(leaf.dtype), size, size * leaf.dtype.itemsize, own, part == _PARTS[0]
+        )
         lines.append(line)
     lines.sort(key=lambda line: not line.trainable)
     if flops is None:

@@ -51,7 +51,9 @@ def fit(
     host_metrics: Mapping[str, Callable[[], Any]] | None = None,
     seed: int = 0,
     run_dir: str | Path | None = None,
+    resume: bool | str = False,
     overwrite: bool = False,
+    on_save_error: str = "raise",
     steps_per_execution: int | str = "auto",
     executor: str = "auto",
     copy: bool = False,
@@ -93,8 +95,12 @@ def fit(
         host_metrics: name -> function of nothing that returns a number, read between two calls of the compiled loop:
             `metrics["name"]` for callbacks.
         seed: of the data's order and of the keys that the loss function is given.
-        run_dir: where the run's files go; its `history.csv` is always written.
+        run_dir: where the run's files go; its `history.csv` is always written. The run is saved there at least every
+            60 seconds, and at its end.
+        resume: "auto" goes on with the run that is in `run_dir`, where there is one: it then ends as if it had never
+            been cut short. A run that has come to its end returns its result at once.
         overwrite: whether a run that is in `run_dir` may be replaced.
+        on_save_error: "raise" or "warn" where the run cannot be saved.
         steps_per_execution: steps of one call of the compiled loop; "auto" measures.
         executor: "auto", "looped" or "stepped".
         copy: for an NNX module, leave it as it is and return a trained copy.
@@ -157,7 +163,9 @@ def fit(
         validation_batch_size=validation_batch_size,
         seed=seed,
         run_dir=run_dir,
+        resume=resume,
         overwrite=overwrite,
+        on_save_error=on_save_error,
         steps_per_execution=steps_per_execution,
         executor=executor,
         verbose=verbose,

@@ -14,7 +14,7 @@ from jaxcb._actions._control import (
     Swap,
     WeightAction,
 )
-from jaxcb._actions._host import Call, Checkpoint, Summarize
+from jaxcb._actions._host import Backup, Call, Checkpoint, Summarize
 from jaxcb._actions._log import (
     HandOver,
     JSONLine,
@@ -28,4 +28,4 @@ from jaxcb._actions._log import (
     WandbLog,
 )
 from jaxcb._actions._series import Histogram, Image, Scalars, SeriesAction, Text
-from jaxcb._actions._use import as_actions, fill, fired, stop_requested, template_names
+from jaxcb._actions._use import PLACES, as_actions, fill, fired, stop_requested, template_names

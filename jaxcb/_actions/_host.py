@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxcb._actions._base import HostAction
+from jaxcb._check import one_of, whole
 from jaxcb._struct import static
 
 
@@ -22,7 +23,7 @@ class Call(HostAction):
 
 
 class Checkpoint(HostAction):
-    """Saves the weights of this moment in a directory of its own, with Orbax; `ocp.load` reads it.
+    """Saves the weights of this moment in a directory of its own, with Orbax; `jc.load` and `ocp.load` read it.
 
     Attributes:
         path: the directory, a template filled as `Stop.reason` is: `"{epoch:02d}-{val_loss:.2f}"`, epoch from 1.
@@ -30,20 +31,40 @@ class Checkpoint(HostAction):
             new one is complete.
         what: "model" for a dict of `params` and `model_state`, "state" for the whole train state.
         values: what the template needs beyond metrics, name -> scalar.
+        value: what it is ranked by, float32 (), NaN for what is never best; None where nothing ranks it.
+        mode: "min" or "max", which values are better.
+        max_to_keep: how many of the latest that this action saved stay; None for all, or for one where `keep_best`
+            is given.
+        keep_best: how many of those with the best values stay besides them; None for no such rule.
+        async_: whether the save goes on in the background.
     """
 
     path: str = static()
     what: str = static(default="model")
     values: dict[str, Any] = dataclasses.field(default_factory=dict, kw_only=True)
+    value: Any = dataclasses.field(default=None, kw_only=True)
+    mode: str = static(default="min", kw_only=True)
+    max_to_keep: int | None = static(default=None, kw_only=True)
+    keep_best: int | None = static(default=None, kw_only=True)
+    async_: bool = static(default=False, kw_only=True)
 
     template = "path"
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str | os.PathLike) or not os.fspath(self.path):
             raise TypeError(f"Checkpoint takes the path of a directory, got {self.path!r}.")
-        if self.what not in ("model", "state"):
-            raise ValueError(f'Checkpoint: what must be "model" or "state", got {self.what!r}.')
+        one_of("Checkpoint", "what", self.what, ("model", "state"))
+        one_of("Checkpoint", "mode", self.mode, ("min", "max"))
+        for name in ("max_to_keep", "keep_best"):
+            if getattr(self, name) is not None:
+                self._set(name, whole("Checkpoint", name, getattr(self, name), least=1))
+        if self.keep_best is not None and self.value is None:
+            raise ValueError("Checkpoint: keep_best needs value=, which it ranks by.")
         self._set("path", os.fspath(self.path))
+
+
+class Backup(HostAction):
+    """Saves the whole run in its directory, so that a killed one goes on from here."""
 
 
 class Summarize(HostAction):

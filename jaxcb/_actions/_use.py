@@ -64,9 +64,22 @@ def template_names(text: str) -> list[str]:
     return [name.split(".")[0].split("[")[0] for _, name, _, _ in string.Formatter().parse(text) if name]
 
 
-def fill(action: Action, *, step: int = 0, epoch: int = 0, known: Iterable[tuple[str, Any]] = ()) -> str:
-    """Fills the text of `action` (host only) with its values, `{step}` and the 1-based `{epoch}`."""
-    values: dict[str, Any] = {"step": int(step), "epoch": int(epoch) + 1, **dict(known)}
+PLACES = ("epoch", "batch", "step")  # what every template may ask for
+
+
+def fill(
+    action: Action, *, step: int = 0, epoch: int = 0, batch: int = 0, known: Iterable[tuple[str, Any]] = ()
+) -> str:
+    """Fills the text of `action` (host only) with its values, its place in the run, and what is `known` besides.
+
+    Args:
+        action: its template is filled.
+        step: updates done.
+        epoch: index of the epoch, from 0; `{epoch}` counts from 1.
+        batch: batches done in the epoch, so that `{batch}` counts from 1 behind a batch.
+        known: further names and values.
+    """
+    values: dict[str, Any] = {"step": int(step), "epoch": int(epoch) + 1, "batch": int(batch), **dict(known)}
     for name, value in getattr(action, "values", {}).items():
         array = np.asarray(value)
         values[name] = array.item() if array.ndim == 0 else array

@@ -1,5 +1,6 @@
 """The built-in callbacks: one a file, pure, and each in `REGISTRY`, which the laws test."""
 
+from jaxcb.callbacks._backup_and_restore import BackupAndRestore
 from jaxcb.callbacks._csv_logger import CSVLogger
 from jaxcb.callbacks._early_stopping import EarlyStopping
 from jaxcb.callbacks._freeze import Freeze
@@ -11,6 +12,7 @@ from jaxcb.callbacks._learning_rate_monitor import LearningRateMonitor
 from jaxcb.callbacks._learning_rate_scheduler import LearningRateScheduler
 from jaxcb.callbacks._log_to import LogTo
 from jaxcb.callbacks._mlflow_logger import MLflowLogger
+from jaxcb.callbacks._model_checkpoint import ModelCheckpoint
 from jaxcb.callbacks._model_summary import ModelSummary
 from jaxcb.callbacks._norm_monitor import NormMonitor
 from jaxcb.callbacks._progress_bar import ProgressBar
@@ -25,6 +27,7 @@ from jaxcb.callbacks._timer import Timer
 from jaxcb.callbacks._wandb_logger import WandbLogger
 
 __all__ = [
+    "BackupAndRestore",
     "CSVLogger",
     "EarlyStopping",
     "Freeze",
@@ -36,6 +39,7 @@ __all__ = [
     "LearningRateScheduler",
     "LogTo",
     "MLflowLogger",
+    "ModelCheckpoint",
     "ModelSummary",
     "NormMonitor",
     "ProgressBar",

@@ -17,6 +17,7 @@ from jaxcb.loop._evaluators import Evaluators
 from jaxcb.loop._executor import Live
 from jaxcb.loop._feed import Feed
 from jaxcb.loop._host_metrics import HostMetrics
+from jaxcb.loop._keeping import Keeper
 from jaxcb.loop._looped import Looped
 from jaxcb.loop._place import Place
 from jaxcb.loop._positions import Cadence
@@ -45,6 +46,7 @@ def assemble(
     probes: Mapping[str, Probe] | None = None,
     evaluators: Evaluators | None = None,
     host_metrics: Mapping[str, Callable[[], Any]] | None = None,
+    keeper: Keeper | None = None,
     debug: bool = False,
     members: int | None = None,
     chain_axes: Any = None,
@@ -67,6 +69,7 @@ def assemble(
         probes: the user's looks inside the step; callbacks may ask for more.
         evaluators: what the host computes at a validation.
         host_metrics: name -> function of nothing, read before each dispatch.
+        keeper: saves the run; None where it is not saved.
         debug: whether to look for NaN at every step.
         members: the size of the member axis, None for a single run.
         chain_axes: which of the callbacks' numbers have a member axis, as `vmap`'s `in_axes`.
@@ -104,6 +107,7 @@ def assemble(
     examples = {prefix: own.example for prefix, own in sets.items()}
     empty = prepare(program, state, states, settings, example, examples)
     outside.use(program.host_read, context)
+    run.traced_step = lambda: (program.jaxpr(state, example), state, example)
     kind, why = ("stepped", "debug=True") if debug else choose(executor, program.jaxpr(state, example))
     feed.choose(stacked=kind == "looped")
     program.layout = feed.layout
@@ -133,6 +137,7 @@ def assemble(
         context=context,
         run=run,
         steps_per_execution=steps_per_execution,
+        keeper=keeper,
     )
     return driver, why
 

@@ -10,15 +10,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxcb._actions import HostAction, Stop, fill
-from jaxcb.loop._carry import FOREVER, Inputs, Status
+from jaxcb._actions import Backup, HostAction, Stop, fill
+from jaxcb.loop._carry import FOREVER, Carry, Inputs, Status, owned
 from jaxcb.loop._evaluators import Evaluators
 from jaxcb.loop._executor import Executor, Live, Output
 from jaxcb.loop._feed import Chunk, Feed
 from jaxcb.loop._host_metrics import HostMetrics
+from jaxcb.loop._keeping import Keeper, allowed_on
 from jaxcb.loop._place import Place
 from jaxcb.loop._rings import Record
 from jaxcb.loop._run import Run
+from jaxcb.loop._signals import Interrupted, Signals
 from jaxcb.writers import Context
 from jaxcb.writers._performer import Performer, close_all
 
@@ -60,6 +62,7 @@ class Driver:
         context: for the writers.
         run: for host functions.
         steps_per_execution: steps of a dispatch; None measures.
+        keeper: saves the run; None where it is not saved.
     """
 
     def __init__(
@@ -76,13 +79,20 @@ class Driver:
         context: Context,
         run: Run,
         steps_per_execution: int | None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.executor, self.live, self.feed = executor, live, feed
         self.host_sets, self.evaluators = host_sets, evaluators
         self.host_metrics = host_metrics
         self.inputs, self.place = inputs, place
         self.context, self.run = context, run
+        self.keeper, self.signals = keeper, Signals()
         self.stops: list[StopRecord] = []
+        self.interrupted: int | None = None  # the signal that ended the run
+        self._resumed = False
+        self._flying: deque[_Flight] = deque()
+        self._status: Status | None = None  # as last read
+        self._whole = True  # whether no moment is half done
         self._fixed = steps_per_execution
         self._length = steps_per_execution or _FIRST
         self._last_read: tuple[float, int] | None = None
@@ -92,7 +102,10 @@ class Driver:
         for actions in executor.program.actions.values():
             for action in actions:
                 _check_text(action, executor.program.members)
-                self._performer.prepare(action)
+                if not isinstance(action, Backup):
+                    self._performer.prepare(action)
+                elif keeper is None:
+                    raise ValueError(f"{action.owner} saves the run, which needs a directory: pass run_dir=.")
 
     def writer(self, cls: type) -> Any:
         """Returns the run's writer of a class, None where it has none."""
@@ -101,21 +114,112 @@ class Driver:
     # The run
 
     def train(self) -> None:
-        """Runs from `on_train_begin` to `on_train_end`. Writers and feed are closed on every way out."""
+        """Runs from `on_train_begin` to `on_train_end`. Writers and feed are closed on every way out.
+
+        A run that a signal ends is saved, and says so in `interrupted`.
+        """
         failed: BaseException | None = None
         try:
-            self._edge(self.executor.begin)
-            self._steps()
-            self._edge(self.executor.end)
+            with self.signals:
+                if not self._resumed:
+                    self._edge(self.executor.begin)
+                    self._save(wait=True)  # from here on a killed run knows where its files stood
+                self._steps()
+                self._save()
+                self._edge(self.executor.end)
+                if self.keeper is not None:
+                    self.keeper.save_result(self.live.carry(), self._facts())
+        except Interrupted as asked:
+            failed, self.interrupted = asked, asked.signum
+            self._save(wait=True)
+            self._update_model()
         except BaseException as error:
             failed = error
-            with contextlib.suppress(RuntimeError):  # the step that failed may have taken the arrays with it
-                self._update_model()
+            self._rescue(error)
             raise
         finally:
-            # the writers first: a feed may have to wait for a user's iterator, and be interrupted in it
-            self.context.failure = failed
-            close_all((*self._performer.writers.values(), self.host_metrics, self.feed), failed)
+            self.close(failed)
+
+    def close(self, failed: BaseException | None = None) -> None:
+        """Closes writers, feed and what saves the run; the first error is the one that the user sees."""
+        self.context.failure = failed
+        keepers = () if self.keeper is None else (self.keeper,)
+        # the writers first: a feed may have to wait for a user's iterator, and be interrupted in it
+        close_all((*self._performer.writers.values(), self.host_metrics, *keepers, self.feed), failed)
+
+    def resume(self, carry: Carry, facts: Mapping[str, Any], *, anew: bool = False) -> None:
+        """Takes a run over as it was saved; `train` then goes on with its next step.
+
+        Args:
+            carry: the run on the device.
+            facts: what the host knew.
+            anew: whether a stop that has ended the run holds no more, because something else is asked for now.
+        """
+        if anew and facts["cursor"] == 0:
+            carry, facts = allowed_on(carry), {**facts, "stops": []}
+        self.live, self._resumed = Live.of(owned(self._with_order(carry))), True
+        self.place.take(carry)
+        self._read_at = (self.place.epoch, self.place.step, self.place.evaluated == self.place.step)
+        self.stops = [StopRecord(*stop) for stop in facts["stops"]]
+        self.host_metrics.before = facts["elapsed"]
+        self._performer.restore(facts["writers"])
+
+    def _with_order(self, carry: Carry) -> Carry:
+        """The order of the rows is a function of the key and the epoch, and is not saved."""
+        if carry.order is None:
+            return carry
+        inputs = self.inputs.replace(data=None, val={})
+        return carry.replace(order=jax.jit(self.executor.program.layout.new_order)(inputs, carry.epoch))
+
+    # Saving
+
+    def _save(self, *, wait: bool = False) -> None:
+        """Saves the run; nothing may be under way."""
+        if self.keeper is not None:
+            self.keeper.save(self.live.carry(), self._facts(), wait=wait)
+
+    def _facts(self) -> dict[str, Any]:
+        """What the host knows of the run, as JSON. All that was logged so far is durable when it returns."""
+        place = self.place
+        return {
+            "step": place.step,
+            "epoch": place.epoch,
+            "cursor": place.cursor,
+            "feed": self.feed.position(),
+            "files": self.context.file_positions(),
+            "writers": self._performer.positions(),
+            "stops": [list(stop) for stop in self.stops],
+            "elapsed": self.host_metrics.elapsed,
+            "executor": self.executor.name,
+        }
+
+    def _pause(self) -> None:
+        """What is done where nothing is under way: a save that is due, and the end that a signal has asked for."""
+        if self.keeper is not None and self.keeper.due:
+            self._save()
+        self.signals.check()
+
+    def _rescue(self, error: BaseException) -> None:
+        """Saves what is whole of a run that failed, and brings the caller's model up to date."""
+        if any(leaf.is_deleted() for leaf in self.live.leaves):  # the step that failed has taken the arrays with it
+            return
+        with contextlib.suppress(Exception):
+            while self._flying:
+                flight = self._flying.popleft()
+                with contextlib.suppress(Exception):  # of the writer that failed; the others get their records
+                    self._read(flight.output, flight.host)
+            self._update_model()
+        if self.keeper is None or self._status is None:
+            return
+        status = self._status
+        if not self._whole or bool(status.yielded) or bool(status.awaits):
+            return  # between its moments a run is not whole: the checkpoint before is, and what follows happens again
+        try:
+            self.place.correct(status)
+            self.feed.confirm(status)
+            self._save(wait=True)
+        except Exception as second:
+            error.add_note(f"The run could not be saved after that: {second!r}")
 
     def _edge(self, moment: Any) -> None:
         """Runs one of the moments that stand alone."""
@@ -124,10 +228,13 @@ class Driver:
         self._settle(self._read(output, host))
 
     def _steps(self) -> None:
-        flying: deque[_Flight] = deque()
+        flying = self._flying
         while True:
+            if not flying:
+                self._pause()
+            rests = self.signals.asked is not None or (self.keeper is not None and self.keeper.due)
             # where nothing is under way the data is waited for; else what is under way is read meanwhile
-            while not flying or (len(flying) < _AHEAD and not flying[-1].output.may_wait and self.feed.ready()):
+            while not flying or (not rests and len(flying) < _AHEAD and self._may_go_on(flying[-1])):
                 chunk = self._dispatch(flying)
                 if chunk is None:
                     break
@@ -151,12 +258,20 @@ class Driver:
             if bool(status.over):
                 return
 
+    def _may_go_on(self, last: _Flight) -> bool:
+        """Whether another stretch may be dispatched behind this one."""
+        return not last.output.may_wait and self.feed.ready()
+
     def _dispatch(self, flying: deque[_Flight]) -> Chunk | None:
         """Dispatches the next stretch, where the host believes that there is one."""
         place = self.place
         if place.over:
             return None
-        chunk = self.feed.next()
+        self.signals.waiting = not flying
+        try:
+            chunk = self.feed.next()
+        finally:
+            self.signals.waiting = False
         if chunk is None:
             return None
         place.epoch_len = chunk.epoch_len
@@ -200,6 +315,7 @@ class Driver:
     def _read(self, output: Output, host: np.ndarray) -> Status:
         """Reads a stretch's records, waiting for them; performs the logs and keeps the host actions."""
         rings, status = jax.device_get((output.rings, output.status))
+        self._status = status
         self.host_metrics.note(self._read_at, host)
         self._read_at = (int(status.epoch), int(status.step), int(status.evaluated) == int(status.step))
         self._performer.perform(self._logs(self.executor.program.rings.read(rings)))
@@ -211,6 +327,9 @@ class Driver:
         for record in records:
             if isinstance(record.action, Stop):
                 self.stops.extend(_stops(record))
+            elif isinstance(record.action, Backup):
+                assert self.keeper is not None
+                self.keeper.ask()
             elif isinstance(record.action, HostAction):
                 self._waiting.append(record)
             else:
@@ -233,6 +352,7 @@ class Driver:
         waiting, self._waiting = self._waiting, []
         self.run._attach(self.live)
         if waiting:
+            self._whole = False
             self._update_model()
         for record in waiting:
             self._performer.perform([record])
@@ -241,6 +361,7 @@ class Driver:
                 self.run.stop_reason = None
                 self.live = self.executor.request_stop(self.live)
                 self.place.stopping = True
+        self._whole = True
 
     def _update_model(self) -> None:
         """Brings the caller's own module up to date, where the model is one that is changed in place."""
@@ -252,9 +373,11 @@ class Driver:
 
     def _validate(self) -> None:
         """Feeds a validation that the device cannot do by itself."""
+        self._whole = False
         host = self.host_metrics.read(self.place.step)
         inputs = self._inputs(None, host)
         self.live, output = self.executor.validate(self.live, inputs, self.host_sets, self._evaluate)
+        self._whole = True
         self._settle(self._read(output, host))
 
     def _evaluate(self, live: Live) -> dict[str, np.ndarray]:
@@ -285,5 +408,5 @@ def _stops(record: Record) -> Iterable[StopRecord]:
     when = np.asarray(record.action.when)
     for member in np.flatnonzero(when) if when.ndim else (None,):
         own = record.action if member is None else jax.tree.map(lambda x, m=member: x[m], record.action)
-        reason = fill(own, step=record.step, epoch=record.epoch)
+        reason = fill(own, step=record.step, epoch=record.epoch, batch=record.batch)
         yield StopRecord(own.owner, reason, record.step, record.epoch, None if member is None else int(member))

@@ -23,6 +23,8 @@ class Chunk(NamedTuple):
         size: how many batches.
         epoch_len: steps of its epoch, FOREVER where that is not yet known.
         closes: whether its epoch ends with it.
+        step: updates that a run has done before its first batch, where it has positions.
+        positions: where the data stands behind each batch.
     """
 
     data: Any
@@ -32,6 +34,8 @@ class Chunk(NamedTuple):
     size: int
     epoch_len: int
     closes: bool = False
+    step: int = 0
+    positions: tuple[dict[str, Any], ...] = ()
 
     def consumed(self, status: Status) -> bool:
         """Whether a run that stands there needs nothing of it any more.
@@ -43,6 +47,22 @@ class Chunk(NamedTuple):
         if int(status.epoch) != self.epoch:
             return int(status.epoch) > self.epoch
         return not self.closes and int(status.cursor) >= self.base + self.size
+
+
+class FeedStart(NamedTuple):
+    """Where a run stood that is to be resumed.
+
+    Attributes:
+        epoch: its epoch.
+        cursor: steps done in it.
+        step: updates done.
+        position: what its feed's `position` was.
+    """
+
+    epoch: int = 0
+    cursor: int = 0
+    step: int = 0
+    position: dict[str, Any] | None = None
 
 
 class Feed:
@@ -67,6 +87,13 @@ class Feed:
 
     def confirm(self, status: Status) -> None:
         """Lets go of what the run has passed."""
+
+    def position(self) -> dict[str, Any] | None:
+        """Where the data stands behind the last step that was confirmed, as JSON keeps it.
+
+        None where that is a function of epoch and cursor.
+        """
+        return None
 
     def rewind(self) -> int:
         """Starts again at the first chunk that was not let go; returns the steps of its epoch."""

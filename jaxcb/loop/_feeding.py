@@ -1,13 +1,13 @@
 """Which feed serves what a user gave as training data."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 
 from jaxcb.loop import _data
 from jaxcb.loop._carry import FOREVER
-from jaxcb.loop._feed import Feed, Resident
+from jaxcb.loop._feed import Feed, FeedStart, Resident
 from jaxcb.loop._sources import BATCH_SIZE, Asked, source_of
 from jaxcb.loop._stream import Stream
 
@@ -26,6 +26,8 @@ def make_feed(
     train_remainder: bool,
     steps_per_execution: int | None,
     controls: Mapping[str, Any] | None = None,
+    start: FeedStart | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Feed:
     """Makes the feed for what a user gave as data.
 
@@ -40,6 +42,8 @@ def make_feed(
         train_remainder: whether a smaller last batch is trained on.
         steps_per_execution: batches of a chunk; None chooses by their size.
         controls: the run's, as they are before its first step.
+        start: where the run stood that is to be resumed; None for a new one.
+        say: takes a line for the user.
 
     Raises:
         DataError: for data that cannot be trained on.
@@ -68,4 +72,6 @@ def make_feed(
         steps_per_execution=steps_per_execution,
         train_remainder=train_remainder,
         controls=controls,
+        start=start,
+        say=say,
     )

@@ -1,6 +1,8 @@
 """`Loop`: the compiled loop around a step of the user's own."""
 
+import builtins
 import contextlib
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,9 +13,8 @@ from jaxcb._callback import Callback
 from jaxcb._chain import AsCallback, Chain, chain
 from jaxcb._check import one_of, whole
 from jaxcb._probe import Probe
-from jaxcb._records import JOURNAL
 from jaxcb._train_state import TrainState
-from jaxcb.callbacks import History, ProgressBar
+from jaxcb.callbacks import BackupAndRestore, History, ProgressBar
 from jaxcb.loop._assemble import assemble
 from jaxcb.loop._carry import FOREVER
 from jaxcb.loop._debug import debugging
@@ -21,8 +22,10 @@ from jaxcb.loop._driver import Driver
 from jaxcb.loop._evaluators import Evaluators
 from jaxcb.loop._feeding import make_feed
 from jaxcb.loop._positions import Cadence
-from jaxcb.loop._result import Result
+from jaxcb.loop._result import Result, remember
+from jaxcb.loop._resuming import Start, describe, find_start
 from jaxcb.loop._run import Run
+from jaxcb.loop._signals import TERMINATED
 from jaxcb.loop._validation import validation_sets
 from jaxcb.writers import Context
 from jaxcb.writers.history import HistoryWriter
@@ -83,7 +86,9 @@ class Loop:
         host_metrics: Mapping[str, Callable[[], Any]] | None = None,
         seed: int = 0,
         run_dir: str | Path | None = None,
+        resume: bool | str = False,
         overwrite: bool = False,
+        on_save_error: str = "raise",
         steps_per_execution: int | str = "auto",
         executor: str = "auto",
         verbose: int | str = "auto",
@@ -112,8 +117,11 @@ class Loop:
             host_metrics: name -> function of nothing that returns a number, read between two calls of the compiled
                 loop.
             seed: of the data's order.
-            run_dir: where the run's files go.
+            run_dir: where the run's files go. The run is saved there at least every 60 seconds, and at its end.
+            resume: "auto" goes on with the run that is in `run_dir`, where there is one: it then ends as if it had
+                never been cut short. A run that has come to its end returns its result at once.
             overwrite: whether a run that is in `run_dir` may be replaced.
+            on_save_error: "raise" or "warn" where the run cannot be saved.
             steps_per_execution: steps of one call of the compiled loop; "auto" measures.
             executor: "auto", "looped" or "stepped".
             verbose: "auto" for a bar on a terminal and lines elsewhere, 0, 1 for the bar, 2 for lines.
@@ -143,6 +151,7 @@ class Loop:
         validation_steps = _count("validation_steps", validation_steps)
         cadence = Cadence(_frequency(validation_freq), _count("eval_every", eval_every))
         fixed = None if steps_per_execution == "auto" else _count("steps_per_execution", steps_per_execution)
+        one_of("fit", "on_save_error", on_save_error, ("raise", "warn"))
         one_of("fit", "remainder", remainder, ("train", "drop"))
         one_of("fit", "verbose", verbose, ("auto", 0, 1, 2))
         seed = whole("fit", "seed", seed)
@@ -151,10 +160,24 @@ class Loop:
                 batches = whole("fit", "fast_dev_run", int(fast_dev_run), least=1)
                 epochs, steps, validation_steps, cadence = 1, batches, batches, Cadence(1, None)
                 run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcb-"))
-            directory = _prepare_directory(run_dir, overwrite)
+            directory = self._directory(run_dir)
             run = Run(directory)
             context = Context(directory, run, verbose, epochs, trial=bool(fast_dev_run))
             stack.enter_context(debugging(debug, context.say))
+            callbacks = self._all_callbacks(verbose)
+            start = Start()
+            if directory is not None and not fast_dev_run:
+                start = find_start(
+                    directory,
+                    callbacks=callbacks,
+                    config=describe(callbacks, epochs, steps),
+                    resume=resume or (run_dir is None and "auto"),
+                    overwrite=overwrite,
+                    say=context.say,
+                    warn=context.warn,
+                    on_save_error=on_save_error,
+                )
+            context.resumed_files = start.files
             feed = make_feed(
                 train_data,
                 epochs=epochs,
@@ -166,6 +189,8 @@ class Loop:
                 train_remainder=remainder == "train",
                 steps_per_execution=fixed,
                 controls=train_state.controls,
+                start=start.feed,
+                say=context.say,
             )
             try:
                 sets = validation_sets(
@@ -175,10 +200,12 @@ class Loop:
                     raise ValueError(
                         "validation_data was given, but there is no eval_step: pass Loop(train_step, eval_step)."
                     )
+                if start.saved is not None and executor == "auto":
+                    executor = start.saved.facts["executor"]  # another one agrees to rounding only
                 driver, why = assemble(
                     step=self.train_step,
                     eval_step=self.eval_step,
-                    callbacks=self._all_callbacks(verbose),
+                    callbacks=callbacks,
                     train_state=train_state,
                     feed=feed,
                     sets=sets,
@@ -191,13 +218,30 @@ class Loop:
                     probes=probes,
                     evaluators=Evaluators(evaluators),
                     host_metrics=host_metrics,
+                    keeper=start.keeper,
                     debug=debug,
                 )
+                if start.saved is not None:
+                    assert start.keeper is not None
+                    carry = start.keeper.restore(start.saved, driver.live.carry(), finished=start.finished)
+                    driver.resume(carry, start.saved.facts, anew=start.changed)
             except BaseException:
                 feed.close()
                 raise
-            _train(driver, why, context)
-            return _result(driver, directory, context)
+            if start.finished:
+                driver.close()
+            else:
+                _train(driver, why, context)
+            result = _result(driver, directory, context)
+            if driver.interrupted is not None:
+                _leave(driver.interrupted, result)
+            return result
+
+    def _directory(self, run_dir: str | Path | None) -> Path | None:
+        """The run's directory; a `BackupAndRestore` names one where nobody else does."""
+        if run_dir is None:
+            run_dir = next((c.backup_dir for c in self.callbacks.callbacks if isinstance(c, BackupAndRestore)), None)
+        return None if run_dir is None else Path(run_dir).expanduser()
 
     def _all_callbacks(self, verbose: int | str) -> Chain:
         """The user's callbacks, then the history and the progress display, where they are not among them."""
@@ -236,18 +280,20 @@ def _frequency(freq: Any) -> int | tuple[int, ...]:
     return whole("fit", "validation_freq", freq, least=1)
 
 
-def _prepare_directory(run_dir: str | Path | None, overwrite: bool) -> Path | None:
-    if run_dir is None:
-        return None
-    directory = Path(run_dir).expanduser()
-    if (directory / "history.csv").exists() and not overwrite:
-        raise FileExistsError(
-            f"{directory} already holds a run. Pass another run_dir, or overwrite=True to replace it."
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in ("history.csv", JOURNAL):  # overwrite=True: the last run's is not this one's
-        (directory / name).unlink(missing_ok=True)
-    return directory
+def _leave(signum: int, result: Result) -> None:
+    """Ends a run that a signal has ended: the process for SIGTERM, the call for Ctrl-C; a notebook gets the result."""
+    if signum == signal.SIGTERM:
+        raise SystemExit(TERMINATED)
+    remember(result)
+    if not _in_notebook():
+        interrupt = KeyboardInterrupt(f"after {int(result.state.step)} steps; jaxcb.last_result() is what they came to")
+        interrupt.result = result  # pyright: ignore[reportAttributeAccessIssue]
+        raise interrupt
+
+
+def _in_notebook() -> bool:
+    shell = getattr(builtins, "get_ipython", None)
+    return shell is not None and type(shell()).__name__ == "ZMQInteractiveShell"
 
 
 def _result(driver: Driver, directory: Path | None, context: Context) -> Result:
@@ -257,7 +303,9 @@ def _result(driver: Driver, directory: Path | None, context: Context) -> Result:
         state.params if state.adapter is None else state.adapter.deliver(state.params, state.model_state, state.rngs)
     )
     reason = "; ".join(f"{s.owner}: {s.reason}" if s.owner else s.reason for s in driver.stops) or None
-    if reason:
+    if driver.interrupted is not None:
+        reason = "interrupted"
+    elif reason:
         context.say(f"jaxcb: stopped in epoch {driver.stops[0].epoch + 1}: {reason}")
     history = driver.writer(HistoryWriter)
     return Result(

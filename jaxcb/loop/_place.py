@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from jaxcb.loop._carry import FOREVER, Numbers, Status
+import numpy as np
+
+from jaxcb.loop._carry import FOREVER, Carry, Numbers, Status
 
 
 @dataclass
@@ -63,6 +65,12 @@ class Place:
         self.epoch, self.cursor, self.step = int(status.epoch), int(status.cursor), int(status.step)
         self.stopping = bool(status.stop)
         self.evaluated = int(status.evaluated)
+
+    def take(self, carry: Carry) -> None:
+        """Takes over where a saved run stood."""
+        self.epoch, self.cursor, self.step = int(carry.epoch), int(carry.cursor), int(carry.step)
+        self.stopping = bool(np.all(np.asarray(carry.train.stop | carry.ended)))
+        self.evaluated = int(carry.evaluated)
 
     def numbers(self, *, data_epoch: int = -1, base: int = 0, size: int = FOREVER, length: int = FOREVER) -> Numbers:
         """The numbers of a dispatch."""

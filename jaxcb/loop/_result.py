@@ -7,6 +7,19 @@ from typing import Any
 from jaxcb._history import RunHistory
 from jaxcb._train_state import TrainState
 
+_last: "Result | None" = None
+
+
+def last_result() -> "Result | None":
+    """Returns the result of the run that Ctrl-C ended last; it also stands on the `KeyboardInterrupt` as `result`."""
+    return _last
+
+
+def remember(result: "Result") -> None:
+    """Makes a result the one that `last_result` returns."""
+    global _last
+    _last = result
+
 
 @dataclass(frozen=True)
 class Result:

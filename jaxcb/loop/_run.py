@@ -26,6 +26,7 @@ class Run:
         self.step = self.epoch = self.batch = 0
         self.logs: dict[str, Any] = {}
         self.params: dict[str, Any] = {}
+        self.traced_step: Any = None  # returns the step's jaxpr, and the shapes of the state and a batch
         self.stop_reason: str | None = None
         self._live: Any = None
         self._state: TrainState | None = None

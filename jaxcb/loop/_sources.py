@@ -1,7 +1,6 @@
 """Sources: where the batches of a stream come from, pass after pass."""
 
 import inspect
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ class Source:
     """
 
     follows = False  # whether a pass is an epoch, and is asked for with the controls of its begin
+    most: int | None = None  # batches of a pass, where it is to be cut short
 
     def __init__(self, data: Any, what: str) -> None:
         self.data, self.what = data, what
@@ -66,9 +66,32 @@ class Cut(Source):
         order = None
         if self._shuffle:
             order = np.random.default_rng([int(self._seed), number]).permutation(self._rows)
-        for start in range(0, self._rows, self._size):
-            rows = slice(start, min(start + self._size, self._rows))
-            yield self._at(rows if order is None else order[rows])
+        return _Slices(self._at, self._rows, self._size, order, self.describe(number))
+
+
+class _Slices(Iterator[Any]):
+    """The batches of a pass over rows. Its state is how many of them it has given."""
+
+    def __init__(self, at: Callable[[Any], Any], rows: int, size: int, order: np.ndarray | None, what: str) -> None:
+        self._at, self._rows, self._size, self._order, self._what = at, rows, size, order, what
+        self._given = 0
+
+    def __next__(self) -> Any:
+        start = self._given * self._size
+        if start >= self._rows:
+            raise StopIteration
+        self._given += 1
+        rows = slice(start, min(start + self._size, self._rows))
+        return self._at(rows if self._order is None else self._order[rows])
+
+    def get_state(self) -> int:
+        return self._given
+
+    def set_state(self, given: int) -> None:
+        batches = -(-self._rows // self._size)
+        if given > batches:
+            raise DataError(ran_out(self._what, batches, given))
+        self._given = given
 
 
 class Asked(Source):
@@ -98,15 +121,15 @@ class Asked(Source):
         _check_arguments(fn, what)
         super().__init__(fn, what)
         self.one_shot = False
-        self._fn, self._steps = fn, steps_per_epoch
+        self._fn, self.most = fn, steps_per_epoch
         self._cut: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}
 
     def walk(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
         data = self._fn(number, dict(controls))
         what = f"what {self.describe(number)} returned"
-        if self._steps is None and _data.is_endless(data):
+        if self.most is None and _data.is_endless(data):
             raise DataError(f"{what} is an endless stream, so its epoch never ends: pass steps_per_epoch=.")
-        return itertools.islice(source_of(data, what, **self._cut).walk(number, controls), self._steps)
+        return source_of(data, what, **self._cut).walk(number, controls)
 
     def describe(self, number: int) -> str:
         return f"{self.what}(epoch={number}, controls)"
@@ -134,6 +157,14 @@ def in_order(data: Any, what: str, batch_size: int) -> Source:
     """Returns the source of what is walked in its own order; `batch_size` is for arrays and rows alone."""
     rows = _data.are_arrays(data) or _others.is_table(data)
     return source_of(data, what, batch_size=batch_size if rows else None, shuffle=False, seed=0)
+
+
+def ran_out(what: str, batches: int, done: int) -> str:
+    """Says that data has changed, so that a run cannot go on where it stood."""
+    return (
+        f"{what} ended after {batches} batches, but {done} of it were done in the run that is to be resumed: the data "
+        "has changed. Pass the data that the run began with, or begin anew."
+    )
 
 
 def _check_arguments(fn: Callable[..., Any], what: str) -> None:

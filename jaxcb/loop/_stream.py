@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +16,9 @@ import numpy as np
 from jaxcb._errors import DataError
 from jaxcb.loop._carry import FOREVER, Status
 from jaxcb.loop._data import as_arrays, copied
-from jaxcb.loop._feed import Chunk, Feed
+from jaxcb.loop._feed import Chunk, Feed, FeedStart
 from jaxcb.loop._layout import Layout
+from jaxcb.loop._pass import Pass, Pulled
 from jaxcb.loop._sources import Source
 
 _STACK_BYTES = 16 << 20  # of one stacked chunk
@@ -30,10 +31,11 @@ _PATIENCE = 5.0  # seconds for the thread to end; one that waits in the user's i
 class _Batch(NamedTuple):
     """A batch as arrays, and where it stands in its pass."""
 
-    arrays: Any
-    smaller: bool  # than the first one
-    first: bool
-    last: bool
+    arrays: Any  # None where a pass that is resumed has no more of them
+    smaller: bool = False  # than the first one
+    first: bool = False
+    last: bool = False
+    position: dict[str, Any] | None = None  # where the pass stands behind it
 
 
 class Stream(Feed):
@@ -50,6 +52,8 @@ class Stream(Feed):
         steps_per_execution: batches of a chunk; None chooses by their size.
         train_remainder: whether a smaller last batch is trained on.
         controls: the run's, as they are before its first step.
+        start: where the run stood that is to be resumed; None for a new one.
+        say: takes a line for the user.
     """
 
     def __init__(
@@ -62,31 +66,58 @@ class Stream(Feed):
         steps_per_execution: int | None,
         train_remainder: bool,
         controls: Mapping[str, Any] | None = None,
+        start: FeedStart | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self._source = source
         self._steps_per_epoch = steps_per_epoch
         self._end_epoch, self._end_step = end_epoch, end_step
         self._train_remainder = train_remainder
         self.epoch_len = FOREVER if steps_per_epoch is None else steps_per_epoch
-        self._told = 0  # the epoch whose controls the thread was told last
-        self._given = _floats(controls or {})  # what the first pass was given
-        self._now = (0, self._given)
-        self._begun = self._walk(0, self._given)
-        self._first = next(self._begun, None)
-        if self._first is None:
+        self._start = start or FeedStart()
+        self._epoch = self._start.epoch  # that the run has confirmed
+        self._behind = self._first_position()  # the batches done before
+        self._where = self._behind  # of the source, behind the last step confirmed
+        self._told = self._start.epoch  # the epoch whose controls the thread was told last
+        self._given = _floats(controls or {}) | self._behind.pop("controls", {})  # what the first pass was given
+        self._began_with = self._given  # the controls that the epoch told began with
+        self._now = (self._start.epoch, self._given)
+        begun = Pass(source, self._behind["pass"], self._given)
+        first = next(begun, None)
+        if first is None:
             raise DataError(f"{source.what} ({source.kind}) is empty: it gave no batch.")
-        batch, self._rows = as_arrays(self._first, f"the first batch of {source.what}")
+        self._begun: tuple[Iterator[Pulled], Pass] | None = (iter([first]), begun)
+        batch, self._rows = as_arrays(first.batch, f"the first batch of {source.what}")
+        self._host_example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
         self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.asarray(x[:1]).dtype), batch)
+        if say is not None and begun.walks_to(self._behind) and not self._is_over(*self._start[:3]):
+            say(
+                f"jaxcb: {source.describe(begun.number)} starts anew and {self._behind['batches']} batches of it are "
+                "passed over, since its iterator told no position. One with get_state and set_state goes on where it "
+                "stood."
+            )
         self._fixed = steps_per_execution
         self.choose(stacked=True)
         self._unconfirmed: deque[Chunk] = deque()
-        self._position = 0
+        self._dispatched = 0
         self._queue: queue.Queue[Any] = queue.Queue(_AHEAD)
         self._begins: queue.Queue[dict[str, float] | None] = queue.Queue()  # controls of the epochs that begin
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         self._ended = False
         self._error: BaseException | None = None
+
+    def _first_position(self) -> dict[str, Any]:
+        """Where the source stands at the start."""
+        epoch, cursor, step, position = self._start
+        if position is not None and (position["pass"] == epoch or not self._source.follows):
+            return dict(position)
+        # of another kind of data, which had none: as if each epoch had been a pass
+        return {"pass": 0, "batches": step} if self._source.one_shot else {"pass": epoch, "batches": cursor}
+
+    def _is_over(self, epoch: int, cursor: int, step: int) -> bool:
+        """Whether a run that stands there needs no more batches."""
+        return step >= self._end_step or (cursor == 0 and epoch >= self._end_epoch)
 
     def choose(self, *, stacked: bool) -> None:
         self._stacked = stacked
@@ -96,21 +127,23 @@ class Stream(Feed):
         self._take(wait=True)
         if self._error is not None:
             raise self._error
-        if self._position == len(self._unconfirmed):
+        if self._dispatched == len(self._unconfirmed):
             return None
-        self._position += 1
-        return self._unconfirmed[self._position - 1]
+        self._dispatched += 1
+        return self._unconfirmed[self._dispatched - 1]
 
     def ready(self) -> bool:
         self._take(wait=False)
-        return self._position < len(self._unconfirmed)
+        return self._dispatched < len(self._unconfirmed)
 
     def _take(self, *, wait: bool) -> None:
         """Takes a chunk over from the thread, where none is at hand."""
-        if self._position < len(self._unconfirmed) or self._ended or self._error is not None:
+        if self._dispatched < len(self._unconfirmed) or self._ended or self._error is not None:
             return
         self._tell()
         if self._thread is None:
+            if self._began_with != self._given:  # `on_train_begin` has set a control
+                self._begun = iter(()), Pass(self._source, self._behind["pass"], self._began_with)
             self._thread = threading.Thread(target=self._work, args=(_settings(),), name="jaxcb-data", daemon=True)
             self._thread.start()
         try:
@@ -128,18 +161,34 @@ class Stream(Feed):
         """Lets the thread begin the epoch that the run has reached, now that it asks for its data."""
         epoch, controls = self._now
         if self._source.follows and epoch > self._told:
-            self._told = epoch
+            self._told, self._began_with = epoch, controls
             self._begins.put(controls)
 
+    def position(self) -> dict[str, Any]:
+        if not self._source.follows:
+            return dict(self._where)
+        controls = self._began_with if self._epoch == self._told else self._now[1]
+        return self._where | {"controls": dict(controls)}
+
     def confirm(self, status: Status) -> None:
+        epoch, step = int(status.epoch), int(status.step)
         if self._source.follows:
-            self._now = (int(status.epoch), _floats(status.controls))
+            self._now = (epoch, _floats(status.controls))
+            if self._thread is None and self._start.cursor == 0:  # the first epoch has not begun yet
+                self._began_with = self._now[1]
+        for chunk in self._unconfirmed:
+            if 0 < step - chunk.step <= len(chunk.positions):
+                self._where = chunk.positions[step - chunk.step - 1]
+        closed = epoch > self._epoch and int(status.cursor) == 0
+        if closed and self._steps_per_epoch is None and not self._source.one_shot:  # with its pass
+            self._where = {"pass": self._where["pass"] + 1, "batches": 0}
+        self._epoch = epoch
         while self._unconfirmed and self._unconfirmed[0].consumed(status):
             self._unconfirmed.popleft()
-            self._position -= 1
+            self._dispatched -= 1
 
     def rewind(self) -> int:
-        self._position = 0
+        self._dispatched = 0
         return self._unconfirmed[0].epoch_len if self._unconfirmed else self.epoch_len
 
     def close(self) -> None:
@@ -175,27 +224,42 @@ class Stream(Feed):
         return False
 
     def _chunks(self) -> Iterator[Chunk]:
-        epoch = cursor = base = step = 0
+        epoch, cursor, step, _ = self._start
+        if cursor > 0 and (step >= self._end_step or cursor >= self.epoch_len):
+            yield self._closing(epoch, cursor, step, self.epoch_len)
+            epoch, cursor = epoch + 1, 0
         held: list[_Batch] = []
         ragged, began = False, 0.0
         batches = self._batches()
-        while True:
+        while not self._is_over(epoch, cursor, step):
             try:
                 batch = next(batches, None)
             except Exception:
                 if held:  # what was pulled before the error is trained on
-                    yield self._chunk(held, epoch, base, self.epoch_len)
+                    yield self._chunk(held, epoch, cursor, step, self.epoch_len)
                 raise
             if batch is None:
-                break
+                if self._closed.is_set():
+                    return
+                if held:
+                    yield self._chunk(held, epoch, cursor, step, self.epoch_len)
+                raise DataError(
+                    f"{self._source.what} is a {self._source.kind} that was used up after {step} batches, in epoch "
+                    f"{epoch + 1}. Pass something that can be iterated again, or ask for fewer steps."
+                )
+            if batch.arrays is None:
+                if self._steps_per_epoch is None and cursor > 0:
+                    yield self._closing(epoch, cursor, step, cursor)
+                    epoch, cursor = epoch + 1, 0
+                continue
             if ragged and not batch.first:
                 raise DataError(
                     f"ragged batches: batch {step} of {self._source.what} is smaller than the first one, which has "
                     f"{self._rows} rows. Only the last batch of a pass or of an epoch may be smaller."
                 )
             if batch.smaller and held:
-                yield self._chunk(held, epoch, base, self.epoch_len)
-                base, held = cursor, []
+                yield self._chunk(held, epoch, cursor, step, self.epoch_len)
+                held = []
             began = time.monotonic() if not held else began
             held.append(batch)
             cursor, step = cursor + 1, step + 1
@@ -204,20 +268,10 @@ class Stream(Feed):
             closes = ends or step == self._end_step
             slow = time.monotonic() - began > _SLOW
             if closes or batch.smaller or slow or len(held) == self._capacity(held[0]):
-                yield self._chunk(held, epoch, base, cursor if ends else self.epoch_len, closes=closes)
-                base, held = cursor, []
+                yield self._chunk(held, epoch, cursor, step, cursor if ends else self.epoch_len, closes=closes)
+                held = []
             if ends:
-                epoch, cursor, base = epoch + 1, 0, 0
-            if epoch == self._end_epoch or step == self._end_step:
-                return
-        if self._closed.is_set():
-            return
-        if held:
-            yield self._chunk(held, epoch, base, self.epoch_len)
-        raise DataError(
-            f"{self._source.what} is a {self._source.kind} that was used up after {step} batches, in epoch "
-            f"{epoch + 1}. Pass something that can be iterated again, or ask for fewer steps."
-        )
+                epoch, cursor = epoch + 1, 0
 
     def _batches(self) -> Iterator[_Batch]:
         """Gives batches, pass after pass.
@@ -225,67 +279,64 @@ class Stream(Feed):
         The last one of a pass is known by looking ahead. That is done only where the end of a pass is the end of an
         epoch, so that a live stream is never waited for in vain.
         """
-        given = 0
-        for number, batches in enumerate(self._passes()):
+        given = self._start.step
+        for number, resumed, batches in self._passes():
             kept, first = self._kept(batches, number), True
             ahead = next(kept, None)
             if ahead is None:
-                again = "" if self._source.follows else " when it was walked again"
-                raise DataError(f"{self._source.describe(number)} gave no batch{again}.")
+                if not resumed:
+                    again = "" if self._source.follows else " when it was walked again"
+                    raise DataError(f"{self._source.describe(number)} gave no batch{again}.")
+                yield _Batch(None)
             while ahead is not None:
-                (batch, smaller), given, error = ahead, given + 1, None
+                (batch, smaller, position), given, error = ahead, given + 1, None
                 looks = self._steps_per_epoch is None and given < self._end_step
                 if looks:
                     try:
                         ahead = next(kept, None)
                     except Exception as raised:  # belongs to the next batch; this one is good
                         error = raised
-                yield _Batch(batch, smaller, first, ahead is None)
+                yield _Batch(batch, smaller, first, ahead is None, position)
                 if error is not None:
                     raise error
                 if not looks:
                     ahead = next(kept, None)
                 first = False
 
-    def _passes(self) -> Iterator[Iterator[Any]]:
-        """Gives the batches of each pass; waits where the source follows the run until it is there."""
-        begun, self._first, self._begun = itertools.chain([self._first], self._begun), None, iter(())
-        if self._source.follows and self._now[1] != self._given:  # `on_train_begin` has set a control
-            begun = self._walk(0, self._now[1])
-        yield begun
-        del begun  # frees what it holds before the next pass begins
+    def _passes(self) -> Iterator[tuple[int, bool, Iterator[Pulled]]]:
+        """Gives each pass: its number, whether a part of it was done before, and its batches.
+
+        Waits where the source follows the run until its data is there.
+        """
+        assert self._begun is not None
+        (pulled, begun), self._begun = self._begun, None
+        number, resumed = begun.number, self._behind["batches"] > 0
+        if resumed:
+            begun.go_to(self._behind)
+            pulled = iter(())
+        yield number, resumed, itertools.chain(pulled, begun)
+        del pulled, begun  # frees what they hold before the next pass begins
         if self._source.one_shot:
             return
-        for number in itertools.count(1):
+        for later in itertools.count(number + 1):
             controls = self._begins.get() if self._source.follows else {}
             if controls is None:
                 return
-            yield self._walk(number, controls)
+            yield later, False, Pass(self._source, later, controls)
 
-    def _walk(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
-        """Gives the batches of a pass as they are; an error names the pass and the batch."""
-        at = 1
-        try:
-            batches = self._source.walk(number, controls)
-            for batch in batches:
-                yield batch
-                at += 1
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            error.add_note(f"This happened while batch {at} of {self._source.describe(number)} was pulled.")
-            raise
+    def _kept(self, batches: Iterator[Pulled], number: int) -> Iterator[tuple[Any, bool, dict[str, Any]]]:
+        """Gives a pass's batches as arrays, whether each is a smaller one, and its position.
 
-    def _kept(self, batches: Iterator[Any], number: int) -> Iterator[tuple[Any, bool]]:
-        """Gives a pass's batches as arrays, and whether each is a smaller one; drops these where that was asked for."""
+        Drops the smaller ones where that was asked for.
+        """
         known, shapes, most = self.example, [x.shape for x in jax.tree.leaves(self.example)], self._rows
-        for at, batch in enumerate(batches):
-            what = f"batch {at + 1} of {self._source.what}"
+        for batch, position in batches:
+            what = f"batch {position['batches']} of {self._source.what}"
             arrays, rows = as_arrays(batch, what)
             found = jax.tree.structure(arrays)
             if found != jax.tree.structure(known):
                 raise DataError(f"{what} has the structure {found}, the first one {jax.tree.structure(known)}.")
-            if self._source.follows and at == 0:  # each epoch may have shapes of its own
+            if self._source.follows and position["batches"] == 1:  # each epoch may have shapes of its own
                 shapes, most = [x.shape for x in jax.tree.leaves(arrays)], rows
             for x, y, shape in zip(jax.tree.leaves(arrays), jax.tree.leaves(known), shapes, strict=True):
                 if x.shape[1:] != shape[1:] or rows > most:
@@ -293,7 +344,7 @@ class Stream(Feed):
                 if jax.dtypes.canonicalize_dtype(x.dtype) != y.dtype:
                     raise DataError(f"{what} has an array of dtype {x.dtype}, the first one {y.dtype}.")
             if rows == most or self._train_remainder:
-                yield copied(arrays), rows < most  # the next one is pulled before this one is trained on
+                yield copied(arrays), rows < most, position  # the next one is pulled before this one is trained on
 
     def _capacity(self, batch: _Batch) -> int:
         """How many batches a chunk has room for. It is fixed, so that a part of a chunk runs the same program."""
@@ -302,10 +353,15 @@ class Stream(Feed):
         size = max(1, sum(x.nbytes for x in jax.tree.leaves(batch.arrays)))
         return self._fixed or int(np.clip(_STACK_BYTES // size, 1, _MOST))
 
-    def _chunk(self, held: list[_Batch], epoch: int, base: int, epoch_len: int, *, closes: bool = False) -> Chunk:
-        batches = [batch.arrays for batch in held]
+    def _chunk(
+        self, held: list[_Batch], epoch: int, cursor: int, step: int, epoch_len: int, *, closes: bool = False
+    ) -> Chunk:
+        """Makes a chunk of batches; the place is the one behind them."""
+        batches, size = [batch.arrays for batch in held], len(held)
+        positions = tuple(batch.position for batch in held if batch.position is not None)
+        chunk = Chunk(None, None, epoch, cursor - size, size, epoch_len, closes, step - size, positions)
         if not self._stacked:
-            return Chunk(None, [jax.device_put(b) for b in batches], epoch, base, len(batches), epoch_len, closes)
+            return chunk._replace(batches=[jax.device_put(b) for b in batches])
         capacity = self._capacity(held[0])
 
         def stack(*leaves: Any) -> np.ndarray:
@@ -314,8 +370,13 @@ class Stream(Feed):
                 out[i] = leaves[min(i, len(leaves) - 1)]
             return out
 
-        stacked = jax.device_put(jax.tree.map(stack, *batches))
-        return Chunk(stacked, None, epoch, base, len(batches), epoch_len, closes)
+        return chunk._replace(data=jax.device_put(jax.tree.map(stack, *batches)))
+
+    def _closing(self, epoch: int, cursor: int, step: int, epoch_len: int) -> Chunk:
+        """Makes a chunk without a batch, for a run that was resumed between an epoch's last step and its end."""
+        blank = _Batch(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._host_example))
+        chunk = self._chunk([blank], epoch, cursor, step, epoch_len, closes=True)
+        return chunk._replace(batches=None if self._stacked else [], base=cursor, size=0, step=step)
 
 
 def _floats(controls: Mapping[str, Any]) -> dict[str, float]:

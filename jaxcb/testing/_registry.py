@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jaxcb.callbacks
 from jaxcb._callback import Callback
 from jaxcb.callbacks import (
+    BackupAndRestore,
     CSVLogger,
     EarlyStopping,
     Freeze,
@@ -19,6 +20,7 @@ from jaxcb.callbacks import (
     LearningRateScheduler,
     LogTo,
     MLflowLogger,
+    ModelCheckpoint,
     ModelSummary,
     NormMonitor,
     ProgressBar,
@@ -52,6 +54,8 @@ def _nothing(*_: Any) -> None:
 
 # Beyond the one without arguments, which every callback that can be made so has without an entry here.
 _EXAMPLES: tuple[Callable[[], Callback], ...] = (
+    lambda: BackupAndRestore("runs/a", save_freq=2),
+    lambda: BackupAndRestore("runs/a"),
     lambda: CSVLogger("log.csv"),
     lambda: EarlyStopping("val_loss", min_delta=0.25, patience=2, restore_best_weights=True, start_from_epoch=1),
     lambda: EarlyStopping("val_accuracy", patience=1, baseline=0.5, verbose=1, restore_best_weights=True),
@@ -67,6 +71,10 @@ _EXAMPLES: tuple[Callable[[], Callback], ...] = (
     lambda: LogTo(_nothing),
     lambda: LogTo(_nothing, every=3),
     lambda: MLflowLogger("experiment", tags={"a": "b"}, every=2),
+    lambda: ModelCheckpoint("{epoch:02d}-{val_loss:.2f}", save_best_only=True, initial_value_threshold=1.0, verbose=1),
+    lambda: ModelCheckpoint("{epoch}-{batch}-{val_loss:.2f}", save_best_only=True, save_freq=2, async_=True),
+    lambda: ModelCheckpoint("{step}", _gap, mode="max", keep_best=2, max_to_keep=3, every_n_epochs=2, save_at_end=True),
+    lambda: ModelCheckpoint("{step}", keep_best=1, every_minutes=0.05, verbose=1),
     lambda: ModelSummary(depth=1, verbose=0),
     lambda: ProgressBar(verbose=0),
     lambda: ReduceLROnPlateau("val_accuracy", factor=0.5, patience=1, verbose=1, cooldown=1, min_lr=1e-3),

@@ -18,7 +18,7 @@ from jaxcb._errors import DataError
 from jaxcb._metrics import Metrics
 from jaxcb._paths import leaf_name
 from jaxcb._records import Records, read_records
-from jaxcb._replaying import _SIMULATED
+from jaxcb._replaying import SIMULATED
 from jaxcb._schedules import LearningRate
 from jaxcb._train_state import TrainState, apply
 from jaxcb.testing._compare import to_numpy
@@ -206,7 +206,7 @@ class _Walk:
         )
         before = self.own()
         self.states, actions = getattr(self.chain, hook)(self.states, metrics)
-        self.train = apply(tuple(a for a in actions if isinstance(a, _SIMULATED)), self.train)
+        self.train = apply(tuple(a for a in actions if isinstance(a, SIMULATED)), self.train)
         happened = fired(actions)
         self.moments.append(Moment(hook, metrics, self.own(), happened))
         said = [self._action(action) for action in happened] + _changes(before, self.own())

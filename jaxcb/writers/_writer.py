@@ -69,7 +69,7 @@ class Context:
             what: it is, for errors.
             append: whether what is there stays when a new run begins.
         """
-        file, key = AppendFile(path, what, append=append), self._key(path)
+        file, key = AppendFile(path, what, append=append), self.key(path)
         if key in self.resumed_files:
             file.truncate(self.resumed_files[key])
         self._appended[key] = file
@@ -79,7 +79,7 @@ class Context:
         """Makes durable what was written to the files that grow, and returns where each stands, in bytes."""
         return {key: file.position() for key, file in self._appended.items()}
 
-    def _key(self, path: Path) -> str:
+    def key(self, path: Path) -> str:
         """A file's name that stays when the run's directory moves."""
         path = path.resolve()
         if self.run_dir is not None and path.is_relative_to(self.run_dir.resolve()):

@@ -29,7 +29,7 @@ class ProgressWriter(Writer):
 
     def write(self, record: Any) -> None:
         if isinstance(record.action, Print):
-            self._line(fill(record.action, step=record.step, epoch=record.epoch))
+            self._line(fill(record.action, step=record.step, epoch=record.epoch, batch=record.batch))
         else:
             self._epoch_line(record)
 

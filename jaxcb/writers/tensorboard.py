@@ -22,12 +22,16 @@ class TensorBoardWriter(Writer):
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         self._files: dict[str, Any] = {}
+        self._directories: set[Path] = set()
+        self._others: set[str] = set()  # event files that were there before this run began
 
     def prepare(self, action: Any) -> None:
         directory = self._directory(action)
-        if directory not in self.context.files:
+        if directory not in self._directories:
             check_writable(directory, "TensorBoard's event files")
             self.context.files.append(directory)
+            self._directories.add(directory)
+            self._others |= _event_files(self.context, directory).keys()
         if isinstance(action, Image) and importlib.util.find_spec("PIL") is None:
             raise ImportError(f"{action.owner} writes images, which needs Pillow: pip install pillow.")
 
@@ -60,7 +64,7 @@ class TensorBoardWriter(Writer):
                     form = "HW" if action.image.ndim == 2 else "HWC"
                     file.add_image(action.tag + suffix, action.image, record.step, dataformats=form)
                 case Text():
-                    text = fill(action, step=record.step, epoch=record.epoch)
+                    text = fill(action, step=record.step, epoch=record.epoch, batch=record.batch)
                     file.add_text(action.tag + suffix, text, record.step)
                 case _:
                     raise TypeError(
@@ -68,10 +72,34 @@ class TensorBoardWriter(Writer):
                         f"@jc.writer({type(action).__name__})."
                     )
 
+    def position(self) -> Any:
+        # flushing is no barrier in tensorboardX; the next event goes into a new file
+        self.close()
+        sizes: dict[str, int] = {}
+        for directory in self._directories:
+            found = _event_files(self.context, directory)
+            sizes |= {key: path.stat().st_size for key, path in found.items() if key not in self._others}
+        return {"sizes": sizes, "others": sorted(self._others)}
+
+    def restore(self, position: Any) -> None:
+        """Cuts event files back to what had been written, and removes those that began later."""
+        self._others = set(position["others"])
+        for directory in self._directories:
+            for key, path in _event_files(self.context, directory).items():
+                if key in position["sizes"]:
+                    os.truncate(path, position["sizes"][key])
+                elif key not in self._others:
+                    path.unlink()
+
     def close(self) -> None:
         # flushing is no barrier in tensorboardX: only a closed file holds everything
         while self._files:
             self._files.popitem()[1].close()
+
+
+def _event_files(context: Any, directory: Path) -> dict[str, Path]:
+    """The event files of a directory by the key that stays when the run's directory moves."""
+    return {context.key(path): path for path in directory.glob("events.out.tfevents.*")}
 
 
 def _add_histogram(file: Any, tag: str, action: Histogram, step: int) -> None:

@@ -1,19 +1,32 @@
 """Checkpoints that callbacks ask for: what is in them, and that a run does not notice."""
 
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from loop._runs import fit, make_driver, make_state
 from orbax.checkpoint import v1 as ocp
 
 import jaxcb as jc
+from jaxcb.loop import Run
+from jaxcb.loop._rings import Record
+from jaxcb.writers import Context
+from jaxcb.writers.orbax import CheckpointWriter
 
 EPOCHS = 5
 
 
-def saves(path="{epoch:02d}-{val_loss:.2f}", what="model", every=2, **values):
+def saves(path="saves/{epoch:02d}-{val_loss:.2f}", what="model", every=2, **values):
     """A pure callback that saves every so many epochs."""
 
     def on_epoch_end(state, metrics):
@@ -48,8 +61,8 @@ def test_every_second_epoch_is_saved_and_training_goes_on_as_if_nothing_were(exe
     given = {"epochs": EPOCHS, "verbose": 0}
     result = fit(executor, callbacks=[saves(), captures(states)], run_dir=tmp_path, **given)
     losses = result.history["val_loss"]
-    expected = [tmp_path / f"{epoch:02d}-{losses[epoch - 1]:.2f}" for epoch in (2, 4)]
-    assert sorted(p for p in tmp_path.iterdir() if p.is_dir()) == expected
+    expected = [tmp_path / "saves" / f"{epoch:02d}-{losses[epoch - 1]:.2f}" for epoch in (2, 4)]
+    assert sorted((tmp_path / "saves").iterdir()) == expected
     assert set(expected) <= set(result.files)
     for epoch, path in zip((2, 4), expected, strict=True):
         state = states[epoch - 1]
@@ -75,31 +88,204 @@ def test_a_whole_state_comes_back_with_its_keys(tmp_path):
 
 def test_the_same_path_holds_the_latest_and_nothing_else(tmp_path):
     states = []
-    fit(callbacks=[saves("latest", every=1), captures(states)], epochs=3, run_dir=tmp_path)
-    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["latest"]
+    fit(callbacks=[saves("saves/latest", every=1), captures(states)], epochs=3, run_dir=tmp_path)
+    assert [p.name for p in (tmp_path / "saves").iterdir()] == ["latest"]
     wanted = {"params": states[-1].params, "model_state": states[-1].model_state}
-    equal(ocp.load(str(tmp_path / "latest"), like(wanted)), wanted)
+    equal(ocp.load(str(tmp_path / "saves" / "latest"), like(wanted)), wanted)
 
 
 def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    fit(callbacks=[saves("latest", every=1)], epochs=1, run_dir=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    fit(callbacks=[saves("latest", every=1)], epochs=1)
 
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
     monkeypatch.setattr(ocp, "save", fail)
     with pytest.raises(OSError, match="disk full") as caught:
-        fit(callbacks=[saves("latest", every=1)], epochs=1, run_dir=tmp_path, overwrite=True)
+        fit(callbacks=[saves("latest", every=1)], epochs=1)
     assert "while saving" in "".join(caught.value.__notes__)
     assert ocp.metadata(str(tmp_path / "latest")).custom_metadata["epoch"] == 0
 
 
 def test_what_a_killed_save_left_is_no_obstacle(tmp_path):
-    for name in ("latest.orbax-checkpoint-tmp", "latest.jaxcb-new", "latest.jaxcb-old"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "rest").touch()
-    fit(callbacks=[saves("latest", every=1)], epochs=2, run_dir=tmp_path)
-    assert ocp.metadata(str(tmp_path / "latest")).custom_metadata["epoch"] == 1
+    for name in ("latest.orbax-checkpoint-tmp", "latest.jaxcb-new", "latest.jaxcb-old", "1.jaxcb-deleted"):
+        (tmp_path / "saves" / name).mkdir(parents=True)
+        (tmp_path / "saves" / name / "rest").touch()
+    fit(callbacks=[saves("saves/latest", every=1)], epochs=3, run_dir=tmp_path)
+    assert ocp.metadata(str(tmp_path / "saves" / "latest")).custom_metadata["epoch"] == 2
+    assert not {"latest.jaxcb-new", "latest.jaxcb-old", "1.jaxcb-deleted"} & {
+        p.name for p in (tmp_path / "saves").iterdir()
+    }
+
+
+def test_a_process_killed_between_the_two_renames_has_lost_nothing(tmp_path):
+    with jc.Recorder(tmp_path) as recorder:
+        recorder.perform(jc.Checkpoint("a"), make_state(), step=1)
+    (tmp_path / "a").rename(tmp_path / "a.jaxcb-new")
+    assert jc.load(tmp_path / "a", what="params")["w"].shape == make_state().params["w"].shape
+    with jc.Recorder(tmp_path) as recorder:
+        recorder.perform(jc.Checkpoint("a"), make_state(), step=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert ocp.metadata(str(tmp_path / "a")).custom_metadata["step"] == 2
+
+
+# Saves in the background
+
+
+def small():
+    return jc.TrainState.create(params={"w": jnp.ones(3)})
+
+
+def test_one_save_is_under_way_at_a_time_and_the_end_waits_for_the_last(tmp_path, monkeypatch):
+    real, flying, most = ocp.save_async, set(), []
+
+    class Response:
+        def __init__(self, response):
+            self.response = response
+            flying.add(self)
+            most.append(len(flying))
+
+        def result(self):
+            time.sleep(0.05)  # long enough for the next one to be asked for
+            self.response.result()
+            flying.remove(self)
+
+    monkeypatch.setattr(ocp, "save_async", lambda *a, **k: Response(real(*a, **k)))
+    with jc.Recorder(tmp_path) as recorder:
+        for step in range(1, 5):
+            recorder.perform(jc.Checkpoint("{step}", async_=True), small(), step=step)
+    assert most == [1, 1, 1, 1]
+    assert not flying
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "3", "4"]
+
+
+def test_a_run_that_fails_waits_for_its_save(tmp_path):
+    def fail(epoch, logs):
+        raise KeyError("mine")
+
+    save = jc.make_callback(on_epoch_end=lambda s, m: (s, jc.Checkpoint("saves/{epoch}", async_=True)))
+    with pytest.raises(KeyError, match="mine"):
+        fit(callbacks=[save, jc.LambdaCallback(on_epoch_end=fail)], run_dir=tmp_path, epochs=2)
+    assert [p.name for p in (tmp_path / "saves").iterdir()] == ["1"]
+    jc.load(tmp_path / "saves" / "1", what="params")
+
+
+def test_a_save_that_fails_in_the_background_is_heard_of(tmp_path, monkeypatch):
+    class Response:
+        def result(self):
+            raise OSError("disk full")
+
+    monkeypatch.setattr(ocp, "save_async", lambda *a, **k: Response())
+    with pytest.raises(OSError, match="disk full") as caught, jc.Recorder(tmp_path) as recorder:
+        recorder.perform(jc.Checkpoint("{epoch}", async_=True, owner="me"), small(), step=7, epoch=2)
+    assert f"while saving {tmp_path / '3'} for me, in epoch 3 at step 7" in "".join(caught.value.__notes__)
+
+
+# What stays
+
+
+def kept(history, latest, best, mode):
+    """What stays of saves by name and value, in plain Python: the latest after each, and the best of what is left."""
+    there = []
+    for name, value in history:
+        there = [(n, v) for n, v in there if n != name] + [(name, value)]
+        ranked = sorted((v if mode == "min" else -v, i) for i, (_, v) in enumerate(there) if v == v)
+        stay = set(range(len(there))[-latest:]) | {i for _, i in ranked[:best]}
+        there = [x for i, x in enumerate(there) if i in stay]
+    return sorted(n for n, _ in there)
+
+
+VALUES = st.sampled_from([float("nan"), float("inf"), -1.0, 0.0, 0.5, 2.0])
+
+
+@settings(max_examples=8)
+@given(
+    history=st.lists(st.tuples(st.integers(1, 6), VALUES), min_size=1, max_size=6),
+    latest=st.none() | st.integers(1, 2),
+    best=st.none() | st.integers(1, 2),
+    mode=st.sampled_from(["min", "max"]),
+    async_=st.booleans(),
+    cut=st.integers(0, 6),
+)
+def test_the_latest_and_the_best_stay(history, latest, best, mode, async_, cut):
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        (here / "7").mkdir()  # not of this run
+        writer = CheckpointWriter(Context(here, Run(here), 0, None))
+        for at, (name, value) in enumerate(history):
+            if at == cut:  # a process ends, and another goes on
+                position = json.loads(json.dumps(writer.position()))
+                writer.close()
+                writer = CheckpointWriter(Context(here, Run(here), 0, None))
+                writer.restore(position)
+            action = jc.Checkpoint(
+                "{n}",
+                values={"n": name},
+                value=np.float32(value),
+                mode=mode,
+                max_to_keep=latest,
+                keep_best=best,
+                async_=async_,
+            )
+            writer.context.run._hold(small())
+            writer.write(Record(action, "on_epoch_end", at + 1, at, 1))
+        writer.close()
+        everything = latest is None and best is None
+        wanted = kept(history, 99 if everything else latest or 1, best or 0, mode)
+        assert sorted(p.name for p in here.iterdir()) == [*map(str, wanted), "7"]
+        for name in wanted:
+            jc.load(here / str(name), what="params")
+
+
+_SAVES_ON_AND_ON = """
+import sys
+import jax.numpy as jnp
+import jaxcb as jc
+
+with jc.Recorder(sys.argv[1]) as recorder:
+    for step in range(10_000):
+        state = jc.TrainState.create(params={"w": jnp.full(1000, float(step))})
+        recorder.perform(jc.Checkpoint("latest", owner="a"), state, step=step)
+        some = jc.Checkpoint("some/{step}", value=float(step % 5), max_to_keep=1, keep_best=2, async_=True, owner="b")
+        recorder.perform(some, state, step=step)
+        print(step, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.013, 0.029])
+def test_a_process_may_be_killed_at_any_moment(delay, tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", _SAVES_ON_AND_ON, tmp_path], stdout=subprocess.PIPE, text=True)
+    with child:
+        assert child.stdout is not None
+        done = [int(child.stdout.readline()) for _ in range(8)]
+        time.sleep(delay)
+        child.kill()
+    step = int(jc.load(tmp_path / "latest", what="params")["w"][0])
+    assert step >= done[-1]
+    there = [int(p.name) for p in (tmp_path / "some").iterdir() if p.name.isdigit()]
+    for name in there:
+        assert float(jc.load(tmp_path / "some" / str(name), what="params")["w"][0]) == name
+    assert {0, 5} <= set(there)  # the best ones
+    assert max(there) >= done[-1] - 1  # the last one may have been under way
+
+
+def test_what_is_to_be_deleted_and_is_gone_already_is_no_error(tmp_path):
+    save = jc.Checkpoint("{step}", max_to_keep=1)
+    with jc.Recorder(tmp_path) as recorder:
+        recorder.perform(save, small(), step=1)
+        (tmp_path / "1").rename(tmp_path / "mine")
+        recorder.perform(save, small(), step=2)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "mine"]
+        assert recorder.files == (tmp_path / "2",)
+
+
+def test_names_that_collide_in_a_checkpoint_are_refused(tmp_path):
+    params = {"a.b": jnp.ones(1), "a": {"b": jnp.zeros(1)}}
+    with pytest.raises(ValueError, match=r"\['a'\]\['b'\].*\['a.b'\].*same name"), jc.Recorder(tmp_path) as recorder:
+        recorder.perform(jc.Checkpoint("x"), jc.TrainState.create(params=params), step=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_paths_without_a_run_directory_are_relative_to_the_working_one(tmp_path, monkeypatch):
@@ -169,5 +355,7 @@ def test_what_cannot_be_saved_is_refused_before_the_first_step(case, tmp_path, m
 def test_arguments_are_checked():
     with pytest.raises(TypeError, match="Checkpoint takes the path of a directory, got ''"):
         jc.Checkpoint("")
-    with pytest.raises(ValueError, match='what must be "model" or "state", got \'all\''):
+    with pytest.raises(ValueError, match="what must be one of 'model', 'state', got 'all'"):
         jc.Checkpoint("a", "all")
+    with pytest.raises(ValueError, match="keep_best needs value="):
+        jc.Checkpoint("a", keep_best=1)

@@ -1,0 +1,191 @@
+"""`Keeper`: when a run is saved, what is saved of it, and how it comes back."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcb._chain import Chain
+from jaxcb.loop._carry import Carry
+from jaxcb.loop._store import Saved, Store
+
+SAVE_SECONDS = 60.0  # a run with a directory is saved at least so often
+
+# what must be as it was: another model, optimizer or place is another run
+_FIXED = (
+    ".train.step",
+    ".train.key",
+    ".train.params",
+    ".train.opt_state",
+    ".train.model_state",
+    ".train.rngs",
+    ".step",
+    ".epoch",
+    ".cursor",
+    ".evaluated",
+    ".seq",
+)
+
+
+class Keeper:
+    """Saves a run and brings it back.
+
+    A checkpoint holds the carry by the names of its leaves, and as facts what the host knows: where data and files
+    stand, the stops, the seconds spent, and what the callbacks were.
+
+    Args:
+        directory: the run's.
+        callbacks: the run's.
+        config: what was asked for, as JSON.
+        say: prints a line.
+        warn: tells of what is damaged or cannot be saved.
+        on_error: "raise" or "warn" where saving fails.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        callbacks: Chain,
+        config: Mapping[str, Any],
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
+        on_error: str,
+    ) -> None:
+        self._training = Store(directory / "checkpoints", keep=2, say=warn, on_error=on_error)
+        self._result = Store(directory / "result", keep=1, say=warn, on_error=on_error)
+        self._callbacks, self._say = callbacks, say
+        self._about = {"config": dict(config), "callbacks": _fingerprints(callbacks)}
+        self._asked = False
+        self._saved_at = time.monotonic()
+
+    # Saving
+
+    def ask(self) -> None:
+        """Asks for a save at the next place where nothing is under way."""
+        self._asked = True
+
+    @property
+    def due(self) -> bool:
+        """Whether the run is to be saved."""
+        return self._asked or time.monotonic() - self._saved_at >= SAVE_SECONDS
+
+    def save(self, carry: Carry, facts: Mapping[str, Any], *, wait: bool = False) -> None:
+        """Saves the training between two stretches of work."""
+        self._training.save(int(facts["step"]), named(carry), {**facts, **self._about}, wait=wait)
+        self._asked, self._saved_at = False, time.monotonic()
+
+    def save_result(self, carry: Carry, facts: Mapping[str, Any]) -> None:
+        """Saves what a run has come to, after `on_train_end`."""
+        self._result.save(int(facts["step"]), named(carry), {**facts, **self._about}, wait=True)
+
+    def close(self) -> None:
+        """Waits for what is being saved."""
+        try:
+            self._training.close()
+        finally:
+            self._result.close()
+
+    # Coming back
+
+    def look(self) -> tuple[Saved | None, Saved | None]:
+        """Returns the newest checkpoint of the training and the finished result, where they are."""
+        return self._training.latest(), self._result.latest()
+
+    def restore(self, saved: Saved, carry: Carry, *, finished: bool = False) -> Carry:
+        """Returns a new run's carry with what was saved.
+
+        What belongs to a callback that is new, or that is another one under the same name, starts anew, and so does
+        a metric that was not there; what is gone is dropped. Both are said once.
+
+        Raises:
+            ValueError: for parameters or optimizer states that do not fit, naming the leaves with both shapes.
+        """
+        store = self._result if finished else self._training
+        stored, new = saved.leaves, named(carry)
+        _refuse_misfits(saved, stored, new)
+        dropped = self._changed(saved.facts["callbacks"])
+        wanted = {
+            # an array that was tied to no device stays so, or the first step would compile again
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding if leaf.committed else None)
+            for name, leaf in new.items()
+            if _form(stored.get(name)) == _form(leaf) and not name.startswith(tuple(dropped))
+        }
+        loaded = store.load(saved, wanted)
+        self._tell(saved, stored, new, dropped)
+        leaves, tree = jax.tree_util.tree_flatten_with_path(carry)
+        return jax.tree.unflatten(tree, [loaded.get(jax.tree_util.keystr(path), leaf) for path, leaf in leaves])
+
+    def _changed(self, before: Mapping[str, str]) -> list[str]:
+        """The names under which lies what belonged to other callbacks."""
+        now = _fingerprints(self._callbacks)
+        other = [name for name, what in before.items() if name in now and now[name] != what]
+        return [start for name in other for start in (f".callbacks['{name}']", f".train.weights['{name}/")]
+
+    def _tell(self, saved: Saved, stored: Mapping[str, Any], new: Mapping[str, Any], dropped: list[str]) -> None:
+        before, now = saved.facts["callbacks"], _fingerprints(self._callbacks)
+        news = {
+            "new and start from their beginning": sorted(now.keys() - before.keys()),
+            "gone, and what they remembered is dropped": sorted(before.keys() - now.keys()),
+            "others than before under the same name, and start anew": [
+                name for name in now if name in before and before[name] != now[name]
+            ],
+        }
+        for what, names in news.items():
+            if names:
+                self._say(f"jaxcb: resuming with other callbacks: {', '.join(names)} are {what}.")
+        controls = sorted(n.split("'")[1] for n in new.keys() - stored.keys() if n.startswith(".train.controls["))
+        if controls:
+            self._say(f"jaxcb: resuming with new controls, which start as given: {', '.join(controls)}.")
+
+
+def named(carry: Carry) -> dict[str, Any]:
+    """The leaves of a carry by their names; the order of the rows is drawn anew."""
+    leaves = jax.tree_util.tree_leaves_with_path(carry.replace(order=None))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def allowed_on(carry: Carry) -> Carry:
+    """Returns a carry whose run has stopped, as one that may go on."""
+    train = carry.train.replace(stop=jnp.zeros_like(carry.train.stop))
+    return carry.replace(train=train, ended=jnp.zeros_like(carry.ended), yielded=jnp.zeros_like(carry.yielded))
+
+
+def _refuse_misfits(saved: Saved, stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises an error where what must fit does not."""
+    misfits = []
+    for name in sorted({n for n in (*stored, *new) if n.startswith(_FIXED)}):
+        before, now = _form(stored.get(name)), _form(new.get(name))
+        if before != now:
+            misfits.append(f"  {name.removeprefix('.train.')}: saved {_shown(before)}, now {_shown(now)}")
+    if misfits:
+        listed = "\n".join(misfits[:20]) + (f"\n  and {len(misfits) - 20} more" if len(misfits) > 20 else "")
+        raise ValueError(
+            f"the run in {saved.path.parent.parent} was saved with another model or optimizer:\n{listed}\n"
+            "Resume with the code that saved it, or pass another run_dir, or overwrite=True."
+        )
+
+
+def _form(leaf: Any) -> tuple[Any, ...] | None:
+    return None if leaf is None else (tuple(leaf.shape), str(leaf.dtype))
+
+
+def _shown(form: Any) -> str:
+    return "nothing" if form is None else f"{form[1]}{list(form[0])}"
+
+
+def _fingerprints(callbacks: Chain) -> dict[str, str]:
+    """What each callback is; its numbers are configuration, and come from the code."""
+    return {name: " ".join(_facts_of(callback)) for name, callback in callbacks.members()}
+
+
+def _facts_of(callback: Any) -> list[str]:
+    kind = type(callback)
+    facts = [f"{kind.__module__}.{kind.__qualname__}"]
+    for field in ("monitor", "mode"):
+        value = getattr(callback, field, None)
+        if value is not None:
+            facts.append(f"{field}={value if isinstance(value, str) else getattr(value, '__qualname__', 'function')}")
+    return facts

@@ -1,0 +1,95 @@
+"""`Pass`: one walk over a source's batches, which knows where it stands."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from jaxcb._errors import DataError
+from jaxcb.loop._iterator_state import Unkeepable, as_json, from_json
+from jaxcb.loop._sources import Source, ran_out
+
+
+class Pulled(NamedTuple):
+    """A batch as the source gave it, and where its pass stands behind it."""
+
+    batch: Any
+    position: dict[str, Any]
+
+
+class Pass(Iterator[Pulled]):
+    """Pulls the batches of a pass; an error names the pass and the batch.
+
+    A position is `{"pass": number, "batches": how many were pulled}`, and `"iterator"`, its state as JSON, where the
+    source's iterator has `get_state` and `set_state`. It is asked after each batch, before the next one is pulled.
+
+    Args:
+        source: where the batches come from.
+        number: of the pass, from 0.
+        controls: the run's at its begin, for a source that follows the run.
+    """
+
+    def __init__(self, source: Source, number: int, controls: Mapping[str, float]) -> None:
+        self.number, self.pulled = number, 0
+        self._source, self._controls = source, controls
+        self._batches: Any = None
+        self._tells = False  # whether the iterator says where it stands
+
+    def __next__(self) -> Pulled:
+        try:
+            self._begin()
+            if self.pulled == self._source.most:
+                raise StopIteration
+            batch = next(self._batches)
+            position = {"pass": self.number, "batches": self.pulled + 1} | self._state()
+        except StopIteration:
+            self._batches, self._tells = iter(()), False  # frees the source's own before the next pass begins
+            raise
+        except BaseException as error:
+            error.add_note(f"This happened while batch {self.pulled + 1} of {self._what} was pulled.")
+            raise
+        self.pulled += 1
+        return Pulled(batch, position)
+
+    def walks_to(self, position: Mapping[str, Any]) -> bool:
+        """Whether the batches before a position have to be pulled again."""
+        return position["batches"] > 0 and not ("iterator" in position and self._tells)
+
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        """Goes on behind the batch that a position was told with.
+
+        Raises:
+            DataError: where the pass has no such batch any more.
+        """
+        done = position["batches"]
+        if "iterator" in position and self._tells:
+            try:
+                self._batches.set_state(from_json(position["iterator"]))
+            except BaseException as error:
+                error.add_note(f"This happened while {self._what} was set to where it stood after batch {done}.")
+                raise
+            self.pulled = done
+            return
+        while self.pulled < done:
+            if next(self, None) is None:
+                raise DataError(ran_out(self._what, self.pulled, done))
+
+    def _begin(self) -> None:
+        if self._batches is None:
+            self._batches = self._source.walk(self.number, self._controls)
+            self._tells = all(callable(getattr(self._batches, name, None)) for name in ("get_state", "set_state"))
+
+    def _state(self) -> dict[str, Any]:
+        """The iterator's state. One that has none to keep is walked again on resume, which says so then."""
+        state = None
+        if self._tells:
+            with contextlib.suppress(NotImplementedError):
+                state = self._batches.get_state()
+        if state is not None:
+            with contextlib.suppress(Unkeepable):
+                return {"iterator": as_json(state)}
+        self._tells = False
+        return {}
+
+    @property
+    def _what(self) -> str:
+        return self._source.describe(self.number)

@@ -1,0 +1,60 @@
+"""Signals: a run that is asked to end is told between two stretches of work."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+TERMINATED = 143  # the exit status of a process that SIGTERM ended, as shells count it
+
+
+class Interrupted(BaseException):
+    """A signal has asked the run to end. Never leaves the loop."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class Signals:
+    """Takes SIGTERM and Ctrl-C while a run trains; a second Ctrl-C is immediate.
+
+    Handlers belong to a process's main thread: a run in another one leaves them as they are.
+
+    Attributes:
+        asked: the signal that came, None before one did.
+        waiting: whether the run waits for its data with nothing under way, and can be told at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self.waiting = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                # where somebody else takes SIGTERM (a cluster's own notice), it stays theirs
+                known = signal.getsignal(signum)
+                if known in (signal.SIG_DFL, signal.default_int_handler):
+                    self._before[signum] = signal.signal(signum, self._take)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before = {}
+
+    def _take(self, signum: int, frame: FrameType | None) -> None:
+        if self.asked is not None and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = signum
+        if self.waiting:
+            raise Interrupted(signum)
+
+    def check(self) -> None:
+        """Raises `Interrupted` where a signal has come."""
+        if self.asked is not None:
+            raise Interrupted(self.asked)

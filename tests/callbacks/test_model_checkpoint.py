@@ -1,0 +1,176 @@
+"""ModelCheckpoint: which moments save, and under which names."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxcb as jc
+
+NAN = float("nan")
+
+
+# A run as Keras tells it, and the rule in plain Python
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """One moment of a run, with what it reports anew."""
+
+    hook: str
+    step: int
+    epoch: int
+    batch: int
+    new: dict[str, float]
+    closes: bool = True
+
+
+@st.composite
+def runs(draw):
+    """The moments of a run: batches, validations at the ends of epochs or every n steps, and the end."""
+    value = st.sampled_from([NAN, math.inf, -math.inf, -1.0, 0.0, 0.25, 0.5, 1.0, 2.0])
+    epochs, steps = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    freq, every = draw(st.integers(1, 2)), draw(st.none() | st.integers(1, 3))
+    moments, step = [], 0
+    for epoch in range(epochs):
+        for batch in range(1, steps + 1):
+            step += 1
+            moments.append(Moment("on_batch_end", step, epoch, batch, {"loss": draw(value)}))
+            closes = batch == steps
+            if (step % every == 0) if every else (closes and (epoch + 1) % freq == 0):
+                moments.append(Moment("on_eval_end", step, epoch, batch, {"val_loss": draw(value)}, closes))
+        moments.append(Moment("on_epoch_end", step, epoch, steps, {"loss": draw(value)}))
+    moments.append(Moment("on_train_end", step, epochs - 1, 0, {}))
+    return moments
+
+
+@st.composite
+def arguments(draw):
+    """Arguments that fit together."""
+    given = {
+        "monitor": draw(st.sampled_from(["loss", "val_loss"])),
+        "save_best_only": draw(st.booleans()),
+        "save_weights_only": draw(st.booleans()),
+        "mode": draw(st.sampled_from(["auto", "min", "max"])),
+        "initial_value_threshold": draw(st.sampled_from([None, 0.5])),
+        "keep_best": draw(st.sampled_from([None, 2])),
+    }
+    cadence = draw(st.sampled_from(["epoch", "epochs", "steps", "minutes"]))
+    match cadence:
+        case "epochs":
+            given["every_n_epochs"] = draw(st.integers(2, 3))
+        case "steps":
+            given["save_freq"] = draw(st.integers(1, 4))
+        case "minutes":
+            given["every_minutes"] = draw(st.sampled_from([0.5, 2.0]))  # a step takes one
+    given["save_at_end"] = not given["save_best_only"] and draw(st.booleans())
+    return given
+
+
+def reference(moments, template, given):
+    """What is saved: place in the run, name, and the value that ranks it."""
+    monitor, by_step = given["monitor"], given.get("save_freq")
+    minutes, nth = given.get("every_minutes"), given.get("every_n_epochs", 1)
+    by_epoch = by_step is None and minutes is None
+    compares = given["save_best_only"] or given["keep_best"] is not None
+    best, saved_at, used = given["initial_value_threshold"], 0, -1
+    last, seen, means, saves = (NAN, -1), {}, {}, []
+    for at, moment in enumerate(moments):
+        if moment.hook == "on_batch_end":  # values of batches and of epochs go by the same name
+            visible = dict(moment.new)
+        else:
+            means |= moment.new
+            visible = dict(means)
+        seen |= moment.new if moment.hook == "on_batch_end" else visible
+        if monitor in moment.new and moment.step > last[1] and (moment.hook != "on_batch_end" or not by_epoch):
+            last = (moment.new[monitor], moment.step)
+        if minutes is not None:
+            due = moment.step - saved_at >= minutes
+        elif by_step is not None:
+            due = moment.step % by_step == 0
+        else:
+            due = (moment.epoch + 1) % nth == 0
+        match moment.hook:
+            case "on_batch_end":
+                due = due and not by_epoch
+            case "on_eval_end":
+                due = due and given["save_best_only"] and not (by_epoch and moment.closes)
+            case "on_epoch_end":
+                due = due and by_epoch
+            case "on_train_end":
+                due = given["save_at_end"]
+        if due and given["save_best_only"]:
+            value = last[0]
+            if math.isnan(value) or not (best is None or (value > best if given["mode"] == "max" else value < best)):
+                continue
+            best = value
+        if due:
+            saved_at = moment.step
+            ranks = last[0] if last[1] > used or last[1] == moment.step else NAN
+            used = last[1]
+            known = {"loss": NAN, "val_loss": NAN} | (visible if by_epoch or moment.hook != "on_batch_end" else seen)
+            place = {"epoch": moment.epoch + 1, "batch": moment.batch, "step": moment.step}
+            saves.append((at, template.format(**place, **known), ranks if compares else None))
+    return saves
+
+
+def drive(callback, moments):
+    """What the callback saves when its hooks run one by one."""
+    chain = jc.chain(callback)
+    state, values, reported, saves = chain.init(), {"loss": None, "val_loss": None}, {"loss": -1, "val_loss": -1}, []
+    for at, moment in enumerate(moments):
+        values |= moment.new if moment.hook != "on_batch_end" else {}
+        reported |= dict.fromkeys(moment.new if moment.hook != "on_batch_end" else (), moment.step)
+        batch = moment.hook == "on_batch_end"
+        metrics = jc.Metrics(
+            moment.new if batch else values,
+            step=moment.step,
+            epoch=moment.epoch,
+            reported=None if batch else reported,
+            closes_epoch=moment.closes,
+            host={"elapsed": 60.0 * moment.step},
+        )
+        if moment.hook not in chain.hooks():
+            continue
+        state, actions = getattr(chain, moment.hook)(state, metrics)
+        for action in jc.fired(actions):
+            name = jc.fill(action, step=moment.step, epoch=moment.epoch, batch=moment.batch)
+            saves.append((at, name, None if action.value is None else float(action.value)))
+            assert action.what == ("model" if callback.save_weights_only else "state")
+    return saves
+
+
+TEMPLATES = ["{epoch:02d}-{step}", "{epoch}.{batch}", "{step}-{val_loss:.2f}", "{epoch:03d}-{loss:.1f}-{val_loss:.1f}"]
+
+
+@settings(max_examples=200)
+@given(moments=runs(), template=st.sampled_from(TEMPLATES), given_=arguments())
+def test_it_saves_what_keras_would_under_the_same_names(moments, template, given_):
+    saves = drive(jc.ModelCheckpoint(template, **given_), moments)
+    np.testing.assert_equal(saves, reference(moments, template, given_))  # NaN equals NaN here
+
+
+REFUSED = {
+    "no path": ({"filepath": ""}, TypeError, "filepath must be the path of a directory, got ''"),
+    "no template": ({"filepath": "{epoch"}, ValueError, "is no template"),
+    "freq": ({"save_freq": "batch"}, ValueError, "must be \"epoch\" or a number of steps, got 'batch'"),
+    "freq 0": ({"save_freq": 0}, ValueError, "save_freq must be a whole number of at least 1, got 0"),
+    "keep 0": ({"keep_best": 0}, ValueError, "keep_best must be a whole number of at least 1, got 0"),
+    "latest 0": ({"max_to_keep": 0}, ValueError, "max_to_keep must be a whole number of at least 1"),
+    "minutes": ({"every_minutes": -1}, ValueError, "every_minutes must be a finite number of at least 0, got -1"),
+    "two": ({"save_freq": 3, "every_minutes": 1}, ValueError, "save_freq=3 and every_minutes=1.0 are two cadences"),
+    "end": ({"save_best_only": True, "save_at_end": True}, ValueError, "would put the last weights among the best"),
+    "mode": ({"mode": "up"}, ValueError, "mode must be one of"),
+    "auto": ({"monitor": "val_x", "keep_best": 1}, ValueError, "cannot tell from the name 'val_x'"),
+    "threshold": ({"initial_value_threshold": "a"}, ValueError, "initial_value_threshold must be a finite number"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_arguments_are_checked(case):
+    given, kind, said = REFUSED[case]
+    with pytest.raises(kind, match=said):
+        jc.ModelCheckpoint(**{"filepath": "a"} | given)
