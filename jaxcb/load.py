@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcb import _orbax
 from jaxcb._check import one_of
 from jaxcb._train_state import TrainState
 from jaxcb.models import adapt
@@ -112,7 +113,7 @@ class _Source(NamedTuple):
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=wanted[parts] or default)
 
         try:
-            return ocp.load(str(self.path), _map(abstract, self.tree))
+            return _orbax.load(str(self.path), _map(abstract, self.tree))
         except Exception as error:
             raise ValueError(f"{self.path} cannot be read, so it is damaged: {_first_line(error)}") from error
 

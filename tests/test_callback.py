@@ -118,7 +118,9 @@ def test_a_missing_metric_names_callback_and_hook():
 
 
 def test_a_text_that_asks_for_a_missing_metric_lists_what_it_may():
-    with pytest.raises(jc.MissingMetricError, match=r"the text of its Stop asks for 'acc'; known: epoch, loss, step"):
+    with pytest.raises(
+        jc.MissingMetricError, match=r"the text of its Stop asks for 'acc'; known: batch, epoch, loss, step"
+    ):
         run(with_hook(lambda s, m: (s, jc.Stop(True, "at {acc}"))))
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcb import _orbax
 from jaxcb.loop._manifest import Entry, Saved
 
 # Orbax makes arrays in threads of its own, where `jax.enable_x64` may not hold; there it would cast these
@@ -116,8 +117,6 @@ def restore(directory: Path, wanted: Sequence[tuple[Entry, Any]]) -> dict[str, A
         wanted: entries, each with a sharding, or None for arrays that are tied to no device. Those of a dtype that JAX
             has switched off, such as float64, stay NumPy's.
     """
-    from orbax.checkpoint import v1 as ocp
-
     wanted = [(entry, sharding if _is_held(entry) else None) for entry, sharding in wanted]
     abstract = {}
     for entry, sharding in wanted:
@@ -129,10 +128,8 @@ def restore(directory: Path, wanted: Sequence[tuple[Entry, Any]]) -> dict[str, A
                 abstract[entry.key] = struct.update(sharding=sharding)
     loaded: dict[str, Any] = {}
     if abstract:
-        context = ocp.Context()
-        context.pytree_options.loading.partial_load = True  # not all that is there need be asked for
-        with context:
-            loaded = ocp.load(str(directory), abstract)
+        # not all that is there need be asked for
+        loaded = _orbax.load(str(directory), abstract, partial_load=True)
     found = {}
     for entry, sharding in wanted:
         value: Any = loaded[entry.key] if not entry.empty else np.zeros(entry.shape, entry.dtype)

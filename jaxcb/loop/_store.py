@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from jaxcb import _orbax
 from jaxcb.loop import _manifest
 from jaxcb.loop._manifest import DamagedError, Entry, Saved, UnusableError
 from jaxcb.loop._snapshot import check, copied_on_devices, describe, restore
@@ -295,18 +296,14 @@ def _begin(path: Path, arrays: dict[str, Any], copies: dict[str, Any] | None) ->
     """Returns a function that has Orbax write the arrays as they are now."""
     if copies is not None:
         return lambda: _write(path, copies)
-    from orbax.checkpoint import v1 as ocp
-
-    return ocp.save_async(str(path), arrays).result  # begun when they are on the host
+    return _orbax.save_async(str(path), arrays)
 
 
 def _write(path: Path, arrays: dict[str, Any]) -> None:
     """All of Orbax's own work, off the loop's thread; its import too."""
     if not arrays:
         return  # which Orbax does not store
-    from orbax.checkpoint import v1 as ocp
-
-    ocp.save(str(path), arrays)
+    _orbax.save(str(path), arrays)
 
 
 def _place(name: str) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxcb import _orbax
 from jaxcb._actions import fill
 from jaxcb.writers._location import check_writable
 from jaxcb.writers._writer import Writer, by_member
@@ -201,8 +202,6 @@ def _save(path: Path, tree: Any, facts: dict[str, Any], *, in_background: bool) 
     Returns:
         What is left to do: it waits for the save and brings it to its place.
     """
-    from orbax.checkpoint import v1 as ocp
-
     _refuse_others(path)
     _refuse_same_names(tree)
     new = path.with_name(f"{path.name}.jaxcb-new")
@@ -212,9 +211,9 @@ def _save(path: Path, tree: Any, facts: dict[str, Any], *, in_background: bool) 
     at = new if replaces else path
     # Orbax's own overwrite=True deletes first and then saves
     if in_background:
-        wait = ocp.save_async(str(at), tree, overwrite=replaces, custom_metadata=facts).result
+        wait = _orbax.save_async(str(at), tree, overwrite=replaces, custom_metadata=facts)
     else:
-        ocp.save(str(at), tree, overwrite=replaces, custom_metadata=facts)
+        _orbax.save(str(at), tree, overwrite=replaces, custom_metadata=facts)
         wait = _nothing
 
     def finish() -> None:
