@@ -3,6 +3,7 @@
 #   make demo          train a small network with callbacks (examples/digits.py)
 #   make test          linters, types, and the everyday tests with the examples in docstrings
 #   make test-newest   a short set of tests on the newest Python here, with the newest jax locked
+#   make long          tests that take minutes: processes that are killed at odd moments, every way to cut a run short
 #   make deep          the long tests
 #   make lock          resolve the locked versions anew
 #   make clean         remove everything made here
@@ -12,7 +13,7 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: demo test lint check test-newest deep format lock clean
+.PHONY: demo test lint check test-newest long deep format lock clean
 
 PYTHON ?=
 ARGS ?=
@@ -42,6 +43,9 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+long: .venv/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m long $(ARGS)
+
 deep: .venv/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m deep $(ARGS)
 
@@ -55,7 +59,7 @@ test-newest:
 	    echo "No Python newer than $$($$default -c "$$minor") here: 'make test' is already on the newest one."; \
 	else \
 	    $(MAKE) --no-print-directory $(NEWEST)/.dev NEWEST_PYTHON="$$python" && \
-	    $(NEWEST)/bin/python -m pytest -n $(WORKERS) -m "not deep and not slow" $(ARGS); \
+	    $(NEWEST)/bin/python -m pytest -n $(WORKERS) -m "not deep and not slow and not long" $(ARGS); \
 	fi
 
 $(BIN)/python:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxcb._actions import ScaleUpdates, SkipUpdate, as_actions
+from jaxcb._actions import Restore, ScaleUpdates, SkipUpdate, Swap, as_actions
 from jaxcb._form import conform
 from jaxcb._loss import LossFunction
 from jaxcb._paths import check_pattern, leaf_name, matches
@@ -117,6 +117,8 @@ class Step:
         for action in as_actions(actions):
             if isinstance(action, SkipUpdate):
                 new = select(action.when, state, new)
+            elif isinstance(action, Restore | Swap):  # the update is one of the weights that were there before
+                new = select(action.when & state.weights[action.key].filled, state, new)
         return new.replace(step=state.step + 1, rngs=gradients.rngs)
 
 

@@ -49,7 +49,7 @@ class Recorder:
     def __init__(
         self, run_dir: str | Path | None = None, *, callbacks: Any = None, verbose: int | str = "auto"
     ) -> None:
-        directory = None if run_dir is None else Path(run_dir).expanduser()
+        directory = None if run_dir is None else Path(run_dir).expanduser().absolute()
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
         self._run = Run(directory)
@@ -133,6 +133,8 @@ def _records(actions: tuple[Any, ...], step: np.ndarray, epoch: int) -> Any:
     steps = np.broadcast_to(step, (length,)) if step.ndim else step - length + 1 + np.arange(length)
     for moment in range(length):
         for action in actions:
+            if not np.ndim(action.when) and moment != length - 1:
+                continue  # what is no stack belongs to the last moment
             own = jax.tree.map(lambda x, i=moment: x[i], action) if np.ndim(action.when) else action
             if own.when:
                 yield Record(own, "", int(steps[moment]), epoch, 0)

@@ -41,9 +41,11 @@ class GradientAccumulation(Callback):
             self._set("steps", whole("GradientAccumulation", "steps", self.steps, least=1))
 
     def setup(self, train_state: TrainState) -> TrainState:
-        """Wraps the optimizer; what its state holds stays."""
+        """Wraps the optimizer, unless that is `optax.MultiSteps` already; what its state holds stays."""
         if train_state.tx is None:
             raise ValueError("GradientAccumulation needs a train state with an optimizer: TrainState.create(tx=...).")
+        if isinstance(train_state.opt_state, optax.MultiStepsState):  # of an earlier run: it accumulates already
+            return train_state
         several = optax.MultiSteps(optax.with_extra_args_support(train_state.tx), self.steps)
         start = several.init(train_state.params)._replace(inner_opt_state=train_state.opt_state)
         return train_state.replace(tx=several.gradient_transformation(), opt_state=start)

@@ -62,7 +62,7 @@ class Timer(Callback):
         up = metrics["elapsed"] >= self.duration
         reason = "the time of {duration:.0f} s is up after {elapsed:.1f} s"
         stop = Stop(up & ~state.up, reason, values={"duration": self.duration})
-        return TimerState(up=state.up | up), stop
+        return TimerState(up=up), stop
 
 
 def _seconds(duration: Any) -> Any:

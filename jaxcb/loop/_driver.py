@@ -104,7 +104,7 @@ class Driver:
                 _check_text(action, executor.program.members)
                 if not isinstance(action, Backup):
                     self._performer.prepare(action)
-                elif keeper is None:
+                elif keeper is None and not context.trial:
                     raise ValueError(f"{action.owner} saves the run, which needs a directory: pass run_dir=.")
 
     def writer(self, cls: type) -> Any:
@@ -126,9 +126,11 @@ class Driver:
                     self._save(wait=True)  # from here on a killed run knows where its files stood
                 self._steps()
                 self._save()
-                self._edge(self.executor.end)
+                self._whole = False  # what follows is no training any more
+                self._edge(self.executor.end, last=True)
                 if self.keeper is not None:
                     self.keeper.save_result(self.live.carry(), self._facts())
+                self.interrupted = self.signals.asked  # a signal that came too late to cut anything short
         except Interrupted as asked:
             failed, self.interrupted = asked, asked.signum
             self._save(wait=True)
@@ -182,6 +184,7 @@ class Driver:
         """What the host knows of the run, as JSON. All that was logged so far is durable when it returns."""
         place = self.place
         return {
+            "over": place.over,
             "step": place.step,
             "epoch": place.epoch,
             "cursor": place.cursor,
@@ -215,17 +218,20 @@ class Driver:
         if not self._whole or bool(status.yielded) or bool(status.awaits):
             return  # between its moments a run is not whole: the checkpoint before is, and what follows happens again
         try:
+            if int(self.live.carry().step) != int(status.step):
+                return  # an interrupt came before the last stretch was read
             self.place.correct(status)
             self.feed.confirm(status)
             self._save(wait=True)
         except Exception as second:
             error.add_note(f"The run could not be saved after that: {second!r}")
 
-    def _edge(self, moment: Any) -> None:
+    def _edge(self, moment: Any, *, last: bool = False) -> None:
         """Runs one of the moments that stand alone."""
         host = self.host_metrics.read(self.place.step)
         self.live, output = moment(self.live, self._inputs(None, host))
         self._settle(self._read(output, host))
+        self._whole = not last
 
     def _steps(self) -> None:
         flying = self._flying
@@ -256,6 +262,10 @@ class Driver:
                 if not flying:
                     self.place.correct(status)
             if bool(status.over):
+                while flying:  # what flies behind has nothing to do
+                    _, output, host = flying.popleft()
+                    self._read(output, host)
+                self.place.correct(status)
                 return
 
     def _may_go_on(self, last: _Flight) -> bool:
@@ -314,11 +324,13 @@ class Driver:
 
     def _read(self, output: Output, host: np.ndarray) -> Status:
         """Reads a stretch's records, waiting for them; performs the logs and keeps the host actions."""
+        whole, self._whole = self._whole, False  # until its records are written: else they have to come again
         rings, status = jax.device_get((output.rings, output.status))
         self._status = status
         self.host_metrics.note(self._read_at, host)
         self._read_at = (int(status.epoch), int(status.step), int(status.evaluated) == int(status.step))
         self._performer.perform(self._logs(self.executor.program.rings.read(rings)))
+        self._whole = whole
         self._performer.tick(status)
         return status
 
@@ -328,8 +340,8 @@ class Driver:
             if isinstance(record.action, Stop):
                 self.stops.extend(_stops(record))
             elif isinstance(record.action, Backup):
-                assert self.keeper is not None
-                self.keeper.ask()
+                if self.keeper is not None:
+                    self.keeper.ask()
             elif isinstance(record.action, HostAction):
                 self._waiting.append(record)
             else:

@@ -75,7 +75,7 @@ class HostMetrics:
         self._read = tuple(n for n in self.names if n in read)
         if context.run_dir is not None and self._read:
             file = context.append_file(context.run_dir / JOURNAL, "journal")
-            self._journal = Table(file, [*PLACE, *self._read])
+            self._journal = Table(file, [*PLACE, *self._read], grows=True)
 
     def read(self, step: int) -> np.ndarray:
         """Reads all that is in use, float32 (names,).

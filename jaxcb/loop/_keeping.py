@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._chain import Chain
+from jaxcb.callbacks import ProgressBar
 from jaxcb.loop._carry import Carry
 from jaxcb.loop._store import Saved, Store
 
+CHECKPOINTS, RESULT = "checkpoints", "result"  # in a run's directory
 SAVE_SECONDS = 60.0  # a run with a directory is saved at least so often
 
 # what must be as it was: another model, optimizer or place is another run
@@ -54,8 +56,8 @@ class Keeper:
         warn: Callable[[str], None],
         on_error: str,
     ) -> None:
-        self._training = Store(directory / "checkpoints", keep=2, say=warn, on_error=on_error)
-        self._result = Store(directory / "result", keep=1, say=warn, on_error=on_error)
+        self._training = Store(directory / CHECKPOINTS, keep=2, say=warn, on_error=on_error)
+        self._result = Store(directory / RESULT, keep=1, say=warn, on_error=on_error)
         self._callbacks, self._say = callbacks, say
         self._about = {"config": dict(config), "callbacks": _fingerprints(callbacks)}
         self._asked = False
@@ -106,13 +108,14 @@ class Keeper:
         store = self._result if finished else self._training
         stored, new = saved.leaves, named(carry)
         _refuse_misfits(saved, stored, new)
-        dropped = self._changed(saved.facts["callbacks"])
+        dropped = self._changed(saved.facts["callbacks"]) + _other_windows(stored, new)
         wanted = {
             # an array that was tied to no device stays so, or the first step would compile again
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding if leaf.committed else None)
             for name, leaf in new.items()
             if _form(stored.get(name)) == _form(leaf) and not name.startswith(tuple(dropped))
         }
+        self._refuse_swapped(store, saved, dropped)
         loaded = store.load(saved, wanted)
         self._tell(saved, stored, new, dropped)
         leaves, tree = jax.tree_util.tree_flatten_with_path(carry)
@@ -123,6 +126,18 @@ class Keeper:
         now = _fingerprints(self._callbacks)
         other = [name for name, what in before.items() if name in now and now[name] != what]
         return [start for name in other for start in (f".callbacks['{name}']", f".train.weights['{name}/")]
+
+    def _refuse_swapped(self, store: Store, saved: Saved, dropped: list[str]) -> None:
+        """Raises an error where the training's own weights are with a callback that is gone."""
+        known = {f".callbacks['{name}']" for name, _ in self._callbacks.members()} - set(dropped)
+        for name, leaf in saved.leaves.items():
+            owner, _, field = name.rpartition(".")
+            gone = owner.startswith(".callbacks[") and field == "swapped" and owner not in known
+            if gone and bool(jnp.any(store.load(saved, {name: leaf})[name])):
+                raise ValueError(
+                    f"{owner.removeprefix('.callbacks')} was saved while it held the training's own weights, with "
+                    "averages in their place. Resume with it as it was."
+                )
 
     def _tell(self, saved: Saved, stored: Mapping[str, Any], new: Mapping[str, Any], dropped: list[str]) -> None:
         before, now = saved.facts["callbacks"], _fingerprints(self._callbacks)
@@ -139,6 +154,16 @@ class Keeper:
         controls = sorted(n.split("'")[1] for n in new.keys() - stored.keys() if n.startswith(".train.controls["))
         if controls:
             self._say(f"jaxcb: resuming with new controls, which start as given: {', '.join(controls)}.")
+
+
+def _other_windows(stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The windows that measure something else than before: a mean over part of an epoch would be none of it."""
+    groups = {name.split("]")[0] + "]" for name in new if name.startswith(".windows[")}
+    return [
+        group
+        for group in groups
+        if {n for n in stored if n.startswith(group)} != {n for n in new if n.startswith(group)}
+    ]
 
 
 def named(carry: Carry) -> dict[str, Any]:
@@ -178,7 +203,8 @@ def _shown(form: Any) -> str:
 
 def _fingerprints(callbacks: Chain) -> dict[str, str]:
     """What each callback is; its numbers are configuration, and come from the code."""
-    return {name: " ".join(_facts_of(callback)) for name, callback in callbacks.members()}
+    members = ((n, c) for n, c in callbacks.members() if not isinstance(c, ProgressBar))  # comes and goes with verbose
+    return {name: " ".join(_facts_of(callback)) for name, callback in members}
 
 
 def _facts_of(callback: Any) -> list[str]:

@@ -21,6 +21,7 @@ from jaxcb.loop._debug import debugging
 from jaxcb.loop._driver import Driver
 from jaxcb.loop._evaluators import Evaluators
 from jaxcb.loop._feeding import make_feed
+from jaxcb.loop._lock import alone_in
 from jaxcb.loop._positions import Cadence
 from jaxcb.loop._result import Result, remember
 from jaxcb.loop._resuming import Start, describe, find_start
@@ -161,6 +162,8 @@ class Loop:
                 epochs, steps, validation_steps, cadence = 1, batches, batches, Cadence(1, None)
                 run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcb-"))
             directory = self._directory(run_dir)
+            if directory is not None and not fast_dev_run:
+                stack.enter_context(alone_in(directory))
             run = Run(directory)
             context = Context(directory, run, verbose, epochs, trial=bool(fast_dev_run))
             stack.enter_context(debugging(debug, context.say))
@@ -224,13 +227,14 @@ class Loop:
                 if start.saved is not None:
                     assert start.keeper is not None
                     carry = start.keeper.restore(start.saved, driver.live.carry(), finished=start.finished)
-                    driver.resume(carry, start.saved.facts, anew=start.changed)
+                    driver.resume(carry, start.saved.facts, anew=start.released)
             except BaseException:
                 feed.close()
                 raise
             if start.finished:
                 driver.close()
             else:
+                start.clear()
                 _train(driver, why, context)
             result = _result(driver, directory, context)
             if driver.interrupted is not None:
@@ -241,7 +245,8 @@ class Loop:
         """The run's directory; a `BackupAndRestore` names one where nobody else does."""
         if run_dir is None:
             run_dir = next((c.backup_dir for c in self.callbacks.callbacks if isinstance(c, BackupAndRestore)), None)
-        return None if run_dir is None else Path(run_dir).expanduser()
+        # absolute, as a callback may change the working directory
+        return None if run_dir is None else Path(run_dir).expanduser().absolute()
 
     def _all_callbacks(self, verbose: int | str) -> Chain:
         """The user's callbacks, then the history and the progress display, where they are not among them."""

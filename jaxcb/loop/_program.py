@@ -287,7 +287,8 @@ class Program:
             values = computed(merging, self.members is not None)
             readings, due = self._look_inside(carry, proposal, batch)
             seen, reported = _with_readings(values, readings)
-            reported = {n: jnp.where(at > carry.step, carry.step, at) for n, at in reported.items()}
+            # a look is noted at the step that it looked into, which here is not yet counted
+            reported = {n: jnp.where(at < 0, at, at - 1) for n, at in reported.items()}
             metrics = self.metrics(inputs, carry, seen, last=False, reported=reported)
             carry, rings, actions = self.moment(
                 "on_before_update", inputs, carry, rings, metrics, alive=alive, ok=happens

@@ -1,7 +1,7 @@
 """Where a run starts: anew, from a checkpoint of its training, or from the result that it has come to."""
 
+import dataclasses
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 from jaxcb._chain import Chain
 from jaxcb._check import one_of
 from jaxcb._records import JOURNAL
+from jaxcb._struct import Struct
+from jaxcb.callbacks import ProgressBar
 from jaxcb.loop._feed import FeedStart
-from jaxcb.loop._keeping import Keeper
-from jaxcb.loop._store import Saved
+from jaxcb.loop._keeping import CHECKPOINTS, RESULT, Keeper
+from jaxcb.loop._store import Saved, is_store, remove_store
 
-_OURS = ("history.csv", JOURNAL, "checkpoints", "result")
+_FILES = ("history.csv", JOURNAL)
+_STORES = (CHECKPOINTS, RESULT)
 
 
 class Start(NamedTuple):
@@ -23,17 +26,27 @@ class Start(NamedTuple):
         keeper: saves it; None where it has no directory.
         saved: what it starts from; None for a new run.
         finished: whether that is the result of a run that has come to its end.
-        changed: whether something else was asked for when it was saved.
+        released: whether the stop that had ended it holds no more, by what is asked for now.
+        replaces: what is removed when it begins.
     """
 
     keeper: Keeper | None = None
     saved: Saved | None = None
     finished: bool = False
-    changed: bool = False
+    released: bool = False
+    replaces: tuple[Path, ...] = ()
+
+    def clear(self) -> None:
+        """Removes what is replaced, once nothing stands in the way of the run."""
+        for path in self.replaces:
+            if path.is_dir():
+                remove_store(path)
+            else:
+                path.unlink(missing_ok=True)
 
     @property
     def files(self) -> dict[str, int]:
-        """Where its files stood, in bytes."""
+        """Where its files stood, in lines."""
         return {} if self.saved is None else self.saved.facts["files"]
 
     @property
@@ -73,36 +86,62 @@ def find_start(
         OSError: for a directory that cannot be used.
     """
     one_of("fit", "resume", resume, (False, True, "auto"))
-    there = [name for name in _OURS if (directory / name).exists()]
+    if resume and overwrite:
+        raise ValueError("resume and overwrite=True were both given: a run is either gone on with or replaced.")
+    there = [directory / name for name in _FILES if (directory / name).exists()]
+    there += [directory / name for name in _STORES if is_store(directory / name)]
     if there and not resume and not overwrite:
         raise FileExistsError(
             f"{directory} already holds a run. Pass resume='auto' to go on with it, overwrite=True to replace it, or "
             "another run_dir."
         )
-    if overwrite:
-        for name in there:
-            _remove(directory / name)
     directory.mkdir(parents=True, exist_ok=True)
     keeper = Keeper(directory, callbacks, config, say, warn, on_save_error)
+    if overwrite:
+        return Start(keeper, replaces=tuple(there))
     training, result = keeper.look()
-    if training is None and result is None:  # new, or killed before it was first saved
+    if training is None:  # new, or killed before it was first saved
         return Start(keeper)
-    changes = _changes((result or training).facts["config"], config)  # pyright: ignore[reportOptionalMemberAccess]
-    if result is not None and (training is None or not changes):
-        how = "stopped" if result.facts["stops"] else "finished"
-        say(f"jaxcb: the run in {directory} has {how} at step {result.facts['step']}; this is its result.")
-        return Start(keeper, result, finished=True)
-    assert training is not None
     facts = training.facts
+    released = _is_released(facts, config)
+    if result is not None and result.step == training.step and facts["over"] and not released:
+        how = "stopped" if result.facts["stops"] else "finished"
+        say(f"jaxcb: the run in {directory} has {how} at step {result.step}; this is its result.")
+        return Start(keeper, result, finished=True)
+    changes = _changes(facts["config"], config)
     why = f"; changed: {'; '.join(changes)}" if changes else ""
-    say(f"jaxcb: resuming {directory} at step {facts['step']}, in epoch {facts['epoch'] + 1}{why}.")
-    return Start(keeper, training, changed=bool(changes))
+    say(f"jaxcb: resuming {directory} at step {training.step}, in epoch {facts['epoch'] + 1}{why}.")
+    return Start(keeper, training, released=released, replaces=(directory / RESULT,) if result is not None else ())
 
 
 def describe(callbacks: Chain, epochs: int | None, steps: int | None) -> dict[str, Any]:
     """What was asked for, in words that are the same in each process."""
-    named = {name: re.sub(r" at 0x[0-9a-f]+", "", repr(callback)) for name, callback in callbacks.members()}
+    members = ((n, c) for n, c in callbacks.members() if not isinstance(c, ProgressBar))  # comes and goes with verbose
+    named = {name: _words(callback) for name, callback in members}
     return {"epochs": epochs, "steps": steps, "callbacks": named}
+
+
+def _words(value: Any) -> str:
+    """Describes a callback's configuration: functions by their names, what has no order in one."""
+    if isinstance(value, Struct):
+        fields = [f.name for f in dataclasses.fields(value)]  # pyright: ignore[reportArgumentType]
+        return f"{type(value).__name__}({', '.join(f'{n}={_words(getattr(value, n))}' for n in fields)})"
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        parts = value.items() if isinstance(value, dict) else value
+        inner = [_words(part) for part in parts]
+        return f"({', '.join(inner if isinstance(value, list | tuple) else sorted(inner))})"
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__qualname__)
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _is_released(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a run that was over would not be over by what is asked for now."""
+    epochs, steps = config["epochs"], config["steps"]
+    if (epochs is not None and facts["epoch"] >= epochs) or (steps is not None and facts["step"] >= steps):
+        return False
+    before, now = facts["config"]["callbacks"], config["callbacks"]
+    return all(before.get(owner) != now.get(owner) for owner, *_ in facts["stops"])
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -110,10 +149,3 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     callbacks = {**before["callbacks"], **now["callbacks"]}
     other = [name for name in callbacks if before["callbacks"].get(name) != now["callbacks"].get(name)]
     return changes + ([f"callbacks {', '.join(sorted(other))}"] if other else [])
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

@@ -36,7 +36,8 @@ class Signals:
             for signum in (signal.SIGTERM, signal.SIGINT):
                 # where somebody else takes SIGTERM (a cluster's own notice), it stays theirs
                 known = signal.getsignal(signum)
-                if known in (signal.SIG_DFL, signal.default_int_handler):
+                is_ours = getattr(known, "__func__", None) is Signals._take  # of a run that this one is a part of
+                if is_ours or known in (signal.SIG_DFL, signal.default_int_handler):
                     self._before[signum] = signal.signal(signum, self._take)
         return self
 
@@ -45,7 +46,10 @@ class Signals:
     ) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-        self._before = {}
+        before, self._before = self._before, {}
+        outer: Any = before.get(self.asked or 0)
+        if self.asked is not None and getattr(outer, "__func__", None) is Signals._take:
+            outer(self.asked, None)  # the run that this one is a part of is asked, too
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
         if self.asked is not None and signum == signal.SIGINT:

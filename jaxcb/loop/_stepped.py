@@ -53,6 +53,8 @@ class Stepped(Executor):
                 if self._boundary_may_wait or place.over:
                     return live, Output(rings, status, may_wait=True)
             flying.append(status.halted)
+            if self.program.debug and bool(status.halted):  # uncompiled steps are never idle
+                return live, Output(rings, status, may_wait=True)
             if len(flying) == IN_FLIGHT:
                 if bool(flying[IN_FLIGHT // 2 - 1]):
                     return live, Output(rings, status, may_wait=True)

@@ -292,6 +292,25 @@ class Store:
             self._say(f"{error.filename}: {error.strerror}. {kept}; the run goes on, and later saves try again.")
 
 
+def is_store(directory: Path) -> bool:
+    """Whether something in a directory was made by a `Store`."""
+    return any(map(_is_own, _listed(directory)))
+
+
+def remove_store(directory: Path) -> None:
+    """Removes what a `Store` made in a directory, which stays: it may be open, and hold what is another's."""
+    for name in filter(_is_own, _listed(directory)):
+        shutil.rmtree(directory / name)
+
+
+def _is_own(name: str) -> bool:
+    return bool(_CHECKPOINT.fullmatch(name) or _LEFTOVER.fullmatch(name))
+
+
+def _listed(directory: Path) -> list[str]:
+    return os.listdir(directory) if directory.is_dir() else []
+
+
 def _begin(path: Path, arrays: dict[str, Any], copies: dict[str, Any] | None) -> Callable[[], None]:
     """Returns a function that has Orbax write the arrays as they are now."""
     if copies is not None:

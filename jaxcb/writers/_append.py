@@ -1,6 +1,8 @@
 """Files that grow line by line. All appending to files goes through here."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from io import BufferedRandom
 from pathlib import Path
 
@@ -18,18 +20,26 @@ class AppendFile:
     """
 
     def __init__(self, path: Path, what: str = "file", *, append: bool = False) -> None:
-        self.path = path
+        self.path, self._what = path, what
         self._append = append
+        self._lines: int | None = None  # that stand before the next write; None until somebody asks
+        self.resumed = False
         self._file: BufferedRandom | None = None
-        try:
+        with self._named():
             path.parent.mkdir(parents=True, exist_ok=True)
             existed = path.exists()
             with path.open("ab"):
                 pass
             if not existed:
                 path.unlink()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Has an error of the system say what could not be written."""
+        try:
+            yield
         except OSError as error:
-            raise type(error)(error.errno, f"cannot write the {what}: {error.strerror}", str(path)) from None
+            raise type(error)(error.errno, f"cannot write the {self._what}: {error.strerror}", str(self.path)) from None
 
     @property
     def size(self) -> int:
@@ -47,38 +57,45 @@ class AppendFile:
                 self._file.seek(-1, os.SEEK_END)
                 if self._file.read(1) != b"\n":  # of a process that was killed in the middle of a line
                     self._file.write(b"\n")
+        if self._lines is not None:
+            self._lines += text.count("\n")
         self._file.write(text.encode())
 
     def flush(self) -> None:
         """Brings what was written to the file, where other programs see it."""
         if self._file is not None:
-            self._file.flush()
+            with self._named():
+                self._file.flush()
 
     def position(self) -> int:
-        """Makes durable what was written, and returns the file's length in bytes."""
+        """Makes durable what was written, and returns how many lines the file has; one cut off counts as well."""
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        return self.size
+            with self._named():
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        if self._lines is None:
+            self._lines = len(_ends(self.path)) - 1 if self.size else 0
+        return self._lines
 
-    def truncate(self, position: int) -> None:
-        """Cuts the file back to a length that `position` gave, and goes on from there.
+    def truncate(self, lines: int) -> None:
+        """Cuts the file back to so many lines, as `position` counts them, and goes on from there.
 
         Raises:
-            ValueError: for a file that is shorter: not the one that was written.
+            ValueError: for a file that has fewer: not the one that was written.
         """
         self.close()
-        length = self.path.stat().st_size if self.path.exists() else 0
-        if length < position:
+        ends = _ends(self.path)
+        if len(ends) - 1 < lines:
             raise ValueError(
-                f"{self.path} has {length} bytes, but {position} were written when its place was noted. It was "
+                f"{self.path} has {len(ends) - 1} lines, but {lines} were written when its place was noted. It was "
                 "changed since; put it back, or begin a new file."
             )
-        if length > position:
+        if len(ends) - 1 > lines:
             with self.path.open("r+b") as file:
-                file.truncate(position)
+                file.truncate(ends[lines])
                 os.fsync(file.fileno())
-        self._append = True
+        self._append = self.resumed = True
+        self._lines = lines
 
     def close(self) -> None:
         """Makes everything durable; a later write goes on."""
@@ -86,3 +103,13 @@ class AppendFile:
             self.position()
             self._file.close()
             self._file = None
+
+
+def _ends(path: Path) -> list[int]:
+    """Where each line of a file ends, in bytes, after a 0; nothing but that where there is no file."""
+    ends = [0]
+    if path.exists():
+        with path.open("rb") as file:
+            for line in file:
+                ends.append(ends[-1] + len(line))
+    return ends

@@ -30,7 +30,9 @@ class Performer:
                 cls = writer_for(type(action))
             except LookupError as error:
                 raise LookupError(f"{action.owner}: {error}") from None
-            self.writers.setdefault(cls, cls(self.context)).prepare(action)
+            if cls not in self.writers:
+                self.writers[cls] = cls(self.context)
+            self.writers[cls].prepare(action)
 
     def perform(self, records: Iterable[Any]) -> None:
         """Performs records in order; a writer that fails does not keep the others from theirs.
@@ -54,19 +56,23 @@ class Performer:
 
     def positions(self) -> dict[str, Any]:
         """Makes durable what was written, and returns where each writer stands, as JSON."""
-        found = {type(w).__name__: w.position() for w in self.writers.values()}
+        found = {_name(writer): writer.position() for writer in self.writers.values()}
         return {name: position for name, position in found.items() if position is not None}
 
     def restore(self, positions: Mapping[str, Any]) -> None:
         """Takes the writers back to where they stood."""
         for writer in self.writers.values():
-            if type(writer).__name__ in positions:
-                writer.restore(positions[type(writer).__name__])
+            if _name(writer) in positions:
+                writer.restore(positions[_name(writer)])
 
     def tick(self, status: Any) -> None:
         """Tells the writers where the run stands."""
         for writer in self.writers.values():
             writer.tick(status)
+
+
+def _name(writer: Writer) -> str:
+    return f"{type(writer).__module__}.{type(writer).__qualname__}"
 
 
 def close_all(parts: Iterable[Any], failed: BaseException | None) -> None:

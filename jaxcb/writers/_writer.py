@@ -23,7 +23,7 @@ class Context:
         trial: whether nothing may stay behind (`fast_dev_run`): files lie in a directory that goes, and services
             are not told.
         files: what was written, for the run's last word.
-        resumed_files: where each file stood when the run was saved that is resumed: its key -> bytes.
+        resumed_files: where each file stood when the run was saved that is resumed: its key -> lines.
         failure: what ended the run, where it failed; for writers that are being closed.
     """
 
@@ -76,7 +76,7 @@ class Context:
         return file
 
     def file_positions(self) -> dict[str, int]:
-        """Makes durable what was written to the files that grow, and returns where each stands, in bytes."""
+        """Makes durable what was written to the files that grow, and returns where each stands, in lines."""
         return {key: file.position() for key, file in self._appended.items()}
 
     def key(self, path: Path) -> str:

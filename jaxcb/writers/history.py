@@ -20,6 +20,7 @@ class HistoryWriter(Writer):
         super().__init__(context)
         self.history = RunHistory()
         self._table: Table | None = None
+        self._gone: list[str] = []
 
     def prepare(self, action: Any) -> None:
         self.history.declare(action.values)
@@ -29,7 +30,7 @@ class HistoryWriter(Writer):
             path = self.context.run_dir / "history.csv"
             self.context.claim(path, "the run's history")
             file = self.context.append_file(path, "CSV file")
-            self._table = Table(file, ["step", "epoch", *rates, *names])
+            self._table = Table(file, ["step", "epoch", *rates, *names], grows=True)
             self._read_back(file, {name: value.dtype for name, value in action.values.items()})
 
     def _read_back(self, file: Any, dtypes: dict[str, Any]) -> None:
@@ -40,12 +41,17 @@ class HistoryWriter(Writer):
             for row in csv.DictReader(lines):
                 step, epoch = int(row.pop("step")), int(row.pop("epoch"))
                 fresh = {name: cell != MISSING for name, cell in row.items()}
-                values = {n: np.asarray(float(c) if fresh[n] else 0).astype(dtypes[n]) for n, c in row.items()}
+                values = {
+                    name: np.asarray(float(cell) if fresh[name] else 0).astype(dtypes.get(name, np.float32))
+                    for name, cell in row.items()
+                }
                 self.history.add(step, epoch, values, fresh)
+        self._gone = [name for name in self.history if name not in dtypes]
 
     def write(self, record: Any) -> None:
         action = record.action
-        self.history.add(record.step, record.epoch, action.values, action.fresh)
+        gone = dict.fromkeys(self._gone, np.float32("nan"))  # what was reported before the run was resumed
+        self.history.add(record.step, record.epoch, gone | action.values, dict.fromkeys(gone, np.False_) | action.fresh)
         if self._table is not None:
             place = {"step": str(record.step), "epoch": str(record.epoch)}
             self._table.write(place | row_text(action.values, action.fresh))

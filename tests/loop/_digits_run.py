@@ -55,14 +55,14 @@ class Batches:
 
 def callbacks(save_freq):
     return [
-        jc.EarlyStopping(patience=2, min_delta=0.02, restore_best_weights=True),
-        jc.ReduceLROnPlateau(factor=0.5, patience=1, min_delta=0.02),
+        jc.EarlyStopping(patience=2, min_delta=0.1, restore_best_weights=True),
+        jc.ReduceLROnPlateau(factor=0.5, patience=1, min_delta=0.1),
         jc.SwapEMAWeights(decay=0.9),
         jc.CSVLogger("log.csv"),
         jc.CSVLogger("appended.csv", append=True, name="appended"),
         jc.JSONLogger("log.jsonl"),
         jc.NormMonitor(every=5),
-        jc.ModelCheckpoint("exports/{epoch:02d}", save_weights_only=True, keep_best=1, max_to_keep=1),
+        jc.ModelCheckpoint("exports/{epoch:02d}", save_weights_only=True, keep_best=1, async_=True),
         jc.BackupAndRestore("below run_dir", save_freq=save_freq),
     ]
 
@@ -77,7 +77,7 @@ def train(run_dir: Path, executor: str, data: str, save_freq: int) -> jc.Result:
         loss_fn,
         Batches(*training, 32) if streamed else training,
         optimizer=optax.adam,
-        learning_rate=1e-2,
+        learning_rate=2e-2,
         epochs=40,
         batch_size=None if streamed else 32,
         validation_data=Batches(*held, 64) if streamed else held,

@@ -94,15 +94,20 @@ def whole(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("at", [1, 3, 5, 7, 10, 15])
+LONG = pytest.mark.long
+CUTS = [("looped", 3), ("looped", 10), ("stepped", 7)]
+MORE = [(executor, at) for executor in EXECUTORS for at in (1, 5, 6, 9, 14, 15, 20)]
+
+
+@pytest.mark.parametrize(("executor", "at"), [*CUTS, *(pytest.param(*cut, marks=LONG) for cut in MORE)])
 def test_a_run_cut_short_after_any_step_ends_as_if_it_had_not_been(tmp_path, whole, executor, at):
     run(tmp_path, executor, at)
     result = run(tmp_path, executor)
     same(result, whole[executor][0], tmp_path, whole[executor][1])
 
 
-@settings(max_examples=6)
+@pytest.mark.long
+@settings(max_examples=15)
 @given(data=st.data())
 def test_cut_twice_with_saves_in_between(tmp_path_factory, whole, data):
     """Saves every few steps, so that what is done after a save is done again, and its rows stand once."""
@@ -116,8 +121,15 @@ def test_cut_twice_with_saves_in_between(tmp_path_factory, whole, data):
     same(result, whole["looped"][0], directory, whole["looped"][1])
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("streamed", ["list", "generator"])
+@pytest.mark.parametrize(
+    ("executor", "streamed"),
+    [
+        ("looped", "generator"),
+        ("stepped", "list"),
+        pytest.param("looped", "list", marks=LONG),
+        pytest.param("stepped", "generator", marks=LONG),
+    ],
+)
 def test_streams_go_on_at_their_batch(tmp_path, executor, streamed):
     x, y = _runs.make_data(70)
 

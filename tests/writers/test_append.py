@@ -31,13 +31,13 @@ def test_a_file_holds_what_was_written_whatever_happens_between(tmp_path_factory
                 file.write(argument)
                 expected, touched = expected + argument.encode(), True
             case "position":
-                assert file.position() == len(expected)
-                noted.append(len(expected))
+                assert file.position() == expected.count(b"\n")
+                noted.append(expected.count(b"\n"))
             case "truncate":
-                noted = [n for n in noted if n <= len(expected)]
-                place = noted[argument % len(noted)]
-                file.truncate(place)
-                expected, touched = expected[:place], True
+                noted = [n for n in noted if n <= expected.count(b"\n")]
+                lines = noted[argument % len(noted)]
+                file.truncate(lines)
+                expected, touched = b"".join(expected.splitlines(keepends=True)[:lines]), True
             case "reopen":
                 file.close()
                 file = AppendFile(path, append=touched)
@@ -79,9 +79,9 @@ def test_a_file_that_is_shorter_than_noted_is_refused(tmp_path):
     file.write("one\n")
     place = file.position()
     path.write_text("")
-    with pytest.raises(ValueError, match=r"a.txt has 0 bytes, but 4 were written"):
+    with pytest.raises(ValueError, match=r"a.txt has 0 lines, but 1 were written"):
         file.truncate(place)
-    with pytest.raises(ValueError, match="has 0 bytes, but 1 were written"):
+    with pytest.raises(ValueError, match="has 0 lines, but 1 were written"):
         AppendFile(tmp_path / "none.txt").truncate(1)
 
 

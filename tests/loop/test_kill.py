@@ -1,0 +1,73 @@
+"""A run that is killed anywhere, and started again until it ends, is the run that was never killed."""
+
+import itertools
+import os
+import random
+import signal
+
+import jax
+import numpy as np
+import pytest
+from loop._killing import Kill, at_random, differences, in_saves, killed_run, whole_run
+
+pytest.importorskip("sklearn")
+
+CACHE = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_enable_xla_caches",
+)
+RUNS = [("looped", "arrays"), ("stepped", "stream")]
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch):
+    """The children compile as the tests do."""
+    for key in CACHE:
+        monkeypatch.setenv(f"JAX_{key.upper()[4:]}", str(getattr(jax.config, key)))
+
+
+def start(directory, executor, data):
+    options = ("--executor", executor, "--data", data)
+    return options, whole_run(directory, options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("executor", "data"), RUNS)
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path, executor, data):
+    options, seconds = start(tmp_path / "whole", executor, data)
+    rng = random.Random(os.urandom(8))
+    plan = [Kill(in_saves(rng, 3)), Kill(at_random(rng, seconds)), Kill(at_random(rng, seconds), signal.SIGTERM)]
+    hits = killed_run(tmp_path / "killed", options, plan)
+    assert hits.places.total() > 0
+    assert differences(tmp_path / "whole", tmp_path / "killed") == []
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize(("executor", "data"), [*itertools.product(("looped", "stepped"), ("arrays", "stream"))])
+def test_many_kills(tmp_path, executor, data):
+    options, seconds = start(tmp_path / "whole", executor, data)
+    rng = random.Random(os.urandom(8))
+    for number in range(3):
+        kills = (Kill(rng.choice((in_saves(rng, 4), at_random(rng, seconds)))) for _ in range(8))
+        killed_run(tmp_path / str(number), options, kills)
+        assert differences(tmp_path / "whole", tmp_path / str(number)) == []
+
+
+def test_differences_are_found(tmp_path):
+    """The comparison itself: one bit, one byte, one file."""
+    for name in ("a", "b"):
+        for inner in ("exports", "checkpoints", "result"):
+            (tmp_path / name / inner).mkdir(parents=True)
+        (tmp_path / name / "log.csv").write_text("1\n")
+        np.savez(tmp_path / name / "end.npz", x=np.float32([0.0, np.nan]))
+    assert differences(tmp_path / "a", tmp_path / "b") == []
+    np.savez(tmp_path / "b" / "end.npz", x=np.float32([-0.0, np.nan]))
+    (tmp_path / "b" / "log.csv").write_text("1\n1\n")
+    (tmp_path / "b" / "checkpoints" / ".saving-step_000000001").mkdir()
+    found = differences(tmp_path / "a", tmp_path / "b")
+    assert [line.split(":")[0].split(" ")[0] for line in found] == [
+        "end.npz",
+        "checkpoints/.saving-step_000000001",
+        "log.csv",
+    ]
