@@ -66,7 +66,7 @@ def probe(fn: Callable[[Look], Any], *, every: int = 1) -> Probe:
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp, optax
         >>> norm = jc.probe(lambda look: optax.tree.norm(look.grads), every=2)
-        >>> result = jc.fit(jnp.ones(2), lambda w, x: jnp.sum((w * x) ** 2), jnp.ones((8, 2)), batch_size=2,
+        >>> result = jc.fit(jnp.ones(()), lambda w, x: jnp.mean(w * x), jnp.ones(8), batch_size=2,
         ...                 optimizer=optax.sgd(0.1), epochs=1, probes={"grad_norm": norm}, verbose=0)
         >>> result.history["grad_norm"].shape
         (1,)

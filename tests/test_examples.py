@@ -40,7 +40,7 @@ def run(name: str, *arguments: object) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits", "digits_linen"])
+@pytest.mark.parametrize("name", ["digits", pytest.param("digits_linen", marks=pytest.mark.long)])
 def test_digits_in_short(name, tmp_path):
     pytest.importorskip("sklearn")
     out = run(f"{name}.py", "--run-dir", tmp_path / "run", "--epochs", 2)
@@ -124,6 +124,7 @@ def test_hand_loops_agree(example, capsys):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_gan_in_short(tmp_path):
     out = run("gan.py", "--run-dir", tmp_path / "run", "--epochs", 2)
@@ -151,6 +152,7 @@ def test_gan_distance_is_one_between_sets(example):
     assert float(gan.distance(a, a + np.float32([3.0, 0.0]))) == pytest.approx(3.0 * 2 / np.pi, rel=1e-2)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_finetune_in_short():
     pytest.importorskip("sklearn")
@@ -169,6 +171,7 @@ def test_finetune_keeps_the_digits_that_it_is_told(example):
     assert kept.tolist() == [0, 0, 2, 4]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_lm_in_short(tmp_path):
     out = run("lm.py", "--run-dir", tmp_path / "run", "--steps", 8, "--batch-size", 2)

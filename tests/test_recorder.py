@@ -81,3 +81,14 @@ def test_what_is_wrong_is_said():
             recorder.perform(action)
         with pytest.raises(ValueError, match="an action of nobody came, but the recorder was made for History"):
             recorder.perform(action, step=1)
+
+
+def test_what_is_no_stack_beside_one_belongs_to_its_last_moment(tmp_path):
+    _, one = jc.CSVLogger("one.csv").on_epoch_end((), jc.Metrics({"loss": 1.0}))
+    _, many = jax.vmap(jc.CSVLogger("many.csv").on_epoch_end, in_axes=(None, 0))(
+        (), jax.vmap(lambda v: jc.Metrics({"loss": v}))(LOSSES)
+    )
+    with jc.Recorder(tmp_path, verbose=0) as recorder:
+        recorder.perform((one, many), step=5)
+    assert (tmp_path / "one.csv").read_text().splitlines()[1:] == ["0,5,1.0"]
+    assert len((tmp_path / "many.csv").read_text().splitlines()) == 6

@@ -63,7 +63,7 @@ class Throughput(Callback):
         return state, self._report(metrics, jnp.ones((), bool))
 
     def on_train_end(self, state: Any, metrics: Metrics) -> Any:
-        rates = self._rates(metrics, metrics.step / metrics["elapsed"])
+        rates = self._rates(metrics, metrics.step.astype(jnp.float32) / metrics["elapsed"])
         return state, Print(
             "Whole run, with compilation and validation: " + _line(rates), values=rates, when=metrics["elapsed"] > 0
         )

@@ -106,7 +106,7 @@ def builtin_examples() -> tuple[Callback, ...]:
     Example:
         >>> import jaxcb.testing
         >>> sorted({type(c).__name__ for c in jaxcb.testing.builtin_examples()})[:2]
-        ['CSVLogger', 'EarlyStopping']
+        ['BackupAndRestore', 'CSVLogger']
     """
     examples = [make() for make in _EXAMPLES]
     for name in jaxcb.callbacks.__all__:

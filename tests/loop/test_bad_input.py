@@ -311,7 +311,7 @@ class KerasLike:
     [
         ([jc.EarlyStopping], "got the class EarlyStopping. Call it to make one"),
         (jc.EarlyStopping, "got the class EarlyStopping. Call it to make one"),
-        ([KerasLike()], "got a KerasLike.*jc.LambdaCallback"),
+        ([KerasLike()], "got a KerasLike.*jc.HostCallback"),
         (KerasLike(), "got a KerasLike"),
         ([None], "got a NoneType"),
         ("EarlyStopping", "got a str"),

@@ -55,7 +55,9 @@ def test_a_looped_epoch_is_one_dispatch_and_one_read_whatever_its_steps(rows, re
     )
     reads.clear()
     driver.train()
-    assert reads == {"fetch": EPOCHS + 2}, "one an epoch, and those of the run's begin and end"
+    # one an epoch, those of the run's begin and end, and where one was dispatched ahead at the end that one's
+    assert reads["fetch"] in (EPOCHS + 2, EPOCHS + 3)
+    assert set(reads) == {"fetch"}
     # one ahead had nothing left to do
     assert driver.executor.dispatches <= EPOCHS + 3
     assert int(driver.live.carry().step) == EPOCHS * steps

@@ -101,3 +101,18 @@ def test_a_trial_run_tries_everything_and_leaves_nothing(tmp_path, monkeypatch, 
     assert list(tmp_path.iterdir()) == []
     assert result.files == ()
     assert result.run_dir is None
+
+
+def test_a_debugged_run_has_no_steps_after_its_stop():
+    x, y = _runs.make_data()
+    x = x.copy()
+    x[40] = np.nan  # in the third step
+    stop = jc.make_callback(on_batch_end=lambda state, m: (state, jc.Stop(m.step == 2)))
+    result = _runs.fit(data=(x, y), shuffle=False, epochs=1, callbacks=[stop], debug=True)
+    assert int(result.state.step) == 2
+
+
+def test_a_trial_run_saves_nothing(tmp_path):
+    result = _runs.fit(callbacks=[jc.BackupAndRestore(tmp_path / "backup", save_freq=1)], fast_dev_run=2)
+    assert int(result.state.step) == 2
+    assert not (tmp_path / "backup").exists()

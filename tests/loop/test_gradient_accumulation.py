@@ -51,3 +51,11 @@ def test_bad_input():
     state = jc.TrainState.create(params=jax.numpy.zeros(()))
     with pytest.raises(ValueError, match="needs a train state with an optimizer"):
         jc.GradientAccumulation(2).setup(state)
+
+
+def test_a_second_run_accumulates_as_the_first_one():
+    loop = jc.Loop(jc.Step(_runs.loss_fn), callbacks=[jc.GradientAccumulation(2)])
+    given = {"batch_size": 16, "epochs": 1, "verbose": 0, "remainder": "drop"}
+    first = loop.run(_runs.make_state(), _runs.make_data(64), **given)
+    second = loop.run(first.state, _runs.make_data(64), **given)
+    assert second.history["updates"].tolist() == [4]

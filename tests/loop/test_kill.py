@@ -32,8 +32,11 @@ def start(directory, executor, data):
     return options, whole_run(directory, options)
 
 
+LONG = [pytest.param(*run, marks=pytest.mark.long) for run in RUNS[1:]]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("executor", "data"), RUNS)
+@pytest.mark.parametrize(("executor", "data"), [RUNS[0], *LONG])
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path, executor, data):
     options, seconds = start(tmp_path / "whole", executor, data)
     rng = random.Random(os.urandom(8))

@@ -75,6 +75,8 @@ def ends_as(whole, directory, executor, epochs):
     assert (its / "end.csv").read_bytes() == (directory / "end.csv").read_bytes()
 
 
+pytestmark = pytest.mark.long
+
 CASES = [("looped", 30, True), ("stepped", 3, False)]  # 30 are stopped before
 
 

@@ -203,3 +203,36 @@ def test_members_have_their_own_readings():
         alone = _runs.make_driver([], state, epochs=2, probes=probe)
         alone.train()
         np.testing.assert_allclose(rows[:, i], alone.writer(jc.loop._loop.HistoryWriter).history["norm"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_look_is_fresh_once_before_the_update_and_once_after_the_step(executor):
+    class Count(jc.Callback):
+        def init(self):
+            return {"before": 0, "after": 0}
+
+        def on_before_update(self, state, metrics):
+            return {**state, "before": state["before"] + metrics.fresh("g")}, None
+
+        def on_batch_end(self, state, metrics):
+            return {**state, "after": state["after"] + metrics.fresh("g")}, None
+
+    result = _runs.fit(executor, epochs=2, callbacks=[Count()], probes={"g": jc.probes.grad_norm(every=3)})
+    counted = result.callback_states["Count"]
+    assert (int(counted["before"]), int(counted["after"])) == (3, 3)  # of 10 steps
+
+
+def test_weights_that_are_restored_before_the_update_do_not_get_it():
+    """The update was made of the weights that were there before; it is dropped with them."""
+
+    class Back(jc.Callback):
+        def slots(self):
+            return {"start": "optimizer"}
+
+        def on_before_update(self, state, metrics):
+            return state, (jc.Snapshot("start", when=metrics.step == 0), jc.Restore("start", when=metrics.step == 4))
+
+    result = _runs.fit(steps=5, epochs=None, callbacks=[Back()], validation_data=None)
+    for start, end in zip(jax.tree.leaves(_runs.make_params()), jax.tree.leaves(result.params), strict=True):
+        np.testing.assert_array_equal(start, end)
+    assert int(result.state.learning_rate.count) == 0
