@@ -25,12 +25,13 @@ IDS = [f"{type(c).__name__}-{i}" for i, c in enumerate(EXAMPLES)]
 
 
 def everyday():
-    """The examples; those of a class that was seen already and remembers nothing take their turn with the long tests."""
-    seen = set()
+    """The examples; a second one of a class that remembers nothing is left to the long tests."""
+    seen, found = set(), []
     for callback, name in zip(EXAMPLES, IDS, strict=True):
         again = type(callback) in seen and not jax.tree.leaves(callback.init())
         seen.add(type(callback))
-        yield pytest.param(callback, id=name, marks=[pytest.mark.long] if again else [])
+        found.append(pytest.param(callback, id=name, marks=[pytest.mark.long] if again else []))
+    return found
 
 
 @pytest.mark.parametrize("callback", everyday())
