@@ -169,11 +169,12 @@ class Loop:
             stack.enter_context(debugging(debug, context.say))
             callbacks = self._all_callbacks(verbose)
             start = Start()
+            order = {"batch_size": batch_size, "steps_per_epoch": steps_per_epoch, "shuffle": shuffle, "seed": seed}
             if directory is not None and not fast_dev_run:
                 start = find_start(
                     directory,
                     callbacks=callbacks,
-                    config=describe(callbacks, epochs, steps),
+                    config=describe(callbacks, epochs, steps, order),
                     resume=resume or (run_dir is None and "auto"),
                     overwrite=overwrite,
                     say=context.say,

@@ -108,17 +108,29 @@ def find_start(
         how = "stopped" if result.facts["stops"] else "finished"
         say(f"jaxcb: the run in {directory} has {how} at step {result.step}; this is its result.")
         return Start(keeper, result, finished=True)
+    _refuse_other_data(directory, facts, config)
     changes = _changes(facts["config"], config)
     why = f"; changed: {'; '.join(changes)}" if changes else ""
     say(f"jaxcb: resuming {directory} at step {training.step}, in epoch {facts['epoch'] + 1}{why}.")
     return Start(keeper, training, released=released, replaces=(directory / RESULT,) if result is not None else ())
 
 
-def describe(callbacks: Chain, epochs: int | None, steps: int | None) -> dict[str, Any]:
+def _refuse_other_data(directory: Path, facts: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raises an error where the rest of an epoch would be of other batches than its beginning."""
+    before, now = facts["config"]["data"], config["data"]
+    other = [f"{name} was {before[name]}, is {now[name]}" for name in now if before[name] != now[name]]
+    if other and facts["cursor"]:
+        raise ValueError(
+            f"the run in {directory} was saved in the middle of an epoch, whose order of the data no longer holds: "
+            f"{'; '.join(other)}. Resume with what it was, or pass another run_dir, or overwrite=True."
+        )
+
+
+def describe(callbacks: Chain, epochs: int | None, steps: int | None, data: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for, in words that are the same in each process."""
     members = ((n, c) for n, c in callbacks.members() if not isinstance(c, ProgressBar))  # comes and goes with verbose
     named = {name: _words(callback) for name, callback in members}
-    return {"epochs": epochs, "steps": steps, "callbacks": named}
+    return {"epochs": epochs, "steps": steps, "callbacks": named, "data": dict(data)}
 
 
 def _words(value: Any) -> str:
@@ -146,6 +158,9 @@ def _is_released(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     changes = [f"{name} {before[name]} -> {now[name]}" for name in ("epochs", "steps") if before[name] != now[name]]
+    changes += [
+        f"{n} {before['data'][n]} -> {now['data'][n]}" for n in now["data"] if before["data"][n] != now["data"][n]
+    ]
     callbacks = {**before["callbacks"], **now["callbacks"]}
     other = [name for name in callbacks if before["callbacks"].get(name) != now["callbacks"].get(name)]
     return changes + ([f"callbacks {', '.join(sorted(other))}"] if other else [])

@@ -477,3 +477,9 @@ def test_a_second_budget_of_time_is_one(tmp_path):
     run(tmp_path, epochs=10_000, callbacks=[jc.Timer(0.0)], validation_data=None)
     result = run(tmp_path, epochs=10_000, callbacks=[jc.Timer(1.0)], validation_data=None)
     assert "Timer: the time of 1 s is up" in result.stop_reason
+
+
+def test_another_order_of_the_data_is_refused_in_the_middle_of_an_epoch(tmp_path):
+    run(tmp_path, at=7)
+    with pytest.raises(ValueError, match="batch_size was 16, is 8; seed was 0, is 1"):
+        run(tmp_path, batch_size=8, seed=1)
