@@ -226,6 +226,7 @@ class Loop:
                     debug=debug,
                 )
                 if start.saved is not None:
+                    why = "as the run began"
                     assert start.keeper is not None
                     carry = start.keeper.restore(start.saved, driver.live.carry(), finished=start.finished)
                     driver.resume(carry, start.saved.facts, anew=start.released)
