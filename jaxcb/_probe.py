@@ -23,6 +23,7 @@ class Look(Struct):
         values: the step's metrics.
         aux: what the loss function handed out as `jc.Out(aux=...)`, such as the model's outputs.
         state: the whole train state.
+        forward: runs the model on the step's batch for `activations`; None where nobody knows how.
     """
 
     params: Any
@@ -32,6 +33,21 @@ class Look(Struct):
     values: dict[str, Any]
     aux: Any
     state: TrainState
+    forward: Callable[[TrainState, Any], dict[str, Array]] | None = static(default=None)
+
+    @property
+    def activations(self) -> dict[str, Array]:
+        """What the modules of a Flax model return for the batch, by path: one more forward pass.
+
+        Raises:
+            ValueError: where they cannot be known.
+        """
+        if self.forward is None:
+            raise ValueError(
+                "activations are known where jaxcb runs the model: in fit, and with jc.Step(loss_fn). Elsewhere hand "
+                "out what is to be looked at as jc.Out(aux=...), or as a metric."
+            )
+        return self.forward(self.state, self.batch)
 
 
 class Probe(Struct):
@@ -74,8 +90,13 @@ def probe(fn: Callable[[Look], Any], *, every: int = 1) -> Probe:
     return Probe(fn, every)
 
 
-def look(state: TrainState, proposal: Proposal, batch: Any) -> Look:
-    """What probes see of a step."""
+def look(
+    state: TrainState,
+    proposal: Proposal,
+    batch: Any,
+    forward: Callable[[TrainState, Any], dict[str, Array]] | None = None,
+) -> Look:
+    """What probes and requests see of a step."""
     gradients = proposal.gradients
     return Look(
         params=state.params,
@@ -85,6 +106,7 @@ def look(state: TrainState, proposal: Proposal, batch: Any) -> Look:
         values=gradients.values,
         aux=gradients.aux,
         state=state,
+        forward=forward,
     )
 
 

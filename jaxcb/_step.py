@@ -102,6 +102,20 @@ class Step:
         updates, opt_state = tx.update(gradients.grads, state.opt_state, state.params, value=loss, grad=gradients.grads)
         return Proposal(gradients, updates, opt_state)
 
+    def activations(self, state: TrainState, batch: Any) -> dict[str, Array]:
+        """Runs the training forward pass of a batch, and returns what the model's modules return, by path.
+
+        Raises:
+            ValueError: where the modules do not tell, or the gradients are computed by a function of the user's.
+        """
+        loss_fn, adapter = getattr(self._gradients, "loss_fn", None), state.adapter
+        if loss_fn is None or adapter is None:
+            what = "Step.from_gradients" if loss_fn is None else "a TrainState that was made without a model"
+            raise ValueError(
+                f"activations cannot be known with {what}. Hand out what is to be looked at as a metric, or use fit."
+            )
+        return adapter.activations(state.model(train=True), lambda model: loss_fn(model, batch, state, train=True).loss)
+
     def update(self, state: TrainState, proposal: Proposal, actions: Any = None) -> TrainState:
         """Applies what was proposed, as far as `actions` of `on_before_update` let it."""
         updates, gradients = proposal.updates, proposal.gradients

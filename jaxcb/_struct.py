@@ -70,8 +70,7 @@ class Struct:
     def _make(cls, **fields: Any) -> Self:
         """Builds a value field by field, without the constructor."""
         self = object.__new__(cls)
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
+        vars(self).update(fields)
         return self
 
     def _set(self, name: str, value: Any) -> None:
@@ -101,10 +100,9 @@ def _register(cls: type) -> None:
 
     def unflatten(aux: Any, children: Any) -> Any:
         self = object.__new__(cls)
-        for name, value in zip(meta, aux, strict=True):
-            object.__setattr__(self, name, value)
-        for name, value in zip(data, children, strict=True):
-            object.__setattr__(self, name, value)
+        own = vars(self)
+        own.update(zip(meta, aux, strict=True))
+        own.update(zip(data, children, strict=True))
         return self
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)

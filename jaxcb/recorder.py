@@ -10,6 +10,7 @@ import numpy as np
 from jaxcb._actions import HostAction, LogAction, Stop, as_actions, fill
 from jaxcb._callback import Callback
 from jaxcb._chain import chain
+from jaxcb._requests import answers, check_request, is_request
 from jaxcb._struct import strong_tree
 from jaxcb.loop import Run
 from jaxcb.loop._rings import Record
@@ -97,6 +98,7 @@ class Recorder:
             step = train_state.step
         self._run._hold(train_state)
         own = tuple(strong_tree(a) for a in as_actions(actions) if isinstance(a, LogAction | HostAction | Stop))
+        own = tuple(a for asked in own for a in _answered(asked, train_state))
         for action in own:
             self._prepare(action)
         concrete, step = jax.device_get((own, step))
@@ -125,6 +127,23 @@ class Recorder:
             )
         self._performer.prepare(shapes)
         self._known.add(kind)
+
+
+def _answered(action: Any, train_state: Any) -> tuple[Any, ...]:
+    """What a request stands for; other actions as they are."""
+    if not is_request(action):
+        return (action,)
+    if np.ndim(action.when):
+        raise ValueError(
+            f"{type(action).__name__}(of={action.of!r}) of {action.owner or 'nobody'} came as a stack of moments, but "
+            "the weights of the moments before are gone. Perform it where it fires."
+        )
+    if not action.when:
+        return ()
+    check_request(action, "a hand-written loop")
+    if train_state is None:
+        raise ValueError(f"{type(action).__name__}(of={action.of!r}) looks at the run: pass the train state.")
+    return answers(action, train_state)
 
 
 def _records(actions: tuple[Any, ...], step: np.ndarray, epoch: int) -> Any:

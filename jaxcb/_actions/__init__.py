@@ -27,5 +27,6 @@ from jaxcb._actions._log import (
     Row,
     WandbLog,
 )
+from jaxcb._actions._request import RequestAction
 from jaxcb._actions._series import Histogram, Image, Scalars, SeriesAction, Text
 from jaxcb._actions._use import PLACES, as_actions, fill, fired, stop_requested, template_names

@@ -21,6 +21,7 @@ from jaxcb.callbacks._remote_monitor import RemoteMonitor
 from jaxcb.callbacks._spike_detection import SpikeDetection
 from jaxcb.callbacks._stochastic_weight_averaging import StochasticWeightAveraging
 from jaxcb.callbacks._swap_ema_weights import SwapEMAWeights
+from jaxcb.callbacks._tensorboard import TensorBoard
 from jaxcb.callbacks._terminate_on_nan import TerminateOnNaN
 from jaxcb.callbacks._throughput import Throughput
 from jaxcb.callbacks._timer import Timer
@@ -48,6 +49,7 @@ __all__ = [
     "SpikeDetection",
     "StochasticWeightAveraging",
     "SwapEMAWeights",
+    "TensorBoard",
     "TerminateOnNaN",
     "Throughput",
     "Timer",

@@ -10,6 +10,7 @@ from jaxcb._actions import Action, ScaleLearningRate, ScaleUpdates, SkipUpdate
 from jaxcb._callback import HOOKS
 from jaxcb._form import conform
 from jaxcb._merging import is_mergeable
+from jaxcb._requests import check_request, is_request
 from jaxcb._schedules import learning_rates
 from jaxcb._train_state import TrainState, check_actions
 from jaxcb.loop._carry import Empty, Latest, Reading
@@ -67,7 +68,10 @@ def prepare(
         readings={name: Reading(_unknown(own), jnp.full((), -1, jnp.int32)) for name, own in looks.items()},
         latest=Latest(_unknown(names), {name: jnp.full((), -1, jnp.int32) for name in names}),
     )
-    program.expect(_actions(program, train, callbacks, settings, train_names, names))
+    actions = _actions(program, train, callbacks, settings, train_names, names)
+    program.expect(
+        actions, {hook: _answers(program, hook, own, train, proposal, batch) for hook, own in actions.items()}
+    )
     if proposal is not None:
         actions = program.actions.get("on_before_update", ())
         _check_state(jax.eval_shape(program.update, train, proposal, actions), train)
@@ -105,6 +109,21 @@ def _actions(
         out[hook] = actions
     program.host_read = tuple(name for name in program.host_names if name in read)
     return out
+
+
+def _answers(
+    program: Program, hook: str, actions: tuple[Any, ...], train: TrainState, proposal: Any, batch: Any
+) -> dict[int, tuple[Any, ...]]:
+    """The shapes of what the requests of a hook stand for."""
+    found = {}
+    for index, action in enumerate(actions):
+        if is_request(action):
+            check_request(action, hook)
+            if hook == "on_before_update":
+                found[index] = jax.eval_shape(program.answer_inside, action, train, proposal, batch)
+            else:
+                found[index] = jax.eval_shape(program.answer, action, train)
+    return found
 
 
 def _is_read(traced: Any, arguments: Any, name: str) -> bool:

@@ -13,6 +13,7 @@ from jaxcb._chain import Chain
 from jaxcb._form import conform
 from jaxcb._metrics import Metrics
 from jaxcb._probe import Probe, look, readings
+from jaxcb._requests import answers
 from jaxcb._schedules import accumulations, learning_rates
 from jaxcb._step import Proposal, Step
 from jaxcb._struct import select
@@ -98,8 +99,11 @@ class Program:
             self._propose = self._compiled(step.propose, over_members)
             self.update = self._compiled(step.update, (0, 0, 0))
             self.lookers = {
-                name: self._compiled(_looker(name, own), (0, 0, batch_axis)) for name, own in self.probes.items()
+                name: self._compiled(_looker(name, own, step.activations), (0, 0, batch_axis))
+                for name, own in self.probes.items()
             }
+            self.answer_inside = self._compiled(_answerer(step.activations), (0, 0, 0, batch_axis))
+        self.answer = self._compiled(answers, (0, 0))
         self.eval_step = self._compiled(eval_step, (0, None)) if eval_step is not None else None
         self.chain = chain
         tree = jax.tree.structure(chain)
@@ -135,10 +139,19 @@ class Program:
             lowered.append(self.update.lower(train, proposal, self.actions.get("on_before_update", ())))
         return sum(float((part.cost_analysis() or {}).get("flops", jnp.nan)) for part in lowered)
 
-    def expect(self, actions: dict[str, tuple[Any, ...]]) -> None:
-        """Takes note of the shapes of what each hook returns; hooks that are not among them never run."""
+    def expect(
+        self,
+        actions: dict[str, tuple[Any, ...]],
+        answers: Mapping[str, Mapping[int, tuple[Any, ...]]] | None = None,
+    ) -> None:
+        """Takes note of the shapes of what each hook returns; hooks that are not among them never run.
+
+        Args:
+            actions: of each hook.
+            answers: hook -> index of each request among its actions -> what it stands for.
+        """
         self.actions = actions
-        self.rings = Rings(actions)
+        self.rings = Rings(actions, answers)
 
     @staticmethod
     def _owners(chain: Chain) -> str:
@@ -208,6 +221,7 @@ class Program:
         *,
         alive: Any = None,
         ok: Any = True,
+        inside: tuple[Proposal, Any] | None = None,
     ) -> tuple[Carry, Any, tuple[Action, ...]]:
         """Runs a hook: new states, control actions applied, the rest recorded.
 
@@ -219,6 +233,7 @@ class Program:
             metrics: what the hook sees.
             alive: members that still act, bool (members,); None where all do.
             ok: whether the moment happens at all, bool (); what it did to the carry is for the caller to drop.
+            inside: between the halves of a step, what was proposed and the batch, for requests.
         """
         if hook not in self.actions:
             return carry, rings, ()
@@ -234,7 +249,14 @@ class Program:
             yielded=carry.yielded | waits,
             seq=carry.seq + 1,
         )
-        return new, self.rings.append(rings, hook, at, actions, ok), actions
+
+        def answer(asked: Any) -> Any:
+            # of the weights that the hook saw
+            return (
+                self.answer(asked, carry.train) if inside is None else self.answer_inside(asked, carry.train, *inside)
+            )
+
+        return new, self.rings.append(rings, hook, at, actions, ok, answer), actions
 
     def boundary_waits(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether the boundary must wait for the host, bool ()."""
@@ -291,7 +313,7 @@ class Program:
             reported = {n: jnp.where(at < 0, at, at - 1) for n, at in reported.items()}
             metrics = self.metrics(inputs, carry, seen, last=False, reported=reported)
             carry, rings, actions = self.moment(
-                "on_before_update", inputs, carry, rings, metrics, alive=alive, ok=happens
+                "on_before_update", inputs, carry, rings, metrics, alive=alive, ok=happens, inside=(proposal, batch)
             )
             train = self.update(carry.train, proposal, actions)
             carry = carry.replace(readings=readings)
@@ -371,11 +393,20 @@ def _hook(hook: str, tree: Any) -> Callable[..., Any]:
     return run
 
 
-def _looker(name: str, own: Probe) -> Callable[..., dict[str, Array]]:
+def _looker(name: str, own: Probe, forward: Callable[..., Any]) -> Callable[..., dict[str, Array]]:
     """A probe as a function of the step's halves."""
 
     def run(train: TrainState, proposal: Proposal, batch: Any) -> dict[str, Array]:
-        return readings(name, own, look(train, proposal, batch))
+        return readings(name, own, look(train, proposal, batch, forward))
+
+    return run
+
+
+def _answerer(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """What a request between the halves of a step is answered with."""
+
+    def run(asked: Any, train: TrainState, proposal: Proposal, batch: Any) -> Any:
+        return answers(asked, look(train, proposal, batch, forward))
 
     return run
 

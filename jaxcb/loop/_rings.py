@@ -1,6 +1,6 @@
 """Rings: how the records of a stretch of steps travel to the host in one piece."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -47,11 +47,15 @@ class Ring(Struct):
 
 
 class Layout(NamedTuple):
-    """One ring's place: which actions of which hook, and how many entries fit."""
+    """One ring's place: which actions of which hook, and how many entries fit.
+
+    A request's ring holds its answers, as many as they are, all under its index.
+    """
 
     hook: str
     indices: tuple[int, ...]
     capacity: int
+    request: int | None = None
 
 
 class Record(NamedTuple):
@@ -64,21 +68,43 @@ class Record(NamedTuple):
     batch: int
 
 
-class Rings:
-    """The rings of a program: made from the shapes of all hooks' actions."""
+Answer = Callable[[Any], tuple[Action, ...]]  # computes what a request stands for
 
-    def __init__(self, actions: dict[str, tuple[Any, ...]]) -> None:
+
+class Rings:
+    """The rings of a program.
+
+    Args:
+        actions: the shapes of each hook's actions.
+        answers: hook -> index of each request among its actions -> the shapes of its answers.
+    """
+
+    def __init__(
+        self,
+        actions: Mapping[str, tuple[Any, ...]],
+        answers: Mapping[str, Mapping[int, tuple[Any, ...]]] | None = None,
+    ) -> None:
         self.layouts: dict[str, Layout] = {}
         self._shapes: dict[str, Any] = {}
         for hook, shapes in actions.items():
-            recorded = [i for i, a in enumerate(shapes) if isinstance(a, LogAction | HostAction | Stop)]
+            asked = (answers or {}).get(hook, {})
+            recorded = [
+                i for i, a in enumerate(shapes) if isinstance(a, LogAction | HostAction | Stop) and i not in asked
+            ]
             small = tuple(i for i in recorded if _nbytes(shapes[i]) <= _LARGE)
             groups = ([small] if small else []) + [(i,) for i in recorded if i not in small]
             for number, indices in enumerate(groups):
-                entry = tuple(shapes[i] for i in indices)
-                capacity = int(np.clip(RING_BYTES // (_nbytes(entry) + 16), _LEAST, _MOST))
-                self.layouts[f"{hook}/{number}"] = Layout(hook, indices, capacity)
-                self._shapes[f"{hook}/{number}"] = entry
+                self._add(f"{hook}/{number}", hook, indices, tuple(shapes[i] for i in indices))
+            for index, own in asked.items():
+                if own:
+                    self._add(f"{hook}/asked/{index}", hook, (index,) * len(own), own, index)
+
+    def _add(
+        self, name: str, hook: str, indices: tuple[int, ...], entry: tuple[Any, ...], request: int | None = None
+    ) -> None:
+        capacity = int(np.clip(RING_BYTES // (_nbytes(entry) + 16), _LEAST, _MOST))
+        self.layouts[name] = Layout(hook, indices, capacity, request)
+        self._shapes[name] = entry
 
     def empty(self) -> dict[str, Ring]:
         """Makes the rings with nothing in them; in a program."""
@@ -91,14 +117,29 @@ class Rings:
         return out
 
     def append(
-        self, rings: dict[str, Ring], hook: str, at: Entry, actions: tuple[Action, ...], ok: Any
+        self,
+        rings: dict[str, Ring],
+        hook: str,
+        at: Entry,
+        actions: tuple[Action, ...],
+        ok: Any,
+        answer: Answer | None = None,
     ) -> dict[str, Ring]:
-        """Writes a moment's recorded actions into their rings."""
+        """Writes a moment's recorded actions into their rings; `answer` computes what requests stand for."""
         out = dict(rings)
         for name, layout in self.layouts.items():
-            if layout.hook == hook:
+            if layout.hook != hook:
+                continue
+            if layout.request is None:
                 group = tuple(actions[i] for i in layout.indices)
                 out[name] = rings[name].append(at, group, any_fires(group) & ok)
+                continue
+            assert answer is not None
+            asked = actions[layout.request]
+            fired = any_fires((asked,)) & ok
+            nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self._shapes[name])
+            group = jax.lax.cond(fired, lambda a=asked: answer(a), lambda n=nothing: n)
+            out[name] = rings[name].append(at, group, fired)
         return out
 
     def have_room(self, rings: dict[str, Ring]) -> Array:
@@ -113,12 +154,18 @@ class Rings:
         rows: list[tuple[int, int, Record]] = []
         for name, layout in self.layouts.items():
             ring = rings[name]
-            for entry in range(int(ring.count)):
-                at = jax.tree.map(lambda x, e=entry: int(x[e]), ring.at)
-                for index, action in zip(layout.indices, ring.actions, strict=True):
-                    if np.any(action.when[entry]):
-                        own = jax.tree.map(lambda x, e=entry: x[e], action)
-                        rows.append((at.seq, index, Record(own, layout.hook, at.step, at.epoch, at.batch)))
+            count = int(ring.count)
+            if not count:
+                continue
+            places = zip(*(column[:count].tolist() for column in jax.tree.leaves(ring.at)), strict=True)
+            at = [Entry(*place) for place in places]
+            for index, stack in zip(layout.indices, ring.actions, strict=True):
+                leaves, tree = jax.tree.flatten(stack)
+                when = np.asarray(stack.when)[:count]
+                for entry in np.flatnonzero(when.reshape(count, -1).any(axis=1)).tolist():
+                    own = jax.tree.unflatten(tree, [leaf[entry] for leaf in leaves])
+                    where = at[entry]
+                    rows.append((where.seq, index, Record(own, layout.hook, where.step, where.epoch, where.batch)))
         rows.sort(key=lambda row: row[:2])
         return (record for _, _, record in rows)
 

@@ -1,6 +1,7 @@
 """`Adapter`: what a run needs to know of a model, and what all adapters share."""
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,14 @@ class Adapter(Protocol):
         """Returns the merged model's outputs for a batch."""
         ...
 
+    def activations(self, model: Any, run: Callable[[Any], Any]) -> dict[str, Any]:
+        """Returns what the model's modules return while `run(model)` runs: path -> array.
+
+        Raises:
+            ValueError: for a model that does not tell.
+        """
+        ...
+
 
 def avals(tree: Any) -> Any:
     """The shapes and dtypes of a tree of arrays."""
@@ -100,6 +109,35 @@ def check_trainable(params: Any, *, of: str, elsewhere: str) -> None:
                 f"{of} has the leaf {name} of dtype {dtype}, which cannot have a gradient; expected a floating "
                 f"array. {elsewhere}"
             )
+
+
+def by_call(tree: Any) -> dict[str, Any]:
+    """Names what Flax has captured: each module's path, numbered from its second call on.
+
+    Args:
+        tree: nested mappings by module, with the arrays of a method's calls as a tuple under its name.
+    """
+    found: dict[str, Any] = {}
+
+    def walk(node: Any, parts: tuple[str, ...]) -> None:
+        if isinstance(node, Mapping):
+            for name, own in node.items():
+                walk(own, (*parts, str(name)))
+            return
+        path = "/".join(part for part in parts if part != "__call__") or "output"
+        leaves = [leaf for leaf in jax.tree.leaves(node) if hasattr(leaf, "dtype")]
+        found.update({path if i == 0 else f"{path}_{i + 1}": leaf for i, leaf in enumerate(leaves)})
+
+    walk(tree, ())
+    return found
+
+
+def refuse_activations(kind: str) -> NoReturn:
+    """Raises the error of a model whose modules do not tell what they return."""
+    raise ValueError(
+        f"activations are known for Flax NNX and Linen modules, and not for {kind}. Hand out what is to be looked at "
+        "as jc.Out(aux=...), and ask for it with of=lambda look: look.aux."
+    )
 
 
 def check_callable(model: Any) -> None:

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 
 from jaxcb._struct import strong
-from jaxcb.models._adapter import check_callable, check_trainable
+from jaxcb.models._adapter import check_callable, check_trainable, refuse_activations
 
 
 class Equinox:
@@ -81,6 +81,10 @@ class Equinox:
             # a State may be used once; the copy is the one that is used up
             return jax.vmap(lambda row: model(row, jax.tree.map(lambda v: v, model_state), **kwargs)[0])(x)
         return jax.vmap(lambda row: model(row, **kwargs))(x)
+
+    def activations(self, model: Any, run: Any) -> dict[str, Any]:
+        """Refuses: its modules do not tell what they return."""
+        refuse_activations("an Equinox module")
 
 
 def _is_index(x: Any) -> bool:

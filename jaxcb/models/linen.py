@@ -12,10 +12,12 @@ import jax
 
 from jaxcb._form import conform
 from jaxcb._struct import strong
-from jaxcb.models._adapter import avals, check_trainable
+from jaxcb.models._adapter import avals, by_call, check_trainable
 
 # How modules call the argument that says whether they train, and its value while they do.
 _TRAIN_ARGUMENTS = {"train": True, "training": True, "is_training": True, "deterministic": False}
+
+_CAPTURED = "intermediates"  # Linen's collection of what modules return
 
 
 def linen(
@@ -132,6 +134,15 @@ class Linen:
         """Returns `model(x)`."""
         return model(x)
 
+    def activations(self, model: "LinenModel", run: Any) -> dict[str, Any]:
+        """Returns the outputs of all modules while `run(model)` runs, and what they sow."""
+        model.captured = []
+        run(model)
+        found: dict[str, Any] = {}
+        for number, calls in enumerate(model.captured):
+            found |= {path if number == 0 else f"{path}_call_{number + 1}": x for path, x in by_call(calls).items()}
+        return found
+
 
 class LinenModel:
     """A Linen module bound to its variables: what a loss function receives, and what `fit` returns.
@@ -153,6 +164,7 @@ class LinenModel:
         self._train = train
         self._key = key
         self._calls = 0
+        self.captured: list[Any] | None = None  # collects the outputs of modules, a tree a call, where it is a list
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -188,7 +200,9 @@ class LinenModel:
         added, given = _train_arguments(self.module, method, args, kwargs, train=self._train)
         kwargs = {**kwargs, **added}
         training = self._train or any(given.get(name) is value for name, value in _TRAIN_ARGUMENTS.items())
-        collections = list(dict.fromkeys((*(self.state if training else ()), *asked)))
+        capture = self.captured is not None
+        watched = (_CAPTURED,) if capture else ()
+        collections = list(dict.fromkeys((*(self.state if training else ()), *asked, *watched)))
         try:
             result = self.module.apply(
                 self.variables,
@@ -196,6 +210,7 @@ class LinenModel:
                 rngs=self._keys() if rngs is None else dict(rngs),
                 method=method,
                 mutable=collections or False,
+                **({"capture_intermediates": True} if capture else {}),
                 **kwargs,
             )
         except Exception as error:
@@ -208,6 +223,8 @@ class LinenModel:
         if not collections:
             return result
         result, new = result[0], _plain(result[1])
+        if self.captured is not None:
+            self.captured.append(new.get(_CAPTURED, {}))
         if self._train:  # an evaluation view never moves, even where a call asks for dropout
             self.state = {name: new.get(name, old) for name, old in self.state.items()}
         return (result, {name: new[name] for name in asked if name in new}) if asked else result

@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxcb._form import conform
 from jaxcb._struct import strong
-from jaxcb.models._adapter import avals, check_trainable, is_arrays
+from jaxcb.models._adapter import avals, by_call, check_trainable, is_arrays
 
 _PARAMS, _MODEL_STATE, _RNGS = range(3)
 _MODES = ("deterministic", "use_running_average")
@@ -105,6 +105,11 @@ class NNX:
     def call(self, model: Any, x: Any, model_state: Any = None) -> Any:
         """Returns `model(x)`."""
         return model(x)
+
+    def activations(self, model: Any, run: Any) -> dict[str, Any]:
+        """Returns the outputs of all modules while `run(model)` runs, and what they sow."""
+        _, found = nnx.capture(run, nnx.Intermediate, method_outputs=nnx.Intermediate)(model)
+        return by_call(_plain(nnx.as_pure(found)))
 
     def _build(self, graphdef: Any, parts: tuple[Any, Any, Any]) -> Any:
         leaves = [value if part is None else _at(parts[part], path) for part, path, value in self._slots]

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxcb._struct import strong
-from jaxcb.models._adapter import check_callable, check_trainable, is_arrays
+from jaxcb.models._adapter import check_callable, check_trainable, is_arrays, refuse_activations
 
 _ELSEWHERE = "Put what is not trained (counters, statistics) in jc.with_state(params, state)."
 
@@ -61,6 +61,10 @@ class Pytree:
         """
         check_callable(model)
         return model(x)
+
+    def activations(self, model: Any, run: Any) -> dict[str, Any]:
+        """Refuses: its modules do not tell what they return."""
+        refuse_activations("a plain pytree")
 
 
 def with_state(model: Any, state: Any) -> Any:

@@ -18,6 +18,7 @@ class Performer:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.writers: dict[type, Writer] = {}
+        self._of: dict[type, Writer] = {}  # by kind of action
 
     def prepare(self, action: Any) -> None:
         """Shows an action to its writer before the first step.
@@ -26,13 +27,19 @@ class Performer:
             LookupError: where nobody performs it.
         """
         if isinstance(action, LogAction | HostAction):
+            self._writer(action).prepare(action)
+
+    def _writer(self, action: Any) -> Writer:
+        kind = type(action)
+        if kind not in self._of:
             try:
-                cls = writer_for(type(action))
+                cls = writer_for(kind)
             except LookupError as error:
                 raise LookupError(f"{action.owner}: {error}") from None
             if cls not in self.writers:
                 self.writers[cls] = cls(self.context)
-            self.writers[cls].prepare(action)
+            self._of[kind] = self.writers[cls]
+        return self._of[kind]
 
     def perform(self, records: Iterable[Any]) -> None:
         """Performs records in order; a writer that fails does not keep the others from theirs.
@@ -43,8 +50,8 @@ class Performer:
         failed: dict[Writer, Exception] = {}
         for record in records:
             action = record.action
-            writer = self.writers[writer_for(type(action))]
-            if writer in failed:
+            writer = self._writer(action)
+            if failed and writer in failed:
                 continue
             try:
                 writer.write(record)

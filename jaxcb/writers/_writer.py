@@ -128,8 +128,8 @@ def by_member(action: Any) -> Iterator[tuple[int | None, Any]]:
 
     A single run's is given as it is, with None for the number.
     """
-    when = np.asarray(action.when)
-    if when.ndim == 0:
+    if np.ndim(action.when) == 0:
         yield None, action
-    for member in np.flatnonzero(when) if when.ndim else ():
+        return
+    for member in np.flatnonzero(action.when):
         yield int(member), jax.tree.map(lambda x, m=member: x[m], action)

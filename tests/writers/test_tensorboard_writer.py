@@ -42,7 +42,7 @@ def on_batch_end(state, metrics):
 
 def on_epoch_end(state, metrics):
     return state, (
-        jc.Scalars({"loss": metrics["val_loss"]}, "validation"),
+        jc.Scalars({"loss": metrics["val_loss"]}, run="validation"),
         jc.Image("color", picture(), when=metrics.epoch == 1),
         jc.Image("gray", jnp.full((3, 5), 7, jnp.uint8)),
         jc.Text("note", "epoch {epoch}: {val_loss:.3f}, {best:.1f}", values={"best": 0.5}),
@@ -95,7 +95,7 @@ def test_what_callbacks_ask_for_is_in_the_event_files(executor, tmp_path):
 
 def test_logs_lie_in_the_working_directory_without_a_run_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    callback = jc.make_callback(on_epoch_end=lambda s, m: (s, jc.Scalars({"loss": m["loss"]}, "mine/train")))
+    callback = jc.make_callback(on_epoch_end=lambda s, m: (s, jc.Scalars({"loss": m["loss"]}, run="mine/train")))
     fit(epochs=1, callbacks=[callback])
     assert [p.step for p in read("logs/mine/train").Scalars("loss")] == [STEPS]
 

@@ -1,0 +1,41 @@
+"""Requests: log actions that the run fills with what is inside it, when they fire."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+from jaxcb._actions._base import LogAction
+from jaxcb._paths import check_pattern, matches
+from jaxcb._struct import static
+
+
+class RequestAction(LogAction):
+    """A log action that may be a request: the run computes what it carries on the device, only when it fires.
+
+    A subclass defines `answer`.
+
+    Attributes:
+        of: what it is about: "params", "grads", "updates", "activations" (the outputs of a Flax model's modules), or
+            a function of a `Look` that returns a tree of arrays; None where the action carries values of its own.
+            All but "params" are known in `on_before_update` alone.
+        where: pattern of the paths that it is about.
+    """
+
+    of: str | Callable[[Any], Any] | None = static(default=None, kw_only=True)
+    where: str = static(default="**", kw_only=True)
+
+    def answer(self, arrays: dict[str, Any]) -> tuple[Self, ...]:
+        """Returns the actions that a request stands for: always as many, and of the same form. Pure.
+
+        Args:
+            arrays: what it asked for, by path.
+        """
+        raise NotImplementedError
+
+    def chosen(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Returns the arrays whose path fits.
+
+        Raises:
+            ValueError: where none does.
+        """
+        check_pattern(self.where, arrays, self.owner or type(self).__name__)
+        return {path: x for path, x in arrays.items() if matches(self.where, path)}
