@@ -83,11 +83,13 @@ class Inputs(Struct):
     data: Any  # resident rows, or this dispatch's batches
     key: Any  # PRNG key of the data's order; one a member where members see different orders
     val: Any  # resident validation rows by set
-    numbers: Any  # `Numbers` packed, and behind them the bits of the host metrics
+    numbers: Any  # `Numbers`; while they travel, one vector with the bits of the host metrics behind them
+    bits: Any = None  # of the host metrics, once unpacked
 
-    def n(self) -> Numbers:
-        """The numbers, traced."""
-        return Numbers(*(self.numbers[i] for i in range(len(Numbers._fields))))
+    def unpacked(self) -> "Inputs":
+        """The same with the numbers taken apart; traced, once a program."""
+        count = len(Numbers._fields)
+        return self.replace(numbers=Numbers(*(self.numbers[i] for i in range(count))), bits=self.numbers[count:])
 
     def host_bits(self) -> np.ndarray:
         """The host metrics as the host has packed them, float32."""
@@ -95,8 +97,7 @@ class Inputs(Struct):
 
     def host(self, names: Sequence[str]) -> dict[str, Any]:
         """The host metrics, traced: name -> float32 ()."""
-        bits = self.numbers[len(Numbers._fields) :]
-        return {name: jax.lax.bitcast_convert_type(bits[i], jnp.float32) for i, name in enumerate(names)}
+        return {name: jax.lax.bitcast_convert_type(self.bits[i], jnp.float32) for i, name in enumerate(names)}
 
 
 class Status(Struct):

@@ -122,12 +122,13 @@ class Driver:
         try:
             with self.signals:
                 if not self._resumed:
-                    self._edge(self.executor.begin)
+                    self._edge("on_train_begin", self.executor.begin)
                     self._save(wait=True)  # from here on a killed run knows where its files stood
                 self._steps()
                 self._save()
                 self._whole = False  # what follows is no training any more
-                self._edge(self.executor.end, last=True)
+                self._edge("on_train_end", self.executor.end)
+                self._whole = False
                 if self.keeper is not None:
                     self.keeper.save_result(self.live.carry(), self._facts())
                 self.interrupted = self.signals.asked  # a signal that came too late to cut anything short
@@ -226,12 +227,13 @@ class Driver:
         except Exception as second:
             error.add_note(f"The run could not be saved after that: {second!r}")
 
-    def _edge(self, moment: Any, *, last: bool = False) -> None:
-        """Runs one of the moments that stand alone."""
+    def _edge(self, hook: str, moment: Any) -> None:
+        """Runs one of the moments that stand alone, where a callback has it."""
+        if hook not in self.executor.program.actions:
+            return
         host = self.host_metrics.read(self.place.step)
         self.live, output = moment(self.live, self._inputs(None, host))
         self._settle(self._read(output, host))
-        self._whole = not last
 
     def _steps(self) -> None:
         flying = self._flying

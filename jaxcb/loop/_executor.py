@@ -55,7 +55,8 @@ class Compiled:
         self._count = count
 
         def flat(leaves: list[Any], tree: Any, *rest: Any) -> Any:
-            carry, *out = fn(jax.tree.unflatten(tree, leaves), *rest)
+            given = (x.unpacked() if isinstance(x, Inputs) else x for x in rest)
+            carry, *out = fn(jax.tree.unflatten(tree, leaves), *given)
             new, structure = jax.tree.flatten(carry)
             if structure != tree:
                 raise TypeError(f"the run's state changed its structure from {tree} to {structure}.")

@@ -32,7 +32,7 @@ class Looped(Executor):
         return live, Output(rings, status)
 
     def _run_chunk(self, carry: Carry, inputs: Inputs) -> Any:
-        program, n = self.program, inputs.n()
+        program, n = self.program, inputs.numbers
 
         def more(loop: Any) -> Any:
             done, carry, rings = loop
@@ -60,7 +60,7 @@ class Looped(Executor):
 
     def _steps(self, inputs: Inputs, done: Any, carry: Carry, rings: Any) -> Any:
         """The bare steps of a segment: full batches in a loop, then the smaller last one where it is next."""
-        program, n = self.program, inputs.n()
+        program, n = self.program, inputs.numbers
         layout = program.layout
         limit = jnp.minimum(program.at.steps_to_boundary(inputs, carry), n.length - done)
         if layout.remainder:

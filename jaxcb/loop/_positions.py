@@ -32,28 +32,28 @@ class Positions(NamedTuple):
 
     def over(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether the last epoch is closed, bool ()."""
-        n = inputs.n()
+        n = inputs.numbers
         return (carry.cursor == 0) & (
             self.all_stopped(carry) | (carry.epoch >= n.end_epoch) | (carry.step >= n.end_step)
         )
 
     def closing(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether the epoch is to be closed now, bool ()."""
-        n = inputs.n()
+        n = inputs.numbers
         # the data may be of an epoch to come, whose length says nothing of this one
         full = self.is_own_epoch(inputs, carry) & (carry.cursor >= n.epoch_len)
         return (carry.cursor > 0) & (full | (carry.step >= n.end_step) | self.all_stopped(carry))
 
     def is_own_epoch(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether the given data belongs to this epoch, bool ()."""
-        n = inputs.n()
+        n = inputs.numbers
         return (n.data_epoch < 0) | (n.data_epoch == carry.epoch)
 
     def eval_due(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether a validation is due now, bool ()."""
         if not self.validates:
             return jnp.zeros((), bool)
-        closing, n = self.closing(inputs, carry), inputs.n()
+        closing, n = self.closing(inputs, carry), inputs.numbers
         if self.cadence.steps is not None:
             last = closing & ((carry.step >= n.end_step) | (carry.epoch + 1 >= n.end_epoch) | self.all_stopped(carry))
             due = (carry.step > 0) & (carry.step % self.cadence.steps == 0) | last
@@ -69,7 +69,7 @@ class Positions(NamedTuple):
 
     def has_data(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether the given data holds the next batch, bool ()."""
-        n = inputs.n()
+        n = inputs.numbers
         fits = (carry.cursor >= n.base) & (carry.cursor < n.base + n.size)
         return fits & self.is_own_epoch(inputs, carry)
 
@@ -80,7 +80,7 @@ class Positions(NamedTuple):
 
     def steps_to_boundary(self, inputs: Inputs, carry: Carry) -> Array:
         """Steps until the next boundary or the end of the data, int32 ()."""
-        n = inputs.n()
+        n = inputs.numbers
         steps = jnp.minimum(n.epoch_len - carry.cursor, n.end_step - carry.step)
         steps = jnp.minimum(steps, n.base + n.size - carry.cursor)
         if self.validates and self.cadence.steps is not None:

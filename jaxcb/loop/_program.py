@@ -204,7 +204,7 @@ class Program:
             inputs.host(self.host_names),
             step=carry.step,
             epoch=carry.epoch,
-            total=inputs.n().total_steps,
+            total=inputs.numbers.total_steps,
             last=last,
             **more,
         )

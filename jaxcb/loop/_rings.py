@@ -10,6 +10,7 @@ from jax import Array
 
 from jaxcb._actions import Action, HostAction, LogAction, Stop
 from jaxcb._struct import Struct
+from jaxcb.loop._packing import Packing
 
 RING_BYTES = 1 << 18  # of one ring; a full one ends the stretch
 _LARGE = 1 << 12  # an action whose payload is larger has a ring of its own
@@ -30,20 +31,15 @@ class Ring(Struct):
     """Entries of one record structure, oldest first."""
 
     count: Any  # int32 ()
-    at: Entry  # each (capacity,)
-    actions: tuple[Action, ...]  # each leaf (capacity, ...)
+    rows: dict[str, Any]  # packed `(Entry, actions)`, each (capacity, width)
 
-    def append(self, at: Entry, actions: tuple[Action, ...], fired: Array) -> "Ring":
+    def append(self, row: dict[str, Array], fired: Array) -> "Ring":
         """Writes an entry; it counts only where `fired`, else the next one overwrites it."""
 
-        def write(ring: Array, value: Array) -> Array:
-            return jax.lax.dynamic_update_index_in_dim(ring, value, self.count, 0)
+        def write(rows: Array, value: Array) -> Array:
+            return jax.lax.dynamic_update_index_in_dim(rows, value, self.count, 0)
 
-        return Ring(
-            self.count + fired.astype(jnp.int32),
-            jax.tree.map(write, self.at, at),
-            jax.tree.map(write, self.actions, actions),
-        )
+        return Ring(self.count + fired.astype(jnp.int32), jax.tree.map(write, self.rows, row))
 
 
 class Layout(NamedTuple):
@@ -86,6 +82,7 @@ class Rings:
     ) -> None:
         self.layouts: dict[str, Layout] = {}
         self._shapes: dict[str, Any] = {}
+        self._packings: dict[str, Packing] = {}
         for hook, shapes in actions.items():
             asked = (answers or {}).get(hook, {})
             recorded = [
@@ -105,16 +102,16 @@ class Rings:
         capacity = int(np.clip(RING_BYTES // (_nbytes(entry) + 16), _LEAST, _MOST))
         self.layouts[name] = Layout(hook, indices, capacity, request)
         self._shapes[name] = entry
+        word = jax.ShapeDtypeStruct((), jnp.int32)
+        self._packings[name] = Packing((Entry(word, word, word, word), entry))
 
     def empty(self) -> dict[str, Ring]:
         """Makes the rings with nothing in them; in a program."""
-        out = {}
-        for name, layout in self.layouts.items():
-            n = layout.capacity + 1  # what does not count is written behind the last entry
-            column = jnp.zeros((n,), jnp.int32)
-            stack = jax.tree.map(lambda s, n=n: jnp.zeros((n, *s.shape), s.dtype), self._shapes[name])
-            out[name] = Ring(jnp.zeros((), jnp.int32), Entry(column, column, column, column), stack)
-        return out
+        # what does not count is written behind the last entry
+        return {
+            name: Ring(jnp.zeros((), jnp.int32), self._packings[name].empty(layout.capacity + 1))
+            for name, layout in self.layouts.items()
+        }
 
     def append(
         self,
@@ -132,14 +129,14 @@ class Rings:
                 continue
             if layout.request is None:
                 group = tuple(actions[i] for i in layout.indices)
-                out[name] = rings[name].append(at, group, any_fires(group) & ok)
+                out[name] = rings[name].append(self._packings[name].row((at, group)), any_fires(group) & ok)
                 continue
             assert answer is not None
             asked = actions[layout.request]
             fired = any_fires((asked,)) & ok
             nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self._shapes[name])
             group = jax.lax.cond(fired, lambda a=asked: answer(a), lambda n=nothing: n)
-            out[name] = rings[name].append(at, group, fired)
+            out[name] = rings[name].append(self._packings[name].row((at, group)), fired)
         return out
 
     def have_room(self, rings: dict[str, Ring]) -> Array:
@@ -157,12 +154,12 @@ class Rings:
             count = int(ring.count)
             if not count:
                 continue
-            places = zip(*(column[:count].tolist() for column in jax.tree.leaves(ring.at)), strict=True)
-            at = [Entry(*place) for place in places]
-            for index, stack in zip(layout.indices, ring.actions, strict=True):
+            packed = {key: rows[:count] for key, rows in ring.rows.items()}
+            column, actions = self._packings[name].unpack(packed)
+            at = [Entry(*place) for place in zip(*(c.tolist() for c in jax.tree.leaves(column)), strict=True)]
+            for index, stack in zip(layout.indices, actions, strict=True):
                 leaves, tree = jax.tree.flatten(stack)
-                when = np.asarray(stack.when)[:count]
-                for entry in np.flatnonzero(when.reshape(count, -1).any(axis=1)).tolist():
+                for entry in np.flatnonzero(stack.when.reshape(count, -1).any(axis=1)).tolist():
                     own = jax.tree.unflatten(tree, [leaf[entry] for leaf in leaves])
                     where = at[entry]
                     rows.append((where.seq, index, Record(own, layout.hook, where.step, where.epoch, where.batch)))

@@ -1,0 +1,62 @@
+"""`Packing`: a tree of small arrays as one row, so that many of them move as one."""
+
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+_WORDS = ("int32", "uint32", "float32", "bool")  # what fits a row of int32; other types have rows of their own
+
+
+class Packing:
+    """How trees of one form become rows of few arrays, and come back.
+
+    Every array that a compiled loop carries costs something at each step and at each transfer, however small it is.
+
+    Args:
+        shapes: a tree of shapes and dtypes.
+    """
+
+    def __init__(self, shapes: Any) -> None:
+        leaves, self._tree = jax.tree.flatten(shapes)
+        self._shapes = [(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves]
+        self._groups: dict[str, list[int]] = {}
+        for index, (_, dtype) in enumerate(self._shapes):
+            self._groups.setdefault("int32" if dtype.name in _WORDS else dtype.name, []).append(index)
+
+    def empty(self, rows: int) -> dict[str, Array]:
+        """Makes room for so many rows; in a program."""
+        widths = {name: sum(math.prod(self._shapes[i][0]) for i in own) for name, own in self._groups.items()}
+        return {name: jnp.zeros((rows, width), jnp.dtype(name)) for name, width in widths.items()}
+
+    def row(self, tree: Any) -> dict[str, Array]:
+        """Packs a tree; in a program."""
+        leaves = jax.tree.leaves(tree)
+        return {name: jnp.concatenate([_words(leaves[i]) for i in own]) for name, own in self._groups.items()}
+
+    def unpack(self, rows: dict[str, np.ndarray]) -> Any:
+        """Returns the tree whose leaves have the rows as their leading axis; on the host."""
+        leaves: list[Any] = [None] * len(self._shapes)
+        for name, own in self._groups.items():
+            ends = list(itertools.accumulate(math.prod(self._shapes[i][0]) for i in own))
+            for index, start, end in zip(own, [0, *ends[:-1]], ends, strict=True):
+                shape, dtype = self._shapes[index]
+                part = rows[name][:, start:end]
+                if dtype.name in _WORDS:
+                    part = part.astype(bool) if dtype.name == "bool" else np.ascontiguousarray(part).view(dtype)
+                leaves[index] = part.reshape(len(part), *shape)
+        return jax.tree.unflatten(self._tree, leaves)
+
+
+def _words(leaf: Array) -> Array:
+    """A leaf as a vector of its group's type, its bits untouched."""
+    flat = jnp.ravel(leaf)
+    if flat.dtype == jnp.bool_:
+        return flat.astype(jnp.int32)
+    if flat.dtype in (jnp.float32, jnp.uint32):
+        return jax.lax.bitcast_convert_type(flat, jnp.int32)
+    return flat
