@@ -322,16 +322,17 @@ def _apply_weights(action: WeightAction, state: TrainState) -> TrainState:
     when = action.when if isinstance(action, Snapshot | Average) else action.when & slot.filled
 
     def due(current: Any, slot: NamedWeights) -> tuple[Any, NamedWeights]:
+        hits = when if jnp.ndim(when) else jnp.ones((), bool)  # a single run's own is known to be true here
         match action:
             case Restore():
-                return select(when, slot.value, current), slot
+                return select(hits, slot.value, current), slot
             case Swap():
-                return select(when, slot.value, current), slot.replace(value=select(when, current, slot.value))
+                return select(hits, slot.value, current), slot.replace(value=select(hits, current, slot.value))
             case Average():
                 new = select(slot.filled, _blend(action.decay, slot.value, current), current)
             case _:
                 new = current
-        return current, NamedWeights(slot.filled | when, select(when, new, slot.value))
+        return current, NamedWeights(slot.filled | hits, select(hits, new, slot.value))
 
     current, slot = jax.lax.cond(jnp.any(when), due, lambda *same: same, current, slot)
     if "opt_state" in current:  # what callbacks asked of the rate is no part of the weights, and stays

@@ -88,7 +88,7 @@ def close_epoch(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> t
     return carry.replace(
         windows={name: window.cleared() for name, window in carry.windows.items()},
         epoch=carry.epoch + 1,
-        cursor=jnp.zeros_like(carry.cursor),
+        began=carry.step,
         opened=jnp.zeros((), bool),
         ended=carry.ended | carry.train.stop,
     ), rings

@@ -50,13 +50,18 @@ class Carry(Struct):
     latest: Latest
     step: Any  # int32 (), updates done
     epoch: Any  # int32 (), from 0
-    cursor: Any  # int32 (), steps done in this epoch
+    began: Any  # int32 (), updates done when this epoch began
     evaluated: Any  # int32 (), step of the last validation
     seq: Any  # int32 (), moments recorded so far
     opened: Any  # bool (), whether this epoch has begun
     yielded: Any  # bool (), whether a host action waits
     ended: Any  # bool (), whether a stop has closed its epoch
     order: Any  # int32 (rows,), this epoch's order of resident rows; None elsewhere
+
+    @property
+    def cursor(self) -> Any:
+        """Steps done in this epoch, int32 ()."""
+        return self.step - self.began
 
 
 class Numbers(NamedTuple):
@@ -127,7 +132,7 @@ def initial(train: TrainState, callbacks: Any, empty: Empty, order: Any) -> Carr
         latest=empty.latest,
         step=zero,
         epoch=zero,
-        cursor=zero,
+        began=zero,
         evaluated=zero,
         seq=zero,
         opened=no,

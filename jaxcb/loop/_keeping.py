@@ -26,7 +26,7 @@ _FIXED = (
     ".train.rngs",
     ".step",
     ".epoch",
-    ".cursor",
+    ".began",
     ".evaluated",
     ".seq",
 )

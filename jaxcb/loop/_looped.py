@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb.loop import _boundary as boundary
-from jaxcb.loop._carry import Carry, Inputs
+from jaxcb.loop._carry import FOREVER, Carry, Inputs
 from jaxcb.loop._executor import Executor, Live, Output
 from jaxcb.loop._program import Program
 
@@ -32,58 +32,57 @@ class Looped(Executor):
         return live, Output(rings, status)
 
     def _run_chunk(self, carry: Carry, inputs: Inputs) -> Any:
-        program, n = self.program, inputs.numbers
+        program = self.program
+        end = carry.step + jnp.minimum(inputs.numbers.length, FOREVER - carry.step)  # of this dispatch
 
         def more(loop: Any) -> Any:
-            done, carry, rings = loop
+            carry, rings = loop
             at_boundary = program.at.pending(inputs, carry)
             ready = at_boundary & ~program.boundary_waits(inputs, carry)
-            steps = ~at_boundary & (done < n.length) & program.at.has_data(inputs, carry)
+            steps = ~at_boundary & (carry.step < end) & program.at.has_data(inputs, carry)
             free = ~carry.yielded & ~program.at.over(inputs, carry) & program.rings.have_room(rings)
             return free & (ready | steps)
 
         def segment(loop: Any) -> Any:
-            done, carry, rings = loop
+            carry, rings = loop
             carry, rings = jax.lax.cond(
                 carry.opened, lambda c, r: (c, r), lambda c, r: boundary.open_epoch(program, inputs, c, r), carry, rings
             )
-            done, carry, rings = self._steps(inputs, done, carry, rings)
+            carry, rings = self._steps(inputs, end, carry, rings)
             go = program.at.pending(inputs, carry) & ~carry.yielded & ~program.boundary_waits(inputs, carry)
-            carry, rings = jax.lax.cond(
+            return jax.lax.cond(
                 go, lambda c, r: boundary.cross(program, inputs, c, r), lambda c, r: (c, r), carry, rings
             )
-            return done, carry, rings
 
-        start = (jnp.zeros((), jnp.int32), carry, program.rings.empty())
-        _, carry, rings = jax.lax.while_loop(more, segment, start)
+        carry, rings = jax.lax.while_loop(more, segment, (carry, program.rings.empty()))
         return carry, rings, program.status(inputs, carry)
 
-    def _steps(self, inputs: Inputs, done: Any, carry: Carry, rings: Any) -> Any:
+    def _steps(self, inputs: Inputs, end: Any, carry: Carry, rings: Any) -> Any:
         """The bare steps of a segment: full batches in a loop, then the smaller last one where it is next."""
-        program, n = self.program, inputs.numbers
+        program = self.program
         layout = program.layout
-        limit = jnp.minimum(program.at.steps_to_boundary(inputs, carry), n.length - done)
+        limit = jnp.minimum(program.at.steps_to_boundary(inputs, carry), end - carry.step)
         if layout.remainder:
             limit = jnp.minimum(limit, layout.full - carry.cursor)
-        last = done + jnp.where(program.at.may_step(inputs, carry), limit, 0)
+        last = carry.step + jnp.where(program.at.may_step(inputs, carry), limit, 0)
 
         def more(loop: Any) -> Any:
-            done, carry, rings = loop
-            return (done < last) & ~carry.yielded & ~program.at.all_stopped(carry) & program.rings.have_room(rings)
+            carry, rings = loop
+            return (
+                (carry.step < last) & ~carry.yielded & ~program.at.all_stopped(carry) & program.rings.have_room(rings)
+            )
 
         def step(loop: Any) -> Any:
-            done, carry, rings = loop
-            carry, rings = program.one_step(inputs, carry, rings, *program.layout.fetch(inputs, carry))
-            return done + 1, carry, rings
+            carry, rings = loop
+            return program.one_step(inputs, carry, rings, *program.layout.fetch(inputs, carry))
 
-        done, carry, rings = jax.lax.while_loop(more, step, (done, carry, rings))
+        carry, rings = jax.lax.while_loop(more, step, (carry, rings))
         if not layout.remainder:
-            return done, carry, rings
+            return carry, rings
 
-        def smaller(done: Any, carry: Carry, rings: Any) -> Any:
-            carry, rings = program.one_step(inputs, carry, rings, *program.layout.fetch(inputs, carry, remainder=True))
-            return done + 1, carry, rings
+        def smaller(carry: Carry, rings: Any) -> Any:
+            return program.one_step(inputs, carry, rings, *program.layout.fetch(inputs, carry, remainder=True))
 
-        is_next = program.at.may_step(inputs, carry) & (carry.cursor == layout.full) & (done < n.length)
+        is_next = program.at.may_step(inputs, carry) & (carry.cursor == layout.full) & (carry.step < end)
         is_next = is_next & program.rings.have_room(rings)
-        return jax.lax.cond(is_next, smaller, lambda *same: same, done, carry, rings)
+        return jax.lax.cond(is_next, smaller, lambda *same: same, carry, rings)

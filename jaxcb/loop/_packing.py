@@ -25,7 +25,7 @@ class Packing:
         leaves, self._tree = jax.tree.flatten(shapes)
         self._shapes = [(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves]
         self._groups: dict[str, list[int]] = {}
-        for index, (_, dtype) in enumerate(self._shapes):
+        for index, (_, dtype) in sorted(enumerate(self._shapes), key=lambda leaf: leaf[1][1].name):
             self._groups.setdefault("int32" if dtype.name in _WORDS else dtype.name, []).append(index)
 
     def empty(self, rows: int) -> dict[str, Array]:
@@ -36,7 +36,13 @@ class Packing:
     def row(self, tree: Any) -> dict[str, Array]:
         """Packs a tree; in a program."""
         leaves = jax.tree.leaves(tree)
-        return {name: jnp.concatenate([_words(leaves[i]) for i in own]) for name, own in self._groups.items()}
+        rows = {}
+        for name, own in self._groups.items():
+            alike = itertools.groupby(own, key=lambda i: self._shapes[i][1].name)  # few conversions, of whole vectors
+            rows[name] = jnp.concatenate(
+                [_words(jnp.concatenate([jnp.ravel(leaves[i]) for i in group])) for _, group in alike]
+            )
+        return rows
 
     def unpack(self, rows: dict[str, np.ndarray]) -> Any:
         """Returns the tree whose leaves have the rows as their leading axis; on the host."""
@@ -52,9 +58,8 @@ class Packing:
         return jax.tree.unflatten(self._tree, leaves)
 
 
-def _words(leaf: Array) -> Array:
-    """A leaf as a vector of its group's type, its bits untouched."""
-    flat = jnp.ravel(leaf)
+def _words(flat: Array) -> Array:
+    """A vector as one of its group's type, its bits untouched."""
     if flat.dtype == jnp.bool_:
         return flat.astype(jnp.int32)
     if flat.dtype in (jnp.float32, jnp.uint32):

@@ -334,7 +334,6 @@ class Program:
             train=train.replace(step=before.train.step + 1),
             windows=windows,
             step=carry.step + 1,
-            cursor=carry.cursor + 1,
         )
         seen, reported = _with_readings(values, carry.readings)
         metrics = self.metrics(inputs, carry, seen, last=True, reported=reported)
@@ -347,7 +346,7 @@ class Program:
             }
             carry = carry.replace(**frozen)
         if ok is not None:
-            places = ("step", "cursor", "seq", "yielded", "readings")
+            places = ("step", "seq", "yielded", "readings")
             carry = carry.replace(**{name: select(ok, getattr(carry, name), getattr(before, name)) for name in places})
         return carry, rings
 

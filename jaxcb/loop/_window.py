@@ -1,5 +1,6 @@
 """A window of steps, reduced: sample-weighted means, and metrics that merge themselves."""
 
+import math
 from typing import Any
 
 import jax
@@ -7,29 +8,42 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcb._merging import is_mergeable
-from jaxcb._struct import Struct, select
+from jaxcb._struct import Struct, select, static
 
 
 class Window(Struct):
     """Compensated (Kahan) sums, so that a long epoch's mean is as exact as a short one's.
 
+    All sums lie in one vector, since each array that a compiled loop updates costs something at every step.
+
     Attributes:
-        total: name -> sum of value times rows, float32, or what has merged so far; under "" the sum of the rows.
-        error: what rounding has taken from each sum so far.
+        total: sum of the rows, and of each value times its rows, float32 (..., width); under the names of the values,
+            which tell a resumed run what they were sums of.
+        error: what rounding has taken from each sum so far, in the same form.
+        merged: name -> what has merged so far, of metrics that merge themselves.
+        shapes: name and shape of each value in `total`.
     """
 
     total: dict[str, Any]
     error: dict[str, Any]
+    merged: dict[str, Any]
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = static()
 
     @classmethod
     def empty(cls, values: dict[str, Any], members: int | None = None) -> "Window":
         """A window for values of these shapes; a population's counts rows a member, since each stops alone."""
-        sums = {name: jnp.zeros(v.shape, jnp.float32) for name, v in values.items() if not is_mergeable(v)}
-        sums[""] = jnp.zeros(() if members is None else (members,), jnp.float32)
-        merging = {
-            n: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), v) for n, v in values.items() if n not in sums
+        lead = () if members is None else (members,)
+        plain = {name: v for name, v in values.items() if not is_mergeable(v)}
+        shapes = tuple((name, tuple(v.shape[len(lead) :])) for name, v in plain.items())
+        label, width = ", ".join(plain), 1 + sum(math.prod(shape) for _, shape in shapes)
+        merged = {
+            name: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), v)
+            for name, v in values.items()
+            if name not in plain
         }
-        return cls(sums | merging, jax.tree.map(jnp.zeros_like, sums))  # two buffers each, since a window is donated
+        # two buffers, since a window is donated
+        total, error = ({label: jnp.zeros((*lead, width), jnp.float32)} for _ in range(2))
+        return cls(total, error, merged, shapes)
 
     def cleared(self) -> "Window":
         """The same window with nothing in it."""
@@ -37,35 +51,42 @@ class Window(Struct):
 
     def add(self, values: dict[str, Any], rows: Any) -> "Window":
         """Adds one step's values, each the mean over `rows` rows, or itself a metric of them."""
-        total, error = {}, {}
-        for name in self.error:
-            value = jnp.full_like(self.total[""], rows) if not name else values[name].astype(jnp.float32) * rows
-            compensated = value - self.error[name]
-            total[name] = self.total[name] + compensated
-            lost = (total[name] - self.total[name]) - compensated
-            error[name] = jnp.where(jnp.isfinite(lost), lost, 0.0)
-        for name in self.total.keys() - self.error.keys():
-            merged = _each(lambda old, new: old.merge(new), self._members)(self.total[name], values[name])
-            total[name] = select(self.any(), merged, values[name])  # the first one meets nothing
-        return Window(total, error)
+        (label, old), (error,) = *self.total.items(), self.error.values()
+        lead = old.shape[:-1]
+        parts = [values[name].astype(jnp.float32).reshape(*lead, -1) for name, _ in self.shapes]
+        new = jnp.concatenate([jnp.ones((*lead, 1), jnp.float32), *parts], axis=-1) * rows
+        compensated = new - error
+        total = old + compensated
+        lost = (total - old) - compensated
+        merge, merged = _each(lambda old, new: old.merge(new), self._members), {}
+        for name, before in self.merged.items():
+            merged[name] = select(self.any(), merge(before, values[name]), values[name])  # the first one meets nothing
+        return self.replace(
+            total={label: total}, error={label: jnp.where(jnp.isfinite(lost), lost, 0.0)}, merged=merged
+        )
 
     def any(self) -> Array:
         """Whether anything was added, bool (), or one a member."""
-        return self.total[""] > 0
+        return self._sums[..., 0] > 0
 
     def means(self) -> dict[str, Array]:
         """The means so far, and what has merged; NaN where nothing was added."""
-        rows, out = self.total[""], {}
-        for name, total in self.total.items():
-            if name in self.error and name:
-                out[name] = total / rows.reshape(rows.shape + (1,) * (total.ndim - rows.ndim))
-            elif name:
-                out[name] = computed({name: total}, self._members)[name]
-        return out
+        sums, start, out = self._sums, 1, {}
+        means = sums / sums[..., :1]
+        for name, shape in self.shapes:
+            end = start + math.prod(shape)
+            out[name] = means[..., start:end].reshape(*sums.shape[:-1], *shape)
+            start = end
+        return out | computed(self.merged, self._members)
+
+    @property
+    def _sums(self) -> Array:
+        (sums,) = self.total.values()
+        return sums
 
     @property
     def _members(self) -> bool:
-        return self.total[""].ndim > 0
+        return self._sums.ndim > 1
 
 
 def computed(values: dict[str, Any], members: bool) -> dict[str, Array]:
