@@ -11,7 +11,7 @@ from jaxcb._actions import PLACES, Checkpoint, Print, template_names
 from jaxcb._callback import Callback, Metrics
 from jaxcb._check import number, one_of, whole
 from jaxcb._struct import Struct, static, strong_tree
-from jaxcb.callbacks._monitor import NO_BEST, Monitor, improved, read, resolve_mode
+from jaxcb.callbacks._monitor import NO_BEST, Monitor, improved, monitor_name, read, resolve_mode
 
 _NAN = math.nan
 
@@ -247,7 +247,7 @@ class ModelCheckpoint(Callback):
         place = "Epoch {epoch}: " if self._by_epoch else "Epoch {epoch}, step {step}: "
         if not self.save_best_only:
             return (Print(f"{place}saving to {self.filepath}", values=values, when=due),)
-        name = self.monitor if isinstance(self.monitor, str) else "the monitor"
+        name = monitor_name(self.monitor)
         values = {**values, "_best": state.best, "_value": state.value}
         saved = f"{place}{name} improved from {{_best:.5f}} to {{_value:.5f}}, saving to {self.filepath}"
         kept = f"{place}{name} did not improve from {{_best:.5f}}"

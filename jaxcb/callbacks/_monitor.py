@@ -1,4 +1,4 @@
-"""What the callbacks that watch a metric share: which way is better, and when it was reported anew."""
+"""What the callbacks that watch a metric share: which way is better, when it was reported anew, and how long ago."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +9,7 @@ from jax import Array
 
 from jaxcb._callback import Metrics
 from jaxcb._check import one_of
+from jaxcb._struct import Struct
 
 Monitor = str | Callable[[Metrics], Array]
 
@@ -42,6 +43,12 @@ def resolve_mode(owner: str, monitor: Monitor, mode: str) -> str:
         f"{owner}: mode='auto' cannot tell from {what} whether lower or higher is better. "
         "Pass mode='min' or mode='max'."
     )
+
+
+def monitor_name(monitor: Monitor) -> str:
+    """Returns what a monitor is called in a sentence; a function that has a name goes by it."""
+    name = monitor if isinstance(monitor, str) else getattr(monitor, "__name__", "<lambda>")
+    return "the monitor" if name == "<lambda>" else name
 
 
 class _Reads:
@@ -95,13 +102,42 @@ def read(owner: str, monitor: Monitor, metrics: Metrics) -> tuple[Array, Array]:
     return value.astype(jnp.float32), reported
 
 
-def improved(value: Array, best: Array, min_delta: Any, mode: str) -> Array:
+THRESHOLD_MODES = ("abs", "rel")
+NO_BEST = float("nan")
+
+
+def improved(value: Array, best: Array, min_delta: Any, mode: str, threshold_mode: str = "abs") -> Array:
     """Whether `value` is strictly better than `best` by more than `min_delta`, bool ().
 
-    A NaN is never an improvement, and a best of NaN stands for "none yet", which any other value beats.
+    With `threshold_mode="rel"` the delta is a share of the best's absolute value, so that it is right on both sides
+    of zero. A NaN is never an improvement, and a best of NaN stands for "none yet", which any other value beats.
     """
-    better = value + min_delta < best if mode == "min" else value - min_delta > best
+    delta = jnp.abs(min_delta)
+    if threshold_mode == "rel":  # an infinite best would leave nothing that could be better
+        delta = jnp.where(jnp.isinf(best), 0.0, delta * jnp.abs(best))
+    better = value + delta < best if mode == "min" else value - delta > best
     return ~jnp.isnan(value) & (jnp.isnan(best) | better)
 
 
-NO_BEST = float("nan")
+def reaches(value: Array, threshold: Any, mode: str) -> Array:
+    """Whether `value` is at least as good as `threshold`, bool (); a NaN never is."""
+    return value <= threshold if mode == "min" else value >= threshold
+
+
+PATIENCE_UNITS = ("reports", "epochs", "steps")
+
+
+class Reported(Struct):
+    """Where in the run a monitor was last reported."""
+
+    step: Any = -1  # int32 (), updates done; -1 before the first report
+    epoch: Any = -1  # int32 (), from 0; -1 before the first report
+
+
+def elapsed(now: Reported, before: Reported, unit: str) -> Array:
+    """How much patience a report uses up, int32 (): what has passed since the one before, or since the run began."""
+    if unit == "epochs":
+        return now.epoch - before.epoch
+    if unit == "steps":
+        return now.step - jnp.maximum(before.step, 0)
+    return jnp.int32(1)

@@ -6,18 +6,28 @@ import jax.numpy as jnp
 
 from jaxcb._actions import Print, ScaleLearningRate
 from jaxcb._callback import Callback, Metrics
-from jaxcb._check import between, number, whole
-from jaxcb._struct import Struct, static, strong_tree
-from jaxcb.callbacks._monitor import NO_BEST, Monitor, improved, read, resolve_mode
+from jaxcb._check import between, number, one_of, whole
+from jaxcb._struct import Struct, select, static, strong_tree
+from jaxcb.callbacks._monitor import (
+    NO_BEST,
+    PATIENCE_UNITS,
+    THRESHOLD_MODES,
+    Monitor,
+    Reported,
+    elapsed,
+    improved,
+    read,
+    resolve_mode,
+)
 
 
 class ReduceLROnPlateauState(Struct):
     """What `ReduceLROnPlateau` remembers."""
 
     best: Any  # float32 (), NaN before the first improvement
-    wait: Any  # int32 (), reports since the last improvement, cut or cooldown
-    cooldown: Any  # int32 (), reports still to be skipped
-    seen: Any  # int32 (), step of the last report; -1 before the first
+    wait: Any  # int32 (), reports (epochs, steps) since the last improvement, cut or cooldown
+    cooldown: Any  # int32 (), reports (epochs, steps) in which still to skip
+    seen: Reported  # the last report
 
 
 class ReduceLROnPlateau(Callback):
@@ -35,6 +45,9 @@ class ReduceLROnPlateau(Callback):
         cooldown: reports to skip after a cut.
         min_lr: the effective rate is not cut below it. Above 0 it needs the exact form of the rate
             (`fit(optimizer=optax.adam, learning_rate=...)` or `adjustable_lr`).
+        threshold_mode: "abs", or "rel" for a `min_delta` that is a share of the best's absolute value.
+        patience_in: what `patience` and `cooldown` count: "reports" of the monitor, "epochs" or "steps". They are
+            looked at where the monitor is reported.
 
     State:
         `best`, `wait`, `cooldown`, `seen`.
@@ -60,6 +73,8 @@ class ReduceLROnPlateau(Callback):
     min_delta: Any = 1e-4
     cooldown: Any = 0
     min_lr: Any = 0.0
+    threshold_mode: str = static(default="abs", kw_only=True)
+    patience_in: str = static(default="reports", kw_only=True)
     reads_rate: bool = static(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,11 +83,13 @@ class ReduceLROnPlateau(Callback):
         self._set("min_delta", number("ReduceLROnPlateau", "min_delta", self.min_delta))
         self._set("cooldown", whole("ReduceLROnPlateau", "cooldown", self.cooldown))
         self._set("min_lr", number("ReduceLROnPlateau", "min_lr", self.min_lr, least=0.0))
+        one_of("ReduceLROnPlateau", "threshold_mode", self.threshold_mode, THRESHOLD_MODES)
+        one_of("ReduceLROnPlateau", "patience_in", self.patience_in, PATIENCE_UNITS)
         self._set("mode", resolve_mode("ReduceLROnPlateau", self.monitor, self.mode))
         self._set("reads_rate", not isinstance(self.min_lr, float) or self.min_lr > 0)
 
     def init(self) -> ReduceLROnPlateauState:
-        return strong_tree(ReduceLROnPlateauState(best=NO_BEST, wait=0, cooldown=0, seen=-1))
+        return strong_tree(ReduceLROnPlateauState(best=NO_BEST, wait=0, cooldown=0, seen=Reported()))
 
     def on_eval_end(self, state: ReduceLROnPlateauState, metrics: Metrics) -> Any:
         return self._report(state, metrics)
@@ -82,18 +99,21 @@ class ReduceLROnPlateau(Callback):
 
     def _report(self, state: ReduceLROnPlateauState, metrics: Metrics) -> Any:
         value, reported = read("ReduceLROnPlateau", self.monitor, metrics)
-        new = reported > state.seen
-        better = improved(value, state.best, jnp.abs(self.min_delta), self.mode)
-        cooling = state.cooldown > 0
-        wait = jnp.where(better | cooling, 0, state.wait + 1)
+        now = Reported(reported, metrics.epoch)
+        new = reported > state.seen.step
+        passed = elapsed(now, state.seen, self.patience_in)
+        better = improved(value, state.best, self.min_delta, self.mode, self.threshold_mode)
+        cooling = (state.cooldown > 0) & (state.cooldown >= passed)
+        wait = jnp.where(better | cooling, 0, state.wait + passed)
         cut = new & (wait > 0) & (wait >= self.patience)
         if self.reads_rate:
             cut = cut & (metrics["learning_rate"] > self.min_lr)
+        cooldown = jnp.where(cut, self.cooldown, jnp.maximum(state.cooldown - passed, 0))
         after = ReduceLROnPlateauState(
             best=jnp.where(new & better, value, state.best),
             wait=jnp.where(new, jnp.where(cut, 0, wait), state.wait),
-            cooldown=jnp.where(new, jnp.where(cut, self.cooldown, jnp.maximum(state.cooldown - 1, 0)), state.cooldown),
-            seen=jnp.where(new, reported, state.seen),
+            cooldown=jnp.where(new, cooldown, state.cooldown),
+            seen=select(new, now, state.seen),
         )
         actions: list[Any] = [ScaleLearningRate(self.factor, self.min_lr if self.reads_rate else None, when=cut)]
         if self.verbose:

@@ -10,7 +10,7 @@ from jaxcb._actions import Print, Restore, SkipUpdate, Snapshot, Stop
 from jaxcb._callback import Callback, Metrics
 from jaxcb._check import number, one_of, whole
 from jaxcb._struct import Struct, static, strong_tree
-from jaxcb.callbacks._monitor import Monitor, read
+from jaxcb.callbacks._monitor import Monitor, monitor_name, read
 
 
 class SpikeDetectionState(Struct):
@@ -116,7 +116,7 @@ class SpikeDetection(Callback):
         if self.action == "rollback":
             actions.append(Restore("good", when=back))
             actions.append(Snapshot("good", when=accepted & (state.accepted % self.snapshot_every == 0)))
-        name = self.monitor if isinstance(self.monitor, str) else "the monitor"
+        name = monitor_name(self.monitor)
         values = {"value": value, "mean": state.mean, "spikes": spikes}
         if self.max_skips is not None:
             reason = f"{name} has spiked {{spikes}} times in a row; it is {{value:.5g}}, the mean was {{mean:.5g}}"

@@ -4,8 +4,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxcb._actions import Stop
+from jaxcb._actions import Call, Stop
 from jaxcb._callback import Callback, Metrics
+from jaxcb._check import one_of
 from jaxcb._struct import static
 
 
@@ -15,7 +16,13 @@ class TerminateOnNaN(Callback):
     Looks at each step's own loss, inside the compiled loop.
 
     Args:
+        raise_error: raise a `RuntimeError` out of the run instead of ending it in order: no hook runs any more and
+            nothing is saved. The run must then be able to come back to the host at every step, which costs what one
+            method of a `HostCallback` costs.
         monitor: the metric to look at.
+
+    Raises:
+        ValueError: for a `raise_error` that is neither True nor False.
 
     Example:
         >>> import jaxcb as jc
@@ -27,8 +34,23 @@ class TerminateOnNaN(Callback):
     Source: `keras.callbacks.TerminateOnNaN`, which looks at a running mean.
     """
 
+    raise_error: bool = static(default=False)
     monitor: str = static(default="loss")
 
+    def __post_init__(self) -> None:
+        one_of("TerminateOnNaN", "raise_error", self.raise_error, (False, True))
+
     def on_batch_end(self, state: Any, metrics: Metrics) -> Any:
-        bad = ~jnp.all(jnp.isfinite(metrics[self.monitor]))
-        return state, Stop(bad, f"{self.monitor} is {{{self.monitor}}} at step {{step}}")
+        value = metrics[self.monitor]
+        bad = ~jnp.all(jnp.isfinite(value))
+        stop = Stop(bad, f"{self.monitor} is {{{self.monitor}}} at step {{step}}")
+        if not self.raise_error:
+            return state, stop
+        return state, (stop, Call(_raise, {self.monitor: value}, when=bad))
+
+
+def _raise(run: Any) -> None:
+    ((name, value),) = run.logs.items()
+    raise RuntimeError(
+        f"{name} is {value} at step {run.step} (epoch {run.epoch + 1}), and TerminateOnNaN was given raise_error=True."
+    )

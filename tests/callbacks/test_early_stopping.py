@@ -1,10 +1,7 @@
 """EarlyStopping: Keras's decisions, and jaxcb's where Keras is wrong."""
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import jaxcb as jc
 
@@ -157,28 +154,116 @@ def test_a_monitor_must_be_a_scalar_and_read_something():
         callback.on_epoch_end(callback.init(), metrics)
 
 
-@given(
-    st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0]), min_size=1, max_size=8),
-    st.integers(0, 3),
-    st.sampled_from([0.0, 0.5]),
-    st.integers(0, 2),
+# Options that Keras lacks
+
+
+def test_the_first_report_that_counts_never_stops(play):
+    """There is nothing to compare it with, whatever was passed over before."""
+    passed_over = {"patience": 1, "start_from_epoch": 2}
+    assert play(jc.EarlyStopping(**passed_over), val_loss=[1.0, 1.0, NAN, NAN]).when(jc.Stop) == [3]
+    assert play(jc.EarlyStopping(**passed_over, baseline=0.5), val_loss=[1.0] * 5).when(jc.Stop) == [3, 4]
+
+
+def test_stopping_threshold_is_reached_or_passed(play):
+    callback = jc.EarlyStopping(patience=9, stopping_threshold=0.5)
+    played = play(callback, val_loss=[1.0, 0.75, 0.5, NAN, 0.25])
+    assert played.when(jc.Stop) == [2, 4]
+    assert [jc.fill(a) for a in played.actions[2]] == ["val_loss is 0.5 and has reached 0.5"]
+    accuracy = jc.EarlyStopping("val_accuracy", patience=9, stopping_threshold=1.0)
+    assert play(accuracy, val_accuracy=[0.5, 0.75, 1.0]).when(jc.Stop) == [2]
+
+
+def test_divergence_threshold_must_be_passed(play):
+    callback = jc.EarlyStopping(patience=9, divergence_threshold=2.0)
+    played = play(callback, val_loss=[2.0, 1.0, NAN, 2.5])
+    assert played.when(jc.Stop) == [3]
+    assert [jc.fill(a) for a in played.actions[3]] == ["val_loss is 2.5, which is worse than 2"]
+
+
+def test_check_finite_stops_at_nan_and_infinity(play):
+    values = [1.0, NAN, float("inf"), float("-inf")]
+    assert play(jc.EarlyStopping(patience=9), val_loss=values).when(jc.Stop) == []
+    played = play(jc.EarlyStopping(patience=9, check_finite=True, verbose=1), val_loss=values)
+    assert played.when(jc.Stop) == [1, 2, 3]
+    assert [jc.fill(a, epoch=1) for a in played.actions[1]] == [
+        "val_loss is nan",
+        "Epoch 2: early stopping, val_loss is nan",
+    ]
+
+
+def test_thresholds_wait_for_start_from_epoch_and_for_reports(play):
+    callback = jc.EarlyStopping(patience=9, start_from_epoch=1, stopping_threshold=0.5, check_finite=True)
+    assert play(callback, val_loss=[0.25, None, 0.25, None]).when(jc.Stop) == [2]
+    assert play(callback, val_loss=[NAN, None, NAN]).when(jc.Stop) == [2]
+
+
+def reasons(played):
+    return [jc.fill(action) for action in played.actions[-1] if isinstance(action, jc.Stop)]
+
+
+def test_every_reason_that_holds_is_given(play):
+    assert reasons(play(jc.EarlyStopping(patience=1, divergence_threshold=2.0), val_loss=[1.0, 3.0])) == [
+        "val_loss has not improved for 1 reports; best 1 at epoch 1",
+        "val_loss is 3, which is worse than 2",
+    ]
+
+
+def test_reasons_name_the_baseline_and_a_function(play):
+    def gap(metrics):
+        return metrics["val_loss"] - metrics["loss"]
+
+    played = play(jc.EarlyStopping(gap, mode="min", patience=1), val_loss=[1.0, 3.0], loss=[1.0, 1.0])
+    assert reasons(played) == ["gap has not improved for 1 reports; best 0 at epoch 1"]
+    (reason,) = reasons(play(jc.EarlyStopping(patience=2, baseline=0.5), val_loss=[1.0, 0.75]))
+    assert "has not beaten both its best and the baseline 0.5 for 2 reports" in reason
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_relative_delta_is_a_share_of_the_best(play, mode, sign):
+    """Also below zero, where `best * (1 - delta)`, as others write it, calls what is worse an improvement."""
+    towards = -1.0 if mode == "min" else 1.0
+    callback = jc.EarlyStopping(mode=mode, min_delta=0.25, patience=9, threshold_mode="rel")
+    for gain, improves in [(0.5, False), (1.0, False), (1.25, True), (0.0, False), (-1.0, False)]:
+        best = 4.0 * sign
+        played = play(callback, val_loss=[best, best + towards * gain])
+        assert int(played.state.best_epoch) == int(improves)
+
+
+def test_a_relative_delta_at_infinity_and_zero(play):
+    callback = jc.EarlyStopping(min_delta=0.25, patience=9, threshold_mode="rel")
+    assert float(play(callback, val_loss=[float("inf"), 8.0]).state.best) == 8.0
+    assert float(play(callback, val_loss=[0.0, -0.125]).state.best) == -0.125
+
+
+def test_patience_in_epochs_and_steps(play):
+    values = [1.0, None, 2.0, None, 2.0, 2.0]  # a step an epoch
+    for unit in ("epochs", "steps"):
+        for patience, stops in [(0, [2, 4, 5]), (2, [2, 4, 5]), (3, [4, 5]), (5, [5]), (6, [])]:
+            callback = jc.EarlyStopping(patience=patience, patience_in=unit)
+            assert play(callback, val_loss=values).when(jc.Stop) == stops
+    assert int(play(jc.EarlyStopping(patience_in="steps"), val_loss=[None, NAN]).state.wait) == 2  # since the beginning
+
+
+def test_several_validations_in_an_epoch_use_up_one_epoch_of_patience():
+    chain = jc.chain(jc.EarlyStopping(patience=1, patience_in="epochs"))
+    state, stops = chain.init(), []
+    for step, epoch in [(1, 0), (2, 0), (3, 0), (4, 1)]:
+        state, actions = chain.on_eval_end(state, jc.Metrics({"val_loss": 1.0}, step=step, epoch=epoch))
+        stops.append(bool(jc.stop_requested(actions)))
+    assert stops == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"threshold_mode": "relative"}, "threshold_mode must be one of 'abs', 'rel', got 'relative'"),
+        ({"patience_in": "batches"}, "patience_in must be one of 'reports', 'epochs', 'steps', got 'batches'"),
+        ({"stopping_threshold": NAN}, "stopping_threshold must be a finite number, got nan"),
+        ({"divergence_threshold": "1"}, "divergence_threshold must be a finite number, got '1'"),
+    ],
 )
-def test_agrees_with_keras_on_ordinary_streams(values, patience, min_delta, start):
-    """Keras 3's rule, written down as its source has it."""
-    callback = jc.EarlyStopping(patience=patience, min_delta=min_delta, start_from_epoch=start)
-    best, wait, expected = np.inf, 0, None
-    for epoch, value in enumerate(values):
-        if epoch < start:
-            continue
-        wait += 1
-        if value + min_delta < best:
-            best, wait = value, 0
-        elif wait >= patience and epoch > 0:
-            expected = epoch
-            break
-    state, stopped = callback.init(), None
-    for epoch, value in enumerate(values):
-        state, actions = callback.on_epoch_end(state, jc.Metrics({"val_loss": value}, epoch=epoch))
-        if stopped is None and jc.stop_requested(actions):
-            stopped = epoch
-    assert stopped == expected
+def test_further_arguments_are_checked(arguments, says):
+    for kind in (jc.EarlyStopping, jc.ReduceLROnPlateau)[: 2 if "threshold_mode" in arguments else 1]:
+        with pytest.raises(ValueError, match=says):
+            kind(**arguments)

@@ -145,3 +145,19 @@ def test_patience_and_factor_can_be_swept():
     cuts = jax.vmap(cut)(jnp.array([1, 2]), jnp.array([0.5, 0.25]))
     assert cuts.when.tolist() == [True, False]
     assert cuts.factor.tolist() == [0.5, 0.25]
+
+
+def test_a_relative_delta_is_right_below_zero(play):
+    """optax's own plateau, and torch's, compare with `best * (1 - delta)`."""
+    callback = jc.ReduceLROnPlateau(patience=1, min_delta=0.25, threshold_mode="rel")
+    values = [-4.0, -4.5, -6.0, -7.0]
+    assert play(callback, val_loss=values).when(jc.ScaleLearningRate) == [1, 3]
+
+
+@pytest.mark.parametrize("unit", ["epochs", "steps"])
+def test_patience_and_cooldown_in_epochs_and_steps(play, unit):
+    values = [1.0, None, 1.0, None, 1.0, None, 1.0, 1.0, 1.0]
+    callback = jc.ReduceLROnPlateau(patience=2, cooldown=3, patience_in=unit)
+    assert play(callback, val_loss=values).when(jc.ScaleLearningRate) == [2, 6]
+    callback = jc.ReduceLROnPlateau(patience=1, cooldown=0, patience_in=unit)
+    assert play(callback, val_loss=values).when(jc.ScaleLearningRate) == [2, 4, 6, 7, 8]

@@ -15,7 +15,9 @@ def test_stops_at_nan_and_infinity(play):
 
 
 def test_another_monitor(play):
-    assert play(jc.TerminateOnNaN("grad_norm"), hook="on_batch_end", grad_norm=[float("nan")]).when(jc.Stop) == [0]
+    assert play(jc.TerminateOnNaN(monitor="grad_norm"), hook="on_batch_end", grad_norm=[float("nan")]).when(
+        jc.Stop
+    ) == [0]
 
 
 @pytest.mark.parametrize("value", [jnp.array([1.0, jnp.nan]), jnp.array(jnp.inf, jnp.bfloat16)])
@@ -27,3 +29,8 @@ def test_any_shape_and_dtype(value):
 def test_whole_numbers_are_finite():
     _, action = jc.TerminateOnNaN().on_batch_end((), jc.Metrics({"loss": 3}))
     assert not bool(action.when)
+
+
+def test_a_name_in_the_place_of_raise_error_is_refused():
+    with pytest.raises(ValueError, match="raise_error must be one of False, True, got 'grad_norm'"):
+        jc.TerminateOnNaN("grad_norm")

@@ -216,3 +216,18 @@ def test_a_snapshot_taken_at_the_best_epoch_is_what_is_restored(executor):
     jax.tree.map(
         np.testing.assert_array_equal, result.state.weights["EarlyStopping/best"].value["params"], weights[best]
     )
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_terminate_on_nan_may_raise_at_once(executor):
+    """As Keras's `raise_error=True`: no hook runs any more."""
+    ended = []
+    callbacks = [
+        jc.LearningRateScheduler(lambda epoch: jnp.where(epoch < 1, 0.1, jnp.inf)),
+        jc.TerminateOnNaN(raise_error=True),
+        jc.LambdaCallback(on_epoch_end=lambda epoch, logs: ended.append(epoch), on_train_end=ended.append),
+    ]
+    with pytest.raises(RuntimeError, match=r"loss is (nan|inf) at step 5 \(epoch 2\).* raise_error=True") as caught:
+        run(executor, callbacks, epochs=3)
+    assert ended == [0]
+    assert "TerminateOnNaN.on_batch_end" in caught.value.__notes__[0]
