@@ -4,6 +4,7 @@ Flax Linen names its modules in the name stack. NNX and plain functions name not
 equation keeps the Python frames that it was traced in, and in them stand the calls of modules and functions.
 """
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -83,7 +84,7 @@ class Call:
             call.settle()
 
     def labels(self) -> Iterator[tuple["Call", str]]:
-        """Gives each call within it with its name: a module's is its path, as far as the one around it does not tell."""
+        """Gives each call within it, and its name: of a module its path, without what the one around it tells."""
         around = self
         while around.parent is not None and not around.is_module:
             around = around.parent.one
@@ -96,8 +97,9 @@ class Call:
 
 
 def _common(paths: Iterable[str]) -> str:
-    parts = [path.split("/") if path else [] for path in paths]
-    return "/".join(os.path.commonprefix(parts))
+    parts = [path.split("/") for path in paths]
+    shared = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))
+    return "/".join(level[0] for level in shared)
 
 
 def _below(path: str, directory: str) -> str:

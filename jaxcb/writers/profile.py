@@ -24,6 +24,7 @@ class ProfileWriter(Writer):
         if directory not in self._rooms:
             check_writable(directory, "profiles")
             self._rooms.add(directory)
+            self.context.files.append(_room(directory))
             self._others[self.context.key(directory)] = [room.name for room in _profiles(directory)]
 
     def write(self, record: Any) -> None:
@@ -71,4 +72,8 @@ class ProfileWriter(Writer):
 
 
 def _profiles(directory: Path) -> list[Path]:
-    return sorted((directory / "plugins" / "profile").glob("*"))
+    return sorted(_room(directory).glob("*"))
+
+
+def _room(directory: Path) -> Path:
+    return directory / "plugins" / "profile"

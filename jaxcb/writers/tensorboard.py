@@ -120,12 +120,11 @@ class TensorBoardWriter(Writer):
         return Event(wall_time=time.time(), graph_def=as_graphdef(draw(jaxpr, inputs, outputs)).SerializeToString())
 
     def _configuration(self) -> str:
-        """What was set for the run, as tables in Markdown."""
+        """What was set for the run, as a table and a list in Markdown."""
         run = self.context.run
         settings = {name: value for name, value in run.settings.items() if name.split(".")[0] not in run.callbacks}
         lines = ["| setting | value |", "|---|---|", *(f"| {n} | `{v}` |" for n, v in settings.items())]
-        lines += ["", "| callback | configured as |", "|---|---|"]
-        lines += [f"| {name} | `{words}` |".replace("\n", " ") for name, words in run.callbacks.items()]
+        lines += ["", *(f"- {name}: `{' '.join(words.split())}`" for name, words in run.callbacks.items())]
         return "\n".join(lines)
 
     def _hparams(self, action: HParams, suffix: str) -> Iterator[Any]:
