@@ -1,6 +1,7 @@
-"""Handwritten digits with Flax NNX: a schedule, a plateau on top of it, and early stopping.
+"""Handwritten digits with Flax NNX: a schedule, a plateau on top of it, early stopping, and all that TensorBoard shows.
 
     python examples/digits.py --run-dir runs/digits
+    tensorboard --logdir runs/digits/logs
 
 The weights are fitted to the training set, the callbacks decide by the validation set, and the test set is
 used once, at the end.
@@ -9,9 +10,11 @@ used once, at the end.
 import argparse
 from pathlib import Path
 
+import jax.numpy as jnp
 import optax
 from _digits_data import load, shift
 from flax import nnx
+from matplotlib.figure import Figure
 
 import jaxcb as jc
 
@@ -27,11 +30,13 @@ class CNN(nnx.Module):
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
         self.head = nnx.Linear(4 * 4 * 64, 10, rngs=rngs)
 
-    def __call__(self, x):
+    def features(self, x):
         x = nnx.relu(self.norm1(self.conv1(x)))
         x = nnx.relu(self.norm2(self.conv2(x)))
-        x = nnx.max_pool(x, (2, 2), strides=(2, 2)).reshape(len(x), -1)
-        return self.head(self.dropout(x))
+        return nnx.max_pool(x, (2, 2), strides=(2, 2)).reshape(len(x), -1)
+
+    def __call__(self, x):
+        return self.head(self.dropout(self.features(x)))
 
 
 def loss_fn(model, batch, key, train):
@@ -39,6 +44,44 @@ def loss_fn(model, batch, key, train):
     logits = model(shift(images, key) if train else images)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     return loss, {"accuracy": (logits.argmax(-1) == labels).mean()}
+
+
+def features(images, labels):
+    """Shows images in TensorBoard's projector, where the network's features place them."""
+
+    def on_epoch_end(state, metrics):
+        points = jc.Embedding(
+            "digits",
+            of=lambda train_state: train_state.model().features(images),
+            classes=labels,
+            sprites=images,
+            by="epoch",
+            when=metrics.epoch % 10 == 0,
+        )
+        return state, points
+
+    return on_epoch_end
+
+
+def confusions(images, labels):
+    """Shows in TensorBoard which digits are taken for which."""
+
+    def count(train_state):
+        taken = train_state.model()(images).argmax(-1)
+        return jnp.zeros((10, 10), jnp.int32).at[labels, taken].add(1)
+
+    def draw(values):
+        (counts,) = values.values()
+        figure = Figure(figsize=(4, 4), layout="tight")
+        axes = figure.subplots()
+        axes.imshow(counts, cmap="Blues", norm="symlog")
+        axes.set(xlabel="taken for", ylabel="is", xticks=range(10), yticks=range(10))
+        return figure
+
+    def on_epoch_end(state, metrics):
+        return state, jc.Figure("confusion", draw, of=count, by="epoch", when=metrics.epoch % 10 == 0)
+
+    return on_epoch_end
 
 
 def train(model, run_dir: Path, epochs: int, seed: int) -> float:
@@ -59,6 +102,17 @@ def train(model, run_dir: Path, epochs: int, seed: int) -> float:
             jc.ReduceLROnPlateau(factor=0.5, patience=3, verbose=1),
             jc.TerminateOnNaN(),
             jc.CSVLogger("log.csv"),
+            jc.TensorBoard(
+                histogram_freq=5,
+                histograms=("params", "grads", "updates", "activations"),
+                write_images=True,
+                write_steps_per_second=True,
+                update_freq="batch",
+                profile_batch=(30, 32),
+                hparams={"dropout": model.dropout.rate, "channels": model.head.in_features // 16},
+            ),
+            jc.make_callback(on_epoch_end=confusions(*validation), name="Confusions"),
+            jc.make_callback(on_epoch_end=features(*validation), name="Features"),
         ],
         seed=seed,
         run_dir=run_dir,

@@ -17,6 +17,11 @@ def leaf_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def directory_of(name: str) -> str:
+    """Returns a name without its last part: `encoder/kernel` -> `encoder`."""
+    return name.rpartition("/")[0]
+
+
 def matches(pattern: str, name: str) -> bool:
     """Whether a name fits a pattern: `*` stands for anything within a part, `**` across parts."""
     parts = re.split(r"(\*\*|\*)", pattern)

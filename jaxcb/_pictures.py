@@ -7,6 +7,38 @@ import jax.numpy as jnp
 from jax import Array
 
 
+def as_pixels(image: Any, what: str, *, axes: int = 0) -> Array:
+    """Brings pictures to uint8. Pure, and jittable.
+
+    Args:
+        image: uint8, or floats in [0, 1], of which what lies outside is clipped: (height, width), or (height, width,
+            channels) with 1, 3 or 4 channels.
+        what: it is, for errors.
+        axes: how many axes stand before these.
+
+    Returns:
+        uint8, of the same shape.
+
+    Example:
+        >>> as_pixels([[0.0, 0.5, 2.0]], "a line").tolist()
+        [[0, 128, 255]]
+    """
+    image = jnp.asarray(image)
+    shape = image.shape[axes:]
+    if image.ndim < axes or not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))) or not image.size:
+        before = "rows, " * axes
+        raise ValueError(
+            f"{what} has shape {image.shape}, expected ({before}height, width), or ({before}height, width, channels) "
+            "with 1, 3 or 4 channels."
+        )
+    if jnp.issubdtype(image.dtype, jnp.floating):
+        bright = jnp.clip(jnp.nan_to_num(image.astype(jnp.float32)), 0.0, 1.0)
+        image = jnp.round(bright * 255.0).astype(jnp.uint8)
+    if image.dtype != jnp.uint8:
+        raise TypeError(f"{what} is of {image.dtype}, expected uint8, or floats in [0, 1].")
+    return image
+
+
 def as_picture(values: Any, largest: int = 512) -> Array:
     """Draws an array in grey: its smallest value is black, its largest white. Pure, and jittable.
 

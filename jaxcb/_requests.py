@@ -25,9 +25,12 @@ def check_request(action: RequestAction, hook: str) -> None:
     of, what = action.of, f"{action.owner}: {type(action).__name__}(of={action.of!r})"
     if isinstance(of, str) and of not in (*_ALWAYS, *_BETWEEN):
         known = ", ".join(repr(name) for name in (*_ALWAYS, *_BETWEEN))
-        raise ValueError(f"{what} asks for what does not exist. Known: {known}, or a function of a Look.")
-    if of not in _ALWAYS and hook != "on_before_update":
-        raise ValueError(f"{what} in {hook}: that is known in on_before_update alone; 'params' everywhere.")
+        raise ValueError(f"{what} asks for what does not exist. Known: {known}, or a function.")
+    if isinstance(of, str) and of not in _ALWAYS and hook != "on_before_update":
+        raise ValueError(
+            f"{what} in {hook}: that is known in on_before_update alone; 'params', and functions of the train state, "
+            "everywhere."
+        )
 
 
 def answers(action: RequestAction, seen: Any) -> tuple[RequestAction, ...]:
@@ -35,7 +38,7 @@ def answers(action: RequestAction, seen: Any) -> tuple[RequestAction, ...]:
 
     Args:
         action: a request.
-        seen: a `Look`, or for "params" anything that has them.
+        seen: a `Look`, or elsewhere than between the halves of a step the train state.
 
     Returns:
         Actions that carry it, of the same `when` and owner.

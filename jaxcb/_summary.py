@@ -8,6 +8,7 @@ import jax
 
 from jaxcb._flops import BATCH, Flops, count_flops
 from jaxcb._paths import leaf_name
+from jaxcb._traced_step import TracedStep
 
 _PARTS = ("params", "model_state")
 
@@ -104,18 +105,17 @@ def _group(path: str, lines: list[Line]) -> Line:
     )
 
 
-def summarize(train_state: Any, traced: Any = None) -> Summary:
+def summarize(train_state: Any, traced: TracedStep | None = None) -> Summary:
     """Makes the summary of a train state, or of its shapes.
 
     Args:
         train_state: arrays, or shapes and dtypes in their place.
-        traced: a step's jaxpr, and the shapes of the train state and of the batch that it was traced with; None
-            leaves out the FLOPs.
+        traced: a step; None leaves out the FLOPs.
 
     Returns:
         The `Summary`.
     """
-    flops = None if traced is None else _flops(*traced)
+    flops = None if traced is None else _flops(traced)
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path({p: getattr(train_state, p) for p in reversed(_PARTS)}):
         key = leaf_name(path)
@@ -132,10 +132,10 @@ def summarize(train_state: Any, traced: Any = None) -> Summary:
     return Summary(tuple(lines), flops.between, flops.step)
 
 
-def _flops(jaxpr: Any, train_state: Any, batch: Any) -> Flops:
-    inputs: list[Any] = [_role(leaf_name(path)) for path, _ in jax.tree_util.tree_leaves_with_path(train_state)]
-    inputs += [BATCH] * len(jax.tree.leaves(batch))
-    return count_flops(jaxpr, inputs)
+def _flops(traced: TracedStep) -> Flops:
+    inputs: list[Any] = [_role(leaf_name(path)) for path, _ in jax.tree_util.tree_leaves_with_path(traced.state)]
+    inputs += [BATCH] * len(jax.tree.leaves(traced.batch))
+    return count_flops(traced.jaxpr, inputs)
 
 
 def _role(name: str) -> str | None:

@@ -18,6 +18,7 @@ from jaxcb._schedules import adjustable_lr, learning_rates, scaled_updates
 from jaxcb._step import EvalStep, Step
 from jaxcb._train_state import TrainState
 from jaxcb.loop import Loop, Result, _data
+from jaxcb.loop._settings import name_of
 from jaxcb.loop._sources import in_order
 from jaxcb.loop._validation import BATCH_SIZE
 from jaxcb.loop._window import Window
@@ -147,6 +148,12 @@ def fit(
     if validation_split:
         train_data, validation_data = _split(train_data, validation_data, validation_split)
     loop = Loop(Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn), callbacks=callbacks)
+    loop.settings = {
+        "model": type(getattr(model, "module", model)).__name__,
+        "loss_fn": name_of(loss_fn),
+        "optimizer": name_of(optimizer),
+        "learning_rate": name_of(learning_rate),
+    }
     return loop.run(
         state,
         train_data,

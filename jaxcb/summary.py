@@ -7,6 +7,7 @@ import jax
 
 from jaxcb._step import EvalStep
 from jaxcb._summary import Summary, summarize
+from jaxcb._traced_step import TracedStep
 from jaxcb._train_state import TrainState
 from jaxcb.models import adapt
 
@@ -48,4 +49,4 @@ def model_summary(
     if loss_fn is None:
         return summarize(state).grouped(depth)
     traced = jax.jit(EvalStep(loss_fn)).trace(state, batch)
-    return summarize(state, (traced.jaxpr, state, batch)).grouped(depth)
+    return summarize(state, TracedStep.of(traced, state, batch, lambda metrics: metrics)).grouped(depth)

@@ -14,7 +14,10 @@ from jaxcb._actions._control import (
     Swap,
     WeightAction,
 )
-from jaxcb._actions._host import Backup, Call, Checkpoint, Summarize
+from jaxcb._actions._embedding import Embedding
+from jaxcb._actions._facts import Configuration, Graph, HParams
+from jaxcb._actions._figure import Figure
+from jaxcb._actions._host import Backup, Call, Checkpoint, Profile, Summarize
 from jaxcb._actions._log import (
     HandOver,
     JSONLine,
@@ -28,5 +31,5 @@ from jaxcb._actions._log import (
     WandbLog,
 )
 from jaxcb._actions._request import RequestAction
-from jaxcb._actions._series import Histogram, Image, Scalars, SeriesAction, Text
+from jaxcb._actions._series import Histogram, Image, Scalars, SeriesAction, TensorBoardAction, Text
 from jaxcb._actions._use import PLACES, as_actions, fill, fired, stop_requested, template_names

@@ -67,6 +67,20 @@ class Backup(HostAction):
     """Saves the whole run in its directory, so that a killed one goes on from here."""
 
 
+class Profile(HostAction):
+    """Begins a profile of the device and the host by `jax.profiler`, or ends it.
+
+    TensorBoard's plugin `xprof` shows it, as do XProf itself and Perfetto.
+
+    Attributes:
+        begins: whether it begins here; else it ends. What is not ended when the run ends, ends with it.
+        log_dir: the directory that it goes into; relative ones lie below `run_dir` where there is one.
+    """
+
+    begins: bool = static()
+    log_dir: str = static(default="logs", kw_only=True)
+
+
 class Summarize(HostAction):
     """Prints what the model is made of: its arrays, what they hold, and the FLOPs of a forward pass.
 

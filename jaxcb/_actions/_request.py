@@ -15,8 +15,9 @@ class RequestAction(LogAction):
 
     Attributes:
         of: what it is about: "params", "grads", "updates", "activations" (the outputs of a Flax model's modules), or
-            a function of a `Look` that returns a tree of arrays; None where the action carries values of its own.
-            All but "params" are known in `on_before_update` alone.
+            a function that returns a tree of arrays: in `on_before_update` of a `Look`, elsewhere of the train state.
+            None where the action carries values of its own. Of the words "params" alone is known everywhere, the
+            others in `on_before_update`.
         where: pattern of the paths that it is about.
     """
 

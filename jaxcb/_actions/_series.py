@@ -1,4 +1,4 @@
-"""Log actions for TensorBoard."""
+"""Log actions for TensorBoard: what goes into a file of events, a point at a time."""
 
 import dataclasses
 from typing import Any
@@ -8,23 +8,31 @@ import jax.numpy as jnp
 from jaxcb._actions._base import LogAction
 from jaxcb._actions._request import RequestAction
 from jaxcb._check import one_of
-from jaxcb._pictures import as_picture
+from jaxcb._pictures import as_picture, as_pixels
 from jaxcb._struct import static
 
 
-class SeriesAction(LogAction):
-    """A log action for TensorBoard: one step of the series `tag` of a run.
-
-    What shares a tag stands in one chart, a line a run; a run is a directory below `log_dir`.
+class TensorBoardAction(LogAction):
+    """A log action for TensorBoard.
 
     Attributes:
-        run: the run's directory, such as "train" or "validation".
+        run: the run's directory below `log_dir`, such as "train" or "validation".
         log_dir: the directory of all runs; relative ones lie below `run_dir` where there is one.
-        by: what stands on the x axis: "step" for the updates done, "epoch" for the epoch, from 0.
     """
 
     run: str = static(default="train", kw_only=True)
     log_dir: str = static(default="logs", kw_only=True)
+
+
+class SeriesAction(TensorBoardAction):
+    """A log action for TensorBoard: one step of the series `tag` of a run.
+
+    What shares a tag stands in one chart, a line a run.
+
+    Attributes:
+        by: what stands on the x axis: "step" for the updates done, "epoch" for the epoch, from 0.
+    """
+
     by: str = static(default="step", kw_only=True)
 
     def __post_init__(self) -> None:
@@ -51,13 +59,17 @@ class Scalars(SeriesAction):
                 )
 
 
-class _OfArrays(SeriesAction, RequestAction):
+class OfArrays(SeriesAction, RequestAction):
     """Abstract: a series action of one array, or a request for one of each array of a tree."""
 
     tag: str = static()
 
-    def _check(self, values: Any) -> None:
-        """Requires values, or a request for them."""
+    def check(self, values: Any) -> None:
+        """Requires values, or a request for them.
+
+        Raises:
+            ValueError: for both, or neither.
+        """
         super().__post_init__()
         kind = type(self).__name__
         if (values is None) == (self.of is None):
@@ -65,16 +77,17 @@ class _OfArrays(SeriesAction, RequestAction):
         if self.of is None and self.where != "**":
             raise ValueError(f"{kind} {self.tag!r}: where= chooses among what of= gives, but there is no of=.")
 
-    def _tagged(self, arrays: dict[str, Any]) -> dict[str, Any]:
-        """What was asked for and is not empty, by the tag of each."""
+    def tagged(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Returns what was asked for and is not empty, by the tag of each."""
         chosen = {path: x for path, x in self.chosen(arrays).items() if jnp.size(x)}
         return {f"{self.tag}/{path}" if path else self.tag: x for path, x in chosen.items()}
 
-    def _place(self) -> dict[str, Any]:
+    def place(self) -> dict[str, Any]:
+        """Where its answers go."""
         return {"run": self.run, "log_dir": self.log_dir, "by": self.by}
 
 
-class Histogram(_OfArrays):
+class Histogram(OfArrays):
     """How values are spread, in TensorBoard: counted on the device, so that only the counts travel.
 
     NaN and infinities are left out. Values that are given are counted whenever the hook runs, due or not. What is
@@ -87,7 +100,7 @@ class Histogram(_OfArrays):
         tag: its name.
         bins: how many of equal width, from the smallest value to the largest.
         of: in place of values: "params", "grads", "updates" or "activations" (the outputs of a Flax model's modules),
-            or a function of a `Look` that returns a tree. All but "params" are known in `on_before_update` alone.
+            or a function, as for every `RequestAction`.
         where: pattern of the paths that are looked at, for `of`.
         counts: values in each, int32 (bins,).
         limits: of the bins, float32 (bins + 1,).
@@ -115,7 +128,7 @@ class Histogram(_OfArrays):
     squares: Any = dataclasses.field(init=False, default=None)
 
     def __post_init__(self, values: Any) -> None:
-        self._check(values)
+        self.check(values)
         if not isinstance(self.bins, int) or self.bins < 1:
             raise ValueError(f"Histogram {self.tag!r}: bins must be a whole number above 0, got {self.bins!r}.")
         if self.of is not None:
@@ -144,10 +157,10 @@ class Histogram(_OfArrays):
         self._set("squares", jnp.sum(x * x))
 
     def answer(self, arrays: dict[str, Any]) -> tuple["Histogram", ...]:
-        return tuple(Histogram(tag, x, self.bins, **self._place()) for tag, x in self._tagged(arrays).items())
+        return tuple(Histogram(tag, x, self.bins, **self.place()) for tag, x in self.tagged(arrays).items())
 
 
-class Image(_OfArrays):
+class Image(OfArrays):
     """A picture in TensorBoard.
 
     Attributes:
@@ -164,25 +177,14 @@ class Image(_OfArrays):
     largest: int = static(default=512, kw_only=True)
 
     def __post_init__(self) -> None:
-        self._check(self.image)
+        self.check(self.image)
         if self.of is not None:
             return
-        image = jnp.asarray(self.image)
-        if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))) or not image.size:
-            raise ValueError(
-                f"Image {self.tag!r} has shape {image.shape}, expected (height, width), or (height, width, channels) "
-                "with 1, 3 or 4 channels."
-            )
-        if jnp.issubdtype(image.dtype, jnp.floating):
-            bright = jnp.clip(jnp.nan_to_num(image.astype(jnp.float32)), 0.0, 1.0)
-            image = jnp.round(bright * 255.0).astype(jnp.uint8)
-        if image.dtype != jnp.uint8:
-            raise TypeError(f"Image {self.tag!r} is of {image.dtype}, expected uint8, or floats in [0, 1].")
-        self._set("image", image)
+        self._set("image", as_pixels(self.image, f"Image {self.tag!r}"))
 
     def answer(self, arrays: dict[str, Any]) -> tuple["Image", ...]:
-        pictures = {tag: as_picture(x, self.largest) for tag, x in self._tagged(arrays).items()}
-        return tuple(Image(tag, picture, **self._place()) for tag, picture in pictures.items())
+        pictures = {tag: as_picture(x, self.largest) for tag, x in self.tagged(arrays).items()}
+        return tuple(Image(tag, picture, **self.place()) for tag, picture in pictures.items())
 
 
 class Text(SeriesAction):

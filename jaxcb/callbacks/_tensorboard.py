@@ -1,10 +1,11 @@
 """`TensorBoard`: curves, histograms, pictures and more of a run, for TensorBoard."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
-from jaxcb._actions import Histogram, Image, Scalars
+from jaxcb._actions import Configuration, Embedding, Graph, Histogram, HParams, Image, Profile, Scalars
 from jaxcb._callback import Callback, Metrics
 from jaxcb._check import one_of, whole
 from jaxcb._rows import fresh_scalars
@@ -12,7 +13,9 @@ from jaxcb._struct import Struct, static, strong_tree
 
 _TAGS = {"params": "weights", "grads": "gradients", "updates": "updates", "activations": "activations"}
 _VALIDATION = "val_"
+_EMBEDDINGS = "**embedding"  # as Flax calls them
 _NO_CURVES = ("base_learning_rate", "lr_scale")  # beside the rate in force
+_RATES = ("learning_rate", *_NO_CURVES)
 
 
 class TensorBoardState(Struct):
@@ -27,12 +30,18 @@ class TensorBoard(Callback):
     Args:
         log_dir: directory of the event files; a relative one lies below `run_dir` where there is one.
         histogram_freq: epochs between two histograms of what `histograms` names, from the first epoch on; 0 for none.
-        write_graph: whether the model's operations are drawn.
+        write_graph: whether the operations that make the loss are drawn.
         write_images: whether weights are drawn as pictures, as often as histograms.
         write_steps_per_second: whether the pace is written as well.
         update_freq: "epoch", "batch", or a number of steps between two points of the `batch_` curves.
+        profile_batch: the training batch, counted from 1, that is profiled by `jax.profiler`, or the first and the last
+            of several; 0 for none.
+        embeddings_freq: epochs between two copies of embeddings for the projector, from the first epoch on; 0 for none.
+        embeddings_metadata: a text for each row of an embedding, or the path of a file with a line for each; or pattern
+            of the parameters -> that, or None. Without patterns, parameters whose name ends in `embedding` are taken.
         histograms: of what: "params", and where the loop knows them "grads", "updates" and "activations" of a Flax
             model, which are those of the first step of an epoch.
+        hparams: what was set besides what `fit` knows, for the HParams page: name -> number, text or boolean.
 
     State:
         `looked`.
@@ -57,7 +66,11 @@ class TensorBoard(Callback):
     write_images: bool = static(default=False)
     write_steps_per_second: bool = static(default=False)
     update_freq: int | str = static(default="epoch")
+    profile_batch: Any = static(default=0)
+    embeddings_freq: int = static(default=0)
+    embeddings_metadata: Any = static(default=None)
     histograms: tuple[str, ...] = static(default=("params",), kw_only=True)
+    hparams: Any = static(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         self._set("log_dir", str(self.log_dir))
@@ -73,6 +86,12 @@ class TensorBoard(Callback):
             )
         for of in self.histograms:
             one_of("TensorBoard", "histograms", of, tuple(_TAGS))
+        self._set("profile_batch", _batches(self.profile_batch))
+        self._set("embeddings_freq", whole("TensorBoard", "embeddings_freq", self.embeddings_freq))
+        if self.embeddings_metadata is not None and not self.embeddings_freq:
+            raise ValueError("TensorBoard: embeddings_metadata was given, but no embeddings_freq; pass 1, say.")
+        self._set("embeddings_metadata", _labels(self.embeddings_metadata))
+        self._set("hparams", HParams(self.hparams or ()).settings)
 
     @property
     def _every(self) -> int | None:
@@ -85,8 +104,8 @@ class TensorBoard(Callback):
         return tuple(of for of in self.histograms if of != "params") if self.histogram_freq else ()
 
     def hooks(self) -> frozenset[str]:
-        own = {"on_eval_end", "on_epoch_end"}
-        if self._every is not None:
+        own = {"on_train_begin", "on_eval_end", "on_epoch_end", "on_train_end"}
+        if self._every is not None or self.profile_batch:
             own.add("on_batch_end")
         if self._inside:
             own.add("on_before_update")
@@ -95,17 +114,30 @@ class TensorBoard(Callback):
     def init(self) -> TensorBoardState:
         return strong_tree(TensorBoardState(looked=-1))
 
+    def on_train_begin(self, state: TensorBoardState, metrics: Metrics) -> Any:
+        actions: tuple[Any, ...] = (Configuration(log_dir=self.log_dir), HParams(self.hparams, log_dir=self.log_dir))
+        if self.write_graph:
+            actions += (Graph(log_dir=self.log_dir),)
+        if self.profile_batch and self.profile_batch[0] == 1:
+            actions += (Profile(True, log_dir=self.log_dir),)
+        return state, actions
+
     def on_before_update(self, state: TensorBoardState, metrics: Metrics) -> Any:
         due = (metrics.epoch > state.looked) & (metrics.epoch % self.histogram_freq == 0)
         actions = tuple(self._histogram(of, due) for of in self._inside)
         return TensorBoardState(looked=jnp.maximum(state.looked, metrics.epoch)), actions
 
     def on_batch_end(self, state: TensorBoardState, metrics: Metrics) -> Any:
-        every = self._every
-        if every is None:
-            return state, None
-        due = metrics.step % every == 0
-        return state, self._scalars("batch_", *fresh_scalars(metrics), metrics, due, by="step")
+        actions: tuple[Any, ...] = ()
+        if self._every is not None:
+            due = metrics.step % self._every == 0
+            actions += self._scalars("batch_", *fresh_scalars(metrics), metrics, due, by="step")
+        if self.profile_batch:
+            first, last = self.profile_batch
+            if first > 1:
+                actions += (Profile(True, log_dir=self.log_dir, when=metrics.step == first - 1),)
+            actions += (Profile(False, log_dir=self.log_dir, when=metrics.step == last),)
+        return state, actions
 
     def on_eval_end(self, state: TensorBoardState, metrics: Metrics) -> Any:
         values, fresh = fresh_scalars(metrics)
@@ -123,7 +155,14 @@ class TensorBoard(Callback):
                 actions += (self._histogram("params", due),)
             if self.write_images:
                 actions += (Image("weights", of="params", log_dir=self.log_dir, by="epoch", when=due),)
+        if self.embeddings_freq:
+            due = metrics.epoch % self.embeddings_freq == 0
+            actions += tuple(self._embedding(*own, due) for own in self.embeddings_metadata)
         return state, actions
+
+    def on_train_end(self, state: TensorBoardState, metrics: Metrics) -> Any:
+        final = {name: value for name, value in fresh_scalars(metrics)[0].items() if name not in _RATES}
+        return state, HParams(final=final, log_dir=self.log_dir)
 
     def _scalars(
         self, prefix: str, values: dict[str, Any], fresh: dict[str, Any], metrics: Metrics, due: Any, *, by: str
@@ -148,3 +187,26 @@ class TensorBoard(Callback):
 
     def _histogram(self, of: str, due: Any) -> Histogram:
         return Histogram(_TAGS[of], of=of, log_dir=self.log_dir, by="epoch", when=due)
+
+    def _embedding(self, where: str, labels: Any, due: Any) -> Embedding:
+        more = {"of": "params", "where": where, "log_dir": self.log_dir, "by": "epoch", "when": due}
+        return Embedding("weights", labels=labels, **more)
+
+
+def _batches(profile_batch: Any) -> tuple[int, int] | None:
+    """The first and the last batch of a profile."""
+    if isinstance(profile_batch, tuple | list):
+        if len(profile_batch) != 2:
+            raise ValueError(f"TensorBoard: profile_batch must be a batch or (first, last), got {profile_batch!r}.")
+        first, last = (whole("TensorBoard", "profile_batch", batch, least=1) for batch in profile_batch)
+        if last < first:
+            raise ValueError(f"TensorBoard: profile_batch={profile_batch!r} ends before it begins.")
+        return first, last
+    batch = whole("TensorBoard", "profile_batch", profile_batch)
+    return (batch, batch) if batch else None
+
+
+def _labels(metadata: Any) -> tuple[tuple[str, Any], ...]:
+    """Pairs of a pattern and the labels of what fits it."""
+    pairs = metadata.items() if isinstance(metadata, Mapping) else [(_EMBEDDINGS, metadata)]
+    return tuple((pattern, tuple(own) if isinstance(own, list) else own) for pattern, own in pairs)

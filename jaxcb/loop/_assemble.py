@@ -107,7 +107,7 @@ def assemble(
     examples = {prefix: own.example for prefix, own in sets.items()}
     empty = prepare(program, state, states, settings, example, examples)
     outside.use(program.host_read, context)
-    run.traced_step = lambda: (program.jaxpr(state, example), state, example)
+    run.traced_step = lambda: program.traced(state, example)
     kind, why = ("stepped", "debug=True") if debug else choose(executor, program.jaxpr(state, example))
     feed.choose(stacked=kind == "looped")
     program.layout = feed.layout

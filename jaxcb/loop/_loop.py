@@ -26,6 +26,7 @@ from jaxcb.loop._positions import Cadence
 from jaxcb.loop._result import Result, remember
 from jaxcb.loop._resuming import Start, describe, find_start
 from jaxcb.loop._run import Run
+from jaxcb.loop._settings import settings_of
 from jaxcb.loop._signals import TERMINATED
 from jaxcb.loop._validation import validation_sets
 from jaxcb.writers import Context
@@ -40,6 +41,9 @@ class Loop:
             arrays. `Step(loss_fn)` is one that also serves `on_before_update`.
         eval_step: `(train_state, batch) -> metrics`, for validation.
         callbacks: callbacks in the order in which their actions apply.
+
+    Attributes:
+        settings: what else is set, name -> number, text or boolean; TensorBoard shows it. `fit` fills it.
 
     Example:
         >>> import jaxcb as jc, jax, jax.numpy as jnp, optax
@@ -63,6 +67,7 @@ class Loop:
         if not callable(train_step):
             raise TypeError(f"train_step must be a function of (train_state, batch), got {type(train_step).__name__}.")
         self.train_step, self.eval_step = train_step, eval_step
+        self.settings: dict[str, Any] = {}
         given = () if callbacks is None else callbacks
         self.callbacks = chain(*given) if isinstance(given, Iterable) else chain(given)
 
@@ -170,11 +175,15 @@ class Loop:
             callbacks = self._all_callbacks(verbose)
             start = Start()
             order = {"batch_size": batch_size, "steps_per_epoch": steps_per_epoch, "shuffle": shuffle, "seed": seed}
+            config = describe(callbacks, epochs, steps, order)
+            arguments = {"epochs": epochs, "steps": steps, **order, "remainder": remainder, "eval_every": eval_every}
+            run.callbacks = config["callbacks"]
+            run.settings = settings_of(arguments, callbacks, self.settings)
             if directory is not None and not fast_dev_run:
                 start = find_start(
                     directory,
                     callbacks=callbacks,
-                    config=describe(callbacks, epochs, steps, order),
+                    config=config,
                     resume=resume or (run_dir is None and "auto"),
                     overwrite=overwrite,
                     say=context.say,

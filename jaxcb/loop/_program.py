@@ -17,6 +17,7 @@ from jaxcb._requests import answers
 from jaxcb._schedules import accumulations, learning_rates
 from jaxcb._step import Proposal, Step
 from jaxcb._struct import select
+from jaxcb._traced_step import TracedStep
 from jaxcb._train_state import TrainState, apply
 from jaxcb.loop._carry import Carry, Inputs, Reading, Status
 from jaxcb.loop._debug import refuse_nan
@@ -125,6 +126,11 @@ class Program:
     def jaxpr(self, train: TrainState, batch: Any) -> Any:
         """The traced step; the trace is the one that the programs use."""
         return self.first_half.trace(train, batch).jaxpr
+
+    def traced(self, train: TrainState, batch: Any) -> TracedStep:
+        """The traced step, and where its metrics are."""
+        traced = self.first_half.trace(train, batch)
+        return TracedStep.of(traced, train, batch, lambda out: out.gradients.values if self.halves else out[1])
 
     @property
     def first_half(self) -> Any:

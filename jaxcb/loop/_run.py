@@ -1,11 +1,13 @@
 """`Run`: a run that is under way, as functions on the host see it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxcb._traced_step import TracedStep
 from jaxcb._train_state import TrainState
 
 
@@ -18,6 +20,8 @@ class Run:
         batch: index of the batch within the epoch, from 0.
         logs: the metrics of the moment, name -> float.
         run_dir: the run's directory, or None.
+        settings: what was set for it, name -> number, text or boolean: `fit`'s arguments, and the callbacks' numbers.
+        callbacks: the callbacks and how each is configured, name -> text.
         params: `epochs`, `steps` (of an epoch) and `verbose`, as Keras gives them; None where not known.
     """
 
@@ -26,7 +30,9 @@ class Run:
         self.step = self.epoch = self.batch = 0
         self.logs: dict[str, Any] = {}
         self.params: dict[str, Any] = {}
-        self.traced_step: Any = None  # returns the step's jaxpr, and the shapes of the state and a batch
+        self.settings: dict[str, Any] = {}
+        self.callbacks: dict[str, str] = {}
+        self.traced_step: Callable[[], TracedStep] | None = None  # None in a loop that is not ours
         self.stop_reason: str | None = None
         self._live: Any = None
         self._state: TrainState | None = None

@@ -98,6 +98,7 @@ _EXAMPLES: tuple[Callable[[], Callback], ...] = (
     lambda: SwapEMAWeights(True),
     lambda: TensorBoard("tb", 2, write_images=True, update_freq=2, histograms=("params", "grads", "updates")),
     lambda: TensorBoard(histogram_freq=1, update_freq="batch", write_steps_per_second=True),
+    lambda: TensorBoard(write_graph=False, profile_batch=(2, 3), embeddings_freq=2, embeddings_metadata={"w": "a.tsv"}),
     lambda: TerminateOnNaN(raise_error=True, monitor="val_loss"),
     lambda: WandbLogger("project", config={"layers": [1, 2]}, every=2),
     lambda: NormMonitor(every=2, of=("grad_norm",)),

@@ -13,11 +13,12 @@ from jaxcb._actions import (
     MLflowLog,
     Post,
     Print,
+    Profile,
     Progress,
     Remember,
     Row,
-    SeriesAction,
     Summarize,
+    TensorBoardAction,
     WandbLog,
 )
 from jaxcb.writers._writer import Writer
@@ -35,10 +36,11 @@ _BUILT_IN = {
     MLflowLog: "jaxcb.writers.mlflow:MLflowWriter",
     Progress: "jaxcb.writers.progress:ProgressWriter",
     Print: "jaxcb.writers.progress:ProgressWriter",
-    SeriesAction: "jaxcb.writers.tensorboard:TensorBoardWriter",
+    TensorBoardAction: "jaxcb.writers.tensorboard:TensorBoardWriter",
     Call: "jaxcb.writers.call:CallWriter",
     Checkpoint: "jaxcb.writers.orbax:CheckpointWriter",
     Summarize: "jaxcb.writers.summary:SummaryWriter",
+    Profile: "jaxcb.writers.profile:ProfileWriter",
 }
 _OWN: dict[type[Action], type[Writer]] = {}
 

@@ -14,9 +14,8 @@ class SummaryWriter(Writer):
 
     def write(self, record: Any) -> None:
         run, action = self.context.run, record.action
-        tell = getattr(run, "traced_step", None)
-        traced = tell() if tell is not None else None
+        traced = run.traced_step() if run.traced_step is not None else None
         # shapes will do, and copies of a large model would not
-        state = traced[1] if traced is not None else jax.eval_shape(lambda s: s, run.state)
+        state = traced.state if traced is not None else jax.eval_shape(lambda s: s, run.state)
         summary = summarize(state, traced)
         print(as_text(summary.grouped(action.depth)) if action.verbose else totals(summary), flush=True)

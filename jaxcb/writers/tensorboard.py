@@ -1,17 +1,26 @@
-"""Event files for TensorBoard, in tensorboardX's format: scalars, histograms, images and texts."""
+"""TensorBoard: event files in tensorboardX's format, and the projector's."""
 
 import importlib.util
+import io
 import os
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-from jaxcb._actions import Histogram, Image, Scalars, Text, fill
+from jaxcb._actions import Configuration, Embedding, Figure, Graph, Histogram, HParams, Image, Scalars, Text, fill
+from jaxcb._graph import draw, input_names
+from jaxcb._pictures import as_pixels
 from jaxcb.writers._event_file import EventFile, event_files
+from jaxcb.writers._graphdef import as_graphdef
 from jaxcb.writers._location import check_writable
+from jaxcb.writers._projector import Projector
 from jaxcb.writers._writer import Writer, by_member
 
 
@@ -21,6 +30,7 @@ class TensorBoardWriter(Writer):
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         self._files: dict[tuple[str, str], EventFile] = {}
+        self._projectors: dict[Path, Projector] = {}
         self._directories: set[Path] = set()
         self._others: set[str] = set()  # event files that were there before this run began
 
@@ -31,8 +41,21 @@ class TensorBoardWriter(Writer):
             self.context.files.append(directory)
             self._directories.add(directory)
             self._others |= {self.context.key(path) for path in event_files(directory)}
-        if isinstance(action, Image) and importlib.util.find_spec("PIL") is None:
+        has_pictures = isinstance(action, Image | Figure) or getattr(action, "sprites", None) is not None
+        if has_pictures and importlib.util.find_spec("PIL") is None:
             raise ImportError(f"{action.owner} writes images, which needs Pillow: pip install pillow.")
+        if isinstance(action, Embedding):
+            self._projectors.setdefault(directory, Projector(directory))
+            if isinstance(action.labels, str) and not Path(action.labels).expanduser().is_file():
+                raise FileNotFoundError(
+                    f"{action.owner}: the labels of Embedding {action.tag!r} are to come from {action.labels}, which "
+                    "is no file."
+                )
+        if isinstance(action, Graph) and action.jaxpr is None and self.context.run.traced_step is None:
+            raise ValueError(
+                f"{action.owner or 'somebody'} asks for the graph of the run's step, which a hand-written loop does "
+                "not tell: pass Graph(jax.make_jaxpr(loss_fn)(params, batch))."
+            )
 
     def _directory(self, action: Any) -> Path:
         return self.context.path(f"{action.log_dir}/{action.run}")
@@ -45,27 +68,76 @@ class TensorBoardWriter(Writer):
         return self._files[run]
 
     def write(self, record: Any) -> None:
-        step = record.epoch if record.action.by == "epoch" else record.step
+        step = record.epoch if getattr(record.action, "by", "step") == "epoch" else record.step
         for member, action in by_member(record.action):
             suffix = "" if member is None else f"/{member}"
-            match action:
-                case Scalars():
-                    found = _scalars(action, suffix)
-                case Histogram():
-                    found = _histogram(action.tag + suffix, action)
-                case Image():
-                    form = "HW" if action.image.ndim == 2 else "HWC"
-                    found = summary.image(action.tag + suffix, action.image, dataformats=form)
-                case Text():
-                    text = fill(action, step=record.step, epoch=record.epoch, batch=record.batch)
-                    found = summary.text(action.tag + suffix, text)
-                case _:
-                    raise TypeError(
-                        f"TensorBoard has no place for a {type(action).__name__}. Register a writer for it: "
-                        f"@jc.writer({type(action).__name__})."
-                    )
-            if found is not None:
-                self._file(action).add_summary(found, step)
+            if isinstance(action, Embedding):
+                name = f"{action.tag}{suffix} {action.by} {step}"
+                self._projectors[self._directory(action)].add(name, action.vectors, _columns(action), action.sprites)
+            elif isinstance(action, Graph):
+                if not member:  # they all have the same
+                    self._file(action).add_event(self._graph(action))
+            else:
+                for found in self._summaries(action, record, suffix):
+                    self._file(action).add_summary(found, step)
+
+    def _summaries(self, action: Any, record: Any, suffix: str) -> Iterator[Any]:
+        """What an action's events hold."""
+        match action:
+            case Scalars():
+                yield from _scalars(action, suffix)
+            case Histogram():
+                yield _histogram(action.tag + suffix, action)
+            case Image():
+                yield _image(action.tag + suffix, action.image)
+            case Figure():
+                yield _figure(action.tag + suffix, action.draw({k: np.asarray(v) for k, v in action.values.items()}))
+            case Text():
+                text = fill(action, step=record.step, epoch=record.epoch, batch=record.batch)
+                yield summary.text(action.tag + suffix, text)
+            case Configuration():
+                yield summary.text(action.tag + suffix, self._configuration())
+            case HParams():
+                yield from self._hparams(action, suffix)
+            case _:
+                raise TypeError(
+                    f"TensorBoard has no place for a {type(action).__name__}. Register a writer for it: "
+                    f"@jc.writer({type(action).__name__})."
+                )
+
+    def _graph(self, action: Graph) -> Event:
+        jaxpr = action.jaxpr
+        if jaxpr is not None:
+            inputs, outputs = input_names(jaxpr), {f"output_{i}": i for i in range(len(jaxpr.jaxpr.outvars))}
+        else:
+            step = self.context.run.traced_step()
+            jaxpr, inputs = step.jaxpr, input_names(step.jaxpr, ("", step.state), ("batch", step.batch))
+            wanted = action.outputs or (("loss",) if "loss" in step.metrics else tuple(step.metrics))
+            unknown = [name for name in wanted if name not in step.metrics]
+            if unknown:
+                raise ValueError(f"Graph: the step has no metric {unknown[0]!r}; it has {', '.join(step.metrics)}.")
+            outputs = {name: step.metrics[name] for name in wanted}
+        return Event(wall_time=time.time(), graph_def=as_graphdef(draw(jaxpr, inputs, outputs)).SerializeToString())
+
+    def _configuration(self) -> str:
+        """What was set for the run, as a table and a list in Markdown."""
+        run = self.context.run
+        settings = {name: value for name, value in run.settings.items() if name.split(".")[0] not in run.callbacks}
+        lines = ["| setting | value |", "|---|---|", *(f"| {n} | `{v}` |" for n, v in settings.items())]
+        lines += ["", *(f"- {name}: `{' '.join(words.split())}`" for name, words in run.callbacks.items())]
+        return "\n".join(lines)
+
+    def _hparams(self, action: HParams, suffix: str) -> Iterator[Any]:
+        """The beginning of a run's line, or its end."""
+        settings = {**self.context.run.settings, **dict(action.settings)}
+        # the description of the whole experiment is left out: TensorBoard makes it of all runs, and takes but one
+        _, begin, end = summary.hparams(settings, {})
+        if action.final is None:
+            yield begin
+            return
+        final = {f"final/{name}{suffix}": value for name, value in action.final.items()}
+        yield Summary(value=[Summary.Value(tag=tag, simple_value=float(value)) for tag, value in final.items()])
+        yield end
 
     def tick(self, status: Any) -> None:
         for file in self._files.values():
@@ -78,7 +150,8 @@ class TensorBoardWriter(Writer):
         for directory in self._directories:
             found = {self.context.key(path): path.stat().st_size for path in event_files(directory)}
             sizes |= {key: size for key, size in found.items() if key not in self._others}
-        return {"sizes": sizes, "others": sorted(self._others)}
+        projectors = {self.context.key(path): own.position() for path, own in self._projectors.items()}
+        return {"sizes": sizes, "others": sorted(self._others), "projectors": projectors}
 
     def restore(self, position: Any) -> None:
         """Cuts event files back to what had been written, and removes those that began later."""
@@ -90,19 +163,52 @@ class TensorBoardWriter(Writer):
                     os.truncate(path, position["sizes"][key])
                 elif key not in self._others:
                     path.unlink()
+        for directory, projector in self._projectors.items():
+            projector.restore(position["projectors"].get(self.context.key(directory), ()))
 
     def close(self) -> None:
         while self._files:
             self._files.popitem()[1].close()
 
 
-def _scalars(action: Scalars, suffix: str) -> Any:
-    """One event for all of them; None where nothing is new."""
+def _scalars(action: Scalars, suffix: str) -> Iterator[Summary]:
+    """One event for all of them; none where nothing is new."""
     fresh, found = action.fresh, Summary()
     for name, value in action.values.items():
         if fresh is None or fresh[name]:
             found.value.add(tag=name + suffix, simple_value=value)
-    return found if found.value else None
+    if found.value:
+        yield found
+
+
+def _image(tag: str, image: Any) -> Summary:
+    return summary.image(tag, image, dataformats="HW" if image.ndim == 2 else "HWC")
+
+
+def _figure(tag: str, drawn: Any) -> Summary:
+    """A matplotlib figure, which is closed then, or an array."""
+    if not hasattr(drawn, "savefig"):
+        return _image(tag, np.asarray(as_pixels(drawn, f"what Figure {tag!r} has drawn")))
+    from PIL import Image as Picture
+
+    file = io.BytesIO()
+    drawn.savefig(file, format="png")
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is not None:
+        pyplot.close(drawn)
+    return _image(tag, np.asarray(Picture.open(file).convert("RGB")))
+
+
+def _columns(action: Embedding) -> list[list[str]] | Path | None:
+    """What stands beside each vector: a text each, or a file."""
+    labels, classes = action.labels, action.classes
+    if isinstance(labels, str):
+        return Path(labels).expanduser()
+    if labels is not None:
+        labels = list(labels) if classes is None else [labels[i] for i in np.asarray(classes).tolist()]
+    elif classes is not None:
+        labels = [str(number) for number in np.asarray(classes).tolist()]
+    return None if labels is None else [[" ".join(text.split()) or " " for text in labels]]
 
 
 def _histogram(tag: str, action: Histogram) -> Any:
