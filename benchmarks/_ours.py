@@ -83,7 +83,7 @@ def contestant(
             baton.hand_on()
 
         training, validation = network.data()
-        given = dict(arguments)
+        given = {"verbose": 1, **arguments}
         if streamed:
             training = network.batches()
         else:
@@ -95,7 +95,7 @@ def contestant(
                 jax.device_put(network.params()), loss_fn, training, optimizer=optax.adam,
                 learning_rate=network.learning_rate, epochs=baton.total, validation_data=jax.device_put(validation),
                 validation_batch_size=network.validation_rows, callbacks=[*own, HandOn(settled, baton.epochs)],
-                verbose=1, **given,
+                **given,
             )  # fmt: skip
             saves = len(list(Path(directory).glob("saves/*")))
         return done(result) | ({"saves": saves} if any(isinstance(c, jc.ModelCheckpoint) for c in own) else {})

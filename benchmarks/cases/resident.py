@@ -28,6 +28,16 @@ def _cases(name: str, short: str, goals: dict[str, float]) -> list[Case]:
     quick = name == "32-32-10"
     cases = [
         Case(
+            f"{short}-bare", f"{name}, resident, no callbacks, no bar",
+            {
+                "jaxcb": lazily("_ours", "contestant", network, "none", verbose=0),
+                "jaxcb, four callbacks": lazily("_ours", "contestant", network, "four", verbose=0),
+                "jaxcb, four, bar": _ours(name, False),
+                "scan by hand": _scan(name, False),
+            },
+            same_losses(), against=("scan by hand",), **how,
+        ),
+        Case(
             f"{short}-scan", f"{name}, resident, four callbacks",
             {"jaxcb": _ours(name, False), "scan by hand": _scan(name, False)},
             same_losses(), least=goals["scan"], quick=True, **how,
@@ -40,7 +50,7 @@ def _cases(name: str, short: str, goals: dict[str, float]) -> list[Case]:
         Case(
             f"{short}-keras", f"{name}, resident, five callbacks",
             {"jaxcb": _ours(name, True), "Keras": _keras(name, True)},
-            same_accuracy(0.05), least=goals["keras"], quick=quick, epochs=max(1, network.epochs // 8),
+            same_accuracy(0.05), least=goals["keras"], quick=quick, epochs=max(1, network.epochs // 16),
         ),
     ]  # fmt: skip
     if "keras four" in goals:
@@ -48,7 +58,7 @@ def _cases(name: str, short: str, goals: dict[str, float]) -> list[Case]:
             Case(
                 f"{short}-keras-four", f"{name}, resident, four callbacks",
                 {"jaxcb": _ours(name, False), "Keras": _keras(name, False)},
-                same_accuracy(0.05), least=goals["keras four"], epochs=max(1, network.epochs // 8),
+                same_accuracy(0.05), least=goals["keras four"], epochs=max(1, network.epochs // 16),
             )  # fmt: skip
         )
     if "keras best" in goals:
@@ -57,7 +67,7 @@ def _cases(name: str, short: str, goals: dict[str, float]) -> list[Case]:
             Case(
                 f"{short}-keras-best", f"{name}, resident, five callbacks",
                 {"jaxcb": _ours(name, True), **several},
-                same_accuracy(0.05), least=goals["keras best"], epochs=max(1, network.epochs // 4),
+                same_accuracy(0.05), least=goals["keras best"], epochs=max(1, network.epochs // 8),
             )  # fmt: skip
         )
     return cases
