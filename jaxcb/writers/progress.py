@@ -18,6 +18,7 @@ class ProgressWriter(Writer):
         self._bar: Any = None
         self._task: Any = None
         self._live = False
+        self._lines: list[str] = []  # to be printed above the bar
         self._shown_epoch = 0
         self._last: tuple[float, int] | None = None
 
@@ -41,13 +42,20 @@ class ProgressWriter(Writer):
 
     def _line(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._lines.append(text)
         else:
             print(text, flush=True)
+
+    def _print_lines(self) -> None:
+        """Prints the lines that wait together: each print draws the bar anew, which takes milliseconds."""
+        lines, self._lines = self._lines, []
+        if lines:
+            self._bar.console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
     def tick(self, status: Any) -> None:
         if not self._live:
             return
+        self._print_lines()
         epoch, cursor = int(status.epoch), int(status.cursor)
         if self._bar is None:
             self._bar, self._task = _make_bar()
@@ -78,6 +86,7 @@ class ProgressWriter(Writer):
 
     def close(self) -> None:
         if self._bar is not None:
+            self._print_lines()
             self._bar.remove_task(self._task)
             self._bar.stop()
             self._bar = None

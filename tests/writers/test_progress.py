@@ -142,6 +142,26 @@ def test_the_bar_tells_position_metrics_and_speed(bar, monkeypatch):
     assert task.description == "epoch 3/3"  # the run is over; there is no fourth
 
 
+def test_lines_that_come_together_draw_the_bar_once(bar, monkeypatch, capsys):
+    bar.tick(status(0))
+    printed = []
+    draw = bar._bar.console.print
+
+    def note(*what, **how):
+        printed.extend(w for w in what if isinstance(w, str))  # rich prints controls of its own, too
+        draw(*what, **how)
+
+    monkeypatch.setattr(bar._bar.console, "print", note)
+    for epoch in range(40):
+        bar.write(Record(jc.Print("after {epoch}"), "on_epoch_end", 10 * (epoch + 1), epoch, 10))
+    bar.tick(status(400, epoch=40, cursor=0))
+    bar.tick(status(401, epoch=40, cursor=1))
+    assert printed == ["\n".join(f"after {epoch}" for epoch in range(1, 41))]
+    bar.write(Record(jc.Print("the last one"), "on_train_end", 401, 40, 1))
+    bar.close()
+    assert printed[1:] == ["the last one"]
+
+
 def test_the_writer_closes_twice_without_harm(bar, capsys):
     bar.tick(status(1))
     bar.close()

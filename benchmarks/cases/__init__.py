@@ -1,0 +1,11 @@
+"""All cases, a family a file."""
+
+from _case import Case
+
+from cases import digits, extra, gpu, growth, replaying, resident, start, streamed
+
+CASES: dict[str, Case] = {
+    case.name: case
+    for family in (resident, streamed, extra, digits, start, growth, replaying, gpu)
+    for case in family.CASES
+}
