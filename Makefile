@@ -5,6 +5,8 @@
 #   make test-newest   a short set of tests on the newest Python here, with the newest jax locked
 #   make long          tests that take minutes: processes that are killed at odd moments, every way to cut a run short
 #   make deep          the long tests
+#   make keras         compare the callbacks with the real Keras on 14,000 streams of metrics
+#   make mutants       spoil the callbacks one line at a time, and see that the tests notice
 #   make lock          resolve the locked versions anew
 #   make clean         remove everything made here
 #
@@ -13,7 +15,7 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: demo test lint check test-newest long deep format lock clean
+.PHONY: demo test lint check test-newest long deep keras mutants format lock clean
 
 PYTHON ?=
 ARGS ?=
@@ -48,6 +50,12 @@ long: .venv/.dev
 
 deep: .venv/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m deep $(ARGS)
+
+keras: .venv/.dev
+	$(BIN)/python tests/against_keras $(ARGS)
+
+mutants: .venv/.dev
+	$(BIN)/python tools/mutants.py $(ARGS)
 
 test-newest:
 	@python=$$(sh tools/find_python.sh newest) || exit 1; \

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 
+os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
 # Before JAX is imported: programs that compile in about half of the time. Most of the compiling of a small program is
 # the work of jax 0.10's emitters of fused kernels; later versions know no other.
 os.environ["XLA_FLAGS"] = " ".join(
