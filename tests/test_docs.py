@@ -4,6 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -22,8 +23,9 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     """All blocks of a page run in order, in one namespace."""
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": page.stem}
-    for line, source in blocks(page):
-        exec(compile("\n" * line + source, str(page), "exec"), namespace)
+    with jax.numpy_rank_promotion("allow"):  # as it is where users run them
+        for line, source in blocks(page):
+            exec(compile("\n" * line + source, str(page), "exec"), namespace)
 
 
 def test_generated_parts_are_up_to_date():

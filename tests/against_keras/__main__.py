@@ -17,6 +17,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # thousands of tiny programs
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 
 import hypothesis
+from against_keras import rules
 from against_keras._case import KINDS, Case
 from against_keras._compare import AGREES, Tally
 
@@ -56,6 +57,7 @@ def main() -> int:
     parser.add_argument("--only", choices=list(KINDS), help="one comparison alone")
     given = parser.parse_args()
     total = unexplained = 0
+    explaining: set[str] = set()
     for kind in [given.only] if given.only else list(KINDS):
         started = time.perf_counter()
         tally = compare(kind, max(1, round(given.streams * (1.0 if given.only else SHARES[kind]))), given.seed)
@@ -66,8 +68,12 @@ def main() -> int:
         print(f"  {len(tally.unexplained):6d} unexplained", flush=True)
         for case, verdict in tally.unexplained[:3]:
             print(f"         {case}\n         jaxcb {verdict.ours}\n         Keras {verdict.theirs}")
+        explaining |= tally.rules()
         total, unexplained = total + tally.streams, unexplained + len(tally.unexplained)
     print(f"{total} streams, {unexplained} unexplained differences")
+    silent = sorted({rule.name for rule in rules.RULES if rule.bites} - explaining)
+    if silent and not given.only:
+        print(f"rules that explained nothing: {', '.join(silent)}")
     return 1 if unexplained else 0
 
 
