@@ -12,6 +12,7 @@ from loop._runs import fit, make_params, make_state
 
 import jaxcb as jc
 from jaxcb._summary import summarize
+from jaxcb._traced_step import TracedStep
 from jaxcb._summary_table import as_text, shown
 from jaxcb.writers import Context
 from jaxcb.writers.summary import SummaryWriter
@@ -92,7 +93,7 @@ def test_a_run_shows_the_flops_of_its_step(capsys):
 
 
 def test_a_writer_without_a_step_makes_do_with_the_arrays(capsys):
-    writer = SummaryWriter(Context(None, SimpleNamespace(state=make_state()), 0, 1))
+    writer = SummaryWriter(Context(None, SimpleNamespace(state=make_state(), traced_step=None), 0, 1))
     writer.write(SimpleNamespace(action=jc.Summarize(verbose=0)))
     assert capsys.readouterr().out == "4 parameters · 4 trained, 0 not · 16 B\n"
 
@@ -124,7 +125,7 @@ def test_an_optimizer_of_matrices_changes_no_forward_pass():
     fn = jc.Step(lambda p, x: jnp.mean((x @ p["w"]) ** 2))
     state = jc.TrainState.create(params=params, tx=optax.contrib.muon(1e-3))
     traced = jax.jit(fn).trace(state, jnp.ones((4, 8)))
-    summary = summarize(state, (traced.jaxpr, state, jnp.ones((4, 8))))
+    summary = summarize(state, TracedStep(traced.jaxpr, state, jnp.ones((4, 8)), {}))
     assert summary.flops == 2.0 * 4 * 8 * 8
     assert summary.step > 2 * summary.flops
 

@@ -70,8 +70,8 @@ def draw(closed: core.ClosedJaxpr, inputs: Sequence[str], outputs: Mapping[str, 
         >>> closed = jax.make_jaxpr(lambda w, x: jnp.tanh(x @ w))(jnp.ones((3, 4)), jnp.ones((5, 3)))
         >>> for node in draw(closed, ["params/dense/w", "x"], {"y": 0}):
         ...     print(node.name, node.op, node.inputs, node.results[-1][0])
-        dense/w Parameter () (3, 4)
         x Input () (5, 3)
+        dense/w Parameter () (3, 4)
         dense/dot_general dot_general ('x', 'dense/w') (5, 4)
         tanh tanh ('dense/dot_general',) (5, 4)
         y Output ('tanh',) (5, 4)
@@ -100,10 +100,10 @@ class _Walker:
     """Goes through jaxprs, and those within them as if they stood where they are called."""
 
     def walk(
-        self, jaxpr: Any, given: Sequence[Any], within: Call, around: Frames, wanted: Sequence[Any] | None = None
+        self, jaxpr: Any, given: Sequence[Any], within: Call, around: Frames, only: Sequence[Any] | None = None
     ) -> list[Any]:
-        """Returns where each wanted variable comes from: a node and which of its results; None for a literal."""
-        wanted = jaxpr.outvars if wanted is None else wanted
+        """Returns where its results, or `only` some, come from: a node and which of its results; None for a literal."""
+        wanted: Sequence[Any] = jaxpr.outvars if only is None else only
         known = dict(zip(map(id, jaxpr.invars), given, strict=True))
         for var in jaxpr.constvars:
             known[id(var)] = (_Drawn("Constant", within, "constant", [], [var.aval], {}), 0)

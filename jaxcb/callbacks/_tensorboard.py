@@ -157,7 +157,7 @@ class TensorBoard(Callback):
                 actions += (Image("weights", of="params", log_dir=self.log_dir, by="epoch", when=due),)
         if self.embeddings_freq:
             due = metrics.epoch % self.embeddings_freq == 0
-            actions += tuple(self._embedding(*own, due) for own in self.embeddings_metadata)
+            actions += tuple(self._embedding(where, labels, due) for where, labels in self.embeddings_metadata)
         return state, actions
 
     def on_train_end(self, state: TensorBoardState, metrics: Metrics) -> Any:

@@ -62,6 +62,7 @@ def callbacks(save_freq):
         jc.CSVLogger("appended.csv", append=True, name="appended"),
         jc.JSONLogger("log.jsonl"),
         jc.NormMonitor(every=5),
+        jc.TensorBoard(histogram_freq=2, update_freq=4, embeddings_freq=2, embeddings_metadata={"head/kernel": None}),
         jc.ModelCheckpoint("exports/{epoch:02d}", save_weights_only=True, keep_best=1, async_=True),
         jc.BackupAndRestore("below run_dir", save_freq=save_freq),
     ]

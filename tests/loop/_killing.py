@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from loop._events import digests
 
 PROGRAM = Path(__file__).with_name("_digits_run.py")
 ROOT = PROGRAM.parent.parent.parent
@@ -204,11 +205,12 @@ def differences(whole: Path, killed: Path) -> list[str]:
 
 
 def _files(run_dir: Path) -> dict[str, bytes]:
-    """All files of a run, and what lies in `exports`, but for what holds arrays (compared in `end.npz`) and curves."""
+    """All files of a run, what lies in `exports`, and what TensorBoard reads; what holds arrays is in `end.npz`."""
     found = {}
     for path in sorted(run_dir.iterdir()):
         if path.is_file() and path.name != "end.npz":
             found[path.name] = path.read_bytes()
+    found |= digests(run_dir / "logs")
     for name in ("exports", "checkpoints", "result"):
         # of the run's own only what nobody has cleaned up: which steps are kept depends on when it was killed
         names = [p.name for p in (run_dir / name).iterdir() if name == "exports" or p.name.startswith(".")]
