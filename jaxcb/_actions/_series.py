@@ -61,9 +61,7 @@ class _OfArrays(SeriesAction, RequestAction):
         super().__post_init__()
         kind = type(self).__name__
         if (values is None) == (self.of is None):
-            raise ValueError(
-                f"{kind} {self.tag!r} takes an array, or of= with what to look at; one of two."
-            )
+            raise ValueError(f"{kind} {self.tag!r} takes an array, or of= with what to look at; one of two.")
         if self.of is None and self.where != "**":
             raise ValueError(f"{kind} {self.tag!r}: where= chooses among what of= gives, but there is no of=.")
 
