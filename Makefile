@@ -7,6 +7,8 @@
 #   make deep          the long tests
 #   make keras         compare the callbacks with the real Keras on 14,000 streams of metrics
 #   make mutants       spoil the callbacks one line at a time, and see that the tests notice
+#   make bench         everything side by side with loops by hand, Keras and Lightning, in an environment of their own
+#   make bench-quick   a part of it, in under three minutes
 #   make lock          resolve the locked versions anew
 #   make clean         remove everything made here
 #
@@ -15,14 +17,16 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: demo test lint check test-newest long deep keras mutants format lock clean
+.PHONY: demo test lint check test-newest long deep keras mutants bench bench-quick format lock clean
 
 PYTHON ?=
+BENCH_PYTHON ?=
 ARGS ?=
 WORKERS ?= 2
 
 BIN := .venv/bin
 NEWEST := .venv-newest
+BENCH := .venv-bench
 PIP_FLAGS := -qq --disable-pip-version-check
 export PYTHONUNBUFFERED := 1
 
@@ -56,6 +60,13 @@ keras: .venv/.dev
 
 mutants: .venv/.dev
 	$(BIN)/python tools/mutants.py $(ARGS)
+
+bench: $(BENCH)/.done
+	$(BENCH)/bin/python benchmarks/bench.py --save $(ARGS)
+	$(BENCH)/bin/python docs/tables.py speed.md
+
+bench-quick: $(BENCH)/.done
+	$(BENCH)/bin/python benchmarks/bench.py --quick $(ARGS)
 
 test-newest:
 	@python=$$(sh tools/find_python.sh newest) || exit 1; \
@@ -96,9 +107,18 @@ $(NEWEST)/.dev: $(SOURCES)
 	@$(NEWEST)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
 	@touch $@
 
+$(BENCH)/.done: $(SOURCES) requirements/bench.txt
+	@python=$(BENCH_PYTHON); [ -n "$$python" ] || python=$$(command -v python3.11) || \
+	    { echo "The benchmarks need Python 3.11, the last one that all of them are locked for: make BENCH_PYTHON=..." >&2; exit 1; }; \
+	echo "Setting up $(BENCH) with Keras, PyTorch and Lightning (once)"; \
+	$$python -m venv $(BENCH) && \
+	$(BENCH)/bin/python -m pip install $(PIP_FLAGS) -r requirements/py311.txt -r requirements/bench.txt && \
+	$(BENCH)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+	@touch $@
+
 lock:
 	sh tools/lock.sh
 
 clean:
-	rm -rf .venv $(NEWEST) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv $(NEWEST) $(BENCH) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find jaxcb tests examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -141,7 +141,9 @@ def steps(network: Network, *, streamed: bool = False) -> Callable[[Baton], dict
             return params, opt_state, total + numbers
 
         draw, zeros = jax.jit(order), jax.jit(lambda: jnp.zeros(2))
-        finish = jax.jit(lambda params, total, data: jnp.concatenate([total / network.steps, peer.validate(params, data)]))
+        finish = jax.jit(
+            lambda params, total, data: jnp.concatenate([total / network.steps, peer.validate(params, data)])
+        )
         for epoch in range(baton.total):
             total = zeros()
             index = None if streamed else draw(np.int32(epoch))
@@ -174,7 +176,9 @@ def chunks(network: Network, size: int) -> Callable[[Baton], dict[str, Any]]:
             return jax.lax.scan(step, (params, opt_state, total), stack)[0]
 
         zeros = jax.jit(lambda: jnp.zeros(2))
-        finish = jax.jit(lambda params, total, data: jnp.concatenate([total / network.steps, peer.validate(params, data)]))
+        finish = jax.jit(
+            lambda params, total, data: jnp.concatenate([total / network.steps, peer.validate(params, data)])
+        )
         for epoch in range(baton.total):
             total = zeros()
             for i in range(0, network.steps, size):

@@ -35,9 +35,7 @@ def model_of(network: Network) -> Any:
     return model
 
 
-def contestant(
-    network: Network, *, five: bool, steps_per_execution: int = 1
-) -> Callable[[Baton], dict[str, Any]]:
+def contestant(network: Network, *, five: bool, steps_per_execution: int = 1) -> Callable[[Baton], dict[str, Any]]:
     """`fit` on arrays, with early stopping, plateau, CSV, TensorBoard and perhaps checkpoints, and the bar on."""
 
     def train(baton: Baton) -> dict[str, Any]:
@@ -60,9 +58,12 @@ def contestant(
                 Path(f"{directory}/saves").mkdir()
                 own.append(
                     kc.ModelCheckpoint(
-                        f"{directory}/saves/{{epoch:05d}}.weights.h5", "val_accuracy", mode="max",
-                        save_best_only=True, save_weights_only=True,
-                    )  # fmt: skip
+                        f"{directory}/saves/{{epoch:05d}}.weights.h5",
+                        "val_accuracy",
+                        mode="max",
+                        save_best_only=True,
+                        save_weights_only=True,
+                    )
                 )
             history = model.fit(
                 x, y, batch_size=network.batch_size, epochs=baton.total, validation_data=validation,

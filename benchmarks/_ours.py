@@ -25,10 +25,10 @@ class HandOn(jc.Callback):
         return state, jc.Call(self.hand_on, when=(metrics.epoch + 1) % self.epochs == 0)
 
 
-def four(directory: str) -> list[jc.Callback]:
+def four(directory: str, *, best: bool = True) -> list[jc.Callback]:
     """Early stopping with best weights, plateau, CSV and TensorBoard's scalars; none of them ends or slows the run."""
     return [
-        jc.EarlyStopping(patience=FOREVER, restore_best_weights=True),
+        jc.EarlyStopping(patience=FOREVER, restore_best_weights=best),
         jc.ReduceLROnPlateau(patience=FOREVER),
         jc.CSVLogger(f"{directory}/log.csv"),
         jc.TensorBoard(f"{directory}/events"),
@@ -62,9 +62,24 @@ class Ticking(jc.Callback):
 CALLBACKS: dict[str, Callable[[str], Sequence[jc.Callback]]] = {
     "none": lambda _: [],
     "four": four,
+    "four, no best": lambda directory: four(directory, best=False),
     "five": five,
     "four and ten": lambda directory: [*four(directory), *(Ticking(name=f"Ticking{i}") for i in range(10))],
 }
+
+
+HISTOGRAMS = ("params", "grads", "updates")
+CALLBACKS |= {
+    "TensorBoard": lambda directory: [jc.TensorBoard(directory)],
+    "TensorBoard, each step": lambda directory: [jc.TensorBoard(directory, update_freq=1)],
+    "TensorBoard, histograms": lambda directory: [jc.TensorBoard(directory, histogram_freq=1, histograms=HISTOGRAMS)],
+}
+
+
+def probed(network: Network, every: int, executor: str) -> Callable[[Baton], dict[str, Any]]:
+    """Trains with a look at the gradients' norm every so many steps, and no callbacks."""
+    probes = {"grad_norm": jc.probes.grad_norm(every=every)}
+    return contestant(network, "none", verbose=0, executor=executor, probes=probes)
 
 
 def contestant(
@@ -82,25 +97,46 @@ def contestant(
                 pass
             baton.hand_on()
 
-        training, validation = network.data()
-        given = {"verbose": 1, **arguments}
-        if streamed:
-            training = network.batches()
-        else:
-            training = jax.device_put(training)
-            given["batch_size"] = network.batch_size
-        with tempfile.TemporaryDirectory() as directory:
-            own = list(CALLBACKS[callbacks](directory))
-            result = jc.fit(
-                jax.device_put(network.params()), loss_fn, training, optimizer=optax.adam,
-                learning_rate=network.learning_rate, epochs=baton.total, validation_data=jax.device_put(validation),
-                validation_batch_size=network.validation_rows, callbacks=[*own, HandOn(settled, baton.epochs)],
-                **given,
-            )  # fmt: skip
-            saves = len(list(Path(directory).glob("saves/*")))
-        return done(result) | ({"saves": saves} if any(isinstance(c, jc.ModelCheckpoint) for c in own) else {})
+        data = network.batches() if streamed else None
+        hand_on = HandOn(settled, baton.epochs)
+        return fit(network, callbacks, epochs=baton.total, more=[hand_on], data=data, **arguments)
 
     return train
+
+
+def whole_runs(network: Network, callbacks: str, *, epochs: int) -> Callable[[Baton], dict[str, Any]]:
+    """A turn is a whole run, with all that it compiles."""
+
+    def train(baton: Baton) -> dict[str, Any]:
+        did = {}
+        for _ in baton.each():
+            did = fit(network, callbacks, epochs=epochs)
+        return did
+
+    return train
+
+
+def fit(
+    network: Network,
+    callbacks: str,
+    *,
+    epochs: int,
+    more: Sequence[jc.Callback] = (),
+    data: Any = None,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """One run, on the network's arrays where no other data is given; returns what it did."""
+    training, validation = (jax.device_put(part) for part in network.data())
+    with tempfile.TemporaryDirectory() as directory:
+        own = list(CALLBACKS[callbacks](directory))
+        result = jc.fit(
+            jax.device_put(network.params()), loss_fn, training if data is None else data, optimizer=optax.adam,
+            learning_rate=network.learning_rate, epochs=epochs, validation_data=validation,
+            validation_batch_size=network.validation_rows, callbacks=[*own, *more],
+            **{"verbose": 1, "batch_size": network.batch_size if data is None else None, **arguments},
+        )  # fmt: skip
+        saves = len(list(Path(directory).glob("saves/*")))
+    return done(result) | ({"saves": saves} if any(isinstance(c, jc.ModelCheckpoint) for c in own) else {})
 
 
 def done(result: jc.Result) -> dict[str, Any]:

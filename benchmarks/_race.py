@@ -29,10 +29,13 @@ class Race(NamedTuple):
 
     Attributes:
         taken: contestant -> what each round took, in the case's unit.
+        cpu: contestant -> the seconds of all its threads in each round, which other processes disturb less; empty
+            where a round is a process.
         outcomes: contestant -> what it did.
     """
 
     taken: dict[str, list[float]]
+    cpu: dict[str, list[float]]
     outcomes: dict[str, dict[str, Any]]
 
 
@@ -48,13 +51,15 @@ def run(case: Case, *, rounds: int) -> Race:
         return _run_fresh(case, order[:rounds])
     runners = {name: _Runner(case, name, len(order)) for name in names}
     taken: dict[str, list[float]] = {name: [] for name in names}
+    cpu: dict[str, list[float]] = {name: [] for name in names}
     try:
         for number, turn in enumerate(order):
             for name in turn:
-                seconds = runners[name].turn()
+                said = runners[name].turn()
                 if number >= WARM_UP:
-                    taken[name].append(seconds)
-        return Race(taken, {name: runner.end() for name, runner in runners.items()})
+                    taken[name].append(said["seconds"])
+                    cpu[name].append(said["cpu"])
+        return Race(taken, cpu, {name: runner.end() for name, runner in runners.items()})
     finally:
         for runner in runners.values():
             runner.close()
@@ -68,7 +73,7 @@ def _run_fresh(case: Case, order: list[list[str]]) -> Race:
             outcome = _once(case, name)
             taken[name].append(outcome["measured"])
             outcomes[name] = outcome
-    return Race(taken, outcomes)
+    return Race(taken, {}, outcomes)
 
 
 def _once(case: Case, name: str) -> dict[str, Any]:
@@ -100,12 +105,12 @@ class _Runner:
         )
         self._running = True
 
-    def turn(self) -> float:
-        """Lets it work for one turn, and returns the seconds that it took."""
+    def turn(self) -> dict[str, float]:
+        """Lets it work for one turn, and returns the seconds that it took, and those of all its threads."""
         self._go()
         said = self._read()
         self._stop()
-        return float(said["seconds"])
+        return said
 
     def end(self) -> dict[str, Any]:
         """Lets it come to its end, and returns what it did."""
@@ -154,7 +159,7 @@ class Baton:
         self.turns, self.epochs = turns, epochs
         self._left = turns
         self._reports = os.fdopen(os.dup(1), "w")  # what contestants print goes elsewhere
-        self._began = 0.0
+        self._began = self._cpu = 0.0
 
     @property
     def total(self) -> int:
@@ -164,11 +169,11 @@ class Baton:
     def take(self) -> None:
         """Waits for the turn."""
         sys.stdin.readline()
-        self._began = time.perf_counter()
+        self._began, self._cpu = time.perf_counter(), time.process_time()
 
     def hand_on(self) -> None:
         """Ends the turn, and waits for the next one where there is one."""
-        self._say({"seconds": time.perf_counter() - self._began})
+        self._say({"seconds": time.perf_counter() - self._began, "cpu": time.process_time() - self._cpu})
         self._left -= 1
         if self._left:
             self.take()

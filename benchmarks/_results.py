@@ -16,7 +16,17 @@ from _case import Case
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
-PACKAGES = ("jaxcb", "jax", "flax", "optax", "orbax-checkpoint", "keras", "tensorflow-cpu", "torch", "pytorch-lightning")
+PACKAGES = (
+    "jaxcb",
+    "jax",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "keras",
+    "tensorflow-cpu",
+    "torch",
+    "pytorch-lightning",
+)
 
 
 class Row(NamedTuple):
@@ -29,6 +39,7 @@ class Row(NamedTuple):
         ratio: of medians; of speeds where `least` is to be reached, of what is needed where `most` is.
         low: lower quartile of the ratios within a round.
         high: upper quartile.
+        cpu: the same ratio of the seconds of all threads; None where that was not measured.
         least: what is to be reached.
         most: what is to be reached.
         medians: contestant -> median, in `unit`.
@@ -45,6 +56,7 @@ class Row(NamedTuple):
     ratio: float = float("nan")
     low: float = float("nan")
     high: float = float("nan")
+    cpu: float | None = None
     least: float | None = None
     most: float | None = None
     medians: dict[str, float] = {}  # noqa: RUF012
@@ -55,7 +67,7 @@ class Row(NamedTuple):
     error: str = ""
 
     @classmethod
-    def of(cls, case: Case, taken: dict[str, list[float]], *, check: str) -> "Row":
+    def of(cls, case: Case, taken: dict[str, list[float]], cpu: dict[str, list[float]], *, check: str) -> "Row":
         """What a race came to."""
         medians = {name: statistics.median(found) for name, found in taken.items()}
         against = min(case.others, key=medians.__getitem__)
@@ -69,6 +81,7 @@ class Row(NamedTuple):
             ratio=medians[pair[0]] / medians[pair[1]],
             low=low,
             high=high,
+            cpu=statistics.median(cpu[pair[0]]) / statistics.median(cpu[pair[1]]) if cpu else None,
             least=case.least,
             most=case.most,
             medians=medians,
@@ -100,9 +113,10 @@ class Row(NamedTuple):
         if self.error:
             return f"{self.name:24} FAILED {self.error}"
         word = {True: "reached", False: "MISSED", None: ""}[self.reached]
+        cpu = "" if self.cpu is None else f" cpu {self.cpu:.3f}"
         times = ", ".join(f"{name} {_number(m)} {self.unit}" for name, m in self.medians.items())
         return (
-            f"{self.name:24} {self.ratio:7.3f} ({self.low:.3f} to {self.high:.3f}) {self.bound} {word}   "
+            f"{self.name:24} {self.ratio:7.3f} ({self.low:.3f} to {self.high:.3f}){cpu} {self.bound} {word}   "
             f"[{times}]  {self.check}"
         )
 
@@ -118,17 +132,17 @@ def _number(x: float) -> str:
 def table(rows: Sequence[Row]) -> str:
     """The results as a table in Markdown."""
     lines = [
-        "| case | against | ratio (quartiles) | to reach | | checked |",
-        "|---|---|---|---|---|---|",
+        "| case | against | ratio (quartiles) | to reach | | CPU time | checked |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         if row.error:
-            lines.append(f"| {row.title} | | | {row.bound} | failed | {row.error.splitlines()[-1]} |")
+            lines.append(f"| {row.title} | | | {row.bound} | failed | | {row.error.splitlines()[-1]} |")
             continue
         word = {True: "yes", False: "no", None: ""}[row.reached]
         lines.append(
             f"| {row.title} | {row.against} | {row.ratio:.2f} ({row.low:.2f} to {row.high:.2f}) | {row.bound} | {word} "
-            f"| {row.check} |"
+            f"| {'' if row.cpu is None else f'{row.cpu:.2f}'} | {row.check} |"
         )
     return "\n".join(lines)
 

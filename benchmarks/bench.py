@@ -9,6 +9,7 @@ with the quartiles of the ratios within a round. Before that a case's check comp
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -47,6 +48,8 @@ def main() -> int:
     args = parser.parse_args()
     from cases import CASES
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # contestants are stopped processes: none is left behind
+
     if args.contestant:
         name, who, turns = args.contestant
         contestant(CASES[name], who, int(turns))
@@ -66,7 +69,7 @@ def main() -> int:
         at = time.monotonic()
         try:
             race = run(case, rounds=min(rounds, case.rounds or rounds))
-            row = Row.of(case, race.taken, check=case.check(race.outcomes))
+            row = Row.of(case, race.taken, race.cpu, check=case.check(race.outcomes))
         except (NotTheSame, Failed) as error:
             row = Row.failed(case, f"{type(error).__name__}: {error}")
         except Exception:

@@ -8,9 +8,12 @@ counts here to the first one.
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jax.extend import core
+from jaxcb._jaxprs import jaxpr_in
+
+if TYPE_CHECKING:
+    from jax.extend import core
 
 BATCH = object()  # marks an input that comes with the batch
 _Tally = dict[Any, float]  # what uses them (a set of parameters, or a key below) -> operations
@@ -45,7 +48,7 @@ class _Origin(NamedTuple):
     backward: bool = False  # a gradient is in it
 
 
-def count_flops(closed: core.ClosedJaxpr, inputs: Sequence[Any]) -> Flops:
+def count_flops(closed: "core.ClosedJaxpr", inputs: Sequence[Any]) -> Flops:
     """Counts the operations of a traced step.
 
     A product belongs to a parameter where one operand was made of it alone: as it is, cast, reshaped, sliced,
@@ -89,7 +92,7 @@ def _joined(origins: Iterable[_Origin]) -> _Origin:
     return _Origin(parameters, batch, any(o.backward for o in origins))
 
 
-def _walk(jaxpr: core.Jaxpr, inputs: Sequence[_Origin], backward: bool) -> tuple[list[_Origin], _Tally]:
+def _walk(jaxpr: "core.Jaxpr", inputs: Sequence[_Origin], backward: bool) -> tuple[list[_Origin], _Tally]:
     """Returns the origins of the outputs, and the operations by what they use."""
     known = dict(zip(map(id, jaxpr.invars), inputs, strict=True))
     tally: _Tally = defaultdict(float)
@@ -130,8 +133,7 @@ def _equation(equation: Any, given: list[_Origin], backward: bool) -> tuple[list
                 for outs in zip(*(outs for outs, _ in sides), strict=True)
             ]
             return origins, max((tally for _, tally in sides), key=lambda t: t.get(_STEP, 0.0))
-    inner = next((v for v in params.values() if isinstance(v, core.ClosedJaxpr | core.Jaxpr)), None)
-    inner = inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner
+    inner = next((own for own in map(jaxpr_in, params.values()) if own is not None), None)
     if inner is not None and len(inner.invars) == len(given) and len(inner.outvars) == len(equation.outvars):
         return _walk(inner, given, backward)
     return [_joined(given)] * len(equation.outvars), {}
@@ -149,7 +151,7 @@ def _carried(scan: Any, body: Any) -> slice:
 
 
 def _loop(
-    body: core.Jaxpr, given: list[_Origin], carried: slice, backward: bool, times: int = 1
+    body: "core.Jaxpr", given: list[_Origin], carried: slice, backward: bool, times: int = 1
 ) -> tuple[list[_Origin], _Tally]:
     """A loop's body, with what it carries traced round until nothing new comes in."""
     while True:

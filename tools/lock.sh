@@ -2,6 +2,7 @@
 # Resolves the newest versions that pyproject.toml allows and writes them, exactly, to requirements/:
 #   py311.txt     Python 3.11, the last one that jax 0.10 serves
 #   newest.txt    later Pythons, resolved on the newest one here
+#   bench.txt     what the benchmarks compare with, beside py311.txt
 # Only what resolves is written, never where it came from.
 set -eu
 cd "$(dirname "$0")/.."
@@ -21,6 +22,23 @@ lock() { # interpreter, file
     echo "requirements/$2: $(grep -c == "requirements/$2") packages"
 }
 
+lock_bench() { # interpreter
+    "$1" -m venv "$work/env"
+    "$work/env/bin/python" -m pip install --quiet --upgrade 'pip>=25.1'
+    "$work/env/bin/python" -m pip install --quiet -r requirements/py311.txt
+    "$work/env/bin/python" -m pip install --quiet -c requirements/py311.txt --group bench
+    {
+        echo "# Made by \`make lock\` on Python 3.11, beside py311.txt; not edited by hand."
+        echo "-c py311.txt"
+        # a build's own mark (+cpu) depends on where it came from
+        "$work/env/bin/python" -m pip freeze --exclude pip | grep '==' | sed 's/+.*//' | grep -vxFf requirements/py311.txt
+    } >"$work/bench.txt"
+    rm -rf "$work/env"
+    mv "$work/bench.txt" requirements/bench.txt
+    echo "requirements/bench.txt: $(grep -c == requirements/bench.txt) packages"
+}
+
 oldest=$(command -v python3.11)
 lock "$oldest" py311.txt
 lock "$(sh tools/find_python.sh newest)" newest.txt
+lock_bench "$oldest"

@@ -1,1 +1,33 @@
-CASES = []
+"""A small convolutional network on digits: against a loop by hand, and against Lightning."""
+
+from _case import Case, same_accuracy, same_losses
+from _networks import NETWORKS
+
+from cases._lazily import lazily
+
+NETWORK = NETWORKS["digits CNN"]
+EPOCHS = 20  # of a whole run, with all that it compiles
+
+CASES = [
+    Case(
+        "digits-jit",
+        "digits CNN, resident, five callbacks",
+        {
+            "jaxcb": lazily("_ours", "contestant", NETWORK, "five"),
+            "jit loop by hand": lazily("_hand", "steps", NETWORK),
+        },
+        same_losses(),
+        least=0.97,
+        epochs=NETWORK.epochs,
+    ),
+    Case(
+        "digits-lightning",
+        f"digits CNN, {EPOCHS} epochs as a whole run, five callbacks",
+        {
+            "jaxcb": lazily("_ours", "whole_runs", NETWORK, "five", epochs=EPOCHS),
+            "Lightning": lazily("_lightning", "whole_runs", NETWORK, epochs=EPOCHS),
+        },
+        same_accuracy(0.04),
+        least=2.0,
+    ),
+]

@@ -1,1 +1,107 @@
-CASES = []
+"""Replaying a recorded run: against Keras's callback objects, called one record after the other."""
+
+from typing import Any
+
+import numpy as np
+from _case import Case, NotTheSame, Outcomes
+from _race import Baton
+
+RECORDS = 1_000_000
+PATIENCE, FACTOR = 50, 0.9999
+
+
+def recorded(records: int) -> dict[str, np.ndarray]:
+    """Losses that fall slowly, with noise."""
+    rng = np.random.default_rng(0)
+    trend = 1 / np.log(np.arange(records) + 3)
+    return {name: (trend + rng.normal(0, 0.02, records)).astype(np.float32) for name in ("loss", "val_loss")}
+
+
+def _ours(records: int) -> Any:
+    def train(baton: Baton) -> dict[str, Any]:
+        import jaxcb as jc
+
+        callbacks = [
+            jc.EarlyStopping(patience=records),
+            jc.EarlyStopping("loss", patience=records, min_delta=0.001, name="Second"),
+            jc.ReduceLROnPlateau(factor=FACTOR, patience=PATIENCE),
+            jc.ModelCheckpoint("weights", save_best_only=True),
+        ]
+        source, found = recorded(records), None
+        for _ in baton.each():
+            found = jc.replay(callbacks, source)
+        assert found is not None
+        fired = [action for own in found.actions for action in own]
+        return {
+            "best": float(found.states["EarlyStopping"].best),
+            "second": int(found.states["Second"].best_epoch),
+            "cuts": sum(isinstance(a, jc.ScaleLearningRate) for a in fired),
+            "saves": sum(isinstance(a, jc.Checkpoint) for a in fired),
+        }
+
+    return train
+
+
+def _keras(records: int) -> Any:
+    def train(baton: Baton) -> dict[str, Any]:
+        import keras
+        from keras import callbacks as kc
+
+        class Model:
+            """What the callbacks ask of one."""
+
+            def __init__(self) -> None:
+                self.stop_training, self.optimizer, self.saves = False, keras.optimizers.SGD(1.0), 0
+                self.cuts = 0
+
+            def save(self, path: str, overwrite: bool = True) -> None:
+                self.saves += 1
+
+        class Plateau(kc.ReduceLROnPlateau):
+            """Counts what it does."""
+
+            def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+                waited = self.wait
+                super().on_epoch_end(epoch, logs)
+                self.model.cuts += waited >= self.patience - 1 and self.wait == 0 and logs["val_loss"] > self.best
+
+        source = {name: values.tolist() for name, values in recorded(records).items()}
+        model = own = None
+        for _ in baton.each():
+            model = Model()
+            own = [
+                kc.EarlyStopping("val_loss", patience=records),
+                kc.EarlyStopping("loss", patience=records, min_delta=0.001),
+                Plateau("val_loss", factor=FACTOR, patience=PATIENCE),
+                kc.ModelCheckpoint("weights.keras", "val_loss", save_best_only=True),
+            ]
+            for callback in own:
+                callback.set_model(model)
+                callback.on_train_begin()
+            for epoch, (loss, val_loss) in enumerate(zip(source["loss"], source["val_loss"], strict=True)):
+                logs = {"loss": loss, "val_loss": val_loss}
+                for callback in own:
+                    callback.on_epoch_end(epoch, logs)
+        assert model is not None
+        assert own is not None
+        return {"best": own[0].best, "second": own[1].best_epoch, "cuts": model.cuts, "saves": model.saves}
+
+    return train
+
+
+def _same_decisions(outcomes: Outcomes) -> str:
+    ours, theirs = outcomes.values()
+    if any(abs(ours[name] - theirs[name]) > 1e-6 for name in ours):
+        raise NotTheSame(f"decisions differ: {outcomes}")
+    return f"same best values, {ours['cuts']:,} cuts of the rate and {ours['saves']} saves"
+
+
+def _case(name: str, records: int, **more: Any) -> Case:
+    return Case(
+        name, f"replay of {records:,} records, four callbacks",
+        {"jaxcb": _ours(records), "Keras's objects": _keras(records)},
+        _same_decisions, least=100, **more,
+    )  # fmt: skip
+
+
+CASES = [_case("replay", RECORDS, rounds=7), _case("replay-quick", RECORDS // 10, quick=True)]

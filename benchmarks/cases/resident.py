@@ -50,25 +50,31 @@ def _cases(name: str, short: str, goals: dict[str, float]) -> list[Case]:
         Case(
             f"{short}-keras", f"{name}, resident, five callbacks",
             {"jaxcb": _ours(name, True), "Keras": _keras(name, True)},
-            same_accuracy(0.05), least=goals["keras"], quick=quick, epochs=max(1, network.epochs // 16),
+            same_accuracy(0.05), least=goals["keras"], quick=quick, epochs=max(1, network.epochs // 8),
         ),
     ]  # fmt: skip
     if "keras four" in goals:
         cases.append(
             Case(
-                f"{short}-keras-four", f"{name}, resident, four callbacks",
+                f"{short}-keras-four",
+                f"{name}, resident, four callbacks",
                 {"jaxcb": _ours(name, False), "Keras": _keras(name, False)},
-                same_accuracy(0.05), least=goals["keras four"], epochs=max(1, network.epochs // 16),
-            )  # fmt: skip
+                same_accuracy(0.05),
+                least=goals["keras four"],
+                epochs=max(1, network.epochs // 8),
+            )
         )
     if "keras best" in goals:
         several = {f"Keras, {n} steps per execution": _keras(name, True, n) for n in EXECUTIONS}
         cases.append(
             Case(
-                f"{short}-keras-best", f"{name}, resident, five callbacks",
+                f"{short}-keras-best",
+                f"{name}, resident, five callbacks",
                 {"jaxcb": _ours(name, True), **several},
-                same_accuracy(0.05), least=goals["keras best"], epochs=max(1, network.epochs // 8),
-            )  # fmt: skip
+                same_accuracy(0.05),
+                least=goals["keras best"],
+                epochs=max(1, network.epochs // 4),
+            )
         )
     return cases
 

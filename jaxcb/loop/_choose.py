@@ -3,9 +3,9 @@
 from typing import Any
 
 import jax
-from jax.extend import core
 
 from jaxcb._check import one_of
+from jaxcb._jaxprs import jaxpr_in
 
 
 def choose(executor: str, jaxpr: Any) -> tuple[str, str]:
@@ -28,13 +28,11 @@ def choose(executor: str, jaxpr: Any) -> tuple[str, str]:
 
 
 def _has_convolution(jaxpr: Any) -> bool:
-    if isinstance(jaxpr, core.ClosedJaxpr):
-        jaxpr = jaxpr.jaxpr
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
             return True
         for value in equation.params.values():
             inner = value if isinstance(value, tuple | list) else (value,)
-            if any(_has_convolution(v) for v in inner if isinstance(v, core.ClosedJaxpr | core.Jaxpr)):
+            if any(_has_convolution(v) for v in map(jaxpr_in, inner) if v is not None):
                 return True
     return False

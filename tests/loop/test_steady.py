@@ -1,0 +1,167 @@
+"""What a run does between its begin and its end, counted: what travels, what waits, and what grows."""
+
+import collections
+import gc
+import sys
+import tracemalloc
+
+import jax
+import numpy as np
+import pytest
+from loop._runs import control, make_data, make_driver, make_state
+
+import jaxcb as jc
+from jaxcb._history import RunHistory
+
+STEPS = 4  # of an epoch
+
+
+def callbacks(tmp_path):
+    return [
+        *control()[1:],
+        jc.EarlyStopping(patience=10_000, restore_best_weights=True),
+        jc.CSVLogger(str(tmp_path / "log.csv")),
+        jc.TensorBoard(str(tmp_path / "events")),
+        jc.History(),
+    ]
+
+
+def driver_of(own, **changes):
+    given = {"epochs": 12, "data": make_data(16 * STEPS), "steps_per_execution": STEPS} | changes
+    return make_driver(own, make_state(), **given)
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Returns a function that makes a driver note what it dispatches and reads, in order."""
+
+    def watch(driver):
+        events, outputs, execute, read = [], [], driver.executor.execute, driver._read
+
+        def noted_execute(live, inputs, *rest):
+            live, output = execute(live, inputs, *rest)
+            events.append(("dispatch", len(outputs)))
+            outputs.append((inputs, output))
+            return live, output
+
+        def noted_read(output, host):
+            number = next((i for i, (_, own) in enumerate(outputs) if own is output), None)
+            events.append(("read", number))
+            return read(output, host)
+
+        monkeypatch.setattr(driver.executor, "execute", noted_execute)
+        monkeypatch.setattr(driver, "_read", noted_read)
+        return events, outputs
+
+    return watch
+
+
+@pytest.mark.parametrize("executor", ["looped", "stepped"])
+def test_the_next_stretch_is_dispatched_before_the_last_one_is_read(executor, watched, tmp_path):
+    """So the device never waits for the host: it finds its next work before anybody looks at the last."""
+    driver = driver_of(callbacks(tmp_path), executor=executor)
+    events, outputs = watched(driver)
+    driver.train()
+    when = {event: place for place, event in enumerate(events)}
+    reads = [number for what, number in events if what == "read" and number is not None]
+    assert reads == list(range(len(outputs)))  # each one once, in order
+    assert len(outputs) >= 12
+    for number in range(len(outputs) - 1):
+        assert when["dispatch", number + 1] < when["read", number]
+
+
+def test_a_steady_epoch_pulls_the_outputs_of_its_stretch_and_nothing_else(watched, monkeypatch, tmp_path):
+    """Counted in any backend; where arrays are elsewhere than the host, jax's own guard watches as well."""
+    pulled, strays, inside = [], [], []
+    array, get = type(jax.numpy.zeros(())), jax.device_get
+    value = array._value
+
+    def noted_get(tree):
+        pulled.append({id(leaf) for leaf in jax.tree.leaves(tree)})
+        inside.append(1)
+        try:
+            return get(tree)
+        finally:
+            inside.pop()
+
+    def noted_value(self):
+        if not inside:
+            strays.append(self.shape)
+        return value.fget(self)
+
+    driver = driver_of(callbacks(tmp_path))
+    _, outputs = watched(driver)
+    monkeypatch.setattr(jax, "device_get", noted_get)
+    monkeypatch.setattr(array, "_value", property(noted_value))
+    with jax.transfer_guard_device_to_host("disallow"):  # what is asked for by name is allowed
+        driver.train()
+    assert strays == []
+    own = [{id(leaf) for leaf in jax.tree.leaves((output.rings, output.status))} for _, output in outputs]
+    assert [p for p in pulled if p in own] == own  # once each
+    assert len(pulled) == len(own) + 2  # and those of the run's begin and end
+
+
+def test_a_dispatch_is_sent_one_vector_of_numbers(watched, tmp_path):
+    driver = driver_of(callbacks(tmp_path))
+    _, outputs = watched(driver)
+    driver.train()
+    first = outputs[0][0]
+    kept = {id(leaf) for leaf in jax.tree.leaves((first.settings, first.data, first.val, first.key))}
+    for inputs, _ in outputs:
+        sent = [leaf for leaf in jax.tree.leaves(inputs) if id(leaf) not in kept]
+        assert [(type(leaf), leaf.ndim) for leaf in sent] == [(np.ndarray, 1)]
+        assert sent[0].nbytes <= 256
+
+
+def test_nothing_grows_with_the_run_but_its_history(monkeypatch, tmp_path):
+    monkeypatch.setattr(RunHistory, "add", lambda *_: None)
+    monkeypatch.setattr(
+        "jaxcb.writers.history.HistoryWriter.write", lambda *_: None
+    )  # what it would keep is what grows by its nature
+    sizes, arrays = [], []
+
+    def weigh(run):
+        gc.collect()
+        sizes.append(tracemalloc.get_traced_memory()[0])
+        arrays.append(len(jax.live_arrays()))
+
+    weighing = jc.make_callback(
+        init=tuple,
+        on_epoch_end=lambda state, metrics: (state, jc.Call(weigh, when=metrics.epoch % 50 == 49)),
+        name="weighing",
+    )
+    tracemalloc.start()
+    try:
+        driver_of([*callbacks(tmp_path), weighing], epochs=300).train()
+    finally:
+        tracemalloc.stop()
+    assert len(sizes) == 6
+    assert len(set(arrays[1:])) == 1, arrays
+    assert sizes[-1] - sizes[1] < 10_000, sizes  # bytes, over 200 epochs
+
+
+@pytest.mark.parametrize("executor", ["looped", "stepped"])
+def test_an_epoch_costs_the_host_as_many_calls_late_in_a_run_as_early(executor, tmp_path):
+    counts, calls = collections.Counter(), []
+
+    def count(frame, event, argument):
+        counts[event] += event in ("call", "c_call")
+
+    def note(run):
+        calls.append(counts["call"] + counts["c_call"])
+
+    noting = jc.make_callback(
+        init=tuple,
+        on_epoch_end=lambda state, metrics: (state, jc.Call(note, when=metrics.epoch % 20 == 19)),
+        name="noting",
+    )
+    driver = driver_of([*callbacks(tmp_path), noting], executor=executor, epochs=200)
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        driver.train()
+    finally:
+        sys.setprofile(before)
+    windows = np.diff(calls)
+    assert len(windows) == 9
+    assert windows[1:].max() <= 1.05 * windows[1:].min(), windows
