@@ -49,6 +49,7 @@ from jaxcb._chain import Chain, chain
 from jaxcb._errors import CallbackError, DataError, MissingMetricError
 from jaxcb._loss import Out
 from jaxcb._metrics import Metrics
+from jaxcb._points import draws, grid, integers, log_uniform, uniform
 from jaxcb._probe import Look, Probe, probe
 from jaxcb._schedules import adjustable_lr
 from jaxcb._step import EvalStep, Step
@@ -91,4 +92,5 @@ from jaxcb.models.pytree import with_state
 from jaxcb.recorder import Recorder
 from jaxcb.replay import Replay, replay
 from jaxcb.summary import model_summary
+from jaxcb.sweep import SweepResult, sweep
 from jaxcb.writers import Writer, writer

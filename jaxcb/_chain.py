@@ -1,5 +1,6 @@
 """`chain`: the one way to compose callbacks, and the one place where their results are held to a form."""
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import jax
@@ -146,6 +147,12 @@ def chain(*callbacks: Callback | AsCallback) -> Chain:
         taken.add(name)
         names.append(name)
     return Chain(tuple(flat), tuple(names))
+
+
+def as_chain(callbacks: Any) -> Chain:
+    """Returns what a user gave as callbacks, several, one or None, as a chain."""
+    given = () if callbacks is None else callbacks
+    return chain(*given) if isinstance(given, Iterable) else chain(given)
 
 
 def _check_fields(callback: Callback) -> None:

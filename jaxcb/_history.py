@@ -11,6 +11,8 @@ from jaxcb._errors import did_you_mean
 class RunHistory(Mapping[str, np.ndarray]):
     """The rows of a run: one an epoch, and one a validation in an epoch's middle.
 
+    Those of a population have a second axis, the members; what a member has not reported is NaN.
+
     Attributes:
         step: updates done at each row, int64 (rows,).
         epoch: the epoch of each row, from 0, int64 (rows,).
@@ -27,7 +29,8 @@ class RunHistory(Mapping[str, np.ndarray]):
         self._steps: list[int] = []
         self._epochs: list[int] = []
         self._values: dict[str, list[Any]] = {}
-        self._reported: dict[str, list[bool]] = {}
+        self._reported: dict[str, list[Any]] = {}
+        self._when: list[Any] = []
 
     def declare(self, names: Any) -> None:
         """Names the columns before there are rows."""
@@ -35,16 +38,30 @@ class RunHistory(Mapping[str, np.ndarray]):
             self._values.setdefault(name, [])
             self._reported.setdefault(name, [])
 
-    def add(self, step: int, epoch: int, values: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
-        """Adds a row."""
+    def add(self, step: int, epoch: int, values: Mapping[str, Any], fresh: Mapping[str, Any], when: Any = True) -> None:
+        """Adds a row; of a population the values have an axis of members, and `when` says whose row it is."""
         self.declare(values)
         self._steps.append(step)
         self._epochs.append(epoch)
+        self._when.append(when)
         for name, value in values.items():
-            new = bool(np.all(fresh[name]))
-            value = np.asarray(value)
-            self._values[name].append(value if new else np.full(value.shape, np.nan, np.float32))
+            new, value = np.asarray(fresh[name]) & when, np.asarray(value)
+            self._values[name].append(value if np.all(new) else np.where(new, value, np.float32(np.nan)))
             self._reported[name].append(new)
+
+    def member(self, index: int) -> "RunHistory":
+        """The rows of one member of a population, as those of a run by itself."""
+        own = RunHistory()
+        own.declare(self)
+        for row in self.rows_of(index):
+            values = {name: column[row][index] for name, column in self._values.items()}
+            fresh = {name: column[row][index] for name, column in self._reported.items()}
+            own.add(self._steps[row], self._epochs[row], values, fresh)
+        return own
+
+    def rows_of(self, index: int) -> np.ndarray:
+        """Which rows are a member's, int64 (rows,)."""
+        return np.flatnonzero([bool(np.asarray(when)[index]) for when in self._when])
 
     @property
     def step(self) -> np.ndarray:

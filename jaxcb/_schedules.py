@@ -1,7 +1,7 @@
 """The learning rate: an optax schedule times the callbacks' scale, read inside the optimizer."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxcb._errors import did_you_mean
 from jaxcb._struct import Struct, static
 
 
@@ -88,7 +89,10 @@ class _Adjustable:
 
 
 def adjustable_lr(
-    factory: Callable[..., Any], *, learning_rate: float | optax.Schedule
+    factory: Callable[..., Any],
+    *,
+    learning_rate: float | optax.Schedule,
+    hyperparameters: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Makes an optimizer whose learning rate callbacks can scale, set and read, without a retrace.
 
@@ -99,12 +103,14 @@ def adjustable_lr(
         factory: `learning_rate -> optax.GradientTransformation`, such as `optax.adam` or
             `lambda learning_rate: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(learning_rate))`.
         learning_rate: a constant, or an optax schedule (count -> rate).
+        hyperparameters: further numbers of the factory, such as `{"weight_decay": 1e-4}`. They live in the optimizer's
+            state, so that each member of a sweep has its own.
 
     Returns:
         An optax transformation.
 
     Raises:
-        TypeError: where `factory` is a ready-made optimizer or does not take `learning_rate`.
+        TypeError: where `factory` is a ready-made optimizer or does not take `learning_rate`, or a hyperparameter.
 
     Example:
         >>> import jaxcb as jc, optax
@@ -126,8 +132,17 @@ def adjustable_lr(
         raise TypeError(f"adjustable_lr: {factory!r} takes no argument, expected learning_rate.")
     name = "learning_rate" if "learning_rate" in names else names[0]
     schedule = learning_rate if callable(learning_rate) else _Constant(float(learning_rate))
-    inject = optax.inject_hyperparams(lambda rate: factory(**{name: rate}), hyperparam_dtype=jnp.float32)
-    tx = inject(_Adjustable(schedule))
+    numbers = dict(hyperparameters or {})
+    check_hyperparameters(factory, numbers)
+
+    def make(**values: Any) -> Any:
+        return factory(**values)
+
+    # optax asks for the names of what it is to hold
+    parameters = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in (name, *numbers)]
+    make.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    inject = optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)
+    tx = inject(**{name: _Adjustable(schedule)}, **numbers)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         updates, new = tx.update(updates, state, params, **extra_args)
@@ -135,6 +150,19 @@ def adjustable_lr(
         return updates, jax.tree.map(lambda n, o: n.astype(o.dtype) if n.dtype != o.dtype else n, new, state)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def check_hyperparameters(factory: Any, names: Iterable[str]) -> None:
+    """Raises a TypeError for a name that an optimizer's factory does not take."""
+    signature = inspect.signature(factory)
+    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        return
+    for name in names:
+        if name not in signature.parameters:
+            raise TypeError(
+                f"the optimizer {getattr(factory, '__name__', factory)!r} takes no {name!r}. It takes "
+                f"{', '.join(signature.parameters)}.{did_you_mean(name, signature.parameters)}"
+            )
 
 
 class _Constant:
@@ -174,6 +202,31 @@ def scaled_updates(tx: optax.GradientTransformation) -> optax.GradientTransforma
 
 def _is_rate(node: Any) -> bool:
     return isinstance(node, LearningRate)
+
+
+def hyperparameters(opt_state: Any) -> dict[str, Array]:
+    """The numbers of an optimizer that live in its state, the learning rate apart: name -> float32 ()."""
+    found: dict[str, Array] = {}
+    for node in jax.tree.leaves(opt_state, is_leaf=_is_injected):
+        if _is_injected(node):
+            found |= {n: v for n, v in node.hyperparams.items() if n not in node.hyperparams_states}
+    return found
+
+
+def with_hyperparameters(opt_state: Any, values: Mapping[str, Any]) -> Any:
+    """Returns the optimizer's state with other numbers in it."""
+
+    def changed(node: Any) -> Any:
+        if not _is_injected(node):
+            return node
+        own = {n: v for n, v in values.items() if n in node.hyperparams and n not in node.hyperparams_states}
+        return node._replace(hyperparams={**node.hyperparams, **own})
+
+    return jax.tree.map(changed, opt_state, is_leaf=_is_injected)
+
+
+def _is_injected(node: Any) -> bool:
+    return hasattr(node, "hyperparams_states") and hasattr(node, "_replace")
 
 
 def learning_rates(opt_state: Any) -> list[LearningRate]:

@@ -10,11 +10,11 @@ import numpy as np
 import optax
 
 from jaxcb._callback import Callback
-from jaxcb._chain import AsCallback
+from jaxcb._chain import AsCallback, as_chain
 from jaxcb._check import between, whole
+from jaxcb._configuration import Configuration
 from jaxcb._errors import DataError
 from jaxcb._probe import Probe
-from jaxcb._schedules import adjustable_lr, learning_rates, scaled_updates
 from jaxcb._step import EvalStep, Step
 from jaxcb._train_state import TrainState
 from jaxcb.loop import Loop, Result, _data
@@ -133,21 +133,11 @@ def fit(
     Source: `keras.Model.fit`.
     """
     seed = whole("fit", "seed", seed)
-    adapter = adapt(model, copy=copy)
-    params, model_state, rngs = adapter.split()
-    tx = _optimizer(optimizer, learning_rate, params)
-    state = TrainState.create(
-        params=params,
-        tx=tx,
-        model_state=model_state,
-        rngs=rngs,
-        controls=controls,
-        seed=seed,
-        adapter=adapter,
-    )
+    configuration = Configuration(seed, optimizer, learning_rate, as_chain(callbacks), controls=controls or {})
+    state = configuration.train_state(adapt(model, copy=copy))
     if validation_split:
-        train_data, validation_data = _split(train_data, validation_data, validation_split)
-    loop = Loop(Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn), callbacks=callbacks)
+        train_data, validation_data = split_off(train_data, validation_data, validation_split)
+    loop = Loop(Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn), callbacks=configuration.callbacks)
     loop.settings = {
         "model": type(getattr(model, "module", model)).__name__,
         "loss_fn": name_of(loss_fn),
@@ -275,28 +265,8 @@ def _batches(data: Any, batch_size: int, owner: str) -> Iterator[tuple[Any, int]
         raise DataError(f"data ({type(data).__name__}) is empty: it gave no batch.")
 
 
-def _optimizer(optimizer: Any, learning_rate: Any, params: Any) -> optax.GradientTransformation:
-    """The optimizer with a rate that callbacks can change: exactly, or at its final updates."""
-    if isinstance(optimizer, optax.MultiSteps):
-        optimizer = optimizer.gradient_transformation()
-    if isinstance(optimizer, optax.GradientTransformation):
-        if learning_rate is not None:
-            raise ValueError(
-                "learning_rate was given together with a ready-made optimizer, which has its own. Pass the factory: "
-                "fit(optimizer=optax.adam, learning_rate=1e-3)."
-            )
-        has_rate = bool(learning_rates(jax.eval_shape(optimizer.init, params)))
-        return optimizer if has_rate else scaled_updates(optimizer)
-    if not callable(optimizer):
-        raise TypeError(
-            f"optimizer must be an optax optimizer or a factory such as optax.adam, got {type(optimizer).__name__}."
-        )
-    if learning_rate is None:
-        raise ValueError("optimizer is a factory, so it needs its rate: fit(optimizer=optax.adam, learning_rate=1e-3).")
-    return adjustable_lr(optimizer, learning_rate=learning_rate)
-
-
-def _split(train_data: Any, validation_data: Any, fraction: float) -> tuple[Any, Any]:
+def split_off(train_data: Any, validation_data: Any, fraction: float) -> tuple[Any, Any]:
+    """Takes the last rows of arrays for validation."""
     between("fit", "validation_split", fraction, 0.0, 1.0)
     if validation_data is not None:
         raise ValueError("validation_split and validation_data were both given; pass one of them.")

@@ -9,6 +9,7 @@ from jax import Array
 from jaxcb._actions import Print, Restore, Snapshot, Stop
 from jaxcb._callback import Callback, Metrics
 from jaxcb._check import number, one_of, whole
+from jaxcb._modes import resolve_mode
 from jaxcb._struct import Struct, select, static, strong_tree
 from jaxcb.callbacks._monitor import (
     NO_BEST,
@@ -21,7 +22,6 @@ from jaxcb.callbacks._monitor import (
     monitor_name,
     reaches,
     read,
-    resolve_mode,
 )
 
 

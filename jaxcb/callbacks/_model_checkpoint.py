@@ -10,8 +10,9 @@ from jax import Array
 from jaxcb._actions import PLACES, Checkpoint, Print, template_names
 from jaxcb._callback import Callback, Metrics
 from jaxcb._check import number, one_of, whole
+from jaxcb._modes import resolve_mode
 from jaxcb._struct import Struct, static, strong_tree
-from jaxcb.callbacks._monitor import NO_BEST, Monitor, improved, monitor_name, read, resolve_mode
+from jaxcb.callbacks._monitor import NO_BEST, Monitor, improved, monitor_name, read
 
 _NAN = math.nan
 

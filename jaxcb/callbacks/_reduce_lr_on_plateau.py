@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxcb._actions import Print, ScaleLearningRate
 from jaxcb._callback import Callback, Metrics
 from jaxcb._check import between, number, one_of, whole
+from jaxcb._modes import resolve_mode
 from jaxcb._struct import Struct, select, static, strong_tree
 from jaxcb.callbacks._monitor import (
     NO_BEST,
@@ -17,7 +18,6 @@ from jaxcb.callbacks._monitor import (
     elapsed,
     improved,
     read,
-    resolve_mode,
 )
 
 

@@ -10,21 +10,24 @@ from jaxcb._chain import Chain
 from jaxcb._probe import Probe
 from jaxcb._struct import strong_tree
 from jaxcb._train_state import TrainState
-from jaxcb.loop._carry import FOREVER, Carry, Inputs, initial, owned
+from jaxcb.loop._carry import FOREVER, Carry, Empty, Inputs, initial, owned
 from jaxcb.loop._choose import choose
 from jaxcb.loop._driver import Driver
 from jaxcb.loop._evaluators import Evaluators
-from jaxcb.loop._executor import Live
+from jaxcb.loop._executor import Executor, Live
 from jaxcb.loop._feed import Feed
 from jaxcb.loop._host_metrics import HostMetrics
 from jaxcb.loop._keeping import Keeper
 from jaxcb.loop._looped import Looped
+from jaxcb.loop._over import Over
 from jaxcb.loop._place import Place
+from jaxcb.loop._population import Members, Population
 from jaxcb.loop._positions import Cadence
 from jaxcb.loop._prepare import prepare
 from jaxcb.loop._program import EvalSet, Program
 from jaxcb.loop._run import Run
 from jaxcb.loop._stepped import Stepped
+from jaxcb.loop._strategy import Strategy, known, measured
 from jaxcb.loop._validation import HostSet, ResidentSet
 from jaxcb.writers import Context
 
@@ -48,8 +51,7 @@ def assemble(
     host_metrics: Mapping[str, Callable[[], Any]] | None = None,
     keeper: Keeper | None = None,
     debug: bool = False,
-    members: int | None = None,
-    chain_axes: Any = None,
+    population: Population | None = None,
 ) -> tuple[Driver, str]:
     """Builds the program, checks it by its shapes, and makes the driver of a run.
 
@@ -71,8 +73,7 @@ def assemble(
         host_metrics: name -> function of nothing, read before each dispatch.
         keeper: saves the run; None where it is not saved.
         debug: whether to look for NaN at every step.
-        members: the size of the member axis, None for a single run.
-        chain_axes: which of the callbacks' numbers have a member axis, as `vmap`'s `in_axes`.
+        population: where there is one; None for a single run.
 
     Returns:
         The driver, and why its executor was chosen.
@@ -81,34 +82,59 @@ def assemble(
     host = {prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)}
     evaluators = evaluators or Evaluators({})
     outside = HostMetrics(
-        host_metrics, examples_per_step=feed.layout.batch_size, step_flops=lambda: program.flops(state, example)
+        host_metrics, examples_per_step=feed.layout.batch_size, step_flops=lambda: program.flops(state, batch)
     )
-    program = Program(
-        step=step,
-        eval_step=eval_step,
-        chain=callbacks,
-        members=members,
-        evals=[EvalSet(prefix, own.rows, own.batch_size) for prefix, own in resident.items()],
-        host_prefixes=list(host),
-        cadence=cadence,
-        layout=feed.layout,
-        host_values=evaluators.names,
-        probes=_all_probes(probes, callbacks),
-        host_names=outside.names,
-        batch_axis=0 if feed.key is not None and jnp.ndim(feed.key) and feed.layout.shuffle else None,
-        chain_axes=chain_axes,
-        debug=debug,
-    )
+    members = None if population is None else population.size
     settings = jax.tree.leaves(strong_tree(callbacks))
-    state, states = jax.eval_shape(lambda state: _with_callbacks(state, callbacks, members), train_state)
+    tree = jax.tree.structure(callbacks)
+    axes = None if population is None else jax.tree.unflatten(tree, list(population.axes))
+    batch_axis = 0 if feed.key is not None and jnp.ndim(feed.key) and feed.layout.shuffle else None
+    all_probes = _all_probes(probes, callbacks)
+
+    def with_callbacks(state: TrainState) -> tuple[TrainState, Any]:
+        return _over(lambda own, state: _with_callbacks(state, jax.tree.unflatten(tree, own)), population)(
+            settings, state
+        )
+
+    def build(size: int | None, over: Over = jax.vmap) -> tuple[Program, Empty]:
+        """The program for so many members, with what it measures before the first step."""
+        program = Program(
+            step=step,
+            eval_step=eval_step,
+            chain=callbacks,
+            members=size,
+            evals=[EvalSet(prefix, own.rows, own.batch_size) for prefix, own in resident.items()],
+            host_prefixes=list(host),
+            cadence=cadence,
+            layout=feed.layout,
+            host_values=evaluators.names,
+            probes=all_probes,
+            host_names=outside.names,
+            batch_axis=batch_axis,
+            chain_axes=axes,
+            debug=debug,
+            over=over,
+        )
+        rows = None if population is None else population.axes
+        own = [x if a is None else x[:size] for x, a in zip(settings, rows or [None] * len(settings), strict=True)]
+        shapes = (state, states) if size == members else _resized((state, states), size)
+        batch = example if batch_axis is None else _with_axis(example, size)
+        return program, prepare(program, shapes[0], shapes[1], own, batch, examples)
+
+    state, states = jax.eval_shape(with_callbacks, train_state)
     example = feed.example
-    if program.batch_axis is not None:
-        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), example)
     examples = {prefix: own.example for prefix, own in sets.items()}
-    empty = prepare(program, state, states, settings, example, examples)
+    program, empty = build(members)
     outside.use(program.host_read, context)
-    run.traced_step = lambda: program.traced(state, example)
-    kind, why = ("stepped", "debug=True") if debug else choose(executor, program.jaxpr(state, example))
+    batch = example if batch_axis is None else _with_axis(example, members)
+    run.traced_step = lambda: program.traced(state, batch)
+    kind, why = ("stepped", "debug=True") if debug else choose(executor, program.jaxpr(state, batch))
+    strategy = None
+    if population is not None:
+        strategy, because = _strategy(population, step, train_state, feed, batch, batch_axis, kind)
+        why = f"{why}; {because}"
+        if strategy.over is not jax.vmap:
+            program, empty = build(members, strategy.over)
     feed.choose(stacked=kind == "looped")
     program.layout = feed.layout
     inputs = Inputs(
@@ -122,12 +148,21 @@ def assemble(
     def start(state: TrainState) -> Carry:
         order = jax.eval_shape(program.layout.new_order, inputs, 0)
         order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)  # drawn when the epoch begins
-        return owned(initial(*_with_callbacks(state, callbacks, members), empty, order))
+        return owned(initial(*with_callbacks(state), empty, order))
+
+    def executor_of(program: Program) -> Executor:
+        program.layout = feed.layout
+        return Looped(program) if kind == "looped" else Stepped(program)
 
     context.steps_per_epoch = None if feed.epoch_len == FOREVER else feed.epoch_len
+    live, group = Live.of(jax.jit(start)(train_state)), None
+    if population is not None and strategy is not None:
+        chosen = strategy
+        group = Members(population, chosen, lambda size: executor_of(build(size, chosen.over)[0]))
+        live, inputs = group.placed(live, inputs)
     driver = Driver(
-        executor=Looped(program) if kind == "looped" else Stepped(program),
-        live=Live.of(jax.jit(start)(train_state)),
+        executor=executor_of(program),
+        live=live,
         feed=feed,
         host_sets=host,
         evaluators=evaluators,
@@ -138,8 +173,45 @@ def assemble(
         run=run,
         steps_per_execution=steps_per_execution,
         keeper=keeper,
+        members=group,
     )
     return driver, why
+
+
+def _over(fn: Callable[[list[Any], TrainState], Any], population: Population | None) -> Callable[..., Any]:
+    """A function of the callbacks' numbers and a train state, over the members where there are some."""
+    if population is None:
+        return fn
+    return jax.vmap(fn, in_axes=(list(population.axes), 0))
+
+
+def _strategy(
+    population: Population,
+    step: Callable[..., Any],
+    state: TrainState,
+    feed: Feed,
+    batch: Any,
+    batch_axis: int | None,
+    kind: str,
+) -> tuple[Strategy, str]:
+    """How the program goes over the members, and why."""
+    if population.strategy != "auto":
+        return known(population.strategy, population.size, kind), f"{population.strategy}, as asked"
+    if feed.data is None:
+        rows = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), batch)
+    else:
+        size = feed.layout.batch_size
+        rows = jax.tree.map(lambda x, s: jnp.broadcast_to(x[:size], s.shape), feed.data, batch)
+    return measured(step, state, rows, batch_axis, population.size, kind)
+
+
+def _with_axis(shapes: Any, size: int | None) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), shapes)
+
+
+def _resized(shapes: Any, size: int | None) -> Any:
+    """The shapes of another number of members."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), shapes)
 
 
 def _all_probes(given: Mapping[str, Probe] | None, callbacks: Chain) -> dict[str, Probe]:
@@ -153,14 +225,11 @@ def _all_probes(given: Mapping[str, Probe] | None, callbacks: Chain) -> dict[str
     return probes
 
 
-def _with_callbacks(state: TrainState, callbacks: Chain, members: int | None) -> tuple[TrainState, Any]:
+def _with_callbacks(state: TrainState, callbacks: Chain) -> tuple[TrainState, Any]:
     """The train state as a new run starts it, with room for the named weights, and the callbacks' states."""
     kept = {key: own for key, own in state.weights.items() if key not in callbacks.slots()}
     state = state.replace(weights=kept, stop=jnp.zeros_like(state.stop))
-    states = callbacks.init()
-    if members is not None:
-        states = jax.tree.map(lambda x: jnp.broadcast_to(x, (members, *x.shape)), states)
-    return callbacks.setup(state).with_slots(callbacks), states
+    return callbacks.setup(state).with_slots(callbacks), callbacks.init()
 
 
 def _place(end: tuple[int | None, int | None], feed: Feed, cadence: Cadence) -> Place:

@@ -22,9 +22,11 @@ def begin(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[C
 
 def open_epoch(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
     """Begins an epoch: its order of rows, and `on_epoch_begin`."""
+    carry, rings = _part(program, inputs, carry, rings)  # who has stopped since the last one has no part in this one
     metrics = program.metrics(inputs, carry, {}, last=False)
     alive = _alive(program, carry)
     carry, rings, _ = program.moment("on_epoch_begin", inputs, carry, rings, metrics, alive=alive)
+    carry, rings = _part(program, inputs, carry, rings)
     order = program.layout.new_order(inputs, carry.epoch) if carry.order is not None else None
     return carry.replace(order=order, opened=jnp.ones((), bool)), rings
 
@@ -85,13 +87,15 @@ def close_epoch(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> t
     carry = carry.replace(latest=latest)
     metrics = program.metrics(inputs, carry, latest.values, last=True, reported=latest.reported, closes=True)
     carry, rings, _ = program.moment("on_epoch_end", inputs, carry, rings, metrics, alive=alive)
-    return carry.replace(
+    carry = carry.replace(
         windows={name: window.cleared() for name, window in carry.windows.items()},
         epoch=carry.epoch + 1,
         began=carry.step,
         opened=jnp.zeros((), bool),
-        ended=carry.ended | carry.train.stop,
-    ), rings
+    )
+    if program.members is None:
+        return carry.replace(ended=carry.ended | carry.train.stop), rings
+    return _part(program, inputs, carry, rings)
 
 
 def cross(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
@@ -113,13 +117,30 @@ def close_if_due(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> 
 
 
 def end(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
-    """The moment after the last epoch."""
+    """The moment after the last epoch, for those who have not had it."""
+    return _end(program, inputs, carry, rings, _alive(program, carry))
+
+
+def _part(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
+    """Ends the run of members that have stopped: their last moment comes when it would come for each alone."""
+    if program.members is None:
+        return carry, rings
+    parting = carry.train.stop & ~carry.ended
+    if "on_train_end" in program.actions:
+        carry, rings = jax.lax.cond(
+            jnp.any(parting), lambda c, r: _end(program, inputs, c, r, parting), _same, carry, rings
+        )
+    return carry.replace(ended=carry.ended | parting), rings
+
+
+def _end(program: Program, inputs: Inputs, carry: Carry, rings: Any, who: Any) -> tuple[Carry, Any]:
+    """The last moment, of a run or of some of its members."""
     closed = carry.epoch
     carry = carry.replace(epoch=jnp.maximum(closed - 1, 0))  # it belongs to the last epoch
     metrics = program.metrics(
         inputs, carry, carry.latest.values, last=True, reported=carry.latest.reported, closes=True
     )
-    carry, rings, _ = program.moment("on_train_end", inputs, carry, rings, metrics)
+    carry, rings, _ = program.moment("on_train_end", inputs, carry, rings, metrics, alive=who)
     return carry.replace(epoch=closed), rings
 
 

@@ -113,6 +113,7 @@ class Status(Struct):
     cursor: Any
     evaluated: Any
     stop: Any  # whether all have asked for the end
+    alive: Any  # members whose last epoch is not closed yet, bool (members,); None in a single run
     yielded: Any
     over: Any  # whether the run has closed its last epoch
     awaits: Any  # whether a validation by the host is due

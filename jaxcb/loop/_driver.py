@@ -18,6 +18,7 @@ from jaxcb.loop._feed import Chunk, Feed
 from jaxcb.loop._host_metrics import HostMetrics
 from jaxcb.loop._keeping import Keeper, allowed_on
 from jaxcb.loop._place import Place
+from jaxcb.loop._population import Members
 from jaxcb.loop._rings import Record
 from jaxcb.loop._run import Run
 from jaxcb.loop._signals import Interrupted, Signals
@@ -63,6 +64,7 @@ class Driver:
         run: for host functions.
         steps_per_execution: steps of a dispatch; None measures.
         keeper: saves the run; None where it is not saved.
+        members: of a population; None for a single run.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Driver:
         run: Run,
         steps_per_execution: int | None,
         keeper: Keeper | None = None,
+        members: Members | None = None,
     ) -> None:
         self.executor, self.live, self.feed = executor, live, feed
         self.host_sets, self.evaluators = host_sets, evaluators
@@ -87,6 +90,7 @@ class Driver:
         self.inputs, self.place = inputs, place
         self.context, self.run = context, run
         self.keeper, self.signals = keeper, Signals()
+        self.members = members
         self.stops: list[StopRecord] = []
         self.interrupted: int | None = None  # the signal that ended the run
         self._resumed = False
@@ -95,6 +99,7 @@ class Driver:
         self._whole = True  # whether no moment is half done
         self._fixed = steps_per_execution
         self._length = steps_per_execution or _FIRST
+        self._began: float | None = None  # when the first dispatch of a program was made, until it was read
         self._last_read: tuple[float, int] | None = None
         self._read_at = (0, 0, False)  # where the run stood when it was last read: epoch, step, whether evaluated
         self._waiting: list[Record] = []
@@ -110,6 +115,17 @@ class Driver:
     def writer(self, cls: type) -> Any:
         """Returns the run's writer of a class, None where it has none."""
         return self._performer.writers.get(cls)
+
+    def carry(self) -> Carry:
+        """The run as it stands; of a population all members, in order."""
+        return self.live.carry() if self.members is None else self.members.whole(self.live)
+
+    def stop_reason(self, member: int | None = None) -> str | None:
+        """Who stopped the run, or a member, and why; None where it came to its end."""
+        if self.interrupted is not None:
+            return "interrupted"
+        stops = (s for s in self.stops if s.member == member)
+        return "; ".join(f"{s.owner}: {s.reason}" if s.owner else s.reason for s in stops) or None
 
     # The run
 
@@ -130,7 +146,7 @@ class Driver:
                 self._edge("on_train_end", self.executor.end)
                 self._whole = False
                 if self.keeper is not None:
-                    self.keeper.save_result(self.live.carry(), self._facts())
+                    self.keeper.save_result(self.carry(), self._facts())
                 self.interrupted = self.signals.asked  # a signal that came too late to cut anything short
         except Interrupted as asked:
             failed, self.interrupted = asked, asked.signum
@@ -161,6 +177,8 @@ class Driver:
         if anew and facts["cursor"] == 0:
             carry, facts = allowed_on(carry), {**facts, "stops": []}
         self.live, self._resumed = Live.of(owned(self._with_order(carry))), True
+        if self.members is not None:
+            self.live, self.inputs = self.members.placed(self.live, self.inputs)
         self.place.take(carry)
         self._read_at = (self.place.epoch, self.place.step, self.place.evaluated == self.place.step)
         self.stops = [StopRecord(*stop) for stop in facts["stops"]]
@@ -179,7 +197,7 @@ class Driver:
     def _save(self, *, wait: bool = False) -> None:
         """Saves the run; nothing may be under way."""
         if self.keeper is not None:
-            self.keeper.save(self.live.carry(), self._facts(), wait=wait)
+            self.keeper.save(self.carry(), self._facts(), wait=wait)
 
     def _facts(self) -> dict[str, Any]:
         """What the host knows of the run, as JSON. All that was logged so far is durable when it returns."""
@@ -198,9 +216,12 @@ class Driver:
         }
 
     def _pause(self) -> None:
-        """What is done where nothing is under way: a save that is due, and the end that a signal has asked for."""
+        """What is done where nothing is under way: a save or a smaller program that is due, the end that was asked."""
         if self.keeper is not None and self.keeper.due:
             self._save()
+        if self.members is not None and self.members.due:
+            self.executor, self.live, self.inputs = self.members.pack(self.live, self.inputs)
+            self._last_read = None
         self.signals.check()
 
     def _rescue(self, error: BaseException) -> None:
@@ -241,6 +262,7 @@ class Driver:
             if not flying:
                 self._pause()
             rests = self.signals.asked is not None or (self.keeper is not None and self.keeper.due)
+            rests = rests or (self.members is not None and self.members.due)
             # where nothing is under way the data is waited for; else what is under way is read meanwhile
             while not flying or (not rests and len(flying) < _AHEAD and self._may_go_on(flying[-1])):
                 chunk = self._dispatch(flying)
@@ -287,6 +309,8 @@ class Driver:
         if chunk is None:
             return None
         place.epoch_len = chunk.epoch_len
+        if self._last_read is None and self._began is None:
+            self._began = time.monotonic()
         host = self.host_metrics.read(place.step)
         inputs = self._inputs(chunk, host)
         batches = repeat(None, self._length) if chunk.batches is None else self._from(chunk, place)
@@ -313,6 +337,8 @@ class Driver:
     def _measure(self, status: Status) -> None:
         """Sizes the next stretches so that one lasts about a quarter of a second."""
         now, step = time.monotonic(), int(status.step)
+        if self.members is not None:
+            self._note_members(status, now)
         if self._last_read is not None:
             seconds, steps = now - self._last_read[0], step - self._last_read[1]
             if steps > 0 and seconds > 0:
@@ -321,6 +347,14 @@ class Driver:
                     wanted = _TARGET * steps / seconds
                     self._length = int(np.clip(wanted, max(1, self._length // 4), self._length * 4))
         self._last_read = (now, step)
+
+    def _note_members(self, status: Status, now: float) -> None:
+        """Tells the members who is alive and what the last stretch cost; the first one has made the program."""
+        assert self.members is not None
+        if self._last_read is None and self._began is not None:
+            self.members.built_in(now - self._began)
+            self._began = None
+        self.members.note(status.alive, 0.0 if self._last_read is None else now - self._last_read[0])
 
     # What comes back
 
@@ -331,7 +365,8 @@ class Driver:
         self._status = status
         self.host_metrics.note(self._read_at, host)
         self._read_at = (int(status.epoch), int(status.step), int(status.evaluated) == int(status.step))
-        self._performer.perform(self._logs(self.executor.program.rings.read(rings)))
+        records = self.executor.program.rings.read(rings)
+        self._performer.perform(self._logs(records if self.members is None else self.members.spread(records)))
         self._whole = whole
         self._performer.tick(status)
         return status
@@ -364,7 +399,7 @@ class Driver:
 
     def _call_host(self) -> None:
         waiting, self._waiting = self._waiting, []
-        self.run._attach(self.live)
+        self.run._attach(self.carry)
         if waiting:
             self._whole = False
             self._update_model()
@@ -381,7 +416,7 @@ class Driver:
         """Brings the caller's own module up to date, where the model is one that is changed in place."""
         adapter = self.live.carry().train.adapter
         if adapter is not None and adapter.in_place:
-            self.run._attach(self.live)
+            self.run._attach(self.carry)
             state = self.run.state
             adapter.deliver(state.params, state.model_state, state.rngs)
 
@@ -398,7 +433,7 @@ class Driver:
         """Asks the evaluators, with the weights that the validation is of."""
         if not self.evaluators.names:
             return {}
-        self.run._attach(live)
+        self.run._attach(live.carry)
         return self.evaluators(self.run, self.place.step)
 
 

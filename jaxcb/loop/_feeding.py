@@ -1,9 +1,10 @@
 """Which feed serves what a user gave as training data."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxcb.loop import _data
 from jaxcb.loop._carry import FOREVER
@@ -22,7 +23,7 @@ def make_feed(
     steps_per_epoch: int | None,
     batch_size: int | None,
     shuffle: bool,
-    seed: int,
+    seed: int | Sequence[int],
     train_remainder: bool,
     steps_per_execution: int | None,
     controls: Mapping[str, Any] | None = None,
@@ -38,7 +39,8 @@ def make_feed(
         steps_per_epoch: steps of an epoch; one pass where None.
         batch_size: rows of a batch, for arrays and rows.
         shuffle: whether these get a new order each pass.
-        seed: of the orders.
+        seed: of the orders; several for a population, whose members each have their own where these differ. All
+            members share a stream, in the first one's order.
         train_remainder: whether a smaller last batch is trained on.
         steps_per_execution: batches of a chunk; None chooses by their size.
         controls: the run's, as they are before its first step.
@@ -54,11 +56,12 @@ def make_feed(
             train_data,
             batch_size=batch_size or BATCH_SIZE,
             shuffle=shuffle,
-            key=jax.random.key(seed ^ _DATA),
+            key=_keys(seed),
             steps_per_epoch=steps_per_epoch,
             train_remainder=train_remainder,
         )
-    how: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}
+    first = seed if isinstance(seed, int) else seed[0]
+    how: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "seed": first}
     if callable(train_data) and not isinstance(train_data, Iterable):
         source = Asked(train_data, "train_data", steps_per_epoch=steps_per_epoch, **how)
     else:
@@ -75,3 +78,10 @@ def make_feed(
         start=start,
         say=say,
     )
+
+
+def _keys(seed: int | Sequence[int]) -> jax.Array:
+    """The key of the orders, one a member where they differ."""
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    keys = [jax.random.key(own ^ _DATA) for own in seeds]
+    return keys[0] if len(set(seeds)) == 1 else jnp.stack(keys)

@@ -53,6 +53,7 @@ class Program:
         batch_axis: 0 where each member sees its own batches, None where all see the same.
         chain_axes: which of the callbacks' numbers have a member axis, as `vmap`'s `in_axes`.
         debug: whether to look for NaN at every step, which only an uncompiled run can.
+        over: how a step goes over the members, `over(fn, in_axes) -> fn`; `jax.vmap` does them all at once.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class Program:
         batch_axis: int | None = None,
         chain_axes: Any = None,
         debug: bool = False,
+        over: Callable[[Callable[..., Any], Any], Callable[..., Any]] = jax.vmap,
     ) -> None:
         self.members = members
+        self._over = over
         self.evals = tuple(evals)
         self.host_eval = bool(host_prefixes or host_values)
         self.host_values, self.host_names = tuple(host_values), tuple(host_names)
@@ -112,14 +115,14 @@ class Program:
         seen = Metrics._make(
             values=0, step=None, epoch=None, total_steps=None, reported=None, closes_epoch=None, host=None
         )
-        self.hook = {hook: self._compiled(_hook(hook, tree), (axes, 0, seen)) for hook in self.hooks}
+        self.hook = {hook: self._compiled(_hook(hook, tree), (axes, 0, seen), jax.vmap) for hook in self.hooks}
         self.expect({})
 
-    def _compiled(self, fn: Callable[..., Any], in_axes: Any) -> Any:
+    def _compiled(self, fn: Callable[..., Any], in_axes: Any, over: Any = None) -> Any:
         """One trace a shape, wherever it is called from; over members where there are some."""
         if fn.__hash__ is None:  # jax.jit wants a key; a partial is one by its identity
             fn = functools.partial(fn)
-        return jax.jit(jax.vmap(fn, in_axes=in_axes) if self.members is not None else fn)
+        return jax.jit((over or self._over)(fn, in_axes) if self.members is not None else fn)
 
     # What is known before the first step
 
@@ -278,6 +281,7 @@ class Program:
             cursor=carry.cursor,
             evaluated=carry.evaluated,
             stop=self.at.all_stopped(carry),
+            alive=None if self.members is None else ~carry.ended,
             yielded=carry.yielded,
             over=self.at.over(inputs, carry),
             awaits=self.boundary_waits(inputs, carry) & ~carry.yielded,

@@ -21,6 +21,12 @@ def remember(result: "Result") -> None:
     _last = result
 
 
+def delivered(state: TrainState, adapter: Any = None) -> Any:
+    """The trained model for the user: of the adapter that is given, else of the state's own; params without one."""
+    adapter = state.adapter if adapter is None else adapter
+    return state.params if adapter is None else adapter.deliver(state.params, state.model_state, state.rngs)
+
+
 @dataclass(frozen=True)
 class Result:
     """What a run hands back.
@@ -35,6 +41,8 @@ class Result:
         executor: "looped" or "stepped".
         run_dir: the run's directory, or None.
         files: the files that were written.
+        member: which member of a sweep it is, None for a run by itself.
+        point: the values that the sweep gave that member, by path.
     """
 
     state: TrainState
@@ -46,6 +54,8 @@ class Result:
     executor: str
     run_dir: Path | None
     files: tuple[Path, ...]
+    member: int | None = None
+    point: dict[str, Any] | None = None
 
     @property
     def params(self) -> Any:

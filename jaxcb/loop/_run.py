@@ -34,14 +34,14 @@ class Run:
         self.callbacks: dict[str, str] = {}
         self.traced_step: Callable[[], TracedStep] | None = None  # None in a loop that is not ours
         self.stop_reason: str | None = None
-        self._live: Any = None
+        self._carry: Any = None
         self._state: TrainState | None = None
 
     @property
     def state(self) -> TrainState:
         """The train state, as copies that stay valid."""
         if self._state is None:
-            self._state = jax.tree.map(jnp.copy, self._live.carry().train)
+            self._state = jax.tree.map(jnp.copy, self._carry().train)
         assert self._state is not None
         return self._state
 
@@ -54,8 +54,9 @@ class Run:
         """Asks the run to stop: its epoch is validated and closed first."""
         self.stop_reason = reason
 
-    def _attach(self, live: Any) -> None:
-        self._live, self._state = live, None
+    def _attach(self, carry: Any) -> None:
+        """Takes a function that returns the run as it stands."""
+        self._carry, self._state = carry, None
 
     def _hold(self, state: TrainState | None) -> None:
         """Takes the state of a loop that is not ours; it is not copied."""

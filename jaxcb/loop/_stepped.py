@@ -13,6 +13,7 @@ from jaxcb.loop._program import Program
 
 IN_FLIGHT = 8  # steps dispatched and not known to be done; a stop seen late costs at most as many idle ones
 _BOUNDARY_HOOKS = ("on_eval_begin", "on_eval_end", "on_epoch_end", "on_epoch_begin")
+_MEMBERS_TOO = ("on_train_end",)  # of members that stop before the others
 
 
 class Stepped(Executor):
@@ -32,7 +33,8 @@ class Stepped(Executor):
         self._step = self._compiled(self._run_step, donate_rest=(1,))
         self._remainder = self._compiled(self._run_remainder, donate_rest=(1,))
         self._boundary = self._compiled(self._run_boundary, donate_rest=(1,))
-        self._boundary_may_wait = program.host_eval or program.yields_at(*_BOUNDARY_HOOKS)
+        hooks = _BOUNDARY_HOOKS if program.members is None else _BOUNDARY_HOOKS + _MEMBERS_TOO
+        self._boundary_may_wait = program.host_eval or program.yields_at(*hooks)
 
     def execute(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Place) -> tuple[Live, Output]:
         rings, status, flying = self._new_rings(), None, list[Any]()

@@ -33,6 +33,11 @@ class Adapter(Protocol):
         """Whether `deliver` changes the caller's own model."""
         ...
 
+    @property
+    def form(self) -> Any:
+        """What never changes in a run: models of equal form differ in arrays alone."""
+        ...
+
     def split(self) -> tuple[Any, Any, Any]:
         """Returns `(params, model_state, rngs)` of the model as it is now: its arrays, not copies."""
         ...

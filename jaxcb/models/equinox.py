@@ -51,6 +51,12 @@ class Equinox:
         self.explicit_state = state is not None
         self.in_place = False
 
+    @property
+    def form(self) -> Any:
+        """The structure, and what is no parameter; arrays among it compare by identity."""
+        leaves, tree = jax.tree.flatten(self._static)
+        return jax.tree.structure(self._params), tree, [id(x) if eqx.is_array(x) else x for x in leaves]
+
     def split(self) -> tuple[Any, Any, Any]:
         """Returns `(params, state, None)`."""
         return jax.tree.map(strong, self._params), jax.tree.map(strong, self._state), None

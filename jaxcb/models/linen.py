@@ -114,6 +114,11 @@ class Linen:
         )
         self._form = avals(jax.tree.map(strong, self._state))
 
+    @property
+    def form(self) -> Any:
+        """The module with its attributes, the streams, and the structure of its variables."""
+        return self.module, self.streams, jax.tree.structure((self._params, self._state))
+
     def split(self) -> tuple[Any, Any, Any]:
         """Returns `(params, other collections, None)`; keys come from the step's."""
         return jax.tree.map(strong, self._params), jax.tree.map(strong, self._state), None

@@ -78,6 +78,11 @@ class NNX:
         )
         self._form = avals(parts)
 
+    @property
+    def form(self) -> Any:
+        """The graphs of its views, and the constants among its leaves."""
+        return self._given, self._train, self._eval, self._slots
+
     def split(self) -> tuple[Any, Any, Any]:
         """Returns `(params, model_state, rngs)` of the caller's module as it is now."""
         params, model_state, rngs = self._parts(self.model)

@@ -37,6 +37,11 @@ class Pytree:
         self.explicit_state = state is not None
         self.in_place = False
 
+    @property
+    def form(self) -> Any:
+        """The structure of its trees."""
+        return jax.tree.structure((self._params, self._state))
+
     def split(self) -> tuple[Any, Any, Any]:
         """Returns `(params, state, None)`."""
         return jax.tree.map(strong, self._params), jax.tree.map(strong, self._state), None

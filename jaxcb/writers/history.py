@@ -1,6 +1,8 @@
 """The run's own history: in memory, and in `history.csv` where there is a `run_dir`."""
 
 import csv
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ import numpy as np
 from jaxcb._history import RunHistory
 from jaxcb._rows import MISSING, row_text
 from jaxcb.writers._table import Table
-from jaxcb.writers._writer import Writer
+from jaxcb.writers._writer import Writer, by_member
 
 _RATES = ("base_learning_rate", "learning_rate", "lr_scale")
 
@@ -30,32 +32,57 @@ class HistoryWriter(Writer):
             path = self.context.run_dir / "history.csv"
             self.context.claim(path, "the run's history")
             file = self.context.append_file(path, "CSV file")
-            self._table = Table(file, ["step", "epoch", *rates, *names], grows=True)
-            self._read_back(file, {name: value.dtype for name, value in action.values.items()})
+            whose = ["member"] if np.shape(action.when) else []
+            self._table = Table(file, [*whose, "step", "epoch", *rates, *names], grows=True)
+            self._read_back(file, {name: value.dtype for name, value in action.values.items()}, np.shape(action.when))
 
-    def _read_back(self, file: Any, dtypes: dict[str, Any]) -> None:
-        """Takes the rows of a resumed run in again."""
+    def _read_back(self, file: Any, dtypes: dict[str, Any], members: tuple[int, ...]) -> None:
+        """Takes the rows of a resumed run in again; members have a line each."""
         if not file.size:
             return
         with file.path.open(newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
-                step, epoch = int(row.pop("step")), int(row.pop("epoch"))
-                fresh = {name: cell != MISSING for name, cell in row.items()}
-                values = {
-                    name: np.asarray(float(cell) if fresh[name] else 0).astype(dtypes.get(name, np.float32))
-                    for name, cell in row.items()
-                }
-                self.history.add(step, epoch, values, fresh)
+            for (step, epoch, _), rows in itertools.groupby(csv.DictReader(lines), key=_moment(bool(members))):
+                when = np.zeros(members, bool)
+                fresh: dict[str, Any] = {}
+                values: dict[str, Any] = {}
+                for row in rows:
+                    at = int(row.pop("member")) if members else ()
+                    when[at] = True
+                    for name, cell in row.items():
+                        if name in ("step", "epoch"):
+                            continue
+                        column = values.setdefault(name, np.zeros(members, dtypes.get(name, np.float32)))
+                        known = fresh.setdefault(name, np.zeros(members, bool))
+                        known[at] = cell != MISSING
+                        column[at] = float(cell) if cell != MISSING else 0
+                self.history.add(int(step), int(epoch), values, fresh, when)
         self._gone = [name for name in self.history if name not in dtypes]
 
     def write(self, record: Any) -> None:
         action = record.action
         gone = dict.fromkeys(self._gone, np.float32("nan"))  # what was reported before the run was resumed
-        self.history.add(record.step, record.epoch, gone | action.values, dict.fromkeys(gone, np.False_) | action.fresh)
+        fresh = dict.fromkeys(gone, np.False_) | action.fresh
+        self.history.add(record.step, record.epoch, gone | action.values, fresh, action.when)
         if self._table is not None:
             place = {"step": str(record.step), "epoch": str(record.epoch)}
-            self._table.write(place | row_text(action.values, action.fresh))
+            for member, own in by_member(action):
+                whose = {} if member is None else {"member": str(member)}
+                self._table.write(whose | place | row_text(own.values, own.fresh))
 
     def close(self) -> None:
         if self._table is not None:
             self._table.close()
+
+
+def _moment(members: bool) -> Callable[[dict[str, str]], tuple[str, str, int]]:
+    """What lines of one moment have in common; of a run by itself each line is one."""
+    seen: list[int] = [0, -1]  # moments so far, and the last member
+
+    def key(row: dict[str, str]) -> tuple[str, str, int]:
+        member = int(row["member"]) if members else 0
+        if member <= seen[1] or not members:
+            seen[0] += 1
+        seen[1] = member
+        return row["step"], row["epoch"], seen[0]
+
+    return key

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from jaxcb._actions import Print, fill
-from jaxcb.writers._writer import Writer
+from jaxcb.writers._standing import Standing
+from jaxcb.writers._writer import Writer, by_member
 
 
 class ProgressWriter(Writer):
@@ -21,16 +22,21 @@ class ProgressWriter(Writer):
         self._lines: list[str] = []  # to be printed above the bar
         self._shown_epoch = 0
         self._last: tuple[float, int] | None = None
+        self._standing: Standing | None = None  # of a population
 
     def prepare(self, action: Any) -> None:
         if isinstance(action, Print):
             return
         tty = sys.stdout.isatty()
         self._live = action.verbose == 1 or (action.verbose == "auto" and tty)
+        if np.shape(action.when):
+            self._standing = Standing(np.shape(action.when)[0], action.values)
 
     def write(self, record: Any) -> None:
         if isinstance(record.action, Print):
-            self._line(fill(record.action, step=record.step, epoch=record.epoch, batch=record.batch))
+            for member, own in by_member(record.action):
+                whose = "" if member is None else f"member {member}: "
+                self._line(whose + fill(own, step=record.step, epoch=record.epoch, batch=record.batch))
         else:
             self._epoch_line(record)
 
@@ -38,6 +44,11 @@ class ProgressWriter(Writer):
         total = f"/{self.context.epochs}" if self.context.epochs else ""
         values = {n: v for n, v in record.action.values.items() if np.all(record.action.fresh[n])}
         parts = [f"epoch {record.epoch + 1}{total}", f"step {record.step}"]  # no time: epochs arrive together
+        if self._standing is not None:
+            self._standing.take(record.action.values, record.action.fresh, record.action.when)
+            if not self._live:
+                self._line(" · ".join([*parts, *self._standing.parts()]))
+            return
         self._line(" · ".join([*parts, *_shown(values)]))
 
     def _line(self, text: str) -> None:
@@ -65,16 +76,21 @@ class ProgressWriter(Writer):
                 self._bar, self._live = None, False
                 return
             self._bar.start()
-        elif epoch != self._shown_epoch:
+        elif epoch != self._shown_epoch and self._standing is None:
             self._bar.reset(self._task)
         self._shown_epoch = epoch
         total = f"/{self.context.epochs}" if self.context.epochs else ""
         label = f"epoch {min(epoch + 1, self.context.epochs or epoch + 1)}{total}"
         figures = "  ".join(_shown(status.window)) if cursor else ""
         speed = self._speed(int(status.step))
-        total_steps = self.context.steps_per_epoch
+        total_steps, completed = self.context.steps_per_epoch, cursor
+        if self._standing is not None:  # the bar, and the time that is left, are those of the whole sweep
+            figures = "  ".join(self._standing.parts())
+            epochs = self.context.epochs
+            total_steps = total_steps * epochs if total_steps and epochs else None
+            completed = int(status.step)
         self._bar.update(
-            self._task, description=label, total=total_steps, completed=cursor, figures=figures, speed=speed
+            self._task, description=label, total=total_steps, completed=completed, figures=figures, speed=speed
         )
 
     def _speed(self, step: int) -> str:

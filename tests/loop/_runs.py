@@ -12,6 +12,7 @@ from jaxcb.loop import Run
 from jaxcb.loop._assemble import assemble
 from jaxcb.loop._driver import Driver
 from jaxcb.loop._feed import Resident
+from jaxcb.loop._population import Population
 from jaxcb.loop._positions import Cadence
 from jaxcb.loop._validation import validation_sets
 from jaxcb.writers import Context
@@ -74,7 +75,9 @@ def make_driver(
     *,
     executor: str = "looped",
     members: int | None = None,
-    chain_axes: Any = None,
+    axes: Any = None,
+    strategy: str = "vmap",
+    repack: bool | str = False,
     keys: Any = None,
     epochs: int = 40,
     steps_per_execution: int | None = None,
@@ -92,10 +95,13 @@ def make_driver(
         train_remainder=True,
     )
     run = Run(None)
+    all_callbacks = jc.chain(*callbacks, jc.History())
+    if axes is None:
+        axes = [0 if jnp.ndim(x) else None for x in jax.tree.leaves(all_callbacks)]
     driver, _ = assemble(
         step=step or jc.Step(loss_fn),
         eval_step=jc.EvalStep(loss_fn),
-        callbacks=jc.chain(*callbacks, jc.History()),
+        callbacks=all_callbacks,
         train_state=state,
         feed=feed,
         sets=validation_sets(make_data(20, seed=1), 16, None),
@@ -105,8 +111,7 @@ def make_driver(
         steps_per_execution=steps_per_execution,
         context=Context(None, run, 0, epochs),
         run=run,
-        members=members,
-        chain_axes=chain_axes,
+        population=None if members is None else Population(members, tuple(axes), (0,) * members, strategy, repack),
         **more,
     )
     return driver

@@ -74,9 +74,8 @@ def test_a_member_stopped_in_mid_epoch_is_frozen_there():
             return state, jc.Stop(metrics.step >= self.at, "far enough")
 
     callbacks = [StopAt(jnp.array([3, 7, 100]))]
-    axes = jc.chain(StopAt(0), jc.History())
     state = stacked([make_state(0)] * 3)
-    driver = make_driver(callbacks, state, members=3, chain_axes=axes, epochs=2)
+    driver = make_driver(callbacks, state, members=3, epochs=2)
     driver.train()
     alone = make_driver([StopAt(7)], make_state(0), epochs=2)
     alone.train()
@@ -88,8 +87,7 @@ def test_a_member_stopped_in_mid_epoch_is_frozen_there():
 def test_a_swept_number_gives_each_member_its_own_patience():
     patience = jnp.array([1, 4], jnp.int32)
     callbacks = [jc.EarlyStopping(patience=patience, min_delta=50.0)]
-    axes = jc.chain(callbacks[0].replace(patience=0, min_delta=None, start_from_epoch=None), jc.History())
-    driver = make_driver(callbacks, stacked([make_state(0)] * 2), members=2, chain_axes=axes, epochs=20)
+    driver = make_driver(callbacks, stacked([make_state(0)] * 2), members=2, epochs=20)
     driver.train()
     single = []
     for p in (1, 4):

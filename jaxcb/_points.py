@@ -1,0 +1,122 @@
+"""Points: which values a sweep gives to its members, by path."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Point = dict[str, Any]  # path -> number
+Draw = Callable[[np.random.Generator], float | int]  # how a value is drawn
+
+
+def grid(over: Mapping[str, Iterable[Any]]) -> list[Point]:
+    """Returns every combination of the values, the last path varying fastest.
+
+    Args:
+        over: path -> its values.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> jc.grid({"seed": range(2), "optimizer.learning_rate": [0.1, 0.2]})[1]
+        {'seed': 0, 'optimizer.learning_rate': 0.2}
+    """
+    values = {path: _listed(path, own) for path, own in over.items()}
+    return [dict(zip(values, own, strict=True)) for own in itertools.product(*values.values())]
+
+
+def draws(n: int, over: Mapping[str, Draw | Iterable[Any]], *, seed: int = 0) -> list[Point]:
+    """Returns points drawn at random, each path by itself.
+
+    Args:
+        n: how many.
+        over: path -> how its value is drawn: `uniform`, `log_uniform`, `integers`, any function of a
+            `numpy.random.Generator`, or a list to choose from.
+        seed: of the draws. Each path draws from a stream of its own, so that another one beside it, or more points,
+            change none.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> points = jc.draws(3, {"optimizer.learning_rate": jc.log_uniform(1e-4, 1e-1)}, seed=1)
+        >>> all(1e-4 <= point["optimizer.learning_rate"] <= 1e-1 for point in points)
+        True
+
+    Source: random search, Bergstra and Bengio, JMLR 13 (2012).
+    """
+    columns: dict[str, list[Any]] = {}
+    for path, how in over.items():
+        rng = np.random.default_rng([seed, *path.encode()])
+        if callable(how):
+            columns[path] = [how(rng) for _ in range(n)]
+        else:
+            known = _listed(path, how)
+            columns[path] = [known[int(rng.integers(len(known)))] for _ in range(n)]
+    return [{path: own[i] for path, own in columns.items()} for i in range(n)]
+
+
+def uniform(low: float, high: float) -> Draw:
+    """Draws evenly from an interval, for `draws`."""
+    _check_interval("uniform", low, high)
+    return lambda rng: float(rng.uniform(low, high))
+
+
+def log_uniform(low: float, high: float) -> Draw:
+    """Draws from an interval so that each factor is as likely as any other, for `draws`; for rates and decays."""
+    _check_interval("log_uniform", low, high)
+    if low <= 0:
+        raise ValueError(f"log_uniform: low must be above 0, got {low}.")
+    return lambda rng: float(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+
+def integers(low: int, high: int) -> Draw:
+    """Draws a whole number from `low` to `high`, both included, for `draws`."""
+    _check_interval("integers", low, high)
+    return lambda rng: int(rng.integers(low, high + 1))
+
+
+def as_points(over: Any) -> list[Point]:
+    """Returns the points of what a user gave: a dict is a grid, else a list of points.
+
+    Raises:
+        TypeError: for something else, and for a value that is no number, naming it.
+        ValueError: where there is no point, or points that name different paths.
+    """
+    if isinstance(over, Mapping):
+        points = grid(over)
+    elif isinstance(over, Sequence) and not isinstance(over, str) and all(isinstance(p, Mapping) for p in over):
+        points = [dict(point) for point in over]
+    else:
+        raise TypeError(
+            "over= takes a dict of paths to values (a grid), a list of points, or jc.draws(n, {...}), got "
+            f"{type(over).__name__}."
+        )
+    if not points:
+        raise ValueError("over= holds no point, so there is nothing to train.")
+    paths = points[0].keys()
+    for number, point in enumerate(points):
+        if point.keys() != paths:
+            other = sorted(point.keys() ^ paths)
+            raise ValueError(f"over: point {number} and point 0 differ in whether they name {', '.join(other)}.")
+        for path, value in point.items():
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+                raise TypeError(
+                    f"over: {path!r} has the value {value!r}, a {type(value).__name__}, which is no number. Members of "
+                    "a sweep differ in numbers alone; run a sweep for each of what is no number."
+                )
+    return [{path: _python(value) for path, value in point.items()} for point in points]
+
+
+def _python(value: Any) -> Any:
+    return value.item() if isinstance(value, np.number) else value
+
+
+def _listed(path: str, values: Any) -> list[Any]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"over: {path!r} needs a list of values, got {values!r}.")
+    return list(values)
+
+
+def _check_interval(owner: str, low: float, high: float) -> None:
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"{owner}: low must lie below high, got {low} and {high}.")

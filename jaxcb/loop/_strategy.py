@@ -1,0 +1,115 @@
+"""Which way over the members of a population is the fastest: a few steps are measured."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxcb._check import one_of
+from jaxcb.loop._over import Over, one_by_one, unrolled
+
+STRATEGIES = ("auto", "vmap", "map", "shard")
+_STEPS, _ROUNDS = 4, 3
+_UNROLLED = 16  # members up to which a program is written out for each
+
+_WORDS = {"vmap": "all members at once", "map": "one member after another", "shard": "members spread over the devices"}
+
+
+class Strategy(NamedTuple):
+    """How a program goes over its members.
+
+    Attributes:
+        name: "vmap", "map" or "shard".
+        over: what a step's functions go over the members with.
+        mesh: the devices that members are spread over, None for one device.
+    """
+
+    name: str
+    over: Over
+    mesh: Mesh | None = None
+
+    @property
+    def least(self) -> int:
+        """Members that a program must be a multiple of."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    def place(self, tree: Any, own: bool) -> Any:
+        """Puts arrays where they belong: spread by members where they have that axis, else on each device."""
+        if self.mesh is None:
+            return tree
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec("members") if own else PartitionSpec()))
+
+
+def known(name: str, members: int, kind: str) -> Strategy:
+    """Returns a strategy by its name, for an executor ("looped" or "stepped").
+
+    Raises:
+        ValueError: for another name, and for members that cannot be spread evenly over the devices.
+    """
+    one_of("sweep", "strategy", name, STRATEGIES)
+    if name == "map":
+        return Strategy("map", one_by_one if kind == "looped" else unrolled)
+    if name != "shard":
+        return Strategy("vmap", jax.vmap)
+    devices = jax.devices()
+    if members % len(devices):
+        raise ValueError(
+            f"strategy='shard' spreads {members} members over {len(devices)} devices, which must divide them. Give "
+            f"{-(-members // len(devices)) * len(devices)} members, or strategy='vmap'."
+        )
+    return Strategy("shard", jax.vmap, Mesh(np.asarray(devices), ("members",)))
+
+
+def measured(
+    step: Callable[..., Any], state: Any, batch: Any, batch_axis: int | None, members: int, kind: str
+) -> tuple[Strategy, str]:
+    """Picks the fastest way over the members, and says why.
+
+    Args:
+        step: the step of one member.
+        state: the population's train state.
+        batch: a batch.
+        batch_axis: 0 where each member has its own.
+        members: how many.
+        kind: of executor, "looped" or "stepped".
+    """
+    names = ["vmap"]
+    if kind == "looped" or members <= _UNROLLED:
+        names.append("map")
+    if len(jax.devices()) > 1 and members % len(jax.devices()) == 0:
+        names.append("shard")
+    found = {name: known(name, members, kind) for name in names}
+    seconds = {name: _seconds(own, step, state, batch, batch_axis, kind) for name, own in found.items()}
+    best = min(seconds, key=seconds.__getitem__)
+    return found[best], _said(best, seconds)
+
+
+def _said(best: str, seconds: Mapping[str, float]) -> str:
+    shown = ", ".join(f"{name} {took * 1e3:.3g} ms" for name, took in seconds.items())
+    return f"{best}, {_WORDS[best]}; a step took: {shown}"
+
+
+def _seconds(own: Strategy, step: Any, state: Any, batch: Any, batch_axis: int | None, kind: str) -> float:
+    """Seconds of a step, the best of a few rounds."""
+    over = own.over(step, (0, batch_axis))
+    state, batch = own.place(state, True), own.place(batch, batch_axis == 0)
+    if kind == "looped":
+        run = jax.jit(lambda s, b: jax.lax.fori_loop(0, _STEPS, lambda _, s: over(s, b)[0], s))
+    else:
+        once = jax.jit(lambda s, b: over(s, b)[0])
+
+        def run(s: Any, b: Any) -> Any:
+            for _ in range(_STEPS):
+                s = once(s, b)
+            return s
+
+    jax.block_until_ready(run(state, batch))
+    took = []
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        jax.block_until_ready(run(state, batch))
+        took.append(time.perf_counter() - began)
+    return min(took) / _STEPS
