@@ -1,12 +1,14 @@
-"""Writes the generated parts of `callbacks.md` and `actions.md` from the library itself.
+"""Writes the generated parts of `callbacks.md` and `actions.md` from the library itself, and of `speed.md` from results.
 
-    python docs/tables.py
+    python docs/tables.py [PAGE ...]
 
 `tests/test_docs.py` fails where they are out of date.
 """
 
+import importlib.util
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import jax
@@ -138,7 +140,25 @@ def actions() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"callbacks.md": callbacks, "actions.md": actions}
+def speed() -> str:
+    """Returns what `make bench` has measured last, and on what."""
+    benchmarks = HERE.parent / "benchmarks"
+    sys.path.insert(0, str(benchmarks))
+    try:
+        spec = importlib.util.spec_from_file_location("_results", benchmarks / "_results.py")
+        assert spec is not None
+        assert spec.loader is not None
+        results = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(results)
+    finally:
+        sys.path.remove(str(benchmarks))
+    if not results.FOUND.exists():
+        return "Nothing has been measured yet."
+    rows, machine = results.load()
+    return f"{results.describe(machine)}\n\n{results.table(rows)}\n\n![The ratios and what is to be reached](speed.png)"
+
+
+PAGES = {"callbacks.md": callbacks, "actions.md": actions, "speed.md": speed}
 
 
 def renewed(page: str) -> str:
@@ -149,5 +169,5 @@ def renewed(page: str) -> str:
 
 
 if __name__ == "__main__":
-    for name in PAGES:
+    for name in sys.argv[1:] or PAGES:
         (HERE / name).write_text(renewed(name))
