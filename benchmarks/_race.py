@@ -85,6 +85,7 @@ def _once(case: Case, name: str) -> dict[str, Any]:
         return json.loads(found.stdout)
     runner = _Runner(case, name, 1)
     try:
+        runner.begin()
         return runner.end()
     finally:
         runner.close()
@@ -111,6 +112,10 @@ class _Runner:
         said = self._read()
         self._stop()
         return said
+
+    def begin(self) -> None:
+        """Lets it work without a turn."""
+        self._go()
 
     def end(self) -> dict[str, Any]:
         """Lets it come to its end, and returns what it did."""

@@ -16,6 +16,7 @@ from _case import Case
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
+FOUND = HERE / "results.json"
 PACKAGES = (
     "jaxcb",
     "jax",
@@ -192,14 +193,14 @@ def describe(about: dict[str, Any]) -> str:
 def save(rows: Sequence[Row], about: dict[str, Any]) -> None:
     """Writes the table, the JSON and the picture."""
     found = {"machine": about, "rows": [row._asdict() for row in rows]}
-    (HERE / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    FOUND.write_text(json.dumps(found, indent=1) + "\n")
     (HERE / "results.md").write_text(
         f"# Results\n\nMade by `make bench`. {describe(about)}\n\n{table(rows)}\n\n{medians(rows)}\n"
     )
     draw(rows, DOCS / "speed.png")
 
 
-def load(path: Path = HERE / "results.json") -> tuple[list[Row], dict[str, Any]]:
+def load(path: Path = FOUND) -> tuple[list[Row], dict[str, Any]]:
     """Reads results back."""
     found = json.loads(path.read_text())
     return [Row(**row) for row in found["rows"]], found["machine"]

@@ -1,13 +1,14 @@
 """Writes the generated parts of the pages.
 
 Those of `callbacks.md` and `actions.md` come from the library itself, those of `differences_from_keras.md` from the
-rules that the tests hold both libraries to.
+rules that the tests hold both libraries to, and those of `speed.md` from what was measured.
 
-    python docs/tables.py
+    python docs/tables.py [PAGE ...]
 
 `tests/test_docs.py` fails where they are out of date.
 """
 
+import importlib.util
 import inspect
 import re
 import sys
@@ -158,7 +159,30 @@ def differences() -> str:
     return "\n".join(lines).rstrip()
 
 
-PAGES = {"callbacks.md": callbacks, "actions.md": actions, "differences_from_keras.md": differences}
+def speed() -> str:
+    """Returns what `make bench` has measured last, and on what."""
+    benchmarks = HERE.parent / "benchmarks"
+    sys.path.insert(0, str(benchmarks))
+    try:
+        spec = importlib.util.spec_from_file_location("_results", benchmarks / "_results.py")
+        assert spec is not None
+        assert spec.loader is not None
+        results = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(results)
+    finally:
+        sys.path.remove(str(benchmarks))
+    if not results.FOUND.exists():
+        return "Nothing has been measured yet."
+    rows, machine = results.load()
+    return f"{results.describe(machine)}\n\n{results.table(rows)}\n\n![The ratios and what is to be reached](speed.png)"
+
+
+PAGES = {
+    "callbacks.md": callbacks,
+    "actions.md": actions,
+    "differences_from_keras.md": differences,
+    "speed.md": speed,
+}
 
 
 def renewed(page: str) -> str:
@@ -169,5 +193,5 @@ def renewed(page: str) -> str:
 
 
 if __name__ == "__main__":
-    for name in PAGES:
+    for name in sys.argv[1:] or PAGES:
         (HERE / name).write_text(renewed(name))

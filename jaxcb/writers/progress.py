@@ -10,6 +10,8 @@ from jaxcb._actions import Print, fill
 from jaxcb.writers._standing import Standing
 from jaxcb.writers._writer import Writer, by_member
 
+_PAUSE = 0.1  # seconds between two drawings of the bar: one takes milliseconds, and more often nobody looks
+
 
 class ProgressWriter(Writer):
     """Draws the bar, prints the lines of epochs and of `Print` actions."""
@@ -19,6 +21,7 @@ class ProgressWriter(Writer):
         self._bar: Any = None
         self._task: Any = None
         self._live = False
+        self._due = 0.0  # when it is drawn again
         self._lines: list[str] = []  # to be printed above the bar
         self._shown_epoch = 0
         self._last: tuple[float, int] | None = None
@@ -66,6 +69,10 @@ class ProgressWriter(Writer):
     def tick(self, status: Any) -> None:
         if not self._live:
             return
+        now = time.monotonic()
+        if now < self._due and not status.yielded:  # what a host function prints comes behind the lines before it
+            return
+        self._due = now + _PAUSE
         self._print_lines()
         epoch, cursor = int(status.epoch), int(status.cursor)
         if self._bar is None:
@@ -82,7 +89,7 @@ class ProgressWriter(Writer):
         total = f"/{self.context.epochs}" if self.context.epochs else ""
         label = f"epoch {min(epoch + 1, self.context.epochs or epoch + 1)}{total}"
         figures = "  ".join(_shown(status.window)) if cursor else ""
-        speed = self._speed(int(status.step))
+        speed = self._speed(now, int(status.step))
         total_steps, completed = self.context.steps_per_epoch, cursor
         if self._standing is not None:  # the bar, and the time that is left, are those of the whole sweep
             figures = "  ".join(self._standing.parts())
@@ -93,8 +100,8 @@ class ProgressWriter(Writer):
             self._task, description=label, total=total_steps, completed=completed, figures=figures, speed=speed
         )
 
-    def _speed(self, step: int) -> str:
-        now, last = time.monotonic(), self._last
+    def _speed(self, now: float, step: int) -> str:
+        last = self._last
         self._last = (now, step)
         if last is None or step <= last[1]:
             return ""

@@ -113,8 +113,9 @@ def test_the_bar_goes_away_after_an_error_too(capsys, terminal):
 # The writer alone
 
 
-def status(step, *, epoch=0, cursor=None, **window):
-    return SimpleNamespace(step=step, epoch=epoch, cursor=step if cursor is None else cursor, window=window)
+def status(step, *, epoch=0, cursor=None, yielded=False, **window):
+    cursor = step if cursor is None else cursor
+    return SimpleNamespace(step=step, epoch=epoch, cursor=cursor, window=window, yielded=yielded)
 
 
 @pytest.fixture
@@ -143,6 +144,8 @@ def test_the_bar_tells_position_metrics_and_speed(bar, monkeypatch):
 
 
 def test_lines_that_come_together_draw_the_bar_once(bar, monkeypatch, capsys):
+    clock = iter([100.0, 100.05, 100.2, 100.21, 100.22])
+    monkeypatch.setattr("jaxcb.writers.progress.time.monotonic", lambda: next(clock))
     bar.tick(status(0))
     printed = []
     draw = bar._bar.console.print
@@ -155,11 +158,16 @@ def test_lines_that_come_together_draw_the_bar_once(bar, monkeypatch, capsys):
     for epoch in range(40):
         bar.write(Record(jc.Print("after {epoch}"), "on_epoch_end", 10 * (epoch + 1), epoch, 10))
     bar.tick(status(400, epoch=40, cursor=0))
+    assert printed == []  # it was drawn a moment ago
     bar.tick(status(401, epoch=40, cursor=1))
     assert printed == ["\n".join(f"after {epoch}" for epoch in range(1, 41))]
+    bar.write(Record(jc.Print("a host function prints next"), "on_epoch_end", 401, 40, 1))
+    bar.tick(status(401, epoch=40, cursor=1))
+    assert len(printed) == 1
+    bar.tick(status(401, epoch=40, cursor=1, yielded=True))
     bar.write(Record(jc.Print("the last one"), "on_train_end", 401, 40, 1))
     bar.close()
-    assert printed[1:] == ["the last one"]
+    assert printed[1:] == ["a host function prints next", "the last one"]
 
 
 def test_the_writer_closes_twice_without_harm(bar, capsys):
