@@ -12,8 +12,8 @@ from loop._runs import fit, make_params, make_state
 
 import jaxcb as jc
 from jaxcb._summary import summarize
-from jaxcb._traced_step import TracedStep
 from jaxcb._summary_table import as_text, shown
+from jaxcb._traced_step import TracedStep
 from jaxcb.writers import Context
 from jaxcb.writers.summary import SummaryWriter
 
