@@ -1,5 +1,7 @@
 """Graphs: what is drawn of a jaxpr, and where each operation stands."""
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -136,7 +138,7 @@ def network(layers, x):
 
 
 def layers_of(*sizes):
-    return [{"w": jnp.ones((m, n)), "b": jnp.zeros((1, n))} for m, n in zip(sizes, sizes[1:], strict=False)]
+    return [{"w": jnp.ones((m, n)), "b": jnp.zeros((1, n))} for m, n in itertools.pairwise(sizes)]
 
 
 def test_operations_of_a_pytree_stand_in_the_functions_that_made_them():

@@ -94,6 +94,7 @@ class Driver:
         self.stops: list[StopRecord] = []
         self.interrupted: int | None = None  # the signal that ended the run
         self._resumed = False
+        self._begun = False  # whether on_train_begin is behind it
         self._flying: deque[_Flight] = deque()
         self._status: Status | None = None  # as last read
         self._whole = True  # whether no moment is half done
@@ -138,8 +139,10 @@ class Driver:
         try:
             with self.signals:
                 if not self._resumed:
+                    self._save(wait=True)  # before anything is written: a killed run knows where its files stood
+                if not self._begun:
                     self._edge("on_train_begin", self.executor.begin)
-                    self._save(wait=True)  # from here on a killed run knows where its files stood
+                    self._begun = True
                 self._steps()
                 self._save()
                 self._whole = False  # what follows is no training any more
@@ -179,6 +182,7 @@ class Driver:
         self.live, self._resumed = Live.of(owned(self._with_order(carry))), True
         if self.members is not None:
             self.live, self.inputs = self.members.placed(self.live, self.inputs)
+        self._begun = facts["begun"]
         self.place.take(carry)
         self._read_at = (self.place.epoch, self.place.step, self.place.evaluated == self.place.step)
         self.stops = [StopRecord(*stop) for stop in facts["stops"]]
@@ -203,6 +207,7 @@ class Driver:
         """What the host knows of the run, as JSON. All that was logged so far is durable when it returns."""
         place = self.place
         return {
+            "begun": self._begun,
             "over": place.over,
             "step": place.step,
             "epoch": place.epoch,

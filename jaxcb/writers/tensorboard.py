@@ -117,7 +117,8 @@ class TensorBoardWriter(Writer):
             if unknown:
                 raise ValueError(f"Graph: the step has no metric {unknown[0]!r}; it has {', '.join(step.metrics)}.")
             outputs = {name: step.metrics[name] for name in wanted}
-        return Event(wall_time=time.time(), graph_def=as_graphdef(draw(jaxpr, inputs, outputs)).SerializeToString())
+        graph = as_graphdef(draw(jaxpr, inputs, outputs))
+        return Event(wall_time=time.time(), graph_def=graph.SerializeToString(deterministic=True))
 
     def _configuration(self) -> str:
         """What was set for the run, as a table and a list in Markdown."""

@@ -73,7 +73,7 @@ def run(directory, at=None, executor="looped", **changes):
     given = {
         "model": make_model(), "loss_fn": loss_fn, "data": make_data(), "validation_data": make_data(),
         "epochs": EPOCHS, "run_dir": directory, "resume": "auto",
-        "callbacks": [board, More(), jc.ReduceLROnPlateau(patience=3), jc.BackupAndRestore("unused", save_freq=3), stop],
+        "callbacks": [board, More(), jc.ReduceLROnPlateau(patience=3), jc.BackupAndRestore("below", save_freq=3), stop],
     }  # fmt: skip
     with warnings.catch_warnings():
         if at is None:
@@ -272,7 +272,6 @@ def test_a_run_that_goes_on_for_longer_has_one_end(tmp_path):
 
 def test_a_training_step_of_ones_own_is_drawn_as_well(tmp_path):
     def train_step(state, batch):
-        x, words, y = batch
         loss, grads = jax.value_and_grad(lambda p: loss_fn(p, batch)[0])(state.params)
         return state.apply_gradients(grads), {"loss": loss, "norm": optax.tree.norm(grads)}
 
