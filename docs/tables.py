@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 import jaxcb as jc
 import jaxcb.callbacks
@@ -69,12 +70,23 @@ def actions_of(kind: type) -> list[str]:
     """Returns the actions that its examples return in any hook."""
     seen = [*SEEN, *(name for callback in examples_of(kind) for name in callback.probes())]
     metrics = jc.Metrics(dict.fromkeys(seen, 0.5), host=dict.fromkeys(HOST, 0.5))
+    if issubclass(kind, jc.PopulationCallback):
+        two = {name: jnp.full(2, 0.5) for name in [*seen, "beta"]}
+        metrics = jc.Metrics(two, alive=jnp.ones(2, bool), member=jnp.arange(2))
     names: dict[str, None] = {}
     for callback in examples_of(kind):
         for hook in (h for h in jc.HOOKS if h in callback.hooks()):
-            _, actions = transition(callback, kind.__name__, hook, strong_tree(callback.init()), metrics)
+            _, actions = transition(callback, kind.__name__, hook, start(callback), metrics)
             names |= dict.fromkeys(type(action).__name__ for action in actions)
     return sorted(names)
+
+
+def start(callback: jc.Callback) -> object:
+    """Returns the state before the first moment; of two members for a callback of populations."""
+    state = strong_tree(callback.init())
+    if isinstance(callback, jc.PopulationCallback):
+        state = jax.tree.map(lambda x: jnp.broadcast_to(x, (2, *x.shape)), state)
+    return state
 
 
 def state_of(kind: type) -> str:

@@ -10,6 +10,7 @@ from jaxcb._actions import (
     Configuration,
     ControlAction,
     Embedding,
+    Exploit,
     Figure,
     Graph,
     HandOver,
@@ -29,6 +30,7 @@ from jaxcb._actions import (
     Restore,
     Row,
     Scalars,
+    ScaleHyperparameter,
     ScaleLearningRate,
     ScaleUpdates,
     SetControl,
@@ -44,7 +46,7 @@ from jaxcb._actions import (
     fired,
     stop_requested,
 )
-from jaxcb._callback import HOOKS, Callback, make_callback
+from jaxcb._callback import HOOKS, Callback, PopulationCallback, make_callback
 from jaxcb._chain import Chain, chain
 from jaxcb._errors import CallbackError, DataError, MissingMetricError
 from jaxcb._loss import Out
@@ -67,15 +69,18 @@ from jaxcb.callbacks import (
     LearningRateMonitor,
     LearningRateScheduler,
     LogTo,
+    MedianStopping,
     MLflowLogger,
     ModelCheckpoint,
     ModelSummary,
     NormMonitor,
+    PopulationBasedTraining,
     ProgressBar,
     ReduceLROnPlateau,
     RemoteMonitor,
     SpikeDetection,
     StochasticWeightAveraging,
+    SuccessiveHalving,
     SwapEMAWeights,
     TensorBoard,
     TerminateOnNaN,
@@ -87,6 +92,7 @@ from jaxcb.fit import evaluate, fit, predict
 from jaxcb.host_callback import HostCallback
 from jaxcb.load import load
 from jaxcb.loop import Loop, Result, Run, last_result
+from jaxcb.lr_find import LRFind, lr_find
 from jaxcb.models.linen import linen
 from jaxcb.models.pytree import with_state
 from jaxcb.recorder import Recorder

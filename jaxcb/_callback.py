@@ -157,6 +157,26 @@ def _check_class(cls: type) -> None:
             )
 
 
+class PopulationCallback(Callback):
+    """Base of callbacks that see all members of a sweep at once, and act on each.
+
+    `init` makes the state of one member; a hook gets those of all with a leading member axis, and metrics whose values
+    have it too. `metrics.alive` says who still trains, bool (members,), and `metrics.member` the number of each row:
+    those of members that have stopped may be gone, so that what is decided must not depend on them. `when` of an action
+    has one entry a member, and so have its arrays, unless one value serves all. In `jc.fit` it is refused.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp
+        >>> class StopWorst(jc.PopulationCallback):
+        ...     def on_epoch_end(self, state, metrics):
+        ...         loss = jnp.where(metrics.alive, metrics["loss"], -jnp.inf)
+        ...         return state, jc.Stop(loss == loss.max(), "the worst of all")
+        >>> metrics = jc.Metrics({"loss": jnp.array([0.1, 0.3])}, alive=jnp.array([True, True]))
+        >>> StopWorst().on_epoch_end((), metrics)[1].when.tolist()
+        [False, True]
+    """
+
+
 class FunctionCallback(Callback):
     """The callback that `make_callback` makes of pure functions."""
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcb._actions import PLACES, Action, as_actions, template_names
-from jaxcb._callback import Callback
+from jaxcb._callback import Callback, PopulationCallback
 from jaxcb._errors import CallbackError, MissingMetricError
 from jaxcb._form import conform
 from jaxcb._metrics import Metrics
@@ -51,8 +51,9 @@ class Chain(Callback):
 
     def _run(self, hook: str, state: Any, metrics: Metrics) -> tuple[dict[str, Any], tuple[Action, ...]]:
         states, actions = dict(state), ()
+        together = metrics.alive is not None
         for name, callback in self.members():
-            if hook in callback.hooks():
+            if hook in callback.hooks() and isinstance(callback, PopulationCallback) == together:
                 states[name], own = transition(callback, name, hook, state[name], metrics)
                 actions += own
         return states, actions
@@ -217,9 +218,13 @@ def _complete(action: Action, owner: str, where: str, metrics: Metrics) -> Actio
         typed = strong_tree(action.replace(**changes))
     except TypeError as error:
         raise CallbackError(f"{where}: {type(action).__name__} holds what is not an array: {error}") from None
-    if (typed.when.shape, typed.when.dtype) != ((), jnp.bool_):
+    shape = () if metrics.alive is None else metrics.alive.shape
+    if shape:
+        typed = jax.tree.map(lambda x: x if x.shape[:1] == shape else jnp.broadcast_to(x, shape + x.shape), typed)
+    if (typed.when.shape, typed.when.dtype) != (shape, jnp.bool_):
         raise CallbackError(
             f"{where}: when= of its {type(action).__name__} is {typed.when.dtype}{list(typed.when.shape)}, expected "
-            "one boolean, such as `metrics['loss'] > 1`; reduce several with jnp.any or jnp.all."
+            f"one boolean{' a member' if shape else ''}, such as `metrics['loss'] > 1`; reduce several with jnp.any or "
+            "jnp.all."
         )
     return typed

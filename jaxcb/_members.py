@@ -171,7 +171,7 @@ class Together(NamedTuple):
 def together(group: Sequence[Member], fixed: tuple[str, ...] = ()) -> Together:
     """Stacks members that share a program."""
     configurations = [m.configuration for m in group]
-    callbacks, axes = _stacked_callbacks([c.callbacks for c in configurations])
+    callbacks, axes = stacked_callbacks([c.callbacks for c in configurations])
     return Together(_stacked_state(group, fixed), callbacks, axes, tuple(c.seed for c in configurations))
 
 
@@ -206,7 +206,8 @@ def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...]) -> TrainStat
     return state.replace(opt_state=opt_state)
 
 
-def _stacked_callbacks(chains: Sequence[Chain]) -> tuple[Chain, tuple[int | None, ...]]:
+def stacked_callbacks(chains: Sequence[Chain]) -> tuple[Chain, tuple[int | None, ...]]:
+    """One chain whose numbers are arrays where chains of the same structure differ, and which those are."""
     columns = list(zip(*(jax.tree.leaves(c) for c in chains), strict=True))
     leaves, axes = [], []
     for column in columns:

@@ -27,6 +27,8 @@ class Metrics(Struct):
         total_steps: updates that the run will do, int32 (), -1 where that is not known.
         reported: name -> the step at which it was last reported, int32 (), -1 for never.
         closes_epoch: whether this moment ends an epoch, bool (); false at a validation in its middle.
+        alive: of a population, the members that still train, bool (members,), and `member` the number of each row,
+            int32 (members,); then all values have that axis. None for callbacks that see one run alone.
         host: what the host has read of the outside world, such as `elapsed` (seconds of the whole run), name ->
             float32 (). `metrics["elapsed"]` finds it, but loggers of measured values do not see it.
 
@@ -44,6 +46,8 @@ class Metrics(Struct):
     reported: Any = dataclasses.field(default=None, kw_only=True)
     closes_epoch: Any = dataclasses.field(default=True, kw_only=True)
     host: Any = dataclasses.field(default_factory=dict, kw_only=True)
+    alive: Any = dataclasses.field(default=None, kw_only=True)
+    member: Any = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not hasattr(self.values, "items"):

@@ -6,13 +6,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
 from jaxcb._actions import (
     Average,
     ControlAction,
+    Exploit,
     Restore,
+    ScaleHyperparameter,
     ScaleLearningRate,
     SetControl,
     SetLearningRate,
@@ -24,7 +27,14 @@ from jaxcb._actions import (
 )
 from jaxcb._callback import Callback
 from jaxcb._errors import did_you_mean
-from jaxcb._schedules import LearningRate, learning_rates, map_learning_rates, steered_as
+from jaxcb._schedules import (
+    LearningRate,
+    hyperparameters,
+    learning_rates,
+    map_learning_rates,
+    steered_as,
+    with_hyperparameters,
+)
 from jaxcb._struct import Struct, select, static, strong
 
 _PARTS = {
@@ -249,6 +259,14 @@ def check_actions(actions: Any, state: TrainState) -> None:
                 f"{names}.{did_you_mean(action.name, state.controls)} "
                 f"Declare it with controls={{{action.name!r}: 0.0}}."
             )
+        if isinstance(action, ScaleHyperparameter) and action.name not in (known := hyperparameters(state.opt_state)):
+            raise ValueError(
+                f"{action.owner or 'ScaleHyperparameter'} scales the optimizer's {action.name!r}, which does not live "
+                f"in its state; there live: {', '.join(sorted(known)) or 'none'}. Sweep it, or make "
+                f"the optimizer with jc.adjustable_lr(..., hyperparameters={{{action.name!r}: ...}})."
+            )
+        if isinstance(action, Exploit) and not np.ndim(state.stop):
+            raise ValueError(f"{action.owner or 'Exploit'} copies a member of a population; this is a run by itself.")
         if isinstance(action, WeightAction) and action.key not in state.weights:
             names = ", ".join(sorted(state.weights)) or "none"
             raise ValueError(
@@ -284,6 +302,9 @@ def apply(actions: Any, state: TrainState) -> TrainState:
     flat = [a for a in as_actions(actions) if isinstance(a, ControlAction)]
     check_actions(flat, state)
     state = state.replace(stop=state.stop | stop_requested(flat))
+    for action in flat:
+        if isinstance(action, Exploit):
+            state = _exploit(action, state)
     rate_actions = [a for a in flat if isinstance(a, ScaleLearningRate | SetLearningRate)]
     if rate_actions:
         state = state.replace(opt_state=map_learning_rates(lambda r: _apply_rate(rate_actions, r), state.opt_state))
@@ -293,11 +314,25 @@ def apply(actions: Any, state: TrainState) -> TrainState:
                 value = jnp.asarray(action.value, jnp.float32)
                 new = jnp.where(action.when, value, state.controls[action.name])
                 state = state.replace(controls={**state.controls, action.name: new})
+            case ScaleHyperparameter():
+                value = hyperparameters(state.opt_state)[action.name]
+                new = jnp.where(action.when, value * jnp.asarray(action.factor, value.dtype), value)
+                state = state.replace(opt_state=with_hyperparameters(state.opt_state, {action.name: new}))
             case Snapshot() | Restore() | Swap() | Average():
                 state = _apply_weights(action, state)
             case _:
                 pass
     return state
+
+
+def _exploit(action: Exploit, state: TrainState) -> TrainState:
+    """Copies members under `cond`, so that it costs only when it is due."""
+    own = {part: getattr(state, part) for part in ("params", "model_state", "opt_state", "controls")}
+
+    def due(own: Any) -> Any:
+        return select(action.when, jax.tree.map(lambda x: x[action.source], own), own)
+
+    return state.replace(**jax.lax.cond(jnp.any(action.when), due, lambda same: same, own))
 
 
 def _apply_rate(actions: list[Any], rate: LearningRate) -> LearningRate:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import jax
@@ -10,9 +10,11 @@ import numpy as np
 import optax
 
 from jaxcb._actions import Action, Stop, fill, fired
-from jaxcb._callback import Callback
+from jaxcb._callback import Callback, PopulationCallback
 from jaxcb._chain import Chain, chain
+from jaxcb._points import Point
 from jaxcb._records import Records, read_records
+from jaxcb._replay_grid import ReplayGrid, host_device, replay_grid
 from jaxcb._replaying import Replayed, run, to_rows
 from jaxcb._struct import strong_tree
 
@@ -80,12 +82,29 @@ class FiredByEpoch(Sequence[tuple[Action, ...]]):
         return f"<actions of {len(self)} epochs, {sum(self._any)} with some>"
 
 
+@overload
 def replay(
     callbacks: Callback | Iterable[Callback],
     source: Any,
     *,
     learning_rate: float | optax.Schedule | None = None,
-) -> Replay:
+    over: None = None,
+) -> Replay: ...
+@overload
+def replay(
+    callbacks: Callback | Iterable[Callback],
+    source: Any,
+    *,
+    learning_rate: float | optax.Schedule | None = None,
+    over: Mapping[str, Iterable[Any]] | Sequence[Point],
+) -> ReplayGrid: ...
+def replay(
+    callbacks: Callback | Iterable[Callback],
+    source: Any,
+    *,
+    learning_rate: float | optax.Schedule | None = None,
+    over: Any = None,
+) -> Any:
     """Runs callbacks over a recorded run, as if they had been there.
 
     A decision depends on the metrics alone, so this is exact as long as the decisions would not have
@@ -107,9 +126,11 @@ def replay(
             positions; records of the same epoch before its last one are validations in its middle.
         learning_rate: the base rate, a number or an optax schedule of the step. None takes the recorded
             `base_learning_rate`, or 1 where there is none.
+        over: many configurations of the callbacks at once, as for `jc.sweep`: a grid by path, such as
+            `{"callbacks.EarlyStopping.patience": range(20)}`, or a list of points.
 
     Returns:
-        A `Replay`.
+        A `Replay`; with `over` a `ReplayGrid`, which tells of each configuration when it stops.
 
     Raises:
         FileNotFoundError: where there is no such file.
@@ -133,10 +154,11 @@ def replay(
     """
     whole = callbacks if isinstance(callbacks, Chain) else chain(*_each(callbacks))
     _check_replayable(whole)
+    if over is not None:
+        return replay_grid(whole, source, learning_rate, over)
     records = read_records(source)
     rows = to_rows(records, learning_rate)
-    # thousands of tiny dependent steps: an accelerator would only wait for its launches
-    with jax.default_device(_host()):
+    with jax.default_device(host_device()):
         whole = jax.device_get(strong_tree(whole))
         out = jax.device_get(jax.jit(lambda c, r: run(c, r, records.names))(whole, rows))
     return _result(records, out)
@@ -146,15 +168,11 @@ def _each(callbacks: Any) -> Iterable[Callback]:
     return callbacks if isinstance(callbacks, Iterable) else (callbacks,)
 
 
-def _host() -> Any:
-    try:
-        return jax.devices("cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-        return None
-
-
 def _check_replayable(callbacks: Chain) -> None:
-    """Says which hooks a history, which has no batches, cannot run."""
+    """Says which hooks a history, which has no batches, cannot run, and which callbacks need more than one run."""
+    together = [name for name, c in callbacks.members() if isinstance(c, PopulationCallback)]
+    if together:
+        raise ValueError(f"{', '.join(together)} acts on a population, and a history is of one run.")
     lost = {name: sorted(c.hooks() & _BATCH_HOOKS) for name, c in callbacks.members() if c.hooks() & _BATCH_HOOKS}
     if not lost:
         return

@@ -3,7 +3,9 @@
 from jaxcb._actions._base import Action, ControlAction, HostAction, LogAction
 from jaxcb._actions._control import (
     Average,
+    Exploit,
     Restore,
+    ScaleHyperparameter,
     ScaleLearningRate,
     ScaleUpdates,
     SetControl,

@@ -82,6 +82,28 @@ class Swap(WeightAction):
     """Exchanges the slot and the current weights, where it was ever filled."""
 
 
+class ScaleHyperparameter(ControlAction):
+    """Multiplies a number of the optimizer that lives in its state, as those do that a sweep gives to its members.
+
+    Attributes:
+        factor: the multiplier, float32 ().
+        name: of the number, such as "weight_decay".
+    """
+
+    name: str = static()
+    factor: Any
+
+
+class Exploit(ControlAction):
+    """Copies another member of a population: weights, model state, optimizer state and controls. Applied before others.
+
+    Attributes:
+        source: the row of the member to copy, int32 (members,); so `when`.
+    """
+
+    source: Any
+
+
 class SkipUpdate(ControlAction):
     """Drops this update (`on_before_update` only): step and rng advance, nothing else."""
 

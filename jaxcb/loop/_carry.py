@@ -56,6 +56,7 @@ class Carry(Struct):
     opened: Any  # bool (), whether this epoch has begun
     yielded: Any  # bool (), whether a host action waits
     ended: Any  # bool (), whether a stop has closed its epoch
+    member: Any  # int32 (members,), the number of each row; None in a single run
     order: Any  # int32 (rows,), this epoch's order of resident rows; None elsewhere
 
     @property
@@ -139,6 +140,7 @@ def initial(train: TrainState, callbacks: Any, empty: Empty, order: Any) -> Carr
         opened=no,
         yielded=no,
         ended=jnp.zeros_like(train.stop),
+        member=jnp.arange(train.stop.size, dtype=jnp.int32) if train.stop.ndim else None,
         order=order,
     )
 

@@ -46,6 +46,7 @@ def member_axes(carry: Carry) -> list[bool]:
         readings={name: Reading(mark(own.values, True), False) for name, own in carry.readings.items()},
         latest=mark(carry.latest, False).replace(values=mark(carry.latest.values, True)),
         ended=True,
+        member=True,
         order=None if carry.order is None else jnp.ndim(carry.order) > 1,
     )
     return jax.tree.leaves(marks)

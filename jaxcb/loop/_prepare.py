@@ -100,6 +100,9 @@ def _actions(
             return program.metrics_of(values, train, host, step=zero, epoch=zero, total=zero, last=False)
 
         metrics = jax.eval_shape(seen, given, train)
+        if program.members is not None:
+            whose = (jax.ShapeDtypeStruct((program.members,), kind) for kind in (jnp.bool_, jnp.int32))
+            metrics = program.seen_together(metrics, *whose)
         traced = program.hook[hook].trace(settings, callbacks, metrics)
         _, actions = traced.out_info
         read |= {name for name in program.host_names if _is_read(traced, (settings, callbacks, metrics), name)}

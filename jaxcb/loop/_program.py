@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcb._actions import Action, HostAction
+from jaxcb._callback import PopulationCallback
 from jaxcb._chain import Chain
 from jaxcb._form import conform
 from jaxcb._metrics import Metrics
@@ -115,14 +116,18 @@ class Program:
         seen = Metrics._make(
             values=0, step=None, epoch=None, total_steps=None, reported=None, closes_epoch=None, host=None
         )
-        self.hook = {hook: self._compiled(_hook(hook, tree), (axes, 0, seen), jax.vmap) for hook in self.hooks}
+        hook_axes = None if members is None else (axes, 0, seen)
+        self.hook = {hook: jax.jit(_hook(hook, tree, hook_axes)) for hook in self.hooks}
+        self.populations = tuple(n for n, callback in chain.members() if isinstance(callback, PopulationCallback))
+        if self.populations and members is None:
+            raise ValueError(f"{', '.join(self.populations)} acts on a population: pass it to jc.sweep, not to fit.")
         self.expect({})
 
-    def _compiled(self, fn: Callable[..., Any], in_axes: Any, over: Any = None) -> Any:
+    def _compiled(self, fn: Callable[..., Any], in_axes: Any) -> Any:
         """One trace a shape, wherever it is called from; over members where there are some."""
         if fn.__hash__ is None:  # jax.jit wants a key; a partial is one by its identity
             fn = functools.partial(fn)
-        return jax.jit((over or self._over)(fn, in_axes) if self.members is not None else fn)
+        return jax.jit(self._over(fn, in_axes) if self.members is not None else fn)
 
     # What is known before the first step
 
@@ -218,6 +223,10 @@ class Program:
             **more,
         )
 
+    def seen_together(self, metrics: Metrics, alive: Any, member: Any) -> Metrics:
+        """The metrics of a moment as those see them who see the whole population."""
+        return metrics.replace(alive=alive, member=member) if self.populations else metrics
+
     # One moment
 
     def moment(
@@ -246,6 +255,8 @@ class Program:
         """
         if hook not in self.actions:
             return carry, rings, ()
+        if self.members is not None:
+            metrics = self.seen_together(metrics, ~carry.ended if alive is None else alive, carry.member)
         states, actions = self.hook[hook](inputs.settings, carry.callbacks, metrics)
         if alive is not None:
             states = select(alive, states, carry.callbacks)
@@ -392,11 +403,27 @@ class Program:
         return window.add(self.eval_step(train, batch), rows_in(batch))
 
 
-def _hook(hook: str, tree: Any) -> Callable[..., Any]:
-    """A hook of all callbacks as a function of their numbers; what is static in them is never compared again."""
+def _hook(hook: str, tree: Any, over: Any = None) -> Callable[..., Any]:
+    """A hook of all callbacks as a function of their numbers; what is static in them is never compared again.
+
+    Args:
+        hook: its name.
+        tree: the structure of the chain.
+        over: of a population, how the arguments go over the members, as `vmap`'s `in_axes`. Callbacks that see all of
+            them at once come after the others.
+    """
+
+    def one(settings: list[Any], states: Any, metrics: Metrics) -> Any:
+        return getattr(jax.tree.unflatten(tree, settings), hook)(states, metrics)
 
     def run(settings: list[Any], states: Any, metrics: Metrics) -> Any:
-        return getattr(jax.tree.unflatten(tree, settings), hook)(states, metrics)
+        if over is None:
+            return one(settings, states, metrics)
+        states, actions = jax.vmap(one, in_axes=over)(settings, states, metrics.replace(alive=None, member=None))
+        if metrics.alive is None:
+            return states, actions
+        states, more = one(settings, states, metrics)
+        return states, actions + more
 
     run.__name__ = hook
     return run

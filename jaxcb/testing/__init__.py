@@ -25,6 +25,7 @@ from jaxcb.testing._laws import (
     check_purity,
     check_resume,
 )
+from jaxcb.testing._population import check_population
 from jaxcb.testing._registry import builtin_examples
 from jaxcb.testing._streams import Stream, streams
 from jaxcb.testing._walk import Driven, Moment, drive
@@ -43,6 +44,7 @@ __all__ = [
     "check_chunks",
     "check_fixed_form",
     "check_one_meaning",
+    "check_population",
     "check_purity",
     "check_resume",
     "drive",

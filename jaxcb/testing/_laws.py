@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable
 
-from jaxcb._callback import Callback
+from jaxcb._callback import Callback, PopulationCallback
 from jaxcb.testing._chain import check_chain
 from jaxcb.testing._drive import Subject
 from jaxcb.testing._form import check_fixed_form, check_one_meaning
+from jaxcb.testing._population import check_population
 from jaxcb.testing._purity import check_purity
 from jaxcb.testing._time import check_causality, check_chunks, check_resume
 
@@ -25,6 +26,8 @@ def check_callback(
 ) -> None:
     """Holds a callback to the laws: purity, one meaning, fixed form, causality, resume, chain, chunk invariance.
 
+    One of populations is held to those of `check_population`.
+
     Args:
         callback: any callback, or a chain.
         metrics: names of the scalar metrics that it reads; found by tracing it where None.
@@ -37,6 +40,9 @@ def check_callback(
         >>> import jaxcb as jc, jaxcb.testing
         >>> jc.testing.check_callback(jc.TerminateOnNaN(), max_examples=2)
     """
+    if isinstance(callback, PopulationCallback):
+        check_population(callback, metrics=metrics, max_examples=max_examples)
+        return
     subject = Subject(callback, metrics)
     for law in LAWS:
         law(subject, max_examples=max_examples)
