@@ -68,6 +68,9 @@ def run(case: Case, *, rounds: int) -> Race:
 def _run_fresh(case: Case, order: list[list[str]]) -> Race:
     taken: dict[str, list[float]] = {name: [] for name in case.contestants}
     outcomes: dict[str, dict[str, Any]] = {}
+    for name, contestant in case.contestants.items():
+        if isinstance(contestant, str):  # once for what is left on the disk
+            _once(case, name)
     for turn in order:
         for name in turn:
             outcome = _once(case, name)
@@ -79,7 +82,9 @@ def _run_fresh(case: Case, order: list[list[str]]) -> Race:
 def _once(case: Case, name: str) -> dict[str, Any]:
     contestant = case.contestants[name]
     if isinstance(contestant, str):
-        found = subprocess.run([sys.executable, "-c", contestant], capture_output=True, text=True, check=False)
+        # compiled modules are kept, as they are wherever a package is installed
+        env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        found = subprocess.run([sys.executable, "-c", contestant], capture_output=True, text=True, check=False, env=env)
         if found.returncode:
             raise Failed(f"{name}: {found.stderr[-2000:]}")
         return json.loads(found.stdout)
