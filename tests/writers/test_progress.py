@@ -89,6 +89,7 @@ def terminal(monkeypatch):
 @pytest.mark.parametrize("verbose", [1, "auto"])
 def test_on_a_terminal_a_bar_shows_and_goes_away(capsys, terminal, monkeypatch, verbose):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr("jaxcb.writers.progress._PAUSE", 0.0)  # so short a run would be over before the next drawing
     run(verbose=verbose, epochs=4, steps_per_execution=2)
     raw = capsys.readouterr().out
     assert "\x1b[?25l" in raw  # the cursor is hidden
