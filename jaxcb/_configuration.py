@@ -130,17 +130,17 @@ class Configuration:
         return adjustable_lr(optimizer, learning_rate=self.learning_rate, hyperparameters=self.hyperparameters)
 
     def train_state(self, adapter: Adapter) -> TrainState:
-        """Makes the state of a run before its first step."""
+        """Makes the state of a run before its first step; the optimizer's begins with the run."""
         params, model_state, rngs = adapter.split()
-        return TrainState.create(
+        state = TrainState.create(
             params=params,
-            tx=self.transformation(params),
             model_state=model_state,
             rngs=rngs,
             controls=self.controls,
             seed=self.seed,
             adapter=adapter,
         )
+        return state.replace(tx=self.transformation(params))
 
 
 _HEADS = ("optimizer", "controls", "callbacks", "model")

@@ -222,5 +222,7 @@ def stacked_callbacks(chains: Sequence[Chain]) -> tuple[Chain, tuple[int | None,
 def bytes_of(member: Member) -> int:
     """Bytes that a member needs on the device: its train state with named weights, its gradients and updates."""
     configuration = member.configuration.without(tuple(member.configuration.hyperparameters))
-    state = jax.eval_shape(lambda: configuration.train_state(member.adapter).with_slots(configuration.callbacks))
+    state = jax.eval_shape(
+        lambda: configuration.train_state(member.adapter).begun().with_slots(configuration.callbacks)
+    )
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, state.params, state.params)))

@@ -140,6 +140,12 @@ class TrainState(Struct):
         )
         return state if callbacks is None else state.with_slots(callbacks)
 
+    def begun(self) -> "TrainState":
+        """Returns the state with the optimizer's, which a run makes where it begins, so that no second one is held."""
+        if self.tx is None or self.opt_state is not None:
+            return self
+        return self.replace(opt_state=jax.tree.map(strong, self.tx.init(self.params)))
+
     @classmethod
     def from_nnx(cls, model: Any, optimizer: Any, **kwargs: Any) -> "TrainState":
         """Makes a state from a Flax NNX model and its `nnx.Optimizer`; `update_nnx` writes it back.

@@ -228,7 +228,7 @@ def _all_probes(given: Mapping[str, Probe] | None, callbacks: Chain) -> dict[str
 def _with_callbacks(state: TrainState, callbacks: Chain) -> tuple[TrainState, Any]:
     """The train state as a new run starts it, with room for the named weights, and the callbacks' states."""
     kept = {key: own for key, own in state.weights.items() if key not in callbacks.slots()}
-    state = state.replace(weights=kept, stop=jnp.zeros_like(state.stop))
+    state = state.begun().replace(weights=kept, stop=jnp.zeros_like(state.stop))
     return callbacks.setup(state).with_slots(callbacks), callbacks.init()
 
 

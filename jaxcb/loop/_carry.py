@@ -118,7 +118,6 @@ class Status(Struct):
     yielded: Any
     over: Any  # whether the run has closed its last epoch
     awaits: Any  # whether a validation by the host is due
-    halted: Any  # whether further steps would change nothing for now
     window: dict[str, Any]  # means of the window so far
     controls: dict[str, Any]  # the train state's
 

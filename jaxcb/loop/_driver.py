@@ -100,6 +100,7 @@ class Driver:
         self._whole = True  # whether no moment is half done
         self._fixed = steps_per_execution
         self._length = steps_per_execution or _FIRST
+        feed.pace(self._length)
         self._began: float | None = None  # when the first dispatch of a program was made, until it was read
         self._last_read: tuple[float, int] | None = None
         self._read_at = (0, 0, False)  # where the run stood when it was last read: epoch, step, whether evaluated
@@ -351,6 +352,7 @@ class Driver:
                 if self._fixed is None:
                     wanted = _TARGET * steps / seconds
                     self._length = int(np.clip(wanted, max(1, self._length // 4), self._length * 4))
+                    self.feed.pace(self._length)
         self._last_read = (now, step)
 
     def _note_members(self, status: Status, now: float) -> None:
@@ -367,6 +369,7 @@ class Driver:
         """Reads a stretch's records, waiting for them; performs the logs and keeps the host actions."""
         whole, self._whole = self._whole, False  # until its records are written: else they have to come again
         rings, status = jax.device_get((output.rings, output.status))
+        status = self.executor.told(status)
         self._status = status
         self.host_metrics.note(self._read_at, host)
         self._read_at = (int(status.epoch), int(status.step), int(status.evaluated) == int(status.step))

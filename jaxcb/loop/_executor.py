@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxcb.loop import _boundary as boundary
 from jaxcb.loop._carry import Carry, Inputs, Status
+from jaxcb.loop._packing import Packing
 from jaxcb.loop._program import Program
 
 
@@ -33,12 +34,12 @@ class Output(NamedTuple):
 
     Attributes:
         rings: the records.
-        status: where the run stands.
+        status: where the run stands, packed; `Executor.told` unpacks it.
         may_wait: whether the host may have to act before more steps make sense, as far as it can know.
     """
 
     rings: Any
-    status: Status
+    status: dict[str, Any]
     may_wait: bool = False
 
 
@@ -82,6 +83,7 @@ class Executor:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.dispatches = 0
+        self._packing: Packing | None = None  # of the status, known once a program was traced
         self._begin = self._compiled(self._run_begin)
         self._end = self._compiled(self._run_end)
         self._stop = self._compiled(
@@ -97,6 +99,18 @@ class Executor:
 
     def _count(self) -> None:
         self.dispatches += 1
+
+    def _tell(self, inputs: Inputs, carry: Carry) -> dict[str, Any]:
+        """What the host is told, packed: each array that it fetches costs as much as many numbers in one. Traced."""
+        status = self.program.status(inputs, carry)
+        self._packing = Packing(status)
+        return self._packing.row(status)
+
+    def told(self, status: dict[str, np.ndarray]) -> Status:
+        """A status as the host has fetched it, unpacked."""
+        assert self._packing is not None
+        rows = self._packing.unpack({name: row[None] for name, row in status.items()})
+        return jax.tree.map(lambda x: x[0], rows)
 
     def begin(self, live: Live, inputs: Inputs) -> tuple[Live, Output]:
         """Runs `on_train_begin`."""
@@ -149,11 +163,11 @@ class Executor:
 
     def _run_begin(self, carry: Carry, inputs: Inputs) -> Any:
         carry, rings = boundary.begin(self.program, inputs, carry, self.program.rings.empty())
-        return carry, rings, self.program.status(inputs, carry)
+        return carry, rings, self._tell(inputs, carry)
 
     def _run_end(self, carry: Carry, inputs: Inputs) -> Any:
         carry, rings = boundary.end(self.program, inputs, carry, self.program.rings.empty())
-        return carry, rings, self.program.status(inputs, carry)
+        return carry, rings, self._tell(inputs, carry)
 
     def _run_begin_eval(self, carry: Carry, inputs: Inputs) -> Any:
         return boundary.begin_eval(self.program, inputs, carry, self.program.rings.empty())
@@ -168,4 +182,4 @@ class Executor:
             values |= {prefix + name: value for name, value in window.means().items()}
         carry, rings = boundary.end_eval(program, inputs, carry, rings, values)
         carry, rings = boundary.close_if_due(program, inputs, carry, rings)
-        return carry, rings, program.status(inputs, carry)
+        return carry, rings, self._tell(inputs, carry)

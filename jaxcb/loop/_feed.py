@@ -82,6 +82,9 @@ class Feed:
         """Returns the next chunk to dispatch, None where there is no more."""
         raise NotImplementedError
 
+    def pace(self, steps: int) -> None:
+        """Asks for chunks of at most so many steps, which is as long as the host is to be away."""
+
     def choose(self, *, stacked: bool) -> None:
         """Fixes how batches travel, before the first one does: stacked for the looped executor, or one by one."""
 

@@ -55,7 +55,7 @@ class Looped(Executor):
             )
 
         carry, rings = jax.lax.while_loop(more, segment, (carry, program.rings.empty()))
-        return carry, rings, program.status(inputs, carry)
+        return carry, rings, self._tell(inputs, carry)
 
     def _steps(self, inputs: Inputs, end: Any, carry: Carry, rings: Any) -> Any:
         """The bare steps of a segment: full batches in a loop, then the smaller last one where it is next."""

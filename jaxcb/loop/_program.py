@@ -296,10 +296,13 @@ class Program:
             yielded=carry.yielded,
             over=self.at.over(inputs, carry),
             awaits=self.boundary_waits(inputs, carry) & ~carry.yielded,
-            halted=carry.yielded | self.at.all_stopped(carry),
             window=carry.windows[""].means(),
             controls=dict(carry.train.controls),
         )
+
+    def halted(self, carry: Carry) -> Array:
+        """Whether further steps would change nothing for now, bool ()."""
+        return carry.yielded | self.at.all_stopped(carry)
 
     # A step
 

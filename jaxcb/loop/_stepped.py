@@ -33,37 +33,45 @@ class Stepped(Executor):
         self._step = self._compiled(self._run_step, donate_rest=(1,))
         self._remainder = self._compiled(self._run_remainder, donate_rest=(1,))
         self._boundary = self._compiled(self._run_boundary, donate_rest=(1,))
+        self._status = jax.jit(self._run_status, static_argnums=1)  # takes nothing from the run
         hooks = _BOUNDARY_HOOKS if program.members is None else _BOUNDARY_HOOKS + _MEMBERS_TOO
         self._boundary_may_wait = program.host_eval or program.yields_at(*hooks)
 
     def execute(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Place) -> tuple[Live, Output]:
-        rings, status, flying = self._new_rings(), None, list[Any]()
+        live, rings, may_wait = self._run(live, inputs, batches, place)
+        self._count()
+        return live, Output(rings, self._status(live.leaves, live.tree, inputs), may_wait=may_wait)
+
+    def _run(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Place) -> tuple[Live, Any, bool]:
+        """Dispatches the steps; also returns the records, and whether the host may have to act before the next."""
+        rings, flying, idle = self._new_rings(), list[Any](), not place.pending
         host = inputs.host_bits()
         if place.pending:
-            live, rings, status = self._pass_boundary(live, inputs, rings, place)
+            live, rings, _ = self._pass_boundary(live, inputs, rings, place)
             if self._boundary_may_wait or place.over:
-                return live, Output(rings, status, may_wait=True)
+                return live, rings, True
         for batch in batches:
+            idle = False
             if place.cursor == 0:
-                live, rings, status = self._open(live, inputs, rings)
+                live, rings, _ = self._open(live, inputs, rings)
             program = self._remainder if place.at_remainder else self._step
             own = inputs if batch is None else inputs.replace(data=batch, numbers=place.single().packed(host))
-            live, rings, status = program(live, own, rings)
+            live, rings, halted = program(live, own, rings)
             place.stepped()
             if place.pending:
-                live, rings, status = self._pass_boundary(live, inputs, rings, place)
+                live, rings, halted = self._pass_boundary(live, inputs, rings, place)
                 if self._boundary_may_wait or place.over:
-                    return live, Output(rings, status, may_wait=True)
-            flying.append(status.halted)
-            if self.program.debug and bool(status.halted):  # uncompiled steps are never idle
-                return live, Output(rings, status, may_wait=True)
+                    return live, rings, True
+            flying.append(halted)
+            if self.program.debug and bool(halted):  # uncompiled steps are never idle
+                return live, rings, True
             if len(flying) == IN_FLIGHT:
                 if bool(flying[IN_FLIGHT // 2 - 1]):
-                    return live, Output(rings, status, may_wait=True)
+                    return live, rings, True
                 del flying[: IN_FLIGHT // 2]
-        if status is None:
-            live, rings, status = self._boundary(live, inputs, rings)
-        return live, Output(rings, status)
+        if idle:  # the epoch may end without another step, which the device knows
+            live, rings, _ = self._boundary(live, inputs, rings)
+        return live, rings, False
 
     def _new_rings(self) -> Any:
         if not self.program.rings.layouts:
@@ -81,7 +89,7 @@ class Stepped(Executor):
         carry, rings = jax.lax.cond(
             go, lambda c, r: boundary.open_epoch(program, inputs, c, r), lambda c, r: (c, r), carry, rings
         )
-        return carry, rings, program.status(inputs, carry)
+        return carry, rings, program.halted(carry)
 
     def _run_step(self, carry: Carry, inputs: Inputs, rings: Any) -> Any:
         return self._guarded(carry, inputs, rings, remainder=False)
@@ -96,7 +104,7 @@ class Stepped(Executor):
             ok = ok & ((carry.cursor == layout.full) if remainder else (carry.cursor < layout.full))
         batch, rows = program.layout.fetch(inputs, carry, remainder=remainder)
         carry, rings = program.one_step(inputs, carry, rings, batch, rows, ok=ok)
-        return carry, rings, program.status(inputs, carry)
+        return carry, rings, program.halted(carry)
 
     def _run_boundary(self, carry: Carry, inputs: Inputs, rings: Any) -> Any:
         program = self.program
@@ -105,4 +113,7 @@ class Stepped(Executor):
         carry, rings = jax.lax.cond(
             go, lambda c, r: boundary.cross(program, inputs, c, r), lambda c, r: (c, r), carry, rings
         )
-        return carry, rings, program.status(inputs, carry)
+        return carry, rings, program.halted(carry)
+
+    def _run_status(self, leaves: list[Any], tree: Any, inputs: Inputs) -> dict[str, Any]:
+        return self._tell(inputs.unpacked(), jax.tree.unflatten(tree, leaves))

@@ -22,7 +22,7 @@ from jaxcb.loop._pass import Pass, Pulled
 from jaxcb.loop._sources import Source
 
 _STACK_BYTES = 16 << 20  # of one stacked chunk
-_MOST = 64  # batches in one
+_MOST = 512  # batches in one
 _AHEAD = 2  # chunks that wait ready
 _SLOW = 0.25  # seconds after which batches that came slowly travel without waiting for more
 _PATIENCE = 5.0  # seconds for the thread to end; one that waits in the user's iterator for ever is left to itself
@@ -96,7 +96,7 @@ class Stream(Feed):
                 "passed over, since its iterator told no position. One with get_state and set_state goes on where it "
                 "stood."
             )
-        self._fixed = steps_per_execution
+        self._fixed, self._wanted = steps_per_execution, _MOST
         self.choose(stacked=True)
         self._unconfirmed: deque[Chunk] = deque()
         self._dispatched = 0
@@ -122,6 +122,9 @@ class Stream(Feed):
     def choose(self, *, stacked: bool) -> None:
         self._stacked = stacked
         self.layout = Layout("stacked" if stacked else "single", 0, self._rows, False, self._train_remainder)
+
+    def pace(self, steps: int) -> None:
+        self._wanted = steps
 
     def next(self) -> Chunk | None:
         self._take(wait=True)
@@ -267,7 +270,7 @@ class Stream(Feed):
             ragged = batch.smaller and not ends
             closes = ends or step == self._end_step
             slow = time.monotonic() - began > _SLOW
-            if closes or batch.smaller or slow or len(held) == self._capacity(held[0]):
+            if closes or batch.smaller or slow or len(held) >= min(self._capacity(held[0]), self._wanted):
                 yield self._chunk(held, epoch, cursor, step, cursor if ends else self.epoch_len, closes=closes)
                 held = []
             if ends:
@@ -365,9 +368,8 @@ class Stream(Feed):
         capacity = self._capacity(held[0])
 
         def stack(*leaves: Any) -> np.ndarray:
-            out = np.empty((capacity, *leaves[0].shape), leaves[0].dtype)
-            for i in range(capacity):
-                out[i] = leaves[min(i, len(leaves) - 1)]
+            out = np.zeros((capacity, *leaves[0].shape), leaves[0].dtype)
+            np.stack(leaves, out=out[: len(leaves)])
             return out
 
         return chunk._replace(data=jax.device_put(jax.tree.map(stack, *batches)))

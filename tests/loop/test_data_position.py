@@ -222,7 +222,7 @@ def feed_of(data, start=None, say=None, **how):
 
 def status(epoch, cursor, step, over=False):
     controls = {"level": np.float32(10 * epoch + step)}
-    fields = dict.fromkeys(("evaluated", "stop", "yielded", "awaits", "halted"), 0)
+    fields = dict.fromkeys(("evaluated", "stop", "yielded", "awaits", "alive"), 0)
     return Status(**fields, epoch=epoch, cursor=cursor, step=step, over=over, window={}, controls=controls)
 
 
