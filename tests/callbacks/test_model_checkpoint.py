@@ -191,3 +191,13 @@ def test_a_run_without_a_step_saves_nothing_at_its_end(step):
     chain = jc.chain(jc.ModelCheckpoint("a", save_at_end=True))
     _, actions = chain.on_train_end(chain.init(), jc.Metrics({"loss": 0.5}, step=step))
     assert len(jc.fired(actions)) == step
+
+
+def test_a_validation_in_the_middle_of_an_epoch_that_does_not_count_saves_nothing():
+    chain = jc.chain(jc.ModelCheckpoint("{step}", save_best_only=True, every_n_epochs=2))
+    state, saved = chain.init(), []
+    for step, epoch in [(1, 0), (3, 1)]:
+        metrics = jc.Metrics({"val_loss": 1.0 / step}, step=step, epoch=epoch, closes_epoch=False)
+        state, actions = chain.on_eval_end(state, metrics)
+        saved += [jc.fill(action, step=step) for action in jc.fired(actions)]
+    assert saved == ["3"]
