@@ -133,7 +133,7 @@ class EarlyStopping(Callback):
         if self.restore_best_weights:
             actions.append(Snapshot("best", when=better))
         values = {"wait": wait, "best": after.best, "best_epoch": after.best_epoch + 1, "value": value}
-        for when, reason in self._reasons(value, ~progress & ~first & (wait > 0) & (wait >= self.patience)):
+        for when, reason in self._reasons(value, ~first & (wait > 0) & (wait >= self.patience)):
             given = values | self._limits()
             actions.append(Stop(new & when, reason, values=given))
             if self.verbose:

@@ -207,7 +207,7 @@ RULES: tuple[Rule, ...] = (
         "`ReduceLROnPlateau` with a schedule in the optimizer",
         "`TypeError`",
         "they multiply",
-        "the same",
+        "warm-up and decay should not exclude a plateau",
         shown_by="test_a_plateau_over_a_schedule",
     ),
     Rule(
@@ -330,7 +330,7 @@ RULES: tuple[Rule, ...] = (
         "when effects apply",
         "at once, inside the hook",
         "after all transitions of the moment, in callback order",
-        "the same",
+        "grouping and order change no decision",
         section=LOOP,
         shown_by="test_what_a_callback_sees_does_not_depend_on_its_place",
     ),

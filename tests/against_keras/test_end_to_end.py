@@ -11,15 +11,17 @@ PLATEAU = {"factor": 0.5, "patience": 1, "min_delta": 1e-3, "min_lr": 0.0125}
 STOPPING = {"patience": 4, "min_delta": 1e-3, "restore_best_weights": True}
 
 
-@pytest.mark.parametrize("executor", ["looped", "stepped"])
-def test_plateau_and_early_stopping_end_alike(executor):
+@pytest.fixture(scope="module")
+def keras_run():
     """A `cooldown` of c in Keras skips c - 1 epochs, so it is one more there."""
-    model = keras_model()
-    plateau, stopping = (
-        keras.callbacks.ReduceLROnPlateau(**PLATEAU, cooldown=2),
-        keras.callbacks.EarlyStopping(**STOPPING),
-    )
-    theirs = keras_fit(model, epochs=60, callbacks=[plateau, stopping]).history
+    model, stopping = keras_model(), keras.callbacks.EarlyStopping(**STOPPING)
+    plateau = keras.callbacks.ReduceLROnPlateau(**PLATEAU, cooldown=2)
+    return model, stopping, keras_fit(model, epochs=60, callbacks=[plateau, stopping]).history
+
+
+@pytest.mark.parametrize("executor", ["looped", "stepped"])
+def test_plateau_and_early_stopping_end_alike(executor, keras_run):
+    model, stopping, theirs = keras_run
     callbacks = [jc.ReduceLROnPlateau(**PLATEAU, cooldown=1), jc.EarlyStopping(**STOPPING)]
     result = jaxcb_fit(epochs=60, callbacks=callbacks, executor=executor)
 

@@ -103,6 +103,27 @@ def test_restores_the_best_at_the_end_only_where_asked(play, restore):
     assert callback.slots() == ({"best": "model"} if restore else {})
 
 
+@pytest.mark.parametrize(("values", "lines"), [([1.0, 2.0], ["1"]), ([2.0, 1.0], ["2"]), ([NAN, NAN], [])])
+def test_the_restored_epoch_is_told_from_1(values, lines):
+    chain = jc.chain(jc.EarlyStopping(patience=9, verbose=1, restore_best_weights=True))
+    state = chain.init()
+    for epoch, value in enumerate(values):
+        state, _ = chain.on_epoch_end(state, jc.Metrics({"val_loss": value}, epoch=epoch))
+    _, actions = chain.on_train_end(state, jc.Metrics({"val_loss": values[-1]}, epoch=len(values) - 1))
+    told = [jc.fill(a) for a in jc.fired(actions) if isinstance(a, jc.Print)]
+    assert told == [f"Restored the model weights of the best epoch: {line}" for line in lines]
+
+
+def test_patience_0_in_epochs_waits_for_an_epoch():
+    """It acts as 1: a second validation in the same epoch uses up none of it."""
+    chain = jc.chain(jc.EarlyStopping(patience=0, patience_in="epochs"))
+    state, stops = chain.init(), []
+    for step, epoch in [(1, 0), (2, 0), (3, 1)]:
+        state, actions = chain.on_eval_end(state, jc.Metrics({"val_loss": 1.0}, step=step, epoch=epoch))
+        stops.append(bool(jc.stop_requested(actions)))
+    assert stops == [False, False, True]
+
+
 def test_reason_and_line_are_filled(play):
     played = play(jc.EarlyStopping(patience=2, verbose=1), val_loss=[1.0, 2.0, 2.0])
     stop, line = played.actions[2]

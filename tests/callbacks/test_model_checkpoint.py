@@ -174,3 +174,30 @@ def test_arguments_are_checked(case):
     given, kind, said = REFUSED[case]
     with pytest.raises(kind, match=said):
         jc.ModelCheckpoint(**{"filepath": "a"} | given)
+
+
+def test_minutes_count_from_the_last_save():
+    chain = jc.chain(jc.ModelCheckpoint("{step}", every_minutes=2))
+    state, saved = chain.init(), []
+    for step in range(1, 8):  # a step takes a minute
+        metrics = jc.Metrics({"loss": 0.5}, step=step, host={"elapsed": 60.0 * step})
+        state, actions = chain.on_batch_end(state, metrics)
+        saved += [jc.fill(action, step=step) for action in jc.fired(actions)]
+    assert saved == ["2", "4", "6"]
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_run_without_a_step_saves_nothing_at_its_end(step):
+    chain = jc.chain(jc.ModelCheckpoint("a", save_at_end=True))
+    _, actions = chain.on_train_end(chain.init(), jc.Metrics({"loss": 0.5}, step=step))
+    assert len(jc.fired(actions)) == step
+
+
+def test_a_validation_in_the_middle_of_an_epoch_that_does_not_count_saves_nothing():
+    chain = jc.chain(jc.ModelCheckpoint("{step}", save_best_only=True, every_n_epochs=2))
+    state, saved = chain.init(), []
+    for step, epoch in [(1, 0), (3, 1)]:
+        metrics = jc.Metrics({"val_loss": 1.0 / step}, step=step, epoch=epoch, closes_epoch=False)
+        state, actions = chain.on_eval_end(state, metrics)
+        saved += [jc.fill(action, step=step) for action in jc.fired(actions)]
+    assert saved == ["3"]

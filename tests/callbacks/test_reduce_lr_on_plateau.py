@@ -161,3 +161,12 @@ def test_patience_and_cooldown_in_epochs_and_steps(play, unit):
     assert play(callback, val_loss=values).when(jc.ScaleLearningRate) == [2, 6]
     callback = jc.ReduceLROnPlateau(patience=1, cooldown=0, patience_in=unit)
     assert play(callback, val_loss=values).when(jc.ScaleLearningRate) == [2, 4, 6, 7, 8]
+
+
+def test_several_validations_in_an_epoch_use_up_one_epoch_of_patience():
+    chain = jc.chain(jc.ReduceLROnPlateau(patience=2, patience_in="epochs"))
+    state, cuts = chain.init(), []
+    for step, epoch in [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2), (6, 2)]:
+        state, (cut,) = chain.on_eval_end(state, jc.Metrics({"val_loss": 1.0}, step=step, epoch=epoch))
+        cuts.append(bool(cut.when))
+    assert cuts == [False, False, False, False, True, False]
