@@ -5,6 +5,7 @@
 #   make test-newest   a short set of tests on the newest Python here, with the newest jax locked
 #   make long          tests that take minutes: processes that are killed at odd moments, every way to cut a run short
 #   make deep          the long tests
+#   make browser       look at TensorBoard's pages in a browser (apt-get install chromium chromium-driver)
 #   make lock          resolve the locked versions anew
 #   make clean         remove everything made here
 #
@@ -13,7 +14,7 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: demo test lint check test-newest long deep format lock clean
+.PHONY: demo test lint check test-newest long deep browser format lock clean
 
 PYTHON ?=
 ARGS ?=
@@ -48,6 +49,9 @@ long: .venv/.dev
 
 deep: .venv/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m deep $(ARGS)
+
+browser: .venv/.dev
+	$(BIN)/python -m pytest -m browser -rs tests/browser $(ARGS)
 
 test-newest:
 	@python=$$(sh tools/find_python.sh newest) || exit 1; \
