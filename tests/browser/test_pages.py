@@ -106,8 +106,8 @@ def test_the_graph_shows_the_modules_and_opens(page):
     browser.wait("return all('g.node').some(e => e.getAttribute('data-name') === 'CNN/head')")
     modules = {f"CNN/{name}" for name in ("conv1", "norm1", "conv2", "norm2", "dropout", "head")}
     assert modules <= set(browser.run(nodes))
-    edges = browser.run("return all('g.edge text').map(e => e.textContent.trim())")
-    assert {"64×8×8×1", "64×1024"} <= set(edges)
+    edges = browser.run(r"return all('g.edge text').map(e => e.textContent.trim().replaceAll('\u00d7', 'x'))")
+    assert {"64x8x8x1", "64x1024"} <= set(edges)
     browser.run("all('.icon-button, paper-button, a').find(e => text(e).includes('Fit to screen')).click()")
 
 
