@@ -5,6 +5,7 @@
 #   make test-newest   a short set of tests on the newest Python here, with the newest jax locked
 #   make long          tests that take minutes: processes that are killed at odd moments, every way to cut a run short
 #   make deep          the long tests
+#   make browser       look at TensorBoard's pages in a browser (apt-get install chromium chromium-driver)
 #   make keras         compare the callbacks with the real Keras on 14,000 streams of metrics
 #   make mutants       spoil the callbacks one line at a time, and see that the tests notice
 #   make bench         everything side by side with loops by hand, Keras and Lightning, in an environment of their own
@@ -17,7 +18,7 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: demo test lint check test-newest long deep keras mutants bench bench-quick format lock clean
+.PHONY: demo test lint check test-newest long deep browser keras mutants bench bench-quick format lock clean
 
 PYTHON ?=
 BENCH_PYTHON ?=
@@ -54,6 +55,9 @@ long: .venv/.dev
 
 deep: .venv/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m deep $(ARGS)
+
+browser: .venv/.dev
+	$(BIN)/python -m pytest -m browser -rs tests/browser $(ARGS)
 
 keras: .venv/.dev
 	$(BIN)/python tests/against_keras $(ARGS)

@@ -154,7 +154,7 @@ class TensorBoard(Callback):
             if "params" in self.histograms:
                 actions += (self._histogram("params", due),)
             if self.write_images:
-                actions += (Image("weights", of="params", log_dir=self.log_dir, by="epoch", when=due),)
+                actions += (Image("images", of="params", log_dir=self.log_dir, by="epoch", when=due),)
         if self.embeddings_freq:
             due = metrics.epoch % self.embeddings_freq == 0
             actions += tuple(self._embedding(where, labels, due) for where, labels in self.embeddings_metadata)

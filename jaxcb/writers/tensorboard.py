@@ -23,6 +23,8 @@ from jaxcb.writers._location import check_writable
 from jaxcb.writers._projector import Projector
 from jaxcb.writers._writer import Writer, by_member
 
+_PLUGINS = {Scalars: "scalars", Histogram: "histograms", Image: "images", Figure: "images"}
+
 
 class TensorBoardWriter(Writer):
     """Writes event files, a directory a run; members of a population have a series each, `tag/member`."""
@@ -32,6 +34,7 @@ class TensorBoardWriter(Writer):
         self._files: dict[tuple[str, str], EventFile] = {}
         self._projectors: dict[Path, Projector] = {}
         self._directories: set[Path] = set()
+        self._tags: dict[tuple[Path, str], tuple[str, str]] = {}  # by run and tag: what it has, and whose that is
         self._others: set[str] = set()  # event files that were there before this run began
 
     def prepare(self, action: Any) -> None:
@@ -41,6 +44,7 @@ class TensorBoardWriter(Writer):
             self.context.files.append(directory)
             self._directories.add(directory)
             self._others |= {self.context.key(path) for path in event_files(directory)}
+        self._claim(action, directory)
         has_pictures = isinstance(action, Image | Figure) or getattr(action, "sprites", None) is not None
         if has_pictures and importlib.util.find_spec("PIL") is None:
             raise ImportError(f"{action.owner} writes images, which needs Pillow: pip install pillow.")
@@ -56,6 +60,18 @@ class TensorBoardWriter(Writer):
                 f"{action.owner or 'somebody'} asks for the graph of the run's step, which a hand-written loop does "
                 "not tell: pass Graph(jax.make_jaxpr(loss_fn)(params, batch))."
             )
+
+    def _claim(self, action: Any, directory: Path) -> None:
+        """Notes which kind of series has a tag: TensorBoard shows one of two that share it, and drops the other."""
+        for kind, plugin in _PLUGINS.items():
+            if isinstance(action, kind):
+                for tag in action.values if isinstance(action, Scalars) else (action.tag,):
+                    known, owner = self._tags.setdefault((directory, tag), (plugin, action.owner))
+                    if known != plugin:
+                        raise ValueError(
+                            f"{action.owner} writes {plugin} under the tag {tag!r}, under which {owner} writes {known} "
+                            f"in the run {action.run!r}. TensorBoard would show one of them: give another tag, or run=."
+                        )
 
     def _directory(self, action: Any) -> Path:
         return self.context.path(f"{action.log_dir}/{action.run}")
@@ -177,7 +193,7 @@ def _scalars(action: Scalars, suffix: str) -> Iterator[Summary]:
     fresh, found = action.fresh, Summary()
     for name, value in action.values.items():
         if fresh is None or fresh[name]:
-            found.value.add(tag=name + suffix, simple_value=value)
+            found.value.add(tag=name + suffix, simple_value=float(value))
     if found.value:
         yield found
 

@@ -26,20 +26,23 @@ _FLAGS = (
     "hide-scrollbars",
     "force-device-scale-factor=1",
 )
-# what a page shows: its elements lie in shadow trees, which a plain search does not enter
-_HELPERS = """
-function all(selector, root) {
-  root = root || document;
+# what a page shows: its elements lie in shadow trees and frames, which a plain search does not enter
+_HELPERS = r"""
+function all(selector, root = document) {
   let found = [...root.querySelectorAll(selector)];
-  for (const e of root.querySelectorAll('*')) if (e.shadowRoot) found = found.concat(all(selector, e.shadowRoot));
+  for (const e of root.querySelectorAll('*')) {
+    const inner = e.shadowRoot || e.contentDocument;
+    if (inner) found = found.concat(all(selector, inner));
+  }
   return found;
 }
-function text(root) {
-  root = root || document.body;
+function text(root = document.body) {
   if (root.nodeType === 3) return root.textContent;
-  if (['SCRIPT', 'STYLE', 'TEMPLATE'].includes(root.tagName)) return '';
-  if (root.nodeType === 1 && getComputedStyle(root).display === 'none') return '';
-  return [...(root.shadowRoot || root).childNodes].map(text).join(' ');
+  if (['SCRIPT', 'NOSCRIPT', 'STYLE', 'TEMPLATE'].includes(root.tagName)) return '';
+  if (root.nodeType === 1 && root.ownerDocument.defaultView.getComputedStyle(root).display === 'none') return '';
+  if (root.contentDocument && root.contentDocument.body) return text(root.contentDocument.body);
+  const shadow = root.shadowRoot ? [...root.shadowRoot.childNodes] : [];
+  return [...shadow, ...root.childNodes].map(n => text(n)).join(' ').replace(/\s+/g, ' ');
 }
 """
 
@@ -82,10 +85,10 @@ class Browser:
         self._ask("/url", {"url": url})
 
     def run(self, script: str) -> object:
-        """Runs JavaScript, the body of a function; `all(selector)` and `text()` look into shadow trees."""
+        """Runs JavaScript, the body of a function; `all(selector)` and `text()` look everywhere."""
         return self._ask("/execute/sync", {"script": _HELPERS + script, "args": []})
 
-    def wait(self, script: str, seconds: float = 60.0) -> object:
+    def wait(self, script: str, seconds: float = 120.0) -> object:
         """Waits until a script returns what is true, and returns that."""
         limit = time.monotonic() + seconds
         while not (found := self.run(script)):

@@ -137,7 +137,7 @@ def test_nothing_grows_with_the_run_but_its_history(monkeypatch, tmp_path):
         tracemalloc.stop()
     assert len(sizes) == 6
     assert len(set(arrays[1:])) == 1, arrays
-    assert sizes[-1] - sizes[1] < 10_000, sizes  # bytes, over 200 epochs
+    assert sizes[-1] - sizes[1] < 100 * 200, sizes  # bytes over 200 epochs; one record is more than 100
 
 
 @pytest.mark.parametrize("executor", ["looped", "stepped"])

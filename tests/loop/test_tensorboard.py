@@ -131,7 +131,7 @@ def test_histograms_images_and_texts_stand_at_their_epochs(train):
         assert [h.step for h in train.Histograms(tag)] == [0, 2]
         size = 12 if "embed" in tag else 5
         assert {sum(h.histogram_value.bucket) for h in train.Histograms(tag)} == {size}
-    assert [i.step for i in train.Images("weights/out/w")] == [0, 2]
+    assert [i.step for i in train.Images("images/out/w")] == [0, 2]
     assert [i.step for i in train.Images("bar")] == [STEPS * (e + 1) for e in range(EPOCHS)]
     assert (train.Images("bar")[0].height, train.Images("bar")[0].width) == (2, 3)
     (text,) = train.Tensors("configuration/text_summary")
@@ -291,3 +291,20 @@ def test_each_member_of_a_population_has_its_own_line_and_there_is_one_graph(tmp
     assert len([e for e in events_of(tmp_path / "logs" / "train") if e.HasField("graph_def")]) == 1
     assert {"epoch_loss/0", "epoch_loss/1"} <= set(read(tmp_path / "logs" / "train").Tags()["scalars"])
     assert {"final/loss/0", "final/loss/1"} <= set(read(tmp_path / "logs" / "hparams").Tags()["scalars"])
+
+
+def test_a_run_that_fails_at_its_beginning_has_begun_once(tmp_path):
+    fail = [True]
+
+    def once(run):
+        if fail.pop() if fail else False:
+            raise Cut
+
+    callbacks = [jc.TensorBoard(), jc.make_callback(on_train_begin=lambda s, m: (s, jc.Call(once)), name="Once")]
+    with pytest.raises(Cut):
+        _runs.fit(epochs=1, callbacks=callbacks, run_dir=tmp_path, resume="auto")
+    _runs.fit(epochs=1, callbacks=callbacks, run_dir=tmp_path, resume="auto")
+    events = events_of(tmp_path / "logs" / "train")
+    assert len([e for e in events if e.HasField("graph_def")]) == 1
+    tags = [v.tag for e in events for v in e.summary.value]
+    assert tags.count("configuration/text_summary") == tags.count("epoch_loss") == 1

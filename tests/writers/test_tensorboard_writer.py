@@ -194,3 +194,18 @@ def test_what_writes_is_imported_when_it_is_used():
     code = "import sys, jaxcb; print([m for m in ('tensorboardX', 'orbax') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "[]"
+
+
+def test_a_tag_of_two_kinds_is_refused_before_the_first_step(tmp_path):
+    """TensorBoard's pages show the first kind only, as a look at them in a browser found."""
+
+    def both(state, metrics):
+        return state, (jc.Histogram("weights", of="params"), jc.Image("weights", of="params"))
+
+    with pytest.raises(ValueError, match=r"both writes images under the tag 'weights', under which both writes histo"):
+        fit(callbacks=[jc.make_callback(on_epoch_end=both, name="both")], run_dir=tmp_path)
+    apart = [jc.Scalars({"a": 1.0}), jc.Text("a", "a"), jc.Image("a", picture(), run="other")]
+    with jc.Recorder(tmp_path / "apart", verbose=0) as recorder:
+        for action in apart:
+            recorder.perform(action, step=0)
+    assert [p.value for p in read(tmp_path / "apart" / "logs" / "train").Scalars("a")] == [1.0]
