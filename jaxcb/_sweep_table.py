@@ -5,7 +5,6 @@ from typing import Any
 
 from jaxcb._modes import resolve_mode
 
-
 _WIDE = 200
 
 

@@ -32,7 +32,7 @@ CASES = [
         "sweep-jit",
         "64 members on digits, early stopping with best weights; programs from the compilation cache",
         {
-            "jaxcb.sweep": lazily("_sweeps", "swept"),
+            "jaxcb.sweep": lazily("_sweeps", "swept", strategy="vmap"),
             "64 jit loops by hand": lazily("_sweeps", "by_hand", compiled=False),
         },
         _same_ends(8, 0.03),
@@ -42,7 +42,7 @@ CASES = [
         "sweep-compiled",
         "the same, against an early-stopping loop that is compiled as a whole, a member after another",
         {
-            "jaxcb.sweep": lazily("_sweeps", "swept"),
+            "jaxcb.sweep": lazily("_sweeps", "swept", strategy="vmap"),
             "64 compiled loops by hand": lazily("_sweeps", "by_hand", compiled=True),
         },
         _same_ends(8, 0.03),
@@ -50,7 +50,7 @@ CASES = [
     ),
     Case(
         "sweep-repacked",
-        "64 members that end at widely different epochs (10 to 320): repacked, and not",
+        "64 members that end at widely different epochs (5 to 160): repacked, and not",
         {
             "repacked": lazily("_sweeps", "staggered", strategy="vmap", repack="auto"),
             "not repacked": lazily("_sweeps", "staggered", strategy="vmap", repack=False),
