@@ -5,6 +5,8 @@ from typing import Any
 
 from jaxcb._modes import resolve_mode
 
+_WIDE = 200
+
 
 def show(result: Any, monitor: str, mode: str, rows: int) -> None:
     """Prints the members, the best ones first.
@@ -29,11 +31,14 @@ def show(result: Any, monitor: str, mode: str, rows: int) -> None:
         table.add_column(name, justify="left" if name == "end" else "right", overflow="fold")
     for i in order[:rows]:
         own = [columns[name][i] for name in ("member", *paths, "epochs", monitor)]
-        ended = (columns["stop_reason"][i] or "all epochs done").split(":")[0]
+        ended = (columns["stop_reason"][i] or "ran to its end").split(":")[0]
         table.add_row(*map(_text, [*own, float(best[i])]), ended)
     if len(result) > rows:
         table.caption = f"and {len(result) - rows} more"
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a file has no width
+        console = Console(width=_WIDE)
+    console.print(table)
 
 
 def _rank(value: float, mode: str) -> float:
@@ -49,4 +54,4 @@ def _short(paths: list[str]) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -52,6 +52,25 @@ def test_digits_in_short(name, tmp_path):
     assert len((tmp_path / "run" / "log.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
+def test_sweep_digits_in_short(tmp_path):
+    pytest.importorskip("sklearn")
+    out = run("sweep_digits.py", "--run-dir", tmp_path / "run", "--members", 4, "--epochs", 3)
+    assert "4 members by their best val_loss" in out
+    assert "test accuracy" in out
+    for file in ("history.csv", "table.csv", "sweep.png"):
+        assert (tmp_path / "run" / file).stat().st_size > 0
+        assert file in out
+    assert len((tmp_path / "run" / "table.csv").read_text().splitlines()) == 5
+
+
+@pytest.mark.deep
+def test_sweep_digits_in_full(tmp_path):
+    pytest.importorskip("sklearn")
+    out = run("sweep_digits.py", "--run-dir", tmp_path / "run")
+    assert float(out.split("test accuracy")[1].split("%")[0]) >= 94.0
+
+
 @pytest.mark.deep
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", ["digits", "digits_linen"])
