@@ -82,7 +82,7 @@ test-newest:
 	    echo "No Python newer than $$($$default -c "$$minor") here: 'make test' is already on the newest one."; \
 	else \
 	    $(MAKE) --no-print-directory $(NEWEST)/.dev NEWEST_PYTHON="$$python" && \
-	    $(NEWEST)/bin/python -m pytest -n $(WORKERS) -m "not deep and not slow and not long" $(ARGS); \
+	    $(NEWEST)/bin/python -m pytest -n $(WORKERS) -m "not deep and not slow and not long and not browser" $(ARGS); \
 	fi
 
 $(BIN)/python:
