@@ -201,3 +201,10 @@ def test_a_validation_in_the_middle_of_an_epoch_that_does_not_count_saves_nothin
         state, actions = chain.on_eval_end(state, metrics)
         saved += [jc.fill(action, step=step) for action in jc.fired(actions)]
     assert saved == ["3"]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_saves_are_ranked_by_its_mode(mode):
+    chain = jc.chain(jc.ModelCheckpoint("a", keep_best=1, mode=mode))
+    _, (save,) = chain.on_epoch_end(chain.init(), jc.Metrics({"val_loss": 0.5}))
+    assert save.mode == mode
