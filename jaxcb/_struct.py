@@ -63,8 +63,22 @@ class Struct:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        dataclasses.dataclass(frozen=True)(cls)
+        # what every class has alike stands below: writing it anew for each is most of what importing them would take
+        dataclasses.dataclass(frozen=True, repr=False, eq=False)(cls)
         _register(cls)
+
+    def __repr__(self) -> str:
+        shown = (f.name for f in dataclasses.fields(self) if f.repr)  # pyright: ignore[reportArgumentType]
+        return f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+    def __eq__(self, other: object) -> bool:
+        return self._values() == other._values() if type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, f.name) for f in dataclasses.fields(self))  # pyright: ignore[reportArgumentType]
 
     @classmethod
     def _make(cls, **fields: Any) -> Self:

@@ -3,13 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
-from jax.extend import core
 
 from jaxcb._actions._series import TensorBoardAction
 from jaxcb._struct import static
+
+if TYPE_CHECKING:
+    from jax.extend import core  # imports Pallas
 
 
 class Graph(TensorBoardAction):
@@ -28,11 +30,11 @@ class Graph(TensorBoardAction):
         'train'
     """
 
-    jaxpr: core.ClosedJaxpr | None = static(default=None, repr=False)
+    jaxpr: "core.ClosedJaxpr | None" = static(default=None, repr=False)
     outputs: tuple[str, ...] = static(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.jaxpr is not None and not isinstance(self.jaxpr, core.ClosedJaxpr):
+        if self.jaxpr is not None and not hasattr(self.jaxpr, "jaxpr"):
             raise TypeError(f"Graph takes what jax.make_jaxpr(fn)(*args) returns, got a {type(self.jaxpr).__name__}.")
         self._set("outputs", (self.outputs,) if isinstance(self.outputs, str) else tuple(self.outputs))
 
