@@ -210,11 +210,9 @@ def test_a_chain_asks_for_its_members_weights_by_owner():
 def test_patience_can_be_swept():
     chain = jc.chain(jc.EarlyStopping("loss"))
     metrics = jc.Metrics({"loss": 1.0}, epoch=3)
-    state = {
-        "EarlyStopping": chain.init()["EarlyStopping"].replace(
-            best=jnp.float32(0), wait=jnp.int32(2), seen=jnp.int32(1)
-        )
-    }
+    before = chain.init()["EarlyStopping"]
+    seen = before.seen.replace(step=jnp.int32(1), epoch=jnp.int32(1))
+    state = {"EarlyStopping": before.replace(best=jnp.float32(0), wait=jnp.int32(2), seen=seen)}
 
     def stops(patience):
         swept = jc.chain(jc.EarlyStopping("loss").replace(patience=patience))
