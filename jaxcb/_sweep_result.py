@@ -119,7 +119,15 @@ class SweepResult(Sequence[Result]):
     def member(self, index: int) -> Result:
         """One member as an ordinary result, its model, history and callback states included."""
         index = range(len(self))[index]
-        return next(p.result(r) for p in self.parts for r, m in enumerate(p.members) if m.number == index)
+        if index not in self._places:
+            raise LookupError(f"member {index} was not trained: the sweep was interrupted before its turn.")
+        part, row = self._places[index]
+        return part.result(row)
+
+    @property
+    def _places(self) -> dict[int, tuple[Part, int]]:
+        """Where each member that was trained is to be found."""
+        return {m.number: (p, r) for p in self.parts for r, m in enumerate(p.members)}
 
     @property
     def history(self) -> dict[str, np.ndarray]:
@@ -162,26 +170,26 @@ class SweepResult(Sequence[Result]):
         return np.where(best == away, np.nan, best)
 
     def table(self) -> dict[str, list[Any]]:
-        """One row a member, as columns by name, ready for `pandas.DataFrame`.
+        """One row for each member that was trained, as columns by name, ready for `pandas.DataFrame`.
 
         Returns:
             `member`, the swept values by path, `epochs` and `steps` done, `stop_reason` (None for who came to the end),
             the last report of each metric under its name, and the best one as `best_NAME` where its name tells
             which way is better.
         """
-        columns: dict[str, list[Any]] = {"member": list(range(len(self)))}
-        columns |= {path: [point[path] for point in self.points] for path in self.points[0]}
-        places = {m.number: (p, r) for p in self.parts for r, m in enumerate(p.members)}
-        columns["epochs"] = [places[i][0].epochs_of(places[i][1]) for i in range(len(self))]
-        columns["steps"] = [int(places[i][0].state.step[places[i][1]]) for i in range(len(self))]
-        columns["stop_reason"] = [places[i][0].reason_of(places[i][1]) for i in range(len(self))]
+        places = dict(sorted(self._places.items()))
+        columns: dict[str, list[Any]] = {"member": list(places)}
+        columns |= {path: [self.points[i][path] for i in places] for path in self.points[0]}
+        columns["epochs"] = [part.epochs_of(row) for part, row in places.values()]
+        columns["steps"] = [int(part.state.step[row]) for part, row in places.values()]
+        columns["stop_reason"] = [part.reason_of(row) for part, row in places.values()]
         for name, values in self.history.items():
             if name not in _RATES:
-                columns[name] = [_last(values[:, i]) for i in range(len(self))]
+                columns[name] = [_last(values[:, i]) for i in places]
         for name in [n for n in self.history if n not in _RATES]:
             mode = told_mode(name)
             if mode is not None:
-                columns[f"best_{name}"] = self.bests(name, mode).tolist()
+                columns[f"best_{name}"] = self.bests(name, mode)[list(places)].tolist()
         return columns
 
     def write_table(self, path: str | Path) -> Path:

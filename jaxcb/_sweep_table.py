@@ -23,7 +23,7 @@ def show(result: Any, monitor: str, mode: str, rows: int) -> None:
     mode = resolve_mode("SweepResult.show", monitor, mode)
     columns = result.table()
     best = result.bests(monitor, mode)
-    order = sorted(range(len(result)), key=lambda i: _rank(best[i], mode))
+    order = sorted(range(len(columns["member"])), key=lambda i: _rank(best[columns["member"][i]], mode))
     paths = list(result.points[0])
     table = Table(title=f"{len(result)} members by their best {monitor}")
     names = ["member", *_short(paths), "epochs", monitor, f"best {monitor}", "end"]
@@ -32,7 +32,7 @@ def show(result: Any, monitor: str, mode: str, rows: int) -> None:
     for i in order[:rows]:
         own = [columns[name][i] for name in ("member", *paths, "epochs", monitor)]
         ended = (columns["stop_reason"][i] or "ran to its end").split(":")[0]
-        table.add_row(*map(_text, [*own, float(best[i])]), ended)
+        table.add_row(*map(_text, [*own, float(best[own[0]])]), ended)
     if len(result) > rows:
         table.caption = f"and {len(result) - rows} more"
     console = Console()

@@ -12,6 +12,7 @@ from jaxcb._callback import Callback
 from jaxcb._chain import AsCallback, as_chain
 from jaxcb._check import one_of, whole
 from jaxcb._configuration import Configuration
+from jaxcb._errors import DataError
 from jaxcb._members import Member, bytes_of, grouped, make_members, together, varying
 from jaxcb._points import Point, as_points
 from jaxcb._probe import Probe
@@ -122,6 +123,7 @@ def sweep(
         TypeError: for a swept value that is no number, naming it.
         ValueError: for a path that leads nowhere, a value out of range or one that changes a shape, naming it; and for
             arguments that do not fit together.
+        DataError: for data that cannot be trained on.
         MemoryError: for more members than fit, saying what they need and how many would.
 
     Example:
@@ -142,6 +144,8 @@ def sweep(
     at_once = None if at_once is None else whole("sweep", "at_once", at_once, least=1)
     one_of("sweep", "strategy", strategy, STRATEGIES)
     one_of("sweep", "repack", repack, (True, False, "auto"))
+    if callable(train_data) and not isinstance(train_data, Iterable):
+        raise DataError("train_data is a function, which follows the controls of one run; members share their data.")
     if validation_split:
         train_data, validation_data = split_off(train_data, validation_data, validation_split)
     asked = Asked(
@@ -179,11 +183,11 @@ def sweep(
     if verbose != 0:
         _say_groups(groups, len(where))
     step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn)
-    parts = []
+    result = SweepResult(tuple(points), (), directory)
     for number, group in enumerate(where):
         asked.run_dir = directory if directory is None or len(where) == 1 else directory / f"part_{number}"
         one = together(group, fixed)
-        found = conduct(
+        result = conduct(
             step,
             eval_step,
             one.callbacks,
@@ -191,13 +195,13 @@ def sweep(
             train_data,
             asked,
             population=Population(len(group), one.axes, one.seeds, strategy, repack),
-            result=lambda driver, at, context, group=group: _part(group, driver, at, context),
+            result=lambda driver, at, context, group=group, done=result.parts: SweepResult(
+                tuple(points), (*done, _part(group, driver, at, context)), directory
+            ),
         )
-        parts.append(found)
-        if found.interrupted:
-            break
-    result = SweepResult(tuple(points), tuple(parts), directory)
-    if directory is not None and not fast_dev_run and len(parts) == len(where):
+        if result.parts[-1].interrupted:
+            return result
+    if directory is not None and not fast_dev_run:
         result.write_table(directory / "table.csv")
     return result
 
@@ -263,11 +267,11 @@ def _check_memory(each: int, members: int) -> None:
 
 
 def _room() -> int | None:
-    """Bytes that are free for a population; None where that is not known."""
+    """Bytes that there are for a population: on an accelerator what is free, else all; None where not known."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return None

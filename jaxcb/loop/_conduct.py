@@ -141,6 +141,8 @@ def conduct(
                 )
             if start.saved is not None and executor == "auto":
                 executor = start.saved.facts["executor"]  # another one agrees to rounding only
+            if start.saved is not None and population is not None and population.strategy == "auto":
+                population = population._replace(strategy=start.saved.facts["strategy"])
             driver, why = assemble(
                 step=step,
                 eval_step=eval_step,

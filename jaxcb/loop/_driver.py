@@ -219,6 +219,7 @@ class Driver:
             "stops": [list(stop) for stop in self.stops],
             "elapsed": self.host_metrics.elapsed,
             "executor": self.executor.name,
+            "strategy": None if self.members is None else self.members.strategy.name,
         }
 
     def _pause(self) -> None:

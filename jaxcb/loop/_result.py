@@ -7,15 +7,15 @@ from typing import Any
 from jaxcb._history import RunHistory
 from jaxcb._train_state import TrainState
 
-_last: "Result | None" = None
+_last: Any = None
 
 
-def last_result() -> "Result | None":
-    """Returns the result of the run that Ctrl-C ended last; it also stands on the `KeyboardInterrupt` as `result`."""
+def last_result() -> Any:
+    """Returns the result of the run or sweep that Ctrl-C ended last; it also stands on its exception as `result`."""
     return _last
 
 
-def remember(result: "Result") -> None:
+def remember(result: Any) -> None:
     """Makes a result the one that `last_result` returns."""
     global _last
     _last = result
