@@ -9,7 +9,7 @@ from _case import Case, NotTheSame, Outcomes, same_losses
 from _networks import NETWORKS, Network
 from _race import Baton
 
-SMALL, LARGE = NETWORKS["784-128-10"], NETWORKS["784-3072-3072-10"]
+SMALL, LARGE = NETWORKS["784-128-10"], NETWORKS["784-6144-6144-10"]
 MEMORY = ", best weights off"
 
 
@@ -95,7 +95,7 @@ CASES = [
         same_losses(1), most=1.5, fresh=True,
     ),
     Case(
-        "memory", f"784-3072-3072-10 (12 million weights), four callbacks{MEMORY}: memory at its peak",
+        "memory", f"784-6144-6144-10 (43 million weights), four callbacks{MEMORY}: memory at its peak",
         {"jaxcb": _peak(True), "scan by hand": _peak(False)},
         same_losses(2), most=1.1, unit="MiB", fresh=True, rounds=5,
     ),
