@@ -19,9 +19,9 @@ import jaxcb as jc
 from jaxcb.loop._carry import Inputs
 from jaxcb.loop._feeding import make_feed
 
-ROWS, VALIDATION_ROWS, BATCH_SIZE = 1472, 256, 16
+ROWS, VALIDATION_ROWS, BATCH_SIZE = 1472, 256, 8
 STEPS = ROWS // BATCH_SIZE
-EPOCHS, PATIENCE = 40, 4
+EPOCHS, PATIENCE = 50, 5
 RATES = (3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 8e-3, 1.2e-2, 2e-2)
 SEEDS = 8
 SIZES = (64, 16, 10)
@@ -80,10 +80,10 @@ def staggered(**arguments: Any) -> Callable[[Baton], dict[str, Any]]:
     """Members that end at widely different epochs: half of those that are left at each doubling."""
 
     def points() -> list[dict[str, Any]]:
-        ends = [5 * 2 ** min(int(np.log2(64 / (i + 1))), 5) for i in range(64)]
+        ends = [3 * 2 ** min(int(np.log2(64 / (i + 1))), 5) for i in range(64)]
         return [{"seed": i, "callbacks.StopAt.epochs": end} for i, end in enumerate(ends)]
 
-    return _sweep(points, lambda: [StopAt()], 160, learning_rate=1e-3, **arguments)
+    return _sweep(points, lambda: [StopAt()], 96, learning_rate=1e-3, **arguments)
 
 
 def _sweep(points: Any, callbacks: Any, epochs: int, **arguments: Any) -> Callable[[Baton], dict[str, Any]]:

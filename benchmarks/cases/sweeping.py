@@ -37,6 +37,7 @@ CASES = [
         },
         _same_ends(8, 0.03),
         least=10.0,
+        rounds=5,
     ),
     Case(
         "sweep-compiled",
@@ -50,12 +51,13 @@ CASES = [
     ),
     Case(
         "sweep-repacked",
-        "64 members that end at widely different epochs (5 to 160): repacked, and not",
+        "64 members that end at widely different epochs (3 to 96): repacked, and not",
         {
             "repacked": lazily("_sweeps", "staggered", strategy="vmap", repack="auto"),
             "not repacked": lazily("_sweeps", "staggered", strategy="vmap", repack=False),
         },
         _same_ends(0, 1e-3),
         least=1.2,
+        rounds=5,
     ),
 ]
