@@ -2,7 +2,7 @@
 
 import csv
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxcb._rows import MISSING, row_text
 from jaxcb.writers._table import Table
 from jaxcb.writers._writer import Writer, by_member
 
+_PLACES = ("member", "step", "epoch")
 _RATES = ("base_learning_rate", "learning_rate", "lr_scale")
 
 
@@ -42,20 +43,7 @@ class HistoryWriter(Writer):
             return
         with file.path.open(newline="", encoding="utf-8") as lines:
             for (step, epoch, _), rows in itertools.groupby(csv.DictReader(lines), key=_moment(bool(members))):
-                when = np.zeros(members, bool)
-                fresh: dict[str, Any] = {}
-                values: dict[str, Any] = {}
-                for row in rows:
-                    at = int(row.pop("member")) if members else ()
-                    when[at] = True
-                    for name, cell in row.items():
-                        if name in ("step", "epoch"):
-                            continue
-                        column = values.setdefault(name, np.zeros(members, dtypes.get(name, np.float32)))
-                        known = fresh.setdefault(name, np.zeros(members, bool))
-                        known[at] = cell != MISSING
-                        column[at] = float(cell) if cell != MISSING else 0
-                self.history.add(int(step), int(epoch), values, fresh, when)
+                self.history.add(int(step), int(epoch), *_row(rows, dtypes, members))
         self._gone = [name for name in self.history if name not in dtypes]
 
     def write(self, record: Any) -> None:
@@ -72,6 +60,26 @@ class HistoryWriter(Writer):
     def close(self) -> None:
         if self._table is not None:
             self._table.close()
+
+
+def _row(
+    lines: Iterable[dict[str, str]], dtypes: dict[str, Any], members: tuple[int, ...]
+) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """The values of a moment, which of them were reported, and whose they are."""
+    values: dict[str, Any] = {}
+    fresh: dict[str, Any] = {}
+    when = np.zeros(members, bool)
+    for line in lines:
+        at = int(line["member"]) if members else ()
+        when[at] = True
+        for name, cell in line.items():
+            if name not in _PLACES:
+                known = cell != MISSING
+                values.setdefault(name, np.zeros(members, dtypes.get(name, np.float32)))[at] = (
+                    float(cell) if known else 0
+                )
+                fresh.setdefault(name, np.zeros(members, bool))[at] = known
+    return values, fresh, when
 
 
 def _moment(members: bool) -> Callable[[dict[str, str]], tuple[str, str, int]]:
