@@ -98,9 +98,9 @@ def drive(
     Example:
         >>> import jaxcb as jc, jaxcb.testing
         >>> driven = jc.testing.drive(jc.EarlyStopping(patience=1), {"val_loss": [0.5, 0.75, 0.1]})
-        epoch 1 step 1 on_eval_end: best nan -> 0.5; best_epoch -1 -> 0; seen -1 -> 1
+        epoch 1 step 1 on_eval_end: best nan -> 0.5; best_epoch -1 -> 0; seen/step -1 -> 1; seen/epoch -1 -> 0
         epoch 2 step 2 on_eval_end: Stop("val_loss has not improved for 1 reports; best 0.5 at epoch 1");
-        wait 0 -> 1; seen 1 -> 2
+        wait 0 -> 1; seen/step 1 -> 2; seen/epoch 0 -> 1
         >>> len(driven.at("on_eval_end"))
         2
 
