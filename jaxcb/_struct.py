@@ -65,6 +65,8 @@ class Struct:
         super().__init_subclass__(**kwargs)
         # what every class has alike stands below: writing it anew for each is most of what importing them would take
         dataclasses.dataclass(frozen=True, repr=False, eq=False)(cls)
+        if cls.__hash__ is None:  # Python takes it from a class that has its own __eq__
+            cls.__hash__ = Struct.__hash__
         _register(cls)
 
     def __repr__(self) -> str:
@@ -72,13 +74,11 @@ class Struct:
         return f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def __eq__(self, other: object) -> bool:
-        return self._values() == other._values() if type(other) is type(self) else NotImplemented
+        return _compared(self) == _compared(other) if type(other) is type(self) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._values())
-
-    def _values(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, f.name) for f in dataclasses.fields(self))  # pyright: ignore[reportArgumentType]
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        return hash(tuple(getattr(self, f.name) for f in fields if (f.compare if f.hash is None else f.hash)))
 
     @classmethod
     def _make(cls, **fields: Any) -> Self:
@@ -98,6 +98,10 @@ class Struct:
         if unknown:
             raise TypeError(f"{type(self).__name__} has no field {unknown[0]!r}; it has {', '.join(names)}.")
         return self._make(**{n: changes.get(n, getattr(self, n)) for n in names})
+
+
+def _compared(x: Any) -> tuple[Any, ...]:
+    return tuple(getattr(x, f.name) for f in dataclasses.fields(x) if f.compare)
 
 
 def _register(cls: type) -> None:

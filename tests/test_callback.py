@@ -1,5 +1,7 @@
 """Callbacks, chains and the fixed form of a transition, with what they say when it is broken."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -66,6 +68,29 @@ def test_callbacks_are_frozen_and_their_numbers_are_leaves():
         callback.patience = 4
     assert jax.tree.leaves(callback) == [1.0, 3, 0]
     assert jax.tree.leaves(jc.EarlyStopping(baseline=2)) == [0.0, 0, 2.0, 0]
+
+
+def test_fields_that_are_not_compared_have_no_part_in_equality():
+    class Noted(jc.Callback):
+        note: list = dataclasses.field(default_factory=list, compare=False)
+        seed: int = dataclasses.field(default=0, hash=False)
+
+    assert Noted(note=["a"]) == Noted(note=["b"])
+    assert hash(Noted(seed=0)) == hash(Noted(seed=1))
+    assert Noted(seed=0) != Noted(seed=1)
+
+
+def test_a_class_with_its_own_equality_has_a_hash():
+    class Alike(jc.Callback):
+        seed: int = 0
+
+        def __eq__(self, other):
+            return type(other) is type(self)
+
+    class Holder(jc.Callback):
+        own: Alike = jc.static(default_factory=Alike)
+
+    assert hash(Holder()) == hash(Holder())
 
 
 def test_make_callback_refuses_unknown_hooks():
