@@ -112,6 +112,14 @@ def test_labels_with_tabs_and_newlines_keep_their_row(tmp_path):
     assert lines == ["a b", "c d", " ", ""]
 
 
+def test_names_that_differ_in_punctuation_keep_their_files_apart(tmp_path):
+    projector = Projector(tmp_path)
+    for value, name in enumerate(("a b", "a/b", "a_b")):
+        projector.add(name, np.full((2, 2), float(value), np.float32), None)
+    found = sorted(path.read_text().split()[0] for path in tmp_path.glob("projector/*/vectors.tsv"))
+    assert [float(x) for x in found] == [0.0, 1.0, 2.0]
+
+
 def test_a_projector_goes_back_to_what_it_had(tmp_path):
     projector = Projector(tmp_path)
     projector.add("first", np.eye(2, dtype=np.float32), None)

@@ -108,7 +108,7 @@ class Keeper:
         store = self._result if finished else self._training
         stored, new = saved.leaves, named(carry)
         _refuse_misfits(saved, stored, new)
-        dropped = self._changed(saved.facts["callbacks"]) + _other_windows(stored, new)
+        dropped = self._changed(saved.facts["callbacks"]) + _other_windows(carry, stored, new)
         wanted = {
             # an array that was tied to no device stays so, or the first step would compile again
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding if leaf.committed else None)
@@ -156,9 +156,9 @@ class Keeper:
             self._say(f"jaxcb: resuming with new controls, which start as given: {', '.join(controls)}.")
 
 
-def _other_windows(stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def _other_windows(carry: Carry, stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The windows that measure something else than before: a mean over part of an epoch would be none of it."""
-    groups = {name.split("]")[0] + "]" for name in new if name.startswith(".windows[")}
+    groups = [f".windows[{name!r}]." for name in carry.windows]
     return [
         group
         for group in groups

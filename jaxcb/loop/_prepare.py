@@ -109,6 +109,7 @@ def _actions(
         actions = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), actions)
         check_actions(actions, train)
         _check_place(hook, actions)
+        _check_payload(hook, actions)
         out[hook] = actions
     program.host_read = tuple(name for name in program.host_names if name in read)
     return out
@@ -142,6 +143,15 @@ def _check_place(hook: str, actions: tuple[Action, ...]) -> None:
     for action in actions:
         if isinstance(action, SkipUpdate | ScaleUpdates) and hook != "on_before_update":
             raise ValueError(f"{action.owner}: {type(action).__name__} acts in on_before_update, not in {hook}.")
+
+
+def _check_payload(hook: str, actions: tuple[Action, ...]) -> None:
+    for action in actions:
+        if any(jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in jax.tree.leaves(action)):
+            raise TypeError(
+                f"{action.owner}: {type(action).__name__} in {hook} holds a PRNG key, which no file can take. "
+                "Hand over jax.random.key_data(key)."
+            )
 
 
 def _add(names: Shapes, new: Mapping[str, Any], what: str) -> None:

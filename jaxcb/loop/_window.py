@@ -17,8 +17,8 @@ class Window(Struct):
     All sums lie in one vector, since each array that a compiled loop updates costs something at every step.
 
     Attributes:
-        total: sum of the rows, and of each value times its rows, float32 (..., width); under the names of the values,
-            which tell a resumed run what they were sums of.
+        total: sum of the rows, and of each value times its rows, float32 (..., width); under the values' names and
+            shapes, which tell a resumed run what they were sums of.
         error: what rounding has taken from each sum so far, in the same form.
         merged: name -> what has merged so far, of metrics that merge themselves.
         shapes: name and shape of each value in `total`.
@@ -35,7 +35,8 @@ class Window(Struct):
         lead = () if members is None else (members,)
         plain = {name: v for name, v in values.items() if not is_mergeable(v)}
         shapes = tuple((name, tuple(v.shape[len(lead) :])) for name, v in plain.items())
-        label, width = ", ".join(plain), 1 + sum(math.prod(shape) for _, shape in shapes)
+        label = ", ".join(f"{name}{shape}" for name, shape in shapes)
+        width = 1 + sum(math.prod(shape) for _, shape in shapes)
         merged = {
             name: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), v)
             for name, v in values.items()

@@ -40,7 +40,10 @@ class Projector:
             columns: of texts, a column each of as many as there are rows; or a file that has them.
             sprites: uint8 (rows, height, width), or with channels behind; None for points.
         """
-        room = self._directory / _ROOM / re.sub(r"[^\w.\-]+", "_", name)
+        own = re.sub(r"[^\w.\-]+", "_", name)
+        while self._has(own):  # names may differ in what no file's name can hold
+            own += "_"
+        room = self._directory / _ROOM / own
         shutil.rmtree(room, ignore_errors=True)  # of a process that was killed in here
         room.mkdir(parents=True)
         about = {"tensor_name": name, "tensor_path": self._put(room / "vectors.tsv", _table(vectors))}
@@ -64,12 +67,15 @@ class Projector:
         """Goes back to what it had, and removes what came later."""
         self._parts = list(parts)
         for room in sorted((self._directory / _ROOM).glob("*")):
-            if not any(json.dumps(f"{_ROOM}/{room.name}/vectors.tsv") in part for part in parts):
+            if not self._has(room.name):
                 shutil.rmtree(room)
         if self._parts:
             self._configure()
         else:
             (self._directory / _CONFIG).unlink(missing_ok=True)
+
+    def _has(self, room: str) -> bool:
+        return any(json.dumps(f"{_ROOM}/{room}/vectors.tsv") in part for part in self._parts)
 
     def _configure(self) -> None:
         new = self._directory / f"{_CONFIG}.new"

@@ -2,7 +2,9 @@
 
 import itertools
 import threading
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -487,3 +489,15 @@ def test_an_eval_step_that_returns_nothing():
 def test_the_error_of_a_refused_run_leaves_no_thread():
     refused(LookupError, "no metric", data=[(X, Y)], callbacks=[jc.EarlyStopping()])
     assert not [t for t in threading.enumerate() if t.name == "jaxcb-data"]
+
+
+class Keeps(jc.LogAction):
+    key: Any
+
+
+def test_a_random_key_in_an_action_names_the_callback():
+    keeping = jc.make_callback(
+        init=tuple, on_epoch_end=lambda state, metrics: (state, Keeps(jax.random.key(0))), name="keeping"
+    )
+    with pytest.raises(TypeError, match=r"keeping: Keeps in on_epoch_end holds a PRNG key.*key_data"):
+        fit(callbacks=[keeping], epochs=1)

@@ -8,7 +8,9 @@ import sys
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -430,6 +432,42 @@ def test_metrics_may_come_and_go(tmp_path):
     assert [row["grad_norm"] == "NA" for row in rows] == [False, False, True, True]
     again = run(tmp_path, epochs=4, callbacks=[jc.NormMonitor(every=2, of="param_norm")])
     assert set(again.history) == set(result.history)
+
+
+def test_metrics_that_exchange_their_shapes_do_not_mix(tmp_path):
+    """A mean over part of an epoch is none of it, and another metric's sum still less."""
+
+    def run_with(shapes, fails):
+        def batches():
+            for number in range(5):
+                if fails and number == 3:
+                    raise OSError("the disk is gone")
+                yield np.ones((2, 1), np.float32)
+
+        class Again:
+            def __iter__(self):
+                return batches()
+
+        def loss_fn(params, batch):
+            values = {name: jnp.full(shape, 100.0**place) for place, (name, shape) in enumerate(shapes.items())}
+            return jnp.mean((params["w"] * batch) ** 2), values
+
+        keeping = jc.make_callback(
+            init=lambda: {name: jnp.zeros(shape) for name, shape in shapes.items()},
+            on_epoch_end=lambda state, metrics: ({name: metrics[name] for name in state}, None),
+            name=f"keeping {shapes}",
+        )
+        result = jc.fit(
+            {"w": jnp.ones(())}, loss_fn, Again(), optimizer=optax.sgd(0.1), epochs=1, run_dir=tmp_path,
+            callbacks=[keeping], resume="auto", steps_per_execution=1, verbose=0,
+        )  # fmt: skip
+        return result.callback_states[f"keeping {shapes}"]
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        run_with({"a": (2,), "b": (3,)}, fails=True)
+    means = run_with({"a": (3,), "b": (2,)}, fails=False)
+    np.testing.assert_allclose(means["a"], np.ones(3))
+    np.testing.assert_allclose(means["b"], np.full(2, 100.0))
 
 
 def test_the_end_alone_does_not_release_a_stop(tmp_path):
