@@ -7,6 +7,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -223,7 +224,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.plot(goal, place, "|", color="black", markersize=14)
     axes.axvline(1.0, color="grey", linewidth=0.8)
     axes.set_xscale("log")
-    axes.set_yticks(range(len(shown)), [f"{row.title} / {row.against}" for row in shown], fontsize=8)
-    axes.set_xlabel("ratio to the other one (dot: of medians; bar: quartiles; stroke: what is to be reached)")
+    labels = [textwrap.fill(f"{row.title} / {row.against}", 56) for row in shown]
+    axes.set_yticks(range(len(shown)), labels, fontsize=7)
+    axes.set_xlabel("ratio (dot: of medians; bar: quartiles; stroke: to be reached)", fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
