@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcb._errors import MissingMetricError, did_you_mean
-from jaxcb._struct import Struct, strong
+from jaxcb._struct import Struct, static, strong
 
 _RATES = ("learning_rate", "base_learning_rate")
 _NO_RATE = (
@@ -31,6 +31,8 @@ class Metrics(Struct):
             int32 (members,); then all values have that axis. None for callbacks that see one run alone.
         host: what the host has read of the outside world, such as `elapsed` (seconds of the whole run), name ->
             float32 (). `metrics["elapsed"]` finds it, but loggers of measured values do not see it.
+        old: names of which nothing was reported since the last moment, as far as that is known when the moment is
+            traced: a callback that watches one of them has nothing to do, and need not become part of the program.
 
     Example:
         >>> import jaxcb as jc
@@ -48,6 +50,7 @@ class Metrics(Struct):
     host: Any = dataclasses.field(default_factory=dict, kw_only=True)
     alive: Any = dataclasses.field(default=None, kw_only=True)
     member: Any = dataclasses.field(default=None, kw_only=True)
+    old: frozenset[str] = static(default=frozenset(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not hasattr(self.values, "items"):

@@ -19,6 +19,7 @@ from jaxcb.callbacks._monitor import (
     Reported,
     elapsed,
     improved,
+    is_old,
     monitor_name,
     reaches,
     read,
@@ -114,6 +115,8 @@ class EarlyStopping(Callback):
         return self._report(state, metrics)
 
     def _report(self, state: EarlyStoppingState, metrics: Metrics) -> Any:
+        if is_old(self.monitor, metrics):
+            return state, None
         value, reported = read("EarlyStopping", self.monitor, metrics)
         now = Reported(reported, metrics.epoch)
         anew = reported > state.seen.step

@@ -12,7 +12,7 @@ from jaxcb._callback import Callback, Metrics
 from jaxcb._check import number, one_of, whole
 from jaxcb._modes import resolve_mode
 from jaxcb._struct import Struct, static, strong_tree
-from jaxcb.callbacks._monitor import NO_BEST, Monitor, improved, monitor_name, read
+from jaxcb.callbacks._monitor import NO_BEST, Monitor, improved, is_old, monitor_name, read
 
 _NAN = math.nan
 
@@ -201,7 +201,7 @@ class ModelCheckpoint(Callback):
         """Remembers what was reported. A batch knows its own values alone; elsewhere a missing name is an error."""
         known = {n: metrics[n] if all_known or n in metrics else state.known[n] for n in self._remembers}
         state = state.replace(known={n: v.astype(jnp.float32) for n, v in known.items()})
-        if not self._compares:
+        if not self._compares or is_old(self.monitor, metrics):
             return state
         try:
             value, reported = read("ModelCheckpoint", self.monitor, metrics)

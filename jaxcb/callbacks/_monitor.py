@@ -69,6 +69,17 @@ def read(owner: str, monitor: Monitor, metrics: Metrics) -> tuple[Array, Array]:
     return value.astype(jnp.float32), reported
 
 
+def is_old(monitor: Monitor, metrics: Metrics) -> bool:
+    """Whether nothing that a monitor reads was reported since the last moment, as far as tracing can tell."""
+    if not metrics.old:
+        return False
+    if isinstance(monitor, str):
+        return monitor in metrics.old
+    reads = _Reads(metrics)
+    monitor(reads)  # pyright: ignore[reportArgumentType]
+    return bool(reads.names) and reads.names <= metrics.old
+
+
 THRESHOLD_MODES = ("abs", "rel")
 NO_BEST = float("nan")
 

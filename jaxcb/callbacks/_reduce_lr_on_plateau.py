@@ -17,6 +17,7 @@ from jaxcb.callbacks._monitor import (
     Reported,
     elapsed,
     improved,
+    is_old,
     read,
 )
 
@@ -98,6 +99,8 @@ class ReduceLROnPlateau(Callback):
         return self._report(state, metrics)
 
     def _report(self, state: ReduceLROnPlateauState, metrics: Metrics) -> Any:
+        if is_old(self.monitor, metrics):
+            return state, None
         value, reported = read("ReduceLROnPlateau", self.monitor, metrics)
         now = Reported(reported, metrics.epoch)
         new = reported > state.seen.step

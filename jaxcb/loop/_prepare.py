@@ -68,6 +68,8 @@ def prepare(
         readings={name: Reading(_unknown(own), jnp.full((), -1, jnp.int32)) for name, own in looks.items()},
         latest=Latest(_unknown(names), {name: jnp.full((), -1, jnp.int32) for name in names}),
     )
+    validated = frozenset(names.keys() - train_names.keys())
+    program.old = {"on_eval_end": frozenset(train_names), "on_epoch_end": validated, "on_train_end": frozenset(names)}
     actions = _actions(program, train, callbacks, settings, train_names, names)
     program.expect(
         actions, {hook: _answers(program, hook, own, train, proposal, batch) for hook, own in actions.items()}
@@ -100,9 +102,8 @@ def _actions(
             return program.metrics_of(values, train, host, step=zero, epoch=zero, total=zero, last=False)
 
         metrics = jax.eval_shape(seen, given, train)
-        if program.members is not None:
-            whose = (jax.ShapeDtypeStruct((program.members,), kind) for kind in (jnp.bool_, jnp.int32))
-            metrics = program.seen_together(metrics, *whose)
+        whose = (jax.ShapeDtypeStruct((program.members or 1,), kind) for kind in (jnp.bool_, jnp.int32))
+        metrics = program.seen_in(hook, metrics, *whose)
         traced = program.hook[hook].trace(settings, callbacks, metrics)
         _, actions = traced.out_info
         read |= {name for name in program.host_names if _is_read(traced, (settings, callbacks, metrics), name)}

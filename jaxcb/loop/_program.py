@@ -88,6 +88,7 @@ class Program:
         self.hooks = chain.hooks()
         self.lookers: dict[str, Any] = {}
         self.host_read: tuple[str, ...] = ()  # host metrics that a hook makes use of
+        self.old: dict[str, frozenset[str]] = {}  # hook -> names of which nothing is reported at that moment
         self.scales_ready_made = False  # whether callbacks scale the final updates of an optimizer made elsewhere
         self.debug = debug
         looked_into = "on_before_update" in self.hooks or bool(self.probes)
@@ -223,9 +224,10 @@ class Program:
             **more,
         )
 
-    def seen_together(self, metrics: Metrics, alive: Any, member: Any) -> Metrics:
-        """The metrics of a moment as those see them who see the whole population."""
-        return metrics.replace(alive=alive, member=member) if self.populations else metrics
+    def seen_in(self, hook: str, metrics: Metrics, alive: Any, member: Any) -> Metrics:
+        """The metrics of a moment as a hook sees them; `alive` and `member` are for those who see the population."""
+        together = {"alive": alive, "member": member} if self.populations else {}
+        return metrics.replace(old=self.old.get(hook, frozenset()), **together)
 
     # One moment
 
@@ -255,8 +257,8 @@ class Program:
         """
         if hook not in self.actions:
             return carry, rings, ()
-        if self.members is not None:
-            metrics = self.seen_together(metrics, ~carry.ended if alive is None else alive, carry.member)
+        acting = ~carry.ended if alive is None else alive
+        metrics = self.seen_in(hook, metrics, acting, carry.member)
         states, actions = self.hook[hook](inputs.settings, carry.callbacks, metrics)
         if alive is not None:
             states = select(alive, states, carry.callbacks)
@@ -422,7 +424,10 @@ def _hook(hook: str, tree: Any, over: Any = None) -> Callable[..., Any]:
     def run(settings: list[Any], states: Any, metrics: Metrics) -> Any:
         if over is None:
             return one(settings, states, metrics)
-        states, actions = jax.vmap(one, in_axes=over)(settings, states, metrics.replace(alive=None, member=None))
+        settings_axes, states_axes, seen = over
+        own = metrics.replace(alive=None, member=None)
+        axes = (settings_axes, states_axes, seen.replace(old=own.old))
+        states, actions = jax.vmap(one, in_axes=axes)(settings, states, own)
         if metrics.alive is None:
             return states, actions
         states, more = one(settings, states, metrics)
