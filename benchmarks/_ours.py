@@ -123,7 +123,9 @@ def fit(
     epochs: int,
     more: Sequence[jc.Callback] = (),
     data: Any = None,
-    **arguments: Any,
+    verbose: int = 1,
+    executor: str = "auto",
+    probes: Any = None,
 ) -> dict[str, Any]:
     """One run, on the network's arrays where no other data is given; returns what it did."""
     training, validation = (jax.device_put(part) for part in network.data())
@@ -132,8 +134,8 @@ def fit(
         result = jc.fit(
             jax.device_put(network.params()), loss_fn, training if data is None else data, optimizer=optax.adam,
             learning_rate=network.learning_rate, epochs=epochs, validation_data=validation,
-            validation_batch_size=network.validation_rows, callbacks=[*own, *more],
-            **{"verbose": 1, "batch_size": network.batch_size if data is None else None, **arguments},
+            validation_batch_size=network.validation_rows, callbacks=[*own, *more], verbose=verbose,
+            batch_size=network.batch_size if data is None else None, executor=executor, probes=probes,
         )  # fmt: skip
         saves = len(list(Path(directory).glob("saves/*")))
     return done(result) | ({"saves": saves} if any(isinstance(c, jc.ModelCheckpoint) for c in own) else {})

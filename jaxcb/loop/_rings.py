@@ -154,7 +154,8 @@ class Rings:
             count = int(ring.count)
             if not count:
                 continue
-            packed = {key: rows[:count] for key, rows in ring.rows.items()}
+            # copies, as records may be kept, and a part of a ring would keep all of it
+            packed = {key: rows[:count].copy() for key, rows in ring.rows.items()}
             column, actions = self._packings[name].unpack(packed)
             at = [Entry(*place) for place in zip(*(c.tolist() for c in jax.tree.leaves(column)), strict=True)]
             for index, stack in zip(layout.indices, actions, strict=True):
