@@ -1,7 +1,8 @@
 """jaxcb as a contestant."""
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,16 @@ from _race import Baton
 
 import jaxcb as jc
 from jaxcb._orbax import EXCLUSIVE
+
+
+@contextlib.contextmanager
+def compilation_cache() -> Iterator[None]:
+    """Keeps compiled programs in a directory of its own for as long as a contestant lives."""
+    with tempfile.TemporaryDirectory() as directory:
+        jax.config.update("jax_compilation_cache_dir", directory)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+        yield
 
 
 class HandOn(jc.Callback):
@@ -104,13 +115,14 @@ def contestant(
     return train
 
 
-def whole_runs(network: Network, callbacks: str, *, epochs: int) -> Callable[[Baton], dict[str, Any]]:
-    """A turn is a whole run, with all that it compiles."""
+def whole_runs(network: Network, callbacks: str, *, epochs: int, cached: bool = False) -> Callable[[Baton], Any]:
+    """A turn is a whole run, with all that it compiles, or takes from JAX's compilation cache."""
 
     def train(baton: Baton) -> dict[str, Any]:
         did = {}
-        for _ in baton.each():
-            did = fit(network, callbacks, epochs=epochs)
+        with compilation_cache() if cached else contextlib.nullcontext():
+            for _ in baton.each():
+                did = fit(network, callbacks, epochs=epochs)
         return did
 
     return train

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from loop._runs import control, make_data, make_driver, make_state
+from loop._runs import control, loss_fn, make_data, make_driver, make_state
 
 import jaxcb as jc
 from jaxcb._history import RunHistory
@@ -199,3 +199,15 @@ def test_weights_that_somebody_holds_stay_as_they_are():
 
 def squares(params, batch):
     return ((batch @ params["w"]) ** 2).mean()
+
+
+def test_what_no_step_can_change_is_not_asked_at_every_step():
+    def may_stop(own, **changes):
+        return driver_of(own, **changes).executor.program.steps_may_stop
+
+    def own_step(state, batch):
+        return jc.Step(loss_fn)(state, batch)
+
+    assert not may_stop([jc.EarlyStopping(), jc.CSVLogger("log.csv"), jc.ReduceLROnPlateau()])
+    assert may_stop([jc.TerminateOnNaN()])
+    assert may_stop([], step=own_step)  # it may set state.stop
