@@ -17,9 +17,11 @@ from jaxcb._errors import DataError
 from jaxcb.loop._carry import FOREVER, Status
 from jaxcb.loop._data import as_arrays, copied
 from jaxcb.loop._feed import Chunk, Feed, FeedStart
+from jaxcb.loop._forms import Forms
 from jaxcb.loop._layout import Layout
-from jaxcb.loop._pass import Pass, Pulled
+from jaxcb.loop._pass import Pass, Position, Pulled
 from jaxcb.loop._sources import Source
+from jaxcb.loop._stacks import Stacks
 
 _STACK_BYTES = 16 << 20  # of one stacked chunk
 _MOST = 512  # batches in one
@@ -29,13 +31,14 @@ _PATIENCE = 5.0  # seconds for the thread to end; one that waits in the user's i
 
 
 class _Batch(NamedTuple):
-    """A batch as arrays, and where it stands in its pass."""
+    """A batch, and where it stands in its pass."""
 
-    arrays: Any  # None where a pass that is resumed has no more of them
+    leaves: list[Any] | None = None  # None where it lies in a stack
     smaller: bool = False  # than the first one
     first: bool = False
     last: bool = False
-    position: dict[str, Any] | None = None  # where the pass stands behind it
+    position: Position | None = None  # where the pass stands behind it; None where a resumed one has no more batches
+    most: int = 1  # such batches in a chunk; fixed, so that a part of a chunk runs the same program
 
 
 class Stream(Feed):
@@ -96,6 +99,7 @@ class Stream(Feed):
                 "passed over, since its iterator told no position. One with get_state and set_state goes on where it "
                 "stood."
             )
+        self._forms, self._stacks = Forms(source.what, self.example), Stacks()
         self._fixed, self._wanted = steps_per_execution, _MOST
         self.choose(stacked=True)
         self._unconfirmed: deque[Chunk] = deque()
@@ -181,14 +185,16 @@ class Stream(Feed):
                 self._began_with = self._now[1]
         for chunk in self._unconfirmed:
             if 0 < step - chunk.step <= len(chunk.positions):
-                self._where = chunk.positions[step - chunk.step - 1]
+                self._where = chunk.positions[step - chunk.step - 1].as_json()
         closed = epoch > self._epoch and int(status.cursor) == 0
         if closed and self._steps_per_epoch is None and not self._source.one_shot:  # with its pass
             self._where = {"pass": self._where["pass"] + 1, "batches": 0}
         self._epoch = epoch
         while self._unconfirmed and self._unconfirmed[0].consumed(status):
-            self._unconfirmed.popleft()
+            chunk = self._unconfirmed.popleft()
             self._dispatched -= 1
+            if chunk.memory is not None:
+                self._stacks.give_back(chunk.memory)
 
     def rewind(self) -> int:
         self._dispatched = 0
@@ -227,54 +233,75 @@ class Stream(Feed):
         return False
 
     def _chunks(self) -> Iterator[Chunk]:
+        """Gives chunks: a part of an epoch each, or several whole epochs of one length.
+
+        The latter where epochs are so short that the devices would wait for the host after each.
+        """
         epoch, cursor, step, _ = self._start
         if cursor > 0 and (step >= self._end_step or cursor >= self.epoch_len):
             yield self._closing(epoch, cursor, step, self.epoch_len)
             epoch, cursor = epoch + 1, 0
-        held: list[_Batch] = []
+        whole: _Draft | None = None  # epochs
+        part = _Draft(epoch, cursor, step)  # of the one behind them
         ragged, began = False, 0.0
         batches = self._batches()
         while not self._is_over(epoch, cursor, step):
             try:
                 batch = next(batches, None)
             except Exception:
-                if held:  # what was pulled before the error is trained on
-                    yield self._chunk(held, epoch, cursor, step, self.epoch_len)
+                yield from self._cut(whole, part)  # what was pulled before the error is trained on
                 raise
             if batch is None:
                 if self._closed.is_set():
                     return
-                if held:
-                    yield self._chunk(held, epoch, cursor, step, self.epoch_len)
+                yield from self._cut(whole, part)
                 raise DataError(
                     f"{self._source.what} is a {self._source.kind} that was used up after {step} batches, in epoch "
                     f"{epoch + 1}. Pass something that can be iterated again, or ask for fewer steps."
                 )
-            if batch.arrays is None:
+            if batch.position is None:
                 if self._steps_per_epoch is None and cursor > 0:
                     yield self._closing(epoch, cursor, step, cursor)
                     epoch, cursor = epoch + 1, 0
+                    part = _Draft(epoch, cursor, step)
                 continue
             if ragged and not batch.first:
                 raise DataError(
                     f"ragged batches: batch {step} of {self._source.what} is smaller than the first one, which has "
                     f"{self._rows} rows. Only the last batch of a pass or of an epoch may be smaller."
                 )
-            if batch.smaller and held:
-                yield self._chunk(held, epoch, cursor, step, self.epoch_len)
-                held = []
-            began = time.monotonic() if not held else began
-            held.append(batch)
+            if batch.smaller:  # travels alone
+                yield from self._cut(whole, part)
+                whole, part = None, _Draft(epoch, cursor, step)
+            began = began if whole or part.batches else time.monotonic()
+            part.batches.append(batch)
             cursor, step = cursor + 1, step + 1
             ends = batch.last if self._steps_per_epoch is None else cursor == self._steps_per_epoch
             ragged = batch.smaller and not ends
-            closes = ends or step == self._end_step
-            slow = time.monotonic() - began > _SLOW
-            if closes or batch.smaller or slow or len(held) >= min(self._capacity(held[0]), self._wanted):
-                yield self._chunk(held, epoch, cursor, step, cursor if ends else self.epoch_len, closes=closes)
-                held = []
+            part.epoch_len = cursor if ends else self.epoch_len
+            part.closes = ends or step == self._end_step
+            most = min(batch.most, self._wanted)
+            due = batch.smaller or time.monotonic() - began > _SLOW
+            if whole and not whole.may_take(part):
+                yield self._chunk(whole)
+                whole = None
+            if ends and part.base == 0 and self._joins:
+                whole = whole.joined(part) if whole else part
+                part = _Draft(epoch + 1, 0, step)
+                if due or len(whole.batches) + cursor > most:
+                    yield self._chunk(whole)
+                    whole = None
+            elif part.closes or due or len(part.batches) >= most:
+                yield from self._cut(whole, part)
+                whole, part = None, _Draft(epoch + ends, 0 if ends else cursor, step)
             if ends:
                 epoch, cursor = epoch + 1, 0
+        yield from self._cut(whole, None)
+
+    @property
+    def _joins(self) -> bool:
+        """Whether epochs may travel together: not where the next one's data waits for the controls."""
+        return self._stacked and not self._source.follows
 
     def _batches(self) -> Iterator[_Batch]:
         """Gives batches, pass after pass.
@@ -284,22 +311,22 @@ class Stream(Feed):
         """
         given = self._start.step
         for number, resumed, batches in self._passes():
-            kept, first = self._kept(batches, number), True
+            kept, first = self._kept(batches), True
             ahead = next(kept, None)
             if ahead is None:
                 if not resumed:
                     again = "" if self._source.follows else " when it was walked again"
                     raise DataError(f"{self._source.describe(number)} gave no batch{again}.")
-                yield _Batch(None)
+                yield _Batch()
             while ahead is not None:
-                (batch, smaller, position), given, error = ahead, given + 1, None
+                batch, given, error = ahead._replace(first=first), given + 1, None
                 looks = self._steps_per_epoch is None and given < self._end_step
                 if looks:
                     try:
                         ahead = next(kept, None)
                     except Exception as raised:  # belongs to the next batch; this one is good
                         error = raised
-                yield _Batch(batch, smaller, first, ahead is None, position)
+                yield batch if ahead is not None else batch._replace(last=True)
                 if error is not None:
                     raise error
                 if not looks:
@@ -327,58 +354,67 @@ class Stream(Feed):
                 return
             yield later, False, Pass(self._source, later, controls)
 
-    def _kept(self, batches: Iterator[Pulled], number: int) -> Iterator[tuple[Any, bool, dict[str, Any]]]:
-        """Gives a pass's batches as arrays, whether each is a smaller one, and its position.
+    def _kept(self, batches: Iterator[Pulled]) -> Iterator[_Batch]:
+        """Gives a pass's batches. Each is copied, since the next one is pulled before this one is trained on.
 
         Drops the smaller ones where that was asked for.
         """
-        known, shapes, most = self.example, [x.shape for x in jax.tree.leaves(self.example)], self._rows
         for batch, position in batches:
-            what = f"batch {position['batches']} of {self._source.what}"
-            arrays, rows = as_arrays(batch, what)
-            found = jax.tree.structure(arrays)
-            if found != jax.tree.structure(known):
-                raise DataError(f"{what} has the structure {found}, the first one {jax.tree.structure(known)}.")
-            if self._source.follows and position["batches"] == 1:  # each epoch may have shapes of its own
-                shapes, most = [x.shape for x in jax.tree.leaves(arrays)], rows
-            for x, y, shape in zip(jax.tree.leaves(arrays), jax.tree.leaves(known), shapes, strict=True):
-                if x.shape[1:] != shape[1:] or rows > most:
-                    raise DataError(f"ragged batches: {what} has an array of shape {x.shape}, the first one {shape}.")
-                if jax.dtypes.canonicalize_dtype(x.dtype) != y.dtype:
-                    raise DataError(f"{what} has an array of dtype {x.dtype}, the first one {y.dtype}.")
-            if rows == most or self._train_remainder:
-                yield copied(arrays), rows < most, position  # the next one is pulled before this one is trained on
+            anew = self._source.follows and position.batches == 1  # each epoch may have shapes of its own
+            leaves, form = self._forms.take(batch, position.batches, anew=anew)
+            if form.smaller and not self._train_remainder:
+                continue
+            most = 1 if form.smaller else self._fixed or max(1, min(_STACK_BYTES // max(1, form.nbytes), _MOST))
+            if self._stacked:
+                self._stacks.add(leaves, form, most)
+                leaves = None
+            else:
+                leaves = copied(leaves)
+            yield _Batch(leaves, form.smaller, position=position, most=most)
 
-    def _capacity(self, batch: _Batch) -> int:
-        """How many batches a chunk has room for. It is fixed, so that a part of a chunk runs the same program."""
-        if batch.smaller:  # travels alone
-            return 1
-        size = max(1, sum(x.nbytes for x in jax.tree.leaves(batch.arrays)))
-        return self._fixed or int(np.clip(_STACK_BYTES // size, 1, _MOST))
+    def _cut(self, *drafts: "_Draft | None") -> Iterator[Chunk]:
+        """Makes chunks of what there is."""
+        for draft in drafts:
+            if draft and draft.batches:
+                yield self._chunk(draft)
 
-    def _chunk(
-        self, held: list[_Batch], epoch: int, cursor: int, step: int, epoch_len: int, *, closes: bool = False
-    ) -> Chunk:
-        """Makes a chunk of batches; the place is the one behind them."""
-        batches, size = [batch.arrays for batch in held], len(held)
-        positions = tuple(batch.position for batch in held if batch.position is not None)
-        chunk = Chunk(None, None, epoch, cursor - size, size, epoch_len, closes, step - size, positions)
-        if not self._stacked:
-            return chunk._replace(batches=[jax.device_put(b) for b in batches])
-        capacity = self._capacity(held[0])
-
-        def stack(*leaves: Any) -> np.ndarray:
-            out = np.zeros((capacity, *leaves[0].shape), leaves[0].dtype)
-            np.stack(leaves, out=out[: len(leaves)])
-            return out
-
-        return chunk._replace(data=jax.device_put(jax.tree.map(stack, *batches)))
+    def _chunk(self, draft: "_Draft") -> Chunk:
+        positions, tree = [batch.position for batch in draft.batches], self._forms.tree
+        chunk = Chunk(
+            None, None, draft.epoch, draft.base, len(positions), draft.epoch_len, draft.closes, draft.step, positions,
+            draft.epochs,
+        )  # fmt: skip
+        if self._stacked:
+            stack = self._stacks.cut(len(positions))
+            return chunk._replace(data=tree.unflatten(jax.device_put(stack.leaves)), memory=stack)
+        return chunk._replace(batches=[tree.unflatten(jax.device_put(batch.leaves)) for batch in draft.batches])
 
     def _closing(self, epoch: int, cursor: int, step: int, epoch_len: int) -> Chunk:
         """Makes a chunk without a batch, for a run that was resumed between an epoch's last step and its end."""
-        blank = _Batch(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._host_example))
-        chunk = self._chunk([blank], epoch, cursor, step, epoch_len, closes=True)
-        return chunk._replace(batches=None if self._stacked else [], base=cursor, size=0, step=step)
+        shape = (1,) if self._stacked else ()
+        blank = jax.tree.map(lambda x: np.zeros((*shape, *x.shape), x.dtype), self._host_example)
+        data, batches = (jax.device_put(blank), None) if self._stacked else (None, [])
+        return Chunk(data, batches, epoch, cursor, 0, epoch_len, True, step)
+
+
+class _Draft:
+    """Batches that are to be a chunk: of one epoch, or of several whole ones."""
+
+    def __init__(self, epoch: int, base: int, step: int) -> None:
+        self.epoch, self.base, self.step = epoch, base, step
+        self.batches: list[_Batch] = []
+        self.epochs, self.epoch_len, self.closes = 1, FOREVER, False
+
+    def may_take(self, part: "_Draft") -> bool:
+        """Whether whole epochs can be joined by one, once it is whole, of which so much is there."""
+        size = len(part.batches)
+        return part.base == 0 and (size == self.epoch_len if part.epoch_len == size else size < self.epoch_len)
+
+    def joined(self, other: "_Draft") -> "_Draft":
+        """Takes another whole epoch behind these."""
+        self.batches += other.batches
+        self.epochs += other.epochs
+        return self
 
 
 def _floats(controls: Mapping[str, Any]) -> dict[str, float]:
