@@ -78,7 +78,7 @@ class Numbers(NamedTuple):
     end_epoch: int
     total_steps: int  # for `Metrics`, -1 where not known
 
-    def index(self, carry: Carry) -> Any:
+    def batch_index(self, carry: Carry) -> Any:
         """Which batch of the data is next, int32 (); says nothing of another epoch than the data's."""
         epochs = jnp.where(self.data_epoch < 0, 0, carry.epoch - self.data_epoch)
         return carry.cursor - self.base + epochs * self.epoch_len

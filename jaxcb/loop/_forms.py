@@ -8,6 +8,9 @@ import numpy as np
 from jaxcb._errors import DataError
 from jaxcb.loop._data import as_arrays
 
+_STACK_BYTES = 16 << 20  # of one stacked chunk
+MOST = 2048  # batches in one
+
 
 class Form(NamedTuple):
     """What is known of a batch when it was looked at once. Equal ones are the same object.
@@ -15,12 +18,12 @@ class Form(NamedTuple):
     Attributes:
         leaves: shape and dtype of each array.
         smaller: whether it has fewer rows than the first one.
-        nbytes: of all arrays.
+        most: batches of a chunk. Fixed, so that a part of a chunk runs the same program.
     """
 
     leaves: tuple[tuple[tuple[int, ...], np.dtype], ...]
     smaller: bool
-    nbytes: int
+    most: int
 
 
 class Forms:
@@ -32,11 +35,12 @@ class Forms:
     Args:
         what: the data's name in errors.
         example: the first batch, as shapes and dtypes.
+        most: batches of a chunk; None chooses by their size.
     """
 
-    def __init__(self, what: str, example: Any) -> None:
+    def __init__(self, what: str, example: Any, most: int | None) -> None:
         leaves, self.tree = jax.tree.flatten(example)
-        self._what = what
+        self._what, self._most = what, most
         self._dtypes = [x.dtype for x in leaves]
         self._shapes = [x.shape for x in leaves]
         self._form: Form | None = None  # of the batch before
@@ -71,7 +75,10 @@ class Forms:
                 raise DataError(f"ragged batches: {what} has an array of shape {x.shape}, the first one {shape}.")
             if jax.dtypes.canonicalize_dtype(x.dtype) != dtype:
                 raise DataError(f"{what} has an array of dtype {x.dtype}, the first one {dtype}.")
-        form = Form(tuple((x.shape, x.dtype) for x in leaves), rows < most, sum(x.nbytes for x in leaves))
+        room = 1  # a smaller one travels alone
+        if rows == most:
+            room = self._most or max(1, min(_STACK_BYTES // max(1, sum(x.nbytes for x in leaves)), MOST))
+        form = Form(tuple((x.shape, x.dtype) for x in leaves), rows < most, room)
         if self._form is None or form != self._form:
             self._form = form
         return leaves, self._form

@@ -71,7 +71,7 @@ class Positions(NamedTuple):
     def has_data(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether the given data holds the next batch, bool ()."""
         n = inputs.numbers
-        index = n.index(carry)
+        index = n.batch_index(carry)
         fits = (index >= 0) & (index < n.size)
         return fits & self.is_own_epoch(inputs, carry)
 
@@ -84,7 +84,7 @@ class Positions(NamedTuple):
         """Steps until the next boundary or the end of the data, int32 ()."""
         n = inputs.numbers
         steps = jnp.minimum(n.epoch_len - carry.cursor, n.end_step - carry.step)
-        steps = jnp.minimum(steps, n.size - n.index(carry))
+        steps = jnp.minimum(steps, n.size - n.batch_index(carry))
         if self.validates and self.cadence.steps is not None:
             steps = jnp.minimum(steps, self.cadence.steps - carry.step % self.cadence.steps)
         return steps

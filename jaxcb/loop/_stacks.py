@@ -11,11 +11,11 @@ _ALIGNED = 64  # bytes; a CPU device takes memory that is so aligned as its own
 
 
 class Stack:
-    """Room for so many batches of one form, a row each."""
+    """Room for a chunk of batches of one form."""
 
-    def __init__(self, form: Form, capacity: int) -> None:
-        self.form, self.capacity, self.count = form, capacity, 0
-        self.leaves = [_aligned((capacity, *shape), dtype) for shape, dtype in form.leaves]
+    def __init__(self, form: Form) -> None:
+        self.form, self.count = form, 0
+        self.leaves = [_aligned((form.most, *shape), dtype) for shape, dtype in form.leaves]
 
     def add(self, leaves: list[Any]) -> None:
         """Copies a batch behind the last one."""
@@ -42,11 +42,11 @@ class Stacks:
         self._filling: deque[Stack] = deque()  # in the order of their batches
         self._free: deque[Stack] = deque()
 
-    def add(self, leaves: list[Any], form: Form, capacity: int) -> None:
+    def add(self, leaves: list[Any], form: Form) -> None:
         """Copies a batch behind the last one, or into another stack where that one is full or of another form."""
         last = self._filling[-1] if self._filling else None
-        if last is None or last.count == last.capacity or last.form is not form:
-            last = self._new(form, capacity)
+        if last is None or last.count == form.most or last.form is not form:
+            last = self._new(form)
             self._filling.append(last)
         last.add(leaves)
 
@@ -54,7 +54,7 @@ class Stacks:
         """Takes the first batches out, all of one form; those behind them move on to another stack."""
         first = self._filling.popleft()
         if count < first.count:
-            rest = self._new(first.form, first.capacity)
+            rest = self._new(first.form)
             rest.extend(first, count)
             while self._filling and self._filling[0].form is first.form:
                 behind = self._filling.popleft()
@@ -67,18 +67,18 @@ class Stacks:
         """Lets the memory be written again; no device may read it any more. From any thread."""
         self._free.append(stack)
 
-    def _new(self, form: Form, capacity: int) -> Stack:
+    def _new(self, form: Form) -> Stack:
         while self._free:
             stack = self._free.popleft()
-            if stack.form is form and stack.capacity == capacity:
+            if stack.form is form:
                 stack.count = 0
                 return stack
-        return Stack(form, capacity)
+        return Stack(form)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array that is not filled, whose first byte lies where devices want it."""
+    """Zeros, whose first byte lies where devices want it."""
     nbytes = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(nbytes + _ALIGNED, np.uint8)
+    raw = np.zeros(nbytes + _ALIGNED, np.uint8)
     start = -raw.ctypes.data % _ALIGNED
     return raw[start : start + nbytes].view(dtype).reshape(shape)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,12 @@ from jaxcb._errors import DataError
 from jaxcb.loop._carry import FOREVER, Status
 from jaxcb.loop._data import as_arrays, copied
 from jaxcb.loop._feed import Chunk, Feed, FeedStart
-from jaxcb.loop._forms import Forms
+from jaxcb.loop._forms import MOST, Form, Forms
 from jaxcb.loop._layout import Layout
 from jaxcb.loop._pass import Pass, Position, Pulled
 from jaxcb.loop._sources import Source
-from jaxcb.loop._stacks import Stacks
+from jaxcb.loop._stacks import Stack, Stacks
 
-_STACK_BYTES = 16 << 20  # of one stacked chunk
-_MOST = 512  # batches in one
 _AHEAD = 2  # chunks that wait ready
 _SLOW = 0.25  # seconds after which batches that came slowly travel without waiting for more
 _PATIENCE = 5.0  # seconds for the thread to end; one that waits in the user's iterator for ever is left to itself
@@ -33,12 +31,13 @@ _PATIENCE = 5.0  # seconds for the thread to end; one that waits in the user's i
 class _Batch(NamedTuple):
     """A batch, and where it stands in its pass."""
 
+    position: Position  # where the pass stands behind it
+    form: Form
     leaves: list[Any] | None = None  # None where it lies in a stack
-    smaller: bool = False  # than the first one
-    first: bool = False
     last: bool = False
-    position: Position | None = None  # where the pass stands behind it; None where a resumed one has no more batches
-    most: int = 1  # such batches in a chunk; fixed, so that a part of a chunk runs the same program
+
+
+_NONE_LEFT = _Batch(Position(0, 0), Form((), False, 0))  # of a pass that is resumed
 
 
 class Stream(Feed):
@@ -99,8 +98,8 @@ class Stream(Feed):
                 "passed over, since its iterator told no position. One with get_state and set_state goes on where it "
                 "stood."
             )
-        self._forms, self._stacks = Forms(source.what, self.example), Stacks()
-        self._fixed, self._wanted = steps_per_execution, _MOST
+        self._forms, self._stacks = Forms(source.what, self.example, steps_per_execution), Stacks()
+        self._wanted = MOST
         self.choose(stacked=True)
         self._unconfirmed: deque[Chunk] = deque()
         self._dispatched = 0
@@ -259,30 +258,31 @@ class Stream(Feed):
                     f"{self._source.what} is a {self._source.kind} that was used up after {step} batches, in epoch "
                     f"{epoch + 1}. Pass something that can be iterated again, or ask for fewer steps."
                 )
-            if batch.position is None:
+            if batch is _NONE_LEFT:
                 if self._steps_per_epoch is None and cursor > 0:
                     yield self._closing(epoch, cursor, step, cursor)
                     epoch, cursor = epoch + 1, 0
                     part = _Draft(epoch, cursor, step)
                 continue
-            if ragged and not batch.first:
+            smaller = batch.form.smaller
+            if ragged and batch.position.batches > 1:
                 raise DataError(
                     f"ragged batches: batch {step} of {self._source.what} is smaller than the first one, which has "
                     f"{self._rows} rows. Only the last batch of a pass or of an epoch may be smaller."
                 )
-            if batch.smaller:  # travels alone
+            if smaller:  # travels alone
                 yield from self._cut(whole, part)
                 whole, part = None, _Draft(epoch, cursor, step)
             began = began if whole or part.batches else time.monotonic()
             part.batches.append(batch)
             cursor, step = cursor + 1, step + 1
             ends = batch.last if self._steps_per_epoch is None else cursor == self._steps_per_epoch
-            ragged = batch.smaller and not ends
+            ragged = smaller and not ends
             part.epoch_len = cursor if ends else self.epoch_len
             part.closes = ends or step == self._end_step
-            most = min(batch.most, self._wanted)
-            due = batch.smaller or time.monotonic() - began > _SLOW
-            if whole and not whole.may_take(part):
+            most = min(batch.form.most, self._wanted)
+            due = smaller or time.monotonic() - began > _SLOW
+            if whole and ends != (cursor == whole.epoch_len):  # this epoch has another length
                 yield self._chunk(whole)
                 whole = None
             if ends and part.base == 0 and self._joins:
@@ -311,15 +311,15 @@ class Stream(Feed):
         """
         given = self._start.step
         for number, resumed, batches in self._passes():
-            kept, first = self._kept(batches), True
+            kept = self._kept(batches)
             ahead = next(kept, None)
             if ahead is None:
                 if not resumed:
                     again = "" if self._source.follows else " when it was walked again"
                     raise DataError(f"{self._source.describe(number)} gave no batch{again}.")
-                yield _Batch()
+                yield _NONE_LEFT
             while ahead is not None:
-                batch, given, error = ahead._replace(first=first), given + 1, None
+                batch, given, error = ahead, given + 1, None
                 looks = self._steps_per_epoch is None and given < self._end_step
                 if looks:
                     try:
@@ -331,7 +331,6 @@ class Stream(Feed):
                     raise error
                 if not looks:
                     ahead = next(kept, None)
-                first = False
 
     def _passes(self) -> Iterator[tuple[int, bool, Iterator[Pulled]]]:
         """Gives each pass: its number, whether a part of it was done before, and its batches.
@@ -364,13 +363,11 @@ class Stream(Feed):
             leaves, form = self._forms.take(batch, position.batches, anew=anew)
             if form.smaller and not self._train_remainder:
                 continue
-            most = 1 if form.smaller else self._fixed or max(1, min(_STACK_BYTES // max(1, form.nbytes), _MOST))
             if self._stacked:
-                self._stacks.add(leaves, form, most)
-                leaves = None
+                self._stacks.add(leaves, form)
+                yield _Batch(position, form)
             else:
-                leaves = copied(leaves)
-            yield _Batch(leaves, form.smaller, position=position, most=most)
+                yield _Batch(position, form, copied(leaves))
 
     def _cut(self, *drafts: "_Draft | None") -> Iterator[Chunk]:
         """Makes chunks of what there is."""
@@ -379,22 +376,37 @@ class Stream(Feed):
                 yield self._chunk(draft)
 
     def _chunk(self, draft: "_Draft") -> Chunk:
-        positions, tree = [batch.position for batch in draft.batches], self._forms.tree
-        chunk = Chunk(
-            None, None, draft.epoch, draft.base, len(positions), draft.epoch_len, draft.closes, draft.step, positions,
-            draft.epochs,
-        )  # fmt: skip
+        size = len(draft.batches)
+        data = batches = stack = None
         if self._stacked:
-            stack = self._stacks.cut(len(positions))
-            return chunk._replace(data=tree.unflatten(jax.device_put(stack.leaves)), memory=stack)
-        return chunk._replace(batches=[tree.unflatten(jax.device_put(batch.leaves)) for batch in draft.batches])
+            stack = self._stacks.cut(size)
+            data = self._placed(stack.leaves)
+        else:
+            batches = [self._placed(batch.leaves) for batch in draft.batches]
+        return Chunk(
+            data,
+            batches,
+            epoch=draft.epoch,
+            base=draft.base,
+            size=size,
+            epoch_len=draft.epoch_len,
+            closes=draft.closes,
+            step=draft.step,
+            positions=[batch.position for batch in draft.batches],
+            epochs=draft.epochs,
+            memory=stack,
+        )
+
+    def _placed(self, leaves: Any) -> Any:
+        return self._forms.tree.unflatten(jax.device_put(leaves))
 
     def _closing(self, epoch: int, cursor: int, step: int, epoch_len: int) -> Chunk:
         """Makes a chunk without a batch, for a run that was resumed between an epoch's last step and its end."""
-        shape = (1,) if self._stacked else ()
-        blank = jax.tree.map(lambda x: np.zeros((*shape, *x.shape), x.dtype), self._host_example)
-        data, batches = (jax.device_put(blank), None) if self._stacked else (None, [])
-        return Chunk(data, batches, epoch, cursor, 0, epoch_len, True, step)
+        data = None
+        if self._stacked:
+            blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._host_example)
+            data = self._placed(Stack(self._forms.take(blank, 0, anew=False)[1]).leaves)
+        return Chunk(data, None if self._stacked else [], epoch, cursor, 0, epoch_len, True, step)
 
 
 class _Draft:
@@ -405,12 +417,7 @@ class _Draft:
         self.batches: list[_Batch] = []
         self.epochs, self.epoch_len, self.closes = 1, FOREVER, False
 
-    def may_take(self, part: "_Draft") -> bool:
-        """Whether whole epochs can be joined by one, once it is whole, of which so much is there."""
-        size = len(part.batches)
-        return part.base == 0 and (size == self.epoch_len if part.epoch_len == size else size < self.epoch_len)
-
-    def joined(self, other: "_Draft") -> "_Draft":
+    def joined(self, other: Self) -> Self:
         """Takes another whole epoch behind these."""
         self.batches += other.batches
         self.epochs += other.epochs
