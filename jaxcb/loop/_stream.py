@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,28 +16,17 @@ import numpy as np
 from jaxcb._errors import DataError
 from jaxcb.loop._carry import FOREVER, Status
 from jaxcb.loop._data import as_arrays, copied
+from jaxcb.loop._draft import NONE_LEFT, Batch, Draft
 from jaxcb.loop._feed import Chunk, Feed, FeedStart
-from jaxcb.loop._forms import MOST, Form, Forms
+from jaxcb.loop._forms import MOST, Forms
 from jaxcb.loop._layout import Layout
-from jaxcb.loop._pass import Pass, Position, Pulled
+from jaxcb.loop._pass import Pass, Pulled
 from jaxcb.loop._sources import Source
 from jaxcb.loop._stacks import Stack, Stacks
 
 _AHEAD = 2  # chunks that wait ready
 _SLOW = 0.25  # seconds after which batches that came slowly travel without waiting for more
 _PATIENCE = 5.0  # seconds for the thread to end; one that waits in the user's iterator for ever is left to itself
-
-
-class _Batch(NamedTuple):
-    """A batch, and where it stands in its pass."""
-
-    position: Position  # where the pass stands behind it
-    form: Form
-    leaves: list[Any] | None = None  # None where it lies in a stack
-    last: bool = False
-
-
-_NONE_LEFT = _Batch(Position(0, 0), Form((), False, 0))  # of a pass that is resumed
 
 
 class Stream(Feed):
@@ -240,8 +229,8 @@ class Stream(Feed):
         if cursor > 0 and (step >= self._end_step or cursor >= self.epoch_len):
             yield self._closing(epoch, cursor, step, self.epoch_len)
             epoch, cursor = epoch + 1, 0
-        whole: _Draft | None = None  # epochs
-        part = _Draft(epoch, cursor, step)  # of the one behind them
+        whole: Draft | None = None  # epochs
+        part = Draft(epoch, cursor, step)  # of the one behind them
         ragged, began = False, 0.0
         batches = self._batches()
         while not self._is_over(epoch, cursor, step):
@@ -258,11 +247,11 @@ class Stream(Feed):
                     f"{self._source.what} is a {self._source.kind} that was used up after {step} batches, in epoch "
                     f"{epoch + 1}. Pass something that can be iterated again, or ask for fewer steps."
                 )
-            if batch is _NONE_LEFT:
+            if batch is NONE_LEFT:
                 if self._steps_per_epoch is None and cursor > 0:
                     yield self._closing(epoch, cursor, step, cursor)
                     epoch, cursor = epoch + 1, 0
-                    part = _Draft(epoch, cursor, step)
+                    part = Draft(epoch, cursor, step)
                 continue
             smaller = batch.form.smaller
             if ragged and batch.position.batches > 1:
@@ -272,7 +261,7 @@ class Stream(Feed):
                 )
             if smaller:  # travels alone
                 yield from self._cut(whole, part)
-                whole, part = None, _Draft(epoch, cursor, step)
+                whole, part = None, Draft(epoch, cursor, step)
             began = began if whole or part.batches else time.monotonic()
             part.batches.append(batch)
             cursor, step = cursor + 1, step + 1
@@ -287,23 +276,26 @@ class Stream(Feed):
                 whole = None
             if ends and part.base == 0 and self._joins:
                 whole = whole.joined(part) if whole else part
-                part = _Draft(epoch + 1, 0, step)
+                part = Draft(epoch + 1, 0, step)
                 if due or len(whole.batches) + cursor > most:
                     yield self._chunk(whole)
                     whole = None
             elif part.closes or due or len(part.batches) >= most:
                 yield from self._cut(whole, part)
-                whole, part = None, _Draft(epoch + ends, 0 if ends else cursor, step)
+                whole, part = None, Draft(epoch + ends, 0 if ends else cursor, step)
             if ends:
                 epoch, cursor = epoch + 1, 0
         yield from self._cut(whole, None)
 
     @property
     def _joins(self) -> bool:
-        """Whether epochs may travel together: not where the next one's data waits for the controls."""
-        return self._stacked and not self._source.follows
+        """Whether epochs may travel together: not where one that has ended may be kept waiting for the next one's data.
 
-    def _batches(self) -> Iterator[_Batch]:
+        That is what follows the controls, and a live stream.
+        """
+        return self._stacked and not self._source.follows and not self._source.one_shot
+
+    def _batches(self) -> Iterator[Batch]:
         """Gives batches, pass after pass.
 
         The last one of a pass is known by looking ahead. That is done only where the end of a pass is the end of an
@@ -317,7 +309,7 @@ class Stream(Feed):
                 if not resumed:
                     again = "" if self._source.follows else " when it was walked again"
                     raise DataError(f"{self._source.describe(number)} gave no batch{again}.")
-                yield _NONE_LEFT
+                yield NONE_LEFT
             while ahead is not None:
                 batch, given, error = ahead, given + 1, None
                 looks = self._steps_per_epoch is None and given < self._end_step
@@ -353,7 +345,7 @@ class Stream(Feed):
                 return
             yield later, False, Pass(self._source, later, controls)
 
-    def _kept(self, batches: Iterator[Pulled]) -> Iterator[_Batch]:
+    def _kept(self, batches: Iterator[Pulled]) -> Iterator[Batch]:
         """Gives a pass's batches. Each is copied, since the next one is pulled before this one is trained on.
 
         Drops the smaller ones where that was asked for.
@@ -365,37 +357,21 @@ class Stream(Feed):
                 continue
             if self._stacked:
                 self._stacks.add(leaves, form)
-                yield _Batch(position, form)
+                yield Batch(position, form)
             else:
-                yield _Batch(position, form, copied(leaves))
+                yield Batch(position, form, copied(leaves))
 
-    def _cut(self, *drafts: "_Draft | None") -> Iterator[Chunk]:
+    def _cut(self, *drafts: Draft | None) -> Iterator[Chunk]:
         """Makes chunks of what there is."""
         for draft in drafts:
             if draft and draft.batches:
                 yield self._chunk(draft)
 
-    def _chunk(self, draft: "_Draft") -> Chunk:
-        size = len(draft.batches)
-        data = batches = stack = None
-        if self._stacked:
-            stack = self._stacks.cut(size)
-            data = self._placed(stack.leaves)
-        else:
-            batches = [self._placed(batch.leaves) for batch in draft.batches]
-        return Chunk(
-            data,
-            batches,
-            epoch=draft.epoch,
-            base=draft.base,
-            size=size,
-            epoch_len=draft.epoch_len,
-            closes=draft.closes,
-            step=draft.step,
-            positions=[batch.position for batch in draft.batches],
-            epochs=draft.epochs,
-            memory=stack,
-        )
+    def _chunk(self, draft: Draft) -> Chunk:
+        if not self._stacked:
+            return draft.chunk(batches=[self._placed(batch.leaves) for batch in draft.batches])
+        stack = self._stacks.cut(len(draft.batches))
+        return draft.chunk(self._placed(stack.leaves), memory=stack)
 
     def _placed(self, leaves: Any) -> Any:
         return self._forms.tree.unflatten(jax.device_put(leaves))
@@ -407,21 +383,6 @@ class Stream(Feed):
             blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._host_example)
             data = self._placed(Stack(self._forms.take(blank, 0, anew=False)[1]).leaves)
         return Chunk(data, None if self._stacked else [], epoch, cursor, 0, epoch_len, True, step)
-
-
-class _Draft:
-    """Batches that are to be a chunk: of one epoch, or of several whole ones."""
-
-    def __init__(self, epoch: int, base: int, step: int) -> None:
-        self.epoch, self.base, self.step = epoch, base, step
-        self.batches: list[_Batch] = []
-        self.epochs, self.epoch_len, self.closes = 1, FOREVER, False
-
-    def joined(self, other: Self) -> Self:
-        """Takes another whole epoch behind these."""
-        self.batches += other.batches
-        self.epochs += other.epochs
-        return self
 
 
 def _floats(controls: Mapping[str, Any]) -> dict[str, float]:

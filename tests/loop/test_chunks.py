@@ -73,12 +73,15 @@ def test_chunks_hold_each_batch_once_in_order_and_end_each_epoch_where_it_ends(l
         assert len(chunks) == -(-len(lengths) // together) * pieces
 
 
-@given(length=st.integers(1, 5), steps=st.integers(1, 30), most=st.integers(1, 12))
-def test_epochs_that_are_cut_from_one_stream_travel_together_too(length, steps, most):
-    chunks = chunks_of((b for b in numbered(30)), steps_per_epoch=length, end_step=steps, steps_per_execution=most)
+@given(length=st.integers(1, 5), steps=st.integers(1, 30), most=st.integers(1, 12), live=st.booleans())
+def test_epochs_that_are_cut_from_one_stream_travel_together_where_it_is_not_live(length, steps, most, live):
+    data = (b for b in numbered(30)) if live else numbered(30)
+    chunks = chunks_of(data, steps_per_epoch=length, end_step=steps, steps_per_execution=most)
     assert [n for chunk in chunks for n in numbers_in(chunk)] == list(range(steps))
     assert chunks[-1].closes
     assert sum(chunk.epochs for chunk in chunks if chunk.closes) == -(-steps // length)
+    together = max(chunk.epochs for chunk in chunks)
+    assert together == (1 if live else max(1, min(most // length, steps // length)))
 
 
 def test_data_that_follows_the_controls_is_never_of_several_epochs():
