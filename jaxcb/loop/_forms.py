@@ -86,7 +86,7 @@ class Forms:
 
 def _are_of(leaves: list[Any], form: Form) -> bool:
     """Whether these are numpy arrays of a form."""
-    for x, (shape, dtype) in zip(leaves, form.leaves, strict=True):
-        if type(x) is not np.ndarray or x.shape != shape or x.dtype != dtype:
+    for x, known in zip(leaves, form.leaves, strict=True):
+        if type(x) is not np.ndarray or (x.shape, x.dtype) != known:
             return False
     return True
