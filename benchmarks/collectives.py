@@ -61,7 +61,7 @@ def make_params():
 
 def loss_fn(params, batch):
     x, y = batch
-    hidden = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"])
+    hidden = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"][None])
     error = hidden @ params["out"]["kernel"] - y
     return jnp.mean(error**2), {"mae": jnp.mean(jnp.abs(error))}
 
