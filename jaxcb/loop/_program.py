@@ -403,7 +403,7 @@ class Program:
     def empty_eval(self, train: TrainState, batch: Any) -> Window:
         """The window of a validation set before its first batch."""
         assert self.eval_step is not None
-        return Window.empty(jax.eval_shape(self.eval_step, train, batch), self.members)
+        return Window.empty(jax.eval_shape(self.eval_step, train, self.placement.shapes(batch)), self.members)
 
     def eval_batch(self, window: Window, train: TrainState, batch: Any, index: Any) -> Window:
         """Adds one validation batch, weighted by its rows. Its index sets its key apart from the others'."""

@@ -3,9 +3,10 @@
 import importlib.util
 from pathlib import Path
 
-import jaxcb as jc
 import pytest
 from parallel.eight._cases import mesh
+
+import jaxcb as jc
 from jaxcb.parallel._placement import automatic
 
 spec = importlib.util.spec_from_file_location(
