@@ -338,7 +338,9 @@ class Driver:
             numbers = self.place.numbers(size=0, length=0)
             return self.inputs.replace(numbers=numbers.packed(host))
         length = self._length if chunk.epoch < 0 else FOREVER
-        numbers = self.place.numbers(data_epoch=chunk.epoch, base=chunk.base, size=chunk.size, length=length)
+        numbers = self.place.numbers(
+            data_epoch=chunk.epoch, epochs=chunk.epochs, base=chunk.base, size=chunk.size, length=length
+        )
         return self.inputs.replace(data=chunk.data, numbers=numbers.packed(host))
 
     def _measure(self, status: Status) -> None:

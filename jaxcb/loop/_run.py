@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcb._traced_step import TracedStep
 from jaxcb._train_state import TrainState
@@ -45,6 +46,12 @@ class Run:
         assert self._state is not None
         return self._state
 
+    def copy_of(self, choose: Callable[[TrainState], Any]) -> Any:
+        """Returns a part of the train state as copies of its own, which the devices make while the host goes on."""
+        if self._state is None:
+            return _copied(choose(self._carry().train))
+        return choose(self._state) if self._carry is not None else _copied(choose(self._state))
+
     @property
     def model(self) -> Any:
         """The model with the weights of this moment, in its evaluation view."""
@@ -70,3 +77,13 @@ class Run:
             record.batch if begins else max(record.batch - 1, 0),
         )
         self.logs = logs
+
+
+def _copied(tree: Any) -> Any:
+    """Copies in one call: one for each leaf costs more than a small step."""
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, jax.Array)}
+    copies = jax.device_put(list(arrays.values()), [x.sharding for x in arrays.values()], may_alias=False)
+    for i, copy in zip(arrays, copies, strict=True):
+        leaves[i] = copy
+    return structure.unflatten([np.array(x) if isinstance(x, np.ndarray) else x for x in leaves])

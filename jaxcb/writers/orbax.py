@@ -3,7 +3,7 @@
 import contextlib
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,14 +74,17 @@ class CheckpointWriter(Writer):
         return self.context.path(fill(action, step=step, epoch=epoch, batch=batch)).absolute()
 
     def write(self, record: Any) -> None:
+        tree: Any = None
         for member, action in by_member(record.action):
             self._land()
             path = self._path(action, step=record.step, epoch=record.epoch, batch=record.batch)
-            state = self.context.run.state  # copies: donation takes nothing from what is being saved
-            key = action.path
+            if tree is None:
+                # copies: donation takes nothing from what is being saved, and the loop waits for nothing of it
+                tree = self.context.run.copy_of(lambda state, what=action.what: _chosen(state, what))
+            own, key = tree, action.path
             if member is not None:
                 path, key = path / str(member), f"{key}/{member}"
-                state = jax.tree.map(lambda x, m=member: x[m], state)
+                own = jax.tree.map(lambda x, m=member: x[m], tree)
             new = _Kept(path, math.nan if action.value is None else float(action.value))
             facts = {"step": record.step, "epoch": record.epoch, "what": action.what, "owner": action.owner}
             if not math.isnan(new.value):
@@ -90,20 +93,21 @@ class CheckpointWriter(Writer):
             note = f"This happened while saving {path} for {action.owner}, {place}."
             with _noted(note):
                 self.context.claim(path, action.owner)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                for rest in path.parent.glob(f"*{_GONE}"):  # of a process that was killed while it deleted
-                    shutil.rmtree(rest, ignore_errors=True)
-                finish = _save(path, _chosen(state, action.what), facts, in_background=action.async_)
+                _refuse_others(path)
+                _refuse_same_names(own)
                 if not action.async_:
-                    self._end(finish, key, new, action, note)
+                    self._save(own, facts, key, new, action, note)
                     continue
             self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="jaxcb-checkpoint")
-            self._flight = self._worker.submit(self._end, finish, key, new, action, note)
+            self._flight = self._worker.submit(self._save, own, facts, key, new, action, note)
 
-    def _end(self, finish: Callable[[], None], key: str, new: _Kept, action: Any, note: str) -> None:
-        """Brings a save to its end, and then deletes what is not to stay."""
+    def _save(self, tree: Any, facts: dict[str, Any], key: str, new: _Kept, action: Any, note: str) -> None:
+        """Saves, and then deletes what is not to stay; of one in the background all of it is done there."""
         with _noted(note):
-            finish()
+            new.path.parent.mkdir(parents=True, exist_ok=True)
+            for rest in new.path.parent.glob(f"*{_GONE}"):  # of a process that was killed while it deleted
+                shutil.rmtree(rest, ignore_errors=True)
+            _save(new.path, tree, facts)
             self._retain(key, new, action)
 
     def _retain(self, key: str, new: _Kept, action: Any) -> None:
@@ -196,36 +200,16 @@ def _refuse_same_names(tree: Any) -> None:
             raise ValueError(f"the leaves {other} and {name} have the same name in a checkpoint; rename one of them.")
 
 
-def _save(path: Path, tree: Any, facts: dict[str, Any], *, in_background: bool) -> Callable[[], None]:
-    """Saves so that at any time a complete checkpoint is there: the old one goes when the new one is complete.
-
-    Returns:
-        What is left to do: it waits for the save and brings it to its place.
-    """
-    _refuse_others(path)
-    _refuse_same_names(tree)
+def _save(path: Path, tree: Any, facts: dict[str, Any]) -> None:
+    """Saves so that at any time a complete checkpoint is there: the old one goes when the new one is complete."""
     new = path.with_name(f"{path.name}.jaxcb-new")
     if not path.exists() and (new / _MARK).is_file():  # a process was killed between the two renames below
         new.rename(path)
     replaces = path.exists()
-    at = new if replaces else path
     # Orbax's own overwrite=True deletes first and then saves
-    if in_background:
-        wait = _orbax.save_async(str(at), tree, overwrite=replaces, custom_metadata=facts)
-    else:
-        _orbax.save(str(at), tree, overwrite=replaces, custom_metadata=facts)
-        wait = _nothing
-
-    def finish() -> None:
-        wait()
-        if replaces:
-            _replace(path, new)
-
-    return finish
-
-
-def _nothing() -> None:
-    pass
+    _orbax.save(str(new if replaces else path), tree, overwrite=replaces, custom_metadata=facts)
+    if replaces:
+        _replace(path, new)
 
 
 def _replace(path: Path, new: Path) -> None:
