@@ -26,6 +26,7 @@ from jaxcb.loop._layout import Layout, rows_in
 from jaxcb.loop._positions import Cadence, Positions
 from jaxcb.loop._rings import Entry, Rings, any_fires
 from jaxcb.loop._window import Window, computed
+from jaxcb.parallel import ONE_DEVICE, Placement
 
 
 class EvalSet(NamedTuple):
@@ -55,6 +56,7 @@ class Program:
         chain_axes: which of the callbacks' numbers have a member axis, as `vmap`'s `in_axes`.
         debug: whether to look for NaN at every step, which only an uncompiled run can.
         over: how a step goes over the members, `over(fn, in_axes) -> fn`; `jax.vmap` does them all at once.
+        placement: where batches and the train state lie, of a single run.
     """
 
     def __init__(
@@ -75,8 +77,9 @@ class Program:
         chain_axes: Any = None,
         debug: bool = False,
         over: Callable[[Callable[..., Any], Any], Callable[..., Any]] = jax.vmap,
+        placement: Placement = ONE_DEVICE,
     ) -> None:
-        self.members = members
+        self.members, self.placement = members, placement
         self._over = over
         self.evals = tuple(evals)
         self.host_eval = bool(host_prefixes or host_values)
@@ -129,7 +132,7 @@ class Program:
         """One trace a shape, wherever it is called from; over members where there are some."""
         if fn.__hash__ is None:  # jax.jit wants a key; a partial is one by its identity
             fn = functools.partial(fn)
-        return jax.jit(self._over(fn, in_axes) if self.members is not None else fn)
+        return jax.jit(self._over(fn, in_axes) if self.members is not None else self.placement.inside(fn))
 
     # What is known before the first step
 
@@ -273,7 +276,7 @@ class Program:
         waits = any_fires(tuple(a for a in actions if isinstance(a, HostAction)))
         at = Entry(carry.seq, carry.step, carry.epoch, carry.cursor)
         new = carry.replace(
-            train=apply(actions, carry.train),
+            train=self.placement.kept(apply(actions, carry.train)),
             callbacks=states,
             yielded=carry.yielded | waits,
             seq=carry.seq + 1,
@@ -328,6 +331,8 @@ class Program:
             rows: its rows.
             ok: where false, nothing changes; None where the caller has made sure.
         """
+        # at both ends of a step: in between, and so in the loop around it, the partitioner would choose by itself
+        batch, carry = self.placement.split(batch), carry.replace(train=self.placement.kept(carry.train))
         before, happens = carry, True if ok is None else ok
         alive = None if self.members is None else ~(carry.train.stop | carry.ended)
         metrics = self.metrics(inputs, carry, {}, last=False)
@@ -353,7 +358,7 @@ class Program:
         else:
             train, merging = self._step(carry.train, batch)
             values = computed(merging, self.members is not None)
-        train = conform(train, carry.train, "train_step: the train state", error=ValueError)
+        train = self.placement.kept(conform(train, carry.train, "train_step: the train state", error=ValueError))
         if self.debug:
             refuse_nan(carry.step + 1, metric=values, parameter=train.params)
         windows = {"": carry.windows[""].add(merging, rows)}
@@ -405,14 +410,14 @@ class Program:
     def empty_eval(self, train: TrainState, batch: Any) -> Window:
         """The window of a validation set before its first batch."""
         assert self.eval_step is not None
-        return Window.empty(jax.eval_shape(self.eval_step, train, batch), self.members)
+        return Window.empty(jax.eval_shape(self.eval_step, train, self.placement.shapes(batch)), self.members)
 
     def eval_batch(self, window: Window, train: TrainState, batch: Any, index: Any) -> Window:
         """Adds one validation batch, weighted by its rows. Its index sets its key apart from the others'."""
         assert self.eval_step is not None
         fold = jax.random.fold_in if self.members is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))
         train = train.replace(key=fold(train.key, index))
-        return window.add(self.eval_step(train, batch), rows_in(batch))
+        return window.add(self.eval_step(train, self.placement.split(batch)), rows_in(batch))
 
 
 def _hook(hook: str, tree: Any, over: Any = None) -> Callable[..., Any]:

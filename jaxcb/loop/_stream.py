@@ -23,6 +23,7 @@ from jaxcb.loop._layout import Layout
 from jaxcb.loop._pass import Pass, Pulled
 from jaxcb.loop._sources import Source
 from jaxcb.loop._stacks import Stack, Stacks
+from jaxcb.parallel import ONE_DEVICE, Placement
 
 _AHEAD = 2  # chunks that wait ready
 _SLOW = 0.25  # seconds after which batches that came slowly travel without waiting for more
@@ -88,7 +89,7 @@ class Stream(Feed):
                 "stood."
             )
         self._forms, self._stacks = Forms(source.what, self.example, steps_per_execution), Stacks()
-        self._wanted = MOST
+        self._wanted, self._placement = MOST, ONE_DEVICE
         self.choose(stacked=True)
         self._unconfirmed: deque[Chunk] = deque()
         self._dispatched = 0
@@ -113,7 +114,13 @@ class Stream(Feed):
 
     def choose(self, *, stacked: bool) -> None:
         self._stacked = stacked
-        self.layout = Layout("stacked" if stacked else "single", 0, self._rows, False, self._train_remainder)
+        rows = self._rows * self._placement.processes
+        self.layout = Layout("stacked" if stacked else "single", 0, rows, False, self._train_remainder)
+
+    def place(self, placement: Placement) -> None:
+        self._placement, several = placement, placement.processes
+        self.choose(stacked=self._stacked)
+        self.example = jax.tree.map(lambda x: x.update(shape=(several * x.shape[0], *x.shape[1:])), self.example)
 
     def pace(self, steps: int) -> None:
         self._wanted = steps
@@ -374,7 +381,7 @@ class Stream(Feed):
         return draft.chunk(self._placed(stack.leaves), memory=stack)
 
     def _placed(self, leaves: Any) -> Any:
-        return self._forms.tree.unflatten(jax.device_put(leaves))
+        return self._forms.tree.unflatten(self._placement.put_batch(leaves, axis=int(self._stacked)))
 
     def _closing(self, epoch: int, cursor: int, step: int, epoch_len: int) -> Chunk:
         """Makes a chunk without a batch, for a run that was resumed between an epoch's last step and its end."""
