@@ -10,7 +10,8 @@ from parallel.eight._cases import fit, layouts, loss_fn, make_data, make_params
 import jaxcb as jc
 
 
-def test_probes_evaluators_and_host_validation_see_the_same():
+def test_probes_evaluators_and_host_validation_see_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # NormMonitor writes below the current directory
     seen = {}
 
     def run(name, how):
