@@ -12,7 +12,7 @@ from _networks import FOREVER, Network, loss_fn
 from _race import Baton
 
 import jaxcb as jc
-from jaxcb._orbax import EXCLUSIVE
+from jaxcb._orbax import TURNS
 
 
 class HandOn(jc.Callback):
@@ -93,7 +93,7 @@ def contestant(
 
     def train(baton: Baton) -> dict[str, Any]:
         def settled(run: Any) -> None:
-            with EXCLUSIVE:  # a save that is under way belongs to this turn
+            with TURNS.during():  # a save that is under way belongs to this turn
                 pass
             baton.hand_on()
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxcb._callback import Callback
 from jaxcb._chain import Chain, chain
+from jaxcb._processes import processes
 from jaxcb._train_state import TrainState
 from jaxcb.callbacks import BackupAndRestore, History, ProgressBar
 from jaxcb.loop._asked import Asked
@@ -85,6 +86,7 @@ def conduct(
         MissingMetricError: for a monitor that no step reports.
     """
     with contextlib.ExitStack() as stack:
+        group = stack.enter_context(processes())
         run_dir, kept = asked.run_dir, not asked.fast_dev_run
         if not kept:
             run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcb-"))
@@ -92,7 +94,7 @@ def conduct(
         if directory is not None and kept:
             stack.enter_context(alone_in(directory))
         run = Run(directory)
-        context = Context(directory, run, asked.verbose, asked.epochs, trial=not kept)
+        context = Context(directory, run, asked.verbose, asked.epochs, trial=not kept, processes=group)
         stack.enter_context(debugging(asked.debug, context.say))
         callbacks = _all_callbacks(callbacks, asked.verbose)
         start, executor = Start(), asked.executor
@@ -112,6 +114,7 @@ def conduct(
                 say=context.say,
                 warn=context.warn,
                 on_save_error=asked.on_save_error,
+                processes=group,
             )
         context.resumed_files = start.files
         feed = make_feed(
@@ -174,7 +177,8 @@ def conduct(
         if start.finished:
             driver.close()
         else:
-            start.clear()
+            if group.leads:
+                start.clear()
             _train(driver, why, context)
         found = result(driver, directory, context)
         if driver.interrupted is not None:

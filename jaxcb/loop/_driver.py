@@ -1,6 +1,7 @@
 """The driver: dispatches stretches of work one ahead, and performs what comes back."""
 
 import contextlib
+import signal
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxcb._actions import Backup, HostAction, Stop
+from jaxcb.loop._agreement import Orders, placed, same_place
 from jaxcb.loop._carry import FOREVER, Carry, Inputs, Status, owned
 from jaxcb.loop._evaluators import Evaluators
 from jaxcb.loop._executor import Executor, Live, Output
@@ -81,7 +83,8 @@ class Driver:
         self.host_metrics = host_metrics
         self.inputs, self.place = inputs, place
         self.context, self.run = context, run
-        self.saving, self.signals = Saving(self, keeper), Signals()
+        self.processes = context.processes
+        self.saving, self.signals = Saving(self, keeper), Signals(sigterm=not self.processes.takes_sigterm)
         self.members = members
         self.stops: list[StopRecord] = []
         self.interrupted: int | None = None  # the signal that ended the run
@@ -91,11 +94,12 @@ class Driver:
         self.status: Status | None = None  # as last read
         self._fixed = steps_per_execution
         self._length = steps_per_execution or _FIRST
-        feed.pace(self._length)
+        self._pace()
         self._began: float | None = None  # when the first dispatch of a program was made, until it was read
         self._last_read: tuple[float, int] | None = None
         self._read_at = (0, 0, False)  # where the run stood when it was last read: epoch, step, whether evaluated
         self._waiting: list[Record] = []
+        self._next: Chunk | None = None  # that process 0 has data for
         self.performer = Performer(context)
         for actions in executor.program.actions.values():
             for action in actions:
@@ -152,14 +156,17 @@ class Driver:
                 self.saving.whole = False  # what follows is no training any more
                 self._edge("on_train_end", self.executor.end)
                 self.saving.save_result()
-                self.interrupted = self.signals.asked  # a signal that came too late to cut anything short
+                self.interrupted = self.processes.agree(
+                    self._asked
+                )  # a signal that came too late to cut anything short
         except Interrupted as asked:
             failed, self.interrupted = asked, asked.signum
             self.saving.save(wait=True)
             self.update_model()
         except BaseException as error:
             failed = error
-            self.saving.rescue(error)
+            if not self.processes.several:  # of several, who knows where the others stand
+                self.saving.rescue(error)
             raise
         finally:
             self.close(failed)
@@ -198,35 +205,40 @@ class Driver:
         inputs = self.inputs.replace(data=None, val={})
         return carry.replace(order=jax.jit(self.executor.program.layout.new_order)(inputs, carry.epoch))
 
-    def _pause(self) -> None:
+    def _asked(self) -> int | None:
+        """The signal that asks for the end, sent to whichever process; asked on process 0."""
+        return self.processes.signum if self.signals.asked is None else self.signals.asked
+
+    def _pause(self, orders: Orders) -> None:
         """What is done where nothing is under way: a save or a smaller program that is due, the end that was asked."""
-        if self.saving.due:
+        if orders.save:
             self.saving.save()
-        if self.members is not None and self.members.due:
+        if orders.pack:
+            assert self.members is not None
             self.executor, self.live, self.inputs = self.members.pack(self.live, self.inputs)
             self._last_read = None
-        self.signals.check()
+        if orders.signum is not None:
+            raise Interrupted(orders.signum)
 
     def _edge(self, hook: str, moment: Any) -> None:
         """Runs one of the moments that stand alone, where a callback has it."""
         if hook not in self.executor.program.actions:
             return
-        host = self.host_metrics.read(self.place.step)
+        host = self.processes.agree(lambda: self.host_metrics.read(self.place.step))
         self.live, output = moment(self.live, self._inputs(None, host))
         self._settle(self._read(output, host))
 
     def _steps(self) -> None:
         flying = self._flying
         while True:
-            if not flying:
-                self._pause()
-            rests = self.signals.asked is not None or self.saving.due
-            rests = rests or (self.members is not None and self.members.due)
-            # where nothing is under way the data is waited for; else what is under way is read meanwhile
-            while not flying or (not rests and len(flying) < _AHEAD and self._may_go_on(flying[-1])):
-                chunk = self._dispatch(flying)
-                if chunk is None:
-                    break
+            orders = self._agreed()
+            if orders.rest and not flying:
+                self._pause(orders)
+                continue
+            if orders.host is not None:
+                flying.append(self._dispatch(orders, orders.host))
+                if len(flying) < _AHEAD:
+                    continue
             if not flying:
                 return
             chunk, output, host = flying.popleft()
@@ -251,31 +263,48 @@ class Driver:
                 self.place.correct(status)
                 return
 
-    def _may_go_on(self, last: _Flight) -> bool:
-        """Whether another stretch may be dispatched behind this one."""
-        return not last.output.may_wait and self.feed.ready()
+    def _agreed(self) -> Orders:
+        """Asks what comes next; all processes are told the same."""
+        if self.signals.asked is not None:
+            self.processes.tell_signal(self.signals.asked)
+        orders = self.processes.agree(self._decide)
+        if self.processes.notified():
+            self.signals.asked = signal.SIGTERM
+        return orders
 
-    def _dispatch(self, flying: deque[_Flight]) -> Chunk | None:
-        """Dispatches the next stretch, where the host believes that there is one."""
-        place = self.place
-        if place.over:
-            return None
+    def _decide(self) -> Orders:
+        """What comes next, as process 0 sees it."""
+        flying = self._flying
+        orders = Orders(self._asked(), self.saving.due, self.members is not None and self.members.due)
+        # where nothing is under way the data is waited for; else what is under way is read meanwhile
+        goes_on = not flying or (not orders.rest and not flying[-1].output.may_wait and self.feed.ready())
+        if (orders.rest and not flying) or not goes_on or self.place.over:
+            return orders
         self.signals.waiting = not flying
         try:
-            chunk = self.feed.next()
+            self._next = self.feed.next()
+        except Interrupted as asked:
+            return Orders(asked.signum)
         finally:
             self.signals.waiting = False
-        if chunk is None:
-            return None
+        if self._next is None:
+            return orders
+        return orders._replace(
+            length=self._length, host=self.host_metrics.read(self.place.step), data=placed(self._next)
+        )
+
+    def _dispatch(self, orders: Orders, host: np.ndarray) -> _Flight:
+        """Dispatches the next stretch."""
+        place = self.place
+        own = self._next if self.processes.leads else self.feed.next()
+        chunk = same_place(own, orders.data, self.processes.index)
         place.epoch_len = chunk.epoch_len
         if self._last_read is None and self._began is None:
             self._began = time.monotonic()
-        host = self.host_metrics.read(place.step)
-        inputs = self._inputs(chunk, host)
-        batches = repeat(None, self._length) if chunk.batches is None else self._from(chunk, place)
+        inputs = self._inputs(chunk, host, orders.length)
+        batches = repeat(None, orders.length) if chunk.batches is None else self._from(chunk, place)
         self.live, output = self.executor.execute(self.live, inputs, batches, place)
-        flying.append(_Flight(chunk, output, host))
-        return chunk
+        return _Flight(chunk, output, host)
 
     @staticmethod
     def _from(chunk: Chunk, place: Place) -> list[Any]:
@@ -284,12 +313,12 @@ class Driver:
         done = place.cursor - chunk.base if place.epoch == chunk.epoch else 0
         return chunk.batches[max(done, 0) :]
 
-    def _inputs(self, chunk: Chunk | None, host: np.ndarray) -> Inputs:
+    def _inputs(self, chunk: Chunk | None, host: np.ndarray, length: int = 0) -> Inputs:
         """The inputs of a dispatch."""
         if chunk is None:
             numbers = self.place.numbers(size=0, length=0)
             return self.inputs.replace(numbers=numbers.packed(host))
-        length = self._length if chunk.epoch < 0 else FOREVER
+        length = length if chunk.epoch < 0 else FOREVER
         numbers = self.place.numbers(data_epoch=chunk.epoch, base=chunk.base, size=chunk.size, length=length)
         return self.inputs.replace(data=chunk.data, numbers=numbers.packed(host))
 
@@ -305,8 +334,13 @@ class Driver:
                 if self._fixed is None:
                     wanted = _TARGET * steps / seconds
                     self._length = int(np.clip(wanted, max(1, self._length // 4), self._length * 4))
-                    self.feed.pace(self._length)
+                    self._pace()
         self._last_read = (now, step)
+
+    def _pace(self) -> None:
+        """Tells the data how long the host is to be away. Of several processes each must cut it alike."""
+        if not self.processes.several:
+            self.feed.pace(self._length)
 
     def _note_members(self, status: Status, now: float) -> None:
         """Tells the members who is alive and what the last stretch cost; the first one has made the program."""
@@ -365,8 +399,9 @@ class Driver:
             self.update_model()
             for record in waiting:
                 self.performer.perform([record])
-                if self.run.stop_reason is not None and record.hook != "on_train_end":
-                    self.stops.append(StopRecord(record.action.owner, self.run.stop_reason, record.step, record.epoch))
+                reason = self.processes.agree(lambda: self.run.stop_reason)
+                if reason is not None and record.hook != "on_train_end":
+                    self.stops.append(StopRecord(record.action.owner, reason, record.step, record.epoch))
                     self.run.stop_reason = None
                     self.live = self.executor.request_stop(self.live)
                     self.place.stopping = True
@@ -382,7 +417,7 @@ class Driver:
     def _validate(self) -> None:
         """Feeds a validation that the device cannot do by itself."""
         with self.saving.moment():
-            host = self.host_metrics.read(self.place.step)
+            host = self.processes.agree(lambda: self.host_metrics.read(self.place.step))
             inputs = self._inputs(None, host)
             self.live, output = self.executor.validate(self.live, inputs, self.host_sets, self._evaluate)
         self._settle(self._read(output, host))
@@ -392,4 +427,4 @@ class Driver:
         if not self.evaluators.names:
             return {}
         self.run._attach(live.carry)
-        return self.evaluators(self.run, self.place.step)
+        return self.processes.agree(lambda: self.evaluators(self.run, self.place.step))

@@ -31,8 +31,11 @@ class _Kept(NamedTuple):
 class CheckpointWriter(Writer):
     """Saves what callbacks ask for, one save at a time, and deletes what is not to stay.
 
-    A population's members lie below the path, each under its number, and stay or go each by its own values.
+    A population's members lie below the path, each under its number, and stay or go each by its own values. Of several
+    processes each writes its part of the arrays; directories are process 0's.
     """
+
+    everywhere = True
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
@@ -45,9 +48,10 @@ class CheckpointWriter(Writer):
         self._claim(self.context.path(action.path).absolute(), action.owner)
         zeros = jax.tree.map(lambda x: np.zeros((), x.dtype), action.values)
         path = self._path(action.replace(values=zeros), step=0, epoch=0, batch=0)
-        check_writable(path.parent, "checkpoints")
-        if not action.when.shape:
-            _refuse_others(path)
+        if self.context.processes.leads:
+            check_writable(path.parent, "checkpoints")
+            if not action.when.shape:
+                _refuse_others(path)
 
     def _claim(self, template: Path, owner: str) -> None:
         """Refuses what would replace or delete another's checkpoints."""
@@ -90,10 +94,9 @@ class CheckpointWriter(Writer):
             note = f"This happened while saving {path} for {action.owner}, {place}."
             with _noted(note):
                 self.context.claim(path, action.owner)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                for rest in path.parent.glob(f"*{_GONE}"):  # of a process that was killed while it deleted
-                    shutil.rmtree(rest, ignore_errors=True)
-                finish = _save(path, _chosen(state, action.what), facts, in_background=action.async_)
+                replaces = self.context.processes.agree(lambda path=path: _cleared(path))
+                tree, leads = _chosen(state, action.what), self.context.processes.leads
+                finish = _save(path, tree, facts, in_background=action.async_, replaces=replaces, moves=leads)
                 if not action.async_:
                     self._end(finish, key, new, action, note)
                     continue
@@ -118,7 +121,8 @@ class CheckpointWriter(Writer):
         stay = {k.path for k in kept[-(action.max_to_keep or 1) :] + ranked[: action.keep_best or 0]}
         for old in kept:
             if old.path not in stay:
-                _delete(old.path)
+                if self.context.processes.leads:
+                    _delete(old.path)
                 if old.path in self.context.files:
                     self.context.files.remove(old.path)
         self._kept[key] = [k for k in kept if k.path in stay]
@@ -196,18 +200,32 @@ def _refuse_same_names(tree: Any) -> None:
             raise ValueError(f"the leaves {other} and {name} have the same name in a checkpoint; rename one of them.")
 
 
-def _save(path: Path, tree: Any, facts: dict[str, Any], *, in_background: bool) -> Callable[[], None]:
+def _cleared(path: Path) -> bool:
+    """Makes way for a checkpoint, and returns whether it replaces one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for rest in path.parent.glob(f"*{_GONE}"):  # of a process that was killed while it deleted
+        shutil.rmtree(rest, ignore_errors=True)
+    _refuse_others(path)
+    new = _new(path)
+    if not path.exists() and (new / _MARK).is_file():  # a process was killed between the two renames of `_replace`
+        new.rename(path)
+    return path.exists()
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(f"{path.name}.jaxcb-new")
+
+
+def _save(
+    path: Path, tree: Any, facts: dict[str, Any], *, in_background: bool, replaces: bool, moves: bool
+) -> Callable[[], None]:
     """Saves so that at any time a complete checkpoint is there: the old one goes when the new one is complete.
 
     Returns:
-        What is left to do: it waits for the save and brings it to its place.
+        What is left to do: it waits for the save and brings it to its place, where this process moves it.
     """
-    _refuse_others(path)
     _refuse_same_names(tree)
-    new = path.with_name(f"{path.name}.jaxcb-new")
-    if not path.exists() and (new / _MARK).is_file():  # a process was killed between the two renames below
-        new.rename(path)
-    replaces = path.exists()
+    new = _new(path)
     at = new if replaces else path
     # Orbax's own overwrite=True deletes first and then saves
     if in_background:
@@ -218,7 +236,7 @@ def _save(path: Path, tree: Any, facts: dict[str, Any], *, in_background: bool) 
 
     def finish() -> None:
         wait()
-        if replaces:
+        if replaces and moves:
             _replace(path, new)
 
     return finish
