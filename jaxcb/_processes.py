@@ -28,7 +28,7 @@ _GRACE = 15.0  # seconds for a process to come to an end by itself once another 
 _ROLL_CALL = 5.0  # seconds in which those who are there answer when a step has failed
 _BLOCK, _KEPT = 64, 4  # agreements in a directory of the store, and directories that stay
 
-_runs = 0  # of this process; each process makes the same ones
+_runs, _points = 0, 0  # of this process; each process makes the same ones
 
 
 class Processes:
@@ -181,9 +181,13 @@ class _Several(Processes):
     # Signals
 
     def notified(self) -> bool:
+        global _points
+        if not self.takes_sigterm:
+            return False
         from jax.experimental import multihost_utils
 
-        return self.takes_sigterm and multihost_utils.reached_preemption_sync_point(self._number)
+        _points += 1  # consecutive, or the point that all have agreed on is passed over
+        return multihost_utils.reached_preemption_sync_point(_points)
 
     def tell_signal(self, signum: int) -> None:
         if not self._told_signal and not self.leads:
