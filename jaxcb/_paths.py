@@ -29,7 +29,7 @@ def matches(pattern: str, name: str) -> bool:
     return re.fullmatch(regex, name) is not None
 
 
-def check_pattern(pattern: str, names: Iterable[str], owner: str) -> None:
+def check_pattern(pattern: str, names: Iterable[str], owner: str, argument: str = "where=") -> None:
     """Requires that a pattern fits one of the names.
 
     Raises:
@@ -43,7 +43,7 @@ def check_pattern(pattern: str, names: Iterable[str], owner: str) -> None:
         shown = sorted(names, key=lambda name: _likeness(pattern, name), reverse=True)[:_SHOWN]
     rest = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     raise ValueError(
-        f"{owner}: where={pattern!r} matches no parameter. Parameters: {', '.join(shown) or 'none'}{rest}."
+        f"{owner}: {argument}{pattern!r} matches no parameter. Parameters: {', '.join(shown) or 'none'}{rest}."
         f"{did_you_mean(pattern, _patterns(names))}"
     )
 

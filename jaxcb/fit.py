@@ -1,6 +1,7 @@
 """`fit`, `evaluate` and `predict`: a model, a loss and data, and nothing else to write."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from jaxcb._callback import Callback
 from jaxcb._chain import AsCallback, as_chain
@@ -18,11 +20,13 @@ from jaxcb._probe import Probe
 from jaxcb._step import EvalStep, Step
 from jaxcb._train_state import TrainState
 from jaxcb.loop import Loop, Result, _data
+from jaxcb.loop._layout import rows_in
 from jaxcb.loop._settings import name_of
 from jaxcb.loop._sources import in_order
 from jaxcb.loop._validation import BATCH_SIZE
 from jaxcb.loop._window import Window
 from jaxcb.models import adapt
+from jaxcb.parallel import Placement
 
 
 def fit(
@@ -57,6 +61,8 @@ def fit(
     on_save_error: str = "raise",
     steps_per_execution: int | str = "auto",
     executor: str = "auto",
+    mesh: Mesh | None = None,
+    sharding: Any = None,
     copy: bool = False,
     verbose: int | str = "auto",
     debug: bool = False,
@@ -104,6 +110,11 @@ def fit(
         on_save_error: "raise" or "warn" where the run cannot be saved.
         steps_per_execution: steps of one call of the compiled loop; "auto" measures.
         executor: "auto", "looped" or "stepped".
+        mesh: the devices to train on, such as `jax.make_mesh((jax.device_count(),), ("data",))`; the default one where
+            None. `batch_size` is that of all of them together. See docs/devices.md.
+        sharding: how the train state is split over the mesh: "fsdp" by size; "replicated"; a dict of path patterns
+            to `PartitionSpec`, such as `{"**/kernel": P(None, "model")}`; by the model's own partition metadata,
+            where it has any, where None.
         copy: for an NNX module, leave it as it is and return a trained copy.
         verbose: "auto" for a bar on a terminal and a line an epoch elsewhere, 0, 1 for the bar, 2 for lines.
         debug: run step by step without compiling, so that pdb and print work, and stop at the first NaN, naming step
@@ -165,6 +176,8 @@ def fit(
         on_save_error=on_save_error,
         steps_per_execution=steps_per_execution,
         executor=executor,
+        mesh=mesh,
+        sharding=sharding,
         verbose=verbose,
         probes=probes,
         evaluators=evaluators,
@@ -175,7 +188,14 @@ def fit(
 
 
 def evaluate(
-    model: Any, loss_fn: Callable[..., Any], data: Any, *, batch_size: int = BATCH_SIZE, seed: int = 0
+    model: Any,
+    loss_fn: Callable[..., Any],
+    data: Any,
+    *,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    sharding: Any = None,
 ) -> dict[str, float]:
     """Computes a model's loss and metrics over a data set, each batch weighted by its rows.
 
@@ -185,6 +205,8 @@ def evaluate(
         data: a pytree of arrays, or an iterable of batches.
         batch_size: rows of a batch, for arrays.
         seed: of the key that a loss function may ask for.
+        mesh: the devices, as for `fit`.
+        sharding: of the model, as for `fit`.
 
     Returns:
         name -> float.
@@ -194,20 +216,32 @@ def evaluate(
         >>> jc.evaluate({"w": jnp.ones(())}, lambda p, x: jnp.mean((p["w"] - x) ** 2), jnp.zeros(5), batch_size=2)
         {'loss': 1.0}
     """
-    state = _inference_state(model, seed)
+    state, placement = _inference_state(model, seed, mesh, sharding)
     step = EvalStep(loss_fn)
-    add = jax.jit(lambda window, state, batch, rows: window.add(step(state, batch), rows))
+
+    @partial(jax.jit, out_shardings=placement.everywhere)
+    def add(window: Window, state: TrainState, batch: Any) -> Window:
+        return window.add(step(state, placement.split(batch)), rows_in(batch))
+
     window = None
-    for batch, rows in _batches(data, batch_size, "evaluate"):
+    for batch, _ in _batches(data, batch_size, "evaluate", placement):
         if window is None:
-            window = Window.empty(jax.eval_shape(step, state, batch))
-        window = add(window, state, batch, rows)
+            window = placement.put_everywhere(Window.empty(jax.eval_shape(step, state, batch)))
+        window = placement.settle(add(window, state, batch))
     assert window is not None
     means = jax.device_get(window.means())
     return {name: value.item() if np.ndim(value) == 0 else value for name, value in means.items()}
 
 
-def predict(model: Any, x: Any, *, batch_size: int = BATCH_SIZE, fn: Callable[[Any, Any], Any] | None = None) -> Any:
+def predict(
+    model: Any,
+    x: Any,
+    *,
+    batch_size: int = BATCH_SIZE,
+    fn: Callable[[Any, Any], Any] | None = None,
+    mesh: Mesh | None = None,
+    sharding: Any = None,
+) -> Any:
     """Runs a model over rows, in its evaluation mode.
 
     Args:
@@ -215,6 +249,8 @@ def predict(model: Any, x: Any, *, batch_size: int = BATCH_SIZE, fn: Callable[[A
         x: an array, or a pytree of arrays with a common leading axis.
         batch_size: rows of a batch.
         fn: `fn(model, batch)`; calls the model on the batch where None (Equinox models a row at a time).
+        mesh: the devices, as for `fit`.
+        sharding: of the model, as for `fit`.
 
     Returns:
         The outputs for all rows, as numpy arrays in the form that the model returns.
@@ -224,15 +260,15 @@ def predict(model: Any, x: Any, *, batch_size: int = BATCH_SIZE, fn: Callable[[A
         >>> jc.predict({"w": jnp.array(2.0)}, jnp.arange(3.0), fn=lambda p, x: p["w"] * x).tolist()
         [0.0, 2.0, 4.0]
     """
-    state = _inference_state(model, 0)
+    state, placement = _inference_state(model, 0, mesh, sharding)
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=placement.everywhere)
     def run(state: TrainState, batch: Any) -> Any:
-        model = state.model()
+        model, batch = state.model(), placement.split(batch)
         return fn(model, batch) if fn is not None else state.adapter.call(model, batch, state.model_state)
 
     out = []
-    for batch, rows in _batches(x, batch_size, "predict"):
+    for batch, rows in _batches(x, batch_size, "predict", placement):
         out.append(jax.device_get(run(state, batch)))
         for leaf in jax.tree.leaves(out[-1]):
             if np.shape(leaf)[:1] != (rows,):
@@ -242,25 +278,27 @@ def predict(model: Any, x: Any, *, batch_size: int = BATCH_SIZE, fn: Callable[[A
     return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
 
 
-def _inference_state(model: Any, seed: int) -> TrainState:
+def _inference_state(model: Any, seed: int, mesh: Mesh | None, sharding: Any) -> tuple[TrainState, Placement]:
     adapter = adapt(model)
     params, model_state, rngs = adapter.split()
-    return TrainState.create(params=params, model_state=model_state, rngs=rngs, adapter=adapter, seed=seed)
+    state = TrainState.create(params=params, model_state=model_state, rngs=rngs, adapter=adapter, seed=seed)
+    placement = Placement.of(mesh, sharding, state)
+    return placement.put_state(state), placement
 
 
-def _batches(data: Any, batch_size: int, owner: str) -> Iterator[tuple[Any, int]]:
+def _batches(data: Any, batch_size: int, owner: str, placement: Placement) -> Iterator[tuple[Any, int]]:
     """Gives batches on the device, with their rows."""
     size = whole(owner, "batch_size", batch_size, least=1)
     if _data.are_arrays(data):
         arrays, rows = _data.as_arrays(data, "data")
         for start in range(0, rows, size):
             batch = jax.tree.map(lambda x, i=start: jnp.asarray(x[i : i + size]), arrays)
-            yield batch, min(size, rows - start)
+            yield placement.put_everywhere(batch), min(size, rows - start)
         return
     number = 0
     for number, batch in enumerate(in_order(data, "data", size).walk(0, {}), 1):
         arrays, rows = _data.as_arrays(batch, f"batch {number} of data")
-        yield jax.device_put(_data.copied(arrays)), rows
+        yield placement.put_batch(_data.copied(arrays)), rows
     if number == 0:
         raise DataError(f"data ({type(data).__name__}) is empty: it gave no batch.")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from jaxcb._callback import Callback
 from jaxcb._chain import AsCallback, as_chain
@@ -60,6 +61,7 @@ def sweep(
     on_save_error: str = "raise",
     steps_per_execution: int | str = "auto",
     executor: str = "auto",
+    mesh: Mesh | None = None,
     strategy: str = "auto",
     repack: bool | str = "auto",
     at_once: int | None = None,
@@ -108,6 +110,7 @@ def sweep(
         on_save_error: "raise" or "warn" where it cannot be saved.
         steps_per_execution: steps of one call of the compiled loop.
         executor: "auto", "looped" or "stepped".
+        mesh: the devices that "shard" spreads members over; all of them where None.
         strategy: how a step goes over the members: "vmap" all at once, "map" one after another, "shard" over the
             devices, or "auto", which measures a few steps and says what it has picked.
         repack: whether those that have stopped leave the program: whenever half of it is idle (True), never (False),
@@ -169,6 +172,7 @@ def sweep(
         on_save_error=on_save_error,
         steps_per_execution=steps_per_execution,
         executor=executor,
+        mesh=mesh,
         verbose=verbose,
         fast_dev_run=fast_dev_run,
     )

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from jaxcb._check import one_of, whole
 from jaxcb._probe import Probe
 from jaxcb.loop._carry import FOREVER
@@ -44,6 +46,8 @@ class Asked:
     on_save_error: str = "raise"
     steps_per_execution: int | str = "auto"
     executor: str = "auto"
+    mesh: Mesh | None = None
+    sharding: Any = None
     verbose: int | str = "auto"
     debug: bool = False
     fast_dev_run: int | bool = False

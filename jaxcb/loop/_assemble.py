@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxcb._chain import Chain
 from jaxcb._probe import Probe
@@ -29,6 +30,7 @@ from jaxcb.loop._run import Run
 from jaxcb.loop._stepped import Stepped
 from jaxcb.loop._strategy import Strategy, known, measured
 from jaxcb.loop._validation import HostSet, ResidentSet
+from jaxcb.parallel import ONE_DEVICE, Placement
 from jaxcb.writers import Context
 
 
@@ -52,6 +54,7 @@ def assemble(
     keeper: Keeper | None = None,
     debug: bool = False,
     population: Population | None = None,
+    placement: Placement = ONE_DEVICE,
 ) -> tuple[Driver, str]:
     """Builds the program, checks it by its shapes, and makes the driver of a run.
 
@@ -74,10 +77,14 @@ def assemble(
         keeper: saves the run; None where it is not saved.
         debug: whether to look for NaN at every step.
         population: where there is one; None for a single run.
+        placement: where the arrays of a single run lie; of a population, the devices that members may be spread over.
 
     Returns:
         The driver, and why its executor was chosen.
     """
+    if population is None:
+        feed.place(placement)
+        placement.check_batch(feed.layout.batch_size)
     resident = {prefix: own for prefix, own in sets.items() if isinstance(own, ResidentSet)}
     host = {prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)}
     evaluators = evaluators or Evaluators({})
@@ -114,6 +121,7 @@ def assemble(
             chain_axes=axes,
             debug=debug,
             over=over,
+            placement=ONE_DEVICE if population is not None else placement,
         )
         rows = None if population is None else population.axes
         own = [x if a is None else x[:size] for x, a in zip(settings, rows or [None] * len(settings), strict=True)]
@@ -131,7 +139,9 @@ def assemble(
     kind, why = ("stepped", "debug=True") if debug else choose(executor, program.jaxpr(state, batch))
     strategy = None
     if population is not None:
-        strategy, because = _strategy(population, step, train_state, feed, batch, batch_axis, kind)
+        strategy, because = _strategy(population, step, train_state, feed, batch, batch_axis, kind, placement.mesh)
+        placement = strategy.placement
+        feed.place(placement)
         why = f"{why}; {because}"
         if strategy.over is not jax.vmap:
             program, empty = build(members, strategy.over)
@@ -152,10 +162,15 @@ def assemble(
 
     def executor_of(program: Program) -> Executor:
         program.layout = feed.layout
-        return Looped(program) if kind == "looped" else Stepped(program)
+        return Looped(program, placement) if kind == "looped" else Stepped(program, placement)
 
     context.steps_per_epoch = None if feed.epoch_len == FOREVER else feed.epoch_len
-    live, group = Live.of(jax.jit(start)(train_state)), None
+    if population is None:
+        train_state, inputs = placement.put_state(train_state), placement.put_everywhere(inputs)
+        began = jax.jit(start, out_shardings=placement.carry_shardings(jax.eval_shape(start, train_state)))
+    else:
+        began = jax.jit(start)
+    live, group = Live.of(began(train_state)), None
     if population is not None and strategy is not None:
         chosen = strategy
         group = Members(population, chosen, lambda size: executor_of(build(size, chosen.over)[0]))
@@ -193,16 +208,17 @@ def _strategy(
     batch: Any,
     batch_axis: int | None,
     kind: str,
+    mesh: Mesh | None,
 ) -> tuple[Strategy, str]:
     """How the program goes over the members, and why."""
     if population.strategy != "auto":
-        return known(population.strategy, population.size, kind), f"{population.strategy}, as asked"
+        return known(population.strategy, population.size, kind, mesh), f"{population.strategy}, as asked"
     if feed.data is None:
         rows = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), batch)
     else:
         size = feed.layout.batch_size
         rows = jax.tree.map(lambda x, s: jnp.broadcast_to(x[:size], s.shape), feed.data, batch)
-    return measured(step, state, rows, batch_axis, population.size, kind)
+    return measured(step, state, rows, batch_axis, population.size, kind, mesh)
 
 
 def _with_axis(shapes: Any, size: int | None) -> Any:

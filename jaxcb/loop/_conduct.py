@@ -30,6 +30,7 @@ from jaxcb.loop._run import Run
 from jaxcb.loop._settings import settings_of
 from jaxcb.loop._signals import TERMINATED
 from jaxcb.loop._validation import validation_sets
+from jaxcb.parallel import Placement
 from jaxcb.writers import Context
 from jaxcb.writers.history import HistoryWriter
 
@@ -85,6 +86,10 @@ def conduct(
         DataError: for data that cannot be trained on.
         MissingMetricError: for a monitor that no step reports.
     """
+    if population is None:
+        placement = Placement.of(asked.mesh, asked.sharding, train_state)
+    else:
+        placement = Placement.devices(asked.mesh)
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes())
         run_dir, kept = asked.run_dir, not asked.fast_dev_run
@@ -99,7 +104,7 @@ def conduct(
         callbacks = _all_callbacks(callbacks, asked.verbose)
         start, executor = Start(), asked.executor
         order = asked.order if population is None else asked.order | {"seed": list(population.seeds)}
-        config = describe(callbacks, asked.epochs, asked.steps, order)
+        config = describe(callbacks, asked.epochs, asked.steps, order, placement.describe())
         arguments = {"epochs": asked.epochs, "steps": asked.steps, **order}
         arguments |= {"remainder": asked.remainder, "eval_every": asked.eval_every}
         run.callbacks = config["callbacks"]
@@ -165,6 +170,7 @@ def conduct(
                 keeper=start.keeper,
                 debug=asked.debug,
                 population=population,
+                placement=placement,
             )
             if start.saved is not None:
                 why = "as the run began"

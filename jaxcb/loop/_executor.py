@@ -11,6 +11,7 @@ from jaxcb.loop import _boundary as boundary
 from jaxcb.loop._carry import Carry, Inputs, Status
 from jaxcb.loop._packing import Packing
 from jaxcb.loop._program import Program
+from jaxcb.parallel import ONE_DEVICE, Placement
 
 
 class Live(NamedTuple):
@@ -48,12 +49,20 @@ class Compiled:
 
     Args:
         fn: the function.
+        placement: where the arrays lie; the carry stays where it is.
         donate_rest: positions, after the carry, that are donated as well.
         count: is called once a dispatch.
     """
 
-    def __init__(self, fn: Callable[..., Any], count: Callable[[], None], donate_rest: tuple[int, ...] = ()) -> None:
-        self._count = count
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        placement: Placement,
+        count: Callable[[], None],
+        donate_rest: tuple[int, ...] = (),
+    ) -> None:
+        self._count, self._placement = count, placement
+        self._donated = (0, *(2 + i for i in donate_rest))
 
         def flat(leaves: list[Any], tree: Any, *rest: Any) -> Any:
             given = (x.unpacked() if isinstance(x, Inputs) else x for x in rest)
@@ -61,13 +70,20 @@ class Compiled:
             new, structure = jax.tree.flatten(carry)
             if structure != tree:
                 raise TypeError(f"the run's state changed its structure from {tree} to {structure}.")
-            return new, *out
+            return new, out
 
-        self._jitted = jax.jit(flat, static_argnums=1, donate_argnums=(0, *(2 + i for i in donate_rest)))
+        self._flat, self._jitted = flat, None
+
+    def program(self, live: Live) -> Any:
+        """The jitted function of `(leaves, tree, *rest)`, for a carry that lies as this one does."""
+        if self._jitted is None:
+            kept = self._placement.outputs(live.leaves)
+            self._jitted = jax.jit(self._flat, static_argnums=1, donate_argnums=self._donated, **kept)
+        return self._jitted
 
     def __call__(self, live: Live, *rest: Any) -> Any:
         self._count()
-        leaves, *out = self._jitted(live.leaves, live.tree, *rest)
+        leaves, out = self._placement.settle(self.program(live)(live.leaves, live.tree, *rest))
         return (Live(leaves, live.tree), *out)
 
 
@@ -76,12 +92,13 @@ class Executor:
 
     Args:
         program: the pieces.
+        placement: where the arrays lie.
     """
 
     name = ""
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, placement: Placement = ONE_DEVICE) -> None:
+        self.program, self.placement = program, placement
         self.dispatches = 0
         self._packing: Packing | None = None  # of the status, known once a program was traced
         self._begin = self._compiled(self._run_begin)
@@ -95,7 +112,7 @@ class Executor:
         self._eval_batch = self._compiled(self._run_eval_batch, donate_rest=(0,))
 
     def _compiled(self, fn: Callable[..., Any], donate_rest: tuple[int, ...] = ()) -> Compiled:
-        return Compiled(fn, self._count, donate_rest)
+        return Compiled(fn, self.placement, self._count, donate_rest)
 
     def _count(self) -> None:
         self.dispatches += 1
@@ -146,14 +163,14 @@ class Executor:
         Args:
             live: the run, at a boundary where a validation is due.
             inputs: the dispatch's inputs.
-            sets: prefix -> batches on the device.
+            sets: prefix -> batches of the host.
             evaluate: computes values on the host, float32, of the run as the validation sees it.
         """
         live, rings = self._begin_eval(live, inputs)
         windows = {}
         for prefix, batches in sets.items():
             window = None
-            for index, batch in enumerate(batches):
+            for index, batch in enumerate(map(self.placement.put_batch, batches)):
                 if window is None:
                     window = self.program.empty_eval(live.carry().train, batch)
                 live, window = self._eval_batch(live, window, batch, np.int32(index))

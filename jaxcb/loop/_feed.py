@@ -10,6 +10,7 @@ from jaxcb._errors import DataError
 from jaxcb.loop._carry import FOREVER, Status
 from jaxcb.loop._data import as_arrays
 from jaxcb.loop._layout import Layout
+from jaxcb.parallel import Placement
 
 
 class Chunk(NamedTuple):
@@ -88,6 +89,9 @@ class Feed:
     def choose(self, *, stacked: bool) -> None:
         """Fixes how batches travel, before the first one does: stacked for the looped executor, or one by one."""
 
+    def place(self, placement: Placement) -> None:
+        """Fixes where the data lies, before the first batch travels."""
+
     def confirm(self, status: Status) -> None:
         """Lets go of what the run has passed."""
 
@@ -151,6 +155,9 @@ class Resident(Feed):
         self.data = jax.tree.map(jnp.asarray, arrays)
         self.key = key
         self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), self.data)
+
+    def place(self, placement: Placement) -> None:
+        self.data = placement.put_everywhere(self.data)  # the indices are split: a gather of whole rows exchanges none
 
     def next(self) -> Chunk:
         return Chunk(self.data, None, -1, 0, FOREVER, self.epoch_len)

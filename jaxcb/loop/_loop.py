@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from jaxcb._callback import Callback
 from jaxcb._chain import AsCallback, as_chain
 from jaxcb._probe import Probe
@@ -76,6 +78,8 @@ class Loop:
         on_save_error: str = "raise",
         steps_per_execution: int | str = "auto",
         executor: str = "auto",
+        mesh: Mesh | None = None,
+        sharding: Any = None,
         verbose: int | str = "auto",
         debug: bool = False,
         fast_dev_run: int | bool = False,
@@ -109,6 +113,11 @@ class Loop:
             on_save_error: "raise" or "warn" where the run cannot be saved.
             steps_per_execution: steps of one call of the compiled loop; "auto" measures.
             executor: "auto", "looped" or "stepped".
+            mesh: the devices to train on, such as `jax.make_mesh((jax.device_count(),), ("data",))`; the default one
+                where None. `batch_size` is that of all of them together. See docs/devices.md.
+            sharding: how the train state is split over the mesh: "fsdp" by size; "replicated"; a dict of path patterns
+                to `PartitionSpec`, such as `{"**/kernel": P(None, "model")}`; by the model's own partition metadata,
+                where it has any, where None.
             verbose: "auto" for a bar on a terminal and lines elsewhere, 0, 1 for the bar, 2 for lines.
             debug: run step by step without compiling, so that pdb and print work, and stop at the first NaN, naming
                 step and leaf. The functions are first called once with shapes alone.
@@ -155,6 +164,8 @@ class Loop:
                 on_save_error=on_save_error,
                 steps_per_execution=steps_per_execution,
                 executor=executor,
+                mesh=mesh,
+                sharding=sharding,
                 verbose=verbose,
                 debug=debug,
                 fast_dev_run=fast_dev_run,

@@ -10,6 +10,7 @@ from jaxcb.loop import _boundary as boundary
 from jaxcb.loop._carry import FOREVER, Carry, Inputs
 from jaxcb.loop._executor import Executor, Live, Output
 from jaxcb.loop._program import Program
+from jaxcb.parallel import ONE_DEVICE, Placement
 
 
 class Looped(Executor):
@@ -22,8 +23,8 @@ class Looped(Executor):
 
     name = "looped"
 
-    def __init__(self, program: Program) -> None:
-        super().__init__(program)
+    def __init__(self, program: Program, placement: Placement = ONE_DEVICE) -> None:
+        super().__init__(program, placement)
         self._chunk = self._compiled(self._run_chunk)
 
     def execute(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Any) -> tuple[Live, Output]:

@@ -124,13 +124,13 @@ class Members:
     def placed(self, live: Live, inputs: Inputs) -> tuple[Live, Inputs]:
         """Puts the run and its inputs on the devices that they belong to."""
         place, axes = self.strategy.place, self._axes
-        if self.strategy.mesh is None:
+        if self.strategy.placement.mesh is None:
             return live, inputs
         leaves = [place(x, own) for x, own in zip(live.leaves, member_axes(live.carry()), strict=True)]
         settings = [place(x, axis == 0) for x, axis in zip(inputs.settings, axes, strict=True)]
         key = inputs.key if inputs.key is None else place(inputs.key, jnp.ndim(inputs.key) > 0)
-        shared = {"data": place(inputs.data, False), "val": place(inputs.val, False)}
-        return Live(leaves, live.tree), inputs.replace(settings=settings, key=key, **shared)
+        # the rows are the feed's to place
+        return Live(leaves, live.tree), inputs.replace(settings=settings, key=key, val=place(inputs.val, False))
 
     def whole(self, live: Live) -> Carry:
         """The carry of the whole population, members in order; the run's own arrays where nobody has left."""

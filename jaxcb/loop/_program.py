@@ -26,6 +26,7 @@ from jaxcb.loop._layout import Layout, rows_in
 from jaxcb.loop._positions import Cadence, Positions
 from jaxcb.loop._rings import Entry, Rings, any_fires
 from jaxcb.loop._window import Window, computed
+from jaxcb.parallel import ONE_DEVICE, Placement
 
 
 class EvalSet(NamedTuple):
@@ -55,6 +56,7 @@ class Program:
         chain_axes: which of the callbacks' numbers have a member axis, as `vmap`'s `in_axes`.
         debug: whether to look for NaN at every step, which only an uncompiled run can.
         over: how a step goes over the members, `over(fn, in_axes) -> fn`; `jax.vmap` does them all at once.
+        placement: where batches and the train state lie, of a single run.
     """
 
     def __init__(
@@ -75,8 +77,9 @@ class Program:
         chain_axes: Any = None,
         debug: bool = False,
         over: Callable[[Callable[..., Any], Any], Callable[..., Any]] = jax.vmap,
+        placement: Placement = ONE_DEVICE,
     ) -> None:
-        self.members = members
+        self.members, self.placement = members, placement
         self._over = over
         self.evals = tuple(evals)
         self.host_eval = bool(host_prefixes or host_values)
@@ -321,7 +324,7 @@ class Program:
             rows: its rows.
             ok: where false, nothing changes; None where the caller has made sure.
         """
-        before, happens = carry, True if ok is None else ok
+        before, happens, batch = carry, True if ok is None else ok, self.placement.split(batch)
         alive = None if self.members is None else ~(carry.train.stop | carry.ended)
         metrics = self.metrics(inputs, carry, {}, last=False)
         carry, rings, _ = self.moment("on_batch_begin", inputs, carry, rings, metrics, alive=alive, ok=happens)
@@ -346,7 +349,7 @@ class Program:
         else:
             train, merging = self._step(carry.train, batch)
             values = computed(merging, self.members is not None)
-        train = conform(train, carry.train, "train_step: the train state", error=ValueError)
+        train = self.placement.kept(conform(train, carry.train, "train_step: the train state", error=ValueError))
         if self.debug:
             refuse_nan(carry.step + 1, metric=values, parameter=train.params)
         windows = {"": carry.windows[""].add(merging, rows)}
@@ -405,7 +408,7 @@ class Program:
         assert self.eval_step is not None
         fold = jax.random.fold_in if self.members is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))
         train = train.replace(key=fold(train.key, index))
-        return window.add(self.eval_step(train, batch), rows_in(batch))
+        return window.add(self.eval_step(train, self.placement.split(batch)), rows_in(batch))
 
 
 def _hook(hook: str, tree: Any, over: Any = None) -> Callable[..., Any]:

@@ -134,11 +134,13 @@ def _refuse_other_data(directory: Path, facts: Mapping[str, Any], config: Mappin
         )
 
 
-def describe(callbacks: Chain, epochs: int | None, steps: int | None, data: Mapping[str, Any]) -> dict[str, Any]:
+def describe(
+    callbacks: Chain, epochs: int | None, steps: int | None, data: Mapping[str, Any], layout: str
+) -> dict[str, Any]:
     """What was asked for, in words that are the same in each process."""
     members = ((n, c) for n, c in callbacks.members() if not isinstance(c, ProgressBar))  # comes and goes with verbose
     named = {name: _words(callback) for name, callback in members}
-    return {"epochs": epochs, "steps": steps, "callbacks": named, "data": dict(data)}
+    return {"epochs": epochs, "steps": steps, "callbacks": named, "data": dict(data), "layout": layout}
 
 
 def _words(value: Any) -> str:
@@ -171,4 +173,9 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
     callbacks = {**before["callbacks"], **now["callbacks"]}
     other = [name for name in callbacks if before["callbacks"].get(name) != now["callbacks"].get(name)]
+    if before["layout"] != now["layout"]:
+        changes.append(
+            f"layout {before['layout']} -> {now['layout']}, so that it goes on as it would have within rounding, not "
+            "bit for bit"
+        )
     return changes + ([f"callbacks {', '.join(sorted(other))}"] if other else [])

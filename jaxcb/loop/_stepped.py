@@ -10,6 +10,7 @@ from jaxcb.loop._carry import Carry, Inputs
 from jaxcb.loop._executor import Executor, Live, Output
 from jaxcb.loop._place import Place
 from jaxcb.loop._program import Program
+from jaxcb.parallel import ONE_DEVICE, Placement
 
 IN_FLIGHT = 8  # steps dispatched and not known to be done; a stop seen late costs at most as many idle ones
 _BOUNDARY_HOOKS = ("on_eval_begin", "on_eval_end", "on_epoch_end", "on_epoch_begin")
@@ -26,21 +27,25 @@ class Stepped(Executor):
 
     name = "stepped"
 
-    def __init__(self, program: Program) -> None:
-        super().__init__(program)
-        self._fresh = jax.jit(program.rings.empty)
+    def __init__(self, program: Program, placement: Placement = ONE_DEVICE) -> None:
+        super().__init__(program, placement)
+        self._fresh = jax.jit(program.rings.empty, out_shardings=placement.everywhere)
         self._open = self._compiled(self._run_open, donate_rest=(1,))
         self._step = self._compiled(self._run_step, donate_rest=(1,))
         self._remainder = self._compiled(self._run_remainder, donate_rest=(1,))
         self._boundary = self._compiled(self._run_boundary, donate_rest=(1,))
-        self._status = jax.jit(self._run_status, static_argnums=1)  # takes nothing from the run
+        self._status = jax.jit(
+            self._run_status, static_argnums=1, out_shardings=placement.everywhere
+        )  # takes nothing from the run
         hooks = _BOUNDARY_HOOKS if program.members is None else _BOUNDARY_HOOKS + _MEMBERS_TOO
         self._boundary_may_wait = program.host_eval or program.yields_at(*hooks)
 
     def execute(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Place) -> tuple[Live, Output]:
         live, rings, may_wait = self._run(live, inputs, batches, place)
         self._count()
-        return live, Output(rings, self._status(live.leaves, live.tree, inputs), may_wait=may_wait)
+        return live, Output(
+            rings, self.placement.settle(self._status(live.leaves, live.tree, inputs)), may_wait=may_wait
+        )
 
     def _run(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Place) -> tuple[Live, Any, bool]:
         """Dispatches the steps; also returns the records, and whether the host may have to act before the next."""

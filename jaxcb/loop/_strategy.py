@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxcb._check import one_of
 from jaxcb.loop._over import Over, one_by_one, unrolled
+from jaxcb.parallel import ONE_DEVICE, Placement
 
 STRATEGIES = ("auto", "vmap", "map", "shard")
 _STEPS, _ROUNDS = 4, 3
@@ -24,27 +25,25 @@ class Strategy(NamedTuple):
     Attributes:
         name: "vmap", "map" or "shard".
         over: what a step's functions go over the members with.
-        mesh: the devices that members are spread over, None for one device.
+        placement: the devices that members are spread over. A batch is whole on each.
     """
 
     name: str
     over: Over
-    mesh: Mesh | None = None
+    placement: Placement = ONE_DEVICE
 
     @property
     def least(self) -> int:
         """Members that a program must be a multiple of."""
-        return 1 if self.mesh is None else self.mesh.size
+        return 1 if self.placement.mesh is None else self.placement.mesh.size
 
     def place(self, tree: Any, own: bool) -> Any:
         """Puts arrays where they belong: spread by members where they have that axis, else on each device."""
-        if self.mesh is None:
-            return tree
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec("members") if own else PartitionSpec()))
+        return self.placement.put_rows(tree) if own else self.placement.put_everywhere(tree)
 
 
-def known(name: str, members: int, kind: str) -> Strategy:
-    """Returns a strategy by its name, for an executor ("looped" or "stepped").
+def known(name: str, members: int, kind: str, mesh: Mesh | None = None) -> Strategy:
+    """Returns a strategy by its name, for an executor ("looped" or "stepped"); members are spread over all devices.
 
     Raises:
         ValueError: for another name, and for members that cannot be spread evenly over the devices.
@@ -54,17 +53,23 @@ def known(name: str, members: int, kind: str) -> Strategy:
         return Strategy("map", one_by_one if kind == "looped" else unrolled)
     if name != "shard":
         return Strategy("vmap", jax.vmap)
-    devices = jax.devices()
-    if members % len(devices):
+    mesh = Mesh(np.asarray(jax.devices()), ("members",)) if mesh is None else mesh
+    if members % mesh.size:
         raise ValueError(
-            f"strategy='shard' spreads {members} members over {len(devices)} devices, which must divide them. Give "
-            f"{-(-members // len(devices)) * len(devices)} members, or strategy='vmap'."
+            f"strategy='shard' spreads {members} members over {mesh.size} devices, which must divide them. Give "
+            f"{-(-members // mesh.size) * mesh.size} members, or strategy='vmap'."
         )
-    return Strategy("shard", jax.vmap, Mesh(np.asarray(devices), ("members",)))
+    return Strategy("shard", jax.vmap, Placement.devices(mesh))
 
 
 def measured(
-    step: Callable[..., Any], state: Any, batch: Any, batch_axis: int | None, members: int, kind: str
+    step: Callable[..., Any],
+    state: Any,
+    batch: Any,
+    batch_axis: int | None,
+    members: int,
+    kind: str,
+    mesh: Mesh | None = None,
 ) -> tuple[Strategy, str]:
     """Picks the fastest way over the members, and says why.
 
@@ -75,13 +80,15 @@ def measured(
         batch_axis: 0 where each member has its own.
         members: how many.
         kind: of executor, "looped" or "stepped".
+        mesh: the devices; all of them where None.
     """
     names = ["vmap"]
     if kind == "looped" or members <= _UNROLLED:
         names.append("map")
-    if len(jax.devices()) > 1 and members % len(jax.devices()) == 0:
+    devices = len(jax.devices()) if mesh is None else mesh.size
+    if devices > 1 and members % devices == 0:
         names.append("shard")
-    found = {name: known(name, members, kind) for name in names}
+    found = {name: known(name, members, kind, mesh) for name in names}
     seconds = {name: _seconds(own, step, state, batch, batch_axis, kind) for name, own in found.items()}
     best = min(seconds, key=seconds.__getitem__)
     return found[best], _said(best, seconds)
@@ -103,7 +110,7 @@ def _seconds(own: Strategy, step: Any, state: Any, batch: Any, batch_axis: int |
 
         def run(s: Any, b: Any) -> Any:
             for _ in range(_STEPS):
-                s = once(s, b)
+                s = own.placement.settle(once(s, b))
             return s
 
     jax.block_until_ready(run(state, batch))

@@ -20,6 +20,7 @@ from jaxcb.loop._feed import Chunk, Feed, FeedStart
 from jaxcb.loop._layout import Layout
 from jaxcb.loop._pass import Pass, Pulled
 from jaxcb.loop._sources import Source
+from jaxcb.parallel import ONE_DEVICE, Placement
 
 _STACK_BYTES = 16 << 20  # of one stacked chunk
 _MOST = 512  # batches in one
@@ -96,7 +97,7 @@ class Stream(Feed):
                 "passed over, since its iterator told no position. One with get_state and set_state goes on where it "
                 "stood."
             )
-        self._fixed, self._wanted = steps_per_execution, _MOST
+        self._fixed, self._wanted, self._placement = steps_per_execution, _MOST, ONE_DEVICE
         self.choose(stacked=True)
         self._unconfirmed: deque[Chunk] = deque()
         self._dispatched = 0
@@ -121,7 +122,13 @@ class Stream(Feed):
 
     def choose(self, *, stacked: bool) -> None:
         self._stacked = stacked
-        self.layout = Layout("stacked" if stacked else "single", 0, self._rows, False, self._train_remainder)
+        rows = self._rows * self._placement.processes
+        self.layout = Layout("stacked" if stacked else "single", 0, rows, False, self._train_remainder)
+
+    def place(self, placement: Placement) -> None:
+        self._placement, several = placement, placement.processes
+        self.choose(stacked=self._stacked)
+        self.example = jax.tree.map(lambda x: x.update(shape=(several * x.shape[0], *x.shape[1:])), self.example)
 
     def pace(self, steps: int) -> None:
         self._wanted = steps
@@ -332,7 +339,8 @@ class Stream(Feed):
 
         Drops the smaller ones where that was asked for.
         """
-        known, shapes, most = self.example, [x.shape for x in jax.tree.leaves(self.example)], self._rows
+        known, shapes = self.example, [x.shape for x in jax.tree.leaves(self._host_example)]
+        most = self._rows
         for batch, position in batches:
             what = f"batch {position['batches']} of {self._source.what}"
             arrays, rows = as_arrays(batch, what)
@@ -364,7 +372,7 @@ class Stream(Feed):
         positions = tuple(batch.position for batch in held if batch.position is not None)
         chunk = Chunk(None, None, epoch, cursor - size, size, epoch_len, closes, step - size, positions)
         if not self._stacked:
-            return chunk._replace(batches=[jax.device_put(b) for b in batches])
+            return chunk._replace(batches=[self._placement.put_batch(b) for b in batches])
         capacity = self._capacity(held[0])
 
         def stack(*leaves: Any) -> np.ndarray:
@@ -372,7 +380,7 @@ class Stream(Feed):
             np.stack(leaves, out=out[: len(leaves)])
             return out
 
-        return chunk._replace(data=jax.device_put(jax.tree.map(stack, *batches)))
+        return chunk._replace(data=self._placement.put_batch(jax.tree.map(stack, *batches), axis=1))
 
     def _closing(self, epoch: int, cursor: int, step: int, epoch_len: int) -> Chunk:
         """Makes a chunk without a batch, for a run that was resumed between an epoch's last step and its end."""

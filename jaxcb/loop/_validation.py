@@ -60,7 +60,7 @@ class HostSet:
                 error.add_note(f"This happened while batch {number + 1} of {what} was pulled.")
                 raise
             number += 1
-            yield jax.device_put(copied(as_arrays(batch, f"batch {number} of {what}")[0]))
+            yield copied(as_arrays(batch, f"batch {number} of {what}")[0])
         if number == 0:
             raise DataError(f"{what} gave no batch when it was walked again; its __iter__ must start anew.")
 

@@ -77,6 +77,11 @@ class NNX:
             elsewhere="Make it another kind of nnx.Variable than nnx.Param; it is carried then, and not trained.",
         )
         self._form = avals(parts)
+        self._partitions = {path: nnx.spmd.get_var_pspec(leaf) for path, leaf in leaves if _is_split(leaf)}
+
+    def partitions(self) -> dict[Any, Any]:
+        """Path -> `PartitionSpec`, of the Variables whose metadata names mesh axes, as `nnx.with_partitioning` does."""
+        return {tuple(jax.tree_util.DictKey(part) for part in path): spec for path, spec in self._partitions.items()}
 
     @property
     def form(self) -> Any:
@@ -221,6 +226,10 @@ def _views(model: Any) -> tuple[Any, Any, Any, list[tuple[Any, Any]]]:
 def _leaves(model: Any) -> list[tuple[Any, Any]]:
     """Paths and Variables (or arrays that are attributes), in the order of the graph."""
     return list(nnx.to_flat_state(nnx.state(model, graph=True)))
+
+
+def _is_split(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable) and bool(leaf.get_metadata().get("out_sharding"))
 
 
 def _value(leaf: Any) -> Any:

@@ -1,0 +1,5 @@
+"""Where a run's arrays lie: on one device, or over the devices of a mesh."""
+
+from jaxcb.parallel._placement import ONE_DEVICE, Placement
+
+__all__ = ["ONE_DEVICE", "Placement"]
