@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from jaxcb._callback import Callback
@@ -86,12 +87,12 @@ def conduct(
         DataError: for data that cannot be trained on.
         MissingMetricError: for a monitor that no step reports.
     """
-    if population is None:
-        placement = Placement.of(asked.mesh, asked.sharding, train_state)
-    else:
-        placement = Placement.devices(asked.mesh)
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes())
+        mesh = asked.mesh
+        if mesh is None and group.several:  # each by itself would train the same model
+            mesh = jax.make_mesh((jax.device_count(),), ("data",))
+        placement = Placement.of(mesh, asked.sharding, train_state) if population is None else Placement.devices(mesh)
         run_dir, kept = asked.run_dir, not asked.fast_dev_run
         if not kept:
             run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcb-"))
@@ -135,6 +136,7 @@ def conduct(
             controls=train_state.controls,
             start=start.feed,
             say=context.say,
+            processes=group,
         )
         try:
             sets = validation_sets(
@@ -142,6 +144,7 @@ def conduct(
                 asked.validation_batch_size or asked.batch_size,
                 asked.validation_steps,
                 like=feed.example,
+                processes=group,
             )
             if sets and eval_step is None:
                 raise ValueError(

@@ -94,7 +94,7 @@ class Driver:
         self.status: Status | None = None  # as last read
         self._fixed = steps_per_execution
         self._length = steps_per_execution or _FIRST
-        self._pace()
+        feed.pace(self._length)
         self._began: float | None = None  # when the first dispatch of a program was made, until it was read
         self._last_read: tuple[float, int] | None = None
         self._read_at = (0, 0, False)  # where the run stood when it was last read: epoch, step, whether evaluated
@@ -334,13 +334,8 @@ class Driver:
                 if self._fixed is None:
                     wanted = _TARGET * steps / seconds
                     self._length = int(np.clip(wanted, max(1, self._length // 4), self._length * 4))
-                    self._pace()
+                    self.feed.pace(self._length)
         self._last_read = (now, step)
-
-    def _pace(self) -> None:
-        """Tells the data how long the host is to be away. Of several processes each must cut it alike."""
-        if not self.processes.several:
-            self.feed.pace(self._length)
 
     def _note_members(self, status: Status, now: float) -> None:
         """Tells the members who is alive and what the last stretch cost; the first one has made the program."""

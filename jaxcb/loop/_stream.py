@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcb._errors import DataError
+from jaxcb._processes import ALONE, Processes
 from jaxcb.loop._carry import FOREVER, Status
 from jaxcb.loop._data import as_arrays, copied
 from jaxcb.loop._feed import Chunk, Feed, FeedStart
@@ -25,6 +26,7 @@ from jaxcb.parallel import ONE_DEVICE, Placement
 _STACK_BYTES = 16 << 20  # of one stacked chunk
 _MOST = 512  # batches in one
 _AHEAD = 2  # chunks that wait ready
+_TOGETHER = 16  # batches in a chunk of several processes, which all have to cut alike
 _SLOW = 0.25  # seconds after which batches that came slowly travel without waiting for more
 _PATIENCE = 5.0  # seconds for the thread to end; one that waits in the user's iterator for ever is left to itself
 
@@ -55,6 +57,7 @@ class Stream(Feed):
         controls: the run's, as they are before its first step.
         start: where the run stood that is to be resumed; None for a new one.
         say: takes a line for the user.
+        processes: of the run. Several cut chunks by count alone: how fast batches come differs between them.
     """
 
     def __init__(
@@ -69,8 +72,9 @@ class Stream(Feed):
         controls: Mapping[str, Any] | None = None,
         start: FeedStart | None = None,
         say: Callable[[str], None] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        self._source = source
+        self._source, self._processes = source, processes
         self._steps_per_epoch = steps_per_epoch
         self._end_epoch, self._end_step = end_epoch, end_step
         self._train_remainder = train_remainder
@@ -131,7 +135,8 @@ class Stream(Feed):
         self.example = jax.tree.map(lambda x: x.update(shape=(several * x.shape[0], *x.shape[1:])), self.example)
 
     def pace(self, steps: int) -> None:
-        self._wanted = steps
+        if not self._processes.several:
+            self._wanted = steps
 
     def next(self) -> Chunk | None:
         self._take(wait=True)
@@ -276,7 +281,7 @@ class Stream(Feed):
             ends = batch.last if self._steps_per_epoch is None else cursor == self._steps_per_epoch
             ragged = batch.smaller and not ends
             closes = ends or step == self._end_step
-            slow = time.monotonic() - began > _SLOW
+            slow = time.monotonic() - began > _SLOW and not self._processes.several
             if closes or batch.smaller or slow or len(held) >= min(self._capacity(held[0]), self._wanted):
                 yield self._chunk(held, epoch, cursor, step, cursor if ends else self.epoch_len, closes=closes)
                 held = []
@@ -362,7 +367,7 @@ class Stream(Feed):
         if batch.smaller:  # travels alone
             return 1
         size = max(1, sum(x.nbytes for x in jax.tree.leaves(batch.arrays)))
-        return self._fixed or int(np.clip(_STACK_BYTES // size, 1, _MOST))
+        return self._fixed or int(np.clip(_STACK_BYTES // size, 1, _TOGETHER if self._processes.several else _MOST))
 
     def _chunk(
         self, held: list[_Batch], epoch: int, cursor: int, step: int, epoch_len: int, *, closes: bool = False
