@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from itertools import repeat
@@ -19,6 +18,7 @@ from jaxcb.loop._executor import Executor, Live, Output
 from jaxcb.loop._feed import Chunk, Feed
 from jaxcb.loop._host_metrics import HostMetrics
 from jaxcb.loop._keeping import Keeper, allowed_on
+from jaxcb.loop._pace import Pace
 from jaxcb.loop._place import Place
 from jaxcb.loop._population import Members
 from jaxcb.loop._rings import Record
@@ -26,12 +26,11 @@ from jaxcb.loop._run import Run
 from jaxcb.loop._saving import Saving
 from jaxcb.loop._signals import Interrupted, Signals
 from jaxcb.loop._stops import StopRecord, check_text, stops_of
+from jaxcb.parallel import gathered
 from jaxcb.writers import Context
 from jaxcb.writers._performer import Performer, close_all
 
 _AHEAD = 2  # dispatches under way
-_TARGET = 0.25  # seconds of work in one: progress feels live, and a signal is answered in time
-_FIRST = 16  # steps of the first one, before anything is measured
 
 
 class _Flight(NamedTuple):
@@ -92,11 +91,8 @@ class Driver:
         self.begun = False  # whether on_train_begin is behind it
         self._flying: deque[_Flight] = deque()
         self.status: Status | None = None  # as last read
-        self._fixed = steps_per_execution
-        self._length = steps_per_execution or _FIRST
-        feed.pace(self._length)
-        self._began: float | None = None  # when the first dispatch of a program was made, until it was read
-        self._last_read: tuple[float, int] | None = None
+        self._pace = Pace(steps_per_execution)
+        feed.pace(self._pace.length)
         self._read_at = (0, 0, False)  # where the run stood when it was last read: epoch, step, whether evaluated
         self._waiting: list[Record] = []
         self._next: Chunk | None = None  # that process 0 has data for
@@ -216,7 +212,7 @@ class Driver:
         if orders.pack:
             assert self.members is not None
             self.executor, self.live, self.inputs = self.members.pack(self.live, self.inputs)
-            self._last_read = None
+            self._pace.anew()
         if orders.signum is not None:
             raise Interrupted(orders.signum)
 
@@ -290,7 +286,7 @@ class Driver:
         if self._next is None:
             return orders
         return orders._replace(
-            length=self._length, host=self.host_metrics.read(self.place.step), data=placed(self._next)
+            length=self._pace.length, host=self.host_metrics.read(self.place.step), data=placed(self._next)
         )
 
     def _dispatch(self, orders: Orders, host: np.ndarray) -> _Flight:
@@ -299,19 +295,12 @@ class Driver:
         own = self._next if self.processes.leads else self.feed.next()
         chunk = same_place(own, orders.data, self.processes.index)
         place.epoch_len = chunk.epoch_len
-        if self._last_read is None and self._began is None:
-            self._began = time.monotonic()
+        self._pace.dispatched()
         inputs = self._inputs(chunk, host, orders.length)
-        batches = repeat(None, orders.length) if chunk.batches is None else self._from(chunk, place)
+        batches = chunk.left(place.epoch, place.cursor)
+        batches = repeat(None, orders.length) if batches is None else batches
         self.live, output = self.executor.execute(self.live, inputs, batches, place)
         return _Flight(chunk, output, host)
-
-    @staticmethod
-    def _from(chunk: Chunk, place: Place) -> list[Any]:
-        """The batches of a chunk that a run at this place still needs."""
-        assert chunk.batches is not None
-        done = place.cursor - chunk.base if place.epoch == chunk.epoch else 0
-        return chunk.batches[max(done, 0) :]
 
     def _inputs(self, chunk: Chunk | None, host: np.ndarray, length: int = 0) -> Inputs:
         """The inputs of a dispatch."""
@@ -323,27 +312,14 @@ class Driver:
         return self.inputs.replace(data=chunk.data, numbers=numbers.packed(host))
 
     def _measure(self, status: Status) -> None:
-        """Sizes the next stretches so that one lasts about a quarter of a second."""
-        now, step = time.monotonic(), int(status.step)
+        """Sizes the next stretches by the last one, and tells the members who is alive and what it took."""
+        lap = self._pace.read(int(status.step))
+        self.host_metrics.steps_per_second = self._pace.speed
+        self.feed.pace(self._pace.length)
         if self.members is not None:
-            self._note_members(status, now)
-        if self._last_read is not None:
-            seconds, steps = now - self._last_read[0], step - self._last_read[1]
-            if steps > 0 and seconds > 0:
-                self.host_metrics.steps_per_second = steps / seconds
-                if self._fixed is None:
-                    wanted = _TARGET * steps / seconds
-                    self._length = int(np.clip(wanted, max(1, self._length // 4), self._length * 4))
-                    self.feed.pace(self._length)
-        self._last_read = (now, step)
-
-    def _note_members(self, status: Status, now: float) -> None:
-        """Tells the members who is alive and what the last stretch cost; the first one has made the program."""
-        assert self.members is not None
-        if self._last_read is None and self._began is not None:
-            self.members.built_in(now - self._began)
-            self._began = None
-        self.members.note(status.alive, 0.0 if self._last_read is None else now - self._last_read[0])
+            if lap.to_build is not None:
+                self.members.built_in(lap.to_build)
+            self.members.note(status.alive, lap.seconds)
 
     # What comes back
 
@@ -382,8 +358,7 @@ class Driver:
             self.live = self.executor.resume(self.live)
         elif bool(status.awaits):
             self._validate()
-        if self._last_read is not None:  # what the host did is no time of the steps'
-            self._last_read = (time.monotonic(), self.place.step)
+        self._pace.passed(self.place.step)  # what the host did is no time of the steps'
 
     def _call_host(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -406,7 +381,7 @@ class Driver:
         adapter = self.live.carry().train.adapter
         if adapter is not None and adapter.in_place:
             self.run._attach(self.carry)
-            state = self.run.state
+            state = self.run.shared_state
             adapter.deliver(state.params, state.model_state, state.rngs)
 
     def _validate(self) -> None:
@@ -421,5 +396,6 @@ class Driver:
         """Asks the evaluators, with the weights that the validation is of."""
         if not self.evaluators.names:
             return {}
-        self.run._attach(live.carry)
+        train = gathered(live.carry().train)
+        self.run._attach(lambda: live.carry().replace(train=train))
         return self.processes.agree(lambda: self.evaluators(self.run, self.place.step))

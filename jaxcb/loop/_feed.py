@@ -38,6 +38,10 @@ class Chunk(NamedTuple):
     step: int = 0
     positions: tuple[dict[str, Any], ...] = ()
 
+    def left(self, epoch: int, cursor: int) -> list[Any] | None:
+        """The batches that a run which stands there still needs; None where they are not given one a step."""
+        return self.batches and self.batches[max(cursor - self.base if epoch == self.epoch else 0, 0) :]
+
     def consumed(self, status: Status) -> bool:
         """Whether a run that stands there needs nothing of it any more.
 

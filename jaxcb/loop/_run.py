@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxcb._traced_step import TracedStep
 from jaxcb._train_state import TrainState
+from jaxcb.parallel import own
 
 
 class Run:
@@ -39,11 +40,18 @@ class Run:
 
     @property
     def state(self) -> TrainState:
-        """The train state, as copies that stay valid."""
+        """The train state, as copies that stay valid; of several processes, on the devices of this one."""
         if self._state is None:
-            self._state = jax.tree.map(jnp.copy, self._carry().train)
+            self._state = jax.tree.map(own, self._carry().train)
         assert self._state is not None
         return self._state
+
+    @property
+    def shared_state(self) -> TrainState:
+        """The train state where all processes have it, as copies; all ask for it together."""
+        if self._carry is None:
+            return self.state
+        return jax.tree.map(jnp.copy, self._carry().train)
 
     @property
     def model(self) -> Any:

@@ -81,7 +81,7 @@ class CheckpointWriter(Writer):
         for member, action in by_member(record.action):
             self._land()
             path = self._path(action, step=record.step, epoch=record.epoch, batch=record.batch)
-            state = self.context.run.state  # copies: donation takes nothing from what is being saved
+            state = self.context.run.shared_state  # copies: donation takes nothing from what is being saved
             key = action.path
             if member is not None:
                 path, key = path / str(member), f"{key}/{member}"

@@ -325,8 +325,8 @@ def test_ctrl_c_while_waiting_for_data_is_answered_at_once():
         done.wait(20)
         yield x, y
 
+    tell = jc.LambdaCallback(on_epoch_end=lambda epoch, logs: trained.set() if epoch else None)
     with pytest.raises(KeyboardInterrupt) as caught:
-        tell = jc.LambdaCallback(on_epoch_end=lambda epoch, logs: trained.set() if epoch else None)
         _runs.fit(data=batches(), batch_size=None, steps=100, steps_per_epoch=2, epochs=None, callbacks=[tell])
     done.set()
     assert int(caught.value.result.state.step) in (4, 5)  # the fifth may still have waited for its chunk
