@@ -152,29 +152,29 @@ class _Several(Processes):
             self._client.key_value_delete(f"{self._root}/agreed/{number // _BLOCK - _KEPT}")
         return value
 
-    def _receive(self, key: str) -> Any:
-        """Waits for what process 0 has found: as long as it lives, for it may be busy with a user's function."""
+    def _receive(self, key: str, index: int = 0) -> Any:
+        """Waits for what a process has found: as long as it lives, for it may be busy with a user's function."""
         while True:
             try:
                 found, value = pickle.loads(self._client.blocking_key_value_get_bytes(f"{self._root}/{key}", _SLICE_MS))
                 break
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
-                    raise ProcessError(f"{self._name(0)} cannot be reached any more: {error}") from error
+                    raise ProcessError(f"{self._name(index)} cannot be reached any more: {error}") from error
             self._raise_failure()
         if not found:
-            raise ProcessError(f"{self._name(0)} failed: {value}")
+            raise ProcessError(f"{self._name(index)} failed: {value}")
         return value
 
     def gather(self, own: T) -> list[T]:
         number = self._number
         self._number += 1
         if not self.leads:
-            self._set_bytes(f"gathered/{number}/{self.index}", pickle.dumps(own))
+            self._set_bytes(f"gathered/{number}/{self.index}", pickle.dumps((True, own)))
             return [own]
         found: list[T] = [own]
         for index in range(1, self.count):
-            found.append(self._receive(f"gathered/{number}/{index}"))
+            found.append(self._receive(f"gathered/{number}/{index}", index))
         self._client.key_value_delete(f"{self._root}/gathered/{number}")
         return found
 

@@ -134,7 +134,7 @@ def conduct(
             train_remainder=asked.remainder == "train",
             steps_per_execution=asked.fixed_steps,
             controls=train_state.controls,
-            start=start.feed,
+            start=start.feed(group),
             say=context.say,
             processes=group,
         )

@@ -14,6 +14,7 @@ from jaxcb._struct import Struct
 from jaxcb.callbacks import ProgressBar
 from jaxcb.loop._feed import FeedStart
 from jaxcb.loop._keeping import CHECKPOINTS, RESULT, Keeper
+from jaxcb.loop._parts import part_of
 from jaxcb.loop._store import Saved, is_store, remove_store
 
 _FILES = ("history.csv", JOURNAL)
@@ -50,13 +51,13 @@ class Start(NamedTuple):
         """Where its files stood, in lines."""
         return {} if self.saved is None else self.saved.facts["files"]
 
-    @property
-    def feed(self) -> FeedStart | None:
-        """Where its data goes on; None for its beginning."""
+    def feed(self, processes: Processes) -> FeedStart | None:
+        """Where this process's data goes on; None for its beginning."""
         if self.saved is None or self.finished:
             return None
         facts = self.saved.facts
-        return FeedStart(facts["epoch"], facts["cursor"], facts["step"], facts["feed"])
+        position = part_of(facts["feed"], processes.index, processes.count)
+        return FeedStart(facts["epoch"], facts["cursor"], facts["step"], position)
 
 
 def find_start(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from jaxcb.loop._keeping import Keeper
+from jaxcb.loop._parts import joined
 
 if TYPE_CHECKING:
     from jaxcb.loop._driver import Driver
@@ -59,7 +60,7 @@ class Saving:
             "step": place.step,
             "epoch": place.epoch,
             "cursor": place.cursor,
-            "feed": driver.feed.position(),
+            "feed": joined(driver.processes.gather(driver.feed.position())),
             "files": driver.context.file_positions(),
             "writers": driver.performer.positions(),
             "stops": [list(stop) for stop in driver.stops],

@@ -49,29 +49,17 @@ def params():
 
 
 class Part:
-    """This process's part of each batch, in an order of its own each epoch: what a stream of several has to be."""
+    """This process's part of each batch: what a stream of several processes has to be."""
 
-    def __init__(self, rows, index, count, size=16):
-        self.rows, self.index, self.count, self.size, self.passes = rows, index, count, size, 0
+    def __init__(self, rows, index, count, size=16, short=False):
+        self.rows, self.index, self.count, self.size = rows, index, count, size
+        self.end = ROWS - size * short
 
     def __iter__(self):
-        for start in range(0, ROWS, self.size):
+        for start in range(0, self.end, self.size):
             part = self.size // self.count
             own = slice(start + self.index * part, start + (self.index + 1) * part)
             yield jax.tree.map(lambda x, own=own: x[own], self.rows)
-
-
-class Pulse:
-    """Tells the tests how far the run is, and keeps it from being over at once."""
-
-    def __init__(self, path, pause):
-        self.path, self.pause = path, pause
-
-    def __call__(self):
-        time.sleep(self.pause)
-        with self.path.open("a") as file:
-            file.write(".")
-        return 0.0
 
 
 def main(address, count, index, run_dir, out, **options):
@@ -85,7 +73,8 @@ def main(address, count, index, run_dir, out, **options):
             initialization_timeout=60,
         )
     train, held = data()
-    train = Part(train, index, count) if options.get("data") == "stream" else train
+    short = index == 1 and "short" in options
+    train = Part(train, index, count, short=short) if options.get("data") == "stream" else train
     called = []
 
     def slowed(epoch, logs):
@@ -100,7 +89,7 @@ def main(address, count, index, run_dir, out, **options):
         return index + 1.0
 
     callbacks = [
-        jc.EarlyStopping(patience=3, min_delta=0.02, restore_best_weights=True),
+        jc.EarlyStopping(patience=int(options.get("patience", 3)), min_delta=0.02, restore_best_weights=True),
         jc.ReduceLROnPlateau(factor=0.5, patience=1, min_delta=0.02),
         jc.CSVLogger("log.csv"),
         jc.LambdaCallback(on_epoch_end=slowed),
@@ -109,6 +98,8 @@ def main(address, count, index, run_dir, out, **options):
             init=lambda: jnp.int32(0), on_epoch_end=lambda s, m: (s, jc.Stop(m["outside"] > 99)), name="Outside"
         ),
     ]
+    if "save" in options:
+        callbacks.append(jc.BackupAndRestore(run_dir, save_freq=int(options["save"]), delete_checkpoint=False))
     if options.get("tensorboard"):
         callbacks.append(jc.TensorBoard("tb"))
     more = {}
