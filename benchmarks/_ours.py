@@ -1,7 +1,8 @@
 """jaxcb as a contestant."""
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,27 @@ from _networks import FOREVER, Network, loss_fn
 from _race import Baton
 
 import jaxcb as jc
-from jaxcb._orbax import TURNS
+from jaxcb.writers.orbax import CheckpointWriter
+
+_WRITERS: list[CheckpointWriter] = []  # of this process
+
+
+def _noted(self: CheckpointWriter, context: Any) -> None:
+    _make(self, context)
+    _WRITERS.append(self)
+
+
+_make, CheckpointWriter.__init__ = CheckpointWriter.__init__, _noted
+
+
+@contextlib.contextmanager
+def compilation_cache() -> Iterator[None]:
+    """Keeps compiled programs in a directory of its own for as long as a contestant lives."""
+    with tempfile.TemporaryDirectory() as directory:
+        jax.config.update("jax_compilation_cache_dir", directory)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+        yield
 
 
 class HandOn(jc.Callback):
@@ -93,8 +114,8 @@ def contestant(
 
     def train(baton: Baton) -> dict[str, Any]:
         def settled(run: Any) -> None:
-            with TURNS.during():  # a save that is under way belongs to this turn
-                pass
+            for writer in _WRITERS:
+                writer._land()  # a save that is under way belongs to this turn
             baton.hand_on()
 
         data = network.batches() if streamed else None
@@ -104,13 +125,14 @@ def contestant(
     return train
 
 
-def whole_runs(network: Network, callbacks: str, *, epochs: int) -> Callable[[Baton], dict[str, Any]]:
-    """A turn is a whole run, with all that it compiles."""
+def whole_runs(network: Network, callbacks: str, *, epochs: int, cached: bool = False) -> Callable[[Baton], Any]:
+    """A turn is a whole run, with all that it compiles, or takes from JAX's compilation cache."""
 
     def train(baton: Baton) -> dict[str, Any]:
         did = {}
-        for _ in baton.each():
-            did = fit(network, callbacks, epochs=epochs)
+        with compilation_cache() if cached else contextlib.nullcontext():
+            for _ in baton.each():
+                did = fit(network, callbacks, epochs=epochs)
         return did
 
     return train
@@ -123,7 +145,9 @@ def fit(
     epochs: int,
     more: Sequence[jc.Callback] = (),
     data: Any = None,
-    **arguments: Any,
+    verbose: int = 1,
+    executor: str = "auto",
+    probes: Any = None,
 ) -> dict[str, Any]:
     """One run, on the network's arrays where no other data is given; returns what it did."""
     training, validation = (jax.device_put(part) for part in network.data())
@@ -132,8 +156,8 @@ def fit(
         result = jc.fit(
             jax.device_put(network.params()), loss_fn, training if data is None else data, optimizer=optax.adam,
             learning_rate=network.learning_rate, epochs=epochs, validation_data=validation,
-            validation_batch_size=network.validation_rows, callbacks=[*own, *more],
-            **{"verbose": 1, "batch_size": network.batch_size if data is None else None, **arguments},
+            validation_batch_size=network.validation_rows, callbacks=[*own, *more], verbose=verbose,
+            batch_size=network.batch_size if data is None else None, executor=executor, probes=probes,
         )  # fmt: skip
         saves = len(list(Path(directory).glob("saves/*")))
     return done(result) | ({"saves": saves} if any(isinstance(c, jc.ModelCheckpoint) for c in own) else {})
