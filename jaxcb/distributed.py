@@ -1,11 +1,11 @@
 """Several processes, on one machine or on many: JAX's own, begun with one call."""
 
+import os
 from typing import Any
 
 import jax
 
 HEARTBEAT_SECONDS = 60
-_NO_CLUSTER = "coordinator_address should be defined"  # what JAX says where it has found none
 
 
 def initialize(
@@ -40,22 +40,25 @@ def initialize(
 
     Source: `jax.distributed.initialize`.
     """
-    if jax.distributed.is_initialized() or num_processes == 1:
+    described = (coordinator_address, num_processes, process_id) != (None, None, None) or bool(options)
+    if jax.distributed.is_initialized() or num_processes == 1 or not (described or _in_cluster()):
         return
-    try:
-        jax.distributed.initialize(
-            coordinator_address,
-            num_processes,
-            process_id,
-            heartbeat_timeout_seconds=heartbeat_timeout_seconds,
-            **options,
-        )
-    except ValueError as error:
-        described = coordinator_address is not None or num_processes is not None or process_id is not None
-        if described or _NO_CLUSTER not in str(error):
-            raise
-        return
+    jax.distributed.initialize(
+        coordinator_address,
+        num_processes,
+        process_id,
+        heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+        **options,
+    )
     from jax._src import distributed  # the count of devices would tell it too, but makes them, and here is too early
 
     if distributed.global_state.num_processes == 1:  # a cluster's job with one task
         jax.distributed.shutdown()
+
+
+def _in_cluster() -> bool:
+    """Whether JAX would find the settings of a cluster, or the address of process 0; it has no public name for that."""
+    from jax._src.clusters import ClusterEnv
+
+    kinds = (kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method)
+    return "JAX_COORDINATOR_ADDRESS" in os.environ or any(kind.is_env_present() for kind in kinds)
