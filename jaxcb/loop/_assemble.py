@@ -129,9 +129,10 @@ def assemble(
         batch = example if batch_axis is None else _with_axis(example, size)
         return program, prepare(program, shapes[0], shapes[1], own, batch, examples)
 
-    state, states = jax.eval_shape(with_callbacks, train_state)
-    example = feed.example
-    examples = {prefix: own.example for prefix, own in sets.items()}
+    shapes = ONE_DEVICE if population is not None else placement
+    state, states = shapes.shapes(jax.eval_shape(with_callbacks, train_state))
+    example = shapes.shapes(feed.example)
+    examples = {prefix: shapes.shapes(own.example) for prefix, own in sets.items()}
     program, empty = build(members)
     outside.use(program.host_read, context)
     batch = example if batch_axis is None else _with_axis(example, members)

@@ -269,7 +269,7 @@ class Program:
         waits = any_fires(tuple(a for a in actions if isinstance(a, HostAction)))
         at = Entry(carry.seq, carry.step, carry.epoch, carry.cursor)
         new = carry.replace(
-            train=apply(actions, carry.train),
+            train=self.placement.kept(apply(actions, carry.train)),
             callbacks=states,
             yielded=carry.yielded | waits,
             seq=carry.seq + 1,
@@ -324,7 +324,9 @@ class Program:
             rows: its rows.
             ok: where false, nothing changes; None where the caller has made sure.
         """
-        before, happens, batch = carry, True if ok is None else ok, self.placement.split(batch)
+        # at both ends of a step: in between, and so in the loop around it, the partitioner would choose by itself
+        batch, carry = self.placement.split(batch), carry.replace(train=self.placement.kept(carry.train))
+        before, happens = carry, True if ok is None else ok
         alive = None if self.members is None else ~(carry.train.stop | carry.ended)
         metrics = self.metrics(inputs, carry, {}, last=False)
         carry, rings, _ = self.moment("on_batch_begin", inputs, carry, rings, metrics, alive=alive, ok=happens)
@@ -401,7 +403,7 @@ class Program:
     def empty_eval(self, train: TrainState, batch: Any) -> Window:
         """The window of a validation set before its first batch."""
         assert self.eval_step is not None
-        return Window.empty(jax.eval_shape(self.eval_step, train, batch), self.members)
+        return Window.empty(jax.eval_shape(self.eval_step, train, self.placement.shapes(batch)), self.members)
 
     def eval_batch(self, window: Window, train: TrainState, batch: Any, index: Any) -> Window:
         """Adds one validation batch, weighted by its rows. Its index sets its key apart from the others'."""

@@ -118,6 +118,10 @@ class Placement:
             how = "{" + ", ".join(f"{pattern}: {spec}" for pattern, spec in how.items()) + "}"
         return f"mesh {axes}; state {how or 'by its own metadata'}; batch over {', '.join(self.batch)}"
 
+    def shapes(self, tree: Any) -> Any:
+        """The shapes of arrays as programs see them: JAX traces a function anew for arrays that know of a mesh."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.everywhere), tree)
+
     # Moving arrays there
 
     def put_everywhere(self, tree: Any) -> Any:

@@ -50,7 +50,7 @@ def batches(rows: int = 128 + 12) -> list[Any]:
 
 def loss_fn(params: Any, batch: Any, *, key: Any, train: bool) -> Any:
     x, y = batch
-    hidden = jnp.tanh(x @ params["a"]["kernel"] + params["a"]["bias"])
+    hidden = jnp.tanh(x @ params["a"]["kernel"] + params["a"]["bias"][None])
     if train:  # dropout, which draws a number for each row
         hidden = jnp.where(jax.random.bernoulli(key, 0.9, hidden.shape), hidden, 0.0)
     error = hidden @ params["b"]["kernel"] - y

@@ -1,0 +1,60 @@
+"""A checkpoint of one layout resumes on another, and says whether that is bit for bit."""
+
+import jax
+import numpy as np
+import pytest
+from parallel.eight._cases import batches, check_same, control, fit, layouts
+
+import jaxcb as jc
+
+AT = 13  # in the third epoch of five steps
+
+
+class Cut(Exception):
+    """Ends a run as a crash would: nothing is saved on the way out."""
+
+
+class CutAt(jc.Callback):
+    """Cuts the run after a step."""
+
+    def on_batch_end(self, state, metrics):
+        return state, jc.Call(_cut, when=metrics.step == AT)
+
+
+def _cut(run):
+    raise Cut
+
+
+def _callbacks():
+    return [*control(), jc.SwapEMAWeights(), jc.BackupAndRestore("unused", save_freq=4)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "stream"),
+    [
+        ("fsdp", "fsdp", True),
+        ("data", "data", False),
+        ("fsdp", "none", False),
+        ("none", "fsdp", True),
+        ("fsdp", "rules", False),
+    ],
+)
+def test_a_run_that_was_cut_goes_on_in_a_layout(before, after, stream, tmp_path, capsys):
+    how = {"none": {}} | layouts()
+    given = {"executor": "looped", "verbose": 2} | ({"data": batches()} if stream else {})
+    whole = fit(**given, **how[after], callbacks=_callbacks(), run_dir=tmp_path / "whole")
+    given |= {"run_dir": tmp_path / "run", "resume": "auto"}
+    with pytest.raises(Cut):
+        fit(**given, **how[before], callbacks=[*_callbacks(), CutAt()])
+    capsys.readouterr()
+    found = fit(**given, **how[after], callbacks=_callbacks())
+    said = capsys.readouterr().out
+    assert f"at step {AT - 1}, in epoch 3" in said
+    check_same(found, whole)
+    assert ("within rounding, not bit for bit" in said) == (before != after)
+    if before == after:
+        jax.tree.map(np.testing.assert_array_equal, found.params, whole.params)
+        for name in whole.history:
+            np.testing.assert_array_equal(found.history[name], whole.history[name], err_msg=name)
+    kernels = (result.params["a"]["kernel"].sharding for result in (found, whole))
+    assert len({str(sharding) for sharding in kernels}) == 1

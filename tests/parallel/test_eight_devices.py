@@ -1,0 +1,30 @@
+"""Runs the tests in `eight` in processes that simulate eight devices."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxcb as jc
+
+EIGHT = Path(__file__).parent / "eight"
+SLOW = ("test_sweep.py", "test_resume.py", "test_outside.py")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.name, marks=[pytest.mark.slow] if path.name in SLOW else [])
+        for path in sorted(EIGHT.glob("test_*.py"))
+    ],
+)
+def test_with_eight_devices(name):
+    root = Path(jc.__file__).parent.parent
+    own = "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=240"
+    env = {**os.environ, "XLA_FLAGS": f"{own} {os.environ.get('XLA_FLAGS', '')}", "JAX_PLATFORMS": "cpu"}
+    env["PYTHONPATH"] = str(root)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(EIGHT / name)]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
