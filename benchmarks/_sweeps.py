@@ -5,7 +5,6 @@ whole sweep; programs come from JAX's compilation cache for every contestant, wh
 """
 
 import itertools
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _ours import compilation_cache
 from _race import Baton
 
 import jaxcb as jc
@@ -69,11 +69,15 @@ class StopAt(jc.Callback):
         return state, jc.Stop(metrics.epoch + 1 >= self.epochs, "far enough")
 
 
-def swept(**arguments: Any) -> Callable[[Baton], dict[str, Any]]:
-    """The sweep: early stopping with the best weights of each member."""
-    return _sweep(
-        members, lambda: [jc.EarlyStopping(patience=PATIENCE, restore_best_weights=True)], EPOCHS, **arguments
-    )
+def swept(*, cores: int = 1, **arguments: Any) -> Callable[[Baton], dict[str, Any]]:
+    """The sweep: early stopping with the best weights of each member. On a CPU, so many cores are devices."""
+    callbacks = lambda: [jc.EarlyStopping(patience=PATIENCE, restore_best_weights=True)]  # noqa: E731
+
+    def train(baton: Baton) -> dict[str, Any]:
+        jax.config.update("jax_num_cpu_devices", cores)
+        return _sweep(members, callbacks, EPOCHS, **arguments)(baton)
+
+    return train
 
 
 def staggered(**arguments: Any) -> Callable[[Baton], dict[str, Any]]:
@@ -89,7 +93,7 @@ def staggered(**arguments: Any) -> Callable[[Baton], dict[str, Any]]:
 def _sweep(points: Any, callbacks: Any, epochs: int, **arguments: Any) -> Callable[[Baton], dict[str, Any]]:
     def train(baton: Baton) -> dict[str, Any]:
         found = None
-        with _compilation_cache():
+        with compilation_cache():
             training, validation = data()
             for _ in baton.each():
                 found = jc.sweep(
@@ -106,7 +110,7 @@ def _sweep(points: Any, callbacks: Any, epochs: int, **arguments: Any) -> Callab
 
 def _by_step(baton: Baton) -> dict[str, Any]:
     """A jitted step in a Python loop, and early stopping in Python, member after member."""
-    with _compilation_cache():
+    with compilation_cache():
         training, validation = data()
 
         @jax.jit
@@ -146,7 +150,7 @@ def _by_step(baton: Baton) -> dict[str, Any]:
 
 def _compiled(baton: Baton) -> dict[str, Any]:
     """A whole run as one compiled loop with early stopping in it, member after member."""
-    with _compilation_cache():
+    with compilation_cache():
         training, validation = data()
 
         @jax.jit
@@ -232,16 +236,3 @@ def _feed(seed: int) -> Any:
 
 def _did(steps: list[int], bests: list[float]) -> dict[str, Any]:
     return {"steps": sum(steps), "each": [int(s) for s in steps], "best": [float(b) for b in bests]}
-
-
-class _compilation_cache:
-    """Keeps compiled programs in a directory of its own for as long as a contestant lives."""
-
-    def __enter__(self) -> None:
-        self._directory = tempfile.TemporaryDirectory()
-        jax.config.update("jax_compilation_cache_dir", self._directory.name)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-
-    def __exit__(self, *_: Any) -> None:
-        self._directory.cleanup()

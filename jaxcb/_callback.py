@@ -19,6 +19,7 @@ HOOKS = (
     "on_epoch_end",
     "on_train_end",
 )
+STEP_HOOKS = ("on_batch_begin", "on_before_update", "on_batch_end")  # those of every step
 
 _KERAS_HOOKS = {
     "on_train_batch_begin": "on_batch_begin",

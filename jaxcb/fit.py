@@ -145,7 +145,8 @@ def fit(
     """
     seed = whole("fit", "seed", seed)
     configuration = Configuration(seed, optimizer, learning_rate, as_chain(callbacks), controls=controls or {})
-    state = configuration.train_state(adapt(model, copy=copy))
+    adapter = adapt(model, copy=copy)
+    given = [configuration.train_state(adapter)]
     if validation_split:
         train_data, validation_data = split_off(train_data, validation_data, validation_split)
     loop = Loop(Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn), callbacks=configuration.callbacks)
@@ -155,8 +156,11 @@ def fit(
         "optimizer": name_of(optimizer),
         "learning_rate": name_of(learning_rate),
     }
+    if adapter is not model:
+        adapter.release()
+    del model  # the run has arrays of its own: where nobody else holds these, they are freed before the first step
     return loop.run(
-        state,
+        given.pop(),
         train_data,
         epochs=epochs,
         steps=steps,

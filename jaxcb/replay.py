@@ -10,15 +10,13 @@ import numpy as np
 import optax
 
 from jaxcb._actions import Action, Stop, fill, fired
-from jaxcb._callback import Callback, PopulationCallback
+from jaxcb._callback import STEP_HOOKS, Callback, PopulationCallback
 from jaxcb._chain import Chain, chain
 from jaxcb._points import Point
 from jaxcb._records import Records, read_records
 from jaxcb._replay_grid import ReplayGrid, host_device, replay_grid
 from jaxcb._replaying import Replayed, run, to_rows
 from jaxcb._struct import strong_tree
-
-_BATCH_HOOKS = frozenset({"on_batch_begin", "on_before_update", "on_batch_end"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,11 +171,11 @@ def _check_replayable(callbacks: Chain) -> None:
     together = [name for name, c in callbacks.members() if isinstance(c, PopulationCallback)]
     if together:
         raise ValueError(f"{', '.join(together)} acts on a population, and a history is of one run.")
-    lost = {name: sorted(c.hooks() & _BATCH_HOOKS) for name, c in callbacks.members() if c.hooks() & _BATCH_HOOKS}
+    lost = {name: sorted(c.hooks() & set(STEP_HOOKS)) for name, c in callbacks.members() if c.hooks() & set(STEP_HOOKS)}
     if not lost:
         return
     shown = ", ".join(f"{name} ({', '.join(hooks)})" for name, hooks in lost.items())
-    if not callbacks.hooks() - _BATCH_HOOKS:
+    if not callbacks.hooks() - set(STEP_HOOKS):
         raise ValueError(
             f"nothing to replay: {shown} act at every batch, and a history records epochs and validations. "
             "Replay callbacks that define on_epoch_end or on_eval_end."

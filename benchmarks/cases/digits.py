@@ -25,9 +25,11 @@ CASES = [
         f"digits CNN, {EPOCHS} epochs as a whole run, five callbacks",
         {
             "jaxcb": lazily("_ours", "whole_runs", NETWORK, "five", epochs=EPOCHS),
+            "jaxcb, programs cached": lazily("_ours", "whole_runs", NETWORK, "five", epochs=EPOCHS, cached=True),
             "Lightning": lazily("_lightning", "whole_runs", NETWORK, epochs=EPOCHS),
         },
         same_accuracy(0.04),
+        against=("Lightning",),
         least=2.0,
     ),
 ]

@@ -13,6 +13,11 @@ SMALL, LARGE = NETWORKS["784-128-10"], NETWORKS["784-6144-6144-10"]
 MEMORY = ", best weights off"
 
 
+def _packages() -> None:
+    """Imports what is imported when it is used; tensorboardX brings torch with it, where that is installed."""
+    import tensorboardX  # noqa: F401
+
+
 def _timed_import(modules: str) -> str:
     """Code of an interpreter that imports nothing else."""
     return (
@@ -45,11 +50,12 @@ def _contestant(network: Network, ours: bool, **how: Any) -> Any:
 
 
 def _first_step(ours: bool) -> Any:
-    """Seconds from the call, with weights and data ready and jax awake, to the first epoch's numbers on the host."""
+    """Seconds from the call, with packages, weights and data ready, to the first epoch's numbers on the host."""
 
     def train(baton: Baton) -> dict[str, Any]:
         import jax
 
+        _packages()
         own = _contestant(SMALL, ours)
         jax.jit(lambda x: x + jax.random.uniform(jax.random.key(0)))(1.0).block_until_ready()
         first = _First()
@@ -65,6 +71,7 @@ def _peak(ours: bool) -> Any:
     def train(baton: Baton) -> dict[str, Any]:
         import jax
 
+        _packages()
         own = _contestant(LARGE, ours, **({"callbacks": "four, no best"} if ours else {}))
         jax.jit(lambda x: x + jax.random.uniform(jax.random.key(0)))(1.0).block_until_ready()
         before = _bytes()

@@ -35,7 +35,7 @@ class Orders(NamedTuple):
 
 def placed(chunk: Chunk) -> tuple[int, ...]:
     """Where a chunk belongs: what process 0's data and that of each other process must have in common."""
-    return chunk.epoch, chunk.base, chunk.size, chunk.epoch_len, int(chunk.closes)
+    return chunk.epoch, chunk.base, chunk.size, chunk.epoch_len, int(chunk.closes), chunk.epochs
 
 
 def same_place(chunk: Chunk | None, wanted: tuple[int, ...], index: int) -> Chunk:
@@ -54,5 +54,5 @@ def same_place(chunk: Chunk | None, wanted: tuple[int, ...], index: int) -> Chun
 
 
 def _shown(place: tuple[int, ...]) -> str:
-    epoch, base, size, _, closes = place
-    return f"batches {base + 1} to {base + size} of epoch {epoch + 1}" + (", the last ones" if closes else "")
+    epoch, base, size, _, closes, _ = place
+    return f"batches {base + 1} to {base + size} from epoch {epoch + 1} on" + (", the last ones" if closes else "")

@@ -68,14 +68,20 @@ class Carry(Struct):
 class Numbers(NamedTuple):
     """The integers that a dispatch is given, sent as one vector."""
 
-    data_epoch: int  # the epoch that the data belongs to, -1 for any
+    data_epoch: int  # the epoch that the data belongs to, or its first one; -1 for any
+    epochs: int  # how many it holds; more than one are whole ones, of one length
     base: int  # cursor of its first batch
     size: int  # batches in it
-    epoch_len: int  # steps of this epoch, FOREVER where not yet known
+    epoch_len: int  # steps of such an epoch, FOREVER where not yet known
     length: int  # steps that this dispatch may do
     end_step: int
     end_epoch: int
     total_steps: int  # for `Metrics`, -1 where not known
+
+    def batch_index(self, carry: Carry) -> Any:
+        """Which batch of the data is next, int32 (); says nothing of another epoch than the data's."""
+        epochs = jnp.where(self.data_epoch < 0, 0, carry.epoch - self.data_epoch)
+        return carry.cursor - self.base + epochs * self.epoch_len
 
     def packed(self, host: np.ndarray) -> np.ndarray:
         """One int32 vector with the host metrics, float32, behind the numbers: a dispatch transfers once."""

@@ -175,6 +175,7 @@ def conduct(
                 population=population,
                 placement=placement,
             )
+            del train_state  # the run has copied it: where nobody else holds its arrays, they are freed now
             if start.saved is not None:
                 why = "as the run began"
                 assert start.keeper is not None

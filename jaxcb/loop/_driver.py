@@ -308,7 +308,9 @@ class Driver:
             numbers = self.place.numbers(size=0, length=0)
             return self.inputs.replace(numbers=numbers.packed(host))
         length = length if chunk.epoch < 0 else FOREVER
-        numbers = self.place.numbers(data_epoch=chunk.epoch, base=chunk.base, size=chunk.size, length=length)
+        numbers = self.place.numbers(
+            data_epoch=chunk.epoch, epochs=chunk.epochs, base=chunk.base, size=chunk.size, length=length
+        )
         return self.inputs.replace(data=chunk.data, numbers=numbers.packed(host))
 
     def _measure(self, status: Status) -> None:
@@ -381,7 +383,7 @@ class Driver:
         adapter = self.live.carry().train.adapter
         if adapter is not None and adapter.in_place:
             self.run._attach(self.carry)
-            state = self.run.shared_state
+            state = self.run.copy_of(lambda state: state)
             adapter.deliver(state.params, state.model_state, state.rngs)
 
     def _validate(self) -> None:

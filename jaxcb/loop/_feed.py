@@ -1,5 +1,6 @@
 """Feeds: where a run's batches come from."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jaxcb._errors import DataError
 from jaxcb.loop._carry import FOREVER, Status
 from jaxcb.loop._data import as_arrays
 from jaxcb.loop._layout import Layout
+from jaxcb.loop._pass import Position
 from jaxcb.parallel import Placement
 
 
@@ -19,13 +21,15 @@ class Chunk(NamedTuple):
     Attributes:
         data: what a looped dispatch is given.
         batches: what a stepped one is given, one a step; None where the data is resident.
-        epoch: its epoch, -1 for any.
+        epoch: its epoch, or its first one; -1 for any.
         base: the cursor of its first batch.
         size: how many batches.
         epoch_len: steps of its epoch, FOREVER where that is not yet known.
-        closes: whether its epoch ends with it.
+        closes: whether its last epoch ends with it.
         step: updates that a run has done before its first batch, where it has positions.
         positions: where the data stands behind each batch.
+        epochs: how many it holds; more than one are whole ones, each of `epoch_len`.
+        memory: of the host, from which the devices may read until the run is done with it.
     """
 
     data: Any
@@ -36,7 +40,9 @@ class Chunk(NamedTuple):
     epoch_len: int
     closes: bool = False
     step: int = 0
-    positions: tuple[dict[str, Any], ...] = ()
+    positions: Sequence[Position] = ()
+    epochs: int = 1
+    memory: Any = None
 
     def left(self, epoch: int, cursor: int) -> list[Any] | None:
         """The batches that a run which stands there still needs; None where they are not given one a step."""
@@ -49,7 +55,7 @@ class Chunk(NamedTuple):
         """
         if self.epoch < 0 or bool(status.over):
             return True
-        if int(status.epoch) != self.epoch:
+        if not self.epoch <= int(status.epoch) < self.epoch + self.epochs:
             return int(status.epoch) > self.epoch
         return not self.closes and int(status.cursor) >= self.base + self.size
 

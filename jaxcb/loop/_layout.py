@@ -46,7 +46,7 @@ class Layout(NamedTuple):
         if self.kind == "single":
             return data, rows_in(data)
         if self.kind == "stacked":
-            index = carry.cursor - inputs.numbers.base
+            index = inputs.numbers.batch_index(carry)
             batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), data)
             return batch, rows_in(batch)
         rows = self.remainder if remainder else self.batch_size

@@ -136,11 +136,13 @@ class Loop:
                 f"Loop.run takes a TrainState, such as jc.TrainState.create(params=..., tx=...), got a "
                 f"{type(train_state).__name__}."
             )
+        given = [train_state]
+        del train_state  # see `conduct`
         return conduct(
             self.train_step,
             self.eval_step,
             self.callbacks,
-            train_state,
+            given.pop(),
             train_data,
             Asked(
                 epochs=epochs,

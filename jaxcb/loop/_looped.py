@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxcb._callback import STEP_HOOKS
 from jaxcb.loop import _boundary as boundary
 from jaxcb.loop._carry import FOREVER, Carry, Inputs
 from jaxcb.loop._executor import Executor, Live, Output
@@ -68,10 +69,12 @@ class Looped(Executor):
         last = carry.step + jnp.where(program.at.may_step(inputs, carry), limit, 0)
 
         def more(loop: Any) -> Any:
+            # asked at every step, of members on several devices by a collective: only what a step can change
             carry, rings = loop
-            return (
-                (carry.step < last) & ~carry.yielded & ~program.at.all_stopped(carry) & program.rings.have_room(rings)
-            )
+            go = (carry.step < last) & program.rings.have_room(rings, STEP_HOOKS)
+            if program.yields_at(*STEP_HOOKS):
+                go = go & ~carry.yielded
+            return go & ~program.at.all_stopped(carry) if program.steps_may_stop else go
 
         def step(loop: Any) -> Any:
             carry, rings = loop

@@ -24,9 +24,10 @@ class Packing:
     def __init__(self, shapes: Any) -> None:
         leaves, self._tree = jax.tree.flatten(shapes)
         self._shapes = [(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves]
+        self._names = [dtype.name for _, dtype in self._shapes]  # which numpy spells anew each time
         self._groups: dict[str, list[int]] = {}
-        for index, (_, dtype) in sorted(enumerate(self._shapes), key=lambda leaf: leaf[1][1].name):
-            self._groups.setdefault("int32" if dtype.name in _WORDS else dtype.name, []).append(index)
+        for index, name in sorted(enumerate(self._names), key=lambda leaf: leaf[1]):
+            self._groups.setdefault("int32" if name in _WORDS else name, []).append(index)
 
     def empty(self, rows: int) -> dict[str, Array]:
         """Makes room for so many rows; in a program."""
@@ -38,7 +39,7 @@ class Packing:
         leaves = jax.tree.leaves(tree)
         rows = {}
         for name, own in self._groups.items():
-            alike = itertools.groupby(own, key=lambda i: self._shapes[i][1].name)  # few conversions, of whole vectors
+            alike = itertools.groupby(own, key=lambda i: self._names[i])  # few conversions, of whole vectors
             rows[name] = jnp.concatenate(
                 [_words(jnp.concatenate([jnp.ravel(leaves[i]) for i in group])) for _, group in alike]
             )
@@ -50,10 +51,10 @@ class Packing:
         for name, own in self._groups.items():
             ends = list(itertools.accumulate(math.prod(self._shapes[i][0]) for i in own))
             for index, start, end in zip(own, [0, *ends[:-1]], ends, strict=True):
-                shape, dtype = self._shapes[index]
+                (shape, dtype), own_name = self._shapes[index], self._names[index]
                 part = rows[name][:, start:end]
-                if dtype.name in _WORDS:
-                    part = part.astype(bool) if dtype.name == "bool" else np.ascontiguousarray(part).view(dtype)
+                if own_name in _WORDS:
+                    part = part.astype(bool) if own_name == "bool" else np.ascontiguousarray(part).view(dtype)
                 leaves[index] = part.reshape(len(part), *shape)
         return jax.tree.unflatten(self._tree, leaves)
 

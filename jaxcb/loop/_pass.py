@@ -2,25 +2,46 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxcb._errors import DataError
 from jaxcb.loop._iterator_state import Unkeepable, as_json, from_json
 from jaxcb.loop._sources import Source, ran_out
 
+_NO_STATE: Mapping[str, Any] = MappingProxyType({})
+
+
+class Position(NamedTuple):
+    """Where a pass stands behind a batch; plain, since one is made for each batch and few are asked for.
+
+    Attributes:
+        number: of the pass.
+        batches: how many were pulled.
+        state: the iterator's own as `{"iterator": JSON}`; empty where it tells none.
+    """
+
+    number: int
+    batches: int
+    state: Mapping[str, Any] = _NO_STATE
+
+    def as_json(self) -> dict[str, Any]:
+        """The form in which a checkpoint keeps it."""
+        return {"pass": self.number, "batches": self.batches, **self.state}
+
 
 class Pulled(NamedTuple):
     """A batch as the source gave it, and where its pass stands behind it."""
 
     batch: Any
-    position: dict[str, Any]
+    position: Position
 
 
 class Pass(Iterator[Pulled]):
     """Pulls the batches of a pass; an error names the pass and the batch.
 
-    A position is `{"pass": number, "batches": how many were pulled}`, and `"iterator"`, its state as JSON, where the
-    source's iterator has `get_state` and `set_state`. It is asked after each batch, before the next one is pulled.
+    Where the source's iterator has `get_state` and `set_state`, a position has its state. It is asked after each batch,
+    before the next one is pulled.
 
     Args:
         source: where the batches come from.
@@ -40,7 +61,7 @@ class Pass(Iterator[Pulled]):
             if self.pulled == self._source.most:
                 raise StopIteration
             batch = next(self._batches)
-            position = {"pass": self.number, "batches": self.pulled + 1} | self._state()
+            state = self._state() if self._tells else _NO_STATE
         except StopIteration:
             self._batches, self._tells = iter(()), False  # frees the source's own before the next pass begins
             raise
@@ -48,7 +69,7 @@ class Pass(Iterator[Pulled]):
             error.add_note(f"This happened while batch {self.pulled + 1} of {self._what} was pulled.")
             raise
         self.pulled += 1
-        return Pulled(batch, position)
+        return Pulled(batch, Position(self.number, self.pulled, state))
 
     def walks_to(self, position: Mapping[str, Any]) -> bool:
         """Whether the batches before a position have to be pulled again."""
@@ -78,17 +99,16 @@ class Pass(Iterator[Pulled]):
             self._batches = self._source.walk(self.number, self._controls)
             self._tells = all(callable(getattr(self._batches, name, None)) for name in ("get_state", "set_state"))
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> Mapping[str, Any]:
         """The iterator's state. One that has none to keep is walked again on resume, which says so then."""
         state = None
-        if self._tells:
-            with contextlib.suppress(NotImplementedError):
-                state = self._batches.get_state()
+        with contextlib.suppress(NotImplementedError):
+            state = self._batches.get_state()
         if state is not None:
             with contextlib.suppress(Unkeepable):
                 return {"iterator": as_json(state)}
         self._tells = False
-        return {}
+        return _NO_STATE
 
     @property
     def _what(self) -> str:

@@ -72,9 +72,12 @@ class Place:
         self.stopping = bool(np.all(np.asarray(carry.train.stop | carry.ended)))
         self.evaluated = int(carry.evaluated)
 
-    def numbers(self, *, data_epoch: int = -1, base: int = 0, size: int = FOREVER, length: int = FOREVER) -> Numbers:
+    def numbers(
+        self, *, data_epoch: int = -1, epochs: int = 1, base: int = 0, size: int = FOREVER, length: int = FOREVER
+    ) -> Numbers:
         """The numbers of a dispatch."""
-        return Numbers(data_epoch, base, size, self.epoch_len, length, self.end_step, self.end_epoch, self.total_steps)
+        ends = (self.end_step, self.end_epoch, self.total_steps)
+        return Numbers(data_epoch, epochs, base, size, self.epoch_len, length, *ends)
 
     def single(self) -> Numbers:
         """The numbers of one batch at this place."""

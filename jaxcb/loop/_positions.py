@@ -47,7 +47,8 @@ class Positions(NamedTuple):
     def is_own_epoch(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether the given data belongs to this epoch, bool ()."""
         n = inputs.numbers
-        return (n.data_epoch < 0) | (n.data_epoch == carry.epoch)
+        within = (n.data_epoch <= carry.epoch) & (carry.epoch < n.data_epoch + n.epochs)
+        return (n.data_epoch < 0) | within
 
     def eval_due(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether a validation is due now, bool ()."""
@@ -70,7 +71,8 @@ class Positions(NamedTuple):
     def has_data(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether the given data holds the next batch, bool ()."""
         n = inputs.numbers
-        fits = (carry.cursor >= n.base) & (carry.cursor < n.base + n.size)
+        index = n.batch_index(carry)
+        fits = (index >= 0) & (index < n.size)
         return fits & self.is_own_epoch(inputs, carry)
 
     def may_step(self, inputs: Inputs, carry: Carry) -> Array:
@@ -82,7 +84,7 @@ class Positions(NamedTuple):
         """Steps until the next boundary or the end of the data, int32 ()."""
         n = inputs.numbers
         steps = jnp.minimum(n.epoch_len - carry.cursor, n.end_step - carry.step)
-        steps = jnp.minimum(steps, n.base + n.size - carry.cursor)
+        steps = jnp.minimum(steps, n.size - n.batch_index(carry))
         if self.validates and self.cadence.steps is not None:
             steps = jnp.minimum(steps, self.cadence.steps - carry.step % self.cadence.steps)
         return steps

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcb._actions import Action, HostAction
-from jaxcb._callback import PopulationCallback
+from jaxcb._actions import Action, HostAction, Stop
+from jaxcb._callback import STEP_HOOKS, PopulationCallback
 from jaxcb._chain import Chain
 from jaxcb._form import conform
 from jaxcb._metrics import Metrics
@@ -102,6 +102,7 @@ class Program:
                 f"{who} needs the gradients before the update (on_before_update), but this train_step does not hand "
                 "them out. Use fit, or make the step with jc.Step(loss_fn) or jc.Step.from_gradients(fn)."
             )
+        self.step = step
         over_members = (0, batch_axis)
         self._step = self._compiled(step, over_members)
         if isinstance(step, Step) and self.halves:
@@ -174,6 +175,12 @@ class Program:
     @staticmethod
     def _owners(chain: Chain) -> str:
         return ", ".join(name for name, callback in chain.members() if "on_before_update" in callback.hooks())
+
+    @property
+    def steps_may_stop(self) -> bool:
+        """Whether a step can ask for the end: by a hook of its own, or as a train step that sets `stop` itself."""
+        asked = (a for hook in STEP_HOOKS for a in self.actions.get(hook, ()))
+        return not isinstance(self.step, Step) or any(isinstance(a, Stop) for a in asked)
 
     def yields_at(self, *hooks: str) -> bool:
         """Whether a host action is possible in any of these hooks."""

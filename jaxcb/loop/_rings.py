@@ -1,6 +1,6 @@
 """Rings: how the records of a stretch of steps travel to the host in one piece."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -139,11 +139,12 @@ class Rings:
             out[name] = rings[name].append(self._packings[name].row((at, group)), fired)
         return out
 
-    def have_room(self, rings: dict[str, Ring]) -> Array:
-        """Whether every ring can take one more entry of each kind that a boundary and a step write."""
+    def have_room(self, rings: dict[str, Ring], hooks: Container[str] | None = None) -> Array:
+        """Whether every ring, or every one of some hooks, can take one more entry."""
         room = jnp.ones((), bool)
         for name, layout in self.layouts.items():
-            room = room & (rings[name].count < layout.capacity)
+            if hooks is None or layout.hook in hooks:
+                room = room & (rings[name].count < layout.capacity)
         return room
 
     def read(self, rings: dict[str, Ring]) -> Iterator[Record]:
@@ -154,7 +155,8 @@ class Rings:
             count = int(ring.count)
             if not count:
                 continue
-            packed = {key: rows[:count] for key, rows in ring.rows.items()}
+            # copies, as records may be kept, and a part of a ring would keep all of it
+            packed = {key: rows[:count].copy() for key, rows in ring.rows.items()}
             column, actions = self._packings[name].unpack(packed)
             at = [Entry(*place) for place in zip(*(c.tolist() for c in jax.tree.leaves(column)), strict=True)]
             for index, stack in zip(layout.indices, actions, strict=True):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jaxcb._traced_step import TracedStep
 from jaxcb._train_state import TrainState
@@ -46,12 +46,16 @@ class Run:
         assert self._state is not None
         return self._state
 
-    @property
-    def shared_state(self) -> TrainState:
-        """The train state where all processes have it, as copies; all ask for it together."""
-        if self._carry is None:
-            return self.state
-        return jax.tree.map(jnp.copy, self._carry().train)
+    def copy_of(self, choose: Callable[[TrainState], Any]) -> Any:
+        """Returns a part of the train state as copies of its own, which the devices make while the host goes on.
+
+        Of several processes it lies over the devices of all, which ask for it together.
+        """
+        train = self._state if self._carry is None else self._carry().train
+        assert train is not None
+        if self._carry is not None and self._state is not None and train.step.is_fully_addressable:
+            return choose(self._state)  # a copy by now
+        return _copied(choose(train))
 
     @property
     def model(self) -> Any:
@@ -78,3 +82,13 @@ class Run:
             record.batch if begins else max(record.batch - 1, 0),
         )
         self.logs = logs
+
+
+def _copied(tree: Any) -> Any:
+    """Copies in one call: one for each leaf costs more than a small step."""
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, jax.Array)}
+    copies = jax.device_put(list(arrays.values()), [x.sharding for x in arrays.values()], may_alias=False)
+    for i, copy in zip(arrays, copies, strict=True):
+        leaves[i] = copy
+    return structure.unflatten([np.array(x) if isinstance(x, np.ndarray) else x for x in leaves])

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,28 +17,19 @@ from jaxcb._errors import DataError
 from jaxcb._processes import ALONE, Processes
 from jaxcb.loop._carry import FOREVER, Status
 from jaxcb.loop._data import as_arrays, copied
+from jaxcb.loop._draft import NONE_LEFT, Batch, Draft
 from jaxcb.loop._feed import Chunk, Feed, FeedStart
+from jaxcb.loop._forms import MOST, Forms
 from jaxcb.loop._layout import Layout
 from jaxcb.loop._pass import Pass, Pulled
 from jaxcb.loop._sources import Source
+from jaxcb.loop._stacks import Stack, Stacks
 from jaxcb.parallel import ONE_DEVICE, Placement
 
-_STACK_BYTES = 16 << 20  # of one stacked chunk
-_MOST = 512  # batches in one
 _AHEAD = 2  # chunks that wait ready
 _TOGETHER = 16  # batches in a chunk of several processes, which all have to cut alike
 _SLOW = 0.25  # seconds after which batches that came slowly travel without waiting for more
 _PATIENCE = 5.0  # seconds for the thread to end; one that waits in the user's iterator for ever is left to itself
-
-
-class _Batch(NamedTuple):
-    """A batch as arrays, and where it stands in its pass."""
-
-    arrays: Any  # None where a pass that is resumed has no more of them
-    smaller: bool = False  # than the first one
-    first: bool = False
-    last: bool = False
-    position: dict[str, Any] | None = None  # where the pass stands behind it
 
 
 class Stream(Feed):
@@ -101,7 +92,8 @@ class Stream(Feed):
                 "passed over, since its iterator told no position. One with get_state and set_state goes on where it "
                 "stood."
             )
-        self._fixed, self._wanted, self._placement = steps_per_execution, _MOST, ONE_DEVICE
+        self._forms, self._stacks = Forms(source.what, self.example, steps_per_execution), Stacks()
+        self._wanted, self._placement = _TOGETHER if processes.several else MOST, ONE_DEVICE
         self.choose(stacked=True)
         self._unconfirmed: deque[Chunk] = deque()
         self._dispatched = 0
@@ -193,14 +185,16 @@ class Stream(Feed):
                 self._began_with = self._now[1]
         for chunk in self._unconfirmed:
             if 0 < step - chunk.step <= len(chunk.positions):
-                self._where = chunk.positions[step - chunk.step - 1]
+                self._where = chunk.positions[step - chunk.step - 1].as_json()
         closed = epoch > self._epoch and int(status.cursor) == 0
         if closed and self._steps_per_epoch is None and not self._source.one_shot:  # with its pass
             self._where = {"pass": self._where["pass"] + 1, "batches": 0}
         self._epoch = epoch
         while self._unconfirmed and self._unconfirmed[0].consumed(status):
-            self._unconfirmed.popleft()
+            chunk = self._unconfirmed.popleft()
             self._dispatched -= 1
+            if chunk.memory is not None:
+                self._stacks.give_back(chunk.memory)
 
     def rewind(self) -> int:
         self._dispatched = 0
@@ -239,56 +233,82 @@ class Stream(Feed):
         return False
 
     def _chunks(self) -> Iterator[Chunk]:
+        """Gives chunks: a part of an epoch each, or several whole epochs of one length.
+
+        The latter where epochs are so short that the devices would wait for the host after each.
+        """
         epoch, cursor, step, _ = self._start
         if cursor > 0 and (step >= self._end_step or cursor >= self.epoch_len):
             yield self._closing(epoch, cursor, step, self.epoch_len)
             epoch, cursor = epoch + 1, 0
-        held: list[_Batch] = []
+        whole: Draft | None = None  # epochs
+        part = Draft(epoch, cursor, step)  # of the one behind them
         ragged, began = False, 0.0
         batches = self._batches()
         while not self._is_over(epoch, cursor, step):
             try:
                 batch = next(batches, None)
             except Exception:
-                if held:  # what was pulled before the error is trained on
-                    yield self._chunk(held, epoch, cursor, step, self.epoch_len)
+                yield from self._cut(whole, part)  # what was pulled before the error is trained on
                 raise
             if batch is None:
                 if self._closed.is_set():
                     return
-                if held:
-                    yield self._chunk(held, epoch, cursor, step, self.epoch_len)
+                yield from self._cut(whole, part)
                 raise DataError(
                     f"{self._source.what} is a {self._source.kind} that was used up after {step} batches, in epoch "
                     f"{epoch + 1}. Pass something that can be iterated again, or ask for fewer steps."
                 )
-            if batch.arrays is None:
+            if batch is NONE_LEFT:
                 if self._steps_per_epoch is None and cursor > 0:
                     yield self._closing(epoch, cursor, step, cursor)
                     epoch, cursor = epoch + 1, 0
+                    part = Draft(epoch, cursor, step)
                 continue
-            if ragged and not batch.first:
+            smaller = batch.form.smaller
+            if ragged and batch.position.batches > 1:
                 raise DataError(
                     f"ragged batches: batch {step} of {self._source.what} is smaller than the first one, which has "
                     f"{self._rows} rows. Only the last batch of a pass or of an epoch may be smaller."
                 )
-            if batch.smaller and held:
-                yield self._chunk(held, epoch, cursor, step, self.epoch_len)
-                held = []
-            began = time.monotonic() if not held else began
-            held.append(batch)
+            if smaller:  # travels alone
+                yield from self._cut(whole, part)
+                whole, part = None, Draft(epoch, cursor, step)
+            began = began if whole or part.batches else time.monotonic()
+            part.batches.append(batch)
             cursor, step = cursor + 1, step + 1
             ends = batch.last if self._steps_per_epoch is None else cursor == self._steps_per_epoch
-            ragged = batch.smaller and not ends
-            closes = ends or step == self._end_step
+            ragged = smaller and not ends
+            part.epoch_len = cursor if ends else self.epoch_len
+            part.closes = ends or step == self._end_step
+            most = min(batch.form.most, self._wanted)
             slow = time.monotonic() - began > _SLOW and not self._processes.several
-            if closes or batch.smaller or slow or len(held) >= min(self._capacity(held[0]), self._wanted):
-                yield self._chunk(held, epoch, cursor, step, cursor if ends else self.epoch_len, closes=closes)
-                held = []
+            due = smaller or slow
+            if whole and ends != (cursor == whole.epoch_len):  # this epoch has another length
+                yield self._chunk(whole)
+                whole = None
+            if ends and part.base == 0 and self._joins:
+                whole = whole.joined(part) if whole else part
+                part = Draft(epoch + 1, 0, step)
+                if due or len(whole.batches) + cursor > most:
+                    yield self._chunk(whole)
+                    whole = None
+            elif part.closes or due or len(part.batches) >= most:
+                yield from self._cut(whole, part)
+                whole, part = None, Draft(epoch + ends, 0 if ends else cursor, step)
             if ends:
                 epoch, cursor = epoch + 1, 0
+        yield from self._cut(whole, None)
 
-    def _batches(self) -> Iterator[_Batch]:
+    @property
+    def _joins(self) -> bool:
+        """Whether epochs may travel together: not where one that has ended may be kept waiting for the next one's data.
+
+        That is what follows the controls, and a live stream.
+        """
+        return self._stacked and not self._source.follows and not self._source.one_shot
+
+    def _batches(self) -> Iterator[Batch]:
         """Gives batches, pass after pass.
 
         The last one of a pass is known by looking ahead. That is done only where the end of a pass is the end of an
@@ -296,27 +316,26 @@ class Stream(Feed):
         """
         given = self._start.step
         for number, resumed, batches in self._passes():
-            kept, first = self._kept(batches, number), True
+            kept = self._kept(batches)
             ahead = next(kept, None)
             if ahead is None:
                 if not resumed:
                     again = "" if self._source.follows else " when it was walked again"
                     raise DataError(f"{self._source.describe(number)} gave no batch{again}.")
-                yield _Batch(None)
+                yield NONE_LEFT
             while ahead is not None:
-                (batch, smaller, position), given, error = ahead, given + 1, None
+                batch, given, error = ahead, given + 1, None
                 looks = self._steps_per_epoch is None and given < self._end_step
                 if looks:
                     try:
                         ahead = next(kept, None)
                     except Exception as raised:  # belongs to the next batch; this one is good
                         error = raised
-                yield _Batch(batch, smaller, first, ahead is None, position)
+                yield batch if ahead is not None else batch._replace(last=True)
                 if error is not None:
                     raise error
                 if not looks:
                     ahead = next(kept, None)
-                first = False
 
     def _passes(self) -> Iterator[tuple[int, bool, Iterator[Pulled]]]:
         """Gives each pass: its number, whether a part of it was done before, and its batches.
@@ -339,59 +358,44 @@ class Stream(Feed):
                 return
             yield later, False, Pass(self._source, later, controls)
 
-    def _kept(self, batches: Iterator[Pulled], number: int) -> Iterator[tuple[Any, bool, dict[str, Any]]]:
-        """Gives a pass's batches as arrays, whether each is a smaller one, and its position.
+    def _kept(self, batches: Iterator[Pulled]) -> Iterator[Batch]:
+        """Gives a pass's batches. Each is copied, since the next one is pulled before this one is trained on.
 
         Drops the smaller ones where that was asked for.
         """
-        known, shapes = self.example, [x.shape for x in jax.tree.leaves(self._host_example)]
-        most = self._rows
         for batch, position in batches:
-            what = f"batch {position['batches']} of {self._source.what}"
-            arrays, rows = as_arrays(batch, what)
-            found = jax.tree.structure(arrays)
-            if found != jax.tree.structure(known):
-                raise DataError(f"{what} has the structure {found}, the first one {jax.tree.structure(known)}.")
-            if self._source.follows and position["batches"] == 1:  # each epoch may have shapes of its own
-                shapes, most = [x.shape for x in jax.tree.leaves(arrays)], rows
-            for x, y, shape in zip(jax.tree.leaves(arrays), jax.tree.leaves(known), shapes, strict=True):
-                if x.shape[1:] != shape[1:] or rows > most:
-                    raise DataError(f"ragged batches: {what} has an array of shape {x.shape}, the first one {shape}.")
-                if jax.dtypes.canonicalize_dtype(x.dtype) != y.dtype:
-                    raise DataError(f"{what} has an array of dtype {x.dtype}, the first one {y.dtype}.")
-            if rows == most or self._train_remainder:
-                yield copied(arrays), rows < most, position  # the next one is pulled before this one is trained on
+            anew = self._source.follows and position.batches == 1  # each epoch may have shapes of its own
+            leaves, form = self._forms.take(batch, position.batches, anew=anew)
+            if form.smaller and not self._train_remainder:
+                continue
+            if self._stacked:
+                self._stacks.add(leaves, form)
+                yield Batch(position, form)
+            else:
+                yield Batch(position, form, copied(leaves))
 
-    def _capacity(self, batch: _Batch) -> int:
-        """How many batches a chunk has room for. It is fixed, so that a part of a chunk runs the same program."""
-        if batch.smaller:  # travels alone
-            return 1
-        size = max(1, sum(x.nbytes for x in jax.tree.leaves(batch.arrays)))
-        return self._fixed or int(np.clip(_STACK_BYTES // size, 1, _TOGETHER if self._processes.several else _MOST))
+    def _cut(self, *drafts: Draft | None) -> Iterator[Chunk]:
+        """Makes chunks of what there is."""
+        for draft in drafts:
+            if draft and draft.batches:
+                yield self._chunk(draft)
 
-    def _chunk(
-        self, held: list[_Batch], epoch: int, cursor: int, step: int, epoch_len: int, *, closes: bool = False
-    ) -> Chunk:
-        """Makes a chunk of batches; the place is the one behind them."""
-        batches, size = [batch.arrays for batch in held], len(held)
-        positions = tuple(batch.position for batch in held if batch.position is not None)
-        chunk = Chunk(None, None, epoch, cursor - size, size, epoch_len, closes, step - size, positions)
+    def _chunk(self, draft: Draft) -> Chunk:
         if not self._stacked:
-            return chunk._replace(batches=[self._placement.put_batch(b) for b in batches])
-        capacity = self._capacity(held[0])
+            return draft.chunk(batches=[self._placed(batch.leaves, 0) for batch in draft.batches])
+        stack = self._stacks.cut(len(draft.batches))
+        return draft.chunk(self._placed(stack.leaves, 1), memory=stack)
 
-        def stack(*leaves: Any) -> np.ndarray:
-            out = np.zeros((capacity, *leaves[0].shape), leaves[0].dtype)
-            np.stack(leaves, out=out[: len(leaves)])
-            return out
-
-        return chunk._replace(data=self._placement.put_batch(jax.tree.map(stack, *batches), axis=1))
+    def _placed(self, leaves: Any, axis: int) -> Any:
+        return self._forms.tree.unflatten(self._placement.put_batch(leaves, axis=axis))
 
     def _closing(self, epoch: int, cursor: int, step: int, epoch_len: int) -> Chunk:
         """Makes a chunk without a batch, for a run that was resumed between an epoch's last step and its end."""
-        blank = _Batch(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._host_example))
-        chunk = self._chunk([blank], epoch, cursor, step, epoch_len, closes=True)
-        return chunk._replace(batches=None if self._stacked else [], base=cursor, size=0, step=step)
+        data = None
+        if self._stacked:
+            blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._host_example)
+            data = self._placed(Stack(self._forms.take(blank, 0, anew=False)[1]).leaves, 1)
+        return Chunk(data, None if self._stacked else [], epoch, cursor, 0, epoch_len, True, step)
 
 
 def _floats(controls: Mapping[str, Any]) -> dict[str, float]:

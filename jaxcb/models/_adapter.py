@@ -42,6 +42,10 @@ class Adapter(Protocol):
         """Returns `(params, model_state, rngs)` of the model as it is now: its arrays, not copies."""
         ...
 
+    def release(self) -> None:
+        """Lets go of arrays that are only kept for `split`, which is not called any more."""
+        ...
+
     def merge(self, params: Any, model_state: Any, rngs: Any, *, train: bool, key: Any = None) -> Any:
         """Returns the object that `loss_fn(model, batch)` receives; works inside every transformation.
 

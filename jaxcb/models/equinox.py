@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 
 from jaxcb._struct import strong
-from jaxcb.models._adapter import check_callable, check_trainable, refuse_activations
+from jaxcb.models._adapter import avals, check_callable, check_trainable, refuse_activations
 
 
 class Equinox:
@@ -60,6 +60,10 @@ class Equinox:
     def split(self) -> tuple[Any, Any, Any]:
         """Returns `(params, state, None)`."""
         return jax.tree.map(strong, self._params), jax.tree.map(strong, self._state), None
+
+    def release(self) -> None:
+        """Keeps the shapes alone."""
+        self._params, self._state = avals(self.split()[:2])
 
     def merge(self, params: Any, model_state: Any, rngs: Any, *, train: bool, key: Any = None) -> Any:
         """Returns the module, in inference mode unless `train`."""

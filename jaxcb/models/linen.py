@@ -123,6 +123,10 @@ class Linen:
         """Returns `(params, other collections, None)`; keys come from the step's."""
         return jax.tree.map(strong, self._params), jax.tree.map(strong, self._state), None
 
+    def release(self) -> None:
+        """Keeps the shapes alone."""
+        self._params, self._state = avals(self.split()[:2])
+
     def merge(self, params: Any, model_state: Any, rngs: Any, *, train: bool, key: Any = None) -> "LinenModel":
         """Returns a callable that applies the module."""
         return LinenModel(self.module, params, model_state, streams=self.streams, train=train, key=key)

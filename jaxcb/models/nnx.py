@@ -93,6 +93,9 @@ class NNX:
         params, model_state, rngs = self._parts(self.model)
         return params, model_state, rngs
 
+    def release(self) -> None:
+        """Does nothing: the module is the caller's."""
+
     def merge(self, params: Any, model_state: Any, rngs: Any, *, train: bool, key: Any = None) -> Any:
         """Returns the module in its training or evaluation view; keys are its own, and `key` is unused."""
         return self._build(self._train if train else self._eval, (params, model_state, rngs))

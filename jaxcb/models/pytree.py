@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxcb._struct import strong
-from jaxcb.models._adapter import check_callable, check_trainable, is_arrays, refuse_activations
+from jaxcb.models._adapter import avals, check_callable, check_trainable, is_arrays, refuse_activations
 
 _ELSEWHERE = "Put what is not trained (counters, statistics) in jc.with_state(params, state)."
 
@@ -45,6 +45,10 @@ class Pytree:
     def split(self) -> tuple[Any, Any, Any]:
         """Returns `(params, state, None)`."""
         return jax.tree.map(strong, self._params), jax.tree.map(strong, self._state), None
+
+    def release(self) -> None:
+        """Keeps the shapes alone."""
+        self._params, self._state = avals(self.split()[:2])
 
     def merge(self, params: Any, model_state: Any, rngs: Any, *, train: bool, key: Any = None) -> Any:
         """Returns `params`."""

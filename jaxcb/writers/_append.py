@@ -25,6 +25,7 @@ class AppendFile:
         self._lines: int | None = None  # that stand before the next write; None until somebody asks
         self.resumed = False
         self._file: BufferedRandom | None = None
+        self._size = 0  # of the file while it is open: to ask the system at each row costs more than the row
         with self._named():
             path.parent.mkdir(parents=True, exist_ok=True)
             existed = path.exists()
@@ -45,7 +46,7 @@ class AppendFile:
     def size(self) -> int:
         """Bytes that stand before the next write."""
         if self._file is not None:
-            return self._file.tell()
+            return self._size
         return self.path.stat().st_size if self._append and self.path.exists() else 0
 
     def write(self, text: str) -> None:
@@ -53,13 +54,14 @@ class AppendFile:
         if self._file is None:
             self._file = self.path.open("r+b" if self._append and self.path.exists() else "w+b")
             self._append = True  # from now on what is there is this run's
-            if self._file.seek(0, os.SEEK_END):
+            self._size = self._file.seek(0, os.SEEK_END)
+            if self._size:
                 self._file.seek(-1, os.SEEK_END)
                 if self._file.read(1) != b"\n":  # of a process that was killed in the middle of a line
-                    self._file.write(b"\n")
+                    self._size += self._file.write(b"\n")
         if self._lines is not None:
             self._lines += text.count("\n")
-        self._file.write(text.encode())
+        self._size += self._file.write(text.encode())
 
     def flush(self) -> None:
         """Brings what was written to the file, where other programs see it."""

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxcb import _orbax
 from jaxcb._actions import fill
+from jaxcb._processes import Processes
 from jaxcb.writers._location import check_writable
 from jaxcb.writers._writer import Writer, by_member
 
@@ -78,14 +79,17 @@ class CheckpointWriter(Writer):
         return self.context.path(fill(action, step=step, epoch=epoch, batch=batch)).absolute()
 
     def write(self, record: Any) -> None:
+        tree: Any = None
         for member, action in by_member(record.action):
             self._land()
             path = self._path(action, step=record.step, epoch=record.epoch, batch=record.batch)
-            state = self.context.run.shared_state  # copies: donation takes nothing from what is being saved
-            key = action.path
+            if tree is None:
+                # copies: donation takes nothing from what is being saved, and the loop waits for nothing of it
+                tree = self.context.run.copy_of(lambda state, what=action.what: _chosen(state, what))
+            own, key = tree, action.path
             if member is not None:
                 path, key = path / str(member), f"{key}/{member}"
-                state = jax.tree.map(lambda x, m=member: x[m], state)
+                own = jax.tree.map(lambda x, m=member: x[m], tree)
             new = _Kept(path, math.nan if action.value is None else float(action.value))
             facts = {"step": record.step, "epoch": record.epoch, "what": action.what, "owner": action.owner}
             if not math.isnan(new.value):
@@ -94,19 +98,20 @@ class CheckpointWriter(Writer):
             note = f"This happened while saving {path} for {action.owner}, {place}."
             with _noted(note):
                 self.context.claim(path, action.owner)
-                replaces = self.context.processes.agree(lambda path=path: _cleared(path))
-                tree, leads = _chosen(state, action.what), self.context.processes.leads
-                finish = _save(path, tree, facts, in_background=action.async_, replaces=replaces, moves=leads)
-                if not action.async_:
-                    self._end(finish, key, new, action, note)
+                if self.context.processes.leads:
+                    _refuse_others(path)
+                _refuse_same_names(own)
+                # of several processes it is begun where no step is under way
+                if not action.async_ or self.context.processes.several:
+                    self._save(own, facts, key, new, action, note)
                     continue
             self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="jaxcb-checkpoint")
-            self._flight = self._worker.submit(self._end, finish, key, new, action, note)
+            self._flight = self._worker.submit(self._save, own, facts, key, new, action, note)
 
-    def _end(self, finish: Callable[[], None], key: str, new: _Kept, action: Any, note: str) -> None:
-        """Brings a save to its end, and then deletes what is not to stay."""
+    def _save(self, tree: Any, facts: dict[str, Any], key: str, new: _Kept, action: Any, note: str) -> None:
+        """Saves, and then deletes what is not to stay; of one in the background all of it is done there."""
         with _noted(note):
-            finish()
+            _save(new.path, tree, facts, self.context.processes)
             self._retain(key, new, action)
 
     def _retain(self, key: str, new: _Kept, action: Any) -> None:
@@ -205,7 +210,6 @@ def _cleared(path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     for rest in path.parent.glob(f"*{_GONE}"):  # of a process that was killed while it deleted
         shutil.rmtree(rest, ignore_errors=True)
-    _refuse_others(path)
     new = _new(path)
     if not path.exists() and (new / _MARK).is_file():  # a process was killed between the two renames of `_replace`
         new.rename(path)
@@ -216,34 +220,13 @@ def _new(path: Path) -> Path:
     return path.with_name(f"{path.name}.jaxcb-new")
 
 
-def _save(
-    path: Path, tree: Any, facts: dict[str, Any], *, in_background: bool, replaces: bool, moves: bool
-) -> Callable[[], None]:
-    """Saves so that at any time a complete checkpoint is there: the old one goes when the new one is complete.
-
-    Returns:
-        What is left to do: it waits for the save and brings it to its place, where this process moves it.
-    """
-    _refuse_same_names(tree)
-    new = _new(path)
-    at = new if replaces else path
+def _save(path: Path, tree: Any, facts: dict[str, Any], processes: Processes) -> None:
+    """Saves so that at any time a complete checkpoint is there: the old one goes when the new one is complete."""
+    replaces = processes.agree(lambda: _cleared(path))
     # Orbax's own overwrite=True deletes first and then saves
-    if in_background:
-        wait = _orbax.save_async(str(at), tree, overwrite=replaces, custom_metadata=facts)
-    else:
-        _orbax.save(str(at), tree, overwrite=replaces, custom_metadata=facts)
-        wait = _nothing
-
-    def finish() -> None:
-        wait()
-        if replaces and moves:
-            _replace(path, new)
-
-    return finish
-
-
-def _nothing() -> None:
-    pass
+    _orbax.save(str(_new(path) if replaces else path), tree, overwrite=replaces, custom_metadata=facts)
+    if replaces and processes.leads:
+        _replace(path, _new(path))
 
 
 def _replace(path: Path, new: Path) -> None:

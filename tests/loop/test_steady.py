@@ -6,9 +6,11 @@ import sys
 import tracemalloc
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from loop._runs import control, make_data, make_driver, make_state
+from loop._runs import control, loss_fn, make_data, make_driver, make_state
 
 import jaxcb as jc
 from jaxcb._history import RunHistory
@@ -166,3 +168,46 @@ def test_an_epoch_costs_the_host_as_many_calls_late_in_a_run_as_early(executor, 
     windows = np.diff(calls)
     assert len(windows) == 9
     assert windows[1:].max() <= 1.05 * windows[1:].min(), windows
+
+
+def test_weights_that_nobody_else_holds_are_held_once():
+    shape, counts = (37, 1), []
+
+    def count(epoch, logs):
+        gc.collect()
+        counts.append(sum(array.shape == shape for array in jax.live_arrays()))
+
+    jc.fit(
+        {"w": jnp.ones(shape)},
+        squares,
+        np.ones((8, 37), np.float32),
+        optimizer=optax.adam,
+        learning_rate=0.1,
+        epochs=2,
+        callbacks=[jc.LambdaCallback(on_epoch_end=count)],
+        verbose=0,
+    )
+    assert counts == [3, 3]  # the weights, and Adam's two means
+
+
+def test_weights_that_somebody_holds_stay_as_they_are():
+    params = {"w": jnp.ones((5, 1))}
+    for _ in range(2):
+        jc.fit(params, squares, np.ones((8, 5), np.float32), optimizer=optax.sgd(0.1), epochs=1, verbose=0)
+    assert params["w"].tolist() == [[1.0]] * 5
+
+
+def squares(params, batch):
+    return ((batch @ params["w"]) ** 2).mean()
+
+
+def test_what_no_step_can_change_is_not_asked_at_every_step():
+    def may_stop(own, **changes):
+        return driver_of(own, **changes).executor.program.steps_may_stop
+
+    def own_step(state, batch):
+        return jc.Step(loss_fn)(state, batch)
+
+    assert not may_stop([jc.EarlyStopping(), jc.CSVLogger("log.csv"), jc.ReduceLROnPlateau()])
+    assert may_stop([jc.TerminateOnNaN()])
+    assert may_stop([], step=own_step)  # it may set state.stop

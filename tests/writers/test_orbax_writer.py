@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -138,20 +139,16 @@ def small():
 
 
 def test_one_save_is_under_way_at_a_time_and_the_end_waits_for_the_last(tmp_path, monkeypatch):
-    real, flying, most = ocp.save_async, set(), []
+    real, flying, most = ocp.save, [], []
 
-    class Response:
-        def __init__(self, response):
-            self.response = response
-            flying.add(self)
-            most.append(len(flying))
+    def save(*args, **kwargs):
+        flying.append(threading.current_thread())
+        most.append(len(flying))
+        time.sleep(0.05)  # long enough for the next one to be asked for
+        real(*args, **kwargs)
+        flying.pop()
 
-        def result(self):
-            time.sleep(0.05)  # long enough for the next one to be asked for
-            self.response.result()
-            flying.remove(self)
-
-    monkeypatch.setattr(ocp, "save_async", lambda *a, **k: Response(real(*a, **k)))
+    monkeypatch.setattr(ocp, "save", save)
     with jc.Recorder(tmp_path) as recorder:
         for step in range(1, 5):
             recorder.perform(jc.Checkpoint("{step}", async_=True), small(), step=step)
@@ -172,14 +169,57 @@ def test_a_run_that_fails_waits_for_its_save(tmp_path):
 
 
 def test_a_save_that_fails_in_the_background_is_heard_of(tmp_path, monkeypatch):
-    class Response:
-        def result(self):
-            raise OSError("disk full")
+    def save(*args, **kwargs):
+        raise OSError("disk full")
 
-    monkeypatch.setattr(ocp, "save_async", lambda *a, **k: Response())
+    monkeypatch.setattr(ocp, "save", save)
     with pytest.raises(OSError, match="disk full") as caught, jc.Recorder(tmp_path) as recorder:
         recorder.perform(jc.Checkpoint("{epoch}", async_=True, owner="me"), small(), step=7, epoch=2)
     assert f"while saving {tmp_path / '3'} for me, in epoch 3 at step 7" in "".join(caught.value.__notes__)
+
+
+def test_the_loop_does_nothing_of_orbaxs_work_and_copies_what_is_saved_alone(tmp_path, monkeypatch):
+    real, threads, copied = ocp.save, [], []
+    put = jax.device_put
+
+    def save(*args, **kwargs):
+        threads.append(threading.current_thread())
+        return real(*args, **kwargs)
+
+    def device_put(x, *args, **kwargs):
+        if kwargs.get("may_alias") is False:
+            copied.append(len(x))
+        return put(x, *args, **kwargs)
+
+    monkeypatch.setattr(ocp, "save", save)
+    monkeypatch.setattr(jax, "device_put", device_put)
+    save = jc.ModelCheckpoint("{epoch}", save_weights_only=True, async_=True)
+    run = fit(callbacks=[save], epochs=3, run_dir=tmp_path)
+    theirs = [thread for thread in threads if thread.name.startswith("jaxcb-checkpoint")]
+    assert len(theirs) == 3
+    assert threading.main_thread() not in theirs
+    assert copied.count(len(jax.tree.leaves(run.params))) == 3  # one call a save, and no leaf of the optimizer's
+
+
+def test_what_is_saved_in_the_background_is_what_was_there_when_it_was_asked_for(tmp_path, monkeypatch):
+    """A hand-written loop may donate its arrays, and write into NumPy's, before the save has begun."""
+    begin, real = threading.Event(), ocp.save
+
+    def save(*args, **kwargs):
+        begin.wait(60)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(ocp, "save", save)
+    host = np.ones(3, np.float32)
+    state = jc.TrainState.create(params={"w": jnp.ones(3), "h": host})
+    with jc.Recorder(tmp_path) as recorder:
+        recorder.perform(jc.Checkpoint("a", async_=True), state, step=1)
+        host[:] = 7.0
+        jax.jit(lambda x: 2 * x, donate_argnums=0)(state.params["w"])
+        begin.set()
+    loaded = jc.load(tmp_path / "a", what="params")
+    np.testing.assert_array_equal(loaded["w"], np.ones(3))
+    np.testing.assert_array_equal(loaded["h"], np.ones(3))
 
 
 # What stays

@@ -129,9 +129,14 @@ def bar(terminal):
     writer.close()
 
 
+def set_clock(monkeypatch, clock):
+    """The writer's own clock: threads of others ask the real one."""
+    monkeypatch.setattr("jaxcb.writers.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+
 def test_the_bar_tells_position_metrics_and_speed(bar, monkeypatch):
     clock = iter([100.0, 102.0, 103.0, 104.0])
-    monkeypatch.setattr("jaxcb.writers.progress.time.monotonic", lambda: next(clock))
+    set_clock(monkeypatch, clock)
     bar.tick(status(0, loss=np.float32(np.nan)))
     task = bar._bar.tasks[0]
     assert (task.description, task.completed, task.total) == ("epoch 1/3", 0, 10)
@@ -146,7 +151,7 @@ def test_the_bar_tells_position_metrics_and_speed(bar, monkeypatch):
 
 def test_lines_that_come_together_draw_the_bar_once(bar, monkeypatch, capsys):
     clock = iter([100.0, 100.05, 100.2, 100.21, 100.22])
-    monkeypatch.setattr("jaxcb.writers.progress.time.monotonic", lambda: next(clock))
+    set_clock(monkeypatch, clock)
     bar.tick(status(0))
     printed = []
     draw = bar._bar.console.print
