@@ -382,19 +382,19 @@ class Stream(Feed):
 
     def _chunk(self, draft: Draft) -> Chunk:
         if not self._stacked:
-            return draft.chunk(batches=[self._placed(batch.leaves, 0) for batch in draft.batches])
+            return draft.chunk(batches=[self._placed(batch.leaves) for batch in draft.batches])
         stack = self._stacks.cut(len(draft.batches))
-        return draft.chunk(self._placed(stack.leaves, 1), memory=stack)
+        return draft.chunk(self._placed(stack.leaves), memory=stack)
 
-    def _placed(self, leaves: Any, axis: int) -> Any:
-        return self._forms.tree.unflatten(self._placement.put_batch(leaves, axis=axis))
+    def _placed(self, leaves: Any) -> Any:
+        return self._forms.tree.unflatten(self._placement.put_batch(leaves, axis=int(self._stacked)))
 
     def _closing(self, epoch: int, cursor: int, step: int, epoch_len: int) -> Chunk:
         """Makes a chunk without a batch, for a run that was resumed between an epoch's last step and its end."""
         data = None
         if self._stacked:
             blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._host_example)
-            data = self._placed(Stack(self._forms.take(blank, 0, anew=False)[1]).leaves, 1)
+            data = self._placed(Stack(self._forms.take(blank, 0, anew=False)[1]).leaves)
         return Chunk(data, None if self._stacked else [], epoch, cursor, 0, epoch_len, True, step)
 
 

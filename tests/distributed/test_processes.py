@@ -78,6 +78,7 @@ def test_two_processes_are_one_run(tmp_path, alone):
     assert {row["outside"] for row in rows(tmp_path / "run" / "host_metrics.csv")} == {"1.0"}
 
 
+@pytest.mark.long
 def test_sigterm_to_one_process_saves_one_step_and_the_same_command_goes_on(tmp_path):
     codes, outputs = cut(tmp_path, 2, "run", signal.SIGTERM, 1)
     assert codes == [143, 143], outputs
