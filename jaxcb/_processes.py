@@ -95,19 +95,21 @@ def processes() -> Processes:
             "jc.distributed.initialize() before anything else."
         )
     _runs += 1
-    return _Several(distributed.global_state, _runs)
+    return Several(distributed.global_state, jax.process_index(), jax.process_count(), _runs)
 
 
-class _Several(Processes):
+class Several(Processes):
     """A run of several processes.
 
     Args:
         state: of `jax.distributed`.
+        index: of this process.
+        count: of all.
         run: how many runs these processes have begun.
     """
 
-    def __init__(self, state: Any, run: int) -> None:
-        self.index, self.count = jax.process_index(), jax.process_count()
+    def __init__(self, state: Any, index: int, count: int, run: int) -> None:
+        self.index, self.count = index, count
         self.takes_sigterm = state.preemption_sync_manager is not None
         self._client = state.client
         self._root = f"jaxcb/{run}"
