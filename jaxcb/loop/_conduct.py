@@ -154,6 +154,8 @@ def conduct(
                 executor = start.saved.facts["executor"]  # another one agrees to rounding only
             if start.saved is not None and population is not None and population.strategy == "auto":
                 population = population._replace(strategy=start.saved.facts["strategy"])
+            if group.several and population is not None and population.strategy == "auto":
+                population = population._replace(strategy="shard")  # measured, each might choose another one
             driver, why = assemble(
                 step=step,
                 eval_step=eval_step,

@@ -62,6 +62,24 @@ class Part:
             yield jax.tree.map(lambda x, own=own: x[own], self.rows)
 
 
+def sweep(train, held, run_dir):
+    """Trains a population, and returns each member's validation losses."""
+    found = jc.sweep(
+        lambda key: params(),
+        loss_fn,
+        train,
+        over={"seed": [0, 1, 2, 3]},
+        optimizer=optax.adam,
+        learning_rate=0.05,
+        epochs=3,
+        batch_size=16,
+        validation_data=held,
+        run_dir=run_dir,
+        verbose=2,
+    )
+    return np.asarray(found.history["val_loss"]).tolist()
+
+
 def main(address, count, index, run_dir, out, **options):
     count, index = int(count), int(index)
     if count > 1:
@@ -74,6 +92,9 @@ def main(address, count, index, run_dir, out, **options):
         )
     train, held = data()
     short = index == 1 and "short" in options
+    if options.get("kind") == "sweep":
+        Path(f"{out}.{index}").write_text(json.dumps(sweep(train, held, run_dir)))
+        return
     train = Part(train, index, count, short=short) if options.get("data") == "stream" else train
     called = []
 

@@ -159,3 +159,14 @@ def test_a_stream_that_gives_less_on_one_process_is_an_error_that_says_so(tmp_pa
     _, outputs = run(tmp_path, 2, "run", "data=stream", "short=1", codes=[1, 1])
     assert "process 1 has other data than process 0" in outputs[1]
     assert "process 1 (pid" in outputs[0]
+
+
+@pytest.mark.long
+def test_a_sweep_spreads_its_members_over_processes(tmp_path):
+    (first, second), outputs = run(tmp_path, 2, "run", "kind=sweep")
+    assert first == second
+    assert "shard" in outputs[0]
+    assert "jaxcb" not in outputs[1]
+    (alone,), _ = run(tmp_path, 1, "alone", "kind=sweep")
+    np.testing.assert_allclose(first, alone, rtol=1e-4)
+    assert len(rows(tmp_path / "run" / "history.csv")) == 3 * 4
