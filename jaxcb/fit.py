@@ -221,7 +221,7 @@ def evaluate(
         {'loss': 1.0}
     """
     state, placement = _inference_state(model, seed, mesh, sharding)
-    step = EvalStep(loss_fn)
+    step = placement.inside(EvalStep(loss_fn))
 
     @partial(jax.jit, out_shardings=placement.everywhere)
     def add(window: Window, state: TrainState, batch: Any) -> Window:
@@ -267,6 +267,7 @@ def predict(
     state, placement = _inference_state(model, 0, mesh, sharding)
 
     @partial(jax.jit, out_shardings=placement.everywhere)
+    @placement.inside
     def run(state: TrainState, batch: Any) -> Any:
         model, batch = state.model(), placement.split(batch)
         return fn(model, batch) if fn is not None else state.adapter.call(model, batch, state.model_state)

@@ -121,7 +121,7 @@ def assemble(
             chain_axes=axes,
             debug=debug,
             over=over,
-            placement=ONE_DEVICE if population is not None else placement,
+            placement=alone,
         )
         rows = None if population is None else population.axes
         own = [x if a is None else x[:size] for x, a in zip(settings, rows or [None] * len(settings), strict=True)]
@@ -129,10 +129,10 @@ def assemble(
         batch = example if batch_axis is None else _with_axis(example, size)
         return program, prepare(program, shapes[0], shapes[1], own, batch, examples)
 
-    shapes = ONE_DEVICE if population is not None else placement
-    state, states = shapes.shapes(jax.eval_shape(with_callbacks, train_state))
-    example = shapes.shapes(feed.example)
-    examples = {prefix: shapes.shapes(own.example) for prefix, own in sets.items()}
+    alone = ONE_DEVICE if population is not None else placement  # of a single run
+    state, states = alone.shapes(jax.eval_shape(with_callbacks, train_state))
+    example = alone.shapes(feed.example)
+    examples = {prefix: alone.shapes(own.example) for prefix, own in sets.items()}
     program, empty = build(members)
     outside.use(program.host_read, context)
     batch = example if batch_axis is None else _with_axis(example, members)
@@ -166,12 +166,8 @@ def assemble(
         return Looped(program, placement) if kind == "looped" else Stepped(program, placement)
 
     context.steps_per_epoch = None if feed.epoch_len == FOREVER else feed.epoch_len
-    if population is None:
-        train_state, inputs = placement.put_state(train_state), placement.put_everywhere(inputs)
-        began = jax.jit(start, out_shardings=placement.carry_shardings(jax.eval_shape(start, train_state)))
-    else:
-        began = jax.jit(start)
-    live, group = Live.of(began(train_state)), None
+    inputs = alone.put_everywhere(inputs)
+    live, group = Live.of(alone.begun(start, train_state)), None
     if population is not None and strategy is not None:
         chosen = strategy
         group = Members(population, chosen, lambda size: executor_of(build(size, chosen.over)[0]))

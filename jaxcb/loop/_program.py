@@ -132,7 +132,7 @@ class Program:
         """One trace a shape, wherever it is called from; over members where there are some."""
         if fn.__hash__ is None:  # jax.jit wants a key; a partial is one by its identity
             fn = functools.partial(fn)
-        return jax.jit(self._over(fn, in_axes) if self.members is not None else fn)
+        return jax.jit(self._over(fn, in_axes) if self.members is not None else self.placement.inside(fn))
 
     # What is known before the first step
 

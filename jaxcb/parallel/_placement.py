@@ -1,7 +1,8 @@
 """`Placement`: where the arrays of a run lie, known in one place."""
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,12 +103,6 @@ class Placement:
         specs = specs_of(train, mesh, self.sharding, over)
         return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
-    def carry_shardings(self, carry: Any) -> Any:
-        """Where each leaf of a carry lies: all but the train state everywhere. None for the default device."""
-        if self.mesh is None:
-            return None
-        return jax.tree.map(lambda _: self.everywhere, carry).replace(train=self.shardings(carry.train))
-
     def describe(self) -> str:
         """The layout in words that are the same in each process; checkpoints of equal layouts resume bit for bit."""
         if self.mesh is None:
@@ -141,6 +136,15 @@ class Placement:
     def put_state(self, train: Any) -> Any:
         """Puts a train state where it belongs."""
         return train if self.mesh is None else jax.tree.map(put, train, self.shardings(train))
+
+    def begun(self, start: Callable[[Any], Any], train: Any) -> Any:
+        """Runs `start(train)`, which makes a carry: the train state is made where it belongs, all else everywhere."""
+        if self.mesh is None:
+            return jax.jit(start)(train)
+        train = self.put_state(train)
+        carry = jax.eval_shape(start, train)
+        shardings = jax.tree.map(lambda _: self.everywhere, carry).replace(train=self.shardings(carry.train))
+        return jax.jit(start, out_shardings=shardings)(train)
 
     def put_batch(self, tree: Any, *, axis: int = 0) -> Any:
         """Puts batches on the devices, each process its own part of the rows.
@@ -188,6 +192,19 @@ class Placement:
         return rows % self.parts == 0
 
     # Inside a program
+
+    def inside(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Lets a function of the user name the mesh's axes by a bare `PartitionSpec`."""
+        if self.mesh is None:
+            return fn
+        mesh = self.mesh.abstract_mesh
+
+        @functools.wraps(fn, updated=())
+        def run(*args: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(mesh):
+                return fn(*args)
+
+        return run
 
     def split(self, batch: Any) -> Any:
         """Constrains a batch to be split; one that does not divide is whole on each device, and exact. Traced."""

@@ -93,6 +93,16 @@ def test_evaluate_and_predict_equal_those_on_one_device(layout):
     np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5)
 
 
+def test_a_loss_function_names_the_axes_of_the_mesh():
+    def constrained(params, batch, *, key, train):
+        x, y = batch
+        x = jax.lax.with_sharding_constraint(x, P(None, "data"))
+        return loss_fn(params, (x, y), key=key, train=train)
+
+    found = fit(loss_fn=constrained, epochs=2, callbacks=[], mesh=mesh())
+    check_same(found, fit(epochs=2, callbacks=[]))
+
+
 def test_a_mesh_with_explicit_axes_is_taken_too():
     explicit = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
     check_same(fit(epochs=2, callbacks=[], mesh=explicit), fit(epochs=2, callbacks=[], mesh=mesh()))
