@@ -112,7 +112,7 @@ class Several(Processes):
         self.index, self.count = index, count
         self.takes_sigterm = state.preemption_sync_manager is not None
         self._client = state.client
-        self._root = f"jaxcb/{run}"
+        self._root, self._past = f"jaxcb/{run}", f"jaxcb/{run - 2}"
         self._number = 0  # of the next agreement
         self._told_signal = False
         self._failed: tuple[int, str] | None = None  # who has told that it failed, and how
@@ -121,6 +121,8 @@ class Several(Processes):
 
     def __enter__(self) -> Self:
         self._set(f"who/{self.index}", f"pid {os.getpid()} on {socket.gethostname()}")
+        if self.leads:
+            self._client.key_value_delete(self._past)  # all have left that run, as they were in the one after it
         self._watch.start()
         return self
 
