@@ -1,6 +1,6 @@
 """jaxcb: the training loop and callbacks for JAX and Flax, as pure values."""
 
-from jaxcb import probes
+from jaxcb import distributed, probes
 from jaxcb._actions import (
     Action,
     Average,
@@ -48,7 +48,7 @@ from jaxcb._actions import (
 )
 from jaxcb._callback import HOOKS, Callback, PopulationCallback, make_callback
 from jaxcb._chain import Chain, chain
-from jaxcb._errors import CallbackError, DataError, MissingMetricError
+from jaxcb._errors import CallbackError, DataError, MissingMetricError, ProcessError
 from jaxcb._loss import Out
 from jaxcb._metrics import Metrics
 from jaxcb._points import draws, grid, integers, log_uniform, uniform

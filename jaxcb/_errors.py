@@ -16,6 +16,10 @@ class DataError(ValueError):
     """Data that cannot be trained on."""
 
 
+class ProcessError(RuntimeError):
+    """Another process of the run has failed, died or cannot be reached; it is named."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" where one of `known` is close to `name`, else nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)

@@ -16,8 +16,8 @@ from jaxcb._members import Member
 from jaxcb._modes import resolve_mode, told_mode
 from jaxcb._points import Point
 from jaxcb._train_state import TrainState
-from jaxcb.loop._driver import StopRecord
 from jaxcb.loop._result import Result, delivered
+from jaxcb.loop._stops import StopRecord
 
 _RATES = ("learning_rate", "base_learning_rate", "lr_scale")
 

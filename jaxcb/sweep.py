@@ -184,7 +184,7 @@ def sweep(
     groups, fixed = grouped(members)
     directory = None if run_dir is None else Path(run_dir).expanduser().absolute()
     where = list(_split(groups, at_once))
-    if verbose != 0:
+    if verbose != 0 and jax.process_index() == 0:
         _say_groups(groups, len(where))
     step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn)
     result = SweepResult(tuple(points), (), directory)

@@ -52,6 +52,17 @@ def test_digits_in_short(name, tmp_path):
     assert len((tmp_path / "run" / "log.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.long
+def test_distributed_digits_in_short(tmp_path):
+    pytest.importorskip("sklearn")
+    arguments = ("distributed_digits.py", "--processes", 2, "--run-dir", tmp_path / "run", "--epochs", 2)
+    out = run(*arguments)
+    assert "2 processes, 2 devices" in out
+    assert out.count("test accuracy") == 1
+    assert len((tmp_path / "run" / "log.csv").read_text().splitlines()) == 3
+    assert "this is its result" in run(*arguments)  # the same command again: it is done
+
+
 @pytest.mark.slow
 def test_sweep_digits_in_short(tmp_path):
     pytest.importorskip("sklearn")

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from jaxcb._callback import Callback
 from jaxcb._chain import Chain, chain
+from jaxcb._processes import processes
 from jaxcb._train_state import TrainState
 from jaxcb.callbacks import BackupAndRestore, History, ProgressBar
 from jaxcb.loop._asked import Asked
@@ -85,11 +87,12 @@ def conduct(
         DataError: for data that cannot be trained on.
         MissingMetricError: for a monitor that no step reports.
     """
-    if population is None:
-        placement = Placement.of(asked.mesh, asked.sharding, train_state)
-    else:
-        placement = Placement.devices(asked.mesh)
     with contextlib.ExitStack() as stack:
+        group = stack.enter_context(processes())
+        mesh = asked.mesh
+        if mesh is None and group.several:  # each by itself would train the same model
+            mesh = jax.make_mesh((jax.device_count(),), ("data",))
+        placement = Placement.of(mesh, asked.sharding, train_state) if population is None else Placement.devices(mesh)
         run_dir, kept = asked.run_dir, not asked.fast_dev_run
         if not kept:
             run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcb-"))
@@ -97,7 +100,7 @@ def conduct(
         if directory is not None and kept:
             stack.enter_context(alone_in(directory))
         run = Run(directory)
-        context = Context(directory, run, asked.verbose, asked.epochs, trial=not kept)
+        context = Context(directory, run, asked.verbose, asked.epochs, trial=not kept, processes=group)
         stack.enter_context(debugging(asked.debug, context.say))
         callbacks = _all_callbacks(callbacks, asked.verbose)
         start, executor = Start(), asked.executor
@@ -117,6 +120,7 @@ def conduct(
                 say=context.say,
                 warn=context.warn,
                 on_save_error=asked.on_save_error,
+                processes=group,
             )
         context.resumed_files = start.files
         feed = make_feed(
@@ -130,8 +134,9 @@ def conduct(
             train_remainder=asked.remainder == "train",
             steps_per_execution=asked.fixed_steps,
             controls=train_state.controls,
-            start=start.feed,
+            start=start.feed(group),
             say=context.say,
+            processes=group,
         )
         try:
             sets = validation_sets(
@@ -139,6 +144,7 @@ def conduct(
                 asked.validation_batch_size or asked.batch_size,
                 asked.validation_steps,
                 like=feed.example,
+                processes=group,
             )
             if sets and eval_step is None:
                 raise ValueError(
@@ -148,6 +154,8 @@ def conduct(
                 executor = start.saved.facts["executor"]  # another one agrees to rounding only
             if start.saved is not None and population is not None and population.strategy == "auto":
                 population = population._replace(strategy=start.saved.facts["strategy"])
+            if group.several and population is not None and population.strategy == "auto":
+                population = population._replace(strategy="shard")  # measured, each might choose another one
             driver, why = assemble(
                 step=step,
                 eval_step=eval_step,
@@ -181,7 +189,8 @@ def conduct(
         if start.finished:
             driver.close()
         else:
-            start.clear()
+            if group.leads:
+                start.clear()
             _train(driver, why, context)
         found = result(driver, directory, context)
         if driver.interrupted is not None:

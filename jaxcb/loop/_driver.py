@@ -1,7 +1,7 @@
 """The driver: dispatches stretches of work one ahead, and performs what comes back."""
 
 import contextlib
-import time
+import signal
 from collections import deque
 from collections.abc import Iterable, Mapping
 from itertools import repeat
@@ -10,34 +10,27 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxcb._actions import Backup, HostAction, Stop, fill
+from jaxcb._actions import Backup, HostAction, Stop
+from jaxcb.loop._agreement import Orders, placed, same_place
 from jaxcb.loop._carry import FOREVER, Carry, Inputs, Status, owned
 from jaxcb.loop._evaluators import Evaluators
 from jaxcb.loop._executor import Executor, Live, Output
 from jaxcb.loop._feed import Chunk, Feed
 from jaxcb.loop._host_metrics import HostMetrics
 from jaxcb.loop._keeping import Keeper, allowed_on
+from jaxcb.loop._pace import Pace
 from jaxcb.loop._place import Place
 from jaxcb.loop._population import Members
 from jaxcb.loop._rings import Record
 from jaxcb.loop._run import Run
+from jaxcb.loop._saving import Saving
 from jaxcb.loop._signals import Interrupted, Signals
+from jaxcb.loop._stops import StopRecord, check_text, stops_of
+from jaxcb.parallel import gathered
 from jaxcb.writers import Context
 from jaxcb.writers._performer import Performer, close_all
 
 _AHEAD = 2  # dispatches under way
-_TARGET = 0.25  # seconds of work in one: progress feels live, and a signal is answered in time
-_FIRST = 16  # steps of the first one, before anything is measured
-
-
-class StopRecord(NamedTuple):
-    """A `Stop` that fired: who asked, why, where, and for which member of a population."""
-
-    owner: str
-    reason: str
-    step: int
-    epoch: int
-    member: int | None = None
 
 
 class _Flight(NamedTuple):
@@ -89,34 +82,44 @@ class Driver:
         self.host_metrics = host_metrics
         self.inputs, self.place = inputs, place
         self.context, self.run = context, run
-        self.keeper, self.signals = keeper, Signals()
+        self.processes = context.processes
+        self.saving, self.signals = Saving(self, keeper), Signals(sigterm=not self.processes.takes_sigterm)
         self.members = members
         self.stops: list[StopRecord] = []
         self.interrupted: int | None = None  # the signal that ended the run
         self._resumed = False
-        self._begun = False  # whether on_train_begin is behind it
+        self.begun = False  # whether on_train_begin is behind it
         self._flying: deque[_Flight] = deque()
-        self._status: Status | None = None  # as last read
-        self._whole = True  # whether no moment is half done
-        self._fixed = steps_per_execution
-        self._length = steps_per_execution or _FIRST
-        feed.pace(self._length)
-        self._began: float | None = None  # when the first dispatch of a program was made, until it was read
-        self._last_read: tuple[float, int] | None = None
+        self.status: Status | None = None  # as last read
+        self._pace = Pace(steps_per_execution)
+        feed.pace(self._pace.length)
         self._read_at = (0, 0, False)  # where the run stood when it was last read: epoch, step, whether evaluated
         self._waiting: list[Record] = []
-        self._performer = Performer(context)
+        self._next: Chunk | None = None  # that process 0 has data for
+        self.performer = Performer(context)
         for actions in executor.program.actions.values():
             for action in actions:
-                _check_text(action, executor.program.members)
+                check_text(action, executor.program.members)
                 if not isinstance(action, Backup):
-                    self._performer.prepare(action)
+                    self.performer.prepare(action)
                 elif keeper is None and not context.trial:
                     raise ValueError(f"{action.owner} saves the run, which needs a directory: pass run_dir=.")
 
     def writer(self, cls: type) -> Any:
         """Returns the run's writer of a class, None where it has none."""
-        return self._performer.writers.get(cls)
+        return self.performer.writers.get(cls)
+
+    @property
+    def lost(self) -> bool:
+        """Whether a step that failed has taken the run's arrays with it."""
+        return any(leaf.is_deleted() for leaf in self.live.leaves)
+
+    def drain(self) -> None:
+        """Reads what is under way; a writer that fails does not keep the others from their records."""
+        while self._flying:
+            flight = self._flying.popleft()
+            with contextlib.suppress(Exception):
+                self._read(flight.output, flight.host)
 
     def carry(self) -> Carry:
         """The run as it stands; of a population all members, in order."""
@@ -140,25 +143,26 @@ class Driver:
         try:
             with self.signals:
                 if not self._resumed:
-                    self._save(wait=True)  # before anything is written: a killed run knows where its files stood
-                if not self._begun:
+                    self.saving.save(wait=True)  # before anything is written: a killed run knows where its files stood
+                if not self.begun:
                     self._edge("on_train_begin", self.executor.begin)
-                    self._begun = True
+                    self.begun = True
                 self._steps()
-                self._save()
-                self._whole = False  # what follows is no training any more
+                self.saving.save()
+                self.saving.whole = False  # what follows is no training any more
                 self._edge("on_train_end", self.executor.end)
-                self._whole = False
-                if self.keeper is not None:
-                    self.keeper.save_result(self.carry(), self._facts())
-                self.interrupted = self.signals.asked  # a signal that came too late to cut anything short
+                self.saving.save_result()
+                self.interrupted = self.processes.agree(
+                    self._asked
+                )  # a signal that came too late to cut anything short
         except Interrupted as asked:
             failed, self.interrupted = asked, asked.signum
-            self._save(wait=True)
-            self._update_model()
+            self.saving.save(wait=True)
+            self.update_model()
         except BaseException as error:
             failed = error
-            self._rescue(error)
+            if not self.processes.several:  # of several, who knows where the others stand
+                self.saving.rescue(error)
             raise
         finally:
             self.close(failed)
@@ -166,9 +170,9 @@ class Driver:
     def close(self, failed: BaseException | None = None) -> None:
         """Closes writers, feed and what saves the run; the first error is the one that the user sees."""
         self.context.failure = failed
-        keepers = () if self.keeper is None else (self.keeper,)
+        keepers = () if self.saving.keeper is None else (self.saving.keeper,)
         # the writers first: a feed may have to wait for a user's iterator, and be interrupted in it
-        close_all((*self._performer.writers.values(), self.host_metrics, *keepers, self.feed), failed)
+        close_all((*self.performer.writers.values(), self.host_metrics, *keepers, self.feed), failed)
 
     def resume(self, carry: Carry, facts: Mapping[str, Any], *, anew: bool = False) -> None:
         """Takes a run over as it was saved; `train` then goes on with its next step.
@@ -183,12 +187,12 @@ class Driver:
         self.live, self._resumed = Live.of(owned(self._with_order(carry))), True
         if self.members is not None:
             self.live, self.inputs = self.members.placed(self.live, self.inputs)
-        self._begun = facts["begun"]
+        self.begun = facts["begun"]
         self.place.take(carry)
         self._read_at = (self.place.epoch, self.place.step, self.place.evaluated == self.place.step)
         self.stops = [StopRecord(*stop) for stop in facts["stops"]]
         self.host_metrics.before = facts["elapsed"]
-        self._performer.restore(facts["writers"])
+        self.performer.restore(facts["writers"])
 
     def _with_order(self, carry: Carry) -> Carry:
         """The order of the rows is a function of the key and the epoch, and is not saved."""
@@ -197,84 +201,40 @@ class Driver:
         inputs = self.inputs.replace(data=None, val={})
         return carry.replace(order=jax.jit(self.executor.program.layout.new_order)(inputs, carry.epoch))
 
-    # Saving
+    def _asked(self) -> int | None:
+        """The signal that asks for the end, sent to whichever process; asked on process 0."""
+        return self.processes.signum if self.signals.asked is None else self.signals.asked
 
-    def _save(self, *, wait: bool = False) -> None:
-        """Saves the run; nothing may be under way."""
-        if self.keeper is not None:
-            self.keeper.save(self.carry(), self._facts(), wait=wait)
-
-    def _facts(self) -> dict[str, Any]:
-        """What the host knows of the run, as JSON. All that was logged so far is durable when it returns."""
-        place = self.place
-        return {
-            "begun": self._begun,
-            "over": place.over,
-            "step": place.step,
-            "epoch": place.epoch,
-            "cursor": place.cursor,
-            "feed": self.feed.position(),
-            "files": self.context.file_positions(),
-            "writers": self._performer.positions(),
-            "stops": [list(stop) for stop in self.stops],
-            "elapsed": self.host_metrics.elapsed,
-            "executor": self.executor.name,
-            "strategy": None if self.members is None else self.members.strategy.name,
-        }
-
-    def _pause(self) -> None:
+    def _pause(self, orders: Orders) -> None:
         """What is done where nothing is under way: a save or a smaller program that is due, the end that was asked."""
-        if self.keeper is not None and self.keeper.due:
-            self._save()
-        if self.members is not None and self.members.due:
+        if orders.save:
+            self.saving.save()
+        if orders.pack:
+            assert self.members is not None
             self.executor, self.live, self.inputs = self.members.pack(self.live, self.inputs)
-            self._last_read = None
-        self.signals.check()
-
-    def _rescue(self, error: BaseException) -> None:
-        """Saves what is whole of a run that failed, and brings the caller's model up to date."""
-        if any(leaf.is_deleted() for leaf in self.live.leaves):  # the step that failed has taken the arrays with it
-            return
-        with contextlib.suppress(Exception):
-            while self._flying:
-                flight = self._flying.popleft()
-                with contextlib.suppress(Exception):  # of the writer that failed; the others get their records
-                    self._read(flight.output, flight.host)
-            self._update_model()
-        if self.keeper is None or self._status is None:
-            return
-        status = self._status
-        if not self._whole or bool(status.yielded) or bool(status.awaits):
-            return  # between its moments a run is not whole: the checkpoint before is, and what follows happens again
-        try:
-            if int(self.live.carry().step) != int(status.step):
-                return  # an interrupt came before the last stretch was read
-            self.place.correct(status)
-            self.feed.confirm(status)
-            self._save(wait=True)
-        except Exception as second:
-            error.add_note(f"The run could not be saved after that: {second!r}")
+            self._pace.anew()
+        if orders.signum is not None:
+            raise Interrupted(orders.signum)
 
     def _edge(self, hook: str, moment: Any) -> None:
         """Runs one of the moments that stand alone, where a callback has it."""
         if hook not in self.executor.program.actions:
             return
-        host = self.host_metrics.read(self.place.step)
+        host = self.processes.agree(lambda: self.host_metrics.read(self.place.step))
         self.live, output = moment(self.live, self._inputs(None, host))
         self._settle(self._read(output, host))
 
     def _steps(self) -> None:
         flying = self._flying
         while True:
-            if not flying:
-                self._pause()
-            rests = self.signals.asked is not None or (self.keeper is not None and self.keeper.due)
-            rests = rests or (self.members is not None and self.members.due)
-            # where nothing is under way the data is waited for; else what is under way is read meanwhile
-            while not flying or (not rests and len(flying) < _AHEAD and self._may_go_on(flying[-1])):
-                chunk = self._dispatch(flying)
-                if chunk is None:
-                    break
+            orders = self._agreed()
+            if orders.rest and not flying:
+                self._pause(orders)
+                continue
+            if orders.host is not None:
+                flying.append(self._dispatch(orders, orders.host))
+                if len(flying) < _AHEAD:
+                    continue
             if not flying:
                 return
             chunk, output, host = flying.popleft()
@@ -299,97 +259,92 @@ class Driver:
                 self.place.correct(status)
                 return
 
-    def _may_go_on(self, last: _Flight) -> bool:
-        """Whether another stretch may be dispatched behind this one."""
-        return not last.output.may_wait and self.feed.ready()
+    def _agreed(self) -> Orders:
+        """Asks what comes next; all processes are told the same."""
+        if self.signals.asked is not None:
+            self.processes.tell_signal(self.signals.asked)
+        orders = self.processes.agree(self._decide)
+        if self.processes.notified():
+            self.signals.asked = signal.SIGTERM
+        return orders
 
-    def _dispatch(self, flying: deque[_Flight]) -> Chunk | None:
-        """Dispatches the next stretch, where the host believes that there is one."""
-        place = self.place
-        if place.over:
-            return None
+    def _decide(self) -> Orders:
+        """What comes next, as process 0 sees it."""
+        flying = self._flying
+        orders = Orders(self._asked(), self.saving.due, self.members is not None and self.members.due)
+        # where nothing is under way the data is waited for; else what is under way is read meanwhile
+        goes_on = not flying or (not orders.rest and not flying[-1].output.may_wait and self.feed.ready())
+        if (orders.rest and not flying) or not goes_on or self.place.over:
+            return orders
         self.signals.waiting = not flying
         try:
-            chunk = self.feed.next()
+            self._next = self.feed.next()
+        except Interrupted as asked:
+            return Orders(asked.signum)
         finally:
             self.signals.waiting = False
-        if chunk is None:
-            return None
+        if self._next is None:
+            return orders
+        return orders._replace(
+            length=self._pace.length, host=self.host_metrics.read(self.place.step), data=placed(self._next)
+        )
+
+    def _dispatch(self, orders: Orders, host: np.ndarray) -> _Flight:
+        """Dispatches the next stretch."""
+        place = self.place
+        own = self._next if self.processes.leads else self.feed.next()
+        chunk = same_place(own, orders.data, self.processes.index)
         place.epoch_len = chunk.epoch_len
-        if self._last_read is None and self._began is None:
-            self._began = time.monotonic()
-        host = self.host_metrics.read(place.step)
-        inputs = self._inputs(chunk, host)
-        batches = repeat(None, self._length) if chunk.batches is None else self._from(chunk, place)
+        self._pace.dispatched()
+        inputs = self._inputs(chunk, host, orders.length)
+        batches = chunk.left(place.epoch, place.cursor)
+        batches = repeat(None, orders.length) if batches is None else batches
         self.live, output = self.executor.execute(self.live, inputs, batches, place)
-        flying.append(_Flight(chunk, output, host))
-        return chunk
+        return _Flight(chunk, output, host)
 
-    @staticmethod
-    def _from(chunk: Chunk, place: Place) -> list[Any]:
-        """The batches of a chunk that a run at this place still needs."""
-        assert chunk.batches is not None
-        done = place.cursor - chunk.base if place.epoch == chunk.epoch else 0
-        return chunk.batches[max(done, 0) :]
-
-    def _inputs(self, chunk: Chunk | None, host: np.ndarray) -> Inputs:
+    def _inputs(self, chunk: Chunk | None, host: np.ndarray, length: int = 0) -> Inputs:
         """The inputs of a dispatch."""
         if chunk is None:
             numbers = self.place.numbers(size=0, length=0)
             return self.inputs.replace(numbers=numbers.packed(host))
-        length = self._length if chunk.epoch < 0 else FOREVER
+        length = length if chunk.epoch < 0 else FOREVER
         numbers = self.place.numbers(
             data_epoch=chunk.epoch, epochs=chunk.epochs, base=chunk.base, size=chunk.size, length=length
         )
         return self.inputs.replace(data=chunk.data, numbers=numbers.packed(host))
 
     def _measure(self, status: Status) -> None:
-        """Sizes the next stretches so that one lasts about a quarter of a second."""
-        now, step = time.monotonic(), int(status.step)
+        """Sizes the next stretches by the last one, and tells the members who is alive and what it took."""
+        lap = self._pace.read(int(status.step))
+        self.host_metrics.steps_per_second = self._pace.speed
+        self.feed.pace(self._pace.length)
         if self.members is not None:
-            self._note_members(status, now)
-        if self._last_read is not None:
-            seconds, steps = now - self._last_read[0], step - self._last_read[1]
-            if steps > 0 and seconds > 0:
-                self.host_metrics.steps_per_second = steps / seconds
-                if self._fixed is None:
-                    wanted = _TARGET * steps / seconds
-                    self._length = int(np.clip(wanted, max(1, self._length // 4), self._length * 4))
-                    self.feed.pace(self._length)
-        self._last_read = (now, step)
-
-    def _note_members(self, status: Status, now: float) -> None:
-        """Tells the members who is alive and what the last stretch cost; the first one has made the program."""
-        assert self.members is not None
-        if self._last_read is None and self._began is not None:
-            self.members.built_in(now - self._began)
-            self._began = None
-        self.members.note(status.alive, 0.0 if self._last_read is None else now - self._last_read[0])
+            if lap.to_build is not None:
+                self.members.built_in(lap.to_build)
+            self.members.note(status.alive, lap.seconds)
 
     # What comes back
 
     def _read(self, output: Output, host: np.ndarray) -> Status:
         """Reads a stretch's records, waiting for them; performs the logs and keeps the host actions."""
-        whole, self._whole = self._whole, False  # until its records are written: else they have to come again
-        rings, status = jax.device_get((output.rings, output.status))
-        status = self.executor.told(status)
-        self._status = status
-        self.host_metrics.note(self._read_at, host)
-        self._read_at = (int(status.epoch), int(status.step), int(status.evaluated) == int(status.step))
-        records = self.executor.program.rings.read(rings)
-        self._performer.perform(self._logs(records if self.members is None else self.members.spread(records)))
-        self._whole = whole
-        self._performer.tick(status)
+        with self.saving.moment():  # until its records are written: else they have to come again
+            rings, status = jax.device_get((output.rings, output.status))
+            status = self.executor.told(status)
+            self.status = status
+            self.host_metrics.note(self._read_at, host)
+            self._read_at = (int(status.epoch), int(status.step), int(status.evaluated) == int(status.step))
+            records = self.executor.program.rings.read(rings)
+            self.performer.perform(self._logs(records if self.members is None else self.members.spread(records)))
+        self.performer.tick(status)
         return status
 
     def _logs(self, records: Iterable[Record]) -> Iterable[Record]:
         """Takes stops and host actions out of the records."""
         for record in records:
             if isinstance(record.action, Stop):
-                self.stops.extend(_stops(record))
+                self.stops.extend(stops_of(record))
             elif isinstance(record.action, Backup):
-                if self.keeper is not None:
-                    self.keeper.ask()
+                self.saving.ask()
             elif isinstance(record.action, HostAction):
                 self._waiting.append(record)
             else:
@@ -405,68 +360,44 @@ class Driver:
             self.live = self.executor.resume(self.live)
         elif bool(status.awaits):
             self._validate()
-        if self._last_read is not None:  # what the host did is no time of the steps'
-            self._last_read = (time.monotonic(), self.place.step)
+        self._pace.passed(self.place.step)  # what the host did is no time of the steps'
 
     def _call_host(self) -> None:
         waiting, self._waiting = self._waiting, []
         self.run._attach(self.carry)
-        if waiting:
-            self._whole = False
-            self._update_model()
-        for record in waiting:
-            self._performer.perform([record])
-            if self.run.stop_reason is not None and record.hook != "on_train_end":
-                self.stops.append(StopRecord(record.action.owner, self.run.stop_reason, record.step, record.epoch))
-                self.run.stop_reason = None
-                self.live = self.executor.request_stop(self.live)
-                self.place.stopping = True
-        self._whole = True
+        if not waiting:
+            return
+        with self.saving.moment():
+            self.update_model()
+            for record in waiting:
+                self.performer.perform([record])
+                reason = self.processes.agree(lambda: self.run.stop_reason)
+                if reason is not None and record.hook != "on_train_end":
+                    self.stops.append(StopRecord(record.action.owner, reason, record.step, record.epoch))
+                    self.run.stop_reason = None
+                    self.live = self.executor.request_stop(self.live)
+                    self.place.stopping = True
 
-    def _update_model(self) -> None:
+    def update_model(self) -> None:
         """Brings the caller's own module up to date, where the model is one that is changed in place."""
         adapter = self.live.carry().train.adapter
         if adapter is not None and adapter.in_place:
             self.run._attach(self.carry)
-            state = self.run.state
+            state = self.run.copy_of(lambda state: state)
             adapter.deliver(state.params, state.model_state, state.rngs)
 
     def _validate(self) -> None:
         """Feeds a validation that the device cannot do by itself."""
-        self._whole = False
-        host = self.host_metrics.read(self.place.step)
-        inputs = self._inputs(None, host)
-        self.live, output = self.executor.validate(self.live, inputs, self.host_sets, self._evaluate)
-        self._whole = True
+        with self.saving.moment():
+            host = self.processes.agree(lambda: self.host_metrics.read(self.place.step))
+            inputs = self._inputs(None, host)
+            self.live, output = self.executor.validate(self.live, inputs, self.host_sets, self._evaluate)
         self._settle(self._read(output, host))
 
     def _evaluate(self, live: Live) -> dict[str, np.ndarray]:
         """Asks the evaluators, with the weights that the validation is of."""
         if not self.evaluators.names:
             return {}
-        self.run._attach(live.carry)
-        return self.evaluators(self.run, self.place.step)
-
-
-def _check_text(action: Any, members: int | None) -> None:
-    """Fills an action's text with zeros, so that one that cannot be filled is found before the first step."""
-    if not action.template:
-        return
-    axes = 0 if members is None else 1
-    zeros = jax.tree.map(lambda s: np.zeros(s.shape[axes:], s.dtype), action)
-    try:
-        fill(zeros)
-    except Exception as error:
-        text = getattr(action, action.template)
-        raise ValueError(
-            f"{action.owner}: the text of its {type(action).__name__}, {text!r}, cannot be filled: {error}"
-        ) from None
-
-
-def _stops(record: Record) -> Iterable[StopRecord]:
-    """The stops of a record, one a member for which it fires."""
-    when = np.asarray(record.action.when)
-    for member in np.flatnonzero(when) if when.ndim else (None,):
-        own = record.action if member is None else jax.tree.map(lambda x, m=member: x[m], record.action)
-        reason = fill(own, step=record.step, epoch=record.epoch, batch=record.batch)
-        yield StopRecord(own.owner, reason, record.step, record.epoch, None if member is None else int(member))
+        train = gathered(live.carry().train)
+        self.run._attach(lambda: live.carry().replace(train=train))
+        return self.processes.agree(lambda: self.evaluators(self.run, self.place.step))

@@ -44,6 +44,10 @@ class Chunk(NamedTuple):
     epochs: int = 1
     memory: Any = None
 
+    def left(self, epoch: int, cursor: int) -> list[Any] | None:
+        """The batches that a run which stands there still needs; None where they are not given one a step."""
+        return self.batches and self.batches[max(cursor - self.base if epoch == self.epoch else 0, 0) :]
+
     def consumed(self, status: Status) -> bool:
         """Whether a run that stands there needs nothing of it any more.
 

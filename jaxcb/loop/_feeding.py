@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxcb._processes import ALONE, Processes
 from jaxcb.loop import _data
 from jaxcb.loop._carry import FOREVER
 from jaxcb.loop._feed import Feed, FeedStart, Resident
@@ -29,6 +30,7 @@ def make_feed(
     controls: Mapping[str, Any] | None = None,
     start: FeedStart | None = None,
     say: Callable[[str], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Feed:
     """Makes the feed for what a user gave as data.
 
@@ -46,6 +48,7 @@ def make_feed(
         controls: the run's, as they are before its first step.
         start: where the run stood that is to be resumed; None for a new one.
         say: takes a line for the user.
+        processes: of the run, each of which feeds its own part of the rows.
 
     Raises:
         DataError: for data that cannot be trained on.
@@ -61,7 +64,7 @@ def make_feed(
             train_remainder=train_remainder,
         )
     first = seed if isinstance(seed, int) else seed[0]
-    how: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "seed": first}
+    how: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "seed": first, "processes": processes}
     if callable(train_data) and not isinstance(train_data, Iterable):
         source = Asked(train_data, "train_data", steps_per_epoch=steps_per_epoch, **how)
     else:
@@ -77,6 +80,7 @@ def make_feed(
         controls=controls,
         start=start,
         say=say,
+        processes=processes,
     )
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._chain import Chain
+from jaxcb._processes import Processes
 from jaxcb.callbacks import ProgressBar
 from jaxcb.loop._carry import Carry
 from jaxcb.loop._store import Saved, Store
@@ -45,6 +46,7 @@ class Keeper:
         say: prints a line.
         warn: tells of what is damaged or cannot be saved.
         on_error: "raise" or "warn" where saving fails.
+        processes: of the run.
     """
 
     def __init__(
@@ -55,9 +57,10 @@ class Keeper:
         say: Callable[[str], None],
         warn: Callable[[str], None],
         on_error: str,
+        processes: Processes,
     ) -> None:
-        self._training = Store(directory / CHECKPOINTS, keep=2, say=warn, on_error=on_error)
-        self._result = Store(directory / RESULT, keep=1, say=warn, on_error=on_error)
+        self._training = Store(directory / CHECKPOINTS, keep=2, say=warn, on_error=on_error, processes=processes)
+        self._result = Store(directory / RESULT, keep=1, say=warn, on_error=on_error, processes=processes)
         self._callbacks, self._say = callbacks, say
         self._about = {"config": dict(config), "callbacks": _fingerprints(callbacks)}
         self._asked = False

@@ -23,13 +23,13 @@ def alone_in(directory: Path) -> Iterator[None]:
         RuntimeError: while another run is under way in it.
         OSError: for a directory that cannot be used.
     """
+    if jax.process_index() != 0:  # the processes of one run share its directory
+        yield
+        return
     directory.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
     except ImportError:
-        yield
-        return
-    if jax.process_index() != 0:  # the processes of one run share its directory
         yield
         return
     descriptor = os.open(directory, os.O_RDONLY)

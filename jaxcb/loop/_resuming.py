@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 from jaxcb._chain import Chain
 from jaxcb._check import one_of
+from jaxcb._processes import Processes
 from jaxcb._records import JOURNAL
 from jaxcb._struct import Struct
 from jaxcb.callbacks import ProgressBar
 from jaxcb.loop._feed import FeedStart
 from jaxcb.loop._keeping import CHECKPOINTS, RESULT, Keeper
+from jaxcb.loop._parts import part_of
 from jaxcb.loop._store import Saved, is_store, remove_store
 
 _FILES = ("history.csv", JOURNAL)
@@ -49,13 +51,13 @@ class Start(NamedTuple):
         """Where its files stood, in lines."""
         return {} if self.saved is None else self.saved.facts["files"]
 
-    @property
-    def feed(self) -> FeedStart | None:
-        """Where its data goes on; None for its beginning."""
+    def feed(self, processes: Processes) -> FeedStart | None:
+        """Where this process's data goes on; None for its beginning."""
         if self.saved is None or self.finished:
             return None
         facts = self.saved.facts
-        return FeedStart(facts["epoch"], facts["cursor"], facts["step"], facts["feed"])
+        position = part_of(facts["feed"], processes.index, processes.count)
+        return FeedStart(facts["epoch"], facts["cursor"], facts["step"], position)
 
 
 def find_start(
@@ -68,6 +70,7 @@ def find_start(
     say: Callable[[str], None],
     warn: Callable[[str], None],
     on_save_error: str,
+    processes: Processes,
 ) -> Start:
     """Looks at a run's directory.
 
@@ -80,6 +83,7 @@ def find_start(
         say: prints a line.
         warn: tells of what is damaged or cannot be saved.
         on_save_error: "raise" or "warn".
+        processes: of the run; process 0 looks.
 
     Raises:
         FileExistsError: where a run is there, and nothing says what to do with it.
@@ -88,15 +92,13 @@ def find_start(
     one_of("fit", "resume", resume, (False, True, "auto"))
     if resume and overwrite:
         raise ValueError("resume and overwrite=True were both given: a run is either gone on with or replaced.")
-    there = [directory / name for name in _FILES if (directory / name).exists()]
-    there += [directory / name for name in _STORES if is_store(directory / name)]
+    there = processes.agree(lambda: _run_in(directory))
     if there and not resume and not overwrite:
         raise FileExistsError(
             f"{directory} already holds a run. Pass resume='auto' to go on with it, overwrite=True to replace it, or "
             "another run_dir."
         )
-    directory.mkdir(parents=True, exist_ok=True)
-    keeper = Keeper(directory, callbacks, config, say, warn, on_save_error)
+    keeper = Keeper(directory, callbacks, config, say, warn, on_save_error, processes)
     if overwrite:
         return Start(keeper, replaces=tuple(there))
     training, result = keeper.look()
@@ -113,6 +115,13 @@ def find_start(
     why = f"; changed: {'; '.join(changes)}" if changes else ""
     say(f"jaxcb: resuming {directory} at step {training.step}, in epoch {facts['epoch'] + 1}{why}.")
     return Start(keeper, training, released=released, replaces=(directory / RESULT,) if result is not None else ())
+
+
+def _run_in(directory: Path) -> list[Path]:
+    """What there is of a run in a directory, which is made where it is not there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    files = [directory / name for name in _FILES if (directory / name).exists()]
+    return files + [directory / name for name in _STORES if is_store(directory / name)]
 
 
 def _refuse_other_data(directory: Path, facts: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxcb._traced_step import TracedStep
 from jaxcb._train_state import TrainState
+from jaxcb.parallel import own
 
 
 class Run:
@@ -40,17 +40,22 @@ class Run:
 
     @property
     def state(self) -> TrainState:
-        """The train state, as copies that stay valid."""
+        """The train state, as copies that stay valid; of several processes, on the devices of this one."""
         if self._state is None:
-            self._state = jax.tree.map(jnp.copy, self._carry().train)
+            self._state = jax.tree.map(own, self._carry().train)
         assert self._state is not None
         return self._state
 
     def copy_of(self, choose: Callable[[TrainState], Any]) -> Any:
-        """Returns a part of the train state as copies of its own, which the devices make while the host goes on."""
-        if self._state is None:
-            return _copied(choose(self._carry().train))
-        return choose(self._state) if self._carry is not None else _copied(choose(self._state))
+        """Returns a part of the train state as copies of its own, which the devices make while the host goes on.
+
+        Of several processes it lies over the devices of all, which ask for it together.
+        """
+        train = self._state if self._carry is None else self._carry().train
+        assert train is not None
+        if self._carry is not None and self._state is not None and train.step.is_fully_addressable:
+            return choose(self._state)  # a copy by now
+        return _copied(choose(train))
 
     @property
     def model(self) -> Any:

@@ -21,19 +21,23 @@ class Signals:
 
     Handlers belong to a process's main thread: a run in another one leaves them as they are.
 
+    Args:
+        sigterm: whether SIGTERM is taken; not where JAX's own notice takes it.
+
     Attributes:
         asked: the signal that came, None before one did.
         waiting: whether the run waits for its data with nothing under way, and can be told at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, sigterm: bool = True) -> None:
+        self._taken = (signal.SIGTERM, signal.SIGINT) if sigterm else (signal.SIGINT,)
         self.asked: int | None = None
         self.waiting = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
+            for signum in self._taken:
                 # where somebody else takes SIGTERM (a cluster's own notice), it stays theirs
                 known = signal.getsignal(signum)
                 is_ours = getattr(known, "__func__", None) is Signals._take  # of a run that this one is a part of
@@ -57,8 +61,3 @@ class Signals:
         self.asked = signum
         if self.waiting:
             raise Interrupted(signum)
-
-    def check(self) -> None:
-        """Raises `Interrupted` where a signal has come."""
-        if self.asked is not None:
-            raise Interrupted(self.asked)

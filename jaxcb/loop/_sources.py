@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxcb._errors import DataError
+from jaxcb._processes import ALONE, Processes
 from jaxcb.loop import _data, _others
 
 BATCH_SIZE = 32  # as in Keras
@@ -48,11 +49,27 @@ class Cut(Source):
         batch_size: rows of a batch.
         shuffle: whether each pass has its own order, a function of `seed` and its number.
         seed: of the orders.
+        processes: of the run, each of which cuts its own part out of each batch.
     """
 
-    def __init__(self, data: Any, what: str, *, batch_size: int, shuffle: bool, seed: int) -> None:
+    def __init__(
+        self,
+        data: Any,
+        what: str,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        processes: Processes = ALONE,
+    ) -> None:
         super().__init__(data, what)
         self._size, self._shuffle, self._seed = batch_size, shuffle, seed
+        self._processes = processes
+        if batch_size % processes.count:
+            raise DataError(
+                f"{what} is cut into batches of {batch_size} rows, which do not divide over {processes.count} "
+                f"processes. Pass batch_size={-(-batch_size // processes.count) * processes.count}."
+            )
         if _others.is_table(data):
             table = _others.as_numpy(data)
             self._rows, self._at = len(table), lambda index: table[index]
@@ -66,14 +83,23 @@ class Cut(Source):
         order = None
         if self._shuffle:
             order = np.random.default_rng([int(self._seed), number]).permutation(self._rows)
-        return _Slices(self._at, self._rows, self._size, order, self.describe(number))
+        return _Slices(self._at, self._rows, self._size, order, self.describe(number), self._processes)
 
 
 class _Slices(Iterator[Any]):
     """The batches of a pass over rows. Its state is how many of them it has given."""
 
-    def __init__(self, at: Callable[[Any], Any], rows: int, size: int, order: np.ndarray | None, what: str) -> None:
+    def __init__(
+        self,
+        at: Callable[[Any], Any],
+        rows: int,
+        size: int,
+        order: np.ndarray | None,
+        what: str,
+        processes: Processes,
+    ) -> None:
         self._at, self._rows, self._size, self._order, self._what = at, rows, size, order, what
+        self._index, self._parts = processes.index, processes.count
         self._given = 0
 
     def __next__(self) -> Any:
@@ -81,7 +107,14 @@ class _Slices(Iterator[Any]):
         if start >= self._rows:
             raise StopIteration
         self._given += 1
-        rows = slice(start, min(start + self._size, self._rows))
+        size = min(self._size, self._rows - start)
+        if size % self._parts:
+            raise DataError(
+                f"the last batch of {self._what} has {size} rows, which do not divide over {self._parts} processes. "
+                "Leave some rows out."
+            )
+        own = size // self._parts
+        rows = slice(start + self._index * own, start + (self._index + 1) * own)
         return self._at(rows if self._order is None else self._order[rows])
 
     def get_state(self) -> int:
@@ -104,6 +137,7 @@ class Asked(Source):
         shuffle: whether these get a new order each epoch.
         seed: of the orders.
         steps_per_epoch: at most that many batches of what it returns.
+        processes: of the run.
     """
 
     follows = True
@@ -117,12 +151,18 @@ class Asked(Source):
         shuffle: bool,
         seed: int,
         steps_per_epoch: int | None,
+        processes: Processes = ALONE,
     ) -> None:
         _check_arguments(fn, what)
         super().__init__(fn, what)
         self.one_shot = False
         self._fn, self.most = fn, steps_per_epoch
-        self._cut: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}
+        self._cut: dict[str, Any] = {
+            "batch_size": batch_size,
+            "shuffle": shuffle,
+            "seed": seed,
+            "processes": processes,
+        }
 
     def walk(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
         data = self._fn(number, dict(controls))
@@ -135,14 +175,17 @@ class Asked(Source):
         return f"{self.what}(epoch={number}, controls)"
 
 
-def source_of(data: Any, what: str, *, batch_size: int | None, shuffle: bool, seed: int) -> Source:
-    """Returns the source of what a user gave as data.
+def source_of(
+    data: Any, what: str, *, batch_size: int | None, shuffle: bool, seed: int, processes: Processes = ALONE
+) -> Source:
+    """Returns the source of what a user gave as data. Rows are cut for several processes; a stream is each one's own.
 
     Raises:
         DataError: for what is no data, and for a batch size that cannot be followed.
     """
     if _data.are_arrays(data) or _others.is_table(data):
-        return Cut(data, what, batch_size=batch_size or BATCH_SIZE, shuffle=shuffle, seed=seed)
+        size = batch_size or BATCH_SIZE
+        return Cut(data, what, batch_size=size, shuffle=shuffle, seed=seed, processes=processes)
     _data.check_iterable(data, what)
     _data.check_list(data, what)
     if batch_size is not None:
@@ -153,10 +196,11 @@ def source_of(data: Any, what: str, *, batch_size: int | None, shuffle: bool, se
     return Source(data, what)
 
 
-def in_order(data: Any, what: str, batch_size: int) -> Source:
+def in_order(data: Any, what: str, batch_size: int, processes: Processes = ALONE) -> Source:
     """Returns the source of what is walked in its own order; `batch_size` is for arrays and rows alone."""
     rows = _data.are_arrays(data) or _others.is_table(data)
-    return source_of(data, what, batch_size=batch_size if rows else None, shuffle=False, seed=0)
+    size = batch_size if rows else None
+    return source_of(data, what, batch_size=size, shuffle=False, seed=0, processes=processes)
 
 
 def ran_out(what: str, batches: int, done: int) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from jaxcb import _orbax
+from jaxcb._processes import ALONE, Processes
 from jaxcb.loop import _manifest
 from jaxcb.loop._manifest import DamagedError, Entry, Saved, UnusableError
 from jaxcb.loop._snapshot import check, copied_on_devices, describe, restore
@@ -35,11 +36,15 @@ class Store:
 
     Close it on every way out (`contextlib.closing`): a process that ends before loses the save in flight.
 
+    Of several processes each writes its own part of the arrays; all else is done by process 0. They call `save`,
+    `latest` and `load` together.
+
     Args:
         directory: for checkpoints alone; made by the first save.
         keep: how many of the newest stay; the best one stays besides.
         say: is given one line for each thing that the user should know.
         on_error: "raise", or "warn" to say it and go on with the checkpoints there are.
+        processes: of the run.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Store:
         keep: int = 2,
         say: Callable[[str], None],
         on_error: str = "raise",
+        processes: Processes = ALONE,
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}.")
@@ -56,6 +62,7 @@ class Store:
             raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}.")
         self.directory = Path(directory).absolute()  # Orbax takes no relative ones
         self._keep, self._say, self._on_error = keep, say, on_error
+        self._processes = processes
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
         self._silent = False  # whether a fault was told and lasts
@@ -63,7 +70,7 @@ class Store:
         self._unusable: dict[str, UnusableError] = {}
         self._unlock: Callable[[], Any] = lambda: None
         self._open = False
-        if self.directory.is_dir():
+        if processes.leads and self.directory.is_dir():
             self._clean()
 
     @property
@@ -99,9 +106,10 @@ class Store:
         text = json.dumps(dict(facts))
         entries, arrays = describe(leaves)
         half = self.directory / f".saving-step_{step:09d}"
-        copies = copied_on_devices(arrays)
+        # of several processes Orbax begins here: it is not to meet the others on the devices in the midst of a step
+        copies = None if self._processes.several else copied_on_devices(arrays)
         try:
-            self._make(half)
+            self._processes.agree(lambda: self._make(half))
             write_arrays = _begin(half / _ARRAYS, arrays, copies)
         except Exception as error:
             self._fail(error, half)
@@ -121,6 +129,9 @@ class Store:
             ValueError: where there are checkpoints, and none of them is whole.
         """
         self._join()
+        return self._processes.agree(self._latest)
+
+    def _latest(self) -> Saved | None:
         reasons: dict[Path, UnusableError] = {}
         names = sorted(self._names(), key=_place, reverse=True)
         for name in names:
@@ -142,7 +153,7 @@ class Store:
                 f"{self.directory} holds checkpoints, and none of them is whole:{listed}\n"
                 "Put them back from a copy, or begin a new run in another directory."
             )
-        return self.latest() if names else None
+        return self._latest() if names else None
 
     def load(self, saved: Saved, target: Mapping[str, jax.ShapeDtypeStruct] | None = None) -> dict[str, Any]:
         """Returns arrays by name.
@@ -199,12 +210,15 @@ class Store:
         try:
             with _quiet():
                 write_arrays()
+            if not self._processes.leads:
+                return
             _manifest.write(half, step=step, facts=facts, entries=entries, best=best)
             path = self.directory / self._free_name(step)
             half.rename(path)
             _manifest.sync_directory(self.directory)
         except Exception as error:
-            shutil.rmtree(half, ignore_errors=True)  # gives its room back
+            if self._processes.leads:
+                shutil.rmtree(half, ignore_errors=True)  # gives its room back
             self._fail(error, half)
             return
         try:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcb._errors import DataError
+from jaxcb._processes import ALONE, Processes
 from jaxcb.loop._carry import FOREVER, Status
 from jaxcb.loop._data import as_arrays, copied
 from jaxcb.loop._draft import NONE_LEFT, Batch, Draft
@@ -26,6 +27,7 @@ from jaxcb.loop._stacks import Stack, Stacks
 from jaxcb.parallel import ONE_DEVICE, Placement
 
 _AHEAD = 2  # chunks that wait ready
+_TOGETHER = 16  # batches in a chunk of several processes, which all have to cut alike
 _SLOW = 0.25  # seconds after which batches that came slowly travel without waiting for more
 _PATIENCE = 5.0  # seconds for the thread to end; one that waits in the user's iterator for ever is left to itself
 
@@ -46,6 +48,7 @@ class Stream(Feed):
         controls: the run's, as they are before its first step.
         start: where the run stood that is to be resumed; None for a new one.
         say: takes a line for the user.
+        processes: of the run. Several cut chunks by count alone: how fast batches come differs between them.
     """
 
     def __init__(
@@ -60,8 +63,9 @@ class Stream(Feed):
         controls: Mapping[str, Any] | None = None,
         start: FeedStart | None = None,
         say: Callable[[str], None] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        self._source = source
+        self._source, self._processes = source, processes
         self._steps_per_epoch = steps_per_epoch
         self._end_epoch, self._end_step = end_epoch, end_step
         self._train_remainder = train_remainder
@@ -89,7 +93,7 @@ class Stream(Feed):
                 "stood."
             )
         self._forms, self._stacks = Forms(source.what, self.example, steps_per_execution), Stacks()
-        self._wanted, self._placement = MOST, ONE_DEVICE
+        self._wanted, self._placement = _TOGETHER if processes.several else MOST, ONE_DEVICE
         self.choose(stacked=True)
         self._unconfirmed: deque[Chunk] = deque()
         self._dispatched = 0
@@ -123,7 +127,8 @@ class Stream(Feed):
         self.example = jax.tree.map(lambda x: x.update(shape=(several * x.shape[0], *x.shape[1:])), self.example)
 
     def pace(self, steps: int) -> None:
-        self._wanted = steps
+        if not self._processes.several:
+            self._wanted = steps
 
     def next(self) -> Chunk | None:
         self._take(wait=True)
@@ -277,7 +282,8 @@ class Stream(Feed):
             part.epoch_len = cursor if ends else self.epoch_len
             part.closes = ends or step == self._end_step
             most = min(batch.form.most, self._wanted)
-            due = smaller or time.monotonic() - began > _SLOW
+            slow = time.monotonic() - began > _SLOW and not self._processes.several
+            due = smaller or slow
             if whole and ends != (cursor == whole.epoch_len):  # this epoch has another length
                 yield self._chunk(whole)
                 whole = None

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._errors import DataError
+from jaxcb._processes import ALONE, Processes
 from jaxcb.loop._data import are_arrays, as_arrays, copied, named_sets
 from jaxcb.loop._sources import BATCH_SIZE, Source, in_order
 
@@ -66,7 +67,7 @@ class HostSet:
 
 
 def validation_sets(
-    data: Any, batch_size: int | None, steps: int | None, *, like: Any = None
+    data: Any, batch_size: int | None, steps: int | None, *, like: Any = None, processes: Processes = ALONE
 ) -> dict[str, ResidentSet | HostSet]:
     """Returns the validation sets by the prefix of their metrics' names.
 
@@ -75,6 +76,7 @@ def validation_sets(
         batch_size: rows of a batch, for arrays and rows.
         steps: at most that many batches of each; all where None.
         like: a training batch, which tells whether a dict is a batch itself; None where there is none.
+        processes: of the run, each of which feeds its own part of the rows.
     """
     sets: dict[str, ResidentSet | HostSet] = {}
     for prefix, own in named_sets(data, like=like).items():
@@ -86,5 +88,5 @@ def validation_sets(
             arrays = jax.tree.map(lambda x, rows=rows: jnp.asarray(x[:rows]), own)
             sets[prefix] = ResidentSet(arrays, rows, min(size, rows))
         else:
-            sets[prefix] = HostSet(in_order(own, what, size), steps)
+            sets[prefix] = HostSet(in_order(own, what, size, processes), steps)
     return sets

@@ -18,7 +18,7 @@ class Performer:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.writers: dict[type, Writer] = {}
-        self._of: dict[type, Writer] = {}  # by kind of action
+        self._of: dict[type, Writer | None] = {}  # by kind of action
 
     def prepare(self, action: Any) -> None:
         """Shows an action to its writer before the first step.
@@ -26,16 +26,20 @@ class Performer:
         Raises:
             LookupError: where nobody performs it.
         """
-        if isinstance(action, LogAction | HostAction):
-            self._writer(action).prepare(action)
+        if isinstance(action, LogAction | HostAction) and (writer := self._writer(action)) is not None:
+            writer.prepare(action)
 
-    def _writer(self, action: Any) -> Writer:
+    def _writer(self, action: Any) -> Writer | None:
+        """The writer of an action; None where another process has it."""
         kind = type(action)
         if kind not in self._of:
             try:
                 cls = writer_for(kind)
             except LookupError as error:
                 raise LookupError(f"{action.owner}: {error}") from None
+            if not self.context.processes.leads and not cls.everywhere:
+                self._of[kind] = None
+                return None
             if cls not in self.writers:
                 self.writers[cls] = cls(self.context)
             self._of[kind] = self.writers[cls]
@@ -51,7 +55,7 @@ class Performer:
         for record in records:
             action = record.action
             writer = self._writer(action)
-            if failed and writer in failed:
+            if writer is None or writer in failed:
                 continue
             try:
                 writer.write(record)

@@ -3,11 +3,12 @@
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
+from jaxcb._processes import ALONE, Processes
 from jaxcb.writers._append import AppendFile
 
 
@@ -25,16 +26,25 @@ class Context:
         files: what was written, for the run's last word.
         resumed_files: where each file stood when the run was saved that is resumed: its key -> lines.
         failure: what ended the run, where it failed; for writers that are being closed.
+        processes: of the run. Only the first one writes and speaks.
     """
 
     def __init__(
-        self, run_dir: Path | None, run: Any, verbose: int | str, epochs: int | None, *, trial: bool = False
+        self,
+        run_dir: Path | None,
+        run: Any,
+        verbose: int | str,
+        epochs: int | None,
+        *,
+        trial: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
         self.run_dir = run_dir
         self.run = run
         self.verbose = verbose
         self.epochs = epochs
         self.trial = trial
+        self.processes = processes
         self.steps_per_epoch: int | None = None
         self.files: list[Path] = []
         self.resumed_files: dict[str, int] = {}
@@ -88,16 +98,23 @@ class Context:
 
     def say(self, text: str) -> None:
         """Prints a line, unless the run is silent."""
-        if self.verbose != 0:
+        if self.verbose != 0 and self.processes.leads:
             print(text, flush=True)
 
     def warn(self, text: str) -> None:
         """Warns of what the run goes on without; a silent run warns, too."""
-        warnings.warn(f"jaxcb: {text}", RuntimeWarning, stacklevel=2)
+        if self.processes.leads:
+            warnings.warn(f"jaxcb: {text}", RuntimeWarning, stacklevel=2)
 
 
 class Writer:
-    """Base of writers; one instance serves all actions of its kinds in a run."""
+    """Base of writers; one instance serves all actions of its kinds in a run.
+
+    Attributes:
+        everywhere: whether each process of a run has one; of the others only process 0 does.
+    """
+
+    everywhere: ClassVar[bool] = False
 
     def __init__(self, context: Context) -> None:
         self.context = context

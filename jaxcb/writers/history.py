@@ -19,32 +19,42 @@ _RATES = ("base_learning_rate", "learning_rate", "lr_scale")
 class HistoryWriter(Writer):
     """Keeps every row, and writes it where it can be read back."""
 
+    everywhere = True  # each process hands its result back
+
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         self.history = RunHistory()
-        self._table: Table | None = None
+        self._table: Table | None = None  # process 0's
+        self._shape: tuple[int, ...] | None = None  # of the members, once prepared
         self._gone: list[str] = []
 
     def prepare(self, action: Any) -> None:
         self.history.declare(action.values)
-        if self.context.run_dir is not None and self._table is None:
+        if self.context.run_dir is None or self._shape is not None:
+            return
+        self._shape = np.shape(action.when)
+        dtypes = {name: value.dtype for name, value in action.values.items()}
+        if self.context.processes.leads:
             rates = [n for n in _RATES if n in action.values]
             names = sorted(set(action.values) - set(rates))
             path = self.context.run_dir / "history.csv"
             self.context.claim(path, "the run's history")
             file = self.context.append_file(path, "CSV file")
-            whose = ["member"] if np.shape(action.when) else []
+            whose = ["member"] if self._shape else []
             self._table = Table(file, [*whose, "step", "epoch", *rates, *names], grows=True)
-            self._read_back(file, {name: value.dtype for name, value in action.values.items()}, np.shape(action.when))
-
-    def _read_back(self, file: Any, dtypes: dict[str, Any], members: tuple[int, ...]) -> None:
-        """Takes the rows of a resumed run in again; members have a line each."""
-        if not file.size:
-            return
-        with file.path.open(newline="", encoding="utf-8") as lines:
-            for (step, epoch, _), rows in itertools.groupby(csv.DictReader(lines), key=_moment(bool(members))):
-                self.history.add(int(step), int(epoch), *_row(rows, dtypes, members))
+        for moment in self.context.processes.agree(lambda: self._read_back(dtypes)):
+            self.history.add(*moment)
         self._gone = [name for name in self.history if name not in dtypes]
+
+    def _read_back(self, dtypes: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """The rows of a resumed run, moment by moment; members have a line each."""
+        assert self._table is not None
+        assert self._shape is not None
+        if not self._table.file.size:
+            return []
+        with self._table.file.path.open(newline="", encoding="utf-8") as lines:
+            moments = itertools.groupby(csv.DictReader(lines), key=_moment(bool(self._shape)))
+            return [(int(step), int(epoch), *_row(rows, dtypes, self._shape)) for (step, epoch, _), rows in moments]
 
     def write(self, record: Any) -> None:
         action = record.action

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxcb import _orbax
 from jaxcb._actions import fill
+from jaxcb._processes import Processes
 from jaxcb.writers._location import check_writable
 from jaxcb.writers._writer import Writer, by_member
 
@@ -31,8 +32,11 @@ class _Kept(NamedTuple):
 class CheckpointWriter(Writer):
     """Saves what callbacks ask for, one save at a time, and deletes what is not to stay.
 
-    A population's members lie below the path, each under its number, and stay or go each by its own values.
+    A population's members lie below the path, each under its number, and stay or go each by its own values. Of several
+    processes each writes its part of the arrays; directories are process 0's.
     """
+
+    everywhere = True
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
@@ -45,9 +49,10 @@ class CheckpointWriter(Writer):
         self._claim(self.context.path(action.path).absolute(), action.owner)
         zeros = jax.tree.map(lambda x: np.zeros((), x.dtype), action.values)
         path = self._path(action.replace(values=zeros), step=0, epoch=0, batch=0)
-        check_writable(path.parent, "checkpoints")
-        if not action.when.shape:
-            _refuse_others(path)
+        if self.context.processes.leads:
+            check_writable(path.parent, "checkpoints")
+            if not action.when.shape:
+                _refuse_others(path)
 
     def _claim(self, template: Path, owner: str) -> None:
         """Refuses what would replace or delete another's checkpoints."""
@@ -93,9 +98,11 @@ class CheckpointWriter(Writer):
             note = f"This happened while saving {path} for {action.owner}, {place}."
             with _noted(note):
                 self.context.claim(path, action.owner)
-                _refuse_others(path)
+                if self.context.processes.leads:
+                    _refuse_others(path)
                 _refuse_same_names(own)
-                if not action.async_:
+                # of several processes it is begun where no step is under way
+                if not action.async_ or self.context.processes.several:
                     self._save(own, facts, key, new, action, note)
                     continue
             self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="jaxcb-checkpoint")
@@ -104,10 +111,7 @@ class CheckpointWriter(Writer):
     def _save(self, tree: Any, facts: dict[str, Any], key: str, new: _Kept, action: Any, note: str) -> None:
         """Saves, and then deletes what is not to stay; of one in the background all of it is done there."""
         with _noted(note):
-            new.path.parent.mkdir(parents=True, exist_ok=True)
-            for rest in new.path.parent.glob(f"*{_GONE}"):  # of a process that was killed while it deleted
-                shutil.rmtree(rest, ignore_errors=True)
-            _save(new.path, tree, facts)
+            _save(new.path, tree, facts, self.context.processes)
             self._retain(key, new, action)
 
     def _retain(self, key: str, new: _Kept, action: Any) -> None:
@@ -122,7 +126,8 @@ class CheckpointWriter(Writer):
         stay = {k.path for k in kept[-(action.max_to_keep or 1) :] + ranked[: action.keep_best or 0]}
         for old in kept:
             if old.path not in stay:
-                _delete(old.path)
+                if self.context.processes.leads:
+                    _delete(old.path)
                 if old.path in self.context.files:
                     self.context.files.remove(old.path)
         self._kept[key] = [k for k in kept if k.path in stay]
@@ -200,16 +205,28 @@ def _refuse_same_names(tree: Any) -> None:
             raise ValueError(f"the leaves {other} and {name} have the same name in a checkpoint; rename one of them.")
 
 
-def _save(path: Path, tree: Any, facts: dict[str, Any]) -> None:
-    """Saves so that at any time a complete checkpoint is there: the old one goes when the new one is complete."""
-    new = path.with_name(f"{path.name}.jaxcb-new")
-    if not path.exists() and (new / _MARK).is_file():  # a process was killed between the two renames below
+def _cleared(path: Path) -> bool:
+    """Makes way for a checkpoint, and returns whether it replaces one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for rest in path.parent.glob(f"*{_GONE}"):  # of a process that was killed while it deleted
+        shutil.rmtree(rest, ignore_errors=True)
+    new = _new(path)
+    if not path.exists() and (new / _MARK).is_file():  # a process was killed between the two renames of `_replace`
         new.rename(path)
-    replaces = path.exists()
+    return path.exists()
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(f"{path.name}.jaxcb-new")
+
+
+def _save(path: Path, tree: Any, facts: dict[str, Any], processes: Processes) -> None:
+    """Saves so that at any time a complete checkpoint is there: the old one goes when the new one is complete."""
+    replaces = processes.agree(lambda: _cleared(path))
     # Orbax's own overwrite=True deletes first and then saves
-    _orbax.save(str(new if replaces else path), tree, overwrite=replaces, custom_metadata=facts)
-    if replaces:
-        _replace(path, new)
+    _orbax.save(str(_new(path) if replaces else path), tree, overwrite=replaces, custom_metadata=facts)
+    if replaces and processes.leads:
+        _replace(path, _new(path))
 
 
 def _replace(path: Path, new: Path) -> None:

@@ -315,17 +315,19 @@ def test_ctrl_c_has_the_result_on_it():
 
 def test_ctrl_c_while_waiting_for_data_is_answered_at_once():
     x, y = _runs.make_data(16)
-    done = threading.Event()
+    trained, done = threading.Event(), threading.Event()
 
     def batches():
         for _ in range(5):
             yield x, y
+        trained.wait(60)
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         done.wait(20)
         yield x, y
 
+    tell = jc.LambdaCallback(on_epoch_end=lambda epoch, logs: trained.set() if epoch else None)
     with pytest.raises(KeyboardInterrupt) as caught:
-        _runs.fit(data=batches(), batch_size=None, steps=100, steps_per_epoch=2, epochs=None, callbacks=[])
+        _runs.fit(data=batches(), batch_size=None, steps=100, steps_per_epoch=2, epochs=None, callbacks=[tell])
     done.set()
     assert int(caught.value.result.state.step) in (4, 5)  # the fifth may still have waited for its chunk
 

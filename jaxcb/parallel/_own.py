@@ -1,0 +1,34 @@
+"""Arrays of a run of several processes, as one process by itself can use them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def own(x: Any) -> Any:
+    """Returns a copy on this process's own devices.
+
+    Raises:
+        RuntimeError: for an array of which it has a part only.
+    """
+    if x.is_fully_addressable:
+        return jnp.copy(x)
+    if not x.is_fully_replicated:
+        raise RuntimeError(
+            "the model is split over the processes, and this function runs on one of them, which has but a part of it. "
+            "Evaluators are given it whole; elsewhere save it with jc.ModelCheckpoint and read it with jc.load."
+        )
+    return jnp.copy(x.addressable_data(0))
+
+
+def gathered(tree: Any) -> Any:
+    """Returns arrays that are whole on each device; all processes come here together, with nothing under way."""
+    return jax.tree.map(_whole, tree)
+
+
+def _whole(x: Any) -> Any:
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return x
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, PartitionSpec()))(x)
