@@ -31,8 +31,8 @@ class Metrics(Struct):
             int32 (members,); then all values have that axis. None for callbacks that see one run alone.
         host: what the host has read of the outside world, such as `elapsed` (seconds of the whole run), name ->
             float32 (). `metrics["elapsed"]` finds it, but loggers of measured values do not see it.
-        old: names of which nothing was reported since the last moment, as far as that is known when the moment is
-            traced: a callback that watches one of them has nothing to do, and need not become part of the program.
+        old: names that only an earlier moment can have reported, as far as that is known when this one is traced: a
+            callback that watches one of them, and acts at both `on_eval_end` and `on_epoch_end`, has nothing to do.
 
     Example:
         >>> import jaxcb as jc

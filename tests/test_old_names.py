@@ -17,7 +17,7 @@ HOOKS = ("on_eval_end", "on_epoch_end")
 WATCHING = [
     callback
     for callback in builtin_examples()
-    if set(HOOKS) <= set(callback.hooks()) and not isinstance(callback, jc.PopulationCallback)
+    if set(HOOKS) & set(callback.hooks()) and not isinstance(callback, jc.PopulationCallback)
 ]
 
 
@@ -34,7 +34,8 @@ def test_old_names_change_nothing(callback):
             missing = {name for name in now.values if int(now.reported[name]) != step}
             # at the epoch's end what the validation has reported is known to a callback that saw it
             for hook, old in (("on_eval_end", missing), ("on_epoch_end", set(now.values))):
-                state = _same(subject, hook, state, now, frozenset(old))
+                if hook in subject.hooks:
+                    state = _same(subject, hook, state, now, frozenset(old))
 
     check()
 

@@ -115,7 +115,7 @@ class EarlyStopping(Callback):
         return self._report(state, metrics)
 
     def _report(self, state: EarlyStoppingState, metrics: Metrics) -> Any:
-        if is_old(self.monitor, metrics):
+        if is_old(self, self.monitor, metrics):
             return state, None
         value, reported = read("EarlyStopping", self.monitor, metrics)
         now = Reported(reported, metrics.epoch)

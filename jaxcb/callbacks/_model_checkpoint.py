@@ -201,7 +201,7 @@ class ModelCheckpoint(Callback):
         """Remembers what was reported. A batch knows its own values alone; elsewhere a missing name is an error."""
         known = {n: metrics[n] if all_known or n in metrics else state.known[n] for n in self._remembers}
         state = state.replace(known={n: v.astype(jnp.float32) for n, v in known.items()})
-        if not self._compares or is_old(self.monitor, metrics):
+        if not self._compares or is_old(self, self.monitor, metrics):
             return state
         try:
             value, reported = read("ModelCheckpoint", self.monitor, metrics)

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcb._callback import Metrics
+from jaxcb._callback import Callback, Metrics
 from jaxcb._struct import Struct
 
 Monitor = str | Callable[[Metrics], Array]
@@ -69,9 +69,12 @@ def read(owner: str, monitor: Monitor, metrics: Metrics) -> tuple[Array, Array]:
     return value.astype(jnp.float32), reported
 
 
-def is_old(monitor: Monitor, metrics: Metrics) -> bool:
-    """Whether nothing that a monitor reads was reported since the last moment, as far as tracing can tell."""
-    if not metrics.old:
+_REPORTS = {"on_eval_end", "on_epoch_end"}  # the moments at which something is reported
+
+
+def is_old(callback: Callback, monitor: Monitor, metrics: Metrics) -> bool:
+    """Whether a callback has seen all that its monitor reads at an earlier moment, as far as tracing can tell."""
+    if not metrics.old or not callback.hooks() >= _REPORTS:
         return False
     if isinstance(monitor, str):
         return monitor in metrics.old

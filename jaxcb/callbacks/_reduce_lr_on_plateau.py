@@ -99,7 +99,7 @@ class ReduceLROnPlateau(Callback):
         return self._report(state, metrics)
 
     def _report(self, state: ReduceLROnPlateauState, metrics: Metrics) -> Any:
-        if is_old(self.monitor, metrics):
+        if is_old(self, self.monitor, metrics):
             return state, None
         value, reported = read("ReduceLROnPlateau", self.monitor, metrics)
         now = Reported(reported, metrics.epoch)

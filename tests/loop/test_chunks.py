@@ -1,9 +1,7 @@
 """How a stream's batches become chunks: which ones travel together, and how often each is copied and looked at."""
 
 import itertools
-from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,6 +12,7 @@ import jaxcb as jc
 from jaxcb.loop import _forms, _stacks, _stream
 from jaxcb.loop._carry import FOREVER
 from jaxcb.loop._sources import Source
+from jaxcb.parallel import Placement
 
 
 class Passes:
@@ -147,11 +146,8 @@ def test_a_run_that_was_cut_short_amid_several_epochs_goes_on_with_the_next_batc
 
 def test_short_epochs_are_few_dispatches(monkeypatch):
     placed = []
-    put = jax.device_put
-    monkeypatch.setattr(_stream, "jax", SimpleNamespace(
-        **{name: getattr(jax, name) for name in ("tree", "config", "default_device", "enable_x64", "ShapeDtypeStruct")},
-        device_put=lambda x: placed.append(x) or put(x),
-    ))  # fmt: skip
+    put = Placement.put_batch
+    monkeypatch.setattr(Placement, "put_batch", lambda *a, **how: placed.append(a) or put(*a, **how))
     watch("looped", numbered(4), epochs=32, steps_per_execution=32)
     assert len(placed) == 32 * 4 // 32
 

@@ -23,7 +23,7 @@ SLOW = ("test_sweep.py", "test_resume.py", "test_outside.py")
 def test_with_eight_devices(name):
     root = Path(jc.__file__).parent.parent
     own = "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=240"
-    env = {**os.environ, "XLA_FLAGS": f"{own} {os.environ.get('XLA_FLAGS', '')}", "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {own}", "JAX_PLATFORMS": "cpu"}
     env["PYTHONPATH"] = str(root)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(EIGHT / name)]
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=500)
