@@ -9,6 +9,7 @@ import pytest
 import jaxcb as jc
 from jaxcb._actions import fired
 from jaxcb._chain import transition
+from jaxcb.callbacks._monitor import is_old
 from jaxcb.testing._drive import Subject
 from jaxcb.testing._registry import builtin_examples
 from jaxcb.testing._streams import streams
@@ -75,3 +76,24 @@ def test_the_loop_tells_which_names_are_old():
         verbose=0,
     )
     assert seen == {"on_eval_end": {"loss"}, "on_epoch_end": {"val_loss"}}
+
+
+def test_what_watches_old_names_alone_is_left_out():
+    metrics = jc.Metrics({"loss": 1.0, "val_loss": 2.0}, step=3)
+
+    def left_out(callback, *old):
+        return is_old(callback, callback.monitor, metrics.replace(old=frozenset(old)))
+
+    plateau = jc.ReduceLROnPlateau()
+    assert set(plateau.hooks()) == set(HOOKS)
+    assert left_out(plateau, "val_loss")
+    assert not left_out(plateau, "loss")
+    assert not left_out(plateau)
+    gap = jc.ReduceLROnPlateau(lambda m: m["val_loss"] - m["loss"], mode="min")
+    assert left_out(gap, "loss", "val_loss")
+    assert left_out(gap, "loss", "val_loss", "accuracy")
+    assert not left_out(gap, "val_loss")  # the loss may be new
+    # it sees the epoch's end alone, where the validation's values are new to it
+    latest = jc.ModelCheckpoint("{epoch}", max_to_keep=1, keep_best=1)
+    assert "on_eval_end" not in latest.hooks()
+    assert not left_out(latest, "val_loss")

@@ -34,7 +34,14 @@ RULES, OPTIONS = (
     "tests/against_keras/test_options.py",
 )
 TESTS = {  # what is spoilt -> the tests that should notice, the quick ones first
-    "_monitor": [f"{OWN}early_stopping.py", f"{OWN}reduce_lr_on_plateau.py", f"{KERAS}[EarlyStopping]", RULES, OPTIONS],
+    "_monitor": [
+        "tests/test_old_names.py",
+        f"{OWN}early_stopping.py",
+        f"{OWN}reduce_lr_on_plateau.py",
+        f"{KERAS}[EarlyStopping]",
+        RULES,
+        OPTIONS,
+    ],
     "_early_stopping": [f"{OWN}early_stopping.py", f"{KERAS}[EarlyStopping]", OPTIONS],
     "_reduce_lr_on_plateau": [f"{OWN}reduce_lr_on_plateau.py", f"{KERAS}[ReduceLROnPlateau]"],
     "_model_checkpoint": [f"{KERAS}[ModelCheckpoint]", RULES, f"{OWN}model_checkpoint.py"],
