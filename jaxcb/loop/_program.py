@@ -13,7 +13,7 @@ from jaxcb._callback import STEP_HOOKS, PopulationCallback
 from jaxcb._chain import Chain
 from jaxcb._form import conform
 from jaxcb._metrics import Metrics
-from jaxcb._probe import Probe, look, readings
+from jaxcb._probe import Probe
 from jaxcb._requests import answers
 from jaxcb._schedules import accumulations, learning_rates
 from jaxcb._step import Proposal, Step
@@ -23,6 +23,7 @@ from jaxcb._train_state import TrainState, apply
 from jaxcb.loop._carry import Carry, Inputs, Reading, Status
 from jaxcb.loop._debug import refuse_nan
 from jaxcb.loop._layout import Layout, rows_in
+from jaxcb.loop._pieces import answerer, hook_of, looker, members_hook
 from jaxcb.loop._positions import Cadence, Positions
 from jaxcb.loop._rings import Entry, Rings, any_fires
 from jaxcb.loop._window import Window, computed
@@ -109,20 +110,17 @@ class Program:
             self._propose = self._compiled(step.propose, over_members)
             self.update = self._compiled(step.update, (0, 0, 0))
             self.lookers = {
-                name: self._compiled(_looker(name, own, step.activations), (0, 0, batch_axis))
+                name: self._compiled(looker(name, own, step.activations), (0, 0, batch_axis))
                 for name, own in self.probes.items()
             }
-            self.answer_inside = self._compiled(_answerer(step.activations), (0, 0, 0, batch_axis))
+            self.answer_inside = self._compiled(answerer(step.activations), (0, 0, 0, batch_axis))
         self.answer = self._compiled(answers, (0, 0))
         self.eval_step = self._compiled(eval_step, (0, None)) if eval_step is not None else None
         self.chain = chain
         tree = jax.tree.structure(chain)
         axes = None if chain_axes is None else tree.flatten_up_to(chain_axes)
-        seen = Metrics._make(
-            values=0, step=None, epoch=None, total_steps=None, reported=None, closes_epoch=None, host=None
-        )
-        hook_axes = None if members is None else (axes, 0, seen)
-        self.hook = {hook: jax.jit(_hook(hook, tree, hook_axes)) for hook in self.hooks}
+        make = functools.partial(members_hook, axes) if members is not None else hook_of
+        self.hook = {hook: jax.jit(make(hook, tree)) for hook in self.hooks}
         self.populations = tuple(n for n, callback in chain.members() if isinstance(callback, PopulationCallback))
         if self.populations and members is None:
             raise ValueError(f"{', '.join(self.populations)} acts on a population: pass it to jc.sweep, not to fit.")
@@ -418,53 +416,6 @@ class Program:
         fold = jax.random.fold_in if self.members is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))
         train = train.replace(key=fold(train.key, index))
         return window.add(self.eval_step(train, self.placement.split(batch)), rows_in(batch))
-
-
-def _hook(hook: str, tree: Any, over: Any = None) -> Callable[..., Any]:
-    """A hook of all callbacks as a function of their numbers; what is static in them is never compared again.
-
-    Args:
-        hook: its name.
-        tree: the structure of the chain.
-        over: of a population, how the arguments go over the members, as `vmap`'s `in_axes`. Callbacks that see all of
-            them at once come after the others.
-    """
-
-    def one(settings: list[Any], states: Any, metrics: Metrics) -> Any:
-        return getattr(jax.tree.unflatten(tree, settings), hook)(states, metrics)
-
-    def run(settings: list[Any], states: Any, metrics: Metrics) -> Any:
-        if over is None:
-            return one(settings, states, metrics)
-        settings_axes, states_axes, seen = over
-        own = metrics.replace(alive=None, member=None)
-        axes = (settings_axes, states_axes, seen.replace(old=own.old))
-        states, actions = jax.vmap(one, in_axes=axes)(settings, states, own)
-        if metrics.alive is None:
-            return states, actions
-        states, more = one(settings, states, metrics)
-        return states, actions + more
-
-    run.__name__ = hook
-    return run
-
-
-def _looker(name: str, own: Probe, forward: Callable[..., Any]) -> Callable[..., dict[str, Array]]:
-    """A probe as a function of the step's halves."""
-
-    def run(train: TrainState, proposal: Proposal, batch: Any) -> dict[str, Array]:
-        return readings(name, own, look(train, proposal, batch, forward))
-
-    return run
-
-
-def _answerer(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """What a request between the halves of a step is answered with."""
-
-    def run(asked: Any, train: TrainState, proposal: Proposal, batch: Any) -> Any:
-        return answers(asked, look(train, proposal, batch, forward))
-
-    return run
 
 
 def _with_readings(values: Mapping[str, Any], readings: Mapping[str, Reading]) -> tuple[dict[str, Any], dict[str, Any]]:
