@@ -42,6 +42,7 @@ def fit(
     batch_size: int | None = None,
     shuffle: bool = True,
     remainder: str = "train",
+    resident: bool | str = "auto",
     validation_data: Any = None,
     validation_split: float = 0.0,
     validation_freq: int | Sequence[int] = 1,
@@ -87,6 +88,8 @@ def fit(
         batch_size: rows of a batch, for arrays; 32 where None.
         shuffle: whether arrays get a new order each epoch, drawn from `seed` and the epoch.
         remainder: "train" on a smaller last batch, or "drop" it.
+        resident: whether arrays stay on the devices, whole on each; "auto" where they take no more than half of the
+            memory that is left there. Otherwise the host gathers each batch; the batches are the same.
         validation_data: as `train_data`, or a dict of named sets.
         validation_split: the last fraction of the rows of arrays to validate on, as in Keras.
         validation_freq: validate every n-th epoch, or after the listed (1-based) epochs.
@@ -168,6 +171,7 @@ def fit(
         batch_size=batch_size,
         shuffle=shuffle,
         remainder=remainder,
+        resident=resident,
         validation_data=validation_data,
         validation_freq=validation_freq,
         eval_every=eval_every,
@@ -228,7 +232,7 @@ def evaluate(
         return window.add(step(state, placement.split(batch)), rows_in(batch))
 
     window = None
-    for batch, _ in _batches(data, batch_size, "evaluate", placement):
+    for batch in _batches(data, batch_size, "evaluate", placement):
         if window is None:
             window = placement.put_everywhere(Window.empty(jax.eval_shape(step, state, batch)))
         window = placement.settle(add(window, state, batch))
@@ -273,9 +277,10 @@ def predict(
         return fn(model, batch) if fn is not None else state.adapter.call(model, batch, state.model_state)
 
     out = []
-    for batch, rows in _batches(x, batch_size, "predict", placement):
+    for batch in _batches(x, batch_size, "predict", placement):
         out.append(jax.device_get(run(state, batch)))
         for leaf in jax.tree.leaves(out[-1]):
+            rows = rows_in(batch)
             if np.shape(leaf)[:1] != (rows,):
                 raise ValueError(
                     f"predict: the output for {rows} rows has shape {np.shape(leaf)}, expected {rows} rows."
@@ -291,19 +296,19 @@ def _inference_state(model: Any, seed: int, mesh: Mesh | None, sharding: Any) ->
     return placement.put_state(state), placement
 
 
-def _batches(data: Any, batch_size: int, owner: str, placement: Placement) -> Iterator[tuple[Any, int]]:
-    """Gives batches on the device, with their rows."""
+def _batches(data: Any, batch_size: int, owner: str, placement: Placement) -> Iterator[Any]:
+    """Gives batches on the device."""
     size = whole(owner, "batch_size", batch_size, least=1)
     if _data.are_arrays(data):
         arrays, rows = _data.as_arrays(data, "data")
         for start in range(0, rows, size):
             batch = jax.tree.map(lambda x, i=start: jnp.asarray(x[i : i + size]), arrays)
-            yield placement.put_everywhere(batch), min(size, rows - start)
+            yield placement.put_everywhere(batch)
         return
     number = 0
-    for number, batch in enumerate(in_order(data, "data", size).walk(0, {}), 1):
-        arrays, rows = _data.as_arrays(batch, f"batch {number} of data")
-        yield placement.put_batch(_data.copied(arrays)), rows
+    for number, batch in enumerate(in_order(data, "data", size, placement).walk(0, {}), 1):
+        arrays, _ = _data.as_arrays(batch, f"batch {number} of data")
+        yield placement.put_batch(_data.copied(arrays))
     if number == 0:
         raise DataError(f"data ({type(data).__name__}) is empty: it gave no batch.")
 

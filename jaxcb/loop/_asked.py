@@ -31,6 +31,7 @@ class Asked:
     batch_size: int | None = None
     shuffle: bool = True
     remainder: str = "train"
+    resident: bool | str = "auto"
     validation_data: Any = None
     validation_freq: int | Sequence[int] = 1
     eval_every: int | None = None
@@ -64,6 +65,7 @@ class Asked:
         measured = self.steps_per_execution == "auto"
         self.fixed_steps = None if measured else _count("steps_per_execution", self.steps_per_execution)
         one_of("fit", "on_save_error", self.on_save_error, ("raise", "warn"))
+        one_of("fit", "resident", self.resident, ("auto", True, False))
         one_of("fit", "remainder", self.remainder, ("train", "drop"))
         one_of("fit", "verbose", self.verbose, ("auto", 0, 1, 2))
         self.seed = whole("fit", "seed", self.seed)

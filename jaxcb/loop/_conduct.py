@@ -133,6 +133,8 @@ def conduct(
             seed=asked.seed if population is None else population.seeds,
             train_remainder=asked.remainder == "train",
             steps_per_execution=asked.fixed_steps,
+            resident=asked.resident,
+            placement=placement,
             controls=train_state.controls,
             start=start.feed(group),
             say=context.say,
@@ -144,7 +146,10 @@ def conduct(
                 asked.validation_batch_size or asked.batch_size,
                 asked.validation_steps,
                 like=feed.example,
+                resident=asked.resident,
+                placement=placement,
                 processes=group,
+                say=context.say,
             )
             if sets and eval_step is None:
                 raise ValueError(

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcb._errors import DataError
 from jaxcb.loop._carry import FOREVER, Status
-from jaxcb.loop._data import as_arrays
+from jaxcb.loop._data import rows_of
 from jaxcb.loop._layout import Layout
 from jaxcb.loop._pass import Position
 from jaxcb.parallel import Placement
@@ -125,10 +124,10 @@ class Resident(Feed):
 
     Args:
         arrays: a pytree of arrays with a common leading axis.
-        batch_size: rows of a batch.
+        batch_size: rows of a batch, of which there is one at least.
         shuffle: whether each epoch has its own order.
         key: PRNG key of the orders; a function of it and the epoch.
-        steps_per_epoch: a shorter epoch than one pass.
+        epoch_len: batches of an epoch.
         train_remainder: whether the smaller last batch is trained on.
     """
 
@@ -139,29 +138,12 @@ class Resident(Feed):
         batch_size: int,
         shuffle: bool,
         key: Array,
-        steps_per_epoch: int | None,
+        epoch_len: int,
         train_remainder: bool,
     ) -> None:
-        arrays, rows = as_arrays(arrays, "train_data")
-        if batch_size > rows and not train_remainder:
-            raise DataError(
-                f"remainder='drop' leaves nothing to train on: {rows} rows are less than a batch of {batch_size}."
-            )
-        batch_size = min(batch_size, rows)
+        rows = rows_of(arrays, "train_data")
         self.layout = Layout("resident", rows, batch_size, shuffle, train_remainder)
-        self.epoch_len = self.layout.full + bool(self.layout.remainder)
-        if steps_per_epoch is not None:
-            if steps_per_epoch > self.epoch_len:
-                raise DataError(
-                    f"steps_per_epoch={steps_per_epoch}, but one pass over {rows} rows has {self.epoch_len} batches of "
-                    f"{batch_size}. Leave it out, or lower it."
-                )
-            if not shuffle and steps_per_epoch < self.epoch_len:
-                raise DataError(
-                    f"steps_per_epoch={steps_per_epoch} with shuffle=False would train on the first rows alone, epoch "
-                    f"after epoch: one pass has {self.epoch_len} batches. Shuffle, or leave steps_per_epoch out."
-                )
-            self.epoch_len = steps_per_epoch
+        self.epoch_len = epoch_len
         self.data = jax.tree.map(jnp.asarray, arrays)
         self.key = key
         self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), self.data)

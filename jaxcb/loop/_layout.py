@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcb.loop._carry import Carry, Inputs
+from jaxcb.loop._order import draw
 
 
 class Layout(NamedTuple):
@@ -34,9 +35,7 @@ class Layout(NamedTuple):
             return None
 
         def one(key: Array) -> Array:
-            # one sort by 64 random bits a row; `jax.random.permutation` sorts twice, which takes twice as long
-            bits = jax.random.bits(jax.random.fold_in(key, epoch), (2, self.rows), jnp.uint32)
-            return jax.lax.sort((*bits, jnp.arange(self.rows, dtype=jnp.int32)), num_keys=2)[2]
+            return draw(key, epoch, self.rows)
 
         return jax.vmap(one)(inputs.key) if jnp.ndim(inputs.key) else one(inputs.key)
 

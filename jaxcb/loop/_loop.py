@@ -63,6 +63,7 @@ class Loop:
         batch_size: int | None = None,
         shuffle: bool = True,
         remainder: str = "train",
+        resident: bool | str = "auto",
         validation_data: Any = None,
         validation_freq: int | Sequence[int] = 1,
         eval_every: int | None = None,
@@ -96,6 +97,8 @@ class Loop:
             batch_size: rows of a batch, for arrays; 32 where None.
             shuffle: whether arrays get a new order each epoch, drawn from `seed` and the epoch.
             remainder: "train" on a smaller last batch, or "drop" it.
+            resident: whether arrays stay on the devices, whole on each; "auto" where they take no more than half of the
+                memory that is left there. Otherwise the host gathers each batch; the batches are the same.
             validation_data: as `train_data`, or a dict of named sets.
             validation_freq: validate every n-th epoch, or after the listed (1-based) epochs.
             eval_every: validate every n steps instead, and at the end.
@@ -151,6 +154,7 @@ class Loop:
                 batch_size=batch_size,
                 shuffle=shuffle,
                 remainder=remainder,
+                resident=resident,
                 validation_data=validation_data,
                 validation_freq=validation_freq,
                 eval_every=eval_every,

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from jaxcb._errors import DataError
-from jaxcb._processes import ALONE, Processes
 from jaxcb.loop import _data, _others
+from jaxcb.loop._order import drawn, key_of
+from jaxcb.parallel import ONE_DEVICE, Placement
 
 BATCH_SIZE = 32  # as in Keras
 
@@ -24,6 +25,7 @@ class Source:
 
     follows = False  # whether a pass is an epoch, and is asked for with the controls of its begin
     most: int | None = None  # batches of a pass, where it is to be cut short
+    batches: int | None = None  # of a pass, where that is known
 
     def __init__(self, data: Any, what: str) -> None:
         self.data, self.what = data, what
@@ -49,7 +51,12 @@ class Cut(Source):
         batch_size: rows of a batch.
         shuffle: whether each pass has its own order, a function of `seed` and its number.
         seed: of the orders.
-        processes: of the run, each of which cuts its own part out of each batch.
+        remainder: whether a pass has a smaller last batch.
+        most: batches of a pass; all where None.
+        placement: of the batches, of which each process cuts out its own part.
+
+    Raises:
+        DataError: for batches that do not divide.
     """
 
     def __init__(
@@ -60,30 +67,37 @@ class Cut(Source):
         batch_size: int,
         shuffle: bool,
         seed: int,
-        processes: Processes = ALONE,
+        remainder: bool = True,
+        most: int | None = None,
+        placement: Placement = ONE_DEVICE,
     ) -> None:
         super().__init__(data, what)
-        self._size, self._shuffle, self._seed = batch_size, shuffle, seed
-        self._processes = processes
-        if batch_size % processes.count:
-            raise DataError(
-                f"{what} is cut into batches of {batch_size} rows, which do not divide over {processes.count} "
-                f"processes. Pass batch_size={-(-batch_size // processes.count) * processes.count}."
-            )
         if _others.is_table(data):
             table = _others.as_numpy(data)
-            self._rows, self._at = len(table), lambda index: table[index]
+            rows, self._at = len(table), lambda index: table[index]
         else:
-            arrays, self._rows = _data.as_arrays(data, what)
+            arrays, rows = _data.as_arrays(data, what)
             arrays = jax.tree.map(np.asarray, arrays)
             self._at = lambda index: jax.tree.map(lambda x: x[index], arrays)
+        size = self._size = min(batch_size, rows)
+        self._rows, self._key = rows, key_of(int(seed)) if shuffle else None
+        batches = batches_in(rows, batch_size, what, remainder=remainder)
+        if most is not None:
+            batches = min(batches, most)
+        self.batches, self._end, self._share = batches, min(batches * size, rows), placement.share
+        if self._share[1] > 1:  # each device has its part, and no process has more than its own
+            placement.check_batch(size)
+            smaller = self._end % size
+            if smaller and not placement.divides(smaller):
+                raise DataError(
+                    f"{what} has {rows} rows, so that the last batch of {smaller} does not divide over "
+                    f"{placement.parts} devices. Pass remainder='drop', or leave some rows out."
+                )
 
     def walk(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
         del controls
-        order = None
-        if self._shuffle:
-            order = np.random.default_rng([int(self._seed), number]).permutation(self._rows)
-        return _Slices(self._at, self._rows, self._size, order, self.describe(number), self._processes)
+        order = None if self._key is None else drawn(self._key, number, self._rows)
+        return _Slices(self._at, self._end, self._size, order, self.describe(number), self._share)
 
 
 class _Slices(Iterator[Any]):
@@ -96,10 +110,10 @@ class _Slices(Iterator[Any]):
         size: int,
         order: np.ndarray | None,
         what: str,
-        processes: Processes,
+        share: tuple[int, int],
     ) -> None:
         self._at, self._rows, self._size, self._order, self._what = at, rows, size, order, what
-        self._index, self._parts = processes.index, processes.count
+        self._index, self._parts = share
         self._given = 0
 
     def __next__(self) -> Any:
@@ -107,13 +121,7 @@ class _Slices(Iterator[Any]):
         if start >= self._rows:
             raise StopIteration
         self._given += 1
-        size = min(self._size, self._rows - start)
-        if size % self._parts:
-            raise DataError(
-                f"the last batch of {self._what} has {size} rows, which do not divide over {self._parts} processes. "
-                "Leave some rows out."
-            )
-        own = size // self._parts
+        own = min(self._size, self._rows - start) // self._parts
         rows = slice(start + self._index * own, start + (self._index + 1) * own)
         return self._at(rows if self._order is None else self._order[rows])
 
@@ -136,8 +144,9 @@ class Asked(Source):
         batch_size: rows of a batch, where it returns arrays or a data set of rows.
         shuffle: whether these get a new order each epoch.
         seed: of the orders.
+        remainder: whether their smaller last batch is trained on.
         steps_per_epoch: at most that many batches of what it returns.
-        processes: of the run.
+        placement: of the batches.
     """
 
     follows = True
@@ -150,8 +159,9 @@ class Asked(Source):
         batch_size: int | None,
         shuffle: bool,
         seed: int,
+        remainder: bool = True,
         steps_per_epoch: int | None,
-        processes: Processes = ALONE,
+        placement: Placement = ONE_DEVICE,
     ) -> None:
         _check_arguments(fn, what)
         super().__init__(fn, what)
@@ -161,7 +171,8 @@ class Asked(Source):
             "batch_size": batch_size,
             "shuffle": shuffle,
             "seed": seed,
-            "processes": processes,
+            "remainder": remainder,
+            "placement": placement,
         }
 
     def walk(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
@@ -176,16 +187,35 @@ class Asked(Source):
 
 
 def source_of(
-    data: Any, what: str, *, batch_size: int | None, shuffle: bool, seed: int, processes: Processes = ALONE
+    data: Any,
+    what: str,
+    *,
+    batch_size: int | None,
+    shuffle: bool,
+    seed: int,
+    remainder: bool = True,
+    most: int | None = None,
+    placement: Placement = ONE_DEVICE,
 ) -> Source:
     """Returns the source of what a user gave as data. Rows are cut for several processes; a stream is each one's own.
+
+    `Cut` describes the arguments, which are for rows alone.
 
     Raises:
         DataError: for what is no data, and for a batch size that cannot be followed.
     """
     if _data.are_arrays(data) or _others.is_table(data):
         size = batch_size or BATCH_SIZE
-        return Cut(data, what, batch_size=size, shuffle=shuffle, seed=seed, processes=processes)
+        return Cut(
+            data,
+            what,
+            batch_size=size,
+            shuffle=shuffle,
+            seed=seed,
+            remainder=remainder,
+            most=most,
+            placement=placement,
+        )
     _data.check_iterable(data, what)
     _data.check_list(data, what)
     if batch_size is not None:
@@ -196,11 +226,24 @@ def source_of(
     return Source(data, what)
 
 
-def in_order(data: Any, what: str, batch_size: int, processes: Processes = ALONE) -> Source:
+def batches_in(rows: int, batch_size: int, what: str, *, remainder: bool) -> int:
+    """Returns how many batches rows make, with a smaller last one or without it.
+
+    Raises:
+        DataError: where there is none.
+    """
+    if batch_size > rows and not remainder:
+        raise DataError(
+            f"remainder='drop' leaves nothing to train on: {what} has {rows} rows, less than a batch of {batch_size}."
+        )
+    return -(-rows // batch_size) if remainder else rows // batch_size
+
+
+def in_order(data: Any, what: str, batch_size: int, placement: Placement = ONE_DEVICE) -> Source:
     """Returns the source of what is walked in its own order; `batch_size` is for arrays and rows alone."""
     rows = _data.are_arrays(data) or _others.is_table(data)
     size = batch_size if rows else None
-    return source_of(data, what, batch_size=size, shuffle=False, seed=0, processes=processes)
+    return source_of(data, what, batch_size=size, shuffle=False, seed=0, placement=placement)
 
 
 def ran_out(what: str, batches: int, done: int) -> str:

@@ -69,7 +69,7 @@ class Stream(Feed):
         self._steps_per_epoch = steps_per_epoch
         self._end_epoch, self._end_step = end_epoch, end_step
         self._train_remainder = train_remainder
-        self.epoch_len = FOREVER if steps_per_epoch is None else steps_per_epoch
+        self.epoch_len = steps_per_epoch or source.batches or FOREVER
         self._start = start or FeedStart()
         self._epoch = self._start.epoch  # that the run has confirmed
         self._behind = self._first_position()  # the batches done before

@@ -1,7 +1,7 @@
 """Validation sets: rows that stay on the device, and batches that the host feeds."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jaxcb._errors import DataError
 from jaxcb._processes import ALONE, Processes
 from jaxcb.loop._data import are_arrays, as_arrays, copied, named_sets
+from jaxcb.loop._residence import are_kept
 from jaxcb.loop._sources import BATCH_SIZE, Source, in_order
+from jaxcb.parallel import ONE_DEVICE, Placement
 
 __all__ = ["BATCH_SIZE", "HostSet", "ResidentSet", "validation_sets"]
 
@@ -67,7 +69,15 @@ class HostSet:
 
 
 def validation_sets(
-    data: Any, batch_size: int | None, steps: int | None, *, like: Any = None, processes: Processes = ALONE
+    data: Any,
+    batch_size: int | None,
+    steps: int | None,
+    *,
+    like: Any = None,
+    resident: bool | str = "auto",
+    placement: Placement = ONE_DEVICE,
+    processes: Processes = ALONE,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, ResidentSet | HostSet]:
     """Returns the validation sets by the prefix of their metrics' names.
 
@@ -76,7 +86,10 @@ def validation_sets(
         batch_size: rows of a batch, for arrays and rows.
         steps: at most that many batches of each; all where None.
         like: a training batch, which tells whether a dict is a batch itself; None where there is none.
-        processes: of the run, each of which feeds its own part of the rows.
+        resident: whether arrays are kept on the devices; "auto" where these have room for them.
+        placement: of the batches.
+        processes: of the run.
+        say: takes a line for the user.
     """
     sets: dict[str, ResidentSet | HostSet] = {}
     for prefix, own in named_sets(data, like=like).items():
@@ -85,8 +98,9 @@ def validation_sets(
         if are_arrays(own):
             own, rows = as_arrays(own, what)
             rows = rows if steps is None else min(rows, steps * size)
-            arrays = jax.tree.map(lambda x, rows=rows: jnp.asarray(x[:rows]), own)
-            sets[prefix] = ResidentSet(arrays, rows, min(size, rows))
-        else:
-            sets[prefix] = HostSet(in_order(own, what, size, processes), steps)
+            own = jax.tree.map(lambda x, rows=rows: x[:rows], own)
+            if are_kept(own, what, resident, placement=placement, processes=processes, say=say):
+                sets[prefix] = ResidentSet(jax.tree.map(jnp.asarray, own), rows, min(size, rows))
+                continue
+        sets[prefix] = HostSet(in_order(own, what, size, placement), steps)
     return sets

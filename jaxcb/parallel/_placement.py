@@ -156,7 +156,7 @@ class Placement:
         if self.mesh is None:
             return jax.device_put(tree)
         rows = jax.tree.leaves(tree)[0].shape[axis]
-        if self._divides(rows * self.processes):
+        if self.divides(rows * self.processes):
             return jax.tree.map(lambda x: put_part(x, self.along(axis)), tree)
         if self.processes > 1:
             raise DataError(
@@ -173,13 +173,32 @@ class Placement:
         local = self.mesh.local_mesh.shape
         return self.parts // math.prod(local[name] for name in self.batch)
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which part of a batch's rows this process feeds, and into how many parts processes feed it."""
+        count = self.processes
+        if count == 1:
+            return 0, 1
+        own = self.along(0).addressable_devices_indices_map((self.parts,)).values()
+        first = min(index[0].start or 0 for index in own if index is not None)
+        return first * count // self.parts, count
+
+    @property
+    def own_devices(self) -> list[Any]:
+        """The devices of this process."""
+        if self.mesh is not None:
+            return list(self.mesh.local_devices)
+        config: Any = jax.config
+        default = config.jax_default_device
+        return [default if isinstance(default, jax.Device) else jax.local_devices()[0]]
+
     def check_batch(self, rows: int) -> None:
         """Requires that a batch divides.
 
         Raises:
             DataError: with numbers that would.
         """
-        if not self._divides(rows):
+        if not self.divides(rows):
             assert self.mesh is not None
             parts = self.parts
             near = sorted({max(rows // parts, 1) * parts, -(-rows // parts) * parts})
@@ -188,7 +207,8 @@ class Placement:
                 f"Pass batch_size={' or '.join(map(str, near))}, with at least as many rows of data."
             )
 
-    def _divides(self, rows: int) -> bool:
+    def divides(self, rows: int) -> bool:
+        """Whether a batch of so many rows can be split."""
         return rows % self.parts == 0
 
     # Inside a program
@@ -211,7 +231,7 @@ class Placement:
         if self.mesh is None:
             return batch
         rows = jax.tree.leaves(batch)[0].shape[0]
-        return jax.lax.with_sharding_constraint(batch, self.along(0) if self._divides(rows) else self.everywhere)
+        return jax.lax.with_sharding_constraint(batch, self.along(0) if self.divides(rows) else self.everywhere)
 
     def kept(self, train: Any) -> Any:
         """Constrains a train state to lie where it belongs, so that it keeps its layout from step to step. Traced."""

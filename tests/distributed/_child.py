@@ -24,6 +24,8 @@ if __name__ == "__main__":  # not where pytest looks into it for examples
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec
 
 import jaxcb as jc
 
@@ -124,7 +126,10 @@ def main(address, count, index, run_dir, out, **options):
     if options.get("tensorboard"):
         callbacks.append(jc.TensorBoard("tb"))
     more = {}
-    if options.get("mesh", "1") == "1":
+    if options.get("mesh") == "model":  # every process sees each row
+        more = {"mesh": jax.make_mesh((jax.device_count(),), ("model",))}
+        more["sharding"] = {"w": PartitionSpec(None, "model"), "v": PartitionSpec("model")}
+    elif options.get("mesh", "1") == "1":
         more = {"mesh": jax.make_mesh((jax.device_count(),), ("data",)), "sharding": options.get("sharding")}
     try:
         result = jc.fit(
@@ -142,6 +147,7 @@ def main(address, count, index, run_dir, out, **options):
             run_dir=run_dir,
             resume="auto",
             executor=options.get("executor", "auto"),
+            resident=False if options.get("data") == "host" else "auto",
             steps_per_execution=int(options["steps"]) if "steps" in options else "auto",
             verbose=2,
             **more,
@@ -149,12 +155,13 @@ def main(address, count, index, run_dir, out, **options):
     except BaseException as error:
         print(f"ended with {type(error).__name__}: {error}", flush=True)
         raise
+    trained = multihost_utils.process_allgather(result.params, tiled=True)
     report = {
         "history": {name: np.asarray(v).tolist() for name, v in result.history.items()},
         "stop_reason": result.stop_reason,
         "stopped_epoch": result.stopped_epoch,
         "called": called,
-        "params": {name: np.asarray(v).tolist() for name, v in jax.device_get(result.params).items()},
+        "params": {name: np.asarray(v).tolist() for name, v in trained.items()},
         "step": int(result.state.step),
         "wait": int(result.callback_states["EarlyStopping"].wait),
     }

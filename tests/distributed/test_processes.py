@@ -129,7 +129,7 @@ def test_a_function_that_fails_on_process_0_ends_the_other_with_an_error_that_na
 
 @pytest.mark.long
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 4), (4, 2)])
-@pytest.mark.parametrize("data", ["arrays", "stream"])
+@pytest.mark.parametrize("data", ["arrays", "host", "stream"])
 def test_another_number_of_processes_goes_on_where_the_run_stood(tmp_path, alone, before, after, data):
     codes, outputs = cut(tmp_path, before, "run", signal.SIGTERM, before - 1, f"data={data}")
     assert codes == [143] * before, outputs
@@ -152,6 +152,14 @@ def test_four_processes_are_one_run(tmp_path, alone, executor, sharding):
         assert other["history"] == found[0]["history"]
         assert other["params"] == found[0]["params"]
     same_decisions(found[0], alone)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("data", ["arrays", "host"])
+def test_a_model_that_is_split_over_processes_sees_each_row_in_all_of_them(tmp_path, alone, data):
+    (first, second), _ = run(tmp_path, 2, "run", "mesh=model", f"data={data}")
+    assert first["history"] == second["history"]
+    same_decisions(first, alone)
 
 
 @pytest.mark.long

@@ -91,7 +91,7 @@ def make_driver(
         batch_size=16,
         shuffle=True,
         key=jax.random.key(7) if keys is None else keys,
-        steps_per_epoch=None,
+        epoch_len=-(-ROWS // 16),
         train_remainder=True,
     )
     run = Run(None)

@@ -38,6 +38,11 @@ def test_a_run_over_a_mesh_equals_one_on_one_device(layout, executor, stream):
     check_same(found, expected)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_that_the_host_gathers_are_split_alike(layout):
+    check_same(fit(executor="looped", resident=False, **layouts()[layout]), alone("looped", False))
+
+
 def test_the_train_state_lies_where_it_was_told_to():
     by_name = {name: fit(epochs=1, callbacks=[jc.SwapEMAWeights()], **how) for name, how in layouts().items()}
     expected = {
