@@ -1,36 +1,27 @@
 """Batches of a stream on their way into a chunk."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-from jaxcb.loop._carry import FOREVER
 from jaxcb.loop._feed import Chunk
-from jaxcb.loop._forms import Form
 from jaxcb.loop._pass import Position
-
-
-class Batch(NamedTuple):
-    """A batch, and where it stands in its pass."""
-
-    position: Position  # where the pass stands behind it
-    form: Form
-    leaves: list[Any] | None = None  # None where it lies in a stack
-    last: bool = False
-
-
-NONE_LEFT = Batch(Position(0, 0), Form((), False, 0))  # of a pass that is resumed
 
 
 class Draft:
     """Batches that are to be a chunk: of one epoch, or of several whole ones."""
 
-    def __init__(self, epoch: int, base: int, step: int) -> None:
-        self.epoch, self.base, self.step = epoch, base, step
-        self.batches: list[Batch] = []
-        self.epochs, self.epoch_len, self.closes = 1, FOREVER, False
+    def __init__(self, epoch: int, base: int, step: int, epoch_len: int) -> None:
+        self.epoch, self.base, self.step, self.epoch_len = epoch, base, step, epoch_len
+        self.positions: list[Position] = []  # where their pass stands behind each
+        self.leaves: list[Any] = []  # of each batch; None where it lies in a stack
+        self.epochs, self.closes = 1, False
+
+    def __len__(self) -> int:
+        return len(self.positions)
 
     def joined(self, other: Self) -> Self:
         """Takes another whole epoch behind these."""
-        self.batches += other.batches
+        self.positions += other.positions
+        self.leaves += other.leaves
         self.epochs += other.epochs
         return self
 
@@ -41,11 +32,11 @@ class Draft:
             batches,
             epoch=self.epoch,
             base=self.base,
-            size=len(self.batches),
+            size=len(self),
             epoch_len=self.epoch_len,
             closes=self.closes,
             step=self.step,
-            positions=[batch.position for batch in self.batches],
+            positions=self.positions,
             epochs=self.epochs,
             memory=memory,
         )

@@ -34,18 +34,29 @@ class Forms:
 
     Args:
         what: the data's name in errors.
-        example: the first batch, as shapes and dtypes.
+        first: the first batch, of arrays.
         most: batches of a chunk; None chooses by their size.
+
+    Attributes:
+        tree: the structure of a batch.
+        rows: of the first one.
     """
 
-    def __init__(self, what: str, example: Any, most: int | None) -> None:
-        leaves, self.tree = jax.tree.flatten(example)
+    def __init__(self, what: str, first: Any, most: int | None) -> None:
+        leaves, self.tree = jax.tree.flatten(first)
         self._what, self._most = what, most
-        self._dtypes = [x.dtype for x in leaves]
+        self._first = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+        self._dtypes = [jax.dtypes.canonicalize_dtype(x.dtype) for x in leaves]
         self._shapes = [x.shape for x in leaves]
+        self.rows = self._shapes[0][0]
         self._form: Form | None = None  # of the batch before
 
-    def take(self, batch: Any, number: int, *, anew: bool) -> tuple[list[Any], Form]:
+    def blank(self) -> Form:
+        """The form of a batch as the first one was."""
+        zeros = [np.zeros(x.shape, x.dtype) for x in self._first]
+        return self.take(self.tree.unflatten(zeros), 0, False)[1]
+
+    def take(self, batch: Any, number: int, anew: bool) -> tuple[list[Any], Form]:
         """Returns a batch's arrays and their form.
 
         Args:
@@ -56,10 +67,14 @@ class Forms:
         Raises:
             DataError: for one that is not like the first one.
         """
-        if self._form is not None and not anew:
-            leaves, tree = jax.tree.flatten(batch)
-            if tree == self.tree and _are_of(leaves, self._form):
-                return leaves, self._form
+        form = self._form
+        if form is not None and not anew:
+            try:
+                leaves = self.tree.flatten_up_to(batch)  # takes a fourth of the time of `jax.tree.flatten`
+            except ValueError:
+                leaves = None
+            if leaves is not None and _are_of(leaves, form):
+                return leaves, form
         return self._look(batch, f"batch {number} of {self._what}", anew)
 
     def _look(self, batch: Any, what: str, anew: bool) -> tuple[list[Any], Form]:
@@ -86,7 +101,7 @@ class Forms:
 
 def _are_of(leaves: list[Any], form: Form) -> bool:
     """Whether these are numpy arrays of a form."""
-    for x, known in zip(leaves, form.leaves, strict=True):
-        if type(x) is not np.ndarray or (x.shape, x.dtype) != known:
+    for x, (shape, dtype) in zip(leaves, form.leaves, strict=True):
+        if type(x) is not np.ndarray or x.shape != shape or x.dtype != dtype:
             return False
     return True

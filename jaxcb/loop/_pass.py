@@ -30,11 +30,7 @@ class Position(NamedTuple):
         return {"pass": self.number, "batches": self.batches, **self.state}
 
 
-class Pulled(NamedTuple):
-    """A batch as the source gave it, and where its pass stands behind it."""
-
-    batch: Any
-    position: Position
+Pulled = tuple[Any, Position]  # a batch as the source gave it, and where its pass stands behind it
 
 
 class Pass(Iterator[Pulled]):
@@ -53,11 +49,13 @@ class Pass(Iterator[Pulled]):
         self.number, self.pulled = number, 0
         self._source, self._controls = source, controls
         self._batches: Any = None
+        self._began = False
         self._tells = False  # whether the iterator says where it stands
 
     def __next__(self) -> Pulled:
         try:
-            self._begin()
+            if not self._began:
+                self._begin()
             if self.pulled == self._source.most:
                 raise StopIteration
             batch = next(self._batches)
@@ -68,8 +66,8 @@ class Pass(Iterator[Pulled]):
         except BaseException as error:
             error.add_note(f"This happened while batch {self.pulled + 1} of {self._what} was pulled.")
             raise
-        self.pulled += 1
-        return Pulled(batch, Position(self.number, self.pulled, state))
+        pulled = self.pulled = self.pulled + 1
+        return batch, Position(self.number, pulled, state)
 
     def walks_to(self, position: Mapping[str, Any]) -> bool:
         """Whether the batches before a position have to be pulled again."""
@@ -95,9 +93,8 @@ class Pass(Iterator[Pulled]):
                 raise DataError(ran_out(self._what, self.pulled, done))
 
     def _begin(self) -> None:
-        if self._batches is None:
-            self._batches = self._source.walk(self.number, self._controls)
-            self._tells = all(callable(getattr(self._batches, name, None)) for name in ("get_state", "set_state"))
+        self._batches, self._began = self._source.walk(self.number, self._controls), True
+        self._tells = all(callable(getattr(self._batches, name, None)) for name in ("get_state", "set_state"))
 
     def _state(self) -> Mapping[str, Any]:
         """The iterator's state. One that has none to keep is walked again on resume, which says so then."""

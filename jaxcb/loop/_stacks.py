@@ -19,9 +19,10 @@ class Stack:
 
     def add(self, leaves: list[Any]) -> None:
         """Copies a batch behind the last one."""
+        count = self.count
         for room, leaf in zip(self.leaves, leaves, strict=True):
-            room[self.count] = leaf
-        self.count += 1
+            room[count] = leaf
+        self.count = count + 1
 
     def extend(self, other: "Stack", start: int) -> None:
         """Copies what another one holds from `start` on."""
@@ -40,13 +41,14 @@ class Stacks:
 
     def __init__(self) -> None:
         self._filling: deque[Stack] = deque()  # in the order of their batches
+        self._last: Stack | None = None  # of them
         self._free: deque[Stack] = deque()
 
     def add(self, leaves: list[Any], form: Form) -> None:
         """Copies a batch behind the last one, or into another stack where that one is full or of another form."""
-        last = self._filling[-1] if self._filling else None
-        if last is None or last.count == form.most or last.form is not form:
-            last = self._new(form)
+        last = self._last
+        if last is None or last.form is not form or last.count == form.most:
+            last = self._last = self._new(form)
             self._filling.append(last)
         last.add(leaves)
 
@@ -61,6 +63,7 @@ class Stacks:
                 rest.extend(behind, 0)
                 self._free.append(behind)
             self._filling.appendleft(rest)
+        self._last = self._filling[-1] if self._filling else None
         return first
 
     def give_back(self, stack: Stack) -> None:

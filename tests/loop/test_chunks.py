@@ -38,7 +38,7 @@ def chunks_of(data, **changes):
     stream = _stream.Stream(Source(data, "train_data"), **arguments)
     if arguments["steps_per_execution"]:
         stream.pace(arguments["steps_per_execution"])
-    return list(stream._chunks())
+    return list(stream.chunks())
 
 
 def numbers_in(chunk):
