@@ -19,6 +19,7 @@ from jaxcb._rows import MISSING
 
 POSITIONS = ("step", "epoch")
 RATES = ("learning_rate", "base_learning_rate", "lr_scale")
+VALIDATION = "val_"  # begins the names of what a validation reports
 JOURNAL = "host_metrics.csv"  # beside a run's history: what the host read, and from where on it held
 _BLOCK = 65_536  # lines of a file in memory at a time as text
 
@@ -51,6 +52,14 @@ class Records(NamedTuple):
     def closes(self) -> np.ndarray:
         """Whether a record ends its epoch, bool (records,): the last one of each epoch does."""
         return np.append(self.epoch[1:] != self.epoch[:-1], True)
+
+    @property
+    def old(self) -> dict[str, frozenset[str]]:
+        """Hook -> names of which no record has anything new at that moment."""
+        validated = frozenset(name for name in self.names if name.startswith(VALIDATION))
+        others = frozenset(self.names) - validated
+        old = {"on_epoch_end": validated, "on_train_end": frozenset(self.names)}  # the validation before has told of it
+        return old | {"on_eval_end": others} if self.closes.all() else old
 
 
 class _Column(NamedTuple):

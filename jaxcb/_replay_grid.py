@@ -12,7 +12,7 @@ from jaxcb._configuration import Configuration
 from jaxcb._members import stacked_callbacks
 from jaxcb._points import Point, as_points
 from jaxcb._records import Records, read_records
-from jaxcb._replaying import run, to_rows
+from jaxcb._replaying import program_of
 from jaxcb._struct import strong_tree
 
 NEVER = -1
@@ -71,11 +71,11 @@ def replay_grid(callbacks: Chain, source: Any, learning_rate: Any, over: Any) ->
     base = Configuration(0, None, None, callbacks)
     chains = [base.at(point).callbacks for point in points]
     records = read_records(source)
-    rows = to_rows(records, learning_rate)
+    run, rows = program_of(records, learning_rate)
     last, scale = np.zeros(len(points), np.int64), np.zeros(len(points), np.float32)
     stopped = np.zeros(len(points), bool)
     for index in _by_structure(chains):
-        at, factor, ended = _run([chains[i] for i in index], rows, records.names)
+        at, factor, ended = _run([chains[i] for i in index], run, rows)
         last[index], scale[index], stopped[index] = at, factor, ended
     return _result(points, records, last, scale, stopped)
 
@@ -93,13 +93,13 @@ def _by_structure(chains: Sequence[Chain]) -> list[list[int]]:
     return [index for _, index in groups]
 
 
-def _run(chains: Sequence[Chain], rows: Any, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _run(chains: Sequence[Chain], run: Any, rows: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The record at which each stops, or the last one; the factor there; and whether it stopped."""
     whole, axes = stacked_callbacks(chains)
     tree = jax.tree.structure(whole)
 
     def one(leaves: list[Any], rows: Any) -> Any:
-        out = run(jax.tree.unflatten(tree, leaves), rows, names)
+        out = run(jax.tree.unflatten(tree, leaves), rows)
         ended = out.stopped.any()
         at = jax.numpy.where(ended, jax.numpy.argmax(out.stopped), len(out.stopped) - 1)
         return at, out.scale[at], ended

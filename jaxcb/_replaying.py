@@ -1,5 +1,7 @@
 """The device program of a replay: begin, one scan over the records, end."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +14,7 @@ from jaxcb._actions import Action, ScaleLearningRate, SetLearningRate, Stop, Wei
 from jaxcb._chain import Chain
 from jaxcb._check import number
 from jaxcb._metrics import Metrics
-from jaxcb._records import Records
+from jaxcb._records import VALIDATION, Records
 from jaxcb._schedules import LearningRate
 from jaxcb._struct import select
 from jaxcb._train_state import TrainState, apply
@@ -21,13 +23,14 @@ SIMULATED = (Stop, ScaleLearningRate, SetLearningRate, WeightAction)  # what can
 
 
 class Rows(NamedTuple):
-    """What the scan reads at each record."""
+    """What the scan reads at each record; None for a number that is the same at all of them."""
 
     values: Any  # float32 (names,), as `on_epoch_end` sees them
     reported: Any  # int32 (names,)
+    eval_values: Any  # float32 (names,), as `on_eval_end` sees them: what comes with the epoch's end is not there yet
+    eval_reported: Any  # int32 (names,)
     past_values: Any  # float32 (names,), as they were at the record before
     past_reported: Any  # int32 (names,)
-    late: Any  # bool (names,), whether a value comes with the epoch's end, after the validation
     before: Any  # int32 (), updates done before it
     step: Any  # int32 ()
     epoch: Any  # int32 ()
@@ -39,18 +42,31 @@ class Rows(NamedTuple):
     next_base: Any  # float32 (), that of the first update after it
 
 
-def to_rows(records: Records, learning_rate: float | optax.Schedule | None) -> Rows:
-    """Lays records out for the scan, with the base rates of a number, a schedule or the recording (None)."""
+def program_of(
+    records: Records, learning_rate: float | optax.Schedule | None
+) -> tuple[Callable[[Chain, Rows], "Replayed"], Rows]:
+    """Makes the program for some records, and lays these out for it.
+
+    Args:
+        records: the recorded run.
+        learning_rate: the base rate, a number or a schedule; None takes the recorded one.
+
+    Returns:
+        `run(callbacks, rows)`, and the rows. What is the same in all of them is a constant of the program.
+    """
     closes, fresh = records.closes, records.fresh
-    validation = np.asarray([name.startswith("val_") for name in records.names], bool)
+    validation = np.asarray([name.startswith(VALIDATION) for name in records.names], bool)
     before = _shifted(records.step, 0)
     first, last, following = _bases(records, before, learning_rate)
-    return Rows(
+    past_values, past_reported = _shifted(records.values, np.nan), _shifted(records.reported, -1)
+    late = closes[:, None] & ~validation
+    rows = Rows(
         values=records.values,
         reported=records.reported,
-        past_values=_shifted(records.values, np.nan),
-        past_reported=_shifted(records.reported, -1),
-        late=closes[:, None] & ~validation,
+        eval_values=np.where(late, past_values, records.values),
+        eval_reported=np.where(late, past_reported, records.reported),
+        past_values=past_values,
+        past_reported=past_reported,
         before=before,
         step=records.step,
         epoch=records.epoch,
@@ -61,6 +77,8 @@ def to_rows(records: Records, learning_rate: float | optax.Schedule | None) -> R
         last_base=last,
         next_base=following,
     )
+    same = {name: x[0] for name, x in rows._asdict().items() if x.ndim == 1 and (x == x[0]).all()}
+    return partial(_run, same=same, records=records), rows._replace(**dict.fromkeys(same))
 
 
 def _shifted(column: np.ndarray, first: Any) -> np.ndarray:
@@ -114,23 +132,29 @@ def _recorded(base: Any) -> Any:
     return base
 
 
-def run(callbacks: Chain, rows: Rows, names: tuple[str, ...]) -> Replayed:
+def _run(callbacks: Chain, rows: Rows, *, same: Mapping[str, Any], records: Records) -> Replayed:
     """Runs the callbacks over all records; each hook is traced once.
 
     Args:
         callbacks: the chain, its numbers as arrays.
-        rows: the records, stacked.
-        names: of the metrics.
+        rows: the records.
+        same: what they have in common.
+        records: where the rows are from; tracing needs their names.
 
     Returns:
         What happened; actions keep their `when`.
     """
-    hooks, total = callbacks.hooks(), rows.step[-1]
+
+    def at(index: Any) -> Rows:
+        return jax.tree.map(lambda x: x[index], rows)._replace(**same)
+
+    hooks, total = callbacks.hooks(), at(-1).step
+    names, old = records.names, records.old
 
     def moment(hook: str, carry: _Carry, seen: Metrics, happens: Any) -> tuple[_Carry, tuple[Action, ...]]:
         if hook not in hooks:
             return carry, ()
-        states, actions = getattr(callbacks, hook)(carry.states, seen)
+        states, actions = getattr(callbacks, hook)(carry.states, seen.replace(old=old.get(hook, frozenset())))
         actions = tuple(a.replace(when=a.when & happens) for a in actions)
         train = apply(tuple(a for a in actions if isinstance(a, SIMULATED)), carry.train)
         return carry._replace(train=train, states=select(happens, states, carry.states)), actions
@@ -152,6 +176,7 @@ def run(callbacks: Chain, rows: Rows, names: tuple[str, ...]) -> Replayed:
         )
 
     def record(carry: _Carry, row: Rows) -> tuple[_Carry, Any]:
+        row = row._replace(**same)
         carry = carry.with_rate(carry.rate.replace(count=row.first_base))
         seen = begins(carry.rate, row.before, row.epoch)
         carry, fired = moment("on_epoch_begin", carry, seen, row.opens & ~carry.train.stop)
@@ -163,22 +188,21 @@ def run(callbacks: Chain, rows: Rows, names: tuple[str, ...]) -> Replayed:
         seen = ends(carry, row, row.past_values, row.past_reported, row.closes)
         carry, more = moment("on_eval_begin", carry, seen, validates)
         fired += more
-        values = jnp.where(row.late, row.past_values, row.values)
-        reported = jnp.where(row.late, row.past_reported, row.reported)
-        carry, more = moment("on_eval_end", carry, ends(carry, row, values, reported, row.closes), validates)
+        seen = ends(carry, row, row.eval_values, row.eval_reported, row.closes)
+        carry, more = moment("on_eval_end", carry, seen, validates)
         fired += more
         seen = ends(carry, row, row.values, row.reported, True)
         carry, more = moment("on_epoch_end", carry, seen, row.closes & alive)
         carry = carry._replace(ran=carry.ran + alive)
         return carry, (fired + more, carry.rate.scale, carry.train.stop)
 
-    rate = LearningRate.create(_recorded).replace(count=rows.first_base[0])
+    rate = LearningRate.create(_recorded).replace(count=at(0).first_base)
     train = TrainState.create(params={}, opt_state=rate, callbacks=callbacks)
     carry = _Carry(train, callbacks.init(), jnp.zeros((), jnp.int32))
     always = jnp.ones((), bool)
-    carry, begin = moment("on_train_begin", carry, begins(rate, 0, rows.epoch[0]), always)
+    carry, begin = moment("on_train_begin", carry, begins(rate, 0, at(0).epoch), always)
     carry, (actions, scale, stopped) = jax.lax.scan(record, carry, rows)
-    row, ran = jax.tree.map(lambda x: x[jnp.maximum(carry.ran - 1, 0)], rows), carry.ran > 0
+    row, ran = at(jnp.maximum(carry.ran - 1, 0)), carry.ran > 0
     values, reported = jnp.where(ran, row.values, jnp.nan), jnp.where(ran, row.reported, -1)
     seen = ends(carry, row._replace(step=jnp.where(ran, row.step, 0)), values, reported, True)
     carry, end = moment("on_train_end", carry, seen, always)

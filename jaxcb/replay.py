@@ -15,7 +15,7 @@ from jaxcb._chain import Chain, chain
 from jaxcb._points import Point
 from jaxcb._records import Records, read_records
 from jaxcb._replay_grid import ReplayGrid, host_device, replay_grid
-from jaxcb._replaying import Replayed, run, to_rows
+from jaxcb._replaying import Replayed, program_of
 from jaxcb._struct import strong_tree
 
 
@@ -155,10 +155,10 @@ def replay(
     if over is not None:
         return replay_grid(whole, source, learning_rate, over)
     records = read_records(source)
-    rows = to_rows(records, learning_rate)
+    run, rows = program_of(records, learning_rate)
     with jax.default_device(host_device()):
         whole = jax.device_get(strong_tree(whole))
-        out = jax.device_get(jax.jit(lambda c, r: run(c, r, records.names))(whole, rows))
+        out = jax.device_get(jax.jit(run)(whole, rows))
     return _result(records, out)
 
 
