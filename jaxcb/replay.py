@@ -12,6 +12,7 @@ import optax
 from jaxcb._actions import Action, Stop, fill, fired
 from jaxcb._callback import STEP_HOOKS, Callback, PopulationCallback
 from jaxcb._chain import Chain, chain
+from jaxcb._compiling import quickly
 from jaxcb._points import Point
 from jaxcb._records import Records, read_records
 from jaxcb._replay_grid import ReplayGrid, host_device, replay_grid
@@ -156,9 +157,9 @@ def replay(
         return replay_grid(whole, source, learning_rate, over)
     records = read_records(source)
     run, rows = program_of(records, learning_rate)
-    with jax.default_device(host_device()):
+    with jax.default_device(device := host_device()):
         whole = jax.device_get(strong_tree(whole))
-        out = jax.device_get(jax.jit(run)(whole, rows))
+        out = jax.device_get(jax.jit(run, compiler_options=quickly(device.platform))(whole, rows))
     return _result(records, out)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcb._compiling import quickly
 from jaxcb.loop import _boundary as boundary
 from jaxcb.loop._carry import Carry, Inputs, Status
 from jaxcb.loop._packing import Packing
@@ -52,6 +53,7 @@ class Compiled:
         placement: where the arrays lie; the carry stays where it is.
         donate_rest: positions, after the carry, that are donated as well.
         count: is called once a dispatch.
+        steps: whether it holds the model's steps, so that how fast it runs is more than how fast it compiles.
     """
 
     def __init__(
@@ -60,8 +62,10 @@ class Compiled:
         placement: Placement,
         count: Callable[[], None],
         donate_rest: tuple[int, ...] = (),
+        *,
+        steps: bool,
     ) -> None:
-        self._count, self._placement = count, placement
+        self._count, self._placement, self._steps = count, placement, steps
         self._donated = (0, *(2 + i for i in donate_rest))
 
         def flat(leaves: list[Any], tree: Any, *rest: Any) -> Any:
@@ -77,8 +81,9 @@ class Compiled:
     def program(self, live: Live) -> Any:
         """The jitted function of `(leaves, tree, *rest)`, for a carry that lies as this one does."""
         if self._jitted is None:
-            kept = self._placement.outputs(live.leaves)
-            self._jitted = jax.jit(self._flat, static_argnums=1, donate_argnums=self._donated, **kept)
+            how: dict[str, Any] = self._placement.outputs(live.leaves)
+            how["compiler_options"] = {} if self._steps else quickly(self._placement.platform)
+            self._jitted = jax.jit(self._flat, static_argnums=1, donate_argnums=self._donated, **how)
         return self._jitted
 
     def __call__(self, live: Live, *rest: Any) -> Any:
@@ -109,10 +114,10 @@ class Executor:
         self._resume = self._compiled(lambda carry: (carry.replace(yielded=jnp.zeros_like(carry.yielded)),))
         self._begin_eval = self._compiled(self._run_begin_eval)
         self._end_eval = self._compiled(self._run_end_eval, donate_rest=(1,))
-        self._eval_batch = self._compiled(self._run_eval_batch, donate_rest=(0,))
+        self._eval_batch = self._compiled(self._run_eval_batch, donate_rest=(0,), steps=True)
 
-    def _compiled(self, fn: Callable[..., Any], donate_rest: tuple[int, ...] = ()) -> Compiled:
-        return Compiled(fn, self.placement, self._count, donate_rest)
+    def _compiled(self, fn: Callable[..., Any], donate_rest: tuple[int, ...] = (), *, steps: bool = False) -> Compiled:
+        return Compiled(fn, self.placement, self._count, donate_rest, steps=steps)
 
     def _count(self) -> None:
         self.dispatches += 1

@@ -26,7 +26,7 @@ class Looped(Executor):
 
     def __init__(self, program: Program, placement: Placement = ONE_DEVICE) -> None:
         super().__init__(program, placement)
-        self._chunk = self._compiled(self._run_chunk)
+        self._chunk = self._compiled(self._run_chunk, steps=True)
 
     def execute(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Any) -> tuple[Live, Output]:
         del batches, place

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxcb._compiling import quickly
 from jaxcb._errors import DataError
 from jaxcb.parallel._arrays import put, put_part
 from jaxcb.parallel._specs import axes_of, declared, specs_of
@@ -140,11 +141,11 @@ class Placement:
     def begun(self, start: Callable[[Any], Any], train: Any) -> Any:
         """Runs `start(train)`, which makes a carry: the train state is made where it belongs, all else everywhere."""
         if self.mesh is None:
-            return jax.jit(start)(train)
+            return jax.jit(start, compiler_options=quickly(self.platform))(train)
         train = self.put_state(train)
         carry = jax.eval_shape(start, train)
         shardings = jax.tree.map(lambda _: self.everywhere, carry).replace(train=self.shardings(carry.train))
-        return jax.jit(start, out_shardings=shardings)(train)
+        return jax.jit(start, out_shardings=shardings, compiler_options=quickly(self.platform))(train)
 
     def put_batch(self, tree: Any, *, axis: int = 0) -> Any:
         """Puts batches on the devices, each process its own part of the rows.
@@ -191,6 +192,11 @@ class Placement:
         config: Any = jax.config
         default = config.jax_default_device
         return [default if isinstance(default, jax.Device) else jax.local_devices()[0]]
+
+    @property
+    def platform(self) -> str:
+        """What kind of devices they are."""
+        return self.own_devices[0].platform
 
     def check_batch(self, rows: int) -> None:
         """Requires that a batch divides.
@@ -260,7 +266,7 @@ class Placement:
     @property
     def _shares_threads(self) -> bool:
         local = self.mesh.local_devices if self.mesh is not None else ()
-        return len(local) > 1 and local[0].platform == "cpu"
+        return len(local) > 1 and self.platform == "cpu"
 
 
 def automatic(mesh: Mesh) -> Mesh:
