@@ -30,13 +30,11 @@ class CNN(nnx.Module):
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
         self.head = nnx.Linear(4 * 4 * 64, 10, rngs=rngs)
 
-    def features(self, x):
+    def __call__(self, x):
         x = nnx.relu(self.norm1(self.conv1(x)))
         x = nnx.relu(self.norm2(self.conv2(x)))
-        return nnx.max_pool(x, (2, 2), strides=(2, 2)).reshape(len(x), -1)
-
-    def __call__(self, x):
-        return self.head(self.dropout(self.features(x)))
+        x = nnx.max_pool(x, (2, 2), strides=(2, 2)).reshape(len(x), -1)
+        return self.head(self.dropout(x))
 
 
 def loss_fn(model, batch, key, train):
@@ -46,13 +44,13 @@ def loss_fn(model, batch, key, train):
     return loss, {"accuracy": (logits.argmax(-1) == labels).mean()}
 
 
-def features(images, labels):
-    """Shows images in TensorBoard's projector, where the network's features place them."""
+def outputs(images, labels):
+    """Shows images in TensorBoard's projector, where the network's outputs place them."""
 
     def on_epoch_end(state, metrics):
         points = jc.Embedding(
             "digits",
-            of=lambda train_state: train_state.model().features(images),
+            of=lambda train_state: train_state.model()(images),
             classes=labels,
             sprites=images,
             by="epoch",
@@ -109,10 +107,10 @@ def train(model, run_dir: Path, epochs: int, seed: int) -> float:
                 write_steps_per_second=True,
                 update_freq="batch",
                 profile_batch=(30, 32),
-                hparams={"dropout": model.dropout.rate, "channels": model.head.in_features // 16},
+                hparams={"batch_size": 64, "weight_decay": 1e-4},
             ),
             jc.make_callback(on_epoch_end=confusions(*validation), name="Confusions"),
-            jc.make_callback(on_epoch_end=features(*validation), name="Features"),
+            jc.make_callback(on_epoch_end=outputs(*validation), name="Outputs"),
         ],
         seed=seed,
         run_dir=run_dir,
