@@ -1,6 +1,6 @@
 """The device program of a replay: begin, one scan over the records, end."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -42,25 +42,52 @@ class Rows(NamedTuple):
     next_base: Any  # float32 (), that of the first update after it
 
 
+class Form(NamedTuple):
+    """What a program is made for.
+
+    Attributes:
+        names: of the metrics.
+        old: hook and names of which no record has anything new at that moment.
+        same: the numbers that all records have in common, by their names in `Rows`; constants of the program.
+    """
+
+    names: tuple[str, ...]
+    old: frozenset[tuple[str, frozenset[str]]]
+    same: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, records: Records) -> "Form":
+        """The form of all records like these."""
+        return cls(records.names, frozenset(records.old.items()))
+
+
 def program_of(
     records: Records, learning_rate: float | optax.Schedule | None
 ) -> tuple[Callable[[Chain, Rows], "Replayed"], Rows]:
-    """Makes the program for some records, and lays these out for it.
+    """Makes the program for some records alone, and lays these out for it.
 
     Args:
         records: the recorded run.
-        learning_rate: the base rate, a number or a schedule; None takes the recorded one.
+        learning_rate: as for `to_rows`.
 
     Returns:
-        `run(callbacks, rows)`, and the rows. What is the same in all of them is a constant of the program.
+        `fn(callbacks, rows)`, and the rows.
     """
+    rows = to_rows(records, learning_rate)
+    same = {name: x[0] for name, x in rows._asdict().items() if x.ndim == 1 and (x == x[0]).all()}
+    form = Form.of(records)._replace(same=tuple(same.items()))
+    return partial(run, form=form), rows._replace(**dict.fromkeys(same))
+
+
+def to_rows(records: Records, learning_rate: float | optax.Schedule | None) -> Rows:
+    """Lays records out for the scan, with the base rates of a number, a schedule or the recording (None)."""
     closes, fresh = records.closes, records.fresh
     validation = np.asarray([name.startswith(VALIDATION) for name in records.names], bool)
     before = _shifted(records.step, 0)
     first, last, following = _bases(records, before, learning_rate)
     past_values, past_reported = _shifted(records.values, np.nan), _shifted(records.reported, -1)
     late = closes[:, None] & ~validation
-    rows = Rows(
+    return Rows(
         values=records.values,
         reported=records.reported,
         eval_values=np.where(late, past_values, records.values),
@@ -77,8 +104,6 @@ def program_of(
         last_base=last,
         next_base=following,
     )
-    same = {name: x[0] for name, x in rows._asdict().items() if x.ndim == 1 and (x == x[0]).all()}
-    return partial(_run, same=same, records=records), rows._replace(**dict.fromkeys(same))
 
 
 def _shifted(column: np.ndarray, first: Any) -> np.ndarray:
@@ -132,24 +157,23 @@ def _recorded(base: Any) -> Any:
     return base
 
 
-def _run(callbacks: Chain, rows: Rows, *, same: Mapping[str, Any], records: Records) -> Replayed:
+def run(callbacks: Chain, rows: Rows, form: Form) -> Replayed:
     """Runs the callbacks over all records; each hook is traced once.
 
     Args:
         callbacks: the chain, its numbers as arrays.
         rows: the records.
-        same: what they have in common.
-        records: where the rows are from; tracing needs their names.
+        form: theirs.
 
     Returns:
         What happened; actions keep their `when`.
     """
+    names, old, same = form.names, dict(form.old), dict(form.same)
 
     def at(index: Any) -> Rows:
         return jax.tree.map(lambda x: x[index], rows)._replace(**same)
 
     hooks, total = callbacks.hooks(), at(-1).step
-    names, old = records.names, records.old
 
     def moment(hook: str, carry: _Carry, seen: Metrics, happens: Any) -> tuple[_Carry, tuple[Action, ...]]:
         if hook not in hooks:

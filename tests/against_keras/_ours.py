@@ -14,7 +14,7 @@ from against_keras._theirs import rows
 import jaxcb as jc
 from jaxcb._metrics import Metrics
 from jaxcb._records import Records
-from jaxcb._replaying import run, to_rows
+from jaxcb._replaying import Form, run, to_rows
 from jaxcb._struct import strong_tree
 
 
@@ -44,7 +44,7 @@ def _replayed(case: Case, *callbacks: jc.Callback) -> Any:
     step = np.arange(1, EPOCHS + 1, dtype=np.int32)
     records = Records(names, values, reported, step, step - 1, None)
     chain = jax.device_get(strong_tree(jc.chain(*callbacks)))
-    return jax.device_get(_program(chain, to_rows(records, case.learning_rate), names))
+    return jax.device_get(_program(chain, to_rows(records, case.learning_rate), Form.of(records)))
 
 
 def _early_stopping(case: Case) -> Any:
