@@ -121,11 +121,11 @@ def scan(network: Network, *, saves: bool = False) -> Callable[[Baton], dict[str
     return train
 
 
-def steps(network: Network, *, streamed: bool = False) -> Callable[[Baton], dict[str, Any]]:
+def steps(network: Network, *, streamed: bool = False, saves: bool = False) -> Callable[[Baton], dict[str, Any]]:
     """A compiled call a step, nothing awaited until the epoch's end; batches from the device or from the host."""
 
     def train(baton: Baton) -> dict[str, Any]:
-        peer = Peer(network)
+        peer = Peer(network, saves=saves)
         order, batches = order_of(network), network.batches()
 
         @functools.partial(jax.jit, donate_argnums=(0, 1, 2))

@@ -19,7 +19,9 @@ from jaxcb._errors import DataError
 from jaxcb._probe import Probe
 from jaxcb._step import EvalStep, Step
 from jaxcb._train_state import TrainState
-from jaxcb.loop import Loop, Result, _data
+from jaxcb.loop import Result, _data
+from jaxcb.loop._asked import Asked
+from jaxcb.loop._conduct import conduct
 from jaxcb.loop._layout import rows_in
 from jaxcb.loop._settings import name_of
 from jaxcb.loop._sources import in_order
@@ -152,8 +154,7 @@ def fit(
     given = [configuration.train_state(adapter)]
     if validation_split:
         train_data, validation_data = split_off(train_data, validation_data, validation_split)
-    loop = Loop(Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn), callbacks=configuration.callbacks)
-    loop.settings = {
+    settings = {
         "model": type(getattr(model, "module", model)).__name__,
         "loss_fn": name_of(loss_fn),
         "optimizer": name_of(optimizer),
@@ -162,9 +163,7 @@ def fit(
     if adapter is not model:
         adapter.release()
     del model  # the run has arrays of its own: where nobody else holds these, they are freed before the first step
-    return loop.run(
-        given.pop(),
-        train_data,
+    asked = Asked(
         epochs=epochs,
         steps=steps,
         steps_per_epoch=steps_per_epoch,
@@ -193,6 +192,9 @@ def fit(
         debug=debug,
         fast_dev_run=fast_dev_run,
     )
+    step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn)
+    # few arguments: CPython holds those of a call with more than thirty for as long as it runs
+    return conduct(step, eval_step, configuration.callbacks, given.pop(), train_data, asked, settings=settings)
 
 
 def evaluate(

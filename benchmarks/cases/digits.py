@@ -14,9 +14,12 @@ CASES = [
         "digits CNN, resident, five callbacks",
         {
             "jaxcb": lazily("_ours", "contestant", NETWORK, "five"),
+            "jaxcb, four callbacks": lazily("_ours", "contestant", NETWORK, "four"),
             "jit loop by hand": lazily("_hand", "steps", NETWORK),
+            "jit loop by hand with Orbax, which is the limit": lazily("_hand", "steps", NETWORK, saves=True),
         },
         same_losses(),
+        against=("jit loop by hand",),
         least=0.97,
         epochs=NETWORK.epochs,
     ),

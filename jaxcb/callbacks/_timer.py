@@ -14,7 +14,7 @@ from jaxcb._struct import Struct
 class TimerState(Struct):
     """What `Timer` remembers."""
 
-    up: Any  # bool (), whether it has asked for the stop
+    up: Any  # float32 (), the duration after which it has asked for the stop; -1 before. Another one may follow
 
 
 class Timer(Callback):
@@ -50,7 +50,7 @@ class Timer(Callback):
         self._set("duration", number("Timer", "duration", _seconds(self.duration), least=0))
 
     def init(self) -> TimerState:
-        return TimerState(up=jnp.zeros((), bool))
+        return TimerState(up=jnp.full((), -1.0, jnp.float32))
 
     def on_batch_end(self, state: TimerState, metrics: Metrics) -> Any:
         return self._look(state, metrics)
@@ -59,9 +59,10 @@ class Timer(Callback):
         return self._look(state, metrics)
 
     def _look(self, state: TimerState, metrics: Metrics) -> Any:
-        up = metrics["elapsed"] >= self.duration
+        duration = jnp.asarray(self.duration, jnp.float32)
+        up = jnp.where(metrics["elapsed"] >= duration, duration, -1.0)
         reason = "the time of {duration:.0f} s is up after {elapsed:.1f} s"
-        stop = Stop(up & ~state.up, reason, values={"duration": self.duration})
+        stop = Stop((up >= 0) & (up != state.up), reason, values={"duration": self.duration})
         return TimerState(up=up), stop
 
 

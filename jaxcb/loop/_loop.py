@@ -24,9 +24,6 @@ class Loop:
         eval_step: `(train_state, batch) -> metrics`, for validation.
         callbacks: callbacks in the order in which their actions apply.
 
-    Attributes:
-        settings: what else is set, name -> number, text or boolean; TensorBoard shows it. `fit` fills it.
-
     Example:
         >>> import jaxcb as jc, jax, jax.numpy as jnp, optax
         >>> def train_step(state, batch):
@@ -49,7 +46,6 @@ class Loop:
         if not callable(train_step):
             raise TypeError(f"train_step must be a function of (train_state, batch), got {type(train_step).__name__}.")
         self.train_step, self.eval_step = train_step, eval_step
-        self.settings: dict[str, Any] = {}
         self.callbacks = as_chain(callbacks)
 
     def run(
@@ -176,5 +172,4 @@ class Loop:
                 debug=debug,
                 fast_dev_run=fast_dev_run,
             ),
-            settings=self.settings,
         )

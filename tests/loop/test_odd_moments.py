@@ -13,6 +13,7 @@ from loop.test_resume import EXECUTORS, Cut, callbacks, same
 import jaxcb as jc
 from jaxcb.loop._driver import Driver
 from jaxcb.loop._keeping import Keeper
+from jaxcb.loop._saving import Saving
 from jaxcb.loop._store import Store
 from jaxcb.writers.csv import CSVWriter
 
@@ -48,7 +49,7 @@ def failing(monkeypatch, where, what, error, *, at=1, killed=False):
     with monkeypatch.context() as patched:
         patched.setattr(where, what, raising)
         if killed:
-            patched.setattr(Driver, "_rescue", lambda *_: None)
+            patched.setattr(Saving, "rescue", lambda *_: None)
         with pytest.raises(type(error)):
             yield
 
