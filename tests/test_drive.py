@@ -126,4 +126,4 @@ def test_errors_name_what_is_wrong():
 def test_hooks_see_what_the_host_reads():
     lines = []
     drive(jc.Timer(10), {"loss": [1.0, 0.5, 0.25]}, host_metrics={"elapsed": [5.0, 12.0, 18.0]}, show=lines.append)
-    assert lines == ['epoch 2 step 2 on_batch_end: Stop("the time of 10 s is up after 12.0 s"); up False -> True']
+    assert lines == ['epoch 2 step 2 on_batch_end: Stop("the time of 10 s is up after 12.0 s"); up -1 -> 10']

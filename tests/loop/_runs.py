@@ -86,12 +86,13 @@ def make_driver(
     **more: Any,
 ) -> Driver:
     """A driver as `Loop` makes one; with `members` over a population."""
+    data = make_data() if data is None else data
     feed = Resident(
-        make_data() if data is None else data,
+        data,
         batch_size=16,
         shuffle=True,
         key=jax.random.key(7) if keys is None else keys,
-        epoch_len=-(-ROWS // 16),
+        epoch_len=-(-len(data[0]) // 16),
         train_remainder=True,
     )
     run = Run(None)
