@@ -107,7 +107,7 @@ def train(model, run_dir: Path, epochs: int, seed: int) -> float:
                 write_steps_per_second=True,
                 update_freq="batch",
                 profile_batch=(30, 32),
-                hparams={"batch_size": 64, "weight_decay": 1e-4},
+                hparams={"augmentation": "shift"},
             ),
             jc.make_callback(on_epoch_end=confusions(*validation), name="Confusions"),
             jc.make_callback(on_epoch_end=outputs(*validation), name="Outputs"),

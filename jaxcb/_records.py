@@ -19,7 +19,6 @@ from jaxcb._rows import MISSING
 
 POSITIONS = ("step", "epoch")
 RATES = ("learning_rate", "base_learning_rate", "lr_scale")
-VALIDATION = "val_"  # begins the names of what a validation reports
 JOURNAL = "host_metrics.csv"  # beside a run's history: what the host read, and from where on it held
 _BLOCK = 65_536  # lines of a file in memory at a time as text
 
@@ -54,11 +53,18 @@ class Records(NamedTuple):
         return np.append(self.epoch[1:] != self.epoch[:-1], True)
 
     @property
+    def validated(self) -> frozenset[str]:
+        """The names that validations report."""
+        return frozenset(name for name in self.names if name.startswith("val_"))
+
+    @property
     def old(self) -> dict[str, frozenset[str]]:
         """Hook -> names of which no record has anything new at that moment."""
-        validated = frozenset(name for name in self.names if name.startswith(VALIDATION))
-        others = frozenset(self.names) - validated
-        old = {"on_epoch_end": validated, "on_train_end": frozenset(self.names)}  # the validation before has told of it
+        others = frozenset(self.names) - self.validated
+        old = {
+            "on_epoch_end": self.validated,
+            "on_train_end": frozenset(self.names),
+        }  # the validation before has told of it
         return old | {"on_eval_end": others} if self.closes.all() else old
 
 

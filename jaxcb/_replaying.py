@@ -14,7 +14,7 @@ from jaxcb._actions import Action, ScaleLearningRate, SetLearningRate, Stop, Wei
 from jaxcb._chain import Chain
 from jaxcb._check import number
 from jaxcb._metrics import Metrics
-from jaxcb._records import VALIDATION, Records
+from jaxcb._records import Records
 from jaxcb._schedules import LearningRate
 from jaxcb._struct import select
 from jaxcb._train_state import TrainState, apply
@@ -82,7 +82,7 @@ def program_of(
 def to_rows(records: Records, learning_rate: float | optax.Schedule | None) -> Rows:
     """Lays records out for the scan, with the base rates of a number, a schedule or the recording (None)."""
     closes, fresh = records.closes, records.fresh
-    validation = np.asarray([name.startswith(VALIDATION) for name in records.names], bool)
+    validation = np.asarray([name in records.validated for name in records.names], bool)
     before = _shifted(records.step, 0)
     first, last, following = _bases(records, before, learning_rate)
     past_values, past_reported = _shifted(records.values, np.nan), _shifted(records.reported, -1)

@@ -281,8 +281,8 @@ def predict(
     out = []
     for batch in _batches(x, batch_size, "predict", placement):
         out.append(jax.device_get(run(state, batch)))
+        rows = rows_in(batch)
         for leaf in jax.tree.leaves(out[-1]):
-            rows = rows_in(batch)
             if np.shape(leaf)[:1] != (rows,):
                 raise ValueError(
                     f"predict: the output for {rows} rows has shape {np.shape(leaf)}, expected {rows} rows."

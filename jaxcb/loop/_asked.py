@@ -66,6 +66,7 @@ class Asked:
         self.fixed_steps = None if measured else _count("steps_per_execution", self.steps_per_execution)
         one_of("fit", "on_save_error", self.on_save_error, ("raise", "warn"))
         one_of("fit", "resident", self.resident, ("auto", True, False))
+        self.resident = self.resident if self.resident == "auto" else bool(self.resident)
         one_of("fit", "remainder", self.remainder, ("train", "drop"))
         one_of("fit", "verbose", self.verbose, ("auto", 0, 1, 2))
         self.seed = whole("fit", "seed", self.seed)

@@ -216,6 +216,7 @@ class Chunker:
                 batch, given = ahead, given + 1
                 if given == span.end_step:  # the run needs no other one
                     yield batch, False
+                    return
                 try:
                     ahead = next(kept, None)
                 except Exception:  # belongs to the next batch; this one is good

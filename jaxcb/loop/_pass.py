@@ -49,13 +49,12 @@ class Pass(Iterator[Pulled]):
         self.number, self.pulled = number, 0
         self._source, self._controls = source, controls
         self._batches: Any = None
-        self._began = False
         self._tells = False  # whether the iterator says where it stands
 
     def __next__(self) -> Pulled:
         try:
-            if not self._began:
-                self._begin()
+            if self._batches is None:
+                self._batches = self._begin()
             if self.pulled == self._source.most:
                 raise StopIteration
             batch = next(self._batches)
@@ -92,9 +91,10 @@ class Pass(Iterator[Pulled]):
             if next(self, None) is None:
                 raise DataError(ran_out(self._what, self.pulled, done))
 
-    def _begin(self) -> None:
-        self._batches, self._began = self._source.walk(self.number, self._controls), True
-        self._tells = all(callable(getattr(self._batches, name, None)) for name in ("get_state", "set_state"))
+    def _begin(self) -> Iterator[Any]:
+        batches = self._source.walk(self.number, self._controls)
+        self._tells = all(callable(getattr(batches, name, None)) for name in ("get_state", "set_state"))
+        return batches
 
     def _state(self) -> Mapping[str, Any]:
         """The iterator's state. One that has none to keep is walked again on resume, which says so then."""

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxcb._processes import Processes
 from jaxcb.parallel import Placement
@@ -36,7 +35,7 @@ def are_kept(
         return asked
     # what one device holds already is not moved
     new = [x for x in jax.tree.leaves(arrays) if placement.mesh is not None or not isinstance(x, jax.Array)]
-    needed = sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in new)
+    needed = sum(x.nbytes for x in new)
     free = processes.agree(lambda: free_bytes(placement.own_devices))
     if needed <= _SHARE * free:
         return True

@@ -11,6 +11,7 @@ from loop import _runs
 
 import jaxcb as jc
 from jaxcb.loop import _residence
+from jaxcb.loop._asked import Asked
 
 REMAINDERS = ("train", "drop")
 
@@ -129,6 +130,11 @@ def test_a_file_is_never_in_memory_as_a_whole(tmp_path):
         tracemalloc.stop()
     assert len(held) == 8 + 1
     assert max(held) < mapped.nbytes / 2
+
+
+@pytest.mark.parametrize(("given", "meant"), [(0, False), (1, True), (np.True_, True), ("auto", "auto")])
+def test_a_number_counts_as_the_truth_that_it_stands_for(given, meant):
+    assert Asked(epochs=1, resident=given).resident is meant
 
 
 def test_what_cannot_be_kept_is_refused():
