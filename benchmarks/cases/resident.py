@@ -56,7 +56,7 @@ def _cases(name: str, short: str, goals: dict[str, float]) -> list[Case]:
             f"{short}-keras", f"{name}, resident, five callbacks",
             {"jaxcb": _ours(name, True), "Keras": _keras(name, True), **_limit(name, True)},
             same_accuracy(0.05), against=("Keras",), least=goals["keras"], quick=quick,
-            epochs=max(1, network.epochs // 8),
+            epochs=max(1, network.epochs // 4),
         ),
     ]  # fmt: skip
     if "keras four" in goals:
@@ -68,7 +68,7 @@ def _cases(name: str, short: str, goals: dict[str, float]) -> list[Case]:
                 same_accuracy(0.05),
                 against=("Keras",),
                 least=goals["keras four"],
-                epochs=max(1, network.epochs // 8),
+                epochs=max(1, network.epochs // 4),
             )
         )
     if "keras best" in goals:
