@@ -144,7 +144,7 @@ def callbacks() -> str:
 def actions() -> str:
     """Returns a table of all actions that the package exports."""
     rooms = ("_base", "_control", "_log", "_request", "_series", "_figure", "_embedding", "_facts", "_host")
-    names = [n for room in rooms for n in vars(getattr(_actions, room)) if n in vars(jc)]
+    names = dict.fromkeys(n for room in rooms for n in vars(getattr(_actions, room)) if n in jc.__all__)
     kinds = [k for k in (getattr(jc, n) for n in names) if isinstance(k, type) and issubclass(k, jc.Action)]
     lines = ["| action | kind | what it asks for | fields |", "|---|---|---|---|"]
     for kind in kinds:

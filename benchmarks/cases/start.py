@@ -17,6 +17,10 @@ def _packages() -> None:
     """Imports what is imported when it is used; tensorboardX brings torch with it, where that is installed."""
     import tensorboardX  # noqa: F401
 
+    import jaxcb
+
+    assert jaxcb.fit
+
 
 def _timed_import(modules: str) -> str:
     """Code of an interpreter that imports nothing else."""
@@ -107,8 +111,12 @@ CASES = [
         same_losses(2), most=1.1, unit="MiB", fresh=True, rounds=5,
     ),
     Case(
-        "import", "import jaxcb",
-        {"import jaxcb": _timed_import("jaxcb"), "import jax, optax": _timed_import("jax, optax")},
-        _nothing_to_compare, most=1.05, fresh=True, quick=True,
+        "import", "import jax, optax, jaxcb",
+        {
+            "import jax, optax, jaxcb": _timed_import("jax, optax, jaxcb"),
+            "import jax, optax": _timed_import("jax, optax"),
+            "the same, and jaxcb.fit used": _timed_import("jax, optax, jaxcb; jaxcb.fit"),
+        },
+        _nothing_to_compare, most=1.05, against=("import jax, optax",), fresh=True, quick=True,
     ),
 ]  # fmt: skip

@@ -82,7 +82,7 @@ def test_a_sweep_too_large_for_memory_says_what_it_needs_and_splits(monkeypatch)
         )
 
     each = jaxcb._members.bytes_of(run().parts[0].members[0])
-    monkeypatch.setattr(importlib.import_module("jaxcb.sweep"), "_room", lambda: 2 * each + 1)
+    monkeypatch.setattr(importlib.import_module("jaxcb._sweep"), "_room", lambda: 2 * each + 1)
     with pytest.raises(MemoryError, match=r"4 members need about .* GiB .*at_once=2"):
         run()
     result = run(at_once=2)

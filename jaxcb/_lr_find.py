@@ -14,7 +14,7 @@ from jaxcb._callback import Callback
 from jaxcb._check import number, whole
 from jaxcb._metrics import Metrics
 from jaxcb._struct import Struct, static, strong_tree
-from jaxcb.sweep import sweep
+from jaxcb._sweep import sweep
 
 
 @dataclass(frozen=True)

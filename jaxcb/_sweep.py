@@ -14,12 +14,12 @@ from jaxcb._chain import AsCallback, as_chain
 from jaxcb._check import one_of, whole
 from jaxcb._configuration import Configuration
 from jaxcb._errors import DataError
+from jaxcb._fit import split_off
 from jaxcb._members import Member, bytes_of, grouped, make_members, together, varying
 from jaxcb._points import Point, as_points
 from jaxcb._probe import Probe
 from jaxcb._step import EvalStep, Step
 from jaxcb._sweep_result import Part, SweepResult
-from jaxcb.fit import split_off
 from jaxcb.loop._asked import Asked
 from jaxcb.loop._conduct import conduct
 from jaxcb.loop._driver import Driver

@@ -1,0 +1,46 @@
+"""What `import jaxcb` gives: every name of the stub, each imported when it is first used."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxcb as jc
+
+STUB = Path(jc.__file__).with_suffix(".pyi").read_text()
+
+
+def test_the_stub_lists_each_name_once_in_the_form_that_type_checkers_take_as_public():
+    lines = STUB.splitlines()[2:]
+    assert all(re.fullmatch(r"from (\S+) import (\w+) as \2", line) for line in lines)
+    assert len({line.split()[-1] for line in lines}) == len(lines) == len(jc.__all__)
+
+
+@pytest.mark.parametrize("name", jc.__all__)
+def test_each_name_is_what_its_module_has(name):
+    module = re.search(rf"^from (\S+) import {name} as", STUB, re.MULTILINE)
+    assert module is not None
+    expected = importlib.import_module(module[1])
+    assert getattr(jc, name) is (getattr(expected, name) if expected is not jc else sys.modules[f"jaxcb.{name}"])
+    assert name in dir(jc)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="jaxcb has no 'EarlyStoping'") as caught:
+        jc.EarlyStoping  # noqa: B018
+    assert (caught.value.name, caught.value.obj) == ("EarlyStoping", jc)  # what Python suggests another name by
+
+
+def test_to_import_it_imports_nothing_else():
+    code = (
+        "import sys, jaxcb\n"
+        "heavy = ('jax', 'numpy', 'optax', 'flax', 'orbax', 'tensorboardX', 'rich')\n"
+        "print([m for m in heavy if m in sys.modules])\n"
+        "from jaxcb import *\n"
+        "print([m for m in heavy[3:] if m in sys.modules], fit.__name__)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.splitlines() == ["[]", "[] fit"]
