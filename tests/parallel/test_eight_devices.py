@@ -11,6 +11,7 @@ import jaxcb as jc
 
 EIGHT = Path(__file__).parent / "eight"
 SLOW = ("test_sweep.py", "test_resume.py", "test_outside.py")
+LONG = ("test_layouts.py", "test_resume.py")  # those with tests that are marked so
 
 
 @pytest.mark.parametrize(
@@ -21,10 +22,20 @@ SLOW = ("test_sweep.py", "test_resume.py", "test_outside.py")
     ],
 )
 def test_with_eight_devices(name):
+    run(name, "not long")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LONG)
+def test_with_eight_devices_at_length(name):
+    run(name, "long")
+
+
+def run(name, mark):
     root = Path(jc.__file__).parent.parent
     own = "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=240"
     env = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {own}", "JAX_PLATFORMS": "cpu"}
     env["PYTHONPATH"] = str(root)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(EIGHT / name)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", mark, str(EIGHT / name)]
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]

@@ -23,10 +23,10 @@ def alone(executor: str, stream: bool) -> jc.Result:
     ("layout", "executor", "stream"),
     [
         ("data", "looped", False),
-        ("data", "stepped", True),
-        ("fsdp", "looped", True),
+        pytest.param("data", "stepped", True, marks=pytest.mark.long),
+        pytest.param("fsdp", "looped", True, marks=pytest.mark.long),
         ("fsdp", "stepped", False),
-        ("rules", "looped", False),
+        pytest.param("rules", "looped", False, marks=pytest.mark.long),
         ("rules", "stepped", True),
     ],
 )
@@ -38,7 +38,7 @@ def test_a_run_over_a_mesh_equals_one_on_one_device(layout, executor, stream):
     check_same(found, expected)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["fsdp", *(pytest.param(n, marks=pytest.mark.long) for n in ("data", "rules"))])
 def test_rows_that_the_host_gathers_are_split_alike(layout):
     check_same(fit(executor="looped", resident=False, **layouts()[layout]), alone("looped", False))
 

@@ -33,10 +33,10 @@ def _callbacks():
     ("before", "after", "stream"),
     [
         ("fsdp", "fsdp", True),
-        ("data", "data", False),
+        pytest.param("data", "data", False, marks=pytest.mark.long),
         ("fsdp", "none", False),
-        ("none", "fsdp", True),
-        ("fsdp", "rules", False),
+        pytest.param("none", "fsdp", True, marks=pytest.mark.long),
+        pytest.param("fsdp", "rules", False, marks=pytest.mark.long),
     ],
 )
 def test_a_run_that_was_cut_goes_on_in_a_layout(before, after, stream, tmp_path, capsys):
