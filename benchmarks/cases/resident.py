@@ -68,7 +68,8 @@ def _cases(name: str, short: str, goals: dict[str, float]) -> list[Case]:
                 same_accuracy(0.05),
                 against=("Keras",),
                 least=goals["keras four"],
-                epochs=max(1, network.epochs // 4),
+                **how,  # turns as long as beside the scan: to be woken up costs a run with callbacks more than a loop
+                rounds=5,
             )
         )
     if "keras best" in goals:
@@ -81,7 +82,8 @@ def _cases(name: str, short: str, goals: dict[str, float]) -> list[Case]:
                 same_accuracy(0.05),
                 against=tuple(several),
                 least=goals["keras best"],
-                epochs=max(1, network.epochs // 4),
+                **how,
+                rounds=5,
             )
         )
     return cases
