@@ -7,7 +7,7 @@ import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +156,27 @@ def steps(network: Network, *, streamed: bool = False, saves: bool = False) -> C
                     )
             peer.read(epoch, finish(peer.params, total, peer.validation), baton)
         return peer.did(baton.total)
+
+    return train
+
+
+class _Alone(NamedTuple):
+    """What stands for a baton where a run is one turn."""
+
+    total: int  # epochs
+
+    def epoch_done(self, epoch: int) -> None:
+        """Hands nothing on."""
+
+
+def whole_runs(network: Network, *, epochs: int) -> Callable[[Baton], dict[str, Any]]:
+    """A turn is a whole run, a compiled call a step, with all that it compiles."""
+
+    def train(baton: Baton) -> dict[str, Any]:
+        did = {}
+        for _ in baton.each():
+            did = steps(network)(cast(Baton, _Alone(epochs)))
+        return did
 
     return train
 

@@ -116,7 +116,7 @@ def ours(mesh, sharding, executor, callbacks):
     inputs = driver._inputs(driver.feed.next(), driver.host_metrics.read(0))
     ran = driver.executor
     program, rest = (ran._chunk, ()) if executor == "looped" else (ran._step, (ran._new_rings(),))
-    return program.program(driver.live).lower(driver.live.leaves, driver.live.tree, inputs, *rest).compile()
+    return program.program(driver.live, inputs, *rest).lower(*program.arguments(driver.live, inputs, *rest)).compile()
 
 
 def callbacks():

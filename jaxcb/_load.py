@@ -155,10 +155,10 @@ def _complete(path: Path) -> Path:
         raise FileNotFoundError(f"there is no checkpoint at {path}.{_those_in(path.parent)}")
     if path.is_file():
         raise ValueError(f"{path} is a file, expected the directory of an Orbax checkpoint.")
-    if (path / "manifest.json").is_file():
+    if any(any(path.glob(f"{within}manifest.json")) for within in ("", "*/", "*/*/")):  # of a save, or of a run_dir
         raise ValueError(
             f"{path} is what a run saved for itself: fit(..., run_dir=, resume='auto') goes on from it. What "
-            "ModelCheckpoint saves can be loaded."
+            f"ModelCheckpoint saves can be loaded.{_those_in(path)}"
         )
     if not _is_checkpoint(path):
         raise ValueError(f"{path} is no Orbax checkpoint, or one that was only half copied.{_those_in(path)}")
@@ -172,7 +172,10 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _those_in(directory: Path) -> str:
-    found = sorted(p.name for p in directory.iterdir() if _is_checkpoint(p)) if directory.is_dir() else []
+    """Names the checkpoints in a directory, and in those directories in it that are no saves themselves."""
+    near = [path for path in directory.glob("*/") if not (path / "manifest.json").is_file()]
+    far = [path for own in near if not _is_checkpoint(own) for path in own.glob("*/")]
+    found = sorted(str(path.relative_to(directory)) for path in near + far if _is_checkpoint(path))
     return f" Checkpoints in {directory}: {', '.join(found[:_SHOWN])}." if found else ""
 
 

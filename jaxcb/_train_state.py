@@ -20,10 +20,10 @@ from jaxcb._actions import (
     SetControl,
     SetLearningRate,
     Snapshot,
+    Stop,
     Swap,
     WeightAction,
     as_actions,
-    stop_requested,
 )
 from jaxcb._callback import Callback
 from jaxcb._errors import did_you_mean
@@ -307,7 +307,6 @@ def apply(actions: Any, state: TrainState) -> TrainState:
     """
     flat = [a for a in as_actions(actions) if isinstance(a, ControlAction)]
     check_actions(flat, state)
-    state = state.replace(stop=state.stop | stop_requested(flat))
     for action in flat:
         if isinstance(action, Exploit):
             state = _exploit(action, state)
@@ -316,6 +315,8 @@ def apply(actions: Any, state: TrainState) -> TrainState:
         state = state.replace(opt_state=map_learning_rates(lambda r: _apply_rate(rate_actions, r), state.opt_state))
     for action in flat:
         match action:
+            case Stop():
+                state = state.replace(stop=state.stop | action.when)
             case SetControl():
                 value = jnp.asarray(action.value, jnp.float32)
                 new = jnp.where(action.when, value, state.controls[action.name])

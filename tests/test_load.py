@@ -262,6 +262,16 @@ def test_a_model_alone_is_no_state(saved):
         jc.load(model, make_state(0))
 
 
+def test_a_run_dir_is_answered_with_the_checkpoints_that_lie_in_it(tmp_path):
+    from flax import nnx
+
+    trained(nnx.Linear(3, 1, rngs=nnx.Rngs(0)), tmp_path, resume="auto")
+    with pytest.raises(ValueError, match=r"is what a run saved for itself: .* Checkpoints in .*: saves/1, saves/2\.$"):
+        jc.load(tmp_path)
+    with pytest.raises(ValueError, match=r"is what a run saved for itself: .* can be loaded\.$"):
+        jc.load(tmp_path / "checkpoints")
+
+
 def test_targets_and_arguments_of_another_kind(saved):
     _, path, _ = saved
     with pytest.raises(TypeError, match=r"leaf a is a str, expected an array or a jax.ShapeDtypeStruct"):

@@ -29,6 +29,7 @@ CASES = [
         {
             "jaxcb": lazily("_ours", "whole_runs", NETWORK, "five", epochs=EPOCHS),
             "jaxcb, programs cached": lazily("_ours", "whole_runs", NETWORK, "five", epochs=EPOCHS, cached=True),
+            "jit loop by hand, which is the limit": lazily("_hand", "whole_runs", NETWORK, epochs=EPOCHS),
             "Lightning": lazily("_lightning", "whole_runs", NETWORK, epochs=EPOCHS),
         },
         same_accuracy(0.04),

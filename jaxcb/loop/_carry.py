@@ -78,14 +78,28 @@ class Numbers(NamedTuple):
     end_epoch: int
     total_steps: int  # for `Metrics`, -1 where not known
 
+    def packed(self, host: np.ndarray) -> np.ndarray:
+        """One int32 vector with the host metrics, float32, behind the numbers: a dispatch transfers once."""
+        return np.concatenate([np.asarray(self, np.int32), host.view(np.int32)])
+
+
+class Sent(NamedTuple):
+    """`Numbers` inside a program: the vector that was sent, of which each is read where it is used.
+
+    A number that is taken out of it before a loop would be a kernel of its own.
+    """
+
+    vector: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in Numbers._fields:
+            raise AttributeError(name)
+        return self.vector[Numbers._fields.index(name)]
+
     def batch_index(self, carry: Carry) -> Any:
         """Which batch of the data is next, int32 (); says nothing of another epoch than the data's."""
         epochs = jnp.where(self.data_epoch < 0, 0, carry.epoch - self.data_epoch)
         return carry.cursor - self.base + epochs * self.epoch_len
-
-    def packed(self, host: np.ndarray) -> np.ndarray:
-        """One int32 vector with the host metrics, float32, behind the numbers: a dispatch transfers once."""
-        return np.concatenate([np.asarray(self, np.int32), host.view(np.int32)])
 
 
 class Inputs(Struct):
@@ -95,13 +109,12 @@ class Inputs(Struct):
     data: Any  # resident rows, or this dispatch's batches
     key: Any  # PRNG key of the data's order; one a member where members see different orders
     val: Any  # resident validation rows by set
-    numbers: Any  # `Numbers`; while they travel, one vector with the bits of the host metrics behind them
+    numbers: Any  # one vector while they travel, with the bits of the host metrics behind them; then `Sent`
     bits: Any = None  # of the host metrics, once unpacked
 
     def unpacked(self) -> "Inputs":
-        """The same with the numbers taken apart; traced, once a program."""
-        count = len(Numbers._fields)
-        return self.replace(numbers=Numbers(*(self.numbers[i] for i in range(count))), bits=self.numbers[count:])
+        """The same with the numbers under their names; traced, once a program."""
+        return self.replace(numbers=Sent(self.numbers), bits=self.numbers[len(Numbers._fields) :])
 
     def host_bits(self) -> np.ndarray:
         """The host metrics as the host has packed them, float32."""

@@ -1,5 +1,6 @@
 """What both executors share: compiled pieces over a flat carry, and validation fed by the host."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -54,6 +55,8 @@ class Compiled:
         donate_rest: positions, after the carry, that are donated as well.
         count: is called once a dispatch.
         steps: whether it holds the model's steps, so that how fast it runs is more than how fast it compiles.
+        narrow: whether leaves that it hands through stay where they are, neither donated nor returned. A dispatch pays
+            for each array that it makes; to find them, the function is traced once more.
     """
 
     def __init__(
@@ -64,11 +67,14 @@ class Compiled:
         donate_rest: tuple[int, ...] = (),
         *,
         steps: bool,
+        narrow: bool = False,
     ) -> None:
-        self._count, self._placement, self._steps = count, placement, steps
-        self._donated = (0, *(2 + i for i in donate_rest))
+        self._count, self._placement, self._steps, self._narrow = count, placement, steps, narrow
+        self._donated = (0, *(3 + i for i in donate_rest))
+        self._jitted: Any = None
+        self._places: list[int] = []  # of the leaves that travel, once a carry was seen
 
-        def flat(leaves: list[Any], tree: Any, *rest: Any) -> Any:
+        def run(leaves: list[Any], tree: Any, *rest: Any) -> Any:
             given = (x.unpacked() if isinstance(x, Inputs) else x for x in rest)
             carry, *out = fn(jax.tree.unflatten(tree, leaves), *given)
             new, structure = jax.tree.flatten(carry)
@@ -76,20 +82,45 @@ class Compiled:
                 raise TypeError(f"the run's state changed its structure from {tree} to {structure}.")
             return new, out
 
-        self._flat, self._jitted = flat, None
+        def part(own: list[Any], held: list[Any], tree: Any, *rest: Any) -> Any:
+            new, out = run(_with(held, self._places, own), tree, *rest)
+            return [new[i] for i in self._places], out
 
-    def program(self, live: Live) -> Any:
-        """The jitted function of `(leaves, tree, *rest)`, for a carry that lies as this one does."""
+        self._run, self._part = run, part
+
+    def program(self, live: Live, *rest: Any) -> Any:
+        """The jitted function of `arguments(live, *rest)`, for a carry that lies as this one does."""
         if self._jitted is None:
-            how: dict[str, Any] = self._placement.outputs(live.leaves)
+            self._places = self._changed(live, rest) if self._narrow else list(range(len(live.leaves)))
+            how: dict[str, Any] = self._placement.outputs([live.leaves[i] for i in self._places])
             how["compiler_options"] = {} if self._steps else quickly(self._placement.platform)
-            self._jitted = jax.jit(self._flat, static_argnums=1, donate_argnums=self._donated, **how)
+            self._jitted = jax.jit(self._part, static_argnums=2, donate_argnums=self._donated, **how)
         return self._jitted
+
+    def arguments(self, live: Live, *rest: Any) -> Any:
+        """What the program takes: the leaves that it changes, which are donated, and the others."""
+        own = [live.leaves[i] for i in self._places]
+        return own, _with(live.leaves, self._places, itertools.repeat(None)), live.tree, *rest
 
     def __call__(self, live: Live, *rest: Any) -> Any:
         self._count()
-        leaves, out = self._placement.settle(self.program(live)(live.leaves, live.tree, *rest))
-        return (Live(leaves, live.tree), *out)
+        program = self.program(live, *rest)
+        new, out = self._placement.settle(program(*self.arguments(live, *rest)))
+        return (Live(_with(live.leaves, self._places, new), live.tree), *out)
+
+    def _changed(self, live: Live, rest: tuple[Any, ...]) -> list[int]:
+        """The places of the leaves that come back as others than were given."""
+        traced = jax.make_jaxpr(self._run, static_argnums=1)(live.leaves, live.tree, *rest).jaxpr
+        given, returned = (v[: len(live.leaves)] for v in (traced.invars, traced.outvars))
+        return [i for i, (old, new) in enumerate(zip(given, returned, strict=True)) if new is not old]
+
+
+def _with(leaves: list[Any], places: list[int], new: Iterable[Any]) -> list[Any]:
+    """The leaves with others at some places."""
+    leaves = list(leaves)
+    for place, leaf in zip(places, new, strict=False):
+        leaves[place] = leaf
+    return leaves
 
 
 class Executor:
@@ -116,8 +147,10 @@ class Executor:
         self._end_eval = self._compiled(self._run_end_eval, donate_rest=(1,))
         self._eval_batch = self._compiled(self._run_eval_batch, donate_rest=(0,), steps=True)
 
-    def _compiled(self, fn: Callable[..., Any], donate_rest: tuple[int, ...] = (), *, steps: bool = False) -> Compiled:
-        return Compiled(fn, self.placement, self._count, donate_rest, steps=steps)
+    def _compiled(
+        self, fn: Callable[..., Any], donate_rest: tuple[int, ...] = (), *, steps: bool = False, narrow: bool = False
+    ) -> Compiled:
+        return Compiled(fn, self.placement, self._count, donate_rest, steps=steps, narrow=narrow)
 
     def _count(self) -> None:
         self.dispatches += 1

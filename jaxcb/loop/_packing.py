@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+_TOGETHER = 64  # numbers in one kernel, which looks at each of them for each place
 _WORDS = ("int32", "uint32", "float32", "bool")  # what fits a row of int32; other types have rows of their own
 
 
@@ -26,7 +27,8 @@ class Packing:
         self._shapes = [(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves]
         self._names = [dtype.name for _, dtype in self._shapes]  # which numpy spells anew each time
         self._groups: dict[str, list[int]] = {}
-        for index, name in sorted(enumerate(self._names), key=lambda leaf: leaf[1]):
+        for index in sorted(range(len(leaves)), key=lambda i: leaves[i].size != 1):  # single numbers first
+            name = self._names[index]
             self._groups.setdefault("int32" if name in _WORDS else name, []).append(index)
 
     def empty(self, rows: int) -> dict[str, Array]:
@@ -39,10 +41,10 @@ class Packing:
         leaves = jax.tree.leaves(tree)
         rows = {}
         for name, own in self._groups.items():
-            alike = itertools.groupby(own, key=lambda i: self._names[i])  # few conversions, of whole vectors
-            rows[name] = jnp.concatenate(
-                [_words(jnp.concatenate([jnp.ravel(leaves[i]) for i in group])) for _, group in alike]
-            )
+            words = [_words(leaves[i]) for i in own]
+            single = [word.reshape(()) for word in words if word.size == 1]
+            vectors = [_vector(single[i : i + _TOGETHER]) for i in range(0, len(single), _TOGETHER)]
+            rows[name] = jnp.concatenate(vectors + [word.ravel() for word in words if word.size != 1])
         return rows
 
     def unpack(self, rows: dict[str, np.ndarray]) -> Any:
@@ -59,10 +61,22 @@ class Packing:
         return jax.tree.unflatten(self._tree, leaves)
 
 
-def _words(flat: Array) -> Array:
-    """A vector as one of its group's type, its bits untouched."""
-    if flat.dtype == jnp.bool_:
-        return flat.astype(jnp.int32)
-    if flat.dtype in (jnp.float32, jnp.uint32):
-        return jax.lax.bitcast_convert_type(flat, jnp.int32)
-    return flat
+def _vector(numbers: list[Array]) -> Array:
+    """A vector of single numbers.
+
+    XLA makes one kernel of this and of all that computes them; of a concatenation, one for each of them besides.
+    """
+    places = jax.lax.iota(jnp.int32, len(numbers))
+    out = jnp.broadcast_to(numbers[0], places.shape)
+    for place, number in enumerate(numbers[1:], start=1):
+        out = jax.lax.select(places == place, jnp.broadcast_to(number, places.shape), out)
+    return out
+
+
+def _words(array: Array) -> Array:
+    """An array as one of its group's type, its bits untouched."""
+    if array.dtype == jnp.bool_:
+        return array.astype(jnp.int32)
+    if array.dtype in (jnp.float32, jnp.uint32):
+        return jax.lax.bitcast_convert_type(array, jnp.int32)
+    return array

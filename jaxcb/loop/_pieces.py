@@ -67,3 +67,14 @@ def answerer(forward: Callable[..., Any]) -> Callable[..., Any]:
         return answers(asked, look(train, proposal, batch, forward))
 
     return run
+
+
+def forwarded(fn: Any, *args: Any) -> Any:
+    """Calls a jitted function inside a program; what it hands through comes back as the given array itself.
+
+    JAX makes an array of its own of each result, and so would carry and select what stays as it is like what changes.
+    """
+    out, tree = jax.tree.flatten(fn(*args))
+    jaxpr = fn.trace(*args).jaxpr.jaxpr
+    given = {id(v): x for v, x in zip(jaxpr.invars, jax.tree.leaves(args), strict=True)}
+    return jax.tree.unflatten(tree, [given.get(id(v), x) for v, x in zip(jaxpr.outvars, out, strict=True)])

@@ -23,7 +23,7 @@ from jaxcb._train_state import TrainState, apply
 from jaxcb.loop._carry import Carry, Inputs, Reading, Status
 from jaxcb.loop._debug import refuse_nan
 from jaxcb.loop._layout import Layout, rows_in
-from jaxcb.loop._pieces import answerer, hook_of, looker, members_hook
+from jaxcb.loop._pieces import answerer, forwarded, hook_of, looker, members_hook
 from jaxcb.loop._positions import Cadence, Positions
 from jaxcb.loop._rings import Entry, Rings, any_fires
 from jaxcb.loop._window import Window, computed
@@ -267,16 +267,16 @@ class Program:
             return carry, rings, ()
         acting = ~carry.ended if alive is None else alive
         metrics = self.seen_in(hook, metrics, acting, carry.member)
-        states, actions = self.hook[hook](inputs.settings, carry.callbacks, metrics)
+        states, actions = forwarded(self.hook[hook], inputs.settings, carry.callbacks, metrics)
         if alive is not None:
             states = select(alive, states, carry.callbacks)
             actions = tuple(a.replace(when=a.when & alive) for a in actions)
-        waits = any_fires(tuple(a for a in actions if isinstance(a, HostAction)))
+        waiting = tuple(a for a in actions if isinstance(a, HostAction))
         at = Entry(carry.seq, carry.step, carry.epoch, carry.cursor)
         new = carry.replace(
             train=self.placement.kept(apply(actions, carry.train)),
             callbacks=states,
-            yielded=carry.yielded | waits,
+            yielded=carry.yielded | any_fires(waiting) if waiting else carry.yielded,
             seq=carry.seq + 1,
         )
 
@@ -351,10 +351,10 @@ class Program:
             carry, rings, actions = self.moment(
                 "on_before_update", inputs, carry, rings, metrics, alive=alive, ok=happens, inside=(proposal, batch)
             )
-            train = self.update(carry.train, proposal, actions)
+            train = forwarded(self.update, carry.train, proposal, actions)
             carry = carry.replace(readings=readings)
         else:
-            train, merging = self._step(carry.train, batch)
+            train, merging = forwarded(self._step, carry.train, batch)
             values = computed(merging, self.members is not None)
         train = self.placement.kept(conform(train, carry.train, "train_step: the train state", error=ValueError))
         if self.debug:

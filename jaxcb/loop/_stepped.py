@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from jaxcb._callback import STEP_HOOKS
 from jaxcb.loop import _boundary as boundary
 from jaxcb.loop._carry import Carry, Inputs
 from jaxcb.loop._executor import Executor, Live, Output
@@ -31,12 +32,14 @@ class Stepped(Executor):
         super().__init__(program, placement)
         self._fresh = jax.jit(program.rings.empty, out_shardings=placement.everywhere)
         self._open = self._compiled(self._run_open, donate_rest=(1,))
-        self._step = self._compiled(self._run_step, donate_rest=(1,), steps=True)
-        self._remainder = self._compiled(self._run_remainder, donate_rest=(1,), steps=True)
+        self._step = self._compiled(self._run_step, donate_rest=(1,), steps=True, narrow=True)
+        self._remainder = self._compiled(self._run_remainder, donate_rest=(1,), steps=True, narrow=True)
         self._boundary = self._compiled(self._run_boundary, donate_rest=(1,))
         self._status = jax.jit(
             self._run_status, static_argnums=1, out_shardings=placement.everywhere
         )  # takes nothing from the run
+        # what a step writes to; a dispatch pays for each array that it takes and makes
+        self._written = [name for name, layout in program.rings.layouts.items() if layout.hook in STEP_HOOKS]
         hooks = _BOUNDARY_HOOKS if program.members is None else _BOUNDARY_HOOKS + _MEMBERS_TOO
         self._boundary_may_wait = program.host_eval or program.yields_at(*hooks)
 
@@ -61,7 +64,8 @@ class Stepped(Executor):
                 live, rings, _ = self._open(live, inputs, rings)
             program = self._remainder if place.at_remainder else self._step
             own = inputs if batch is None else inputs.replace(data=batch, numbers=place.single().packed(host))
-            live, rings, halted = program(live, own, rings)
+            live, written, halted = program(live, own, {name: rings[name] for name in self._written})
+            rings = rings | written
             place.stepped()
             if place.pending:
                 live, rings, halted = self._pass_boundary(live, inputs, rings, place)
@@ -104,7 +108,7 @@ class Stepped(Executor):
 
     def _guarded(self, carry: Carry, inputs: Inputs, rings: Any, *, remainder: bool) -> Any:
         program, layout = self.program, self.program.layout
-        ok = program.at.may_step(inputs, carry) & program.rings.have_room(rings)
+        ok = program.at.may_step(inputs, carry) & program.rings.have_room(rings, STEP_HOOKS)
         if layout.remainder:
             ok = ok & ((carry.cursor == layout.full) if remainder else (carry.cursor < layout.full))
         batch, rows = program.layout.fetch(inputs, carry, remainder=remainder)

@@ -211,3 +211,33 @@ def test_what_no_step_can_change_is_not_asked_at_every_step():
     assert not may_stop([jc.EarlyStopping(), jc.CSVLogger("log.csv"), jc.ReduceLROnPlateau()])
     assert may_stop([jc.TerminateOnNaN()])
     assert may_stop([], step=own_step)  # it may set state.stop
+
+
+@pytest.mark.parametrize("at_steps", [False, True])
+def test_a_step_makes_the_arrays_that_it_changes_and_no_others(at_steps, monkeypatch, tmp_path):
+    """Each array that a dispatch makes costs as much as a small kernel; what stays is neither donated nor made anew."""
+    counting = jc.make_callback(
+        init=lambda: jnp.zeros((), jnp.int32),
+        on_batch_end=lambda state, metrics: (state + 1, jc.Print("{seen}", values={"seen": state}, when=False)),
+        name="counting",
+    )
+    quiet = callbacks(tmp_path)[len(control()) - 1 :]  # the others act at steps
+    driver = driver_of([*quiet, *([counting] if at_steps else [])], executor="stepped")
+    step, changed = driver.executor._step, []
+
+    def noted(live, inputs, rings):
+        new, rings, halted = step(live, inputs, rings)
+        named = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(live.tree, range(len(live.leaves))))
+        changed.append({jax.tree_util.keystr(path) for path, i in named if new.leaves[i] is not live.leaves[i]})
+        assert bool(rings) == at_steps
+        assert not any(x.is_deleted() for x in new.leaves)
+        return new, rings, halted
+
+    monkeypatch.setattr(driver.executor, "_step", noted)
+    driver.train()
+    paths = set().union(*changed)
+    assert len(changed) == 12 * STEPS
+    for needed in (".train.params", ".train.opt_state", ".windows"):
+        assert any(p.startswith(needed) for p in paths)
+    assert {p.split("'")[1] for p in paths if p.startswith(".callbacks")} == ({"counting"} if at_steps else set())
+    assert not [p for p in paths if p.startswith((".latest", ".train.weights", ".train.stop", ".epoch", ".order"))]
