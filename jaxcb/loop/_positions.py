@@ -71,7 +71,9 @@ class Positions(NamedTuple):
 
     def pending(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether a boundary comes before the next step, bool ()."""
-        return self.closing(inputs, carry) | self.eval_due(inputs, carry)
+        closing = self.closing(inputs, carry)
+        # a validation that counts epochs is due where one closes
+        return closing if self.cadence.steps is None else closing | self.eval_due(inputs, carry)
 
     def has_data(self, inputs: Inputs, carry: Carry) -> Array:
         """Whether the given data holds the next batch, bool ()."""
