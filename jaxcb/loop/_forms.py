@@ -8,7 +8,7 @@ import numpy as np
 from jaxcb._errors import DataError
 from jaxcb.loop._data import as_arrays
 
-_STACK_BYTES = 16 << 20  # of one stacked chunk
+_STACK_BYTES = 32 << 20  # of one stacked chunk
 MOST = 2048  # batches in one
 
 
