@@ -121,6 +121,42 @@ def scan(network: Network, *, saves: bool = False) -> Callable[[Baton], dict[str
     return train
 
 
+def stretches(network: Network) -> Callable[[Baton], dict[str, Any]]:
+    """As many epochs as one wants are one compiled loop, which keeps the best weights and each epoch's numbers."""
+    room = 64  # epochs
+
+    def train(baton: Baton) -> dict[str, Any]:
+        peer, order = Peer(network), order_of(network)
+        best = jax.tree.map(jnp.copy, peer.params), jnp.float32(jnp.inf)
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
+        def run(params: Any, opt_state: Any, best: Any, epoch: Any, end: Any, training: Any, validation: Any) -> Any:
+            def step(carry: Any, rows: Any) -> Any:
+                batch = jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds"), training)
+                params, opt_state, numbers = peer.update(*carry, batch)
+                return (params, opt_state), numbers
+
+            def one_epoch(carry: Any) -> Any:
+                at, params, opt_state, best, seen = carry
+                index = order(epoch + at).reshape(-1, network.batch_size)
+                (params, opt_state), numbers = jax.lax.scan(step, (params, opt_state), index)
+                row = jnp.concatenate([numbers.mean(0), peer.validate(params, validation)])
+                best = jax.lax.cond(row[2] < best[1], lambda: (params, row[2]), lambda: best)
+                return at + 1, params, opt_state, best, seen.at[at].set(row)
+
+            carry = jnp.int32(0), params, opt_state, best, jnp.zeros((room, 4))
+            return jax.lax.while_loop(lambda carry: carry[0] < end, one_epoch, carry)[1:]
+
+        for epoch in range(baton.total):
+            peer.params, peer.opt_state, best, seen = run(
+                peer.params, peer.opt_state, best, np.int32(epoch), np.int32(1), peer.training, peer.validation
+            )
+            peer.read(epoch, seen[0], baton)
+        return peer.did(baton.total)
+
+    return train
+
+
 def steps(network: Network, *, streamed: bool = False, saves: bool = False) -> Callable[[Baton], dict[str, Any]]:
     """A compiled call a step, nothing awaited until the epoch's end; batches from the device or from the host."""
 

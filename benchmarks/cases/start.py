@@ -46,21 +46,21 @@ class _First:
         self.hand_on()
 
 
-def _contestant(network: Network, ours: bool, **how: Any) -> Any:
+def _contestant(network: Network, ours: bool, *, stretch: bool = False, **how: Any) -> Any:
     import _hand
     import _ours
 
-    return _ours.contestant(network, **how) if ours else _hand.scan(network)
+    return _ours.contestant(network, **how) if ours else (_hand.stretches if stretch else _hand.scan)(network)
 
 
-def _first_step(ours: bool) -> Any:
+def _first_step(ours: bool, **how: Any) -> Any:
     """Seconds from the call, with packages, weights and data ready, to the first epoch's numbers on the host."""
 
     def train(baton: Baton) -> dict[str, Any]:
         import jax
 
         _packages()
-        own = _contestant(SMALL, ours)
+        own = _contestant(SMALL, ours, **how)
         jax.jit(lambda x: x + jax.random.uniform(jax.random.key(0)))(1.0).block_until_ready()
         first = _First()
         did = own(first)
@@ -102,8 +102,13 @@ def _nothing_to_compare(outcomes: Outcomes) -> str:
 CASES = [
     Case(
         "first-step", "784-128-10, four callbacks: time to the first epoch's end, compiling included",
-        {"jaxcb": _first_step(True), "scan by hand": _first_step(False)},
-        same_losses(1), most=1.5, fresh=True,
+        {
+            "jaxcb": _first_step(True),
+            "jaxcb, no callbacks": _first_step(True, callbacks="none"),
+            "scan by hand": _first_step(False),
+            "epochs in a loop by hand": _first_step(False, stretch=True),
+        },
+        same_losses(1), most=1.5, against=("scan by hand",), fresh=True,
     ),
     Case(
         "memory", f"784-6144-6144-10 (43 million weights), four callbacks{MEMORY}: memory at its peak",
