@@ -155,10 +155,12 @@ def _complete(path: Path) -> Path:
         raise FileNotFoundError(f"there is no checkpoint at {path}.{_those_in(path.parent)}")
     if path.is_file():
         raise ValueError(f"{path} is a file, expected the directory of an Orbax checkpoint.")
-    if any(any(path.glob(f"{within}manifest.json")) for within in ("", "*/", "*/*/")):  # of a save, or of a run_dir
+    own = (path / "manifest.json").is_file()
+    saves = ("step_*/manifest.json", "*/step_*/manifest.json")  # of a run_dir
+    if own or (not _is_checkpoint(path) and any(any(path.glob(at)) for at in saves)):
         raise ValueError(
             f"{path} is what a run saved for itself: fit(..., run_dir=, resume='auto') goes on from it. What "
-            f"ModelCheckpoint saves can be loaded.{_those_in(path)}"
+            f"ModelCheckpoint saves can be loaded.{'' if own else _those_in(path)}"
         )
     if not _is_checkpoint(path):
         raise ValueError(f"{path} is no Orbax checkpoint, or one that was only half copied.{_those_in(path)}")

@@ -105,8 +105,6 @@ def cross(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[C
         carry, rings = begin_eval(program, inputs, carry, rings)
         return end_eval(program, inputs, carry, rings, evaluate(program, inputs, carry))
 
-    if program.at.validates_each_epoch and not program.host_eval:  # one branch for both compiles and runs faster
-        return close_epoch(program, inputs, *validate(carry, rings))
     if program.evals and not program.host_eval:
         carry, rings = jax.lax.cond(program.at.eval_due(inputs, carry), validate, _same, carry, rings)
     return close_if_due(program, inputs, carry, rings)

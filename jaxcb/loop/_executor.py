@@ -83,7 +83,11 @@ class Compiled:
             return new, out
 
         def part(own: list[Any], held: list[Any], tree: Any, *rest: Any) -> Any:
-            new, out = run(_with(held, self._places, own), tree, *rest)
+            leaves = _with(held, self._places, own)
+            new, out = run(leaves, tree, *rest)
+            found = {i for i, (x, y) in enumerate(zip(leaves, new, strict=True)) if x is not y}
+            if not found <= set(self._places):  # with a batch of another shape it changes more
+                raise _Wider(sorted(found | set(self._places)))
             return [new[i] for i in self._places], out
 
         self._run, self._part = run, part
@@ -91,7 +95,8 @@ class Compiled:
     def program(self, live: Live, *rest: Any) -> Any:
         """The jitted function of `arguments(live, *rest)`, for a carry that lies as this one does."""
         if self._jitted is None:
-            self._places = self._changed(live, rest) if self._narrow else list(range(len(live.leaves)))
+            if not self._places:
+                self._places = self._changed(live, rest) if self._narrow else list(range(len(live.leaves)))
             how: dict[str, Any] = self._placement.outputs([live.leaves[i] for i in self._places])
             how["compiler_options"] = {} if self._steps else quickly(self._placement.platform)
             self._jitted = jax.jit(self._part, static_argnums=2, donate_argnums=self._donated, **how)
@@ -105,7 +110,12 @@ class Compiled:
     def __call__(self, live: Live, *rest: Any) -> Any:
         self._count()
         program = self.program(live, *rest)
-        new, out = self._placement.settle(program(*self.arguments(live, *rest)))
+        try:
+            result = program(*self.arguments(live, *rest))
+        except _Wider as wider:  # while it was traced, so that nothing is donated yet
+            self._places, self._jitted = wider.places, None
+            result = self.program(live, *rest)(*self.arguments(live, *rest))
+        new, out = self._placement.settle(result)
         return (Live(_with(live.leaves, self._places, new), live.tree), *out)
 
     def _changed(self, live: Live, rest: tuple[Any, ...]) -> list[int]:
@@ -113,6 +123,14 @@ class Compiled:
         traced = jax.make_jaxpr(self._run, static_argnums=1)(live.leaves, live.tree, *rest).jaxpr
         given, returned = (v[: len(live.leaves)] for v in (traced.invars, traced.outvars))
         return [i for i, (old, new) in enumerate(zip(given, returned, strict=True)) if new is not old]
+
+
+class _Wider(Exception):
+    """A program changes other leaves than those that travel."""
+
+    def __init__(self, places: list[int]) -> None:
+        super().__init__(places)
+        self.places = places
 
 
 def _with(leaves: list[Any], places: list[int], new: Iterable[Any]) -> list[Any]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-_TOGETHER = 64  # numbers in one kernel, which looks at each of them for each place
+_TOGETHER = 16  # numbers in one kernel, which looks at each of them for each place
 _WORDS = ("int32", "uint32", "float32", "bool")  # what fits a row of int32; other types have rows of their own
 
 

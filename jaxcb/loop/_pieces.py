@@ -74,6 +74,8 @@ def forwarded(fn: Any, *args: Any) -> Any:
 
     JAX makes an array of its own of each result, and so would carry and select what stays as it is like what changes.
     """
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+        return fn(*args)
     out, tree = jax.tree.flatten(fn(*args))
     jaxpr = fn.trace(*args).jaxpr.jaxpr
     given = {id(v): x for v, x in zip(jaxpr.invars, jax.tree.leaves(args), strict=True)}

@@ -26,11 +26,6 @@ class Positions(NamedTuple):
     cadence: Cadence
     validates: bool
 
-    @property
-    def validates_each_epoch(self) -> bool:
-        """Whether each epoch ends with a validation, and none is due elsewhere."""
-        return self.validates and self.cadence == Cadence(epochs=1, steps=None)
-
     def all_stopped(self, carry: Carry) -> Array:
         """Whether nobody wants another step, bool ()."""
         return jnp.all(carry.train.stop | carry.ended)

@@ -32,8 +32,8 @@ class Stepped(Executor):
         super().__init__(program, placement)
         self._fresh = jax.jit(program.rings.empty, out_shardings=placement.everywhere)
         self._open = self._compiled(self._run_open, donate_rest=(1,))
-        self._step = self._compiled(self._run_step, donate_rest=(1,), steps=True, narrow=True)
-        self._remainder = self._compiled(self._run_remainder, donate_rest=(1,), steps=True, narrow=True)
+        self._step = self._compiled(self._run_step, donate_rest=(1,), steps=True, narrow=not program.debug)
+        self._remainder = self._compiled(self._run_remainder, donate_rest=(1,), steps=True, narrow=not program.debug)
         self._boundary = self._compiled(self._run_boundary, donate_rest=(1,))
         self._status = jax.jit(
             self._run_status, static_argnums=1, out_shardings=placement.everywhere

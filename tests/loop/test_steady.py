@@ -241,3 +241,15 @@ def test_a_step_makes_the_arrays_that_it_changes_and_no_others(at_steps, monkeyp
         assert any(p.startswith(needed) for p in paths)
     assert {p.split("'")[1] for p in paths if p.startswith(".callbacks")} == ({"counting"} if at_steps else set())
     assert not [p for p in paths if p.startswith((".latest", ".train.weights", ".train.stop", ".epoch", ".order"))]
+
+
+@pytest.mark.parametrize("executor", ["looped", "stepped"])
+def test_a_smaller_batch_may_change_what_the_others_leave_alone(executor):
+    def step(state, batch):
+        tails = state.model_state["tails"] + (1 if batch.shape[0] < 4 else 0)
+        return state.replace(model_state={"tails": tails}) if batch.shape[0] < 4 else state, {"loss": batch.mean()}
+
+    data = [np.ones((rows, 1), np.float32) for rows in (4, 4, 2)]
+    state = jc.TrainState.create(params={"w": jnp.zeros(())}, model_state={"tails": jnp.zeros((), jnp.int32)})
+    result = jc.Loop(step).run(state, data, epochs=5, executor=executor, verbose=0)
+    assert int(result.state.model_state["tails"]) == 5
