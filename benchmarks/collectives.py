@@ -115,8 +115,10 @@ def ours(mesh, sharding, executor, callbacks):
     )
     inputs = driver._inputs(driver.feed.next(), driver.host_metrics.read(0))
     ran = driver.executor
-    program, rest = (ran._chunk, ()) if executor == "looped" else (ran._step, (ran._new_rings(),))
-    return program.program(driver.live, inputs, *rest).lower(*program.arguments(driver.live, inputs, *rest)).compile()
+    if executor == "looped":
+        return ran._chunk.lower(driver.live, inputs).compile()
+    rings = ran._new_rings()
+    return ran._step.lower(driver.live, inputs, {name: rings[name] for name in ran._written}).compile()
 
 
 def callbacks():

@@ -56,7 +56,7 @@ class Compiled:
         count: is called once a dispatch.
         steps: whether it holds the model's steps, so that how fast it runs is more than how fast it compiles.
         narrow: whether leaves that it hands through stay where they are, neither donated nor returned. A dispatch pays
-            for each array that it makes; to find them, the function is traced once more.
+            for each array that it makes. Tracing finds those that change, and begins anew where they are more.
     """
 
     def __init__(
@@ -72,57 +72,51 @@ class Compiled:
         self._count, self._placement, self._steps, self._narrow = count, placement, steps, narrow
         self._donated = (0, *(3 + i for i in donate_rest))
         self._jitted: Any = None
-        self._places: list[int] = []  # of the leaves that travel, once a carry was seen
+        self._places: list[int] = []  # of the leaves that travel, as far as is known
 
-        def run(leaves: list[Any], tree: Any, *rest: Any) -> Any:
+        def part(own: list[Any], held: list[Any], tree: Any, *rest: Any) -> Any:
+            leaves = _with(held, self._places, own)
             given = (x.unpacked() if isinstance(x, Inputs) else x for x in rest)
             carry, *out = fn(jax.tree.unflatten(tree, leaves), *given)
             new, structure = jax.tree.flatten(carry)
             if structure != tree:
                 raise TypeError(f"the run's state changed its structure from {tree} to {structure}.")
-            return new, out
-
-        def part(own: list[Any], held: list[Any], tree: Any, *rest: Any) -> Any:
-            leaves = _with(held, self._places, own)
-            new, out = run(leaves, tree, *rest)
             found = {i for i, (x, y) in enumerate(zip(leaves, new, strict=True)) if x is not y}
-            if not found <= set(self._places):  # with a batch of another shape it changes more
+            if not found <= set(self._places):  # at first, and with a batch of another shape
                 raise _Wider(sorted(found | set(self._places)))
             return [new[i] for i in self._places], out
 
-        self._run, self._part = run, part
+        self._part = part
 
-    def program(self, live: Live, *rest: Any) -> Any:
-        """The jitted function of `arguments(live, *rest)`, for a carry that lies as this one does."""
+    def lower(self, live: Live, *rest: Any) -> Any:
+        """The program, lowered for these arguments."""
+        return self._used(lambda program, *arguments: program.lower(*arguments), live, *rest)
+
+    def __call__(self, live: Live, *rest: Any) -> Any:
+        self._count()
+        new, out = self._placement.settle(self._used(lambda program, *arguments: program(*arguments), live, *rest))
+        return (Live(_with(live.leaves, self._places, new), live.tree), *out)
+
+    def _used(self, use: Callable[..., Any], live: Live, *rest: Any) -> Any:
+        """Returns `use(program, *arguments)`: the leaves that travel are donated, the others are not."""
+        while True:
+            program = self._program(live)
+            own = [live.leaves[i] for i in self._places]
+            held = _with(live.leaves, self._places, itertools.repeat(None))
+            try:
+                return use(program, own, held, live.tree, *rest)
+            except _Wider as wider:  # while it was traced, so that nothing is donated yet
+                self._places, self._jitted = wider.places, None
+
+    def _program(self, live: Live) -> Any:
+        """The jitted function, for a carry that lies as this one does."""
         if self._jitted is None:
-            if not self._places:
-                self._places = self._changed(live, rest) if self._narrow else list(range(len(live.leaves)))
+            if not self._narrow:
+                self._places = list(range(len(live.leaves)))
             how: dict[str, Any] = self._placement.outputs([live.leaves[i] for i in self._places])
             how["compiler_options"] = {} if self._steps else quickly(self._placement.platform)
             self._jitted = jax.jit(self._part, static_argnums=2, donate_argnums=self._donated, **how)
         return self._jitted
-
-    def arguments(self, live: Live, *rest: Any) -> Any:
-        """What the program takes: the leaves that it changes, which are donated, and the others."""
-        own = [live.leaves[i] for i in self._places]
-        return own, _with(live.leaves, self._places, itertools.repeat(None)), live.tree, *rest
-
-    def __call__(self, live: Live, *rest: Any) -> Any:
-        self._count()
-        program = self.program(live, *rest)
-        try:
-            result = program(*self.arguments(live, *rest))
-        except _Wider as wider:  # while it was traced, so that nothing is donated yet
-            self._places, self._jitted = wider.places, None
-            result = self.program(live, *rest)(*self.arguments(live, *rest))
-        new, out = self._placement.settle(result)
-        return (Live(_with(live.leaves, self._places, new), live.tree), *out)
-
-    def _changed(self, live: Live, rest: tuple[Any, ...]) -> list[int]:
-        """The places of the leaves that come back as others than were given."""
-        traced = jax.make_jaxpr(self._run, static_argnums=1)(live.leaves, live.tree, *rest).jaxpr
-        given, returned = (v[: len(live.leaves)] for v in (traced.invars, traced.outvars))
-        return [i for i, (old, new) in enumerate(zip(given, returned, strict=True)) if new is not old]
 
 
 class _Wider(Exception):
