@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import signal
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
 # Before JAX is imported: programs that compile in about half of the time. Most of the compiling of a small program is
@@ -42,3 +43,17 @@ def strict_dtypes() -> Iterator[None]:
     """No implicit promotion of dtypes: for what is all our own arithmetic."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """Ctrl-C reaches this process and its children, also where a shell runs the tests in the background.
+
+    There SIGINT is ignored from the start, which children inherit, and Python sets no handler for it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, before)

@@ -19,7 +19,9 @@ class Interrupted(BaseException):
 class Signals:
     """Takes SIGTERM and Ctrl-C while a run trains; a second Ctrl-C is immediate.
 
-    Handlers belong to a process's main thread: a run in another one leaves them as they are.
+    A signal is taken only where it does what it does by default. One that is ignored (as SIGINT is in what a script
+    puts in the background), or that somebody else handles, stays as it is. A handler that is set during the run stays,
+    too. Handlers belong to a process's main thread: a run in another thread takes no signal.
 
     Args:
         sigterm: whether SIGTERM is taken; not where JAX's own notice takes it.
@@ -38,8 +40,7 @@ class Signals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for signum in self._taken:
-                # where somebody else takes SIGTERM (a cluster's own notice), it stays theirs
-                known = signal.getsignal(signum)
+                known = signal.getsignal(signum)  # None is a handler that was not set in Python: a cluster's own notice
                 is_ours = getattr(known, "__func__", None) is Signals._take  # of a run that this one is a part of
                 if is_ours or known in (signal.SIG_DFL, signal.default_int_handler):
                     self._before[signum] = signal.signal(signum, self._take)
@@ -49,7 +50,8 @@ class Signals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+            if signal.getsignal(signum) == self._take:  # else a callback has set another one, which stays
+                signal.signal(signum, handler)
         before, self._before = self._before, {}
         outer: Any = before.get(self.asked or 0)
         if self.asked is not None and getattr(outer, "__func__", None) is Signals._take:

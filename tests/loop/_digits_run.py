@@ -1,9 +1,10 @@
 """Digits with all that a run has to keep: the program that the kill test kills, and starts again.
 
-    python tests/loop/_digits_run.py RUN_DIR [--executor stepped] [--data stream] [--save-freq 7]
+    python tests/loop/_digits_run.py RUN_DIR [--executor stepped] [--data stream] [--save-freq 7] [--wait-at fsync 3]
 
-It prints `started` when the run begins, `step N` when the host has read that far, and `done` at its end; what the run
-came to stands then, leaf by leaf, in `RUN_DIR/end.npz`.
+It prints `started` when the run begins, `step N` when the host has read that far, `deaf` when it no longer takes signals
+and `done` at its end; what the run came to stands then, leaf by leaf, in `RUN_DIR/end.npz`. With `--wait-at` it prints
+`at NAME` before the n-th such change that a save makes of the disk, and waits there to be killed.
 """
 
 import argparse
@@ -14,10 +15,12 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from loop._changes import wait_at_change
 from sklearn.datasets import load_digits
 
 import jaxcb as jc
 from jaxcb.loop._driver import Driver
+from jaxcb.loop._signals import Signals
 
 ROWS, HELD = 490, 200  # 16 steps an epoch, the last one of fewer rows
 
@@ -107,6 +110,17 @@ def tell_steps() -> None:
     Driver._read = told
 
 
+def tell_deafness() -> None:
+    """Has the run tell when it gives the signals back."""
+    leave = Signals.__exit__
+
+    def told(self, *given):
+        tell("deaf")
+        leave(self, *given)
+
+    Signals.__exit__ = told
+
+
 def leaves_of(tree, name):
     """The leaves of a tree by name, keys as their numbers."""
     found = {}
@@ -137,8 +151,13 @@ if __name__ == "__main__":
     parser.add_argument("--executor", default="looped", choices=("looped", "stepped"))
     parser.add_argument("--data", default="arrays", choices=("arrays", "stream"))
     parser.add_argument("--save-freq", type=int, default=7)
+    parser.add_argument("--wait-at", nargs=2)
     options = vars(parser.parse_args())
+    at = options.pop("wait_at")
+    if at is not None:
+        wait_at_change(at[0], int(at[1]))
     tell_steps()
+    tell_deafness()
     tell("started")
     write_end(train(**options), options["run_dir"])
     tell("done")

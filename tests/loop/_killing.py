@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from loop._changes import CHANGES
 from loop._events import digests
 
 PROGRAM = Path(__file__).with_name("_digits_run.py")
@@ -34,7 +35,8 @@ class Life:
     def __init__(self, run_dir: Path, options: tuple[str, ...] = (), *, cache: bool = False) -> None:
         self.run_dir = run_dir
         self._before = self._saves()
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        path = os.pathsep.join([str(ROOT), str(PROGRAM.parent.parent)])
+        environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         if not cache:
             environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1000000"
         self._output = run_dir.parent / f"{run_dir.name}.out"
@@ -105,10 +107,17 @@ class Life:
 
 
 class Kill(NamedTuple):
-    """One process's end: a function that waits for its moment, False where the process ended first; and the signal."""
+    """One process's end.
+
+    Attributes:
+        moment: waits for it; False where the process ended first.
+        signum: the signal that it is sent.
+        options: of the program, for this process alone.
+    """
 
     moment: Callable[[Life], bool]
     signum: int = signal.SIGKILL
+    options: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -136,8 +145,8 @@ def killed_run(run_dir: Path, options: tuple[str, ...], plan: Iterable[Kill]) ->
         plan: the kills, one for each process.
     """
     hits = Hits()
-    for moment, signum in plan:
-        life = Life(run_dir, options)
+    for moment, signum, more in plan:
+        life = Life(run_dir, options + more)
         hits.lives += 1
         if not moment(life):
             life.finish()
@@ -159,30 +168,26 @@ def killed_run(run_dir: Path, options: tuple[str, ...], plan: Iterable[Kill]) ->
 
 def _takes_signals(said: str) -> bool:
     """Whether the run, and not what stands before or after it in the program, certainly had the signal."""
-    return "\nstep " in said and " steps in " not in said
+    return "\nstep " in said and "\ndeaf\n" not in said
 
 
-def at_random(rng: random.Random, seconds: float) -> Callable[[Life], bool]:
-    """Moments spread evenly over a time from the start."""
-
-    def wait(life: Life) -> bool:
-        limit = life.began + rng.uniform(0, seconds)
-        return life.wait_for(lambda: time.monotonic() >= limit)
-
-    return wait
-
-
-def in_saves(rng: random.Random, saves: int) -> Callable[[Life], bool]:
-    """Moments within one of the first saves of a process."""
+def at_random(rng: random.Random, seconds: float, signum: int = signal.SIGKILL) -> Kill:
+    """A moment anywhere in a time from the start; a process that ends before is not hit."""
+    after = rng.uniform(0, seconds)
 
     def wait(life: Life) -> bool:
-        for _ in range(rng.randint(1, saves)):
-            if not (life.wait_for(lambda: not life.saving) and life.wait_for(lambda: life.saving)):
-                return False
-        limit = time.monotonic() + rng.uniform(0, 0.05)
-        return life.wait_for(lambda: time.monotonic() >= limit)
+        return life.wait_for(lambda: time.monotonic() >= life.began + after)
 
-    return wait
+    return Kill(wait, signum)
+
+
+def in_a_save(rng: random.Random) -> Kill:
+    """A moment within one of the first saves of a process, which waits there; one that saves no more is not hit."""
+    change = rng.choice(list(CHANGES))
+    return Kill(
+        lambda life: life.wait_for(lambda: f"\nat {change}\n" in life.said),
+        options=("--wait-at", change, str(rng.randint(1, 4))),
+    )
 
 
 def differences(whole: Path, killed: Path) -> list[str]:

@@ -5,13 +5,11 @@ import functools
 import json
 import math
 import os
-import random
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from loop._changes import CHANGES, watch_changes
 
 import jaxcb
 from jaxcb.loop import _manifest, _snapshot
@@ -622,18 +621,12 @@ class Killed(SystemExit):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_killed_at_a_change_of_the_disk(tmp_path, monkeypatch):
-    def counting(function):
-        def call(*args, **kwargs):
-            if threading.current_thread().name == "jaxcb-save":
-                calls.append(function.__name__)
-                if len(calls) == kill_at:
-                    raise Killed
-            return function(*args, **kwargs)
+    def count(name):
+        calls.append(name)
+        if len(calls) == kill_at:
+            raise Killed
 
-        return call
-
-    for owner, name in ((Path, "rename"), (Path, "open"), (os, "fsync"), (os, "rmdir"), (os, "unlink")):
-        monkeypatch.setattr(owner, name, counting(getattr(owner, name)))
+    watch_changes(count, monkeypatch.setattr)
 
     def save_second(directory):
         with open_store(directory, keep=1) as store:
@@ -645,7 +638,7 @@ def test_killed_at_a_change_of_the_disk(tmp_path, monkeypatch):
     calls.clear()
     save_second(tmp_path / "all")
     every = tuple(calls)
-    assert {"rename", "open", "fsync", "rmdir", "unlink"} <= set(every)
+    assert CHANGES.keys() <= set(every)
     steps = set()
     for kill_at in [i + 1 for i, name in enumerate(every) if name == "rename" or i % 4 == 0]:
         directory = tmp_path / str(kill_at)
@@ -668,7 +661,8 @@ import contextlib, json, os, sys
 import jax, jax.numpy as jnp
 import orbax.checkpoint
 from jaxcb.loop._store import Store
-from test_store import leaves_of
+from loop._changes import wait_at_change
+from loop.test_store import leaves_of
 
 for line in sys.stdin:  # one import for many processes
     task = json.loads(line)
@@ -681,6 +675,8 @@ for line in sys.stdin:  # one import for many processes
 else:
     sys.exit()
 
+if task["change"]:
+    wait_at_change(*task["change"])
 with contextlib.closing(Store(task["directory"], keep=2, say=print)) as store:
     step = task["step"]
     while step < task["until"]:
@@ -698,14 +694,14 @@ class Zygote:
     """Starts processes that save."""
 
     def __init__(self):
-        path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+        path = os.pathsep.join([str(ROOT), str(Path(__file__).parents[1])])
         self.process = subprocess.Popen(
             [sys.executable, "-c", ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
         )  # fmt: skip
 
-    def start(self, directory, *, step=0, until, size=100, end=None):
-        task = {"directory": str(directory), "step": step, "until": until, "size": size, "end": end}
+    def start(self, directory, *, step=0, until=10**6, size=100, end=None, change=None):
+        task = {"directory": str(directory), "step": step, "until": until, "size": size, "end": end, "change": change}
         print(json.dumps(task), file=self.process.stdin, flush=True)
         return int(self.expect("pid"))
 
@@ -719,38 +715,74 @@ class Zygote:
                 return rest
         raise AssertionError(self.process.communicate()[1])
 
+    def kill(self, pid, begun=None):
+        os.kill(pid, signal.SIGKILL)
+        assert self.expect("end", begun) == str(-signal.SIGKILL)
+
 
 @pytest.fixture(scope="module")
 def zygote():
     zygote = Zygote()
     yield zygote
-    zygote.process.communicate(timeout=30)  # the end of its input is its end
+    zygote.process.communicate(timeout=300)  # the end of its input is its end
 
 
-@pytest.mark.parametrize(("size", "kills"), [(100, 12), (2_000_000, 3)])
-def test_kills_during_saves(tmp_path, zygote, size, kills):
-    chance = random.Random(0)
-    step = 0
-    for _ in range(kills):
-        pid = zygote.start(tmp_path, step=step, until=10**6, size=size)
-        begun = []
+def after_a_kill(directory, step, begun, size):
+    """Looks at what a process left that went on from a step and was killed; returns the step that it came to."""
+    with open_store(directory) as store:  # says nothing of damaged ones: there are none
+        assert not [path for path in directory.iterdir() if path.name.startswith(".")]
+        saved = store.latest()
+        last = max([step, *begun])  # a save begins when the one before is done; `begun` is said after that
+        if saved is None:
+            assert last <= 1
+            return 0
+        assert saved.step in (last - 1, last, last + 1)
+        assert saved.facts == {"step": saved.step}
+        assert_leaves_of(saved.step, store.load(saved), size)
+        return saved.step
+
+
+MOMENTS = [(name, number) for number in (1, 4) for name in CHANGES]
+
+
+def test_kills_during_saves(tmp_path, zygote):
+    """Each process is killed at a change of the disk that its first or a later save makes."""
+    step, halves, steps = 0, [], []
+    for change in MOMENTS:
+        begun: list[int] = []
+        pid = zygote.start(tmp_path, step=step, change=change)
+        assert zygote.expect("at", begun) == change[0]
+        halves += [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+        zygote.kill(pid, begun)
+        step = after_a_kill(tmp_path, step, begun, 100)
+        steps.append(step)
+    assert {name.split("-")[0] for name in halves} == {".saving", ".trash"}
+    assert steps == sorted(steps)
+    assert step > 2
+
+
+def test_kills_while_arrays_are_written(tmp_path, zygote):
+    """Killed as soon as arrays are seen in a save that is half done, until that has hit a few."""
+    size, step, hits = 2_000_000, 0, 0
+    for _ in range(100):
+        begun: list[int] = []
+        pid = zygote.start(tmp_path, step=step, size=size)
         zygote.expect("begun", begun)
-        time.sleep(chance.uniform(0, 0.3))
-        os.kill(pid, signal.SIGKILL)
-        assert zygote.expect("end", begun) == str(-signal.SIGKILL)
-        with open_store(tmp_path) as store:  # says nothing of damaged ones: there are none
-            assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-            saved = store.latest()
-            last = max([step + 1, *begun])
-            committed = last - 1  # a save begins when the one before is done
-            if saved is None:
-                assert committed == 0
-            else:
-                assert saved.step in (committed, last, last + 1)
-                step = saved.step
-                assert saved.facts == {"step": step}
-                assert_leaves_of(step, store.load(saved), size)
-    assert step > 0
+        while not halves_with_arrays(tmp_path):
+            time.sleep(0.001)
+        zygote.kill(pid, begun)
+        hits += halves_with_arrays(tmp_path)
+        step = after_a_kill(tmp_path, step, begun, size)
+        if hits == 3:
+            break
+    assert hits == 3
+
+
+def halves_with_arrays(directory):
+    """Whether a save has begun to write its arrays, and nothing behind them."""
+    halves = [path for path in directory.iterdir() if path.name.startswith(".saving-")]
+    files = [name for half in halves for _, _, names in os.walk(half) for name in names]  # of what is still there
+    return bool(files) and _manifest.NAME not in files
 
 
 @pytest.mark.parametrize(("end", "code"), [("exit", 3), ("error", 1)])
@@ -763,15 +795,14 @@ def test_a_process_that_ends_loses_nothing(tmp_path, zygote, end, code):
 
 
 def test_who_looks_does_not_disturb(tmp_path, zygote):
-    pid = zygote.start(tmp_path, until=10**6)
+    pid = zygote.start(tmp_path)
     for _ in range(3):
         zygote.expect("begun")
     for _ in range(10):
         with open_store(tmp_path) as store:
             assert newest(store) is not None
     zygote.expect("begun")  # would end with an error
-    os.kill(pid, signal.SIGKILL)
-    assert zygote.expect("end") == str(-signal.SIGKILL)
+    zygote.kill(pid)
 
 
 FOUR = """
@@ -817,7 +848,7 @@ def test_saved_on_four_devices(tmp_path):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", FOUR, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")  # and no word of Orbax
     one = SingleDeviceSharding(jax.devices()[0])
     split = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("x",)), PartitionSpec("x"))
