@@ -7,6 +7,7 @@ Trains a small model with all that must be agreed, and writes what it came to, a
 
 import json
 import os
+import signal
 import sys
 import time
 import warnings
@@ -20,6 +21,7 @@ if __name__ == "__main__":  # not where pytest looks into it for examples
     jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".jax_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
     warnings.simplefilter("error")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it may have been ignored from the start
 
 import jax.numpy as jnp
 import numpy as np
@@ -90,7 +92,7 @@ def main(address, count, index, run_dir, out, **options):
             count,
             index,
             heartbeat_timeout_seconds=int(options.get("heartbeat", 60)),
-            initialization_timeout=60,
+            initialization_timeout=300,
         )
     train, held = data()
     short = index == 1 and "short" in options

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from _patience import PATIENCE
 
 from jaxcb import DataError, ProcessError
 from jaxcb._processes import ALONE, Several
@@ -114,7 +115,8 @@ def test_an_error_elsewhere_reaches_process_0():
     def act(processes):
         if processes.index == 1:
             raise DataError("no more rows")
-        for _ in range(600):
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
             processes.agree(lambda: time.sleep(0.02))
 
     first, second, third = together(3, act)
@@ -129,7 +131,7 @@ def test_a_signal_elsewhere_reaches_process_0():
     def act(processes):
         if processes.index == 1:
             processes.tell_signal(2)
-        until = time.monotonic() + 30
+        until = time.monotonic() + PATIENCE
         while processes.agree(lambda: processes.signum) is None:
             assert time.monotonic() < until
             time.sleep(0.02)

@@ -2,7 +2,7 @@
 
     python tests/loop/_digits_run.py RUN_DIR [--executor stepped] [--data stream] [--save-freq 7] [--wait-at fsync 3]
 
-It prints `started` when the run begins, `step N` when the host has read that far, `deaf` when it no longer takes signals
+It prints `started` when the run begins, `step N` when the host has read that far, `deaf` when it takes no more signals,
 and `done` at its end; what the run came to stands then, leaf by leaf, in `RUN_DIR/end.npz`. With `--wait-at` it prints
 `at NAME` before the n-th such change that a save makes of the disk, and waits there to be killed.
 """

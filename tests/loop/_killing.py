@@ -171,23 +171,34 @@ def _takes_signals(said: str) -> bool:
     return "\nstep " in said and "\ndeaf\n" not in said
 
 
-def at_random(rng: random.Random, seconds: float, signum: int = signal.SIGKILL) -> Kill:
-    """A moment anywhere in a time from the start; a process that ends before is not hit."""
-    after = rng.uniform(0, seconds)
+def at_random(rng: random.Random, seconds: float) -> Callable[[Life], bool]:
+    """Moments spread evenly over a time from the start; a process that ends before is not hit."""
 
     def wait(life: Life) -> bool:
-        return life.wait_for(lambda: time.monotonic() >= life.began + after)
+        limit = life.began + rng.uniform(0, seconds)
+        return life.wait_for(lambda: time.monotonic() >= limit)
 
-    return Kill(wait, signum)
+    return wait
 
 
-def in_a_save(rng: random.Random) -> Kill:
-    """A moment within one of the first saves of a process, which waits there; one that saves no more is not hit."""
+def in_saves(rng: random.Random, saves: int) -> Callable[[Life], bool]:
+    """Moments within one of the first saves of a process, or soon after: the process does not wait there."""
+
+    def wait(life: Life) -> bool:
+        for _ in range(rng.randint(1, saves)):
+            if not (life.wait_for(lambda: not life.saving) and life.wait_for(lambda: life.saving)):
+                return False
+        limit = time.monotonic() + rng.uniform(0, 0.05)
+        return life.wait_for(lambda: time.monotonic() >= limit)
+
+    return wait
+
+
+def stopped_in_a_save(rng: random.Random) -> Kill:
+    """A process that waits within one of its first saves to be killed. It is hit, unless it saves no more."""
     change = rng.choice(list(CHANGES))
-    return Kill(
-        lambda life: life.wait_for(lambda: f"\nat {change}\n" in life.said),
-        options=("--wait-at", change, str(rng.randint(1, 4))),
-    )
+    options = ("--wait-at", change, str(rng.randint(1, 4)))
+    return Kill(lambda life: life.wait_for(lambda: f"\nat {change}\n" in life.said), options=options)
 
 
 def differences(whole: Path, killed: Path) -> list[str]:

@@ -7,7 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from loop._killing import at_random, differences, in_a_save, killed_run, whole_run
+from loop._killing import Kill, at_random, differences, in_saves, killed_run, stopped_in_a_save, whole_run
 
 pytest.importorskip("sklearn")
 
@@ -46,7 +46,7 @@ LONG = [pytest.param(*run, marks=pytest.mark.long) for run in RUNS[1:]]
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path, executor, data):
     options, seconds = start(tmp_path / "whole", executor, data)
     rng = chance()
-    plan = [in_a_save(rng), at_random(rng, seconds), at_random(rng, seconds, signal.SIGTERM)]
+    plan = [stopped_in_a_save(rng), Kill(at_random(rng, seconds)), Kill(at_random(rng, seconds), signal.SIGTERM)]
     hits = killed_run(tmp_path / "killed", options, plan)
     assert hits.places.total() > 0  # the first one waits for it
     assert differences(tmp_path / "whole", tmp_path / "killed") == []
@@ -58,7 +58,8 @@ def test_many_kills(tmp_path, executor, data):
     options, seconds = start(tmp_path / "whole", executor, data)
     rng = chance()
     for number in range(3):
-        kills = (rng.choice((in_a_save(rng), at_random(rng, seconds))) for _ in range(8))
+        kinds = (stopped_in_a_save(rng), Kill(in_saves(rng, 4)), Kill(at_random(rng, seconds)))
+        kills = [rng.choice(kinds) for _ in range(8)]
         killed_run(tmp_path / str(number), options, kills)
         assert differences(tmp_path / "whole", tmp_path / str(number)) == []
 

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _patience import PATIENCE, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop import _runs
 
 import jaxcb as jc
+from jaxcb.loop._signals import Signals
 
 EXECUTORS = ("looped", "stepped")
 
@@ -261,7 +263,8 @@ def test_configuration_comes_from_the_code(tmp_path):
 # Signals and faults
 
 SCRIPT = """
-import os, signal, sys, time
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may have been ignored
 import jaxcb as jc
 from loop import _runs
 from pathlib import Path
@@ -280,7 +283,9 @@ def child(directory, signum, executor="looped"):
     command = [sys.executable, "-c", SCRIPT, str(directory), str(signum), executor]
     tests = os.path.dirname(os.path.dirname(__file__))
     path = os.pathsep.join([os.path.dirname(tests), tests])
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=2 * PATIENCE
+    )
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=LONG)])
@@ -313,22 +318,28 @@ def test_ctrl_c_has_the_result_on_it():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_ctrl_c_while_waiting_for_data_is_answered_at_once():
+def test_ctrl_c_while_waiting_for_data_is_answered_at_once(monkeypatch):
+    monkeypatch.setattr("jaxcb.loop._stream._PATIENCE", 0.1)
     x, y = _runs.make_data(16)
-    trained, done = threading.Event(), threading.Event()
+    runs, epochs, done, answered = [], [], threading.Event(), []
+    enter = Signals.__enter__
+    monkeypatch.setattr(Signals, "__enter__", lambda self: runs.append(self) or enter(self))
 
     def batches():
         for _ in range(5):
             yield x, y
-        trained.wait(60)
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-        done.wait(20)
-        yield x, y
+        until(lambda: len(epochs) == 2 and runs[0].waiting)
+        os.kill(os.getpid(), signal.SIGINT)
+        answered.append(done.wait(PATIENCE))
 
-    tell = jc.LambdaCallback(on_epoch_end=lambda epoch, logs: trained.set() if epoch else None)
-    with pytest.raises(KeyboardInterrupt) as caught:
-        _runs.fit(data=batches(), batch_size=None, steps=100, steps_per_epoch=2, epochs=None, callbacks=[tell])
-    done.set()
+    note = jc.LambdaCallback(on_epoch_end=lambda epoch, logs: epochs.append(epoch))
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            _runs.fit(data=batches(), batch_size=None, steps=100, steps_per_epoch=2, epochs=None, callbacks=[note])
+    finally:
+        done.set()
+    until(lambda: answered)
+    assert answered == [True]
     assert int(caught.value.result.state.step) in (4, 5)  # the fifth may still have waited for its chunk
 
 

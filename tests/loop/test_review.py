@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _patience import PATIENCE
 from flax import nnx
 from loop._runs import fit, loss_fn, make_data, make_params
 
@@ -256,7 +257,7 @@ def test_the_results_of_a_slow_stream_are_told_while_it_is_waited_for():
         yield np.ones((2, 1), np.float32)
         yield np.ones((2, 1), np.float32)
         # the run must tell of what it did before it is given more
-        assert told.wait(60), "nothing was told"
+        assert told.wait(PATIENCE), "nothing was told"
         yield from itertools.repeat(np.ones((2, 1), np.float32), 3)
 
     jc.fit(

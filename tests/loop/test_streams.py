@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _patience import PATIENCE, until
 from loop._runs import fit, loss_fn, make_data
 from loop._watch import SEEN, CallAt, Watch, in_epochs, number_loss, numbered, threads, watch
 
@@ -479,10 +480,11 @@ def test_a_run_ends_although_its_iterable_never_answers(kind, monkeypatch):
         for i, batch in enumerate(numbered(100)):
             pulled.append(i)
             if i == 20:
-                assert answer.wait(60)
+                assert answer.wait(PATIENCE)
             yield batch
 
     def fails(run):
+        until(lambda: pulled[-1] == 20)  # the thread waits in the iterator by then
         raise kind
 
     thread = None
@@ -503,7 +505,7 @@ def test_a_run_ends_although_its_iterable_never_answers(kind, monkeypatch):
     finally:
         answer.set()
     assert thread is not None
-    thread.join(60)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
     assert pulled[-1] <= 21  # and once it answers it is asked for nothing more
 

@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from _patience import PATIENCE
 from loop._runs import fit
 
 import jaxcb as jc
@@ -70,7 +71,7 @@ def test_all_loggers_at_once(executor, tmp_path, monkeypatch, posted):
                 jc.CSVLogger("log.csv"),
                 jc.JSONLogger("log.jsonl"),
                 jc.LogTo(lambda step, values: told.update({step: values})),
-                jc.RemoteMonitor(root),
+                jc.RemoteMonitor(root, timeout=PATIENCE),
                 jc.WandbLogger("all"),
                 jc.MLflowLogger("all", uri),
                 jc.EarlyStopping(patience=50),

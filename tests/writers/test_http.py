@@ -8,9 +8,11 @@ import urllib.parse
 
 import numpy as np
 import pytest
+from _patience import PATIENCE, until
 from loop._runs import fit
 
 import jaxcb as jc
+from jaxcb.writers import http as http_writer
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +33,9 @@ class Server:
                 if outer.hang is not None:
                     outer.hang.wait()
                     return
+                status = outer.status  # as it is before the request is seen by who changes it then
                 outer.requests.append((self.path, dict(self.headers), body))
-                self.send_response(outer.status)
+                self.send_response(status)
                 self.end_headers()
 
             def log_message(self, *args):
@@ -58,10 +61,17 @@ def server():
     server.close()
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@pytest.fixture
+def held():
+    """A socket whose port refuses connections, and is given to nobody else."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held
+
+
+def monitor(root, *given, **more):
+    """One whose messages arrive, however slow the machine is."""
+    return jc.RemoteMonitor(root, *given, **{"timeout": PATIENCE} | more)
 
 
 def records(server):
@@ -71,7 +81,7 @@ def records(server):
 
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
 def test_a_form_an_epoch_as_keras_sends_it(executor, server):
-    result = fit(executor, epochs=3, callbacks=[jc.RemoteMonitor(server.root)])
+    result = fit(executor, epochs=3, callbacks=[monitor(server.root)])
     assert [path for path, _, _ in server.requests] == ["/publish/epoch/end/"] * 3
     assert {headers["Content-Type"] for _, headers, _ in server.requests} == {"application/x-www-form-urlencoded"}
     got = records(server)
@@ -82,8 +92,8 @@ def test_a_form_an_epoch_as_keras_sends_it(executor, server):
 
 
 def test_the_body_is_json_where_that_is_asked_for(server):
-    monitor = jc.RemoteMonitor(server.root, "/in", send_as_json=True, headers={"X-Run": "seven"}, every=4)
-    fit(epochs=1, callbacks=[monitor], validation_data=None)
+    own = monitor(server.root, "/in", send_as_json=True, headers={"X-Run": "seven"}, every=4)
+    fit(epochs=1, callbacks=[own], validation_data=None)
     assert [path for path, _, _ in server.requests] == ["/in", "/in"]
     headers = server.requests[0][1]
     assert (headers["Content-Type"], headers["X-Run"]) == ("application/json", "seven")
@@ -91,9 +101,9 @@ def test_the_body_is_json_where_that_is_asked_for(server):
     assert [(b["step"], "batch_loss" in b, "loss" in b) for b in bodies] == [(4, True, False), (5, False, True)]
 
 
-def test_a_server_that_is_down_is_told_once_and_loses_nothing_of_the_run(tmp_path):
+def test_a_server_that_is_down_is_told_once_and_loses_nothing_of_the_run(tmp_path, held):
     path = tmp_path / "log.jsonl"
-    root = f"http://127.0.0.1:{free_port()}"
+    root = f"http://127.0.0.1:{held.getsockname()[1]}"
     with pytest.warns(RuntimeWarning) as caught:
         result = fit(
             epochs=4,
@@ -108,20 +118,30 @@ def test_a_server_that_is_down_is_told_once_and_loses_nothing_of_the_run(tmp_pat
     assert len(path.read_text().splitlines()) == 4
 
 
-def test_a_server_that_comes_up_later_gets_all_records():
-    port, started = free_port(), []
+def test_a_server_that_comes_up_later_gets_all_records(monkeypatch, held):
+    send, failed, started, port = http_writer._send, [], [], held.getsockname()[1]
+
+    def noted_send(*given):
+        try:
+            send(*given)
+        except OSError as error:
+            failed.append(error)
+            raise
 
     def start(run):
         if run.epoch == 2:
+            until(lambda: failed)
+            held.close()
             started.append(Server(port))
 
+    monkeypatch.setattr(http_writer, "_send", noted_send)
     watch = jc.make_callback(on_epoch_end=lambda s, m: (s, jc.Call(start)))
     with pytest.warns(RuntimeWarning, match="could not be reached") as caught:
         fit(
             epochs=4,
             steps_per_execution=5,
             validation_data=None,
-            callbacks=[jc.RemoteMonitor(f"http://127.0.0.1:{port}"), watch],
+            callbacks=[monitor(f"http://127.0.0.1:{port}"), watch],
         )
     (server,) = started
     server.close()
@@ -140,7 +160,7 @@ def test_a_server_that_hangs_does_not_hold_the_run(server):
 def test_a_server_that_refuses_is_not_asked_again(server):
     server.status = 404
     with pytest.warns(RuntimeWarning) as caught:
-        fit(epochs=2, callbacks=[jc.RemoteMonitor(server.root)], validation_data=None)
+        fit(epochs=2, callbacks=[monitor(server.root)], validation_data=None)
     assert "404 Not Found" in str(caught[0].message)
     assert len(server.requests) == 2
 
@@ -149,13 +169,12 @@ def test_an_error_of_the_server_is_tried_again(server):
     server.status = 503
 
     def mend(run):
-        while not server.requests:
-            pass
+        until(lambda: server.requests)
         server.status = 200
 
     watch = jc.make_callback(on_train_end=lambda s, m: (s, jc.Call(mend)))
     with pytest.warns(RuntimeWarning, match="503") as caught:
-        fit(epochs=1, callbacks=[jc.RemoteMonitor(server.root), watch], validation_data=None)
+        fit(epochs=1, callbacks=[monitor(server.root), watch], validation_data=None)
     assert len(caught) == 1
     assert len(server.requests) >= 2
     assert {record["step"] for record in records(server)} == {5}
@@ -163,10 +182,10 @@ def test_an_error_of_the_server_is_tried_again(server):
 
 def test_a_login_in_the_address_is_sent_and_not_told(server):
     root = server.root.replace("http://", "http://me:se%2Fcret@")
-    fit(epochs=1, validation_data=None, callbacks=[jc.RemoteMonitor(root)])
+    fit(epochs=1, validation_data=None, callbacks=[monitor(root)])
     (path, headers, _) = server.requests[0]
     assert (path, headers["Authorization"]) == ("/publish/epoch/end/", "Basic bWU6c2UvY3JldA==")
     server.status = 401
     with pytest.warns(RuntimeWarning) as caught:
-        fit(epochs=1, validation_data=None, callbacks=[jc.RemoteMonitor(root)])
+        fit(epochs=1, validation_data=None, callbacks=[monitor(root)])
     assert not any("cret" in str(w.message) for w in caught)

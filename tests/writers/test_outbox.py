@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from _patience import PATIENCE, until
 
 from jaxcb.writers._outbox import Outbox, RefusedError
 
@@ -36,7 +37,7 @@ def test_all_arrive_in_order(batch):
     box, warned = outbox(service.send, batch=batch)
     for i in range(50):
         box.put(i)
-    box.close(10)
+    box.close(PATIENCE)
     assert service.taken == list(range(50))
     assert (box.sent, box.lost, warned) == (50, 0, [])
 
@@ -45,30 +46,28 @@ def test_a_service_that_comes_back_gets_everything_and_is_told_once():
     service = Service(up=False)
     box, warned = outbox(service.send)
     box.put(0)
-    assert service.tried.wait(10)
-    while not box._failure:
-        pass
+    assert service.tried.wait(PATIENCE)
+    until(lambda: box._failure)
     for i in range(1, 5):
         box.put(i)
     assert len(warned) == 1
     assert "it could not be reached: ConnectionRefusedError('down')" in warned[0]
     service.up.set()
-    box.close(10)
+    box.close(PATIENCE)
     assert service.taken == [0, 1, 2, 3, 4]
     assert len(warned) == 1
 
 
 def test_a_full_queue_drops_the_oldest_and_counts():
     service = Service(up=False)
-    box, warned = outbox(service.send, capacity=3, pause=60)
+    box, warned = outbox(service.send, capacity=3, pause=10 * PATIENCE)
     box.put(0)
-    assert service.tried.wait(10)
-    while not box._failure:
-        pass
+    assert service.tried.wait(PATIENCE)
+    until(lambda: box._failure)
     for i in range(1, 6):
         box.put(i)
     service.up.set()
-    box.close(10)
+    box.close(PATIENCE)
     assert service.taken == [3, 4, 5]
     assert (box.sent, box.lost) == (3, 3)
     assert warned[-1] == "it was not given 3 of 6 messages."
@@ -76,10 +75,10 @@ def test_a_full_queue_drops_the_oldest_and_counts():
 
 def test_what_is_down_to_the_end_is_counted_and_not_waited_for():
     service = Service(up=False)
-    box, warned = outbox(service.send, pause=60)
+    box, warned = outbox(service.send, pause=10 * PATIENCE)
     for i in range(4):
         box.put(i)
-    box.close(60)  # returns at once: the test's own time limit would be felt
+    box.close(PATIENCE)  # returns at once: the test's own time limit would be felt
     assert (box.sent, box.lost) == (0, 4)
     assert service.attempts <= 2
     assert len(warned) == 2
@@ -93,10 +92,10 @@ def test_what_is_refused_is_not_sent_again():
             raise RefusedError("no")
         taken.extend(items)
 
-    box, warned = outbox(send, pause=60)
+    box, warned = outbox(send, pause=10 * PATIENCE)
     for i in range(4):
         box.put(i)
-    box.close(10)
+    box.close(PATIENCE)
     assert taken == [0, 2, 3]
     assert (box.sent, box.lost) == (3, 1)
     assert "RefusedError('no')" in warned[0]
@@ -111,7 +110,7 @@ def test_a_service_that_hangs_does_not_hold_the_run():
     assert box.lost == 3
     assert warned == ["it was not given 3 of 3 messages."]
     hang.set()
-    box._thread.join(10)
+    box._thread.join(PATIENCE)
     assert not box._thread.is_alive()
 
 
