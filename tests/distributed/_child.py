@@ -107,10 +107,16 @@ def main(address, count, index, run_dir, out, **options):
         if options.get("fail") == "call" and epoch == 2:
             raise RuntimeError("a user's function")
 
+    beats, hold = [], int(options.get("hold", -1))
+
     def host():
-        time.sleep(float(options.get("pause", 0)))
-        with Path(f"{out}.pulse").open("a") as file:
-            file.write(".")
+        beats.append(index)
+        if len(beats) == hold:  # what is to hit the run in its midst comes now
+            Path(f"{out}.held").touch()
+            while not Path(f"{out}.go").exists():
+                time.sleep(0.01)
+        if -1 < hold <= len(beats):
+            time.sleep(0.3)  # process 0 looks once a second at what the others tell
         return index + 1.0
 
     callbacks = [

@@ -1,6 +1,7 @@
 """Starts real processes on this machine, and ends all of them whatever happens."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -10,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from _patience import PATIENCE
 
 CHILD = Path(__file__).with_name("_child.py")
 ROOT = CHILD.parent.parent.parent
@@ -25,9 +28,7 @@ class Group:
     """
 
     def __init__(self, count: int, arguments: Sequence[str], directory: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = _free_port()
         env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS" and not k.lower().endswith("_proxy")}
         env["PYTHONPATH"] = str(ROOT)
         self._files = [directory / f"{index}.txt" for index in range(count)]
@@ -45,7 +46,7 @@ class Group:
         """What all have written."""
         return "".join(f"--- process {i}\n{self.output(i)}" for i in range(len(self.processes)))
 
-    def until(self, holds: Callable[[], bool], seconds: float = 120.0) -> None:
+    def until(self, holds: Callable[[], bool], seconds: float = 2 * PATIENCE) -> None:
         """Waits until something holds; fails with the output where it does not, or where a process has ended."""
         end = time.monotonic() + seconds
         while not holds():
@@ -53,7 +54,7 @@ class Group:
             assert all(p.poll() is None for p in self.processes), self.outputs()
             time.sleep(0.05)
 
-    def end(self, seconds: float = 120.0, *, of: Sequence[int] | None = None) -> list[int]:
+    def end(self, seconds: float = 2 * PATIENCE, *, of: Sequence[int] | None = None) -> list[int]:
         """Waits for the processes, or some of them, and returns their exit codes."""
         end = time.monotonic() + seconds
         chosen = self.processes if of is None else [self.processes[i] for i in of]
@@ -65,6 +66,15 @@ class Group:
     def kill(self, index: int, signum: int = signal.SIGKILL) -> None:
         """Sends a signal to one process."""
         self.processes[index].send_signal(signum)
+
+
+def _free_port() -> int:
+    """A port below those that the system gives to whoever asks for any: it is free until process 0 listens on it."""
+    for port in random.Random().sample(range(20_000, 32_000), 100):
+        with socket.socket() as free:
+            if free.connect_ex(("127.0.0.1", port)):
+                return port
+    raise AssertionError("no port is free")
 
 
 @contextmanager
@@ -79,4 +89,4 @@ def started(count: int, *arguments: object) -> Iterator[Group]:
                 if process.poll() is None:
                     process.kill()
             for process in group.processes:
-                process.wait(10)
+                process.wait(PATIENCE)

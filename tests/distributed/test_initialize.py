@@ -1,6 +1,7 @@
 """`jc.distributed.initialize`: nothing where there is one process, JAX's own where there are several."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from _patience import PATIENCE
 
 import jaxcb as jc
 
@@ -54,7 +56,8 @@ def test_open_mpi_is_found(asked, monkeypatch):
 
 def in_slurm(tasks):
     """Starts the program as SLURM starts tasks, and returns what each printed."""
-    for port in range(61440, 65536):  # where JAX looks for process 0, by the job's number
+    # where JAX looks for process 0, by the job's number; other tests of the same kind may run beside this one
+    for port in random.Random().sample(range(61440, 65536), 100):
         with socket.socket() as free:
             if free.connect_ex(("127.0.0.1", port)):
                 break
@@ -71,7 +74,7 @@ def in_slurm(tasks):
         for i in range(tasks)
     ]
     try:
-        return [process.communicate(timeout=90)[0].strip() for process in processes]
+        return [process.communicate(timeout=PATIENCE)[0].strip() for process in processes]
     finally:
         for process in processes:
             process.kill()

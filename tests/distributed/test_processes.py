@@ -27,13 +27,12 @@ def run(tmp_path, count, name, *options, codes=None):
 
 
 def cut(tmp_path, count, name, signum, whom, *options, beats=14):
-    """Runs until a signal comes to one process, and returns the exit codes and the outputs."""
-    pulse = tmp_path / f"{name}.out.pulse"
-    before = len(pulse.read_text()) if pulse.exists() else 0
-    options = ("pause=0.05", "steps=2", *options)
+    """Runs until process 0 waits, has a signal sent to one process, and returns the exit codes and the outputs."""
+    options = (f"hold={beats}", "steps=2", *options)
     with started(count, tmp_path / name, tmp_path / f"{name}.out", *options) as group:
-        group.until(lambda: pulse.exists() and len(pulse.read_text()) >= before + beats)
+        group.until((tmp_path / f"{name}.out.held").exists)
         group.kill(whom, signum)
+        (tmp_path / f"{name}.out.go").touch()
         ends = [i for i in range(count) if i != whom or signum in (signal.SIGTERM, signal.SIGINT)]
         codes = group.end(of=ends)
         return codes, [group.output(i) for i in range(count)]
