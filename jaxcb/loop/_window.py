@@ -13,7 +13,7 @@ from jaxcb._struct import Struct, select, static
 
 
 class Window(Struct):
-    """Compensated sums, so that the mean of a constant is that constant, and a long epoch's is as exact as a short one's.
+    """Compensated sums: the mean of a constant is that constant, and a long epoch's is as exact as a short one's.
 
     All sums lie in one vector, since each array that a compiled loop updates costs something at every step.
 
