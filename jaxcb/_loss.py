@@ -118,12 +118,14 @@ def _asked(loss_fn: Callable[..., Any]) -> tuple[str, ...]:
 
 def _row_weights(batch: Any, class_weight: Mapping[int, float] | None) -> Array:
     """The weight of each row, float32 (rows,): the batch's own times its class's."""
-    rows = jnp.shape(jax.tree.leaves(batch)[0])[0]
-    weights = jnp.ones((rows,), jnp.float32)
+    given, what, others = None, "", batch
     if isinstance(batch, Mapping) and "sample_weight" in batch:
-        weights = weights * batch["sample_weight"]
+        given, what = batch["sample_weight"], 'batch["sample_weight"]'
+        others = {name: x for name, x in batch.items() if name != "sample_weight"}
     elif isinstance(batch, tuple | list) and len(batch) == 3:
-        weights = weights * batch[2]
+        given, what, others = batch[2], "the third array of the batch", batch[:2]
+    rows = jnp.shape((jax.tree.leaves(others) or jax.tree.leaves(batch))[0])[0]
+    weights = jnp.ones((rows,), jnp.float32) if given is None else _checked_weights(given, rows, what)
     if class_weight:
         labels = _labels(batch)
         table = jnp.ones((max(class_weight) + 1,), jnp.float32)
@@ -131,6 +133,32 @@ def _row_weights(batch: Any, class_weight: Mapping[int, float] | None) -> Array:
         known = (labels >= 0) & (labels < table.shape[0])
         weights = weights * jnp.where(known, table[jnp.where(known, labels, 0)], 1.0)
     return weights
+
+
+def _checked_weights(given: Any, rows: int, what: str) -> Array:
+    """The weights as float32 (rows,). Any other shape would broadcast against the losses of the rows."""
+    received = f"loss_fn asks for sample_weight, which is {what}:"
+    try:
+        weights = jnp.asarray(given)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{received} a {type(given).__name__}, expected one number a row, an array of shape ({rows},)."
+        ) from None
+    if weights.shape != (rows,):
+        if weights.size == rows and weights.ndim:
+            cure = f"Make it flat: sample_weight.reshape(-1), or np.squeeze, has the shape ({rows},)."
+        elif weights.shape[:1] == (rows,):
+            cure = "Reduce it to one number a row, or give these weights another name in the batch and apply them in "
+            cure += "loss_fn."
+        else:
+            cure = "Give one number a row, with as many rows as the other arrays of the batch."
+        raise ValueError(f"{received} an array of shape {weights.shape}, expected ({rows},). {cure}")
+    if not (jnp.issubdtype(weights.dtype, jnp.floating) or jnp.issubdtype(weights.dtype, jnp.integer)):
+        raise ValueError(
+            f"{received} an array of dtype {weights.dtype} and shape {weights.shape}, expected floats or integers. "
+            "Convert it where the data is made: sample_weight.astype(np.float32)."
+        )
+    return weights.astype(jnp.float32)
 
 
 def _labels(batch: Any) -> Array:

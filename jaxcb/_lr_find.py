@@ -68,8 +68,8 @@ class LRFind:
 
 
 class _SmoothedState(Struct):
-    value: Any  # float32 (), the exponential mean, not yet corrected for its beginning
-    weight: Any  # float32 (), what it is to be divided by
+    value: Any  # float32 (), the exponential mean
+    weight: Any  # float32 (), the sum of the weights in it; below 1, since it has a beginning
 
 
 class _Smoothed(Callback):
@@ -82,10 +82,9 @@ class _Smoothed(Callback):
 
     def on_batch_end(self, state: _SmoothedState, metrics: Metrics) -> Any:
         loss = metrics["loss"].astype(jnp.float32)
-        new = _SmoothedState(
-            self.decay * state.value + (1 - self.decay) * loss, self.decay * state.weight + (1 - self.decay)
-        )
-        return new, Stop(~jnp.isfinite(loss), "the loss is no longer finite")
+        weight = self.decay * state.weight + (1 - self.decay)
+        value = state.value + (loss - state.value) * ((1 - self.decay) / weight)  # a constant's is that constant
+        return _SmoothedState(value, weight), Stop(~jnp.isfinite(loss), "the loss is no longer finite")
 
 
 def lr_find(
@@ -155,7 +154,7 @@ def lr_find(
         verbose=0,
     )
     states = [m.callback_states["lr_find"] for m in result]
-    losses = np.asarray([float(s.value) / float(s.weight) for s in states], np.float32)
+    losses = np.asarray([float(s.value) for s in states], np.float32)
     return LRFind(values, losses, _steepest(values, losses))
 
 

@@ -383,13 +383,16 @@ def _apply_weights(action: WeightAction, state: TrainState) -> TrainState:
 
 
 def _blend(decay: Any, old: Any, new: Any) -> Any:
-    """The moving average of the floating leaves; counters and keys take their new value."""
+    """The moving average of the floating leaves; counters and keys take their new value.
+
+    What does not change is its own average to the last bit: the rounded products alone do not always add up to it.
+    """
 
     def leaf(o: Array, n: Array) -> Array:
         if not jnp.issubdtype(o.dtype, jnp.floating):
             return n
         wide = o.dtype if jnp.finfo(o.dtype).bits > 32 else jnp.float32
         weight = jnp.reshape(decay, jnp.shape(decay) + (1,) * (o.ndim - jnp.ndim(decay))).astype(wide)
-        return (weight * o.astype(wide) + (1 - weight) * n.astype(wide)).astype(o.dtype)
+        return jnp.where(o == n, o, (weight * o.astype(wide) + (1 - weight) * n.astype(wide)).astype(o.dtype))
 
     return jax.tree.map(leaf, old, new)

@@ -69,6 +69,46 @@ def test_evaluation_knows_sample_weights_and_no_class_weights():
     np.testing.assert_array_equal(values["weights"], np.full(4, 3.0))
 
 
+ROWS = LOSSES.size
+
+
+@pytest.mark.parametrize("step", [jc.Step, jc.EvalStep])
+@pytest.mark.parametrize("kind", [tuple, list, dict])
+@pytest.mark.parametrize(
+    ("weights", "received", "cure"),
+    [
+        (np.ones((ROWS, 1), np.float32), r"shape \(4, 1\)", r"reshape\(-1\).*squeeze"),
+        (np.ones((1, ROWS), np.float32), r"shape \(1, 4\)", "reshape"),
+        (np.ones((ROWS, ROWS), np.float32), r"shape \(4, 4\)", "one number a row"),
+        (np.ones((ROWS, 2, 1), np.int32), r"shape \(4, 2, 1\)", "one number a row"),
+        (np.ones(1, np.float32), r"shape \(1,\)", "as many rows"),
+        (np.ones(ROWS - 1, np.float32), r"shape \(3,\)", "as many rows"),
+        (np.float32(1.0), r"shape \(\)", "as many rows"),
+        (1.0, r"shape \(\)", "as many rows"),
+        (np.ones(ROWS, bool), r"dtype bool and shape \(4,\)", r"astype\(np.float32\)"),
+        (np.ones(ROWS, np.complex64), "dtype complex64", "astype"),
+        ("heavy", "a str", "one number a row"),
+    ],
+)
+def test_sample_weights_of_another_form_are_refused(step, kind, weights, received, cure):
+    batch = {"x": LOSSES, "y": LABELS, "sample_weight": weights} if kind is dict else kind((LOSSES, LABELS, weights))
+    what = r"batch\[\"sample_weight\"\]" if kind is dict else "third array of the batch"
+    with pytest.raises(ValueError, match=rf"sample_weight.*{what}.*{received}.*expected.*{cure}"):
+        step(weighted)(state_of(), batch)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, jnp.bfloat16, np.int32, np.uint8, np.int64])
+def test_sample_weights_arrive_as_float32(dtype):
+    values = values_of(weighted, (LOSSES, LABELS, np.array([1, 0, 2, 3], dtype)))
+    assert values["weights"].dtype == jnp.float32
+    np.testing.assert_array_equal(values["weights"], [1.0, 0.0, 2.0, 3.0])
+
+
+def test_a_third_array_that_nobody_asks_for_may_have_any_form():
+    values = values_of(lambda params, batch: params["w"] * batch[2].sum(), (LOSSES, LABELS, np.ones((4, 4), bool)))
+    assert float(values["loss"]) == 16.0
+
+
 def test_class_weight_that_nothing_reads_is_an_error():
     with pytest.raises(ValueError, match=r"class_weight was given, but loss_fn does not use it.*sample_weight"):
         jc.Step(lambda params, batch: params["w"], class_weight={0: 2.0})

@@ -157,6 +157,19 @@ def test_average_keeps_a_small_dtype():
     assert state.weights["o/params"].value["params"]["w"].dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("decay", [0.1, 0.5, 1 / 3, 2 / 3, 0.75, 0.9, 0.99, 0.999])
+def test_the_average_of_weights_that_stay_is_these_weights(decay):
+    weights = np.random.default_rng(0).lognormal(sigma=20.0, size=1000).astype(np.float32)
+    weights[:3] = np.inf, -np.inf, 0.1
+    state = jc.TrainState.create(
+        params={"w": jnp.asarray(weights)}, callbacks=jc.chain(Owner(name="o")), tx=optax.identity()
+    )
+    average = jax.jit(lambda state: jc.apply(jc.Average("params", owner="o", decay=decay), state))
+    for _ in range(5):
+        state = average(state)
+    np.testing.assert_array_equal(state.weights["o/params"].value["params"]["w"], weights)
+
+
 def test_weight_actions_apply_in_order():
     start = create()
     late = moved(jc.apply(jc.Snapshot("model", owner="o"), start))

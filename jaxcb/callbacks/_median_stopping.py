@@ -65,7 +65,9 @@ class MedianStopping(PopulationCallback):
             count=state.count + new.astype(jnp.int32),
         )
         known = metrics.alive & (after.count > 0)
-        means = jnp.where(known, after.total / jnp.maximum(after.count, 1).astype(jnp.float32), jnp.nan)
+        mean = after.total / jnp.maximum(after.count, 1).astype(jnp.float32)
+        # rounding may take a mean below the best of its reports; then members that are all the same would stop
+        means = jnp.where(known, jnp.maximum(mean, after.best), jnp.nan)
         worse = new & (after.best > jnp.nanmedian(means))
         enough = (known.sum() >= self.least) & (metrics.epoch >= self.warmup)
         reason = f"the best {self.monitor} is worse than the median of the members that still train"

@@ -7,19 +7,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxcb._exact import add_product, quotient
 from jaxcb._merging import is_mergeable
 from jaxcb._struct import Struct, select, static
 
 
 class Window(Struct):
-    """Compensated (Kahan) sums, so that a long epoch's mean is as exact as a short one's.
+    """Compensated sums: the mean of a constant is that constant, and a long epoch's is as exact as a short one's.
 
     All sums lie in one vector, since each array that a compiled loop updates costs something at every step.
 
     Attributes:
         total: sum of the rows, and of each value times its rows, float32 (..., width); under the values' names and
             shapes, which tell a resumed run what they were sums of.
-        error: what rounding has taken from each sum so far, in the same form.
+        error: what rounding has added to each sum so far, in the same form; the sum is `total - error`.
         merged: name -> what has merged so far, of metrics that merge themselves.
         shapes: name and shape of each value in `total`.
     """
@@ -50,21 +51,21 @@ class Window(Struct):
         """The same window with nothing in it."""
         return jax.tree.map(jnp.zeros_like, self)
 
-    def add(self, values: dict[str, Any], rows: Any) -> "Window":
-        """Adds one step's values, each the mean over `rows` rows, or itself a metric of them."""
+    def add(self, values: dict[str, Any], rows: int) -> "Window":
+        """Adds one step's values, each the mean over `rows` rows, or itself a metric of them.
+
+        Nothing is lost of constants, integers and halves (see `add_product`), as far as float32 reaches: the sum over
+        the rows is below 2**128, and its last bit above 2**-126.
+        """
         (label, old), (error,) = *self.total.items(), self.error.values()
         lead = old.shape[:-1]
         parts = [values[name].astype(jnp.float32).reshape(*lead, -1) for name, _ in self.shapes]
-        new = jnp.concatenate([jnp.ones((*lead, 1), jnp.float32), *parts], axis=-1) * rows
-        compensated = new - error
-        total = old + compensated
-        lost = (total - old) - compensated
+        new = jnp.concatenate([jnp.ones((*lead, 1), jnp.float32), *parts], axis=-1)
+        total, rest = add_product(old, -error, new, rows)
         merge, merged = _each(lambda old, new: old.merge(new), self._members), {}
         for name, before in self.merged.items():
             merged[name] = select(self.any(), merge(before, values[name]), values[name])  # the first one meets nothing
-        return self.replace(
-            total={label: total}, error={label: jnp.where(jnp.isfinite(lost), lost, 0.0)}, merged=merged
-        )
+        return self.replace(total={label: total}, error={label: -rest}, merged=merged)
 
     def any(self) -> Array:
         """Whether anything was added, bool (), or one a member."""
@@ -72,8 +73,8 @@ class Window(Struct):
 
     def means(self) -> dict[str, Array]:
         """The means so far, and what has merged; NaN where nothing was added."""
-        sums, start, out = self._sums, 1, {}
-        means = sums / sums[..., :1]
+        sums, (error,), start, out = self._sums, self.error.values(), 1, {}
+        means = quotient(sums, -error, sums[..., :1], -error[..., :1])
         for name, shape in self.shapes:
             end = start + math.prod(shape)
             out[name] = means[..., start:end].reshape(*sums.shape[:-1], *shape)

@@ -3,9 +3,12 @@
 Nothing here imports Flax: a module that the user made brings `init` and `apply` with it.
 """
 
+import contextlib
 import inspect
+import sys
+import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +19,12 @@ from jaxcb.models._adapter import avals, by_call, check_trainable
 
 # How modules call the argument that says whether they train, and its value while they do.
 _TRAIN_ARGUMENTS = {"train": True, "training": True, "is_training": True, "deterministic": False}
+
+_CURE = (
+    "Its mode seems to be fixed where the module is made. Make it an argument of __call__, which the run passes: `def "
+    "__call__(self, x, *, train): ... {example}`; or pass `deterministic` or `train` to the model in loss_fn, which "
+    "may ask for `train` by keyword."
+)
 
 _CAPTURED = "intermediates"  # Linen's collection of what modules return
 
@@ -32,7 +41,8 @@ def linen(
 
     The loss function calls it as `model(x)`, or `model.apply(x, method="encode")`; parameters, batch
     statistics, dropout keys and the module's own `train`, `training` or `deterministic` argument are
-    passed for it, and may be passed by it. Without `variables`, the initial values are those of
+    passed for it, and may be passed by it. A module whose mode is fixed where it is made is warned of when it
+    draws random numbers in evaluation. Without `variables`, the initial values are those of
     `module.init(jax.random.key(seed), *inputs)`.
 
     Args:
@@ -113,6 +123,7 @@ class Linen:
             elsewhere='Declare it with self.variable in a collection other than "params".',
         )
         self._form = avals(jax.tree.map(strong, self._state))
+        self._warned: set[str] = set()  # streams, so that a run warns of each once
 
     @property
     def form(self) -> Any:
@@ -129,7 +140,9 @@ class Linen:
 
     def merge(self, params: Any, model_state: Any, rngs: Any, *, train: bool, key: Any = None) -> "LinenModel":
         """Returns a callable that applies the module."""
-        return LinenModel(self.module, params, model_state, streams=self.streams, train=train, key=key)
+        return LinenModel(
+            self.module, params, model_state, streams=self.streams, train=train, key=key, warned=self._warned
+        )
 
     def carried(self, model: "LinenModel") -> tuple[Any, Any]:
         """Returns the collections that the forward passes left, and None."""
@@ -164,7 +177,15 @@ class LinenModel:
     """
 
     def __init__(
-        self, module: Any, params: Any, state: Any, *, streams: Sequence[str] = (), train: bool = False, key: Any = None
+        self,
+        module: Any,
+        params: Any,
+        state: Any,
+        *,
+        streams: Sequence[str] = (),
+        train: bool = False,
+        key: Any = None,
+        warned: set[str] | None = None,
     ) -> None:
         self.module = module
         self.params = params
@@ -173,6 +194,7 @@ class LinenModel:
         self._train = train
         self._key = key
         self._calls = 0
+        self._warned = set[str]() if warned is None else warned
         self.captured: list[Any] | None = None  # collects the outputs of modules, a tree a call, where it is a list
 
     @property
@@ -197,13 +219,18 @@ class LinenModel:
         Args:
             *args: its arguments.
             method: the name of a method, or a function of the module.
-            rngs: keys by stream, in place of those that the step gives.
+            rngs: keys by stream, in place of those that the step gives. Draws from them are meant, and not warned of.
             mutable: further collections to return, such as `"intermediates"`.
             **kwargs: its keyword arguments. Its `train`, `training`, `is_training` or `deterministic`
                 follows the run where it is not among them.
 
         Returns:
             What the module returns; with `mutable`, a pair of that and the collections, as in Linen.
+
+        Warns:
+            UserWarning: once for each stream, where the module draws from it in evaluation as if it trained: dropout
+                whose mode is a field of the module. Draws of a module without such a mode are taken to be meant, as in
+                a variational model with a stream of its own.
         """
         asked = (mutable,) if isinstance(mutable, str) else tuple(mutable)
         added, given = _train_arguments(self.module, method, args, kwargs, train=self._train)
@@ -212,17 +239,24 @@ class LinenModel:
         capture = self.captured is not None
         watched = (_CAPTURED,) if capture else ()
         collections = list(dict.fromkeys((*(self.state if training else ()), *asked, *watched)))
+        watched_draws = contextlib.nullcontext() if training or rngs is not None else self._watching_draws()
         try:
-            result = self.module.apply(
-                self.variables,
-                *args,
-                rngs=self._keys() if rngs is None else dict(rngs),
-                method=method,
-                mutable=collections or False,
-                **({"capture_intermediates": True} if capture else {}),
-                **kwargs,
-            )
+            with watched_draws:
+                result = self.module.apply(
+                    self.variables,
+                    *args,
+                    rngs=self._keys() if rngs is None else dict(rngs),
+                    method=method,
+                    mutable=collections or False,
+                    **({"capture_intermediates": True} if capture else {}),
+                    **kwargs,
+                )
         except Exception as error:
+            if type(error).__name__ == "ModifyScopeVariableError" and not training:
+                error.add_note(
+                    f"jaxcb: {type(self.module).__name__} changes its variables in evaluation, as in training. "
+                    f"{_CURE.format(example='nn.BatchNorm(use_running_average=not train)(x)')}"
+                )
             if type(error).__name__ == "InvalidRngError":
                 error.add_note(
                     f"jaxcb: this model has keys for the streams {self.streams} (none where it is used outside of a "
@@ -238,6 +272,42 @@ class LinenModel:
             self.state = {name: new.get(name, old) for name, old in self.state.items()}
         return (result, {name: new[name] for name in asked if name in new}) if asked else result
 
+    @contextlib.contextmanager
+    def _watching_draws(self) -> Iterator[None]:
+        """Warns of streams that are drawn from meanwhile, although no module should train."""
+        drawn: dict[str, Any] = {}
+
+        def note(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            result = next_method(*args, **kwargs)
+            # Linen counts the keys that each module has made of each stream
+            for stream, count in getattr(context.module.scope, "rng_counters", {}).items():
+                if isinstance(stream, str) and count and _is_training(context.module, stream):
+                    drawn.setdefault(stream, context.module)
+            return result
+
+        linen = sys.modules.get("flax.linen")
+        if linen is None or not isinstance(self.module, linen.Module):
+            yield
+            return
+        with linen.intercept_methods(note):
+            yield
+        for stream, module in drawn.items():
+            if stream not in self._warned:
+                self._warned.add(stream)
+                warnings.warn(self._told(stream, module), UserWarning, stacklevel=4)
+
+    def _told(self, stream: str, module: Any) -> str:
+        own = type(module).__name__
+        at = "/".join(module.path)
+        where = f"{own} at {at}" if at else own
+        dropout = "dropout is on there and " if "drop" in f"{stream} {own}".lower() else ""
+        return (
+            f"jaxcb: {type(self.module).__name__} draws random numbers from the stream {stream!r} in evaluation (in "
+            f"{where}), as in training, so that {dropout}its values are random. "
+            f"{_CURE.format(example='nn.Dropout(0.5, deterministic=not train)(x)')} Where the draws are meant, say so "
+            f"with keys of your own: model.apply(x, rngs={{{stream!r}: key}})."
+        )
+
     def _keys(self) -> dict[str, Any] | None:
         if self._key is None:
             return None
@@ -245,6 +315,20 @@ class LinenModel:
         self._calls += 1
         # The name decides, not its place, so that a further stream changes no other.
         return {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in self.streams}
+
+
+def _is_training(module: Any, stream: str) -> bool:
+    """Whether a module that has drawn from a stream did so because it is in training mode.
+
+    By the names that say so; a module that has no mode, such as a variational one, always draws.
+    """
+    if "drop" in stream.lower() or "drop" in type(module).__name__.lower():
+        return True
+    while hasattr(module, "parent"):  # at the top this is no module
+        if any(getattr(module, name, None) is value for name, value in _TRAIN_ARGUMENTS.items()):
+            return True
+        module = module.parent
+    return False
 
 
 def _train_arguments(

@@ -1,5 +1,6 @@
 """Linen: the same as applying the module by hand, with nothing to thread."""
 
+import warnings
 import zlib
 
 import jax
@@ -9,6 +10,7 @@ import optax
 import pytest
 from flax import linen as nn
 
+import jaxcb as jc
 from jaxcb.models import adapt
 from jaxcb.models.linen import LinenModel, linen
 
@@ -174,6 +176,175 @@ def test_an_argument_that_is_an_attribute_is_left_alone():
     adapter = linen(nn.Sequential([nn.Dense(2), nn.Dropout(0.5, deterministic=True)]), jnp.ones((1, 2)))
     model = adapter.merge(*adapter.split(), train=True, key=jax.random.key(0))
     np.testing.assert_array_equal(model(jnp.ones((1, 2))), model(jnp.ones((1, 2))))
+
+
+# Modules whose mode is fixed where they are made
+
+X, Y = np.ones((8, 4), np.float32), np.zeros((8, 1), np.float32)
+
+
+class Fixed(nn.Module):
+    """Dropout in training mode, for ever."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(nn.Dropout(0.5, deterministic=False)(x))
+
+
+class Field(nn.Module):
+    """The mode is an attribute of the module, and the noise its own."""
+
+    train: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(x + jax.random.normal(self.make_rng("noise"), x.shape) if self.train else x)
+
+
+class Asking(nn.Module):
+    """Drops where there are keys."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(nn.Dropout(0.5)(x, deterministic=not self.has_rng("dropout")))
+
+
+class Cell(nn.Module):
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, carry, x):
+        return nn.Dropout(0.5, deterministic=self.deterministic)(nn.Dense(4)(carry)), None
+
+
+class Scanned(nn.Module):
+    """Lifted, so that keys are split for the layers in any mode."""
+
+    deterministic: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        split = {"params": True, "dropout": True}
+        layers = nn.scan(nn.remat(Cell), variable_axes={"params": 0}, split_rngs=split, length=3)
+        return nn.Dense(1)(layers(self.deterministic)(x, None)[0])
+
+
+class Jitted(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.jit(Fixed)()(x)
+
+
+class Variational(nn.Module):
+    """Always draws, in evaluation too."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(x + jax.random.normal(self.make_rng("noise"), x.shape))
+
+
+class Argument(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(1)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+def square(model, batch):
+    return jnp.mean((model(batch[0]) - batch[1]) ** 2)
+
+
+def warned(run):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run()
+    return [str(w.message) for w in caught if "jaxcb" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("module", "stream", "where"),
+    [
+        (Fixed(), "dropout", "Dropout at Dropout_0"),
+        (Field(), "noise", "in Field"),
+        (Asking(), "dropout", "Dropout at Dropout_0"),
+        (Scanned(), "dropout", "Dropout at .*/Dropout_0"),
+        (Jitted(), "dropout", "Dropout at .*/Dropout_0"),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, nn.Module) else "",
+)
+def test_draws_of_a_module_that_always_trains_are_warned_of_once(module, stream, where):
+    model = linen(module, X[:1], rngs=(stream,))
+    runs = [
+        lambda: jc.evaluate(model, square, (X, Y), batch_size=3),
+        lambda: jc.predict(model, X, batch_size=3),
+    ]
+    with pytest.warns(
+        UserWarning, match=rf"{type(module).__name__} draws .*'{stream}' in evaluation.*{where}"
+    ) as first:
+        runs[0]()
+    assert len(first) == 1
+    (text,) = [str(w.message) for w in first]
+    for part in ("argument of __call__", "deterministic", f"rngs={{{stream!r}: key}}"):
+        assert part in text
+    assert ("dropout is on" in text) == (stream == "dropout")
+    assert not warned(runs[0])
+    assert not warned(runs[1])
+    again = linen(module, X[:1], rngs=(stream,))
+    assert len(warned(lambda: jc.predict(again, X))) == 1
+
+
+@pytest.mark.parametrize("executor", ["looped", "stepped"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_validation_warns_of_them_too(executor, streamed):
+    def run():
+        val = [(X[:4], Y[:4]), (X[4:], Y[4:])] if streamed else (X, Y)
+        jc.fit(
+            linen(Fixed(), X[:1]),
+            lambda model, batch: square(model, batch),
+            (X, Y),
+            optimizer=optax.sgd(0.1),
+            epochs=2,
+            validation_data=val,
+            executor=executor,
+            verbose=0,
+        )
+
+    assert len(warned(run)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "loss_fn"),
+    [
+        (Variational(), square),
+        (Field(train=False), square),
+        (Scanned(deterministic=True), square),
+        (Argument(), square),
+        (Argument(), lambda model, batch: model(batch[0], train=True).mean()),
+        (Argument(), lambda model, batch: model(batch[0], True).mean()),
+        (Fixed(), lambda model, batch: model.apply(batch[0], rngs={"dropout": jax.random.key(0)}).mean()),
+    ],
+    ids=["variational", "field off", "scan off", "argument", "by keyword", "by place", "own keys"],
+)
+def test_draws_that_are_meant_are_not_warned_of(module, loss_fn):
+    model = linen(module, X[:1], rngs=("dropout", "noise"))
+    assert not warned(lambda: jc.evaluate(model, loss_fn, (X, Y)))
+
+
+def test_training_warns_of_nothing():
+    def run():
+        jc.fit(linen(Fixed(), X[:1]), square, (X, Y), optimizer=optax.sgd(0.1), epochs=1, verbose=0)
+
+    assert not warned(run)
+
+
+def test_statistics_that_always_move_are_an_error_with_its_cure():
+    class Norm(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(1)(nn.BatchNorm(use_running_average=False)(x))
+
+    with pytest.raises(Exception, match="batch_stats") as caught:
+        jc.evaluate(linen(Norm(), X[:1]), square, (X, Y))
+    assert any("use_running_average=not train" in note for note in caught.value.__notes__)
 
 
 def test_errors(nets, batch):

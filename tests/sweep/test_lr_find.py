@@ -34,6 +34,20 @@ def test_each_loss_is_that_of_a_run_with_that_rate(tmp_path):
     assert (tmp_path / "lr.png").stat().st_size > 0
 
 
+def test_a_loss_that_stays_is_told_as_it_is():
+    found = jc.lr_find(
+        {"w": np.zeros((), np.float32)},
+        lambda params, batch: 0.0 * params["w"] + np.float32(0.1),
+        np.ones((8, 1), np.float32),
+        optimizer=optax.sgd,
+        rates=3,
+        steps=9,
+        batch_size=4,
+    )
+    assert found.losses.tolist() == [np.float32(0.1)] * 3
+    assert found.suggestion is None
+
+
 def test_the_suggestion_is_where_the_loss_falls_most():
     rates = np.geomspace(1e-4, 1e2, 7)
     assert _steepest(rates, np.float32([5, 4.9, 4.5, 2, 1, 3, np.nan])) == rates[3]

@@ -110,6 +110,17 @@ def test_the_median_stops_who_is_worse():
     assert any("median" in (m.stop_reason or "") for m in result)
 
 
+@pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3, 0.7, 1.7])
+def test_members_that_are_all_the_same_are_not_worse_than_their_median(value):
+    """Whatever rounding does to the mean of what they have reported."""
+    callback, members = jc.MedianStopping(warmup=0), 4
+    state = jax.tree.map(lambda x: jnp.broadcast_to(x, (members, *x.shape)), callback.init())
+    for epoch in range(50):
+        metrics = jc.Metrics({"val_loss": jnp.full(members, value, jnp.float32)}, step=epoch, epoch=epoch)
+        state, stop = callback.on_epoch_end(state, metrics.replace(alive=jnp.ones(members, bool)))
+        assert not stop.when.any(), epoch
+
+
 def test_a_run_by_itself_refuses_them():
     with pytest.raises(ValueError, match="SuccessiveHalving acts on a population: pass it to"):
         fit(callbacks=[jc.SuccessiveHalving()])
