@@ -128,6 +128,7 @@ def _open(path: Path) -> _Source:
 
     What a run saved for itself is no bare Orbax tree; once it is to be loaded too, it gets its branch here.
     """
+    _orbax.check_place(path)
     path = _complete(path)
     try:
         said = _orbax.metadata(str(path))

@@ -33,7 +33,7 @@ def path_text(owner: str, name: str, value: Any) -> str:
         )
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else value
     if not isinstance(text, str):
-        raise TypeError(f"{owner}: {name} must be a path, a str or a pathlib.Path, got {value!r}.")
+        raise TypeError(f"{owner}: {name} must be a path, got {value!r}; pass a str or a pathlib.Path.")
     if not text:
         raise ValueError(f"{owner}: {name} is an empty text, expected a path; '.' is the working directory.")
     if "\0" in text:
@@ -55,7 +55,7 @@ def working_directory() -> Path:
 
 
 def local_path(owner: str, name: str, value: Any, *, below: Path | None = None) -> Path:
-    """Requires the path of something on this machine, and returns the absolute one, as of the present working directory.
+    """Requires the path of something on this machine, and returns it as an absolute one.
 
     Args:
         owner: whose argument it is, for the error: a function or a class.

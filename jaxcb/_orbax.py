@@ -7,8 +7,8 @@ All processes of a run take part in each operation, and begin it at the same pla
 compares the path on the devices when a save begins. What it does in the background is done without them.
 
 Every path goes to Orbax as `local` makes it. Orbax's own kind (etils 1.15) takes `[`, `*` and `?` in the name of a
-folder for a pattern when it lists the folder: a save in `lr=[0.1]` did not find the arrays that it had just written, and
-wrote no index of them. It also takes `/gs/x` for a bucket.
+folder for a pattern when it lists the folder: a save in `lr=[0.1]` did not find the arrays that it had just written,
+and wrote no index of them. It also takes `/gs/x` for a bucket.
 """
 
 import asyncio
@@ -89,8 +89,22 @@ def metadata(path: str) -> Any:
         return ocp.metadata(readable)
 
 
+def check_place(path: Path) -> None:
+    """Requires a folder that Orbax and TensorStore can write in.
+
+    Raises:
+        ValueError: for a path that they would change into another one.
+    """
+    text = os.fspath(path)
+    odd = "a backslash, which it takes for a slash" if "\\" in text and os.sep == "/" else ""
+    odd = odd or ("'gs:' at the end of a name, which it takes for a bucket" if "gs:/" in f"{text}/" else "")
+    if odd:
+        raise ValueError(f"Orbax can keep no checkpoints in {text!r}: there is {odd}. Give another path.")
+
+
 def local(path: str | Path) -> Any:
     """Returns a path of Orbax's kind to a local folder, whose name is a name and no pattern or address."""
+    check_place(Path(path))
     return _path_type()(path)
 
 

@@ -64,7 +64,7 @@ class ModelCheckpoint(Callback):
 
     Raises:
         TypeError: for a filepath that is none.
-        ValueError: for arguments out of range or that do not fit together, or a mode that the name does not tell.
+        ValueError: for a filepath that is empty or an address, arguments out of range or that do not fit together, or a mode that the name does not tell.
 
     Example:
         >>> import jaxcb as jc

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from jaxcb import _orbax
 from jaxcb._callback import Callback
 from jaxcb._chain import Chain, chain
 from jaxcb._local_path import local_path
@@ -211,7 +212,10 @@ def _directory(run_dir: str | Path | None, callbacks: Chain) -> Path | None:
         run_dir = next((c.backup_dir for c in callbacks.callbacks if isinstance(c, BackupAndRestore)), None)
         owner, name = "BackupAndRestore", "backup_dir"
     # absolute, as a callback may change the working directory
-    return None if run_dir is None else local_path(owner, name, run_dir)
+    directory = None if run_dir is None else local_path(owner, name, run_dir)
+    if directory is not None:
+        _orbax.check_place(directory)
+    return directory
 
 
 def _all_callbacks(callbacks: Chain, verbose: int | str) -> Chain:
