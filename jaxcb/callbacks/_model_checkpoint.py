@@ -64,7 +64,8 @@ class ModelCheckpoint(Callback):
 
     Raises:
         TypeError: for a filepath that is none.
-        ValueError: for a filepath that is empty or an address, arguments out of range or that do not fit together, or a mode that the name does not tell.
+        ValueError: for a filepath that is empty or an address, for arguments out of range or that do not fit together,
+            and for a mode that the name does not tell.
 
     Example:
         >>> import jaxcb as jc
