@@ -1,5 +1,6 @@
 """`load`: weights and train states back from the checkpoints that callbacks saved."""
 
+import glob
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from jaxcb import _orbax
 from jaxcb._check import one_of
+from jaxcb._local_path import local_path
 from jaxcb._train_state import TrainState
 from jaxcb.models import adapt
 from jaxcb.models._adapter import Adapter
@@ -36,7 +38,7 @@ def load(path: Any, target: Any = None, *, what: str | None = None) -> Any:
     default device, whatever devices it was saved from.
 
     Args:
-        path: its directory.
+        path: its directory, on this machine.
         target: what to load into. A model (a Flax NNX module, which is changed in place, `jc.linen(...)`, an Equinox
             module, the model of an earlier run); a `TrainState`; or a pytree of arrays or `jax.ShapeDtypeStruct`:
             parameters, or a dict of `params` and `model_state`. An array's or struct's sharding says where its leaf
@@ -53,7 +55,7 @@ def load(path: Any, target: Any = None, *, what: str | None = None) -> Any:
         FileNotFoundError: where nothing is there.
         ValueError: for what is no Orbax checkpoint, for one that is damaged or half written, where it does not hold
             what was asked for, and for leaves that do not fit, with both shapes and dtypes.
-        TypeError: for a target of another kind.
+        TypeError: for a path that is none, and a target of another kind.
 
     Example:
         >>> import jax.numpy as jnp, tempfile, jaxcb as jc
@@ -66,7 +68,7 @@ def load(path: Any, target: Any = None, *, what: str | None = None) -> Any:
         {'w': Array([1., 1.], dtype=float32)}
     """
     one_of("load", "what", what, (None, "params", "model", "state"))
-    source = _open(Path(path).expanduser().absolute())
+    source = _open(local_path("load", "path", path))
     if target is None:
         part = source.part(what)
         return _at(source.read({parts: None for parts in source.leaves if parts[: len(part)] == part}), part, what)
@@ -126,11 +128,10 @@ def _open(path: Path) -> _Source:
 
     What a run saved for itself is no bare Orbax tree; once it is to be loaded too, it gets its branch here.
     """
-    from orbax.checkpoint import v1 as ocp
-
+    _orbax.check_place(path)
     path = _complete(path)
     try:
-        said = ocp.metadata(str(path))
+        said = _orbax.metadata(str(path))
     except Exception as error:
         raise ValueError(f"{path} is a damaged or half-written checkpoint: {_first_line(error)}") from error
     facts = said.custom_metadata if isinstance(said.custom_metadata, Mapping) else {}
@@ -150,7 +151,7 @@ def _complete(path: Path) -> Path:
         new = path.with_name(f"{path.name}.jaxcb-new")
         if _is_checkpoint(new):  # killed between the two renames that replace one by the other
             return new
-        if any(path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*")):
+        if any(path.parent.glob(f"{glob.escape(path.name)}.orbax-checkpoint-tmp*")):
             raise ValueError(f"the save of {path} was never finished, so there is nothing to load.")
         raise FileNotFoundError(f"there is no checkpoint at {path}.{_those_in(path.parent)}")
     if path.is_file():

@@ -12,6 +12,7 @@ import optax
 from jaxcb._actions import Stop
 from jaxcb._callback import Callback
 from jaxcb._check import number, whole
+from jaxcb._local_path import local_path
 from jaxcb._metrics import Metrics
 from jaxcb._struct import Struct, static, strong_tree
 from jaxcb._sweep import sweep
@@ -43,6 +44,7 @@ class LRFind:
         Raises:
             ImportError: without matplotlib (`pip install jaxcb[plot]`).
         """
+        path = None if path is None else local_path("LRFind.plot", "path", path)
         try:
             from matplotlib.figure import Figure
         except ImportError:
@@ -62,7 +64,7 @@ class LRFind:
         axis.set_ylabel("smoothed training loss")
         axis.grid(alpha=0.25)
         if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=120)
         return figure
 

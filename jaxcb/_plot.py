@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxcb._local_path import local_path
+
 _RATES = ("learning_rate", "base_learning_rate", "lr_scale")
 _LOG_RATIO = 20  # a loss that falls by more than this factor is drawn on a logarithmic axis
 _MARKED_ROWS = 60  # up to so many rows each one gets a dot
@@ -22,6 +24,7 @@ def curves(result: Any, path: str | Path | None = None) -> Any:
     Returns:
         The matplotlib figure.
     """
+    path = None if path is None else local_path("Result.plot", "path", path)
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
@@ -53,7 +56,7 @@ def curves(result: Any, path: str | Path | None = None) -> Any:
     axes[-1].set_xlim(0, None)
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
     return figure
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxcb._actions import HostAction, LogAction, Stop, as_actions, fill
 from jaxcb._callback import Callback
 from jaxcb._chain import chain
+from jaxcb._local_path import local_path
 from jaxcb._requests import answers, check_request, is_request
 from jaxcb._struct import strong_tree
 from jaxcb.loop import Run
@@ -24,7 +25,7 @@ class Recorder:
     Control actions are `apply`'s. Use it in a `with` block, which makes everything durable on every way out.
 
     Args:
-        run_dir: where relative paths lie; the working directory where it is None.
+        run_dir: where relative paths lie; where it is None, the working directory in which the recorder was made.
         callbacks: whose actions will come; an action of another owner is refused.
         verbose: 0 for silence.
 
@@ -50,7 +51,7 @@ class Recorder:
     def __init__(
         self, run_dir: str | Path | None = None, *, callbacks: Any = None, verbose: int | str = "auto"
     ) -> None:
-        directory = None if run_dir is None else Path(run_dir).expanduser().absolute()
+        directory = None if run_dir is None else local_path("Recorder", "run_dir", run_dir)
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
         self._run = Run(directory)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxcb._errors import DataError
+from jaxcb._local_path import local_path
 from jaxcb._rows import MISSING
 
 POSITIONS = ("step", "epoch")
@@ -89,8 +90,9 @@ def read_records(source: Any) -> Records:
             not rise.
         TypeError: for another kind of source.
     """
-    if isinstance(source, str | os.PathLike):
-        path = Path(source) / "history.csv" if Path(source).is_dir() else Path(source)
+    if isinstance(source, str | os.PathLike | bytes):
+        path = local_path("replay", "source", source)
+        path = path / "history.csv" if path.is_dir() else path
         records, journal = _from_file(path), path.with_name(JOURNAL)
         return _with_journal(records, journal) if path.name == "history.csv" and journal.is_file() else records
     if isinstance(source, Mapping):

@@ -15,6 +15,7 @@ from jaxcb._check import one_of, whole
 from jaxcb._configuration import Configuration
 from jaxcb._errors import DataError
 from jaxcb._fit import split_off
+from jaxcb._local_path import local_path
 from jaxcb._members import Member, bytes_of, grouped, make_members, together, varying
 from jaxcb._points import Point, as_points
 from jaxcb._probe import Probe
@@ -143,6 +144,7 @@ def sweep(
         >>> len(result), result.best("loss").point["optimizer.learning_rate"]
         (4, 0.1)
     """
+    directory = None if run_dir is None else local_path("sweep", "run_dir", run_dir)
     points = as_points(over)
     at_once = None if at_once is None else whole("sweep", "at_once", at_once, least=1)
     one_of("sweep", "strategy", strategy, STRATEGIES)
@@ -166,7 +168,7 @@ def sweep(
         probes=probes,
         host_metrics=host_metrics,
         seed=seed,
-        run_dir=run_dir,
+        run_dir=directory,
         resume=resume,
         overwrite=overwrite,
         on_save_error=on_save_error,
@@ -182,7 +184,6 @@ def sweep(
     together_at_most = min(at_once or len(points), len(points))
     members = make_members(model_fn, base, points, lambda first: _check_memory(bytes_of(first), together_at_most))
     groups, fixed = grouped(members)
-    directory = None if run_dir is None else Path(run_dir).expanduser().absolute()
     where = list(_split(groups, at_once))
     if verbose != 0 and jax.process_index() == 0:
         _say_groups(groups, len(where))

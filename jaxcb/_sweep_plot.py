@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxcb._local_path import local_path
+
 _DECADES = 20  # values that span a larger factor are drawn on a logarithmic axis
 
 
@@ -21,6 +23,7 @@ def picture(result: Any, monitor: str, mode: str, path: str | Path | None) -> An
         The matplotlib figure: above the curve of each member with its end marked, below a line for each through its
         values and its best report.
     """
+    path = None if path is None else local_path("SweepResult.plot", "path", path)
     try:
         from matplotlib import colormaps
         from matplotlib.colors import Normalize
@@ -37,7 +40,7 @@ def picture(result: Any, monitor: str, mode: str, path: str | Path | None) -> An
     _coordinates(below, result, monitor, best, colors, winner)
     figure.suptitle(f"{len(result)} members; yellow ones end worse, the best is drawn in red", fontsize=10)
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
     return figure
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxcb._errors import did_you_mean
 from jaxcb._history import RunHistory
+from jaxcb._local_path import local_path
 from jaxcb._members import Member
 from jaxcb._modes import resolve_mode, told_mode
 from jaxcb._points import Point
@@ -195,7 +196,7 @@ class SweepResult(Sequence[Result]):
     def write_table(self, path: str | Path) -> Path:
         """Writes the table as a CSV file."""
         columns = self.table()
-        path = Path(path)
+        path = local_path("SweepResult.write_table", "path", path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file, lineterminator="\n")

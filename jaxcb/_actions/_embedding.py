@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxcb._actions._series import OfArrays
+from jaxcb._local_path import path_text
 from jaxcb._pictures import as_pixels
 from jaxcb._struct import static
 
@@ -39,8 +40,8 @@ class Embedding(OfArrays):
     def __post_init__(self) -> None:
         what = f"Embedding {self.tag!r}"
         self.check(self.vectors)
-        if isinstance(self.labels, str | os.PathLike):
-            self._set("labels", os.fspath(self.labels))
+        if isinstance(self.labels, str | bytes | os.PathLike):
+            self._set("labels", path_text("Embedding", "labels", self.labels))
         elif self.labels is not None:
             self._set("labels", tuple(map(str, self.labels)))
         if self.sprites is not None:

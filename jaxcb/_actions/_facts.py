@@ -34,6 +34,7 @@ class Graph(TensorBoardAction):
     outputs: tuple[str, ...] = static(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.jaxpr is not None and not hasattr(self.jaxpr, "jaxpr"):
             raise TypeError(f"Graph takes what jax.make_jaxpr(fn)(*args) returns, got a {type(self.jaxpr).__name__}.")
         self._set("outputs", (self.outputs,) if isinstance(self.outputs, str) else tuple(self.outputs))
@@ -70,6 +71,7 @@ class HParams(TensorBoardAction):
     run: str = static(default="hparams", kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         pairs = tuple(self.settings.items() if isinstance(self.settings, Mapping) else self.settings)
         for name, value in pairs:
             if not (value is None or isinstance(value, bool | int | float | str)):

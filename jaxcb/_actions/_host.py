@@ -1,12 +1,12 @@
 """Host actions: what needs the live run on the host."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any
 
 from jaxcb._actions._base import HostAction
 from jaxcb._check import one_of, whole
+from jaxcb._local_path import path_text
 from jaxcb._struct import static
 
 
@@ -51,8 +51,7 @@ class Checkpoint(HostAction):
     template = "path"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.path, str | os.PathLike) or not os.fspath(self.path):
-            raise TypeError(f"Checkpoint takes the path of a directory, got {self.path!r}.")
+        self._set("path", path_text("Checkpoint", "path", self.path))
         one_of("Checkpoint", "what", self.what, ("model", "state"))
         one_of("Checkpoint", "mode", self.mode, ("min", "max"))
         for name in ("max_to_keep", "keep_best"):
@@ -60,7 +59,6 @@ class Checkpoint(HostAction):
                 self._set(name, whole("Checkpoint", name, getattr(self, name), least=1))
         if self.keep_best is not None and self.value is None:
             raise ValueError("Checkpoint: keep_best needs value=, which it ranks by.")
-        self._set("path", os.fspath(self.path))
 
 
 class Backup(HostAction):
@@ -79,6 +77,9 @@ class Profile(HostAction):
 
     begins: bool = static()
     log_dir: str = static(default="logs", kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._set("log_dir", path_text("Profile", "log_dir", self.log_dir))
 
 
 class Summarize(HostAction):

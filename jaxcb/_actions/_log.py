@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxcb._actions._base import LogAction
+from jaxcb._local_path import path_text
 from jaxcb._struct import static
 
 
@@ -24,6 +25,9 @@ class Row(LogAction):
     path: str = static()
     separator: str = static(default=",")
     append: bool = static(default=False)
+
+    def __post_init__(self) -> None:
+        self._set("path", path_text("Row", "path", self.path))
 
 
 class Remember(LogAction):
@@ -82,6 +86,9 @@ class JSONLine(ReportAction):
 
     path: str = static()
     append: bool = static(default=False)
+
+    def __post_init__(self) -> None:
+        self._set("path", path_text("JSONLine", "path", self.path))
 
 
 class Post(ReportAction):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxcb._actions._base import LogAction
 from jaxcb._actions._request import RequestAction
 from jaxcb._check import one_of
+from jaxcb._local_path import path_text
 from jaxcb._pictures import as_picture, as_pixels
 from jaxcb._struct import static
 
@@ -23,6 +24,11 @@ class TensorBoardAction(LogAction):
     run: str = static(default="train", kw_only=True)
     log_dir: str = static(default="logs", kw_only=True)
 
+    def __post_init__(self) -> None:
+        self._set("log_dir", path_text(type(self).__name__, "log_dir", self.log_dir))
+        if self.run != "":  # which is `log_dir` itself
+            path_text(type(self).__name__, "run", self.run)
+
 
 class SeriesAction(TensorBoardAction):
     """A log action for TensorBoard: one step of the series `tag` of a run.
@@ -36,6 +42,7 @@ class SeriesAction(TensorBoardAction):
     by: str = static(default="step", kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of(type(self).__name__, "by", self.by, ("step", "epoch"))
 
 

@@ -1,11 +1,11 @@
 """`BackupAndRestore`: how often a run is saved, so that it survives being killed."""
 
-import os
 from typing import Any
 
 from jaxcb._actions import Backup
 from jaxcb._callback import Callback, Metrics
 from jaxcb._check import whole
+from jaxcb._local_path import path_text
 from jaxcb._struct import static
 
 
@@ -40,9 +40,7 @@ class BackupAndRestore(Callback):
     delete_checkpoint: bool = static(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.backup_dir, str | os.PathLike) or not os.fspath(self.backup_dir):
-            raise TypeError(f"BackupAndRestore: backup_dir must be a path, got {self.backup_dir!r}.")
-        self._set("backup_dir", os.fspath(self.backup_dir))
+        self._set("backup_dir", path_text("BackupAndRestore", "backup_dir", self.backup_dir))
         if self.save_freq != "epoch":
             if isinstance(self.save_freq, str):
                 raise ValueError(

@@ -1,10 +1,10 @@
 """`CSVLogger`: a row an epoch in a CSV file."""
 
-import os
 from typing import Any
 
 from jaxcb._actions import Row
 from jaxcb._callback import Callback, Metrics
+from jaxcb._local_path import path_text
 from jaxcb._rows import fresh_scalars
 from jaxcb._struct import static
 
@@ -22,6 +22,7 @@ class CSVLogger(Callback):
 
     Raises:
         TypeError: for a filename that is no path, or an empty separator.
+        ValueError: for a filename that is empty or an address.
 
     Example:
         >>> import jaxcb as jc
@@ -36,11 +37,9 @@ class CSVLogger(Callback):
     append: bool = static(default=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.filename, str | os.PathLike):
-            raise TypeError(f"CSVLogger: filename must be a path, got {self.filename!r}.")
+        self._set("filename", path_text("CSVLogger", "filename", self.filename))
         if not isinstance(self.separator, str) or len(self.separator) != 1:
             raise TypeError(f"CSVLogger: separator must be one character, got {self.separator!r}.")
-        self._set("filename", os.fspath(self.filename))
 
     def on_eval_end(self, state: Any, metrics: Metrics) -> Any:
         return state, self._row(metrics, when=~metrics.closes_epoch)

@@ -1,9 +1,9 @@
 """`JSONLogger`: a line of JSON an epoch."""
 
-import os
 from typing import Any
 
 from jaxcb._actions import JSONLine
+from jaxcb._local_path import path_text
 from jaxcb._struct import static
 from jaxcb.callbacks._reporter import Reporter
 
@@ -23,7 +23,7 @@ class JSONLogger(Reporter):
 
     Raises:
         TypeError: for a filename that is no path.
-        ValueError: for another `every`.
+        ValueError: for a filename that is empty or an address, or another `every`.
 
     Example:
         >>> import jaxcb as jc
@@ -35,9 +35,7 @@ class JSONLogger(Reporter):
     append: bool = static(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.filename, str | os.PathLike):
-            raise TypeError(f"JSONLogger: filename must be a path, got {self.filename!r}.")
-        self._set("filename", os.fspath(self.filename))
+        self._set("filename", path_text("JSONLogger", "filename", self.filename))
         self._check_every()
 
     def _report(self, values: dict[str, Any], fresh: dict[str, Any], when: Any) -> JSONLine:

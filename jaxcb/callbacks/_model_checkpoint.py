@@ -1,7 +1,6 @@
 """`ModelCheckpoint`: save the weights while training."""
 
 import math
-import os
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from jax import Array
 from jaxcb._actions import PLACES, Checkpoint, Print, template_names
 from jaxcb._callback import Callback, Metrics
 from jaxcb._check import number, one_of, whole
+from jaxcb._local_path import path_text
 from jaxcb._modes import resolve_mode
 from jaxcb._struct import Struct, static, strong_tree
 from jaxcb.callbacks._monitor import NO_BEST, Monitor, improved, is_old, monitor_name, read
@@ -64,7 +64,8 @@ class ModelCheckpoint(Callback):
 
     Raises:
         TypeError: for a filepath that is none.
-        ValueError: for arguments out of range or that do not fit together, or a mode that the name does not tell.
+        ValueError: for a filepath that is empty or an address, for arguments out of range or that do not fit together,
+            and for a mode that the name does not tell.
 
     Example:
         >>> import jaxcb as jc
@@ -95,9 +96,7 @@ class ModelCheckpoint(Callback):
 
     def __post_init__(self) -> None:
         own = "ModelCheckpoint"
-        if not isinstance(self.filepath, str | os.PathLike) or not os.fspath(self.filepath):
-            raise TypeError(f"{own}: filepath must be the path of a directory, got {self.filepath!r}.")
-        path = os.fspath(self.filepath)
+        path = path_text(own, "filepath", self.filepath)
         self._set("filepath", path)
         try:
             template_names(path)

@@ -1,5 +1,6 @@
 """`TensorBoard`: curves, histograms, pictures and more of a run, for TensorBoard."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jaxcb._actions import Configuration, Embedding, Graph, Histogram, HParams, Image, Profile, Scalars
 from jaxcb._callback import Callback, Metrics
 from jaxcb._check import one_of, whole
+from jaxcb._local_path import path_text
 from jaxcb._rows import fresh_scalars
 from jaxcb._struct import Struct, static, strong_tree
 
@@ -47,7 +49,8 @@ class TensorBoard(Callback):
         `looked`.
 
     Raises:
-        ValueError: for arguments out of range.
+        TypeError: for a path that is none.
+        ValueError: for arguments out of range, and a path that is empty or an address.
 
     Example:
         >>> import jaxcb as jc
@@ -73,7 +76,7 @@ class TensorBoard(Callback):
     hparams: Any = static(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        self._set("log_dir", str(self.log_dir))
+        self._set("log_dir", path_text("TensorBoard", "log_dir", self.log_dir))
         self._set("histogram_freq", whole("TensorBoard", "histogram_freq", self.histogram_freq))
         if isinstance(self.update_freq, str):
             one_of("TensorBoard", "update_freq", self.update_freq, ("epoch", "batch"))
@@ -209,4 +212,10 @@ def _batches(profile_batch: Any) -> tuple[int, int] | None:
 def _labels(metadata: Any) -> tuple[tuple[str, Any], ...]:
     """Pairs of a pattern and the labels of what fits it."""
     pairs = metadata.items() if isinstance(metadata, Mapping) else [(_EMBEDDINGS, metadata)]
-    return tuple((pattern, tuple(own) if isinstance(own, list) else own) for pattern, own in pairs)
+    return tuple((pattern, _label(own)) for pattern, own in pairs)
+
+
+def _label(own: Any) -> Any:
+    if isinstance(own, str | bytes | os.PathLike):
+        return path_text("TensorBoard", "embeddings_metadata", own)
+    return tuple(own) if isinstance(own, list) else own

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from jaxcb._actions import WandbLog
 from jaxcb._callback import Metrics
+from jaxcb._local_path import path_text
 from jaxcb._struct import static
 from jaxcb.callbacks._options import Options
 from jaxcb.callbacks._reporter import Reporter
@@ -41,6 +42,8 @@ class WandbLogger(Reporter):
 
     def __init__(self, project: str | None = None, *, every: int | str = "epoch", **init: Any) -> None:
         given = ({} if project is None else {"project": project}) | init
+        if init.get("dir") is not None:
+            given["dir"] = path_text("WandbLogger", "dir", init["dir"])
         self._set("options", Options(given) if given else None)
         self._set("every", every)
         self._set("name", None)

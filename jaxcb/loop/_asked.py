@@ -8,6 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from jaxcb._check import one_of, whole
+from jaxcb._local_path import local_path
 from jaxcb._probe import Probe
 from jaxcb.loop._carry import FOREVER
 from jaxcb.loop._positions import Cadence
@@ -54,6 +55,8 @@ class Asked:
     fast_dev_run: int | bool = False
 
     def __post_init__(self) -> None:
+        if self.run_dir is not None:
+            self.run_dir = local_path("fit", "run_dir", self.run_dir)
         if self.epochs is None and self.steps is None:
             raise ValueError("nothing says how long to train: pass epochs= or steps=.")
         self.epochs, self.steps = _count("epochs", self.epochs), _count("steps", self.steps)

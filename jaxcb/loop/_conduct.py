@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from jaxcb import _orbax
 from jaxcb._callback import Callback
 from jaxcb._chain import Chain, chain
+from jaxcb._local_path import local_path
 from jaxcb._processes import processes
 from jaxcb._train_state import TrainState
 from jaxcb.callbacks import BackupAndRestore, History, ProgressBar
@@ -205,10 +207,15 @@ def conduct(
 
 def _directory(run_dir: str | Path | None, callbacks: Chain) -> Path | None:
     """The run's directory; a `BackupAndRestore` names one where nobody else does."""
+    owner, name = "fit", "run_dir"
     if run_dir is None:
         run_dir = next((c.backup_dir for c in callbacks.callbacks if isinstance(c, BackupAndRestore)), None)
+        owner, name = "BackupAndRestore", "backup_dir"
     # absolute, as a callback may change the working directory
-    return None if run_dir is None else Path(run_dir).expanduser().absolute()
+    directory = None if run_dir is None else local_path(owner, name, run_dir)
+    if directory is not None:
+        _orbax.check_place(directory)
+    return directory
 
 
 def _all_callbacks(callbacks: Chain, verbose: int | str) -> Chain:

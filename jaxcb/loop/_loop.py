@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from jaxcb._callback import Callback
 from jaxcb._chain import AsCallback, as_chain
+from jaxcb._local_path import local_path
 from jaxcb._probe import Probe
 from jaxcb._train_state import TrainState
 from jaxcb.loop._asked import Asked
@@ -135,6 +136,8 @@ class Loop:
                 f"Loop.run takes a TrainState, such as jc.TrainState.create(params=..., tx=...), got a "
                 f"{type(train_state).__name__}."
             )
+        if run_dir is not None:
+            run_dir = local_path("Loop.run", "run_dir", run_dir)
         given = [train_state]
         del train_state  # see `conduct`
         return conduct(

@@ -1,5 +1,6 @@
 """`Writer`: what performs one kind of action on the host."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from jaxcb._local_path import local_path, working_directory
 from jaxcb._processes import ALONE, Processes
 from jaxcb.writers._append import AppendFile
 
@@ -17,6 +19,7 @@ class Context:
 
     Attributes:
         run_dir: the run's directory, or None.
+        began_in: the working directory when the run began; a callback may change it later.
         run: the live run, as `Call` functions see it.
         verbose: 0 for silence.
         epochs: how many epochs the run is for, or None.
@@ -40,6 +43,7 @@ class Context:
         processes: Processes = ALONE,
     ) -> None:
         self.run_dir = run_dir
+        self.began_in = working_directory()
         self.run = run
         self.verbose = verbose
         self.epochs = epochs
@@ -53,11 +57,18 @@ class Context:
         self._owners: dict[Path, str] = {}
 
     def path(self, name: str) -> Path:
-        """Returns where a file lies: relative names below `run_dir` where there is one."""
-        path = Path(name).expanduser()
+        """Returns where a file lies: relative names below `run_dir`, or the working directory that the run began in.
+
+        Raises:
+            TypeError: for what is no path.
+            ValueError: for an address and an empty name.
+        """
+        path = local_path("Context.path", "name", name, below=self.began_in if self.run_dir is None else self.run_dir)
         if self.trial and self.run_dir is not None:
-            return self.run_dir / path.relative_to(path.anchor)
-        return path if path.is_absolute() or self.run_dir is None else self.run_dir / path
+            path = Path(os.path.normpath(path))  # a `..` leads nowhere else
+            if not path.is_relative_to(self.run_dir):
+                return self.run_dir / path.relative_to(path.anchor)
+        return path
 
     def claim(self, path: Path, owner: str) -> None:
         """Notes a file of the run and who writes it.

@@ -49,6 +49,7 @@ class CheckpointWriter(Writer):
         self._claim(self.context.path(action.path).absolute(), action.owner)
         zeros = jax.tree.map(lambda x: np.zeros((), x.dtype), action.values)
         path = self._path(action.replace(values=zeros), step=0, epoch=0, batch=0)
+        _orbax.check_place(path)
         if self.context.processes.leads:
             check_writable(path.parent, "checkpoints")
             if not action.when.shape:

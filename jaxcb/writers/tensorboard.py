@@ -16,6 +16,7 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttr
 
 from jaxcb._actions import Configuration, Embedding, Figure, Graph, Histogram, HParams, Image, Scalars, Text, fill
 from jaxcb._graph import draw, input_names
+from jaxcb._local_path import local_path
 from jaxcb._pictures import as_pixels
 from jaxcb.writers._event_file import EventFile, event_files
 from jaxcb.writers._graphdef import as_graphdef
@@ -50,7 +51,7 @@ class TensorBoardWriter(Writer):
             raise ImportError(f"{action.owner} writes images, which needs Pillow: pip install pillow.")
         if isinstance(action, Embedding):
             self._projectors.setdefault(directory, Projector(directory))
-            if isinstance(action.labels, str) and not Path(action.labels).expanduser().is_file():
+            if isinstance(action.labels, str) and not self._labels(action).is_file():
                 raise FileNotFoundError(
                     f"{action.owner}: the labels of Embedding {action.tag!r} are to come from {action.labels}, which "
                     "is no file."
@@ -74,7 +75,8 @@ class TensorBoardWriter(Writer):
                         )
 
     def _directory(self, action: Any) -> Path:
-        return self.context.path(f"{action.log_dir}/{action.run}")
+        log_dir = self.context.path(action.log_dir)  # by itself: an empty one before a slash would be the root
+        return self.context.path(f"{log_dir}/{action.run}")
 
     def _file(self, action: Any) -> EventFile:
         """The open event file of the action's run; made when something is written, so that it is always closed."""
@@ -89,7 +91,9 @@ class TensorBoardWriter(Writer):
             suffix = "" if member is None else f"/{member}"
             if isinstance(action, Embedding):
                 name = f"{action.tag}{suffix} {action.by} {step}"
-                self._projectors[self._directory(action)].add(name, action.vectors, _columns(action), action.sprites)
+                self._projectors[self._directory(action)].add(
+                    name, action.vectors, self._columns(action), action.sprites
+                )
             elif isinstance(action, Graph):
                 if not member:  # they all have the same
                     self._file(action).add_event(self._graph(action))
@@ -120,6 +124,21 @@ class TensorBoardWriter(Writer):
                     f"TensorBoard has no place for a {type(action).__name__}. Register a writer for it: "
                     f"@jc.writer({type(action).__name__})."
                 )
+
+    def _columns(self, action: Embedding) -> list[list[str]] | Path | None:
+        """What stands beside each vector: a text each, or a file."""
+        labels, classes = action.labels, action.classes
+        if isinstance(labels, str):
+            return self._labels(action)
+        if labels is not None:
+            labels = list(labels) if classes is None else [labels[i] for i in np.asarray(classes).tolist()]
+        elif classes is not None:
+            labels = [str(number) for number in np.asarray(classes).tolist()]
+        return None if labels is None else [[" ".join(text.split()) or " " for text in labels]]
+
+    def _labels(self, action: Embedding) -> Path:
+        """The file that the labels come from: the user's, so a relative path does not lie below `run_dir`."""
+        return local_path(action.owner, "labels", action.labels, below=self.context.began_in)
 
     def _graph(self, action: Graph) -> Event:
         jaxpr = action.jaxpr
@@ -214,18 +233,6 @@ def _figure(tag: str, drawn: Any) -> Summary:
     if pyplot is not None:
         pyplot.close(drawn)
     return _image(tag, np.asarray(Picture.open(file).convert("RGB")))
-
-
-def _columns(action: Embedding) -> list[list[str]] | Path | None:
-    """What stands beside each vector: a text each, or a file."""
-    labels, classes = action.labels, action.classes
-    if isinstance(labels, str):
-        return Path(labels).expanduser()
-    if labels is not None:
-        labels = list(labels) if classes is None else [labels[i] for i in np.asarray(classes).tolist()]
-    elif classes is not None:
-        labels = [str(number) for number in np.asarray(classes).tolist()]
-    return None if labels is None else [[" ".join(text.split()) or " " for text in labels]]
 
 
 def _histogram(tag: str, action: Histogram) -> Any:

@@ -393,7 +393,7 @@ def test_what_cannot_be_saved_is_refused_before_the_first_step(case, tmp_path, m
 
 
 def test_arguments_are_checked():
-    with pytest.raises(TypeError, match="Checkpoint takes the path of a directory, got ''"):
+    with pytest.raises(ValueError, match="Checkpoint: path is an empty text, expected a path"):
         jc.Checkpoint("")
     with pytest.raises(ValueError, match="what must be one of 'model', 'state', got 'all'"):
         jc.Checkpoint("a", "all")

@@ -148,11 +148,14 @@ def test_a_writer_that_cannot_be_closed_is_an_error(monkeypatch):
         fit(epochs=1, callbacks=[Breaks()], validation_data=None)
 
 
-def test_a_context_places_files_below_the_run_dir(tmp_path):
+def test_a_context_places_files_below_the_run_dir(tmp_path, monkeypatch):
     context = Context(tmp_path, None, 0, None)
     assert context.path("a/b.csv") == tmp_path / "a" / "b.csv"
     assert context.path(str(tmp_path / "c.csv")) == tmp_path / "c.csv"
-    assert Context(None, None, 0, None).path("a.csv").as_posix() == "a.csv"
+    monkeypatch.chdir(tmp_path)
+    context = Context(None, None, 0, None)
+    monkeypatch.chdir("/")
+    assert context.path("a.csv") == tmp_path / "a.csv"
 
 
 def test_a_file_has_one_owner(tmp_path):
