@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcb import _orbax
+from jaxcb import _exports, _orbax
 from jaxcb._check import one_of
 from jaxcb._train_state import TrainState
 from jaxcb.models import adapt
@@ -147,10 +147,11 @@ def _complete(path: Path) -> Path:
         ValueError: where something else is.
     """
     if not path.exists():
-        new = path.with_name(f"{path.name}.jaxcb-new")
-        if _is_checkpoint(new):  # killed between the two renames that replace one by the other
+        new = _exports.complete(path)
+        if new is not None:  # killed between the two renames that replace one by the other
             return new
-        if any(path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*")):
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        if any(name.startswith(f"{path.name}.") and ".orbax-checkpoint-tmp" in name for name in beside):
             raise ValueError(f"the save of {path} was never finished, so there is nothing to load.")
         raise FileNotFoundError(f"there is no checkpoint at {path}.{_those_in(path.parent)}")
     if path.is_file():

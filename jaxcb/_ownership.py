@@ -109,7 +109,8 @@ class RunRecord:
             if not lines or lines[0]["format"] > _FORMAT or not is_run_id(lines[0]["run"]):
                 raise ValueError("its first line names no run of this format")
             record.run = lines[0]["run"]
-            for number, line in enumerate(lines[1:], 1):
+            for line in lines[1:]:
+                number += 1
                 record._take(line)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(

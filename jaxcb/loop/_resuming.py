@@ -13,13 +13,14 @@ from jaxcb._processes import Processes
 from jaxcb._records import JOURNAL
 from jaxcb._struct import Struct
 from jaxcb.callbacks import ProgressBar
+from jaxcb.loop import _manifest
 from jaxcb.loop._feed import FeedStart
 from jaxcb.loop._keeping import CHECKPOINTS, RESULT, Keeper
 from jaxcb.loop._parts import part_of
-from jaxcb.loop import _manifest
 from jaxcb.loop._store import Saved, checkpoints_in, remove_store
 
 _FILES = ("history.csv", JOURNAL)
+TABLE = "table.csv"  # in the directory of a sweep
 _STORES = (CHECKPOINTS, RESULT)
 
 
@@ -193,6 +194,8 @@ def _run_in(directory: Path) -> _There:
                 continue
             run = saved.run or run
             made |= {key: () for key in saved.facts.get("files", ()) if key in _FILES}
+        if saves and (directory / TABLE).exists():
+            made[TABLE] = ()
     files = tuple(directory / name for name in _FILES if (directory / name).exists())
     for path in files:
         if path.name not in made:

@@ -15,7 +15,8 @@ _WAITING = 1 << 20  # bytes that wait for a flush at most
 class AppendFile:
     """A text file (UTF-8) that is written at its end; nothing is touched before the first write.
 
-    Whatever others append meanwhile stays: each flush goes to where the file ends then, under a lock that all runs take.
+    Whatever others append meanwhile stays: each flush goes to where the file ends then, under a lock that all runs
+    take.
 
     Args:
         path: the file; directories are made.
@@ -192,16 +193,16 @@ class AppendFile:
                     os.fsync(file)
         if not whole:
             raise ValueError(
-                f"{self.path} does not hold what this run has written to it up to its checkpoint. It was changed since, "
-                "or the record of what was written (.jaxcb in the run's directory) is not there. Put it back, or give "
-                "another filename."
+                f"{self.path} does not hold what this run has written to it up to its checkpoint. It was changed "
+                "since, or the record of what was written (.jaxcb in the run's directory) is not there. Put it back, "
+                "or give another filename."
             )
         if (standing and not joined) or torn:
             raise ValueError(
-                f"{self.path} holds lines that this run wrote after its checkpoint, and lines of others among or behind "
-                f"them: from byte {standing[0].start if standing else end} on. They are not cut, as no line of another "
-                "run may be lost, and would be written a second time. Delete this run's lines there, or give another "
-                "filename."
+                f"{self.path} holds lines that this run wrote after its checkpoint, and lines of others among or "
+                f"behind them, from byte {standing[0].start if standing else end} on. To cut them might lose lines of "
+                "another run, and to leave them would have them twice. Delete this run's lines there by hand, or give "
+                "another filename."
             )
         self._record.cut(self._key, end)
 
