@@ -100,7 +100,7 @@ class Keeper:
 
     def look(self) -> tuple[Saved | None, Saved | None]:
         """Returns the newest checkpoint of the training and the finished result, where they are."""
-        return self._training.latest(), self._result.latest()
+        return self._training.latest(), self._result.latest(needed=False)
 
     def restore(self, saved: Saved, carry: Carry, *, finished: bool = False) -> Carry:
         """Returns a new run's carry with what was saved.

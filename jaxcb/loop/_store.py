@@ -127,16 +127,19 @@ class Store:
         if wait:
             self._settle()
 
-    def latest(self) -> Saved | None:
+    def latest(self, *, needed: bool = True) -> Saved | None:
         """Returns the newest checkpoint that is whole, every byte of it read; None where there is none at all.
+
+        Args:
+            needed: whether nobody can do without one that is there; else it is said, and None is returned.
 
         Raises:
             ValueError: where there are checkpoints, and none of them is whole.
         """
         self._join()
-        return self._processes.agree(self._latest)
+        return self._processes.agree(lambda: self._latest(needed))
 
-    def _latest(self) -> Saved | None:
+    def _latest(self, needed: bool) -> Saved | None:
         reasons: dict[Path, UnusableError] = {}
         names = sorted(self._names(), key=_place, reverse=True)
         for name in names:
@@ -154,13 +157,17 @@ class Store:
                     self._unusable[other.name] = reason
                     self._say(f"The checkpoint {other} {_because(reason)}. It is skipped; {path} is used.")
             return saved
+        if reasons and not needed:
+            for path, reason in reasons.items():
+                self._say(f"The checkpoint {path} {_because(reason)}. It is skipped.")
+            return None
         if reasons:
             listed = "".join(f"\n  {path} {_because(reason)}" for path, reason in reasons.items())
             raise ValueError(
                 f"{self.directory} holds checkpoints, and none of them is whole:{listed}\n"
                 "Put them back from a copy, or begin a new run in another directory."
             )
-        return self._latest() if names else None
+        return self._latest(needed) if names else None
 
     def load(self, saved: Saved, target: Mapping[str, jax.ShapeDtypeStruct] | None = None) -> dict[str, Any]:
         """Returns arrays by name.
