@@ -309,7 +309,11 @@ def writer(manifest, name):
 
 
 def exports(*entries):
-    return lambda m: writer(m, "Checkpoint").update({"w/{epoch}": [*entries, *writer(m, "Checkpoint")["w/{epoch}"]]})
+    def change(manifest):
+        own = writer(manifest, "Checkpoint")
+        own["w/{epoch}"] = [*entries, *own.get("w/{epoch}", [])]
+
+    return change
 
 
 def events(**sizes):
