@@ -1,6 +1,5 @@
 """`load`: weights and train states back from the checkpoints that callbacks saved."""
 
-import glob
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcb import _orbax
+from jaxcb import _exports, _orbax
 from jaxcb._check import one_of
 from jaxcb._local_path import local_path
 from jaxcb._train_state import TrainState
@@ -148,10 +147,11 @@ def _complete(path: Path) -> Path:
         ValueError: where something else is.
     """
     if not path.exists():
-        new = path.with_name(f"{path.name}.jaxcb-new")
-        if _is_checkpoint(new):  # killed between the two renames that replace one by the other
+        new = _exports.complete(path)
+        if new is not None:  # killed between the two renames that replace one by the other
             return new
-        if any(path.parent.glob(f"{glob.escape(path.name)}.orbax-checkpoint-tmp*")):
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        if any(name.startswith(f"{path.name}.") and ".orbax-checkpoint-tmp" in name for name in beside):
             raise ValueError(f"the save of {path} was never finished, so there is nothing to load.")
         raise FileNotFoundError(f"there is no checkpoint at {path}.{_those_in(path.parent)}")
     if path.is_file():

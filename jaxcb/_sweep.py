@@ -17,6 +17,7 @@ from jaxcb._errors import DataError
 from jaxcb._fit import split_off
 from jaxcb._local_path import local_path
 from jaxcb._members import Member, bytes_of, grouped, make_members, together, varying
+from jaxcb._ownership import RunRecord
 from jaxcb._points import Point, as_points
 from jaxcb._probe import Probe
 from jaxcb._step import EvalStep, Step
@@ -24,7 +25,9 @@ from jaxcb._sweep_result import Part, SweepResult
 from jaxcb.loop._asked import Asked
 from jaxcb.loop._conduct import conduct
 from jaxcb.loop._driver import Driver
+from jaxcb.loop._keeping import CHECKPOINTS
 from jaxcb.loop._population import Population
+from jaxcb.loop._resuming import TABLE
 from jaxcb.loop._strategy import STRATEGIES
 from jaxcb.writers import Context
 from jaxcb.writers.history import HistoryWriter
@@ -185,6 +188,8 @@ def sweep(
     members = make_members(model_fn, base, points, lambda first: _check_memory(bytes_of(first), together_at_most))
     groups, fixed = grouped(members)
     where = list(_split(groups, at_once))
+    if directory is not None and not fast_dev_run and jax.process_index() == 0:
+        _refuse_others_table(directory)
     if verbose != 0 and jax.process_index() == 0:
         _say_groups(groups, len(where))
     step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn)
@@ -207,8 +212,25 @@ def sweep(
         if result.parts[-1].interrupted:
             return result
     if directory is not None and not fast_dev_run:
-        result.write_table(directory / "table.csv")
+        if jax.process_index() == 0:
+            record = RunRecord.read(directory) or RunRecord(directory)
+            record.make(TABLE)
+            if not record.begun:
+                record.begin()
+        result.write_table(directory / TABLE)
     return result
+
+
+def _refuse_others_table(directory: Path) -> None:
+    """Raises an error where the table's place is taken by what no sweep in this directory has written."""
+    record = RunRecord.read(directory)
+    old = any((directory / name / CHECKPOINTS).is_dir() for name in ("", "part_0"))  # of the time before records
+    known = TABLE in record.made if record is not None else old
+    if (directory / TABLE).exists() and not known:
+        raise FileExistsError(
+            f"{directory / TABLE} is in the way: a sweep writes a file of that name, and no record in {directory} says "
+            "that this one is a sweep's. Move it, or pass another run_dir."
+        )
 
 
 def _given_rate(learning_rate: Any, points: Sequence[Point]) -> Any:

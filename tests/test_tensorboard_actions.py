@@ -7,6 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import jaxcb as jc
+from jaxcb._ownership import RunRecord
 from jaxcb.writers._projector import Projector
 
 
@@ -121,16 +122,39 @@ def test_names_that_differ_in_punctuation_keep_their_files_apart(tmp_path):
 
 
 def test_a_projector_goes_back_to_what_it_had(tmp_path):
-    projector = Projector(tmp_path)
+    record = RunRecord()
+    projector = Projector(tmp_path, record)
     projector.add("first", np.eye(2, dtype=np.float32), None)
     position, before = projector.position(), (tmp_path / "projector_config.pbtxt").read_text()
     projector.add("second", np.eye(2, dtype=np.float32), [["a", "b"]])
-    Projector(tmp_path).restore(position)
+    Projector(tmp_path, record).restore(position)
     assert (tmp_path / "projector_config.pbtxt").read_text() == before
     assert [p.name for p in (tmp_path / "projector").iterdir()] == ["first"]
-    Projector(tmp_path).restore([])
+    Projector(tmp_path, record).restore([])
     assert not (tmp_path / "projector_config.pbtxt").exists()
     assert not list((tmp_path / "projector").iterdir())
+
+
+def test_two_runs_have_their_embeddings_in_one_directory(tmp_path):
+    """Folders and the configuration are shared; a run goes back without the other one's."""
+    config, eye = tmp_path / "projector_config.pbtxt", np.eye(2, dtype=np.float32)
+    config.write_text('embeddings {\n  tensor_name: "theirs"\n}\n')
+    records = RunRecord(), RunRecord()
+    one, other = (Projector(tmp_path, record) for record in records)
+    one.add("same", eye, None)
+    other.add("same", 2 * eye, None)
+    position = one.position()
+    one.add("größer", eye, [["a", "b"]])
+    (tmp_path / "projector" / "same" / "notes.txt").write_text("theirs")
+    Projector(tmp_path, records[0]).restore(position)
+    rooms = {p.name: np.loadtxt(p / "vectors.tsv")[0, 0] for p in (tmp_path / "projector").iterdir()}
+    assert rooms == {"same": 1, "same_": 2}
+    assert config.read_text().count("embeddings") == 3
+    Projector(tmp_path, records[0]).restore([])
+    assert config.read_text().count("embeddings") == 2
+    assert '"theirs"' in config.read_text()
+    assert "projector/same_/vectors.tsv" in config.read_text()
+    assert [p.name for p in (tmp_path / "projector" / "same").iterdir()] == ["notes.txt"]
 
 
 def test_a_profile_beside_another_is_an_error_that_says_so(tmp_path):

@@ -16,6 +16,7 @@ from jaxcb import _orbax
 from jaxcb._callback import Callback
 from jaxcb._chain import Chain, chain
 from jaxcb._local_path import local_path
+from jaxcb._ownership import RunRecord
 from jaxcb._processes import processes
 from jaxcb._train_state import TrainState
 from jaxcb.callbacks import BackupAndRestore, History, ProgressBar
@@ -105,7 +106,7 @@ def conduct(
         context = Context(directory, run, asked.verbose, asked.epochs, trial=not kept, processes=group)
         stack.enter_context(debugging(asked.debug, context.say))
         callbacks = _all_callbacks(callbacks, asked.verbose)
-        start, executor = Start(), asked.executor
+        start, executor = Start(RunRecord(run=group.agree(lambda: RunRecord().run))), asked.executor
         order = asked.order if population is None else asked.order | {"seed": list(population.seeds)}
         config = describe(callbacks, asked.epochs, asked.steps, order, placement.describe())
         arguments = {"epochs": asked.epochs, "steps": asked.steps, **order}
@@ -124,7 +125,7 @@ def conduct(
                 on_save_error=asked.on_save_error,
                 processes=group,
             )
-        context.resumed_files = start.files
+        context.record, context.resumed_files, context.inherits = start.record, start.files, start.inherits
         feed = make_feed(
             train_data,
             epochs=asked.epochs,
@@ -197,7 +198,7 @@ def conduct(
             driver.close()
         else:
             if group.leads:
-                start.clear()
+                start.begin()
             _train(driver, why, context)
         found = result(driver, directory, context)
         if driver.interrupted is not None:

@@ -47,6 +47,7 @@ class Keeper:
         warn: tells of what is damaged or cannot be saved.
         on_error: "raise" or "warn" where saving fails.
         processes: of the run.
+        run: the run's id.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class Keeper:
         warn: Callable[[str], None],
         on_error: str,
         processes: Processes,
+        run: str,
     ) -> None:
-        self._training = Store(directory / CHECKPOINTS, keep=2, say=warn, on_error=on_error, processes=processes)
-        self._result = Store(directory / RESULT, keep=1, say=warn, on_error=on_error, processes=processes)
+        given: dict[str, Any] = {"run": run, "say": warn, "on_error": on_error, "processes": processes}
+        self._training = Store(directory / CHECKPOINTS, keep=2, **given)
+        self._result = Store(directory / RESULT, keep=1, **given)
         self._callbacks, self._say = callbacks, say
-        self._about = {"config": dict(config), "callbacks": _fingerprints(callbacks)}
+        self._about = {"run": run, "config": dict(config), "callbacks": _fingerprints(callbacks)}
         self._asked = False
         self._saved_at = time.monotonic()
 
@@ -97,7 +100,7 @@ class Keeper:
 
     def look(self) -> tuple[Saved | None, Saved | None]:
         """Returns the newest checkpoint of the training and the finished result, where they are."""
-        return self._training.latest(), self._result.latest()
+        return self._training.latest(), self._result.latest(needed=False)
 
     def restore(self, saved: Saved, carry: Carry, *, finished: bool = False) -> Carry:
         """Returns a new run's carry with what was saved.

@@ -13,8 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxcb._ownership import is_inside, is_run_id, remove_files
+
 NAME = "manifest.json"
 _FORMAT = 1
+_GONE = "manifest.json.deleted"  # what a checkpoint's manifest is called once the checkpoint is being deleted
 _WHOLE = re.compile(rb'\{"checksum": "([0-9a-f]{8})", "manifest": (.*)\}\n', re.DOTALL)
 
 
@@ -81,6 +84,12 @@ class Saved:
     best: float | None = None
 
     @property
+    def run(self) -> str | None:
+        """The id of the run that it is of; None for one that was written before runs had ids."""
+        run = self.facts.get("run")
+        return run if is_run_id(run) else None
+
+    @property
     def leaves(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and dtype of each array in it, by name."""
         return {entry.name: entry.struct for entry in self.entries}
@@ -119,20 +128,61 @@ def read(directory: Path) -> tuple[Saved, dict[str, list[int]]]:
         DamagedError: where there is no manifest, or not as it was written.
         UnusableError: where it cannot be read, or a newer jaxcb wrote it.
     """
+    return _read(directory, NAME)
+
+
+def _read(directory: Path, called: str) -> tuple[Saved, dict[str, list[int]]]:
+    """Reads a manifest that is called so."""
     try:
-        whole = _WHOLE.fullmatch((directory / NAME).read_bytes())
+        whole = _WHOLE.fullmatch((directory / called).read_bytes())
     except FileNotFoundError:
         raise DamagedError(f"it has no {NAME}") from None
     except OSError as error:
         raise UnusableError(f"{NAME} cannot be read: {error.strerror}") from error
     if whole is None or zlib.crc32(whole[2]) != int(whole[1], 16):
         raise DamagedError(f"{NAME} is not as it was written")
-    manifest = json.loads(whole[2])
-    if manifest["format"] > _FORMAT:
-        raise UnusableError("a newer jaxcb wrote it")
-    entries = tuple(Entry(name, key, tuple(shape), dtype, impl) for name, key, shape, dtype, impl in manifest["leaves"])
-    saved = Saved(directory, manifest["step"], manifest["facts"], entries, manifest["best"])
-    return saved, manifest["files"]
+    try:
+        manifest = json.loads(whole[2])
+        if manifest["format"] > _FORMAT:
+            raise UnusableError("a newer jaxcb wrote it")
+        entries = tuple(Entry(name, key, tuple(shape), *kind) for name, key, shape, *kind in manifest["leaves"])
+        saved = Saved(directory, manifest["step"], dict(manifest["facts"]), entries, manifest["best"])
+        files = {name: [size, checksum] for name, (size, checksum) in manifest["files"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{NAME} says what no jaxcb has written ({error!r})") from None
+    for name in files:
+        if not is_inside(name):
+            raise DamagedError(f"{NAME} names the file {name!r}, which is not in the checkpoint")
+    return saved, files
+
+
+def is_going(directory: Path) -> bool:
+    """Whether a checkpoint is being deleted, by this process or by one that was killed."""
+    return (directory / _GONE).exists()
+
+
+def delete(directory: Path) -> None:
+    """Deletes a checkpoint: the files that its manifest names, and the folders that are empty then.
+
+    It is none any more as soon as that begins; the manifest is the last to go, so that the rest can be done later.
+
+    Raises:
+        UnusableError: where the manifest does not tell.
+    """
+    if not is_going(directory):
+        _read(directory, NAME)
+        (directory / NAME).rename(directory / _GONE)
+    _, files = _read(directory, _GONE)
+    remove_files(directory, {*files, _GONE}, last=(_GONE,))
+
+
+def run_of(directory: Path) -> str | None:
+    """The id of the run that a checkpoint is of; None for one that was written before runs had ids.
+
+    Raises:
+        UnusableError: where its manifest does not tell.
+    """
+    return _read(directory, _GONE if is_going(directory) else NAME)[0].run
 
 
 def verify(directory: Path) -> Saved:

@@ -8,16 +8,19 @@ from typing import Any, NamedTuple
 
 from jaxcb._chain import Chain
 from jaxcb._check import one_of
+from jaxcb._ownership import RunRecord
 from jaxcb._processes import Processes
 from jaxcb._records import JOURNAL
 from jaxcb._struct import Struct
 from jaxcb.callbacks import ProgressBar
+from jaxcb.loop import _manifest
 from jaxcb.loop._feed import FeedStart
 from jaxcb.loop._keeping import CHECKPOINTS, RESULT, Keeper
 from jaxcb.loop._parts import part_of
-from jaxcb.loop._store import Saved, is_store, remove_store
+from jaxcb.loop._store import Saved, checkpoints_in, remove_store
 
 _FILES = ("history.csv", JOURNAL)
+TABLE = "table.csv"  # in the directory of a sweep
 _STORES = (CHECKPOINTS, RESULT)
 
 
@@ -25,31 +28,40 @@ class Start(NamedTuple):
     """Where a run starts.
 
     Attributes:
+        record: of the run: its id, and what it has made.
         keeper: saves it; None where it has no directory.
         saved: what it starts from; None for a new run.
         finished: whether that is the result of a run that has come to its end.
         released: whether the stop that had ended it holds no more, by what is asked for now.
-        replaces: what is removed when it begins.
+        replaces: what is removed when it begins, all of it another run's or stale.
     """
 
+    record: RunRecord
     keeper: Keeper | None = None
     saved: Saved | None = None
     finished: bool = False
     released: bool = False
-    replaces: tuple[Path, ...] = ()
+    replaces: "Replaced | None" = None
 
-    def clear(self) -> None:
-        """Removes what is replaced, once nothing stands in the way of the run."""
-        for path in self.replaces:
-            if path.is_dir():
-                remove_store(path)
-            else:
+    def begin(self) -> None:
+        """Removes what is replaced, once nothing stands in the way of the run, and begins the record."""
+        if self.replaces is not None:
+            for store in self.replaces.stores:
+                remove_store(store, self.replaces.run)
+            for path in self.replaces.files:
                 path.unlink(missing_ok=True)
+        if not self.record.begun:
+            self.record.begin()
 
     @property
-    def files(self) -> dict[str, int]:
-        """Where its files stood, in lines."""
+    def files(self) -> dict[str, Any]:
+        """Where its files stood."""
         return {} if self.saved is None else self.saved.facts["files"]
+
+    @property
+    def inherits(self) -> bool:
+        """Whether it starts from a checkpoint of the time before runs had ids."""
+        return self.saved is not None and self.saved.run is None
 
     def feed(self, processes: Processes) -> FeedStart | None:
         """Where this process's data goes on; None for its beginning."""
@@ -58,6 +70,36 @@ class Start(NamedTuple):
         facts = self.saved.facts
         position = part_of(facts["feed"], processes.index, processes.count)
         return FeedStart(facts["epoch"], facts["cursor"], facts["step"], position)
+
+
+class Replaced(NamedTuple):
+    """What is removed of a run.
+
+    Attributes:
+        run: its id; None for a run of the time before runs had ids.
+        stores: directories of checkpoints, of which those of the run go.
+        files: that the run has made.
+    """
+
+    run: str | None
+    stores: tuple[Path, ...]
+    files: tuple[Path, ...] = ()
+
+
+class _There(NamedTuple):
+    """What there is of a run in a directory.
+
+    Attributes:
+        run: its id, None where it has none.
+        made: the keys of what it has made.
+        files: those of its own files that are there.
+        holds: whether it has come so far that it is not to be replaced unasked.
+    """
+
+    run: str | None
+    made: Mapping[str, tuple[str, ...]]
+    files: tuple[Path, ...]
+    holds: bool
 
 
 def find_start(
@@ -86,42 +128,82 @@ def find_start(
         processes: of the run; process 0 looks.
 
     Raises:
-        FileExistsError: where a run is there, and nothing says what to do with it.
+        FileExistsError: where a run is there, and nothing says what to do with it; and where a file that is no run's
+            is in the way.
         OSError: for a directory that cannot be used.
+        ValueError: for a run whose checkpoints are gone.
     """
     one_of("fit", "resume", resume, (False, True, "auto"))
     if resume and overwrite:
         raise ValueError("resume and overwrite=True were both given: a run is either gone on with or replaced.")
     there = processes.agree(lambda: _run_in(directory))
-    if there and not resume and not overwrite:
+    if there.holds and not resume and not overwrite:
         raise FileExistsError(
             f"{directory} already holds a run. Pass resume='auto' to go on with it, overwrite=True to replace it, or "
             "another run_dir."
         )
-    keeper = Keeper(directory, callbacks, config, say, warn, on_save_error, processes)
+    run = processes.agree(lambda: RunRecord().run if overwrite or there.run is None else there.run)
+    record = RunRecord(directory if processes.leads else None, run)
+    if processes.leads and there.run == run:
+        record = RunRecord.read(directory) or record
+    record.made |= there.made
+    keeper = Keeper(directory, callbacks, config, say, warn, on_save_error, processes, run)
     if overwrite:
-        return Start(keeper, replaces=tuple(there))
+        stores = tuple(directory / name for name in _STORES)
+        return Start(record, keeper, replaces=Replaced(there.run, stores, there.files))
     training, result = keeper.look()
     if training is None:  # new, or killed before it was first saved
-        return Start(keeper)
+        if there.files:
+            raise ValueError(
+                f"{directory} has {', '.join(path.name for path in there.files)} of a run, but no checkpoint of it in "
+                f"{directory / CHECKPOINTS}. Put it back from a copy to go on with it, or pass overwrite=True to begin "
+                "anew."
+            )
+        return Start(record, keeper)
     facts = training.facts
     released = _is_released(facts, config)
     if result is not None and result.step == training.step and facts["over"] and not released:
         how = "stopped" if result.facts["stops"] else "finished"
         say(f"jaxcb: the run in {directory} has {how} at step {result.step}; this is its result.")
-        return Start(keeper, result, finished=True)
+        return Start(record, keeper, result, finished=True)
     _refuse_other_data(directory, facts, config)
     changes = _changes(facts["config"], config)
     why = f"; changed: {'; '.join(changes)}" if changes else ""
     say(f"jaxcb: resuming {directory} at step {training.step}, in epoch {facts['epoch'] + 1}{why}.")
-    return Start(keeper, training, released=released, replaces=(directory / RESULT,) if result is not None else ())
+    stale = Replaced(run, (directory / RESULT,)) if result is not None else None
+    return Start(record, keeper, training, released=released, replaces=stale)
 
 
-def _run_in(directory: Path) -> list[Path]:
-    """What there is of a run in a directory, which is made where it is not there."""
+def _run_in(directory: Path) -> _There:
+    """What there is of a run in a directory, which is made where it is not there.
+
+    Raises:
+        FileExistsError: for a file in the way of the run's own that no record names.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    files = [directory / name for name in _FILES if (directory / name).exists()]
-    return files + [directory / name for name in _STORES if is_store(directory / name)]
+    saves = [path for name in _STORES for path in checkpoints_in(directory / name)]
+    record = RunRecord.read(directory)
+    if record is not None:
+        run, made = record.run, dict(record.made)
+    else:  # an old run, or one whose record is lost: its newest checkpoint tells
+        run, made = None, {}
+        for path in saves:
+            try:
+                saved, _ = _manifest.read(path)
+            except _manifest.UnusableError:
+                continue
+            run = saved.run or run
+            made |= {key: () for key in saved.facts.get("files", ()) if key in _FILES}
+        if saves and (directory / TABLE).exists():
+            made[TABLE] = ()
+    files = tuple(directory / name for name in _FILES if (directory / name).exists())
+    for path in files:
+        if path.name not in made:
+            raise FileExistsError(
+                f"{path} is in the way: a run writes a file of that name, and no record in {directory} says that this "
+                "one is a run's. Move it, or pass another run_dir."
+            )
+    return _There(run, made, files, bool(saves or files))
 
 
 def _refuse_other_data(directory: Path, facts: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -26,13 +26,16 @@ from jaxcb.loop._manifest import DamagedError, Entry, Saved, UnusableError
 from jaxcb.loop._snapshot import check, copied_on_devices, describe, restore
 
 _CHECKPOINT = re.compile(r"step_(\d{9,})(?:-(\d+))?")  # the second number where a step was saved again
-_LEFTOVER = re.compile(rf"\.(saving|trash)-{_CHECKPOINT.pattern}")
+_NO_RUN = "0" * 16  # the id where nobody gives one
 _ARRAYS = "arrays"  # Orbax's directory in each checkpoint
 _TOLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.ENOENT, errno.ENOTDIR, errno.EIO)
 
 
 class Store:
     """Keeps checkpoints of one run in a directory. One save is in flight at a time, written by a thread of its own.
+
+    Whatever else is in the directory stays: a checkpoint is deleted by the files that its manifest names, and what a
+    killed process left has the run's id in its name.
 
     Close it on every way out (`contextlib.closing`): a process that ends before loses the save in flight.
 
@@ -45,12 +48,14 @@ class Store:
         say: is given one line for each thing that the user should know.
         on_error: "raise", or "warn" to say it and go on with the checkpoints there are.
         processes: of the run.
+        run: the run's id. Checkpoints whose facts name another `run` are not the run's.
     """
 
     def __init__(
         self,
         directory: Path,
         *,
+        run: str = _NO_RUN,
         keep: int = 2,
         say: Callable[[str], None],
         on_error: str = "raise",
@@ -61,7 +66,7 @@ class Store:
         if on_error not in ("raise", "warn"):
             raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}.")
         self.directory = Path(directory).absolute()  # Orbax takes no relative ones
-        self._keep, self._say, self._on_error = keep, say, on_error
+        self._run, self._keep, self._say, self._on_error = run, keep, say, on_error
         self._processes = processes
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
@@ -105,7 +110,7 @@ class Store:
         self._settle()
         text = json.dumps(dict(facts))
         entries, arrays = describe(leaves)
-        half = self.directory / f".saving-step_{step:09d}"
+        half = self.directory / f"{_saving(self._run)}step_{step:09d}"
         # of several processes Orbax begins here: it is not to meet the others on the devices in the midst of a step
         copies = None if self._processes.several else copied_on_devices(arrays)
         try:
@@ -122,24 +127,29 @@ class Store:
         if wait:
             self._settle()
 
-    def latest(self) -> Saved | None:
+    def latest(self, *, needed: bool = True) -> Saved | None:
         """Returns the newest checkpoint that is whole, every byte of it read; None where there is none at all.
+
+        Args:
+            needed: whether nobody can do without one that is there; else it is said, and None is returned.
 
         Raises:
             ValueError: where there are checkpoints, and none of them is whole.
         """
         self._join()
-        return self._processes.agree(self._latest)
+        return self._processes.agree(lambda: self._latest(needed))
 
-    def _latest(self) -> Saved | None:
+    def _latest(self, needed: bool) -> Saved | None:
         reasons: dict[Path, UnusableError] = {}
         names = sorted(self._names(), key=_place, reverse=True)
         for name in names:
             path = self.directory / name
             try:
                 saved = _manifest.verify(path)
+                if not self._owns(saved.run):
+                    raise UnusableError(f"it is of another run, {saved.run}")
             except UnusableError as reason:
-                if path.exists():  # or another process, whose run it is, has deleted it since
+                if path.exists() and not _manifest.is_going(path):  # or another process, whose run it is, deletes it
                     reasons[path] = reason
                 continue
             for other, reason in reasons.items():
@@ -147,13 +157,17 @@ class Store:
                     self._unusable[other.name] = reason
                     self._say(f"The checkpoint {other} {_because(reason)}. It is skipped; {path} is used.")
             return saved
+        if reasons and not needed:
+            for path, reason in reasons.items():
+                self._say(f"The checkpoint {path} {_because(reason)}. It is skipped.")
+            return None
         if reasons:
             listed = "".join(f"\n  {path} {_because(reason)}" for path, reason in reasons.items())
             raise ValueError(
                 f"{self.directory} holds checkpoints, and none of them is whole:{listed}\n"
                 "Put them back from a copy, or begin a new run in another directory."
             )
-        return self._latest() if names else None
+        return self._latest(needed) if names else None
 
     def load(self, saved: Saved, target: Mapping[str, jax.ShapeDtypeStruct] | None = None) -> dict[str, Any]:
         """Returns arrays by name.
@@ -239,7 +253,10 @@ class Store:
         names = self._names()
         for name in names - self._best.keys() - self._unusable.keys():
             try:
-                self._best[name] = _manifest.read(self.directory / name)[0].best
+                saved = _manifest.read(self.directory / name)[0]
+                if not self._owns(saved.run):
+                    raise UnusableError(f"it is of another run, {saved.run}")
+                self._best[name] = saved.best
             except UnusableError as reason:
                 self._unusable[name] = reason
         # one of the same step is replaced
@@ -247,38 +264,45 @@ class Store:
         ranked = [(self._best[name], *_place(name), name) for name in good if _is_number(self._best[name])]
         stay = {newest, *sorted(good, key=_place)[-self._keep :], *(min(ranked)[-1:] if ranked else ())}
         for name in names - stay:
-            if isinstance(self._unusable.get(name), DamagedError | None) and self._is_ours(name):
+            if isinstance(self._unusable.get(name), DamagedError | None):
                 self._delete(name)
 
-    def _is_ours(self, name: str) -> bool:
-        return (self.directory / name / _manifest.NAME).exists()
+    def _owns(self, run: str | None) -> bool:
+        """Whether a checkpoint of a run is this run's: one of no run is of the time before runs had ids."""
+        return run in (None, self._run)
 
     def _delete(self, name: str) -> None:
-        """Deletes so that what is half deleted is no checkpoint."""
-        trash = self.directory / f".trash-{name}"
-        if trash.exists():
-            shutil.rmtree(trash)
-        (self.directory / name).rename(trash)
+        """Deletes a checkpoint so that what is half deleted is none; one that does not say what it is made of stays."""
+        path = self.directory / name
+        try:
+            if not self._owns(_manifest.run_of(path)):
+                return
+            _manifest.delete(path)
+        except UnusableError:
+            return
         self._best.pop(name, None)
         self._unusable.pop(name, None)
-        shutil.rmtree(trash)
 
     def _names(self) -> set[str]:
         try:
-            return {name for name in os.listdir(self.directory) if _CHECKPOINT.fullmatch(name)}
+            names = {name for name in os.listdir(self.directory) if _CHECKPOINT.fullmatch(name)}
+            return {name for name in names if not _manifest.is_going(self.directory / name)}
         except (FileNotFoundError, NotADirectoryError):
             return set()
 
     def _clean(self) -> None:
-        """Removes what killed processes left; nothing while another process has the directory open."""
+        """Removes what killed processes of the run left; nothing while another process has the directory open."""
         self._open = True
         descriptor = _lock(self.directory)
         if descriptor is None:
             return
         self._unlock = weakref.finalize(self, os.close, descriptor)
         for name in os.listdir(self.directory):
-            if _LEFTOVER.fullmatch(name):
+            if name.startswith(_saving(self._run)):
                 shutil.rmtree(self.directory / name, ignore_errors=True)
+            elif _CHECKPOINT.fullmatch(name) and _manifest.is_going(self.directory / name):
+                with contextlib.suppress(OSError):
+                    self._delete(name)
 
     def _join(self) -> None:
         if self._thread is not None:
@@ -286,7 +310,7 @@ class Store:
             self._thread = None
 
     def _fail(self, error: Exception, path: Path, what: str = "save the checkpoint") -> None:
-        path = path.with_name(path.name.removeprefix(".saving-"))
+        path = path.with_name(path.name.removeprefix(_saving(self._run)))
         number, reason = _cause(error)
         self._error = OSError(number, f"cannot {what}: {reason}", str(path))
         self._error.__cause__ = error
@@ -306,19 +330,34 @@ class Store:
             self._say(f"{error.filename}: {error.strerror}. {kept}; the run goes on, and later saves try again.")
 
 
-def is_store(directory: Path) -> bool:
-    """Whether something in a directory was made by a `Store`."""
-    return any(map(_is_own, _listed(directory)))
+def checkpoints_in(directory: Path) -> list[Path]:
+    """What looks like a checkpoint in a directory, whosever and however damaged it is: it has a manifest."""
+    names = sorted(name for name in _listed(directory) if _CHECKPOINT.fullmatch(name))
+    return [directory / name for name in names if (directory / name / _manifest.NAME).exists()]
 
 
-def remove_store(directory: Path) -> None:
-    """Removes what a `Store` made in a directory, which stays: it may be open, and hold what is another's."""
-    for name in filter(_is_own, _listed(directory)):
-        shutil.rmtree(directory / name)
+def remove_store(directory: Path, run: str | None) -> None:
+    """Removes a run's checkpoints in a directory, and what its killed processes left.
+
+    Args:
+        directory: it stays, as it may be open, and so does what else is in it.
+        run: the run's id; None for a run of the time before runs had ids.
+    """
+    for name in _listed(directory):
+        path = directory / name
+        if run is not None and name.startswith(_saving(run)):
+            shutil.rmtree(path)
+        elif _CHECKPOINT.fullmatch(name):
+            try:
+                if _manifest.run_of(path) in (None, run):
+                    _manifest.delete(path)
+            except UnusableError:  # it does not say what it is made of, or whose it is
+                continue
 
 
-def _is_own(name: str) -> bool:
-    return bool(_CHECKPOINT.fullmatch(name) or _LEFTOVER.fullmatch(name))
+def _saving(run: str) -> str:
+    """What the names of checkpoints that a run is just saving begin with."""
+    return f".saving-{run}-"
 
 
 def _listed(directory: Path) -> list[str]:

@@ -12,7 +12,10 @@ import numpy as np
 from tensorboardX.crc32c import CRC_TABLE, crc32c
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
+from jaxcb._ownership import is_run_id
+
 _PREFIX = "events.out.tfevents."
+_OF = ".run-"
 _VERSION = "brain.Event:2"
 _SYNC = 10.0  # seconds, so that curves are seen while they grow
 _WAITING = 1 << 20  # bytes of events that are framed together at most
@@ -29,14 +32,16 @@ class EventFile:
 
     Args:
         directory: where the file goes; it is made.
+        run: the id of the run, which stands at the end of the file's name.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, run: str = "") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         now = time.time_ns()
         # two files of one second have different names, or one would replace the other
-        name = f"{_PREFIX}{now // 10**9:010d}.{socket.gethostname()}.{now}.{os.getpid()}"
-        self._file = (directory / name).open("wb")
+        name = f"{_PREFIX}{now // 10**9:010d}.{socket.gethostname()}.{now}.{os.getpid()}{run and _OF}{run}"
+        self.path = directory / name
+        self._file = self.path.open("xb")
         self._waiting: list[bytes] = []
         self._bytes = 0
         self._synced = time.monotonic()
@@ -104,4 +109,10 @@ def _masked(records: Sequence[bytes]) -> list[int]:
 
 def event_files(directory: Path) -> list[Path]:
     """The event files of a directory."""
-    return sorted(directory.glob(f"{_PREFIX}*"))
+    return sorted(path for path in directory.iterdir() if path.name.startswith(_PREFIX)) if directory.is_dir() else []
+
+
+def run_of(path: Path) -> str | None:
+    """The id of the run that an event file is of; None where its name has none."""
+    own = path.name.rpartition(_OF)[2]
+    return own if _OF in path.name and is_run_id(own) else None

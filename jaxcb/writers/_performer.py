@@ -71,10 +71,20 @@ class Performer:
         return {name: position for name, position in found.items() if position is not None}
 
     def restore(self, positions: Mapping[str, Any]) -> None:
-        """Takes the writers back to where they stood."""
+        """Takes the writers back to where they stood.
+
+        Raises:
+            ValueError: for a position that no such writer has told.
+        """
         for writer in self.writers.values():
             if _name(writer) in positions:
-                writer.restore(positions[_name(writer)])
+                try:
+                    writer.restore(positions[_name(writer)])
+                except (TypeError, KeyError, AttributeError, IndexError) as error:
+                    raise ValueError(
+                        f"what the checkpoint says of {type(writer).__name__} is not what one has written "
+                        f"({error!r}). Resume from another checkpoint, or begin a new run."
+                    ) from error
 
     def tick(self, status: Any) -> None:
         """Tells the writers where the run stands."""

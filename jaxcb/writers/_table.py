@@ -1,6 +1,7 @@
 """A CSV file that is written row by row."""
 
 import csv
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,10 +39,12 @@ class Table:
                     "or append=False to replace the file."
                 )
 
+        head = io.StringIO()
+        csv.writer(head, delimiter=separator, lineterminator="\n").writerow(self.columns)
+        self.file.head = head.getvalue()
+
     def write(self, row: Mapping[str, str]) -> None:
         """Appends a row; columns that it lacks are NA."""
-        if not self.file.size:
-            self._rows.writerow(self.columns)
         self._rows.writerow([row.get(name, MISSING) for name in self.columns])
         self.file.flush()
 

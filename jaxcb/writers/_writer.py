@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxcb._local_path import local_path, working_directory
+from jaxcb._ownership import RunRecord
 from jaxcb._processes import ALONE, Processes
 from jaxcb.writers._append import AppendFile
 
@@ -27,7 +28,10 @@ class Context:
         trial: whether nothing may stay behind (`fast_dev_run`): files lie in a directory that goes, and services
             are not told.
         files: what was written, for the run's last word.
-        resumed_files: where each file stood when the run was saved that is resumed: its key -> lines.
+        record: the run's id and what it has made.
+        resumed_files: where each file stood when the run was saved that is resumed: its key -> place.
+        inherits: whether the checkpoint that is resumed from is of a time when runs had no ids: files that it names
+            are the run's.
         failure: what ended the run, where it failed; for writers that are being closed.
         processes: of the run. Only the first one writes and speaks.
     """
@@ -51,7 +55,9 @@ class Context:
         self.processes = processes
         self.steps_per_epoch: int | None = None
         self.files: list[Path] = []
-        self.resumed_files: dict[str, int] = {}
+        self.record = RunRecord()
+        self.resumed_files: dict[str, Any] = {}
+        self.inherits = False
         self._appended: dict[str, AppendFile] = {}
         self.failure: BaseException | None = None
         self._owners: dict[Path, str] = {}
@@ -85,19 +91,27 @@ class Context:
     def append_file(self, path: Path, what: str, *, append: bool = False) -> AppendFile:
         """Returns a file that grows, and takes part in what is saved of the run; a resumed one is cut back.
 
+        A file in the run's directory that a new run replaces is the run's alone. Others may be shared: only what the
+        run is known to have written itself is ever cut from them.
+
         Args:
             path: the file.
             what: it is, for errors.
             append: whether what is there stays when a new run begins.
+
+        Raises:
+            ValueError: for a shared file from which the run's own lines cannot be cut.
         """
-        file, key = AppendFile(path, what, append=append), self.key(path)
+        key = self.key(path)
+        alone = not append and self.run_dir is not None and path.resolve().is_relative_to(self.run_dir.resolve())
+        file = AppendFile(path, what, append=append, record=self.record, key=key, shared=not alone)
         if key in self.resumed_files:
-            file.truncate(self.resumed_files[key])
+            file.restore(self.resumed_files[key])
         self._appended[key] = file
         return file
 
-    def file_positions(self) -> dict[str, int]:
-        """Makes durable what was written to the files that grow, and returns where each stands, in lines."""
+    def file_positions(self) -> dict[str, Any]:
+        """Makes durable what was written to the files that grow, and returns where each stands, as JSON."""
         return {key: file.position() for key, file in self._appended.items()}
 
     def key(self, path: Path) -> str:

@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-import shutil
+import re
+import string
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,15 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxcb import _orbax
+from jaxcb import _exports, _orbax
 from jaxcb._actions import fill
 from jaxcb._processes import Processes
 from jaxcb.writers._location import check_writable
 from jaxcb.writers._writer import Writer, by_member
 
-_MARK = "orbax.checkpoint"  # a file in each checkpoint; `ocp.is_orbax_checkpoint` says yes to any directory
 _OF_THE_RUN = ("checkpoints", "result")  # directories below run_dir that are the run's own
-_GONE = ".jaxcb-deleted"  # what a checkpoint is renamed to before it is deleted
 
 
 class _Kept(NamedTuple):
@@ -27,6 +26,7 @@ class _Kept(NamedTuple):
 
     path: Path
     value: float  # what it is ranked by; NaN for what is never best
+    old: bool = False  # whether it was made when exports had no record, so that this list alone says whose it is
 
 
 class CheckpointWriter(Writer):
@@ -42,11 +42,14 @@ class CheckpointWriter(Writer):
         super().__init__(context)
         self._owners: dict[Path, str] = {}  # templates of this run, and who saves there
         self._kept: dict[str, list[_Kept]] = {}  # template, with the number of a member -> oldest first
+        self._templates: set[str] = set()  # as callbacks give them
+        self._dormant: dict[str, Any] = {}  # what a checkpoint says of templates that no callback gives any more
         self._worker: ThreadPoolExecutor | None = None
         self._flight: Future[None] | None = None
 
     def prepare(self, action: Any) -> None:
         self._claim(self.context.path(action.path).absolute(), action.owner)
+        self._templates.add(action.path)
         zeros = jax.tree.map(lambda x: np.zeros((), x.dtype), action.values)
         path = self._path(action.replace(values=zeros), step=0, epoch=0, batch=0)
         _orbax.check_place(path)
@@ -112,7 +115,7 @@ class CheckpointWriter(Writer):
     def _save(self, tree: Any, facts: dict[str, Any], key: str, new: _Kept, action: Any, note: str) -> None:
         """Saves, and then deletes what is not to stay; of one in the background all of it is done there."""
         with _noted(note):
-            _save(new.path, tree, facts, self.context.processes)
+            _save(new.path, tree, facts, self.context.record.run, self.context.processes)
             self._retain(key, new, action)
 
     def _retain(self, key: str, new: _Kept, action: Any) -> None:
@@ -128,20 +131,50 @@ class CheckpointWriter(Writer):
         for old in kept:
             if old.path not in stay:
                 if self.context.processes.leads:
-                    _delete(old.path)
+                    self._delete(old)
                 if old.path in self.context.files:
                     self.context.files.remove(old.path)
         self._kept[key] = [k for k in kept if k.path in stay]
 
+    def _delete(self, kept: _Kept) -> None:
+        """Deletes an export of this run; somebody may have taken it away, or put something else there."""
+        if (kept.path / _exports.MARK).is_file():
+            run, _ = _exports.contents(kept.path)
+            if run == self.context.record.run or (run is None and kept.old):
+                _exports.remove(kept.path, self.context.record.run)
+
     def position(self) -> Any:
         self._land()
-        return {key: [[self._relative(k.path), _as_json(k.value)] for k in kept] for key, kept in self._kept.items()}
+        return self._dormant | {
+            key: [[self._relative(k.path), _as_json(k.value), *([True] if k.old else [])] for k in kept]
+            for key, kept in self._kept.items()
+        }
 
     def restore(self, position: Any) -> None:
-        for key, kept in (position or {}).items():
-            entries = [_Kept(self.context.path(p).absolute(), math.nan if v is None else float(v)) for p, v in kept]
+        """Takes over what the run has saved: at paths that the callbacks' own templates give, and at no others."""
+        for key, kept in position.items():
+            template = self._template_of(key)
+            if template is None:
+                self._dormant[key] = kept
+                continue
+            entries = []
+            for name, value, *old in kept:
+                path = self.context.path(name).absolute()
+                if not _fits(path, self.context.path(template).absolute(), key != template):
+                    self.context.warn(
+                        f"the checkpoint says that the run saved to {name!r}, which is no path of {template!r}; what "
+                        "lies there is left alone."
+                    )
+                    continue
+                number = math.nan if value is None else float(value)
+                entries.append(_Kept(path, number, self.context.inherits or bool(old)))
             self._kept[key] = entries
             self.context.files.extend(k.path for k in entries if k.path.exists() and k.path not in self.context.files)
+
+    def _template_of(self, key: str) -> str | None:
+        """The template that a key of `_kept` belongs to: itself, or with the number of a member behind it."""
+        above, _, member = key.rpartition("/")
+        return key if key in self._templates else above if above in self._templates and member.isdecimal() else None
 
     def _relative(self, path: Path) -> str:
         """A path that stays right when the run's directory moves."""
@@ -192,7 +225,7 @@ def _chosen(state: Any, what: str) -> Any:
 
 def _refuse_others(path: Path) -> None:
     """Raises an error where something else than a checkpoint is in the way."""
-    if path.exists() and not (path / _MARK).is_file():
+    if path.exists() and not (path / _exports.MARK).is_file():
         raise FileExistsError(f"{path} is there and is no Orbax checkpoint, so it is not replaced. Give another path.")
 
 
@@ -206,42 +239,16 @@ def _refuse_same_names(tree: Any) -> None:
             raise ValueError(f"the leaves {other} and {name} have the same name in a checkpoint; rename one of them.")
 
 
-def _cleared(path: Path) -> bool:
-    """Makes way for a checkpoint, and returns whether it replaces one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for rest in path.parent.glob(f"*{_GONE}"):  # of a process that was killed while it deleted
-        shutil.rmtree(rest, ignore_errors=True)
-    new = _new(path)
-    if not path.exists() and (new / _MARK).is_file():  # a process was killed between the two renames of `_replace`
-        new.rename(path)
-    return path.exists()
+def _fits(path: Path, template: Path, of_member: bool) -> bool:
+    """Whether a path is one that a template gives."""
+    parts = string.Formatter().parse(str(template) + ("/{member}" if of_member else ""))
+    pattern = "".join(re.escape(text) + ("" if field is None else "[^/]+") for text, field, _, _ in parts)
+    return ".." not in path.parts and re.fullmatch(pattern, str(path)) is not None
 
 
-def _new(path: Path) -> Path:
-    return path.with_name(f"{path.name}.jaxcb-new")
-
-
-def _save(path: Path, tree: Any, facts: dict[str, Any], processes: Processes) -> None:
+def _save(path: Path, tree: Any, facts: dict[str, Any], run: str, processes: Processes) -> None:
     """Saves so that at any time a complete checkpoint is there: the old one goes when the new one is complete."""
-    replaces = processes.agree(lambda: _cleared(path))
-    # Orbax's own overwrite=True deletes first and then saves
-    _orbax.save(str(_new(path) if replaces else path), tree, overwrite=replaces, custom_metadata=facts)
-    if replaces and processes.leads:
-        _replace(path, _new(path))
-
-
-def _replace(path: Path, new: Path) -> None:
-    old = path.with_name(f"{path.name}.jaxcb-old")
-    shutil.rmtree(old, ignore_errors=True)  # of a process that was killed right here
-    path.rename(old)
-    new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _delete(path: Path) -> None:
-    """Deletes a checkpoint under another name, so that no half of one is ever seen under its own."""
-    if (path / _MARK).is_file():  # somebody may have taken it away, or put something else there
-        gone = path.with_name(path.name + _GONE)
-        shutil.rmtree(gone, ignore_errors=True)
-        path.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+    new = processes.agree(lambda: str(_exports.begin(path, run)))
+    _orbax.save(new, tree, custom_metadata=facts)  # its overwrite=True deletes first and then saves
+    if processes.leads:
+        _exports.finish(path, run)

@@ -1,11 +1,11 @@
 """`Profile` actions: `jax.profiler`."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from jaxcb._ownership import remove_files
 from jaxcb.writers._location import check_writable
 from jaxcb.writers._writer import Writer
 
@@ -16,8 +16,8 @@ class ProfileWriter(Writer):
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         self._rooms: set[Path] = set()
-        self._others: dict[str, list[str]] = {}  # profiles that were there before this run began
         self._under_way: Path | None = None
+        self._before: list[Path] = []  # profiles that were there when it began
 
     def prepare(self, action: Any) -> None:
         directory = self.context.path(action.log_dir)
@@ -25,7 +25,6 @@ class ProfileWriter(Writer):
             check_writable(directory, "profiles")
             self._rooms.add(directory)
             self.context.files.append(_room(directory))
-            self._others[self.context.key(directory)] = [room.name for room in _profiles(directory)]
 
     def write(self, record: Any) -> None:
         if record.action.begins:
@@ -36,34 +35,42 @@ class ProfileWriter(Writer):
     def _begin(self, directory: Path) -> None:
         if self._under_way is not None:
             return
+        before = _profiles(directory)
         try:
             jax.profiler.start_trace(str(directory))
         except RuntimeError as error:
             raise RuntimeError(
                 f"the profiler cannot be started: {error} JAX has one for all of the process; end the other first."
             ) from None
-        self._under_way = directory
+        self._under_way, self._before = directory, before
 
     def _end(self) -> None:
-        if self._under_way is not None:
-            self._under_way = None
-            jax.profiler.stop_trace()
+        if self._under_way is None:
+            return
+        directory, self._under_way = self._under_way, None
+        jax.profiler.stop_trace()
+        new = [path for path in _profiles(directory) if path not in self._before]
+        if len(new) == 1:  # of several, another run has made one at the same time
+            files = [p.relative_to(new[0]).as_posix() for p in new[0].rglob("*") if p.is_file()]
+            self.context.record.make(self.context.key(new[0]), files)
 
     def position(self) -> Any:
-        made = {self.context.key(directory): [p.name for p in _profiles(directory)] for directory in self._rooms}
+        kept = {self.context.key(d): [p.name for p in _profiles(d) if self._is_own(p)] for d in self._rooms}
         under_way = None if self._under_way is None else self.context.key(self._under_way)
-        return {"kept": made, "others": self._others, "under_way": under_way}
+        return {"kept": kept, "under_way": under_way}
+
+    def _is_own(self, profile: Path) -> bool:
+        return self.context.key(profile) in self.context.record.made
 
     def restore(self, position: Any) -> None:
-        """Removes the profiles that were made later; one that was under way begins again."""
-        self._others = position["others"]
+        """Removes the profiles that the run made later; one that was under way begins again."""
         for directory in self._rooms:
             key = self.context.key(directory)
             if key not in position["kept"]:
                 continue
             for room in _profiles(directory):
-                if room.name not in (*position["kept"][key], *self._others.get(key, ())):
-                    shutil.rmtree(room)
+                if self._is_own(room) and room.name not in position["kept"][key]:
+                    remove_files(room, self.context.record.made[self.context.key(room)])
             if key == position["under_way"]:
                 self._begin(directory)
 
@@ -72,7 +79,7 @@ class ProfileWriter(Writer):
 
 
 def _profiles(directory: Path) -> list[Path]:
-    return sorted(_room(directory).glob("*"))
+    return sorted(_room(directory).iterdir()) if _room(directory).is_dir() else []
 
 
 def _room(directory: Path) -> Path:

@@ -18,10 +18,10 @@ from jaxcb._actions import Configuration, Embedding, Figure, Graph, Histogram, H
 from jaxcb._graph import draw, input_names
 from jaxcb._local_path import local_path
 from jaxcb._pictures import as_pixels
-from jaxcb.writers._event_file import EventFile, event_files
+from jaxcb.writers._event_file import EventFile, event_files, run_of
 from jaxcb.writers._graphdef import as_graphdef
 from jaxcb.writers._location import check_writable
-from jaxcb.writers._projector import Projector
+from jaxcb.writers._projector import ROOM, Projector
 from jaxcb.writers._writer import Writer, by_member
 
 _PLUGINS = {Scalars: "scalars", Histogram: "histograms", Image: "images", Figure: "images"}
@@ -36,7 +36,7 @@ class TensorBoardWriter(Writer):
         self._projectors: dict[Path, Projector] = {}
         self._directories: set[Path] = set()
         self._tags: dict[tuple[Path, str], tuple[str, str]] = {}  # by run and tag: what it has, and whose that is
-        self._others: set[str] = set()  # event files that were there before this run began
+        self._own: dict[str, Path] = {}  # the run's event files by key, those of its earlier processes among them
 
     def prepare(self, action: Any) -> None:
         directory = self._directory(action)
@@ -44,13 +44,13 @@ class TensorBoardWriter(Writer):
             check_writable(directory, "TensorBoard's event files")
             self.context.files.append(directory)
             self._directories.add(directory)
-            self._others |= {self.context.key(path) for path in event_files(directory)}
         self._claim(action, directory)
         has_pictures = isinstance(action, Image | Figure) or getattr(action, "sprites", None) is not None
         if has_pictures and importlib.util.find_spec("PIL") is None:
             raise ImportError(f"{action.owner} writes images, which needs Pillow: pip install pillow.")
         if isinstance(action, Embedding):
-            self._projectors.setdefault(directory, Projector(directory))
+            prefix = self.context.key(directory / ROOM)
+            self._projectors.setdefault(directory, Projector(directory, self.context.record, prefix))
             if isinstance(action.labels, str) and not self._labels(action).is_file():
                 raise FileNotFoundError(
                     f"{action.owner}: the labels of Embedding {action.tag!r} are to come from {action.labels}, which "
@@ -82,7 +82,8 @@ class TensorBoardWriter(Writer):
         """The open event file of the action's run; made when something is written, so that it is always closed."""
         run = (action.log_dir, action.run)
         if run not in self._files:
-            self._files[run] = EventFile(self._directory(action))
+            file = self._files[run] = EventFile(self._directory(action), self.context.record.run)
+            self._own[self.context.key(file.path)] = file.path
         return self._files[run]
 
     def write(self, record: Any) -> None:
@@ -182,25 +183,55 @@ class TensorBoardWriter(Writer):
     def position(self) -> Any:
         for file in self._files.values():
             file.sync()
-        sizes: dict[str, int] = {}
-        for directory in self._directories:
-            found = {self.context.key(path): path.stat().st_size for path in event_files(directory)}
-            sizes |= {key: size for key, size in found.items() if key not in self._others}
+        sizes = {key: path.stat().st_size for key, path in self._own.items() if path.is_file()}
         projectors = {self.context.key(path): own.position() for path, own in self._projectors.items()}
-        return {"sizes": sizes, "others": sorted(self._others), "projectors": projectors}
+        return {"sizes": sizes, "projectors": projectors}
 
     def restore(self, position: Any) -> None:
-        """Cuts event files back to what had been written, and removes those that began later."""
-        self._others = set(position["others"])
-        for directory in self._directories:
-            for path in event_files(directory):
-                key = self.context.key(path)
-                if key in position["sizes"]:
-                    os.truncate(path, position["sizes"][key])
-                elif key not in self._others:
+        """Cuts the run's event files back to what had been written, and removes those that it began later.
+
+        Files are looked for in the directories that callbacks name, so that a checkpoint leads to no others.
+
+        Raises:
+            ValueError: for a file that the run may have begun later, where it cannot be told.
+        """
+        sizes, record = position["sizes"], self.context.record
+        if any(type(size) is not int or size < 0 for size in sizes.values()):
+            raise ValueError("the checkpoint has a size of an event file that is none.")
+        there = [path for directory in sorted(self._directories) for path in event_files(directory)]
+        if self.context.inherits:
+            self._inherit(there, sizes, position["others"])
+        for path in there:
+            key, run = self.context.key(path), run_of(path)
+            if run == record.run or (run is None and key in record.made):
+                if key in sizes:
+                    self._cut(path, sizes[key])
+                    self._own[key] = path
+                elif run == record.run:
                     path.unlink()
         for directory, projector in self._projectors.items():
-            projector.restore(position["projectors"].get(self.context.key(directory), ()))
+            projector.restore(position["projectors"].get(self.context.key(directory), ()), self.context.warn)
+
+    def _inherit(self, there: list[Path], sizes: dict[str, int], others: list[str]) -> None:
+        """Takes over the event files of a run that had no id."""
+        keys = {self.context.key(path): path for path in there if run_of(path) is None}
+        unknown = [str(path) for key, path in keys.items() if key not in sizes and key not in others]
+        if unknown:
+            raise ValueError(
+                f"{', '.join(unknown)}: the run is of a version that did not note which event files are its own, so "
+                "it cannot be told whether the run began this after it was saved. Delete what is the run's, move what "
+                "is not to another directory, and resume again."
+            )
+        for key in keys.keys() & sizes.keys():
+            self.context.record.make(key)
+
+    def _cut(self, path: Path, size: int) -> None:
+        """Cuts an event file back; it is never made longer."""
+        there = path.stat().st_size
+        if there < size:
+            self.context.warn(f"{path} has {there} bytes, but {size} were written: some of its events are lost.")
+        elif there > size:
+            os.truncate(path, size)
 
     def close(self) -> None:
         while self._files:

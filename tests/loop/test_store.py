@@ -26,7 +26,7 @@ from loop._changes import CHANGES, watch_changes
 import jaxcb
 from jaxcb.loop import _manifest, _snapshot
 from jaxcb.loop._manifest import DamagedError, read, verify
-from jaxcb.loop._store import Store
+from jaxcb.loop._store import Store, remove_store
 
 ROOT = Path(jaxcb.__file__).parents[1]
 
@@ -313,9 +313,22 @@ def test_damaged_ones_take_no_place(tmp_path):
         assert newest(store).step == 2
         assert len(said) == 2
         store.save(3, leaves_of(3), {}, wait=True)
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000000002", "step_000000003-1"]
+        # those whose manifest does not say what they are made of stay, and count for nothing
+        there = ["step_000000002", "step_000000003", "step_000000003-1", "step_000000004"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == there
+        said.clear()
         assert newest(store).step == 3
-    assert len(said) == 2
+    assert said == []
+
+
+def test_damaged_arrays_are_deleted(tmp_path):
+    save_steps(tmp_path, [1, 2, 3], keep=3)
+    cut(next((tmp_path / "step_000000003").rglob("_METADATA")))
+    said = []
+    with open_store(tmp_path, keep=1, say=said.append) as store:
+        assert newest(store).step == 2
+        store.save(2, leaves_of(2), {}, wait=True)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000000002-1"]
 
 
 def test_others_things_are_left_alone(tmp_path):
@@ -327,6 +340,35 @@ def test_others_things_are_left_alone(tmp_path):
     save_steps(tmp_path, range(10, 15), keep=1)
     assert {p.name for p in tmp_path.iterdir()} == {*others, "notes.txt", "step_000000014"}
     assert all((tmp_path / name / "file").read_text() == "mine" for name in others)
+
+
+def test_files_of_others_in_a_checkpoint_stay_where_they_are(tmp_path):
+    save_steps(tmp_path, [1])
+    notes = [tmp_path / "step_000000001" / name for name in ("thesis.txt", "arrays/state/d/mine", "deep/er/mine")]
+    for note in notes:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text("mine")
+    save_steps(tmp_path, range(2, 6), keep=1)
+    assert {p.name for p in tmp_path.iterdir()} == {"step_000000001", "step_000000005"}
+    assert sorted(p for p in (tmp_path / "step_000000001").rglob("*") if p.is_file()) == sorted(notes)
+
+
+def test_checkpoints_of_other_runs_are_neither_used_nor_deleted(tmp_path):
+    mine, other = "a" * 16, "b" * 16
+    for run, step in ((other, 8), (mine, 1)):
+        with open_store(tmp_path, run=run) as store:
+            store.save(step, leaves_of(step), {"run": run}, wait=True)
+    said = []
+    with open_store(tmp_path, run=mine, keep=1, say=said.append) as store:
+        assert newest(store).step == 1
+        assert "step_000000008 cannot be used: it is of another run" in said[0]
+        for step in (2, 3):
+            store.save(step, leaves_of(step), {"run": mine}, wait=True)
+    (tmp_path / f".saving-{other}-step_000000009").mkdir()
+    remove_store(tmp_path, mine)
+    assert {p.name for p in tmp_path.iterdir()} == {"step_000000008", f".saving-{other}-step_000000009"}
+    remove_store(tmp_path, other)
+    assert not list(tmp_path.iterdir())
 
 
 # Damage

@@ -36,7 +36,7 @@ def test_a_file_holds_what_was_written_whatever_happens_between(tmp_path_factory
             case "truncate":
                 noted = [n for n in noted if n <= expected.count(b"\n")]
                 lines = noted[argument % len(noted)]
-                file.truncate(lines)
+                file.restore(lines)
                 expected, touched = b"".join(expected.splitlines(keepends=True)[:lines]), True
             case "reopen":
                 file.close()
@@ -80,9 +80,9 @@ def test_a_file_that_is_shorter_than_noted_is_refused(tmp_path):
     place = file.position()
     path.write_text("")
     with pytest.raises(ValueError, match=r"a.txt has 0 lines, but 1 were written"):
-        file.truncate(place)
+        file.restore(place)
     with pytest.raises(ValueError, match="has 0 lines, but 1 were written"):
-        AppendFile(tmp_path / "none.txt").truncate(1)
+        AppendFile(tmp_path / "none.txt").restore(1)
 
 
 def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path):

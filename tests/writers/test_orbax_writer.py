@@ -19,6 +19,7 @@ from loop._runs import fit, make_driver, make_state
 from orbax.checkpoint import v1 as ocp
 
 import jaxcb as jc
+from jaxcb._ownership import RunRecord
 from jaxcb.loop import Run
 from jaxcb.loop._rings import Record
 from jaxcb.writers import Context
@@ -109,26 +110,90 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert ocp.metadata(str(tmp_path / "latest")).custom_metadata["epoch"] == 0
 
 
+def save_as(run, directory, step, path="a"):
+    """Saves as a run of that id does."""
+    with jc.Recorder(directory) as recorder:
+        recorder._context.record.run = run
+        recorder.perform(jc.Checkpoint(path), make_state(), step=step)
+
+
+RUN, OTHER = "a" * 16, "b" * 16
+
+
 def test_what_a_killed_save_left_is_no_obstacle(tmp_path):
-    for name in ("latest.orbax-checkpoint-tmp", "latest.jaxcb-new", "latest.jaxcb-old", "1.jaxcb-deleted"):
-        (tmp_path / "saves" / name).mkdir(parents=True)
-        (tmp_path / "saves" / name / "rest").touch()
-    fit(callbacks=[saves("saves/latest", every=1)], epochs=3, run_dir=tmp_path)
-    assert ocp.metadata(str(tmp_path / "saves" / "latest")).custom_metadata["epoch"] == 2
-    assert not {"latest.jaxcb-new", "latest.jaxcb-old", "1.jaxcb-deleted"} & {
-        p.name for p in (tmp_path / "saves").iterdir()
-    }
+    """What the run itself has left goes; what others have left, or what only looks like it, stays."""
+    mine = [f"a.{RUN}.jaxcb-new", f"a.{RUN}.jaxcb-new.orbax-checkpoint-tmp", f"1.{RUN}.jaxcb-gone"]
+    theirs = [
+        f"a.{OTHER}.jaxcb-new",
+        f"a.{OTHER}.jaxcb-old",
+        "a.jaxcb-new",
+        "1.jaxcb-deleted",
+        "a.orbax-checkpoint-tmp",
+    ]
+    for name in (*mine, *theirs):
+        (tmp_path / name).mkdir()
+        if name != mine[2]:  # which is half deleted, so that nothing but its own was in it
+            (tmp_path / name / "rest").touch()
+    save_as(RUN, tmp_path, 2)
+    assert ocp.metadata(str(tmp_path / "a")).custom_metadata["step"] == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a", *theirs])
+    assert all((tmp_path / name / "rest").exists() for name in theirs)
 
 
-def test_a_process_killed_between_the_two_renames_has_lost_nothing(tmp_path):
-    with jc.Recorder(tmp_path) as recorder:
-        recorder.perform(jc.Checkpoint("a"), make_state(), step=1)
-    (tmp_path / "a").rename(tmp_path / "a.jaxcb-new")
+@pytest.mark.parametrize("old", [False, True])
+def test_a_process_killed_between_the_two_renames_has_lost_nothing(tmp_path, old):
+    save_as(RUN, tmp_path, 1)
+    (tmp_path / "a").rename(tmp_path / f"a.{RUN}.jaxcb-new")
+    if old:
+        save_as(RUN, tmp_path, 0, "b")
+        (tmp_path / "b" / "notes.txt").write_text("mine")
+        (tmp_path / "b").rename(tmp_path / f"a.{RUN}.jaxcb-old")
     assert jc.load(tmp_path / "a", what="params")["w"].shape == make_state().params["w"].shape
-    with jc.Recorder(tmp_path) as recorder:
-        recorder.perform(jc.Checkpoint("a"), make_state(), step=2)
+    save_as(RUN, tmp_path, 2)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert ocp.metadata(str(tmp_path / "a")).custom_metadata["step"] == 2
+    assert (tmp_path / "a" / "notes.txt").exists() == old
+
+
+@pytest.mark.parametrize("template", ["1", "{step}"])
+def test_files_of_others_in_an_export_stay_when_it_is_replaced_or_deleted(tmp_path, template):
+    notes = [tmp_path / "1" / name for name in ("README", "state/notes.txt", "mine/deep/notes.txt")]
+    with jc.Recorder(tmp_path) as recorder:
+        save = jc.Checkpoint(template, max_to_keep=1)
+        recorder.perform(save, make_state(), step=1)
+        for note in notes:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text("mine")
+        recorder.perform(save, make_state(), step=2)
+    new = tmp_path / template.format(step=2)
+    assert ocp.metadata(str(new)).custom_metadata["step"] == 2
+    assert all(note.read_text() == "mine" for note in notes)
+    if template != "1":
+        assert sorted(p for p in (tmp_path / "1").rglob("*") if p.is_file()) == sorted(notes)
+    assert {p.name for p in tmp_path.iterdir()} == {"1", new.name}
+
+
+def test_an_export_of_the_time_before_records_is_replaced_but_for_the_files_of_others(tmp_path):
+    ocp.save(str(tmp_path / "a"), {"w": jnp.ones(3)})
+    (tmp_path / "a" / "README").write_text("mine")
+    save_as(RUN, tmp_path, 2)
+    before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
+    save_as(RUN, tmp_path, 3)
+    assert (tmp_path / "a" / "README").read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert len(before) == len([p for p in tmp_path.rglob("*") if p.is_file()])
+
+
+def test_exports_of_other_runs_are_not_deleted(tmp_path):
+    for run in (OTHER, RUN):
+        save_as(run, tmp_path, 1, "{step}")
+        with jc.Recorder(tmp_path) as recorder:
+            recorder._context.record.run = RUN
+            if run == OTHER:  # it was replaced behind the run's back
+                recorder.perform(jc.Checkpoint("{step}", max_to_keep=1), make_state(), step=7)
+                save_as(OTHER, tmp_path, 7, "{step}")
+            recorder.perform(jc.Checkpoint("{step}", max_to_keep=1), make_state(), step=8)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "7", "8"]
 
 
 # Saves in the background
@@ -252,12 +317,15 @@ def test_the_latest_and_the_best_stay(history, latest, best, mode, async_, cut):
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         (here / "7").mkdir()  # not of this run
-        writer = CheckpointWriter(Context(here, Run(here), 0, None))
+        writer, record = CheckpointWriter(Context(here, Run(here), 0, None)), RunRecord()
+        writer.context.record = record
         for at, (name, value) in enumerate(history):
             if at == cut:  # a process ends, and another goes on
                 position = json.loads(json.dumps(writer.position()))
                 writer.close()
                 writer = CheckpointWriter(Context(here, Run(here), 0, None))
+                writer.context.record = record
+                writer._templates.add("{n}")  # as `prepare` does
                 writer.restore(position)
             action = jc.Checkpoint(
                 "{n}",
