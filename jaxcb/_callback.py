@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from jaxcb._errors import CallbackError, did_you_mean
 from jaxcb._metrics import Metrics
@@ -58,6 +58,8 @@ class Callback(Struct):
         >>> bool(action.when)
         True
     """
+
+    affects_run: ClassVar[bool] = True  # False for one that a resume may add or drop unnoticed, such as a progress bar
 
     name: str | None = static(default=None, kw_only=True)
 

@@ -12,6 +12,7 @@ import optax
 
 from jaxcb._chain import Chain
 from jaxcb._configuration import Configuration
+from jaxcb._overrides import with_overrides
 from jaxcb._points import Point
 from jaxcb._schedules import map_learning_rates, with_hyperparameters
 from jaxcb._struct import strong_tree
@@ -51,7 +52,7 @@ def make_members(
         ValueError: for a path that leads nowhere, a value out of range, or one that changes a shape.
     """
     make = _maker(model_fn, any(path.startswith("model.") for path in points[0]))
-    configurations = [base.at(point) for point in points]
+    configurations = [with_overrides(base, point) for point in points]
     first = Member(0, points[0], configurations[0], make(configurations[0]))
     check(first)
     members = [first, *(Member(i, points[i], c, make(c)) for i, c in enumerate(configurations) if i)]

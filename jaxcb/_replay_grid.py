@@ -10,6 +10,7 @@ import numpy as np
 from jaxcb._chain import Chain
 from jaxcb._configuration import Configuration
 from jaxcb._members import stacked_callbacks
+from jaxcb._overrides import with_overrides
 from jaxcb._points import Point, as_points
 from jaxcb._records import Records, read_records
 from jaxcb._replaying import program_of
@@ -69,7 +70,7 @@ def replay_grid(callbacks: Chain, source: Any, learning_rate: Any, over: Any) ->
         if not path.startswith("callbacks."):
             raise ValueError(f"over: {path!r} is no callback's, and a recorded run has no other numbers to change.")
     base = Configuration(0, None, None, callbacks)
-    chains = [base.at(point).callbacks for point in points]
+    chains = [with_overrides(base, point).callbacks for point in points]
     records = read_records(source)
     run, rows = program_of(records, learning_rate)
     last, scale = np.zeros(len(points), np.int64), np.zeros(len(points), np.float32)

@@ -1,6 +1,6 @@
 """`ProgressBar`: what a run shows while it goes."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxcb._actions import Progress
 from jaxcb._callback import Callback, Metrics
@@ -28,6 +28,8 @@ class ProgressBar(Callback):
 
     Source: `keras.callbacks.ProgbarLogger`.
     """
+
+    affects_run: ClassVar[bool] = False  # `fit` adds and drops it with `verbose`
 
     verbose: int | str = static(default="auto")
 

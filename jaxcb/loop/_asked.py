@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxcb._check import one_of, whole
 from jaxcb._local_path import local_path
 from jaxcb._probe import Probe
-from jaxcb.loop._carry import FOREVER
+from jaxcb.loop._layout import FOREVER
 from jaxcb.loop._positions import Cadence
 
 

@@ -11,7 +11,7 @@ from jaxcb._chain import Chain
 from jaxcb._probe import Probe
 from jaxcb._struct import strong_tree
 from jaxcb._train_state import TrainState
-from jaxcb.loop._carry import FOREVER, Carry, Empty, Inputs, initial, owned
+from jaxcb.loop._carry import Carry, Empty, Inputs, initial, owned
 from jaxcb.loop._choose import choose
 from jaxcb.loop._driver import Driver
 from jaxcb.loop._evaluators import Evaluators
@@ -19,6 +19,7 @@ from jaxcb.loop._executor import Executor, Live
 from jaxcb.loop._feed import Feed
 from jaxcb.loop._host_metrics import HostMetrics
 from jaxcb.loop._keeping import Keeper
+from jaxcb.loop._layout import FOREVER
 from jaxcb.loop._looped import Looped
 from jaxcb.loop._over import Over
 from jaxcb.loop._place import Place
@@ -157,7 +158,7 @@ def assemble(
     )
 
     def start(state: TrainState) -> Carry:
-        order = jax.eval_shape(program.layout.new_order, inputs, 0)
+        order = jax.eval_shape(program.layout.new_order, feed.key, 0)
         order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)  # drawn when the epoch begins
         return owned(initial(*with_callbacks(state), empty, order))
 

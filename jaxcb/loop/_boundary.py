@@ -27,7 +27,7 @@ def open_epoch(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tu
     alive = _alive(program, carry)
     carry, rings, _ = program.moment("on_epoch_begin", inputs, carry, rings, metrics, alive=alive)
     carry, rings = _part(program, inputs, carry, rings)
-    order = program.layout.new_order(inputs, carry.epoch) if carry.order is not None else None
+    order = program.layout.new_order(inputs.key, carry.epoch) if carry.order is not None else None
     return carry.replace(order=order, opened=jnp.ones((), bool)), rings
 
 

@@ -1,6 +1,6 @@
 """The types that travel through compiled programs: what is carried, what is given, what is told."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +9,8 @@ import numpy as np
 
 from jaxcb._struct import Struct
 from jaxcb._train_state import TrainState
+from jaxcb.loop._layout import Layout, rows_in
 from jaxcb.loop._window import Window
-
-FOREVER = np.iinfo(np.int32).max
 
 
 class Latest(Struct):
@@ -161,6 +160,41 @@ def initial(train: TrainState, callbacks: Any, empty: Empty, order: Any) -> Carr
         member=jnp.arange(train.stop.size, dtype=jnp.int32) if train.stop.ndim else None,
         order=order,
     )
+
+
+def fetch(layout: Layout, inputs: Inputs, carry: Carry, *, remainder: bool = False) -> tuple[Any, int]:
+    """Returns the next batch and its rows; traced."""
+    data = inputs.data
+    if layout.kind == "single":
+        return data, rows_in(data)
+    if layout.kind == "stacked":
+        index = inputs.numbers.batch_index(carry)
+        batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), data)
+        return batch, rows_in(batch)
+    rows = layout.remainder if remainder else layout.batch_size
+    start = carry.cursor * layout.batch_size
+    if carry.order is None:
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), data), rows
+    index = jax.lax.dynamic_slice_in_dim(carry.order, start, rows, axis=-1)
+    return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data), rows
+
+
+def named(carry: Carry) -> dict[str, Any]:
+    """The leaves by the names under which checkpoints keep them; the order of the rows is a function of the key."""
+    leaves = jax.tree_util.tree_leaves_with_path(carry.replace(order=None))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def with_leaves(carry: Carry, leaves: Mapping[str, Any]) -> Carry:
+    """Returns the carry with some leaves replaced, by name."""
+    old, tree = jax.tree_util.tree_flatten_with_path(carry)
+    return jax.tree.unflatten(tree, [leaves.get(jax.tree_util.keystr(path), leaf) for path, leaf in old])
+
+
+def allowed_on(carry: Carry) -> Carry:
+    """Returns the carry of a run that has stopped, as one that may go on."""
+    train = carry.train.replace(stop=jnp.zeros_like(carry.train.stop))
+    return carry.replace(train=train, ended=jnp.zeros_like(carry.ended), yielded=jnp.zeros_like(carry.yielded))
 
 
 def owned(tree: Any) -> Any:

@@ -22,6 +22,7 @@ from jaxcb._train_state import TrainState
 from jaxcb.callbacks import BackupAndRestore, History, ProgressBar
 from jaxcb.loop._asked import Asked
 from jaxcb.loop._assemble import assemble
+from jaxcb.loop._carry import named, with_leaves
 from jaxcb.loop._debug import debugging
 from jaxcb.loop._driver import Driver
 from jaxcb.loop._evaluators import Evaluators
@@ -189,8 +190,9 @@ def conduct(
             if start.saved is not None:
                 why = "as the run began"
                 assert start.keeper is not None
-                carry = start.keeper.restore(start.saved, driver.carry(), finished=start.finished)
-                driver.resume(carry, start.saved.facts, anew=start.released)
+                carry = driver.carry()
+                loaded = start.keeper.restore(start.saved, named(carry), finished=start.finished)
+                driver.resume(with_leaves(carry, loaded), start.saved.facts, anew=start.released)
         except BaseException:
             feed.close()
             raise

@@ -12,13 +12,15 @@ import numpy as np
 
 from jaxcb._actions import Backup, HostAction, Stop
 from jaxcb.loop._agreement import Orders, placed, same_place
-from jaxcb.loop._carry import FOREVER, Carry, Inputs, Status, owned
+from jaxcb.loop._carry import Carry, Inputs, Status, allowed_on, named, owned
 from jaxcb.loop._evaluators import Evaluators
 from jaxcb.loop._executor import Executor, Live, Output
 from jaxcb.loop._feed import Chunk, Feed
 from jaxcb.loop._host_metrics import HostMetrics
-from jaxcb.loop._keeping import Keeper, allowed_on
+from jaxcb.loop._keeping import Keeper
+from jaxcb.loop._layout import FOREVER
 from jaxcb.loop._pace import Pace
+from jaxcb.loop._parts import joined
 from jaxcb.loop._place import Place
 from jaxcb.loop._population import Members
 from jaxcb.loop._rings import Record
@@ -83,7 +85,8 @@ class Driver:
         self.inputs, self.place = inputs, place
         self.context, self.run = context, run
         self.processes = context.processes
-        self.saving, self.signals = Saving(self, keeper), Signals(sigterm=not self.processes.takes_sigterm)
+        self.saving = Saving(keeper, lambda: named(self.carry()), self._facts)
+        self.signals = Signals(sigterm=not self.processes.takes_sigterm)
         self.members = members
         self.stops: list[StopRecord] = []
         self.interrupted: int | None = None  # the signal that ended the run
@@ -162,10 +165,49 @@ class Driver:
         except BaseException as error:
             failed = error
             if not self.processes.several:  # of several, who knows where the others stand
-                self.saving.rescue(error)
+                self._save_after(error)
             raise
         finally:
             self.close(failed)
+
+    def _facts(self) -> dict[str, Any]:
+        """What the host knows of the run, as JSON. All that was logged so far is durable when it returns."""
+        place = self.place
+        return {
+            "begun": self.begun,
+            "over": place.over,
+            "step": place.step,
+            "epoch": place.epoch,
+            "cursor": place.cursor,
+            "feed": joined(self.processes.gather(self.feed.position())),
+            "files": self.context.file_positions(),
+            "writers": self.performer.positions(),
+            "stops": [list(stop) for stop in self.stops],
+            "elapsed": self.host_metrics.elapsed,
+            "executor": self.executor.name,
+            "strategy": None if self.members is None else self.members.strategy.name,
+        }
+
+    def _save_after(self, error: BaseException) -> None:
+        """Saves a run that failed where its state is consistent, and brings the caller's model up to date."""
+        if self.lost:
+            return
+        with contextlib.suppress(Exception):
+            self.drain()
+            self.update_model()
+        status = self.status
+        if self.saving.keeper is None or status is None:
+            return
+        if not self.saving.whole or bool(status.yielded) or bool(status.awaits):
+            return  # in the middle of a hook: the run resumes from the checkpoint before, and the hook runs again
+        try:
+            if int(self.live.carry().step) != int(status.step):
+                return  # an interrupt came before the last dispatch was read
+            self.place.correct(status)
+            self.feed.confirm(status)
+            self.saving.save(wait=True)
+        except Exception as second:
+            error.add_note(f"The run could not be saved after that: {second!r}")
 
     def close(self, failed: BaseException | None = None) -> None:
         """Closes writers, feed and what saves the run; the first error is the one that the user sees."""
@@ -198,8 +240,7 @@ class Driver:
         """The order of the rows is a function of the key and the epoch, and is not saved."""
         if carry.order is None:
             return carry
-        inputs = self.inputs.replace(data=None, val={})
-        return carry.replace(order=jax.jit(self.executor.program.layout.new_order)(inputs, carry.epoch))
+        return carry.replace(order=jax.jit(self.executor.program.layout.new_order)(self.inputs.key, carry.epoch))
 
     def _asked(self) -> int | None:
         """The signal that asks for the end, sent to whichever process; asked on process 0."""

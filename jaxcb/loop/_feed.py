@@ -1,17 +1,31 @@
 """Feeds: where a run's batches come from."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcb.loop._carry import FOREVER, Status
 from jaxcb.loop._data import rows_of
-from jaxcb.loop._layout import Layout
+from jaxcb.loop._layout import FOREVER, Layout
 from jaxcb.loop._pass import Position
 from jaxcb.parallel import Placement
+
+
+class Progress(Protocol):
+    """How far a run has come, as a feed needs to know it; `Status` is one."""
+
+    @property
+    def step(self) -> Any: ...
+    @property
+    def epoch(self) -> Any: ...
+    @property
+    def cursor(self) -> Any: ...
+    @property
+    def over(self) -> Any: ...
+    @property
+    def controls(self) -> Any: ...
 
 
 class Chunk(NamedTuple):
@@ -47,7 +61,7 @@ class Chunk(NamedTuple):
         """The batches that a run which stands there still needs; None where they are not given one a step."""
         return self.batches and self.batches[max(cursor - self.base if epoch == self.epoch else 0, 0) :]
 
-    def consumed(self, status: Status) -> bool:
+    def consumed(self, status: Progress) -> bool:
         """Whether a run that stands there needs nothing of it any more.
 
         An epoch's last chunk is needed until the epoch is closed: it alone knows where the epoch ends.
@@ -101,7 +115,7 @@ class Feed:
     def place(self, placement: Placement) -> None:
         """Fixes where the data lies, before the first batch travels."""
 
-    def confirm(self, status: Status) -> None:
+    def confirm(self, status: Progress) -> None:
         """Lets go of what the run has passed."""
 
     def position(self) -> dict[str, Any] | None:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxcb._errors import DataError
 from jaxcb._processes import ALONE, Processes
 from jaxcb.loop import _data
-from jaxcb.loop._carry import FOREVER
 from jaxcb.loop._feed import Feed, FeedStart, Resident
+from jaxcb.loop._layout import FOREVER
 from jaxcb.loop._order import key_of
 from jaxcb.loop._residence import are_kept
 from jaxcb.loop._sources import BATCH_SIZE, Asked, batches_in, source_of

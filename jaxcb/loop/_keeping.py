@@ -1,5 +1,6 @@
 """`Keeper`: when a run is saved, what is saved of it, and how it comes back."""
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,9 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._chain import Chain
+from jaxcb._class_keys import class_key, is_key_of
 from jaxcb._processes import Processes
-from jaxcb.callbacks import ProgressBar
-from jaxcb.loop._carry import Carry
 from jaxcb.loop._store import Saved, Store
 
 CHECKPOINTS, RESULT = "checkpoints", "result"  # in a run's directory
@@ -31,6 +31,7 @@ _FIXED = (
     ".evaluated",
     ".seq",
 )
+_WINDOW = re.compile(r"\.windows\[('.*?'|\".*?\")\]\.")
 
 
 class Keeper:
@@ -80,14 +81,14 @@ class Keeper:
         """Whether the run is to be saved."""
         return self._asked or time.monotonic() - self._saved_at >= SAVE_SECONDS
 
-    def save(self, carry: Carry, facts: Mapping[str, Any], *, wait: bool = False) -> None:
+    def save(self, leaves: Mapping[str, Any], facts: Mapping[str, Any], *, wait: bool = False) -> None:
         """Saves the training between two stretches of work."""
-        self._training.save(int(facts["step"]), named(carry), {**facts, **self._about}, wait=wait)
+        self._training.save(int(facts["step"]), dict(leaves), {**facts, **self._about}, wait=wait)
         self._asked, self._saved_at = False, time.monotonic()
 
-    def save_result(self, carry: Carry, facts: Mapping[str, Any]) -> None:
+    def save_result(self, leaves: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Saves what a run has come to, after `on_train_end`."""
-        self._result.save(int(facts["step"]), named(carry), {**facts, **self._about}, wait=True)
+        self._result.save(int(facts["step"]), dict(leaves), {**facts, **self._about}, wait=True)
 
     def close(self) -> None:
         """Waits for what is being saved."""
@@ -102,19 +103,27 @@ class Keeper:
         """Returns the newest checkpoint of the training and the finished result, where they are."""
         return self._training.latest(), self._result.latest(needed=False)
 
-    def restore(self, saved: Saved, carry: Carry, *, finished: bool = False) -> Carry:
-        """Returns a new run's carry with what was saved.
+    def restore(self, saved: Saved, leaves: Mapping[str, Any], *, finished: bool = False) -> dict[str, Any]:
+        """Reads a checkpoint into the loop state of a new run.
 
         What belongs to a callback that is new, or that is another one under the same name, starts anew, and so does
         a metric that was not there; what is gone is dropped. Both are said once.
+
+        Args:
+            saved: the checkpoint.
+            leaves: of the new run's loop state, by name.
+            finished: whether it is that of a result.
+
+        Returns:
+            The leaves that were saved and still fit, by name.
 
         Raises:
             ValueError: for parameters or optimizer states that do not fit, naming the leaves with both shapes.
         """
         store = self._result if finished else self._training
-        stored, new = saved.leaves, named(carry)
+        stored, new = saved.leaves, leaves
         _refuse_misfits(saved, stored, new)
-        dropped = self._changed(saved.facts["callbacks"]) + _other_windows(carry, stored, new)
+        dropped = self._changed(saved.facts["callbacks"]) + _other_windows(stored, new)
         wanted = {
             # an array that was tied to no device stays so, or the first step would compile again
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding if leaf.committed else None)
@@ -124,13 +133,11 @@ class Keeper:
         self._refuse_swapped(store, saved, dropped)
         loaded = store.load(saved, wanted)
         self._tell(saved, stored, new, dropped)
-        leaves, tree = jax.tree_util.tree_flatten_with_path(carry)
-        return jax.tree.unflatten(tree, [loaded.get(jax.tree_util.keystr(path), leaf) for path, leaf in leaves])
+        return loaded
 
     def _changed(self, before: Mapping[str, str]) -> list[str]:
         """The names under which lies what belonged to other callbacks."""
-        now = _fingerprints(self._callbacks)
-        other = [name for name, what in before.items() if name in now and now[name] != what]
+        other = _others(before, self._callbacks)
         return [start for name in other for start in (f".callbacks['{name}']", f".train.weights['{name}/")]
 
     def _refuse_swapped(self, store: Store, saved: Saved, dropped: list[str]) -> None:
@@ -150,9 +157,7 @@ class Keeper:
         news = {
             "new and start from their beginning": sorted(now.keys() - before.keys()),
             "gone, and what they remembered is dropped": sorted(before.keys() - now.keys()),
-            "others than before under the same name, and start anew": [
-                name for name in now if name in before and before[name] != now[name]
-            ],
+            "others than before under the same name, and start anew": _others(before, self._callbacks),
         }
         for what, names in news.items():
             if names:
@@ -162,26 +167,14 @@ class Keeper:
             self._say(f"jaxcb: resuming with new controls, which start as given: {', '.join(controls)}.")
 
 
-def _other_windows(carry: Carry, stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def _other_windows(stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The windows that measure something else than before: a mean over part of an epoch would be none of it."""
-    groups = [f".windows[{name!r}]." for name in carry.windows]
+    groups = sorted({found[0] for name in new if (found := _WINDOW.match(name))})
     return [
         group
         for group in groups
         if {n for n in stored if n.startswith(group)} != {n for n in new if n.startswith(group)}
     ]
-
-
-def named(carry: Carry) -> dict[str, Any]:
-    """The leaves of a carry by their names; the order of the rows is drawn anew."""
-    leaves = jax.tree_util.tree_leaves_with_path(carry.replace(order=None))
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-def allowed_on(carry: Carry) -> Carry:
-    """Returns a carry whose run has stopped, as one that may go on."""
-    train = carry.train.replace(stop=jnp.zeros_like(carry.train.stop))
-    return carry.replace(train=train, ended=jnp.zeros_like(carry.ended), yielded=jnp.zeros_like(carry.yielded))
 
 
 def _refuse_misfits(saved: Saved, stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -208,14 +201,22 @@ def _shown(form: Any) -> str:
 
 
 def _fingerprints(callbacks: Chain) -> dict[str, str]:
-    """What each callback is; its numbers are configuration, and come from the code."""
-    members = ((n, c) for n, c in callbacks.members() if not isinstance(c, ProgressBar))  # comes and goes with verbose
-    return {name: " ".join(_facts_of(callback)) for name, callback in members}
+    """What each callback is: its class, monitor and mode. Its numbers are configuration, and come from the code."""
+    return {name: " ".join((class_key(type(c)), *_facts_of(c))) for name, c in callbacks.members() if c.affects_run}
+
+
+def _others(before: Mapping[str, str], callbacks: Chain) -> list[str]:
+    """The names under which a checkpoint holds the state of another callback than the run now has."""
+    return [name for name, callback in callbacks.members() if name in before and not _is_same(before[name], callback)]
+
+
+def _is_same(fingerprint: str, callback: Any) -> bool:
+    key, *facts = fingerprint.split(" ")
+    return is_key_of(key, type(callback)) and " ".join(facts) == " ".join(_facts_of(callback))
 
 
 def _facts_of(callback: Any) -> list[str]:
-    kind = type(callback)
-    facts = [f"{kind.__module__}.{kind.__qualname__}"]
+    facts = []
     for field in ("monitor", "mode"):
         value = getattr(callback, field, None)
         if value is not None:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from jaxcb._callback import STEP_HOOKS
 from jaxcb.loop import _boundary as boundary
-from jaxcb.loop._carry import FOREVER, Carry, Inputs
+from jaxcb.loop._carry import Carry, Inputs, fetch
 from jaxcb.loop._executor import Executor, Live, Output
+from jaxcb.loop._layout import FOREVER
 from jaxcb.loop._program import Program
 from jaxcb.parallel import ONE_DEVICE, Placement
 
@@ -78,14 +79,14 @@ class Looped(Executor):
 
         def step(loop: Any) -> Any:
             carry, rings = loop
-            return program.one_step(inputs, carry, rings, *program.layout.fetch(inputs, carry))
+            return program.one_step(inputs, carry, rings, *fetch(program.layout, inputs, carry))
 
         carry, rings = jax.lax.while_loop(more, step, (carry, rings))
         if not layout.remainder:
             return carry, rings
 
         def smaller(carry: Carry, rings: Any) -> Any:
-            return program.one_step(inputs, carry, rings, *program.layout.fetch(inputs, carry, remainder=True))
+            return program.one_step(inputs, carry, rings, *fetch(program.layout, inputs, carry, remainder=True))
 
         is_next = program.at.may_step(inputs, carry) & (carry.cursor == layout.full) & (carry.step < end)
         is_next = is_next & program.rings.have_room(rings)

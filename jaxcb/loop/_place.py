@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxcb.loop._carry import FOREVER, Carry, Numbers, Status
+from jaxcb.loop._carry import Carry, Numbers, Status
+from jaxcb.loop._layout import FOREVER
 
 
 @dataclass

@@ -12,7 +12,6 @@ from jaxcb._ownership import RunRecord
 from jaxcb._processes import Processes
 from jaxcb._records import JOURNAL
 from jaxcb._struct import Struct
-from jaxcb.callbacks import ProgressBar
 from jaxcb.loop import _manifest
 from jaxcb.loop._feed import FeedStart
 from jaxcb.loop._keeping import CHECKPOINTS, RESULT, Keeper
@@ -221,8 +220,7 @@ def describe(
     callbacks: Chain, epochs: int | None, steps: int | None, data: Mapping[str, Any], layout: str
 ) -> dict[str, Any]:
     """What was asked for, in words that are the same in each process."""
-    members = ((n, c) for n, c in callbacks.members() if not isinstance(c, ProgressBar))  # comes and goes with verbose
-    named = {name: _words(callback) for name, callback in members}
+    named = {name: _words(callback) for name, callback in callbacks.members() if callback.affects_run}
     return {"epochs": epochs, "steps": steps, "callbacks": named, "data": dict(data), "layout": layout}
 
 

@@ -7,7 +7,7 @@ import jax
 
 from jaxcb._callback import STEP_HOOKS
 from jaxcb.loop import _boundary as boundary
-from jaxcb.loop._carry import Carry, Inputs
+from jaxcb.loop._carry import Carry, Inputs, fetch
 from jaxcb.loop._executor import Executor, Live, Output
 from jaxcb.loop._place import Place
 from jaxcb.loop._program import Program
@@ -111,7 +111,7 @@ class Stepped(Executor):
         ok = program.at.may_step(inputs, carry) & program.rings.have_room(rings, STEP_HOOKS)
         if layout.remainder:
             ok = ok & ((carry.cursor == layout.full) if remainder else (carry.cursor < layout.full))
-        batch, rows = program.layout.fetch(inputs, carry, remainder=remainder)
+        batch, rows = fetch(program.layout, inputs, carry, remainder=remainder)
         carry, rings = program.one_step(inputs, carry, rings, batch, rows, ok=ok)
         return carry, rings, program.halted(carry)
 

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 
 from jaxcb._errors import DataError
 from jaxcb._processes import ALONE, Processes
-from jaxcb.loop._carry import FOREVER, Status
 from jaxcb.loop._chunker import Chunker, Span
 from jaxcb.loop._data import as_arrays
-from jaxcb.loop._feed import Chunk, Feed, FeedStart
+from jaxcb.loop._feed import Chunk, Feed, FeedStart, Progress
 from jaxcb.loop._forms import Forms
-from jaxcb.loop._layout import Layout
+from jaxcb.loop._layout import FOREVER, Layout
 from jaxcb.loop._pass import Pass
 from jaxcb.loop._sources import Source
 from jaxcb.parallel import Placement
@@ -166,7 +165,7 @@ class Stream(Feed):
         controls = self._began_with if self._epoch == self._told else self._now[1]
         return self._where | {"controls": dict(controls)}
 
-    def confirm(self, status: Status) -> None:
+    def confirm(self, status: Progress) -> None:
         epoch, step = int(status.epoch), int(status.step)
         if self._source.follows:
             self._now = (epoch, _floats(status.controls))

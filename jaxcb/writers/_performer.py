@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxcb._actions import HostAction, LogAction
+from jaxcb._class_keys import class_key, entry_of
 from jaxcb.writers._registry import writer_for
 from jaxcb.writers._writer import Context, Writer
 
@@ -67,7 +68,7 @@ class Performer:
 
     def positions(self) -> dict[str, Any]:
         """Makes durable what was written, and returns where each writer stands, as JSON."""
-        found = {_name(writer): writer.position() for writer in self.writers.values()}
+        found = {class_key(type(writer)): writer.position() for writer in self.writers.values()}
         return {name: position for name, position in found.items() if position is not None}
 
     def restore(self, positions: Mapping[str, Any]) -> None:
@@ -77,23 +78,21 @@ class Performer:
             ValueError: for a position that no such writer has told.
         """
         for writer in self.writers.values():
-            if _name(writer) in positions:
-                try:
-                    writer.restore(positions[_name(writer)])
-                except (TypeError, KeyError, AttributeError, IndexError) as error:
-                    raise ValueError(
-                        f"what the checkpoint says of {type(writer).__name__} is not what one has written "
-                        f"({error!r}). Resume from another checkpoint, or begin a new run."
-                    ) from error
+            position = entry_of(positions, type(writer))
+            if position is None:
+                continue
+            try:
+                writer.restore(position)
+            except (TypeError, KeyError, AttributeError, IndexError) as error:
+                raise ValueError(
+                    f"what the checkpoint says of {type(writer).__name__} is not what one has written "
+                    f"({error!r}). Resume from another checkpoint, or begin a new run."
+                ) from error
 
     def tick(self, status: Any) -> None:
         """Tells the writers where the run stands."""
         for writer in self.writers.values():
             writer.tick(status)
-
-
-def _name(writer: Writer) -> str:
-    return f"{type(writer).__module__}.{type(writer).__qualname__}"
 
 
 def close_all(parts: Iterable[Any], failed: BaseException | None) -> None:

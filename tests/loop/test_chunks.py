@@ -10,7 +10,7 @@ from loop._watch import SEEN, CallAt, in_epochs, numbered, watch
 
 import jaxcb as jc
 from jaxcb.loop import _forms, _stacks, _stream
-from jaxcb.loop._carry import FOREVER
+from jaxcb.loop._layout import FOREVER
 from jaxcb.loop._sources import Source
 from jaxcb.parallel import Placement
 

@@ -13,6 +13,7 @@ from loop._runs import loss_fn, make_data, make_params
 import jaxcb as jc
 from jaxcb._chain import as_chain
 from jaxcb._configuration import Configuration
+from jaxcb._overrides import with_overrides
 from jaxcb._points import as_points
 from jaxcb.testing import builtin_examples
 
@@ -61,15 +62,17 @@ def configuration(**changes):
 )
 def test_a_bad_path_or_value_names_itself(path, value, message):
     with pytest.raises(ValueError, match=message) as caught:
-        configuration().at({path: value})
+        with_overrides(configuration(), {path: value})
     assert path in str(caught.value)
 
 
 def test_numbers_of_a_ready_made_optimizer_and_of_a_schedule():
     with pytest.raises(ValueError, match="factory"):
-        configuration(optimizer=optax.adam(0.1), learning_rate=None).at({"optimizer.learning_rate": 0.1})
+        with_overrides(configuration(optimizer=optax.adam(0.1), learning_rate=None), {"optimizer.learning_rate": 0.1})
     with pytest.raises(ValueError, match="schedule"):
-        configuration(learning_rate=optax.cosine_decay_schedule(0.1, 9)).at({"optimizer.learning_rate": 0.1})
+        with_overrides(
+            configuration(learning_rate=optax.cosine_decay_schedule(0.1, 9)), {"optimizer.learning_rate": 0.1}
+        )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +104,7 @@ def test_each_builtin_callback_can_be_made_anew_with_a_number_changed():
             value = getattr(callback, field.name)
             if not field.metadata.get("static") and isinstance(value, int | float):
                 path = f"callbacks.{name}.{field.name}"
-                own = dataclasses.replace(configuration(), callbacks=chain).at({path: value})
+                own = with_overrides(dataclasses.replace(configuration(), callbacks=chain), {path: value})
                 assert vars(own.callbacks.callbacks[0]) == vars(callback), path
 
 
