@@ -44,6 +44,8 @@ test: .venv/.dev lint
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/python tools/house.py
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: .venv/.dev

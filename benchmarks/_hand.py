@@ -17,9 +17,9 @@ from _networks import Network, loss_fn
 from _race import Baton
 from orbax.checkpoint import v1 as ocp
 
-from jaxcb.loop._carry import Inputs
-from jaxcb.loop._feed import Resident
-from jaxcb.loop._feeding import make_feed
+from jaxcb._src.data.feed import Resident
+from jaxcb._src.data.pipeline import make_feed
+from jaxcb._src.loop.compiled.state import Inputs
 
 
 def order_of(network: Network) -> Callable[[Any], Any]:

@@ -13,7 +13,7 @@ from _networks import FOREVER, Network, loss_fn
 from _race import Baton
 
 import jaxcb as jc
-from jaxcb.writers.orbax import CheckpointWriter
+from jaxcb._src.writers.orbax import CheckpointWriter
 
 _WRITERS: list[CheckpointWriter] = []  # of this process
 

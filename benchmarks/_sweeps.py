@@ -16,8 +16,8 @@ from _ours import compilation_cache
 from _race import Baton
 
 import jaxcb as jc
-from jaxcb.loop._carry import Inputs
-from jaxcb.loop._feeding import make_feed
+from jaxcb._src.data.pipeline import make_feed
+from jaxcb._src.loop.compiled.state import Inputs
 
 ROWS, VALIDATION_ROWS, BATCH_SIZE = 1472, 256, 8
 STEPS = ROWS // BATCH_SIZE

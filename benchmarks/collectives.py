@@ -23,11 +23,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxcb as jc
-from jaxcb.loop import Run
-from jaxcb.loop._assemble import assemble
-from jaxcb.loop._feeding import make_feed
-from jaxcb.loop._positions import Cadence
-from jaxcb.parallel import Placement
+from jaxcb._src.data.pipeline import make_feed
+from jaxcb._src.loop.build import assemble
+from jaxcb._src.loop.compiled.position import Cadence
+from jaxcb._src.sharding.placement import Placement
+from jaxcb._src.writers.run_handle import Run
 from jaxcb.writers import Context
 
 ROWS, BATCH, FEATURES, HIDDEN = 2048, 512, 64, 128

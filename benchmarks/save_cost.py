@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from jaxcb.loop._store import Store
+from jaxcb._src.checkpointing.store import Store
 
 
 def make_leaves(megabytes, count):

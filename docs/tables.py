@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import jaxcb as jc
 import jaxcb.callbacks
 import jaxcb.testing
-from jaxcb import _actions
-from jaxcb._callback import FunctionCallback
-from jaxcb._chain import transition
-from jaxcb._struct import strong_tree
+from jaxcb._src.core.actions import base, control, host, logging, tensorboard
+from jaxcb._src.core.callback import FunctionCallback
+from jaxcb._src.core.chain import transition
+from jaxcb._src.utils.pytree import strong_tree
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent / "tests"
@@ -143,9 +143,9 @@ def callbacks() -> str:
 
 def actions() -> str:
     """Returns a table of all actions that the package exports."""
-    rooms = ("_base", "_control", "_log", "_request", "_series", "_figure", "_embedding", "_facts", "_host")
-    names = dict.fromkeys(n for room in rooms for n in vars(getattr(_actions, room)) if n in jc.__all__)
-    kinds = [k for k in (getattr(jc, n) for n in names) if isinstance(k, type) and issubclass(k, jc.Action)]
+    modules = (base, control, logging, tensorboard, host)
+    names = dict.fromkeys(n for module in modules for n in vars(module) if n in jc.actions.__all__)
+    kinds = [k for k in (getattr(jc.actions, n) for n in names) if isinstance(k, type) and issubclass(k, jc.Action)]
     lines = ["| action | kind | what it asks for | fields |", "|---|---|---|---|"]
     for kind in kinds:
         if kind is jc.Action or kind in KINDS:

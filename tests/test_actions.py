@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxcb as jc
-from jaxcb._actions import as_actions, template_names
+from jaxcb._src.core.actions.utils import as_actions, template_names
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

@@ -3,9 +3,9 @@
 import pytest
 
 import jaxcb as jc
-from jaxcb._class_keys import class_key, entry_of, is_key_of
+from jaxcb._src.utils.class_keys import class_key, entry_of, is_key_of
+from jaxcb._src.writers.csv import CSVWriter
 from jaxcb.testing import builtin_examples
-from jaxcb.writers.csv import CSVWriter
 
 
 class EarlyStopping(jc.Callback):

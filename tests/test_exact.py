@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcb._exact import add_product
-from jaxcb.loop._window import Window
+from jaxcb._src.loop.compiled.metric_accumulator import Window
+from jaxcb._src.utils.exact import add_product
 
 WIDTH = 8
 COUNTS = (1, 3, 7, 41, 64, 4095, 4096, 5000, 100_003, 2**25 + 1)

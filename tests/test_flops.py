@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxcb._flops import BATCH, count_flops
+from jaxcb._src.inspection.traced_step import BATCH, count_flops
 
 
 def counted(fn, names, *args):

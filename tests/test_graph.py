@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from jax.extend import core
 
 import jaxcb as jc
-from jaxcb._graph import draw, input_names
-from jaxcb._traced_step import TracedStep
+from jaxcb._src.inspection.graph.draw import draw, input_names
+from jaxcb._src.inspection.traced_step import TracedStep
 from jaxcb.models import adapt
 
 X, Y = jnp.ones((5, 8)), jnp.zeros((5, 1))

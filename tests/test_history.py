@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxcb._history import RunHistory
+from jaxcb._src.history.history import RunHistory
 
 
 @pytest.fixture

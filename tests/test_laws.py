@@ -14,9 +14,9 @@ import pytest
 import jaxcb as jc
 import jaxcb.callbacks
 from jaxcb import testing
-from jaxcb._struct import Struct
-from jaxcb.testing._drive import Subject
-from jaxcb.testing._registry import builtin_examples
+from jaxcb._src.testing.drive import Subject
+from jaxcb._src.testing.registry import builtin_examples
+from jaxcb._src.utils.pytree import Struct
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

@@ -14,10 +14,10 @@ from etils import epath
 from loop._runs import fit, loss_fn, make_data, make_params, make_state
 
 import jaxcb as jc
-from jaxcb import _orbax
-from jaxcb._local_path import local_path, path_text
-from jaxcb._lr_find import LRFind
-from jaxcb.loop._store import Store
+from jaxcb._src.checkpointing.store import Store
+from jaxcb._src.storage import orbax as _orbax
+from jaxcb._src.sweep.lr_find import LRFind
+from jaxcb._src.utils.local_path import local_path, path_text
 
 ADDRESSES = [
     "gs://bucket/run",

@@ -7,12 +7,12 @@ import optax
 import pytest
 
 import jaxcb as jc
-from jaxcb._actions import fired
-from jaxcb._chain import transition
-from jaxcb.callbacks._monitor import is_old
-from jaxcb.testing._drive import Subject
-from jaxcb.testing._registry import builtin_examples
-from jaxcb.testing._streams import streams
+from jaxcb._src.callbacks.monitor import is_old
+from jaxcb._src.core.actions.utils import fired
+from jaxcb._src.core.chain import transition
+from jaxcb._src.testing.drive import Subject
+from jaxcb._src.testing.registry import builtin_examples
+from jaxcb._src.testing.streams import streams
 
 HOOKS = ("on_eval_end", "on_epoch_end")
 WATCHING = [

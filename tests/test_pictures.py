@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxcb._pictures import as_picture
+from jaxcb._src.utils.images import as_picture
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, max_side=5)
 NUMBERS = st.floats(-1e3, 1e3, width=32)

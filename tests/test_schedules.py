@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxcb as jc
-from jaxcb._schedules import LearningRate, scaled_updates
+from jaxcb._src.training.learning_rate import LearningRate, scaled_updates
 
 OPTIMIZERS = {
     "adam": optax.adam,

@@ -11,11 +11,10 @@ from flax import nnx
 from loop._runs import fit, make_params, make_state
 
 import jaxcb as jc
-from jaxcb._summary import summarize
-from jaxcb._summary_table import as_text, shown
-from jaxcb._traced_step import TracedStep
+from jaxcb._src.inspection.summary import as_text, shown, summarize
+from jaxcb._src.inspection.traced_step import TracedStep
+from jaxcb._src.writers.host import SummaryWriter
 from jaxcb.writers import Context
-from jaxcb.writers.summary import SummaryWriter
 
 
 class Net(nnx.Module):

@@ -7,8 +7,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import jaxcb as jc
-from jaxcb._ownership import RunRecord
-from jaxcb.writers._projector import Projector
+from jaxcb._src.storage.ownership import RunRecord
+from jaxcb._src.writers.tensorboard.projector import Projector
 
 
 def read(directory):

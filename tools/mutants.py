@@ -34,7 +34,7 @@ RULES, OPTIONS = (
     "tests/against_keras/test_options.py",
 )
 TESTS = {  # what is spoilt -> the tests that should notice, the quick ones first
-    "_monitor": [
+    "monitor": [
         "tests/test_old_names.py",
         f"{OWN}early_stopping.py",
         f"{OWN}reduce_lr_on_plateau.py",
@@ -42,10 +42,10 @@ TESTS = {  # what is spoilt -> the tests that should notice, the quick ones firs
         RULES,
         OPTIONS,
     ],
-    "_early_stopping": [f"{OWN}early_stopping.py", f"{KERAS}[EarlyStopping]", OPTIONS],
-    "_reduce_lr_on_plateau": [f"{OWN}reduce_lr_on_plateau.py", f"{KERAS}[ReduceLROnPlateau]"],
-    "_model_checkpoint": [f"{KERAS}[ModelCheckpoint]", RULES, f"{OWN}model_checkpoint.py"],
-    "_terminate_on_nan": [f"{OWN}terminate_on_nan.py"],
+    "early_stopping": [f"{OWN}early_stopping.py", f"{KERAS}[EarlyStopping]", OPTIONS],
+    "reduce_lr_on_plateau": [f"{OWN}reduce_lr_on_plateau.py", f"{KERAS}[ReduceLROnPlateau]"],
+    "model_checkpoint": [f"{KERAS}[ModelCheckpoint]", RULES, f"{OWN}model_checkpoint.py"],
+    "terminate_on_nan": [f"{OWN}terminate_on_nan.py"],
 }
 # Functions that check arguments, or make text: other tests are theirs
 PASSED_OVER = {"__post_init__", "resolve_mode", "monitor_name", "hooks", "_lines", "_raise", "_remembers", "_asked"}
@@ -53,7 +53,7 @@ LONGER = {"patience", "cooldown", "start_from_epoch", "save_freq", "every_n_epoc
 FLIPPED = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "=="}
 NOBODY = "**nobody**"
 SAME = {  # mutants that decide as the original does, and why
-    "_reduce_lr_on_plateau._report: new & better -> (better)": "a value is no better than a best that has seen it",
+    "reduce_lr_on_plateau._report: new & better -> (better)": "a value is no better than a best that has seen it",
 }
 
 
@@ -80,7 +80,7 @@ class Mutant:
 
 def path_of(module: str) -> Path:
     """Where a module lies in the repository."""
-    return Path("jaxcb") / "callbacks" / f"{module}.py"
+    return Path("jaxcb") / "_src" / "callbacks" / f"{module}.py"
 
 
 def mutants(module: str) -> list[Mutant]:

@@ -19,7 +19,7 @@ def _packages() -> None:
 
     import jaxcb
 
-    assert jaxcb.fit
+    assert jaxcb._src.fit.fit
 
 
 def _timed_import(modules: str) -> str:
@@ -120,7 +120,7 @@ CASES = [
         {
             "import jax, optax, jaxcb": _timed_import("jax, optax, jaxcb"),
             "import jax, optax": _timed_import("jax, optax"),
-            "the same, and jaxcb.fit used": _timed_import("jax, optax, jaxcb; jaxcb.fit"),
+            "the same, and jaxcb._src.fit.fit used": _timed_import("jax, optax, jaxcb; jaxcb._src.fit.fit"),
         },
         _nothing_to_compare, most=1.05, against=("import jax, optax",), fresh=True, quick=True,
     ),

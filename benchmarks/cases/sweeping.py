@@ -32,8 +32,8 @@ CASES = [
         "sweep-jit",
         "64 members on digits, early stopping with best weights; programs from the compilation cache",
         {
-            "jaxcb.sweep, a device a core": lazily("_sweeps", "swept", strategy="shard", cores=2),
-            "jaxcb.sweep, one device": lazily("_sweeps", "swept", strategy="vmap"),
+            "jaxcb._src.sweep.sweep.sweep, a device a core": lazily("_sweeps", "swept", strategy="shard", cores=2),
+            "jaxcb._src.sweep.sweep.sweep, one device": lazily("_sweeps", "swept", strategy="vmap"),
             "64 jit loops by hand": lazily("_sweeps", "by_hand", compiled=False),
         },
         _same_ends(8, 0.03),
@@ -45,8 +45,8 @@ CASES = [
         "sweep-compiled",
         "the same, against an early-stopping loop that is compiled as a whole, a member after another",
         {
-            "jaxcb.sweep, a device a core": lazily("_sweeps", "swept", strategy="shard", cores=2),
-            "jaxcb.sweep, one device": lazily("_sweeps", "swept", strategy="vmap"),
+            "jaxcb._src.sweep.sweep.sweep, a device a core": lazily("_sweeps", "swept", strategy="shard", cores=2),
+            "jaxcb._src.sweep.sweep.sweep, one device": lazily("_sweeps", "swept", strategy="vmap"),
             "64 compiled loops by hand": lazily("_sweeps", "by_hand", compiled=True),
         },
         _same_ends(8, 0.03),

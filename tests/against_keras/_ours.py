@@ -12,10 +12,10 @@ from against_keras._case import EPOCHS, Case
 from against_keras._theirs import rows
 
 import jaxcb as jc
-from jaxcb._metrics import Metrics
-from jaxcb._records import Records
-from jaxcb._replaying import Form, run, to_rows
-from jaxcb._struct import strong_tree
+from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.history.reader import Records
+from jaxcb._src.replay.program import Form, run, to_rows
+from jaxcb._src.utils.pytree import strong_tree
 
 
 def outcome(case: Case) -> Any:
@@ -26,7 +26,7 @@ def outcome(case: Case) -> Any:
         return "refused: a metric is missing"
 
 
-# By the epoch: the program of `jaxcb.replay`, over epochs of which the last ones report nothing
+# By the epoch: the program of `jaxcb._src.replay.replay.replay`, over epochs of which the last ones report nothing
 
 _program = jax.jit(run, static_argnums=2)
 

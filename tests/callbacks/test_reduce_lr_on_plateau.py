@@ -93,7 +93,7 @@ def test_at_the_floor_nothing_is_cut_and_wait_goes_on(play):
 
 
 def test_a_floor_needs_the_rate_itself():
-    from jaxcb._schedules import scaled_updates
+    from jaxcb._src.training.learning_rate import scaled_updates
 
     train = jc.TrainState.create(params={}, tx=scaled_updates(optax.sgd(0.1)))
     for min_lr in (0.0, 0.01):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxcb as jc
-from jaxcb.callbacks._options import Options
+from jaxcb._src.callbacks.options import Options
 
 
 def nothing(step, values):

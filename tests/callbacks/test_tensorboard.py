@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import pytest
 
 import jaxcb as jc
-from jaxcb._chain import transition
-from jaxcb._struct import strong_tree
+from jaxcb._src.core.chain import transition
+from jaxcb._src.utils.pytree import strong_tree
 
 
 def asked(callback, hook, *, step=0, epoch=0, host=None, **values):

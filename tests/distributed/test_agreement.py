@@ -10,10 +10,10 @@ import pytest
 from _patience import PATIENCE
 
 from jaxcb import DataError, ProcessError
-from jaxcb._processes import ALONE, Several
-from jaxcb.loop._agreement import Orders, placed, same_place
-from jaxcb.loop._feed import Chunk
-from jaxcb.loop._parts import joined, part_of
+from jaxcb._src.checkpointing.resume import joined, part_of
+from jaxcb._src.data.feed import Chunk
+from jaxcb._src.distributed.processes import ALONE, Several
+from jaxcb._src.loop.host.driver import Orders, placed, same_place
 
 
 class Store:

@@ -19,8 +19,8 @@ from loop._changes import wait_at_change
 from sklearn.datasets import load_digits
 
 import jaxcb as jc
-from jaxcb.loop._driver import Driver
-from jaxcb.loop._signals import Signals
+from jaxcb._src.loop.host.driver import Driver
+from jaxcb._src.loop.host.stops import Signals
 
 ROWS, HELD = 490, 200  # 16 steps an epoch, the last one of fewer rows
 

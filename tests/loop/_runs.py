@@ -8,13 +8,13 @@ import numpy as np
 import optax
 
 import jaxcb as jc
-from jaxcb.loop import Run
-from jaxcb.loop._assemble import assemble
-from jaxcb.loop._driver import Driver
-from jaxcb.loop._feed import Resident
-from jaxcb.loop._population import Population
-from jaxcb.loop._positions import Cadence
-from jaxcb.loop._validation import validation_sets
+from jaxcb._src.data.feed import Resident
+from jaxcb._src.data.validation import validation_sets
+from jaxcb._src.loop.build import assemble
+from jaxcb._src.loop.compiled.position import Cadence
+from jaxcb._src.loop.host.driver import Driver
+from jaxcb._src.loop.host.population import Population
+from jaxcb._src.writers.run_handle import Run
 from jaxcb.writers import Context
 
 ROWS, FEATURES = 70, 3

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 from _patience import PATIENCE
 
-from jaxcb.loop import _keeping, _stream
+from jaxcb._src.checkpointing import checkpointer as _keeping
+from jaxcb._src.data import prefetch as _stream
 
 
 @pytest.fixture(scope="session", autouse=True)

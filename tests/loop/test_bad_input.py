@@ -24,7 +24,7 @@ def never_runs(monkeypatch):
     def train(self):
         raise AssertionError("the run began")
 
-    monkeypatch.setattr("jaxcb.loop._driver.Driver.train", train)
+    monkeypatch.setattr("jaxcb._src.loop.host.driver.Driver.train", train)
 
 
 def fit(**changes):

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from loop._watch import SEEN, CallAt, in_epochs, numbered, watch
 
 import jaxcb as jc
-from jaxcb.loop import _forms, _stacks, _stream
-from jaxcb.loop._layout import FOREVER
-from jaxcb.loop._sources import Source
-from jaxcb.parallel import Placement
+from jaxcb._src.data import batch_spec as _forms
+from jaxcb._src.data import prefetch as _stream
+from jaxcb._src.data import staging as _stacks
+from jaxcb._src.data.feed import FOREVER
+from jaxcb._src.data.sources import Source
+from jaxcb._src.sharding.placement import Placement
 
 
 class Passes:

@@ -13,11 +13,10 @@ from hypothesis.extra import numpy as hnp
 from loop._watch import threads
 
 import jaxcb as jc
-from jaxcb.loop._carry import Status
-from jaxcb.loop._feed import FeedStart
-from jaxcb.loop._feeding import make_feed
-from jaxcb.loop._iterator_state import Unkeepable, as_json, from_json
-from jaxcb.loop._layout import FOREVER
+from jaxcb._src.data.feed import FOREVER, FeedStart
+from jaxcb._src.data.iterator import Unkeepable, as_json, from_json
+from jaxcb._src.data.pipeline import make_feed
+from jaxcb._src.loop.compiled.state import Status
 
 X = np.arange(22, dtype=np.float32).reshape(11, 2)
 Y = np.arange(11, dtype=np.int32)

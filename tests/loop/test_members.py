@@ -7,7 +7,7 @@ import pytest
 from loop._runs import control, make_driver, make_state
 
 import jaxcb as jc
-from jaxcb.writers.history import HistoryWriter
+from jaxcb._src.writers.history import HistoryWriter
 
 SEEDS = (0, 1, 2)
 RATES = (0.05, 0.2, 0.02)

@@ -69,7 +69,7 @@ def test_evaluate_merges_too():
 def test_members_merge_their_own():
     states = [_runs.make_state(seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    from jaxcb.writers.history import HistoryWriter
+    from jaxcb._src.writers.history import HistoryWriter
 
     def history(state, members=None):
         driver = _runs.make_driver([], state, members=members, epochs=2, step=jc.Step(loss_fn))

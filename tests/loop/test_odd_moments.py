@@ -11,11 +11,11 @@ from loop import test_resume
 from loop.test_resume import EXECUTORS, Cut, callbacks, same
 
 import jaxcb as jc
-from jaxcb.loop._driver import Driver
-from jaxcb.loop._keeping import Keeper
-from jaxcb.loop._saving import Saving
-from jaxcb.loop._store import Store
-from jaxcb.writers.csv import CSVWriter
+from jaxcb._src.checkpointing.checkpointer import Keeper
+from jaxcb._src.checkpointing.store import Store
+from jaxcb._src.loop.host.checkpoint_hooks import Saving
+from jaxcb._src.loop.host.driver import Driver
+from jaxcb._src.writers.csv import CSVWriter
 
 
 def run(*given: Any, **changes: Any) -> Any:

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import jaxcb as jc
-from jaxcb._callback import HOOKS
+from jaxcb._src.core.callback import HOOKS
 
 EXECUTORS = ("looped", "stepped")
 NEVER = 1000

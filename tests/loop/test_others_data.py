@@ -15,7 +15,7 @@ import pytest
 from loop._watch import SEEN, Watch, threads
 
 import jaxcb as jc
-from jaxcb.loop._data import named_sets
+from jaxcb._src.data.inputs import named_sets
 
 EXECUTORS = ("looped", "stepped")
 ROWS = 10

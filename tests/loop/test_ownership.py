@@ -16,7 +16,7 @@ import optax
 import pytest
 
 import jaxcb as jc
-from jaxcb._ownership import RunRecord, is_inside, remove_files
+from jaxcb._src.storage.ownership import RunRecord, is_inside, remove_files
 
 X = np.linspace(-1.0, 1.0, 32, dtype=np.float32)[:, None]
 

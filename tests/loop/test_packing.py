@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcb.loop._packing import Packing
+from jaxcb._src.loop.compiled.record_buffer import Packing
 
 DTYPES = (np.float32, np.int32, np.uint32, np.bool_, np.float16, np.uint8)
 SHAPES = ((), (1,), (3,), (2, 3))

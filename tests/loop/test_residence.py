@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from loop import _runs
 
 import jaxcb as jc
-from jaxcb.loop import _residence
-from jaxcb.loop._asked import Asked
+from jaxcb._src.data import feed as _residence
+from jaxcb._src.loop.config import Asked
 
 REMAINDERS = ("train", "drop")
 

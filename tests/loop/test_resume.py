@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from loop import _runs
 
 import jaxcb as jc
-from jaxcb.loop._signals import Signals
+from jaxcb._src.loop.host.stops import Signals
 
 EXECUTORS = ("looped", "stepped")
 
@@ -319,7 +319,7 @@ def test_ctrl_c_has_the_result_on_it():
 
 
 def test_ctrl_c_while_waiting_for_data_is_answered_at_once(monkeypatch):
-    monkeypatch.setattr("jaxcb.loop._stream._PATIENCE", 0.1)
+    monkeypatch.setattr("jaxcb._src.data.prefetch._PATIENCE", 0.1)
     x, y = _runs.make_data(16)
     runs, epochs, done, answered = [], [], threading.Event(), []
     enter = Signals.__enter__
@@ -397,7 +397,7 @@ def test_no_whole_checkpoint_left_is_an_error_and_no_fresh_start(tmp_path):
 @pytest.mark.long
 def test_the_time_goes_on(tmp_path):
     """A budget of time is one of the whole run."""
-    from jaxcb.loop._store import Store
+    from jaxcb._src.checkpointing.store import Store
 
     run(tmp_path, at=9)
     elapsed = Store(tmp_path / "checkpoints", say=print).latest().facts["elapsed"]

@@ -38,7 +38,7 @@ def mean_loss(params, batch):
 
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
 def test_streams_of_uneven_epochs_close_each_epoch_at_its_own_length_when_records_fill_up(executor, monkeypatch):
-    monkeypatch.setattr("jaxcb.loop._rings._MOST", 2)
+    monkeypatch.setattr("jaxcb._src.loop.compiled.record_buffer._MOST", 2)
 
     class Line(jc.LogAction):
         pass

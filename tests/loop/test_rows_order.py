@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxcb.loop._order import draw, drawn, key_of
+from jaxcb._src.data.sources import draw, drawn, key_of
 
 
 @settings(max_examples=12, deadline=None)

@@ -12,7 +12,7 @@ import pytest
 from loop import _runs
 
 import jaxcb as jc
-from jaxcb.loop._signals import Signals
+from jaxcb._src.loop.host.stops import Signals
 
 ROOT = Path(jc.__file__).parents[1]
 ENDINGS = {signal.SIGTERM: SystemExit, signal.SIGINT: KeyboardInterrupt}

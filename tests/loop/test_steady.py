@@ -14,7 +14,7 @@ import pytest
 from loop._runs import control, loss_fn, make_data, make_driver, make_state
 
 import jaxcb as jc
-from jaxcb._history import RunHistory
+from jaxcb._src.history.history import RunHistory
 
 STEPS = 4  # of an epoch
 
@@ -119,9 +119,11 @@ def test_a_dispatch_is_sent_one_vector_of_numbers(watched, tmp_path):
 def test_nothing_grows_with_the_run_but_its_history(monkeypatch, tmp_path):
     monkeypatch.setattr(RunHistory, "add", lambda *_: None)
     monkeypatch.setattr(
-        "jaxcb.writers.history.HistoryWriter.write", lambda *_: None
+        "jaxcb._src.writers.history.HistoryWriter.write", lambda *_: None
     )  # what it would keep is what grows by its nature
-    monkeypatch.setattr("jaxcb.writers._event_file._SYNC", 0.0)  # nor what waits for the disk, up to a bound
+    monkeypatch.setattr(
+        "jaxcb._src.writers.tensorboard.event_file._SYNC", 0.0
+    )  # nor what waits for the disk, up to a bound
     sizes, arrays = [], []
 
     def weigh(run):
@@ -146,7 +148,9 @@ def test_nothing_grows_with_the_run_but_its_history(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
 def test_an_epoch_costs_the_host_as_many_calls_late_in_a_run_as_early(executor, monkeypatch, tmp_path):
-    monkeypatch.setattr("jaxcb.writers._event_file._SYNC", math.inf)  # what is shown now and then, by the clock
+    monkeypatch.setattr(
+        "jaxcb._src.writers.tensorboard.event_file._SYNC", math.inf
+    )  # what is shown now and then, by the clock
     counts, calls = collections.Counter(), []
 
     def count(frame, event, argument):

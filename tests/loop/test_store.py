@@ -24,9 +24,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from loop._changes import CHANGES, watch_changes
 
 import jaxcb
-from jaxcb.loop import _manifest, _snapshot
-from jaxcb.loop._manifest import DamagedError, read, verify
-from jaxcb.loop._store import Store, remove_store
+from jaxcb._src.checkpointing import arrays as _snapshot
+from jaxcb._src.checkpointing import manifest as _manifest
+from jaxcb._src.checkpointing.manifest import DamagedError, read, verify
+from jaxcb._src.checkpointing.store import Store, remove_store
 
 ROOT = Path(jaxcb.__file__).parents[1]
 
@@ -291,7 +292,9 @@ def test_a_step_saved_again_replaces_the_old_one(tmp_path):
 def test_a_step_saved_again_stays_until_the_new_one_is_complete(tmp_path, monkeypatch):
     save_steps(tmp_path, [5])
     with open_store(tmp_path) as store:
-        monkeypatch.setattr("jaxcb.loop._manifest.write", fail_with(OSError(28, "No space left on device")))
+        monkeypatch.setattr(
+            "jaxcb._src.checkpointing.manifest.write", fail_with(OSError(28, "No space left on device"))
+        )
         with pytest.raises(OSError, match="No space left"):
             store.save(5, leaves_of(6), {}, wait=True)
         assert_leaves_of(5, store.load(newest(store)))
@@ -487,7 +490,7 @@ def test_no_silent_fresh_start(tmp_path):
 
 
 def test_a_newer_format_is_not_guessed_at(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxcb.loop._manifest._FORMAT", 2)
+    monkeypatch.setattr("jaxcb._src.checkpointing.manifest._FORMAT", 2)
     save_steps(tmp_path, [1])
     monkeypatch.undo()
     with open_store(tmp_path) as store, pytest.raises(ValueError, match="cannot be used: a newer jaxcb wrote it"):
@@ -627,7 +630,7 @@ def test_a_directory_that_vanishes_during_a_save(tmp_path, monkeypatch):
         original(half, **rest)
 
     with open_store(run) as store:
-        monkeypatch.setattr("jaxcb.loop._manifest.write", vanish)
+        monkeypatch.setattr("jaxcb._src.checkpointing.manifest.write", vanish)
         store.save(1, leaves_of(1), {})
         with pytest.raises(FileNotFoundError, match="step_000000001"):
             store.close()
@@ -635,7 +638,7 @@ def test_a_directory_that_vanishes_during_a_save(tmp_path, monkeypatch):
 
 
 def test_an_error_is_told_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxcb.loop._manifest.write", fail_with(RuntimeError("broken")))
+    monkeypatch.setattr("jaxcb._src.checkpointing.manifest.write", fail_with(RuntimeError("broken")))
     store = Store(tmp_path, say=silent)
     store.save(1, leaves_of(1), {})
     with pytest.raises(OSError, match=r"RuntimeError: broken.*step_000000001") as error:
@@ -702,7 +705,7 @@ ZYGOTE = """
 import contextlib, json, os, sys
 import jax, jax.numpy as jnp
 import orbax.checkpoint
-from jaxcb.loop._store import Store
+from jaxcb._src.checkpointing.store import Store
 from loop._changes import wait_at_change
 from loop.test_store import leaves_of
 
@@ -852,7 +855,7 @@ import contextlib, logging, sys, warnings
 warnings.simplefilter("error")
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P, SingleDeviceSharding
-from jaxcb.loop._store import Store
+from jaxcb._src.checkpointing.store import Store
 
 devices = jax.devices()
 assert len(devices) == 4

@@ -13,7 +13,7 @@ from loop._runs import fit, loss_fn, make_data
 from loop._watch import SEEN, CallAt, Watch, in_epochs, number_loss, numbered, threads, watch
 
 import jaxcb as jc
-from jaxcb.loop._validation import validation_sets
+from jaxcb._src.data.validation import validation_sets
 
 EXECUTORS = ("looped", "stepped")
 X, Y = make_data()
@@ -145,7 +145,7 @@ def test_after_a_host_action_amid_a_chunk_the_next_batch_is_the_right_one(execut
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_a_full_ring_ends_a_stretch_and_loses_neither_record_nor_batch(executor, monkeypatch):
-    monkeypatch.setattr("jaxcb.loop._rings._MOST", 2)
+    monkeypatch.setattr("jaxcb._src.loop.compiled.record_buffer._MOST", 2)
     numbers = [i % 7 for i in range(21)]
     assert watch(executor, numbered(7), epochs=3, steps_per_execution=4) == in_epochs(numbers, 7)
     resident = np.concatenate(numbered(7))
@@ -473,7 +473,7 @@ def test_an_error_in_a_validation_set_names_the_batch():
 
 @pytest.mark.parametrize("kind", [Mine, KeyboardInterrupt])
 def test_a_run_ends_although_its_iterable_never_answers(kind, monkeypatch):
-    monkeypatch.setattr("jaxcb.loop._stream._PATIENCE", 0.2)
+    monkeypatch.setattr("jaxcb._src.data.prefetch._PATIENCE", 0.2)
     answer, pulled = threading.Event(), []
 
     def stream():

@@ -13,9 +13,9 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+from jaxcb._src.models.linen import linen
+from jaxcb._src.models.pytree import with_state
 from jaxcb.models import adapt
-from jaxcb.models.linen import linen
-from jaxcb.models.pytree import with_state
 
 
 class NNXNet(nnx.Module):

@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 import jaxcb as jc
+from jaxcb._src.models.pytree import Pytree, with_state
 from jaxcb.models import adapt
-from jaxcb.models.pytree import Pytree, with_state
 
 
 def test_two_steps_of_a_dict_are_optax_own(nets, batch):

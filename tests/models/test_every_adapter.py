@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import jaxcb as jc
-from jaxcb.models import Adapter, adapt
+from jaxcb._src.models.adapter import Adapter
+from jaxcb.models import adapt
 
 
 def data(x):

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
+from jaxcb._src.models.pytree import with_state
 from jaxcb.models import adapt
-from jaxcb.models.pytree import with_state
 
 
 def close(a, b):

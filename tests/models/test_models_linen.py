@@ -11,8 +11,8 @@ import pytest
 from flax import linen as nn
 
 import jaxcb as jc
+from jaxcb._src.models.linen import LinenModel, linen
 from jaxcb.models import adapt
-from jaxcb.models.linen import LinenModel, linen
 
 
 def stream_key(key, call, name="dropout"):

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 import jaxcb as jc
+from jaxcb._src.models.nnx import NNX, read_optimizer, write_optimizer
 from jaxcb.models import adapt
-from jaxcb.models.nnx import NNX, read_optimizer, write_optimizer
 
 
 class Odd(nnx.Module):

@@ -11,7 +11,7 @@ from flax import nnx
 from loop._runs import loss_fn, make_data, make_params
 
 import jaxcb as jc
-import jaxcb._members
+from jaxcb._src.sweep.members import bytes_of
 
 
 class Net(nnx.Module):
@@ -81,8 +81,8 @@ def test_a_sweep_too_large_for_memory_says_what_it_needs_and_splits(monkeypatch)
             **more,
         )
 
-    each = jaxcb._members.bytes_of(run().parts[0].members[0])
-    monkeypatch.setattr(importlib.import_module("jaxcb._sweep"), "_room", lambda: 2 * each + 1)
+    each = bytes_of(run().parts[0].members[0])
+    monkeypatch.setattr(importlib.import_module("jaxcb._src.sweep.sweep"), "_room", lambda: 2 * each + 1)
     with pytest.raises(MemoryError, match=r"4 members need about .* GiB .*at_once=2"):
         run()
     result = run(at_once=2)

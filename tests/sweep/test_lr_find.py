@@ -6,7 +6,7 @@ import pytest
 from loop._runs import loss_fn, make_data, make_params
 
 import jaxcb as jc
-from jaxcb._lr_find import _steepest
+from jaxcb._src.sweep.lr_find import _steepest
 
 
 def test_each_loss_is_that_of_a_run_with_that_rate(tmp_path):

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from loop._runs import loss_fn, make_data, make_params
 
 import jaxcb as jc
-from jaxcb._chain import as_chain
-from jaxcb._configuration import Configuration
-from jaxcb._overrides import with_overrides
-from jaxcb._points import as_points
+from jaxcb._src.core.chain import as_chain
+from jaxcb._src.sweep.overrides import with_overrides
+from jaxcb._src.sweep.space import as_points
+from jaxcb._src.training.run_config import Configuration
 from jaxcb.testing import builtin_examples
 
 VALUES = st.lists(st.integers(0, 9) | st.floats(-1, 1), min_size=1, max_size=4)

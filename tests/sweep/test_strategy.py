@@ -11,7 +11,7 @@ from flax import nnx
 from loop._runs import loss_fn, make_data, make_params
 
 import jaxcb as jc
-from jaxcb.loop import _strategy
+from jaxcb._src.loop.compiled import member_map as _strategy
 
 
 def sweep(points=None, **more):

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from jaxcb.writers._append import AppendFile
+from jaxcb._src.writers.files import AppendFile
 
 LINES = st.text(st.characters(codec="utf-8"), max_size=8).map(lambda text: text + "\n")
 STEPS = st.lists(

@@ -5,13 +5,12 @@ import pytest
 from loop._runs import fit, make_data
 
 import jaxcb as jc
-from jaxcb._rows import as_text, row_text
-from jaxcb.loop._rings import Record
+from jaxcb._src.core.metrics import as_text, row_text
+from jaxcb._src.writers.csv import CSVWriter, Table
+from jaxcb._src.writers.files import AppendFile
+from jaxcb._src.writers.history import HistoryWriter
+from jaxcb._src.writers.run_handle import Record
 from jaxcb.writers import Context
-from jaxcb.writers._append import AppendFile
-from jaxcb.writers._table import Table
-from jaxcb.writers.csv import CSVWriter
-from jaxcb.writers.history import HistoryWriter
 
 
 def context(run_dir=None):

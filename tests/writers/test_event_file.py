@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 
-from jaxcb.writers._event_file import EventFile, event_files, framed
+from jaxcb._src.writers.tensorboard.event_file import EventFile, event_files, framed
 
 # lengths that repeat, so that checksums are computed side by side
 records = st.lists(st.one_of(st.binary(min_size=5, max_size=5), st.binary(max_size=40)), max_size=60)

@@ -12,7 +12,7 @@ from _patience import PATIENCE, until
 from loop._runs import fit
 
 import jaxcb as jc
-from jaxcb.writers import http as http_writer
+from jaxcb._src.writers import http as http_writer
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,10 @@ import pytest
 from loop._runs import fit, make_data, make_driver, make_params, make_state
 
 import jaxcb as jc
-from jaxcb.loop._rings import Record
+from jaxcb._src.writers.history import HistoryWriter
+from jaxcb._src.writers.run_handle import Record
+from jaxcb._src.writers.scalars import JSONLinesWriter, fresh_floats, json_numbers
 from jaxcb.writers import Context
-from jaxcb.writers._scalars import fresh_floats, json_numbers
-from jaxcb.writers.history import HistoryWriter
-from jaxcb.writers.json_lines import JSONLinesWriter
 
 EXECUTORS = ("looped", "stepped")
 

@@ -8,8 +8,8 @@ import pytest
 from loop._runs import fit
 
 import jaxcb as jc
+from jaxcb._src.writers.mlflow import MLflowWriter
 from jaxcb.writers import Context
-from jaxcb.writers.mlflow import MLflowWriter
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what it and its dependencies think of this Python is not ours

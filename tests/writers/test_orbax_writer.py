@@ -19,11 +19,10 @@ from loop._runs import fit, make_driver, make_state
 from orbax.checkpoint import v1 as ocp
 
 import jaxcb as jc
-from jaxcb._ownership import RunRecord
-from jaxcb.loop import Run
-from jaxcb.loop._rings import Record
+from jaxcb._src.storage.ownership import RunRecord
+from jaxcb._src.writers.orbax import CheckpointWriter
+from jaxcb._src.writers.run_handle import Record, Run
 from jaxcb.writers import Context
-from jaxcb.writers.orbax import CheckpointWriter
 
 EPOCHS = 5
 

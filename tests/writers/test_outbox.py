@@ -5,7 +5,7 @@ import threading
 import pytest
 from _patience import PATIENCE, until
 
-from jaxcb.writers._outbox import Outbox, RefusedError
+from jaxcb._src.writers.queue import Outbox, RefusedError
 
 
 class Service:

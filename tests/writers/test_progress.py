@@ -9,9 +9,9 @@ import pytest
 from loop._runs import fit
 
 import jaxcb as jc
-from jaxcb.loop._rings import Record
+from jaxcb._src.writers.progress import ProgressWriter
+from jaxcb._src.writers.run_handle import Record
 from jaxcb.writers import Context
-from jaxcb.writers.progress import ProgressWriter
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -89,7 +89,9 @@ def terminal(monkeypatch):
 @pytest.mark.parametrize("verbose", [1, "auto"])
 def test_on_a_terminal_a_bar_shows_and_goes_away(capsys, terminal, monkeypatch, verbose):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setattr("jaxcb.writers.progress._PAUSE", 0.0)  # so short a run would be over before the next drawing
+    monkeypatch.setattr(
+        "jaxcb._src.writers.progress._PAUSE", 0.0
+    )  # so short a run would be over before the next drawing
     run(verbose=verbose, epochs=4, steps_per_execution=2)
     raw = capsys.readouterr().out
     assert "\x1b[?25l" in raw  # the cursor is hidden
@@ -131,7 +133,7 @@ def bar(terminal):
 
 def set_clock(monkeypatch, clock):
     """The writer's own clock: threads of others ask the real one."""
-    monkeypatch.setattr("jaxcb.writers.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("jaxcb._src.writers.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
 
 
 def test_the_bar_tells_position_metrics_and_speed(bar, monkeypatch):

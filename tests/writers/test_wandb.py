@@ -10,8 +10,8 @@ import pytest
 from loop._runs import fit
 
 import jaxcb as jc
+from jaxcb._src.writers.scalars import WandbWriter
 from jaxcb.writers import Context
-from jaxcb.writers.wandb import WandbWriter
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what it and its dependencies think of this Python is not ours

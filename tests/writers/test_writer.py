@@ -6,12 +6,13 @@ import pytest
 from loop._runs import fit
 
 import jaxcb as jc
-from jaxcb._actions import Call, Print, Progress, Remember, Row
+from jaxcb._src.core.actions.host import Call
+from jaxcb._src.core.actions.logging import Print, Progress, Remember, Row
+from jaxcb._src.writers.csv import CSVWriter
+from jaxcb._src.writers.history import HistoryWriter
+from jaxcb._src.writers.host import CallWriter
+from jaxcb._src.writers.progress import ProgressWriter
 from jaxcb.writers import Context, writer_for
-from jaxcb.writers.call import CallWriter
-from jaxcb.writers.csv import CSVWriter
-from jaxcb.writers.history import HistoryWriter
-from jaxcb.writers.progress import ProgressWriter
 
 
 @pytest.mark.parametrize(

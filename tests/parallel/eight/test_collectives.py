@@ -7,7 +7,7 @@ import pytest
 from parallel.eight._cases import mesh
 
 import jaxcb as jc
-from jaxcb.parallel._placement import automatic
+from jaxcb._src.sharding.placement import automatic
 
 spec = importlib.util.spec_from_file_location(
     "collectives", Path(jc.__file__).parent.parent / "benchmarks" / "collectives.py"

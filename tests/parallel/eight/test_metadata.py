@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from parallel.eight._cases import make_data, mesh
 
 import jaxcb as jc
-from jaxcb.parallel._placement import automatic
+from jaxcb._src.sharding.placement import automatic
 
 
 def loss_fn(model, batch):

@@ -1,0 +1,59 @@
+"""`BackupAndRestore`: how often a run is saved, so that it survives being killed."""
+
+from typing import Any
+
+from jaxcb._src.core.actions.host import Backup
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.local_path import path_text
+from jaxcb._src.utils.pytree import static
+from jaxcb._src.utils.validate import whole
+
+
+class BackupAndRestore(Callback):
+    """Saves the whole run now and then, so that the same command goes on where it was killed.
+
+    A run with a `run_dir` is saved anyway, at least every 60 seconds and at its end, and `resume="auto"` takes it up.
+    This callback makes it more often, at places that you choose. Without a `run_dir` it makes its `backup_dir` one,
+    and resumes from it by itself, as Keras's does.
+
+    Args:
+        backup_dir: the directory of the run where `fit` is given no `run_dir`.
+        save_freq: "epoch", or a number of steps: due where `step % save_freq == 0`.
+        delete_checkpoint: whether the training's checkpoints go when the run has come to its end; its result stays
+            in Keras's sense: in memory.
+
+    Raises:
+        ValueError: for another `save_freq`.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> backup = jc.BackupAndRestore("runs/a", save_freq=100)
+        >>> _, action = backup.on_batch_end((), jc.Metrics({"loss": 0.5}, step=200))
+        >>> bool(action.when)
+        True
+
+    Source: `keras.callbacks.BackupAndRestore`, which keeps neither callbacks' states nor the data's order.
+    """
+
+    backup_dir: str = static()
+    save_freq: int | str = static(default="epoch")
+    delete_checkpoint: bool = static(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._set("backup_dir", path_text("BackupAndRestore", "backup_dir", self.backup_dir))
+        if self.save_freq != "epoch":
+            if isinstance(self.save_freq, str):
+                raise ValueError(
+                    f"BackupAndRestore: save_freq must be 'epoch' or a number of steps, got {self.save_freq!r}."
+                )
+            self._set("save_freq", whole("BackupAndRestore", "save_freq", self.save_freq, least=1))
+
+    def hooks(self) -> frozenset[str]:
+        return frozenset({"on_epoch_end" if self.save_freq == "epoch" else "on_batch_end"})
+
+    def on_batch_end(self, state: Any, metrics: Metrics) -> Any:
+        return state, Backup(when=metrics.step % self.save_freq == 0)
+
+    def on_epoch_end(self, state: Any, metrics: Metrics) -> Any:
+        return state, Backup()

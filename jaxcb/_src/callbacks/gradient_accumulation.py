@@ -1,0 +1,51 @@
+"""`GradientAccumulation`: one update for several steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.pytree import static
+from jaxcb._src.utils.validate import whole
+
+
+class GradientAccumulation(Callback):
+    """Updates once for several steps, with the mean of their gradients: a large batch in small pieces.
+
+    The optimizer, and with it a learning-rate schedule, counts updates; `metrics["updates"]` is their number, and
+    `metrics.step` goes on counting batches. What is accumulated goes on over the end of an epoch.
+
+    Args:
+        steps: batches an update; or a function, jittable, of the number of updates done.
+
+    Raises:
+        ValueError: for a number below 1, and for a run without an optimizer.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp, optax
+        >>> state = jc.TrainState.create(params=jnp.zeros(()), tx=optax.sgd(1.0))
+        >>> state = jc.GradientAccumulation(2).setup(state)
+        >>> state = state.apply_gradients(jnp.array(1.0))
+        >>> float(state.params), float(state.apply_gradients(jnp.array(3.0)).params)
+        (0.0, -2.0)
+
+    Source: `optax.MultiSteps`.
+    """
+
+    steps: int | Callable[[Any], Any] = static()
+
+    def __post_init__(self) -> None:
+        if not callable(self.steps):
+            self._set("steps", whole("GradientAccumulation", "steps", self.steps, least=1))
+
+    def setup(self, train_state: TrainState) -> TrainState:
+        """Wraps the optimizer, unless that is `optax.MultiSteps` already; what its state holds stays."""
+        if train_state.tx is None:
+            raise ValueError("GradientAccumulation needs a train state with an optimizer: TrainState.create(tx=...).")
+        if isinstance(train_state.opt_state, optax.MultiStepsState):  # of an earlier run: it accumulates already
+            return train_state
+        several = optax.MultiSteps(optax.with_extra_args_support(train_state.tx), self.steps)
+        start = several.init(train_state.params)._replace(inner_opt_state=train_state.opt_state)
+        return train_state.replace(tx=several.gradient_transformation(), opt_state=start)

@@ -1,0 +1,31 @@
+"""`History`: what every run remembers of itself."""
+
+from typing import Any
+
+from jaxcb._src.core.actions.logging import Remember
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics, fresh_scalars
+
+
+class History(Callback):
+    """Records a row at each epoch's end and at each validation in its middle.
+
+    `fit` and `Loop` add one by themselves; the rows are `result.history` and, with a `run_dir`, its
+    `history.csv`.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> _, row = jc.History().on_epoch_end((), jc.Metrics({"loss": 0.5}))
+        >>> float(row.values["loss"])
+        0.5
+
+    Source: `keras.callbacks.History`.
+    """
+
+    def on_eval_end(self, state: Any, metrics: Metrics) -> Any:
+        values, fresh = fresh_scalars(metrics)
+        return state, Remember(values, fresh, when=~metrics.closes_epoch)
+
+    def on_epoch_end(self, state: Any, metrics: Metrics) -> Any:
+        values, fresh = fresh_scalars(metrics)
+        return state, Remember(values, fresh)

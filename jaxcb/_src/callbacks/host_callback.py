@@ -1,0 +1,226 @@
+"""`HostCallback`: a Keras callback class, ported by its base class."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from jaxcb._src.core.actions.host import Call
+from jaxcb._src.core.callback import Callback, FunctionCallback
+from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.errors import CallbackError, did_you_mean
+from jaxcb._src.utils.pytree import Struct, static
+
+# Keras's method -> our hook, and what it counts
+_HOOKS = {
+    "on_train_begin": ("on_train_begin", None),
+    "on_train_end": ("on_train_end", None),
+    "on_epoch_begin": ("on_epoch_begin", "epoch"),
+    "on_epoch_end": ("on_epoch_end", "epoch"),
+    "on_train_batch_begin": ("on_batch_begin", "batch"),
+    "on_train_batch_end": ("on_batch_end", "batch"),
+    "on_test_begin": ("on_eval_begin", None),
+    "on_test_end": ("on_eval_end", None),
+}
+_ALIASES = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}
+# of `predict`, which takes no callbacks: in `fit` Keras does not call them either
+_PREDICT = ("on_predict_begin", "on_predict_end", "on_predict_batch_begin", "on_predict_batch_end")
+_CURES = {
+    "on_test_batch_begin": "A validation is one moment here: on_test_begin and on_test_end.",
+    "on_test_batch_end": "A validation is one moment here: on_test_begin and on_test_end.",
+    "on_eval_begin": "Keras's name for it is on_test_begin.",
+    "on_eval_end": "Keras's name for it is on_test_end.",
+    "on_before_update": "That is a hook of pure callbacks: subclass jc.Callback.",
+    "set_model": "The model is self.model, in every hook.",
+    "set_params": "The parameters are self.params, in every hook.",
+}
+
+
+class HostCallback:
+    """Base of callbacks in Keras's style: impure Python on the host, with a `self` that may change.
+
+    A subclass defines the methods that it needs, with Keras's names and arguments: `on_train_begin(logs)`,
+    `on_train_end(logs)`, `on_epoch_begin(epoch, logs)`, `on_epoch_end(epoch, logs)`,
+    `on_train_batch_begin(batch, logs)` and `on_train_batch_end(batch, logs)` (or `on_batch_begin` and
+    `on_batch_end`), `on_test_begin(logs)` and `on_test_end(logs)`. Counts are from 0; `logs` is what was reported at
+    this moment, name -> float. `on_predict_*` may stand and are not called: `predict` takes no callbacks. An
+    `__init__` of its own need not call this one's.
+
+    `self.stop()` ends the run, as `self.model.stop_training = True` does in Keras. What a method changes in
+    `self.model` does not reach the run, and what it keeps in `self` is not part of a checkpoint. Each method that
+    is defined brings the run back to the host at its moment, so one for batches costs a round trip a step: a pure
+    `jc.Callback` with a log action is free.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp, optax
+        >>> class StopAtLoss(jc.HostCallback):
+        ...     def __init__(self, target):
+        ...         self.target, self.seen = target, []
+        ...     def on_epoch_end(self, epoch, logs=None):
+        ...         self.seen.append(logs["loss"])
+        ...         if logs["loss"] < self.target:
+        ...             self.stop("low enough")
+        >>> callback = StopAtLoss(0.1)
+        >>> result = jc.fit(jnp.zeros(()), lambda w, x: jnp.mean((w - x) ** 2), jnp.ones(8), epochs=50,
+        ...                 optimizer=optax.sgd, learning_rate=0.2, callbacks=[callback], verbose=0)
+        >>> result.stop_reason, len(callback.seen)
+        ('StopAtLoss: low enough', 4)
+
+    Source: `keras.callbacks.Callback`.
+    """
+
+    _pure: ClassVar[type[FunctionCallback]]
+    _run: Any = None
+    _model: Any = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _check_class(cls)
+        # a class of its own, so that chains and errors know it by the user's name
+        cls._pure = type(cls.__name__, (FunctionCallback,), {"__module__": cls.__module__})
+
+    def as_callback(self) -> Callback:
+        """Returns the pure callback that asks for this one's methods to be called; `chain` and `fit` call it."""
+        functions = [
+            (hook, _Ask(_Visit(self._visit, method, counter)))
+            for method, (hook, counter) in _HOOKS.items()
+            if self._defines(method) or (method in _ALIASES and self._defines(_ALIASES[method]))
+        ]
+        return type(self)._pure(tuple(functions))
+
+    def _defines(self, method: str) -> bool:
+        return getattr(getattr(self, method), "__func__", None) is not getattr(HostCallback, method)
+
+    def _visit(self, run: Any, method: str, *arguments: Any) -> None:
+        """Calls a method while `run` waits."""
+        self._run, self._model = run, None
+        getattr(self, method)(*arguments)
+        if getattr(self._model, "stop_training", False):
+            raise CallbackError(
+                f"{type(self).__name__}.{method} set self.model.stop_training, which stops nothing here. Call "
+                "self.stop() instead."
+            )
+
+    @property
+    def run(self) -> Any:
+        """The live run: `step`, `epoch`, `state`, `run_dir`..."""
+        if self._run is None:
+            raise RuntimeError(
+                f"{type(self).__name__} is not part of a run yet; self.run and self.model exist in hooks."
+            )
+        return self._run
+
+    @property
+    def model(self) -> Any:
+        """The model with the weights of this moment: the caller's own NNX module, else a copy for evaluation."""
+        if self._model is None:
+            state = self.run.state
+            adapter = state.adapter
+            if adapter is not None and adapter.in_place:
+                self._model = adapter.deliver(state.params, state.model_state, state.rngs)
+            else:
+                self._model = self.run.model
+        return self._model
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Keras's: `epochs`, `steps` (of an epoch; both None where not known) and `verbose`."""
+        return self.run.params
+
+    def stop(self, reason: str = "stopped by a host callback") -> None:
+        """Asks the run to stop: its epoch is validated and closed first, as in Keras."""
+        self.run.stop(reason)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Before the first step of a run that is not resumed."""
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """After the last epoch, however the run ended."""
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Before the first step of an epoch."""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """After an epoch and its validation."""
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Before each step."""
+        self.on_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """After each step, with this step's own values."""
+        self.on_batch_end(batch, logs)
+
+    def on_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Keras's other name of `on_train_batch_begin`."""
+
+    def on_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Keras's other name of `on_train_batch_end`."""
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Before a validation."""
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """After a validation, with its `val_` values."""
+
+
+HostCallback._pure = FunctionCallback
+
+
+class Visit(Call):
+    """A `Call` that tells what is fresh: in Keras, `logs` holds no validation of an earlier epoch."""
+
+    fresh: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class _Visit(Struct):
+    """Calls a method with the arguments that Keras gives it."""
+
+    visit: Callable[..., None] = static()  # the instance's own, bound: compared and hashed by identity
+    method: str = static()
+    counter: str | None = static()
+
+    def __call__(self, run: Any) -> None:
+        counters = () if self.counter is None else (getattr(run, self.counter),)
+        self.visit(run, self.method, *counters, run.logs)
+
+
+class _Ask(Struct):
+    """The pure hook that asks for a method to be called."""
+
+    visit: _Visit = static()
+
+    def __call__(self, state: Any, metrics: Metrics) -> Any:
+        values = dict(metrics.values)
+        return state, Visit(self.visit, values, {name: metrics.fresh(name) for name in values})
+
+
+def _check_class(cls: type) -> None:
+    """Refuses what looks like a hook and would never be called as one."""
+    known = [*_HOOKS, *_ALIASES.values()]
+    for name, value in vars(cls).items():
+        if name in _CURES:
+            raise CallbackError(f"{cls.__name__} defines {name!r}, which is not called. {_CURES[name]}")
+        if not name.startswith("on_") or not callable(value) or name in _PREDICT:
+            continue
+        if name not in known:
+            raise CallbackError(
+                f"{cls.__name__} defines {name!r}, which is not a hook.{did_you_mean(name, known)} "
+                f"Hooks: {', '.join(known)}."
+            )
+        counter = _HOOKS[name][1] if name in _HOOKS else "batch"
+        expected = ["self", *([counter] if counter else []), "logs"]
+        try:
+            signature = inspect.signature(value)
+        except (TypeError, ValueError):  # some builtins tell none
+            continue
+        try:
+            signature.bind(*expected)
+            pure = list(signature.parameters) == ["self", "state", "metrics"]
+        except TypeError:
+            pure = False
+        else:
+            if not pure:
+                continue
+        cure = " Pure hooks belong to a subclass of jc.Callback." if pure or "metrics" in signature.parameters else ""
+        raise CallbackError(f"{cls.__name__}.{name} takes {signature}, expected ({', '.join(expected)}).{cure}")

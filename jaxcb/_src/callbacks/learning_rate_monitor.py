@@ -1,0 +1,57 @@
+"""`LearningRateMonitor`: the learning rate as a curve in TensorBoard."""
+
+from typing import Any
+
+from jaxcb._src.core.actions.tensorboard import Scalars
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.pytree import static
+from jaxcb._src.utils.validate import whole
+
+
+class LearningRateMonitor(Callback):
+    """Writes the learning rate of the last update to TensorBoard.
+
+    It is the effective rate, with the factors of all callbacks in it: `learning_rate`. An optimizer that was handed
+    over ready-made hides its rate; then it is the callbacks' factor alone: `lr_scale`.
+
+    Args:
+        every: "epoch" for a point at the end of each epoch, or a number of steps; then one is due when
+            `step % every == 0`.
+
+    Raises:
+        ValueError: for another `every`.
+        MissingMetricError: before the first step, where the optimizer has no rate that callbacks can see.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> monitor = jc.LearningRateMonitor()
+        >>> _, action = monitor.on_epoch_end((), jc.Metrics({"learning_rate": 0.125}))
+        >>> {name: float(value) for name, value in action.values.items()}
+        {'learning_rate': 0.125}
+
+    Source: `lightning.pytorch.callbacks.LearningRateMonitor`.
+    """
+
+    every: int | str = static(default="epoch")
+
+    def __post_init__(self) -> None:
+        if self.every == "epoch":
+            return
+        if isinstance(self.every, str):
+            raise ValueError(f"LearningRateMonitor: every must be 'epoch' or a number of steps, got {self.every!r}.")
+        self._set("every", whole("LearningRateMonitor", "every", self.every, least=1))
+
+    def hooks(self) -> frozenset[str]:
+        return frozenset({"on_epoch_end" if self.every == "epoch" else "on_batch_end"})
+
+    def on_batch_end(self, state: Any, metrics: Metrics) -> Any:
+        return state, Scalars(_rate(metrics), when=metrics.step % self.every == 0)
+
+    def on_epoch_end(self, state: Any, metrics: Metrics) -> Any:
+        return state, Scalars(_rate(metrics))
+
+
+def _rate(metrics: Metrics) -> dict[str, Any]:
+    name = "lr_scale" if "lr_scale" in metrics and "learning_rate" not in metrics else "learning_rate"
+    return {name: metrics[name]}

@@ -1,0 +1,167 @@
+"""`LearningRateScheduler`: the base learning rate as a function of the epoch or the step."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxcb._src.core.actions.control import SetLearningRate
+from jaxcb._src.core.actions.logging import Print
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.pytree import static
+from jaxcb._src.utils.validate import one_of
+
+_EPOCHS = 10_000  # of a Python function that cannot be traced, this many are tabulated; later ones keep the last
+_PROBED = (0, 1, 2, 5, 10, 31, 32, 100, 1000)  # epochs at which a traced schedule is held against Python
+_PROBES = (1.0, 0.37, 2.9e-3)  # rates at which a Python function of (epoch, lr) is measured
+
+
+class LearningRateScheduler(Callback):
+    """Sets the base learning rate at the start of each epoch or step.
+
+    The callbacks' factors, such as a plateau's, still multiply what it sets. Needs the exact form of the
+    rate (`fit(optimizer=optax.adam, learning_rate=...)` or `adjustable_lr`).
+
+    Args:
+        schedule: an optax schedule, or Keras's `fn(epoch)` or `fn(epoch, lr)`, epoch from 0 and lr the base
+            rate in force. What jax can trace is traced; an ordinary Python function of the epoch (`if epoch <
+            10`, `math.exp`) is folded into a table of 10,000 epochs on the host, and may use `lr` linearly.
+        verbose: 1 prints a line at each epoch.
+        by: "epoch", or "step" for a schedule of the updates done.
+
+    Raises:
+        TypeError: for a schedule that is not callable, or that can be neither traced nor tabulated.
+        ValueError: for another `by`.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> callback = jc.LearningRateScheduler(lambda epoch: 0.1 if epoch < 10 else 0.01)
+        >>> _, (action,) = callback.on_epoch_begin((), jc.Metrics({}, epoch=12))
+        >>> round(float(action.value), 6)
+        0.01
+
+    Source: `keras.callbacks.LearningRateScheduler`, which overrides a plateau's cuts at each epoch.
+    """
+
+    schedule: Callable[..., Any] = static()
+    verbose: int = static(default=0)
+    by: str = static(default="epoch", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not callable(self.schedule):
+            raise TypeError(f"LearningRateScheduler: schedule must be a function, got {self.schedule!r}.")
+        one_of("LearningRateScheduler", "by", self.by, ("epoch", "step"))
+
+    def hooks(self) -> frozenset[str]:
+        return frozenset({"on_epoch_begin" if self.by == "epoch" else "on_batch_begin"})
+
+    def on_epoch_begin(self, state: Any, metrics: Metrics) -> Any:
+        rate = self._rate(metrics.epoch, metrics)
+        actions: list[Any] = [SetLearningRate(rate)]
+        if self.verbose:
+            text = "Epoch {epoch}: LearningRateScheduler sets the learning rate to {rate:.6g}"
+            actions.append(Print(text, values={"rate": rate}))
+        return state, tuple(actions)
+
+    def on_batch_begin(self, state: Any, metrics: Metrics) -> Any:
+        return state, SetLearningRate(self._rate(metrics.step, metrics))
+
+    def _rate(self, count: Array, metrics: Metrics) -> Array:
+        arguments = [count, metrics["base_learning_rate"]] if _takes_rate(self.schedule) else [count]
+        if self.by == "epoch" and not self._traces_well:
+            return self._from_table(*arguments)
+        try:
+            jax.eval_shape(self.schedule, *(jax.ShapeDtypeStruct((), a.dtype) for a in arguments))
+        except Exception as error:
+            error.add_note("LearningRateScheduler(by='step') needs a schedule that jax can trace, such as optax's.")
+            raise
+        return _checked(self.schedule(*arguments))
+
+    @functools.cached_property  # on the value: the function is looked at once, however often a hook is traced
+    def _traces_well(self) -> bool:
+        return _traces_well(self.schedule)
+
+    def _from_table(self, epoch: Array, rate: Array | None = None) -> Array:
+        slope, offset = self._table
+        at = jnp.clip(epoch, 0, len(offset) - 1)
+        value = jnp.asarray(offset)[at]
+        return value if rate is None else jnp.asarray(slope)[at] * rate + value
+
+    @functools.cached_property
+    def _table(self) -> np.ndarray:
+        return _tabulated(self.schedule)
+
+
+def _takes_rate(schedule: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(schedule).parameters.values()
+    except ValueError:
+        return False
+    free = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(free) >= 2 and (free[1].default is free[1].empty or free[1].name in ("lr", "learning_rate"))
+
+
+def _traces_well(schedule: Callable[..., Any]) -> bool:
+    """Whether jax can trace the schedule, and means the same by it as Python does.
+
+    Python's integers have no end: `0.1 / 2**epoch` overflows int32 at epoch 31, and `10**-epoch` is 0 there.
+    """
+    rates = (_PROBES[0],) if _takes_rate(schedule) else ()
+    try:
+        with jax.ensure_compile_time_eval():
+            epochs = jnp.asarray(_PROBED, jnp.int32)
+            traced = jax.jit(jax.vmap(lambda epoch: jnp.asarray(schedule(epoch, *rates), jnp.float32)))(epochs)
+    except Exception:  # whatever it is, calling it with Python numbers will tell
+        return False
+    _checked(traced[0])
+    for epoch, value in zip(_PROBED, np.asarray(traced), strict=True):
+        try:
+            expected = float(schedule(epoch, *rates))
+        except Exception:  # only arrays will do
+            return True
+        if not np.isclose(value, expected, rtol=1e-4, atol=0.0, equal_nan=True):
+            return False
+    return True
+
+
+def _checked(rate: Any) -> Array:
+    rate = jnp.asarray(rate, jnp.float32)
+    if rate.shape != ():
+        raise TypeError(f"LearningRateScheduler: the schedule returned shape {rate.shape}, expected a scalar.")
+    return rate
+
+
+def _tabulated(schedule: Callable[..., Any]) -> np.ndarray:
+    """Folds a Python function into an array: `fn(epoch, lr) = slope[epoch] * lr + offset[epoch]`, (2, epochs)."""
+    rows, takes_rate = [], _takes_rate(schedule)
+    with jax.ensure_compile_time_eval():
+        for index in range(_EPOCHS):
+            try:
+                rows.append(_line(schedule, index) if takes_rate else (0.0, float(schedule(index))))
+            except Exception as error:
+                if not rows or isinstance(error, TypeError):
+                    error.add_note(f"LearningRateScheduler called the schedule with epoch {index}.")
+                    raise
+                break  # such as a list of rates that has come to its end: the last one stays
+    return np.asarray(rows, np.float32).T
+
+
+def _line(schedule: Callable[..., Any], epoch: int) -> tuple[float, float]:
+    a, b, c = _PROBES
+    at_a, at_b, at_c = (float(schedule(epoch, rate)) for rate in _PROBES)
+    slope = (at_a - at_b) / (a - b)
+    offset = at_a - slope * a
+    if abs(offset) < 1e-9 * max(abs(at_a), 1e-30):
+        slope, offset = at_a / a, 0.0
+    if abs(slope * c + offset - at_c) > 1e-5 * max(abs(at_c), 1e-12):
+        raise TypeError(
+            f"LearningRateScheduler: the schedule uses lr in a way that is not linear (epoch {epoch}), and jax cannot "
+            "trace it. Write it with jax.numpy: `jnp.where(epoch < 10, lr, lr * 0.9)`, `jnp.maximum(lr, 1e-5)`."
+        )
+    return slope, offset

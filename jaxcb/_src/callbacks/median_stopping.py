@@ -1,0 +1,74 @@
+"""`MedianStopping`: a member stops that is worse than the median of the others."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxcb._src.callbacks.standings import scores
+from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.core.callback import PopulationCallback
+from jaxcb._src.core.metrics import Metrics, resolve_mode
+from jaxcb._src.utils.pytree import Struct, static, strong_tree
+from jaxcb._src.utils.validate import whole
+
+
+class MedianStoppingState(Struct):
+    """What `MedianStopping` remembers of a member."""
+
+    best: Any  # float32 (), lower is better
+    total: Any  # float32 (), sum of the reports
+    count: Any  # int32 (), reports
+
+
+class MedianStopping(PopulationCallback):
+    """Stops a member of a sweep whose best report is worse than the median of the others' running means.
+
+    Args:
+        monitor: a metric's name.
+        warmup: epochs in which nobody is stopped.
+        least: members that must still train for one to be stopped.
+        mode: "min", "max", or "auto" to follow the name.
+
+    State:
+        `best`, `total`, `count`.
+
+    Raises:
+        ValueError: for arguments out of range, or a mode that cannot be told from the name.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> jc.MedianStopping(warmup=3).least
+        3
+
+    Source: Golovin et al., Google Vizier, KDD 2017; over the members that still train.
+    """
+
+    monitor: str = static(default="val_loss")
+    warmup: int = static(default=1)
+    least: int = static(default=3)
+    mode: str = static(default="auto")
+
+    def __post_init__(self) -> None:
+        self._set("warmup", whole("MedianStopping", "warmup", self.warmup))
+        self._set("least", whole("MedianStopping", "least", self.least, least=2))
+        self._set("mode", resolve_mode("MedianStopping", self.monitor, self.mode))
+
+    def init(self) -> MedianStoppingState:
+        return strong_tree(MedianStoppingState(best=float("inf"), total=0.0, count=0))
+
+    def on_epoch_end(self, state: MedianStoppingState, metrics: Metrics) -> Any:
+        new = metrics.alive & metrics.fresh(self.monitor)
+        score = scores("MedianStopping", self.monitor, self.mode, metrics)
+        after = MedianStoppingState(
+            best=jnp.where(new, jnp.minimum(state.best, score), state.best),
+            total=jnp.where(new, state.total + score, state.total),
+            count=state.count + new.astype(jnp.int32),
+        )
+        known = metrics.alive & (after.count > 0)
+        mean = after.total / jnp.maximum(after.count, 1).astype(jnp.float32)
+        # rounding may take a mean below the best of its reports; then members that are all the same would stop
+        means = jnp.where(known, jnp.maximum(mean, after.best), jnp.nan)
+        worse = new & (after.best > jnp.nanmedian(means))
+        enough = (known.sum() >= self.least) & (metrics.epoch >= self.warmup)
+        reason = f"the best {self.monitor} is worse than the median of the members that still train"
+        return after, Stop(worse & enough, reason)

@@ -1,0 +1,256 @@
+"""`ModelCheckpoint`: save the weights while training."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxcb._src.callbacks.monitor import NO_BEST, Monitor, improved, is_old, monitor_name, read
+from jaxcb._src.core.actions.host import Checkpoint
+from jaxcb._src.core.actions.logging import Print
+from jaxcb._src.core.actions.utils import PLACES, template_names
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics, resolve_mode
+from jaxcb._src.utils.local_path import path_text
+from jaxcb._src.utils.pytree import Struct, static, strong_tree
+from jaxcb._src.utils.validate import number, one_of, whole
+
+_NAN = math.nan
+
+
+class ModelCheckpointState(Struct):
+    """What `ModelCheckpoint` remembers."""
+
+    best: Any  # float32 (), the value of the last save with save_best_only; NaN before the first
+    value: Any  # float32 (), the monitor's last report; NaN before the first
+    reported: Any  # int32 (), step of that report; -1 before the first
+    ranked: Any  # int32 (), step of the report that the last save was ranked by; -1 before the first
+    saved_at: Any  # float32 (), seconds of the run at the last save by the clock
+    known: dict[str, Any]  # name -> float32 (), what the path asks for and a batch does not know, as last seen
+
+
+class ModelCheckpoint(Callback):
+    """Saves the weights while training: each epoch, every so many steps or minutes, or where a metric improves.
+
+    Each save is a directory that Orbax wrote; `jc.load` reads it. A save is complete or not there, also when the
+    process is killed, and replaces an older one of the same name. These are exports: a run resumes from its
+    `run_dir`.
+
+    Args:
+        filepath: the directory of a save, a template: `"{epoch:02d}-{val_loss:.2f}"`. It may ask for metrics, `epoch`
+            and `batch` (within the epoch), both from 1, and `step` (updates done). A relative path lies below
+            `run_dir` where there is one, outside of the run's own `checkpoints` and `result`.
+        monitor: a metric's name, or a pure function of `Metrics` that returns a scalar. Read with `save_best_only`
+            and `keep_best` alone.
+        verbose: 1 prints a line at each save, and with `save_best_only` where the monitor did not improve.
+        save_best_only: save only what is better than anything before. With `save_freq="epoch"` every report of the
+            monitor is compared, also in an epoch's middle; else the last report, where a save is due.
+        save_weights_only: save `params` and `model_state`; else the whole train state, with optimizer, keys, controls
+            and named weights, from which training can go on.
+        mode: "min", "max", or "auto" to follow the name.
+        save_freq: "epoch", or a number of steps: a save is due when `step % save_freq == 0`.
+        initial_value_threshold: only what is better is saved with `save_best_only`; None for no threshold.
+        max_to_keep: how many of the latest saves stay; None for all, or for one where `keep_best` is given.
+        keep_best: how many of the best saves stay besides, by the monitor as last reported before the save; None for
+            no such rule. A NaN, or no report since the save before, is never among the best.
+        every_n_epochs: with `save_freq="epoch"`, only every n-th epoch counts.
+        every_minutes: in place of the end of epochs, a save is due that many minutes after the last one; the clock is
+            read a few times a second. None for no clock.
+        save_at_end: save also what the run ends with, restored or averaged weights where callbacks bring them back;
+            it replaces a save of the same name.
+        async_: save in the background; one save is under way at a time, and the run's end waits for it.
+
+    State:
+        `best`, `value`, `reported`, `ranked`, `saved_at`, `known`.
+
+    Raises:
+        TypeError: for a filepath that is none.
+        ValueError: for a filepath that is empty or an address, for arguments out of range or that do not fit together,
+            and for a mode that the name does not tell.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> save = jc.ModelCheckpoint("{epoch:02d}-{val_loss:.1f}", save_best_only=True)
+        >>> replay = jc.replay(save, {"val_loss": [0.5, 0.7, 0.2]})
+        >>> [jc.fill(action, epoch=epoch) for epoch, fired in enumerate(replay.actions) for action in fired]
+        ['01-0.5', '03-0.2']
+
+    Source: `keras.callbacks.ModelCheckpoint`; `lightning.pytorch.callbacks.ModelCheckpoint` for the cadences and for
+    what stays. Differs from Keras in NaN (never the best), in a missing monitor (an error), in `save_freq=n` (steps of
+    the run, never drifting), which `save_best_only` works with, and in saving atomically.
+    """
+
+    filepath: Any = static()
+    monitor: Monitor = static(default="val_loss")
+    verbose: int = static(default=0)
+    save_best_only: bool = static(default=False)
+    save_weights_only: bool = static(default=False)
+    mode: str = static(default="auto")
+    save_freq: int | str = static(default="epoch")
+    initial_value_threshold: Any = None
+    max_to_keep: int | None = static(default=None, kw_only=True)
+    keep_best: int | None = static(default=None, kw_only=True)
+    every_n_epochs: int = static(default=1, kw_only=True)
+    every_minutes: float | None = static(default=None, kw_only=True)
+    save_at_end: bool = static(default=False, kw_only=True)
+    async_: bool = static(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        own = "ModelCheckpoint"
+        path = path_text(own, "filepath", self.filepath)
+        self._set("filepath", path)
+        try:
+            template_names(path)
+        except ValueError as error:
+            raise ValueError(f"{own}: filepath {self.filepath!r} is no template: {error}.") from None
+        if self.save_freq != "epoch":
+            if isinstance(self.save_freq, str):
+                raise ValueError(f'{own}: save_freq must be "epoch" or a number of steps, got {self.save_freq!r}.')
+            self._set("save_freq", whole(own, "save_freq", self.save_freq, least=1))
+        for name in ("max_to_keep", "keep_best", "every_n_epochs"):
+            if getattr(self, name) is not None:
+                self._set(name, whole(own, name, getattr(self, name), least=1))
+        if self.every_minutes is not None:
+            self._set("every_minutes", number(own, "every_minutes", self.every_minutes, least=0))
+        cadences = {
+            f"save_freq={self.save_freq!r}": self.save_freq != "epoch",
+            f"every_n_epochs={self.every_n_epochs}": self.every_n_epochs != 1,
+            f"every_minutes={self.every_minutes}": self.every_minutes is not None,
+        }
+        given = [text for text, is_given in cadences.items() if is_given]
+        if len(given) > 1:
+            raise ValueError(f"{own}: {' and '.join(given)} are two cadences; use a second {own} for one of them.")
+        if self.save_best_only and self.save_at_end:
+            raise ValueError(
+                f"{own}: save_at_end=True would put the last weights among the best ones. Use a second {own} with a "
+                "path of its own, or keep_best= in place of save_best_only=True."
+            )
+        if self.initial_value_threshold is not None:
+            threshold = number(own, "initial_value_threshold", self.initial_value_threshold)
+            self._set("initial_value_threshold", threshold)
+        if self._compares:
+            self._set("mode", resolve_mode(own, self.monitor, self.mode))
+        else:  # nobody reads the monitor, so its name need not tell
+            one_of(own, "mode", self.mode, ("auto", "min", "max"))
+
+    @property
+    def _compares(self) -> bool:
+        """Whether the monitor is read."""
+        return self.save_best_only or self.keep_best is not None
+
+    @property
+    def _by_epoch(self) -> bool:
+        return self.save_freq == "epoch" and self.every_minutes is None
+
+    @property
+    def _remembers(self) -> tuple[str, ...]:
+        """What the path asks for that a batch may not know."""
+        return () if self._by_epoch else tuple(dict.fromkeys(n for n in self._asked if n not in PLACES))
+
+    @property
+    def _asked(self) -> list[str]:
+        return template_names(self.filepath)
+
+    def hooks(self) -> frozenset[str]:
+        own = {"on_epoch_end"} if self._by_epoch else {"on_batch_end"}
+        if not self._by_epoch and (self._compares or self._remembers):
+            own |= {"on_eval_end", "on_epoch_end"}
+        if self._by_epoch and self.save_best_only:
+            own |= {"on_eval_end"}
+        return frozenset(own | ({"on_train_end"} if self.save_at_end else set()))
+
+    def init(self) -> ModelCheckpointState:
+        best = NO_BEST if self.initial_value_threshold is None else self.initial_value_threshold
+        state = ModelCheckpointState(
+            best=jnp.asarray(best, jnp.float32),
+            value=_NAN,
+            reported=-1,
+            ranked=-1,
+            saved_at=0.0,
+            known=dict.fromkeys(self._remembers, _NAN),
+        )
+        return strong_tree(state)
+
+    def on_batch_end(self, state: ModelCheckpointState, metrics: Metrics) -> Any:
+        state = self._note(state, metrics, all_known=False)
+        return self._save(state, metrics, self._is_due(state, metrics))
+
+    def on_eval_end(self, state: ModelCheckpointState, metrics: Metrics) -> Any:
+        state = self._note(state, metrics)
+        if not self.save_best_only:
+            return state, None
+        # a validation at an epoch's end is compared with the epoch's own means at hand
+        due = self._is_due(state, metrics)
+        return self._save(state, metrics, due & ~metrics.closes_epoch if self._by_epoch else due)
+
+    def on_epoch_end(self, state: ModelCheckpointState, metrics: Metrics) -> Any:
+        state = self._note(state, metrics)
+        return self._save(state, metrics, self._is_due(state, metrics)) if self._by_epoch else (state, None)
+
+    def on_train_end(self, state: ModelCheckpointState, metrics: Metrics) -> Any:
+        return self._save(self._note(state, metrics), metrics, metrics.step > 0)
+
+    def _is_due(self, state: ModelCheckpointState, metrics: Metrics) -> Array:
+        if self.every_minutes is not None:
+            return metrics["elapsed"] - state.saved_at >= self.every_minutes * 60.0
+        if self.save_freq != "epoch":
+            return metrics.step % self.save_freq == 0
+        return (metrics.epoch + 1) % self.every_n_epochs == 0
+
+    def _note(self, state: ModelCheckpointState, metrics: Metrics, *, all_known: bool = True) -> ModelCheckpointState:
+        """Remembers what was reported. A batch knows its own values alone; elsewhere a missing name is an error."""
+        known = {n: metrics[n] if all_known or n in metrics else state.known[n] for n in self._remembers}
+        state = state.replace(known={n: v.astype(jnp.float32) for n, v in known.items()})
+        if not self._compares or is_old(self, self.monitor, metrics):
+            return state
+        try:
+            value, reported = read("ModelCheckpoint", self.monitor, metrics)
+        except LookupError:
+            if all_known:
+                raise
+            return state
+        new = reported > state.reported
+        return state.replace(
+            value=jnp.where(new, value, state.value), reported=jnp.where(new, reported, state.reported)
+        )
+
+    def _save(self, state: ModelCheckpointState, metrics: Metrics, due: Array) -> Any:
+        better = improved(state.value, state.best, 0.0, self.mode) if self.save_best_only else jnp.ones_like(due)
+        when = due & better
+        # what was ranked by a report is not ranked by it again at a later step
+        fresh = (state.reported > state.ranked) | (state.reported == metrics.step)
+        after = state
+        if self.save_best_only:
+            after = after.replace(best=jnp.where(when, state.value, state.best))
+        if self._compares:
+            after = after.replace(ranked=jnp.where(when, state.reported, state.ranked))
+        if self.every_minutes is not None:
+            after = after.replace(saved_at=jnp.where(when, metrics["elapsed"], state.saved_at))
+        values = {n: metrics[n] if n in metrics else state.known[n] for n in self._remembers}
+        save = Checkpoint(
+            self.filepath,
+            "model" if self.save_weights_only else "state",
+            values=values,
+            value=jnp.where(fresh, state.value, _NAN) if self._compares else None,
+            mode="max" if self.mode == "max" else "min",
+            max_to_keep=self.max_to_keep,
+            keep_best=self.keep_best,
+            async_=self.async_,
+            when=when,
+        )
+        return after, (*self._lines(state, values, due, better), save)
+
+    def _lines(
+        self, state: ModelCheckpointState, values: dict[str, Array], due: Array, better: Array
+    ) -> tuple[Any, ...]:
+        if not self.verbose:
+            return ()
+        place = "Epoch {epoch}: " if self._by_epoch else "Epoch {epoch}, step {step}: "
+        if not self.save_best_only:
+            return (Print(f"{place}saving to {self.filepath}", values=values, when=due),)
+        name = monitor_name(self.monitor)
+        values = {**values, "_best": state.best, "_value": state.value}
+        saved = f"{place}{name} improved from {{_best:.5f}} to {{_value:.5f}}, saving to {self.filepath}"
+        kept = f"{place}{name} did not improve from {{_best:.5f}}"
+        return Print(saved, values=values, when=due & better), Print(kept, values=values, when=due & ~better)

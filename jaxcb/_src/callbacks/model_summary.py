@@ -1,0 +1,44 @@
+"""`ModelSummary`: what the model is made of, printed before the first step."""
+
+from typing import Any
+
+from jaxcb._src.core.actions.host import Summarize
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.pytree import static
+from jaxcb._src.utils.validate import one_of, whole
+
+
+class ModelSummary(Callback):
+    """Prints a table of the model's arrays: path, shape, dtype, parameters, bytes and FLOPs, with totals.
+
+    FLOPs are those of one forward pass on a training batch: matrix products and convolutions, each given to the
+    parameter that it uses, read off the traced step. `jc.model_summary` makes the same table outside a run.
+
+    Args:
+        depth: one line for all arrays that share so many first parts of their path; None for a line an array.
+        verbose: 1 for the table, 0 for one line with the totals.
+
+    Raises:
+        ValueError: for a depth that is no whole number above 0, or another `verbose`.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> callback = jc.ModelSummary(depth=1)
+        >>> state, action = callback.on_train_begin(callback.init(), jc.Metrics({}))
+        >>> action.depth, bool(action.when)
+        (1, True)
+
+    Source: `lightning.pytorch.callbacks.ModelSummary`; `flax.nnx.tabulate`.
+    """
+
+    depth: int | None = static(default=None)
+    verbose: int = static(default=1)
+
+    def __post_init__(self) -> None:
+        if self.depth is not None:
+            self._set("depth", whole("ModelSummary", "depth", self.depth, least=1))
+        one_of("ModelSummary", "verbose", self.verbose, (0, 1))
+
+    def on_train_begin(self, state: Any, metrics: Metrics) -> Any:
+        return state, Summarize(self.depth, self.verbose)

@@ -1,0 +1,125 @@
+"""What the callbacks that watch a metric share: which way is better, when it was reported anew, and how long ago."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.pytree import Struct
+
+Monitor = str | Callable[[Metrics], Array]
+
+
+def monitor_name(monitor: Monitor) -> str:
+    """Returns what a monitor is called in a sentence; a function that has a name goes by it."""
+    name = monitor if isinstance(monitor, str) else getattr(monitor, "__name__", "<lambda>")
+    return "the monitor" if name == "<lambda>" else name
+
+
+class _Reads:
+    """Metrics that note which names are read."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.names: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._metrics, name)
+
+    def __getitem__(self, name: str) -> Array:
+        self.names.add(name)
+        return self._metrics[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._metrics
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._metrics)
+
+    @property
+    def values(self) -> Mapping[str, Array]:
+        """All of them, and so all are read."""
+        self.names.update(self._metrics)
+        return self._metrics.values
+
+
+def read(owner: str, monitor: Monitor, metrics: Metrics) -> tuple[Array, Array]:
+    """Reads the monitored value.
+
+    Returns:
+        The value, float32 (), and the step at which it was reported, int32 (), -1 for never. A derived
+        monitor is reported when each metric that it reads has been reported anew.
+
+    Raises:
+        MissingMetricError: listing the names that exist.
+        TypeError: for a value that is not a scalar.
+    """
+    if isinstance(monitor, str):
+        value, reported = metrics[monitor], metrics.reported_at(monitor)
+    else:
+        reads = _Reads(metrics)
+        value = jnp.asarray(monitor(reads))  # pyright: ignore[reportArgumentType]
+        if not reads.names:
+            raise TypeError(f"{owner}: its monitor function reads no metric.")
+        reported = jnp.min(jnp.stack([metrics.reported_at(n) for n in sorted(reads.names)]))
+    if jnp.shape(value) != ():
+        raise TypeError(f"{owner}: the monitor {monitor!r} has shape {jnp.shape(value)}, expected a scalar.")
+    return value.astype(jnp.float32), reported
+
+
+_REPORTS = {"on_eval_end", "on_epoch_end"}  # the moments at which something is reported
+
+
+def is_old(callback: Callback, monitor: Monitor, metrics: Metrics) -> bool:
+    """Whether a callback has seen all that its monitor reads at an earlier moment, as far as tracing can tell."""
+    if not metrics.old or not callback.hooks() >= _REPORTS:
+        return False
+    if isinstance(monitor, str):
+        return monitor in metrics.old
+    reads = _Reads(metrics)
+    monitor(reads)  # pyright: ignore[reportArgumentType]
+    return bool(reads.names) and reads.names <= metrics.old
+
+
+THRESHOLD_MODES = ("abs", "rel")
+NO_BEST = float("nan")
+
+
+def improved(value: Array, best: Array, min_delta: Any, mode: str, threshold_mode: str = "abs") -> Array:
+    """Whether `value` is strictly better than `best` by more than `min_delta`, bool ().
+
+    With `threshold_mode="rel"` the delta is a share of the best's absolute value, so that it is right on both sides
+    of zero. A NaN is never an improvement, and a best of NaN stands for "none yet", which any other value beats.
+    """
+    delta = jnp.abs(min_delta)
+    if threshold_mode == "rel":  # an infinite best would leave nothing that could be better
+        delta = jnp.where(jnp.isinf(best), 0.0, delta * jnp.abs(best))
+    better = value + delta < best if mode == "min" else value - delta > best
+    return ~jnp.isnan(value) & (jnp.isnan(best) | better)
+
+
+def reaches(value: Array, threshold: Any, mode: str) -> Array:
+    """Whether `value` is at least as good as `threshold`, bool (); a NaN never is."""
+    return value <= threshold if mode == "min" else value >= threshold
+
+
+PATIENCE_UNITS = ("reports", "epochs", "steps")
+
+
+class Reported(Struct):
+    """Where in the run a monitor was last reported."""
+
+    step: Any = -1  # int32 (), updates done; -1 before the first report
+    epoch: Any = -1  # int32 (), from 0; -1 before the first report
+
+
+def elapsed(now: Reported, before: Reported, unit: str) -> Array:
+    """How much patience a report uses up, int32 (): what has passed since the one before, or since the run began."""
+    if unit == "epochs":
+        return now.epoch - before.epoch
+    if unit == "steps":
+        return now.step - jnp.maximum(before.step, 0)
+    return jnp.int32(1)

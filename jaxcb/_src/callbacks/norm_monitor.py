@@ -1,0 +1,60 @@
+"""`NormMonitor`: norms of gradients, updates and parameters, in the metrics and as curves."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxcb._src.core.actions.tensorboard import Scalars
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.training import probes
+from jaxcb._src.training.probes import Probe
+from jaxcb._src.utils.pytree import static
+from jaxcb._src.utils.validate import one_of, whole
+
+_MAKERS = {
+    "grad_norm": probes.grad_norm,
+    "update_norm": probes.update_norm,
+    "param_norm": probes.param_norm,
+    "update_ratio": probes.update_ratio,
+}
+
+
+class NormMonitor(Callback):
+    """Measures norms inside the step, now and then, and writes them to TensorBoard.
+
+    They join the metrics under their names, and so the history holds their means over an epoch's looks.
+
+    Args:
+        every: steps between two looks.
+        of: which ones: "grad_norm", "update_norm", "param_norm", and "update_ratio" (updates over parameters).
+        per_layer: a norm for each layer, `grad_norm/path/of/layer`, in place of one for all.
+
+    Raises:
+        ValueError: for a norm that it does not know.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> sorted(jc.NormMonitor(every=10, of=("grad_norm",)).probes())
+        ['grad_norm']
+    """
+
+    every: int = static(default=100)
+    of: tuple[str, ...] = static(default=("grad_norm", "update_norm", "param_norm", "update_ratio"))
+    per_layer: bool = static(default=False)
+
+    def __post_init__(self) -> None:
+        whole("NormMonitor", "every", self.every, least=1)
+        self._set("of", (self.of,) if isinstance(self.of, str) else tuple(self.of))
+        for name in self.of:
+            one_of("NormMonitor", "of", name, tuple(_MAKERS))
+
+    def probes(self) -> Mapping[str, Probe]:
+        return {name: _MAKERS[name](every=self.every, per_layer=self.per_layer) for name in self.of}
+
+    def on_batch_end(self, state: Any, metrics: Metrics) -> Any:
+        names = list(self.of)
+        if self.per_layer:
+            names = [name for name in metrics if name.startswith(tuple(f"{base}/" for base in self.of))]
+        if not names:
+            return state, None
+        return state, Scalars({name: metrics[name] for name in names}, when=metrics.fresh(names[0]))

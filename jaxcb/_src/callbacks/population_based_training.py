@@ -1,0 +1,96 @@
+"""`PopulationBasedTraining`: the worst members go on from the best ones, with other numbers."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcb._src.callbacks.standings import is_due, ranks, scores
+from jaxcb._src.core.actions.control import Exploit, ScaleHyperparameter, ScaleLearningRate, SetControl
+from jaxcb._src.core.callback import PopulationCallback
+from jaxcb._src.core.metrics import Metrics, resolve_mode
+from jaxcb._src.utils.pytree import static
+from jaxcb._src.utils.validate import number, whole
+
+
+class PopulationBasedTraining(PopulationCallback):
+    """Every so many epochs the worst members copy the best ones and perturb their numbers: exploit and explore.
+
+    A member is copied with its weights, model state, optimizer state and controls. Then each of the numbers is
+    multiplied by one of the factors, drawn anew for each member and number.
+
+    Args:
+        monitor: a metric's name.
+        every: epochs between two exchanges.
+        fraction: of the members that copy, and that are copied; above 0, at most 0.5.
+        numbers: what is perturbed, by path: `optimizer.learning_rate`, `optimizer.NAME` of a number that is swept,
+            `controls.NAME`.
+        factors: to draw from.
+        seed: of the draws.
+        mode: "min", "max", or "auto" to follow the name.
+
+    Raises:
+        ValueError: for arguments out of range, or a mode that cannot be told from the name.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp
+        >>> pbt = jc.PopulationBasedTraining(every=1, fraction=0.5)
+        >>> metrics = jc.Metrics({"val_loss": jnp.array([0.3, 0.1])}, alive=jnp.ones(2, bool), member=jnp.arange(2))
+        >>> copy = pbt.on_epoch_end((), metrics)[1][0]
+        >>> copy.when.tolist(), int(copy.source[0])
+        ([True, False], 1)
+
+    Source: Jaderberg et al., Population Based Training of Neural Networks, 2017; truncation selection.
+    """
+
+    monitor: str = static(default="val_loss")
+    every: int = static(default=1)
+    fraction: float = static(default=0.25)
+    numbers: tuple[str, ...] = static(default=("optimizer.learning_rate",))
+    factors: tuple[float, ...] = static(default=(0.8, 1.25))
+    seed: int = static(default=0)
+    mode: str = static(default="auto")
+
+    def __post_init__(self) -> None:
+        own = "PopulationBasedTraining"
+        self._set("every", whole(own, "every", self.every, least=1))
+        self._set("seed", whole(own, "seed", self.seed))
+        self._set("fraction", number(own, "fraction", self.fraction))
+        if not 0 < self.fraction <= 0.5:
+            raise ValueError(f"{own}: fraction must be above 0 and at most 0.5, got {self.fraction}.")
+        self._set("numbers", tuple(self.numbers))
+        self._set("factors", tuple(number(own, "each of factors", f) for f in self.factors))
+        if not self.factors:
+            raise ValueError(f"{own}: factors is empty, so there is nothing to draw from.")
+        for path in self.numbers:
+            if path.partition(".")[0] not in ("optimizer", "controls") or not path.partition(".")[2]:
+                raise ValueError(f"{own}: numbers must be paths such as optimizer.learning_rate, got {path!r}.")
+        self._set("mode", resolve_mode(own, self.monitor, self.mode))
+
+    def on_epoch_end(self, state: Any, metrics: Metrics) -> Any:
+        score = scores("PopulationBasedTraining", self.monitor, self.mode, metrics)
+        place, alive = ranks(score, metrics.member), metrics.alive.sum()
+        count = jnp.floor(alive.astype(jnp.float32) * self.fraction + 1e-6).astype(jnp.int32)
+        due = is_due(metrics, self.every) & (count > 0)
+        # the worst of all copies the best, the one before it the second best, and so on
+        partner = alive - 1 - place
+        when = metrics.alive & (partner < count) & (partner < place) & due
+        at = jnp.argsort(place)  # the row of each place
+        source = jnp.where(when, at[jnp.clip(partner, 0, len(place) - 1)], jnp.arange(len(place)))
+        explore = (self._perturb(p, self._drawn(i, metrics), metrics, source, when) for i, p in enumerate(self.numbers))
+        return state, (Exploit(source, when=when), *explore)
+
+    def _drawn(self, index: int, metrics: Metrics) -> Any:
+        """A factor for each member: a function of the seed, the epoch, the number and the member alone."""
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), index), metrics.epoch)
+        known = jnp.asarray(self.factors, jnp.float32)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, metrics.member)
+        return known[jax.vmap(lambda k: jax.random.randint(k, (), 0, len(self.factors)))(keys)]
+
+    def _perturb(self, path: str, factor: Any, metrics: Metrics, source: Any, when: Any) -> Any:
+        head, _, name = path.partition(".")
+        if head == "controls":
+            return SetControl(name, metrics[name][source] * factor, when=when)
+        if name == "learning_rate":
+            return ScaleLearningRate(factor, when=when)
+        return ScaleHyperparameter(name, factor, when=when)

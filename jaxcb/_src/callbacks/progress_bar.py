@@ -1,0 +1,49 @@
+"""`ProgressBar`: what a run shows while it goes."""
+
+from typing import Any, ClassVar
+
+from jaxcb._src.core.actions.logging import Progress
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics, fresh_scalars
+from jaxcb._src.utils.pytree import static
+from jaxcb._src.utils.validate import one_of
+
+
+class ProgressBar(Callback):
+    """Shows a live bar on a terminal, and a line an epoch elsewhere.
+
+    `fit` adds one by itself unless `verbose=0`.
+
+    Args:
+        verbose: 1 for the bar (metrics, time left, steps a second), 2 for a line an epoch, 0 for nothing,
+            "auto" for the bar on a terminal and lines elsewhere.
+
+    Raises:
+        ValueError: for another `verbose`.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> jc.ProgressBar(verbose=2).verbose
+        2
+
+    Source: `keras.callbacks.ProgbarLogger`.
+    """
+
+    affects_run: ClassVar[bool] = False  # `fit` adds and drops it with `verbose`
+
+    verbose: int | str = static(default="auto")
+
+    def __post_init__(self) -> None:
+        one_of("ProgressBar", "verbose", self.verbose, (0, 1, 2, "auto"))
+
+    def on_eval_end(self, state: Any, metrics: Metrics) -> Any:
+        return state, self._progress(metrics, when=~metrics.closes_epoch)
+
+    def on_epoch_end(self, state: Any, metrics: Metrics) -> Any:
+        return state, self._progress(metrics, when=True)
+
+    def _progress(self, metrics: Metrics, when: Any) -> Any:
+        if self.verbose == 0:
+            return None
+        values, fresh = fresh_scalars(metrics)
+        return Progress(values, fresh, self.verbose, when=when)

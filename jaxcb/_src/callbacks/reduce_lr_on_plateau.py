@@ -1,0 +1,126 @@
+"""`ReduceLROnPlateau`: cut the learning rate when a metric no longer improves."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxcb._src.callbacks.monitor import (
+    NO_BEST,
+    PATIENCE_UNITS,
+    THRESHOLD_MODES,
+    Monitor,
+    Reported,
+    elapsed,
+    improved,
+    is_old,
+    read,
+)
+from jaxcb._src.core.actions.control import ScaleLearningRate
+from jaxcb._src.core.actions.logging import Print
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics, resolve_mode
+from jaxcb._src.utils.pytree import Struct, select, static, strong_tree
+from jaxcb._src.utils.validate import between, number, one_of, whole
+
+
+class ReduceLROnPlateauState(Struct):
+    """What `ReduceLROnPlateau` remembers."""
+
+    best: Any  # float32 (), NaN before the first improvement
+    wait: Any  # int32 (), reports (epochs, steps) since the last improvement, cut or cooldown
+    cooldown: Any  # int32 (), reports (epochs, steps) in which still to skip
+    seen: Reported  # the last report
+
+
+class ReduceLROnPlateau(Callback):
+    """Multiplies the learning rate by `factor` when the monitored metric has stopped improving.
+
+    The cut is a factor on whatever schedule is in force, so it composes with warm-up and decay.
+
+    Args:
+        monitor: a metric's name, or a pure function of `Metrics` that returns a scalar.
+        factor: the multiplier, strictly between 0 and 1.
+        patience: reports without improvement after which to cut; 0 acts as 1.
+        verbose: 1 prints a line at each cut.
+        mode: "min", "max", or "auto" to follow the name.
+        min_delta: an improvement must be larger than its absolute value, in the metric's unit.
+        cooldown: reports to skip after a cut.
+        min_lr: the effective rate is not cut below it. Above 0 it needs the exact form of the rate
+            (`fit(optimizer=optax.adam, learning_rate=...)` or `adjustable_lr`).
+        threshold_mode: "abs", or "rel" for a `min_delta` that is a share of the best's absolute value.
+        patience_in: what `patience` and `cooldown` count: "reports" of the monitor, "epochs" or "steps". They are
+            looked at where the monitor is reported.
+
+    State:
+        `best`, `wait`, `cooldown`, `seen`.
+
+    Raises:
+        ValueError: for arguments out of range, or a mode that cannot be told from the name.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> plateau = jc.ReduceLROnPlateau(factor=0.5, patience=1)
+        >>> jc.replay([plateau], {"val_loss": [1.0, 1.0, 0.5]}).lr_scale.tolist()
+        [1.0, 0.5, 0.5]
+
+    Source: `keras.callbacks.ReduceLROnPlateau`. Differs in `cooldown` (skips exactly that many reports; in
+    Keras one fewer), in NaN (never an improvement), and in multiplying with schedules.
+    """
+
+    monitor: Monitor = static(default="val_loss")
+    factor: Any = 0.1
+    patience: Any = 10
+    verbose: int = static(default=0)
+    mode: str = static(default="auto")
+    min_delta: Any = 1e-4
+    cooldown: Any = 0
+    min_lr: Any = 0.0
+    threshold_mode: str = static(default="abs", kw_only=True)
+    patience_in: str = static(default="reports", kw_only=True)
+    reads_rate: bool = static(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._set("factor", between("ReduceLROnPlateau", "factor", self.factor, 0.0, 1.0))
+        self._set("patience", whole("ReduceLROnPlateau", "patience", self.patience))
+        self._set("min_delta", number("ReduceLROnPlateau", "min_delta", self.min_delta))
+        self._set("cooldown", whole("ReduceLROnPlateau", "cooldown", self.cooldown))
+        self._set("min_lr", number("ReduceLROnPlateau", "min_lr", self.min_lr, least=0.0))
+        one_of("ReduceLROnPlateau", "threshold_mode", self.threshold_mode, THRESHOLD_MODES)
+        one_of("ReduceLROnPlateau", "patience_in", self.patience_in, PATIENCE_UNITS)
+        self._set("mode", resolve_mode("ReduceLROnPlateau", self.monitor, self.mode))
+        self._set("reads_rate", not isinstance(self.min_lr, float) or self.min_lr > 0)
+
+    def init(self) -> ReduceLROnPlateauState:
+        return strong_tree(ReduceLROnPlateauState(best=NO_BEST, wait=0, cooldown=0, seen=Reported()))
+
+    def on_eval_end(self, state: ReduceLROnPlateauState, metrics: Metrics) -> Any:
+        return self._report(state, metrics)
+
+    def on_epoch_end(self, state: ReduceLROnPlateauState, metrics: Metrics) -> Any:
+        return self._report(state, metrics)
+
+    def _report(self, state: ReduceLROnPlateauState, metrics: Metrics) -> Any:
+        if is_old(self, self.monitor, metrics):
+            return state, None
+        value, reported = read("ReduceLROnPlateau", self.monitor, metrics)
+        now = Reported(reported, metrics.epoch)
+        new = reported > state.seen.step
+        passed = elapsed(now, state.seen, self.patience_in)
+        better = improved(value, state.best, self.min_delta, self.mode, self.threshold_mode)
+        cooling = (state.cooldown > 0) & (state.cooldown >= passed)
+        wait = jnp.where(better | cooling, 0, state.wait + passed)
+        cut = new & (wait > 0) & (wait >= self.patience)
+        if self.reads_rate:
+            cut = cut & (metrics["learning_rate"] > self.min_lr)
+        cooldown = jnp.where(cut, self.cooldown, jnp.maximum(state.cooldown - passed, 0))
+        after = ReduceLROnPlateauState(
+            best=jnp.where(new & better, value, state.best),
+            wait=jnp.where(new, jnp.where(cut, 0, wait), state.wait),
+            cooldown=jnp.where(new, cooldown, state.cooldown),
+            seen=select(new, now, state.seen),
+        )
+        actions: list[Any] = [ScaleLearningRate(self.factor, self.min_lr if self.reads_rate else None, when=cut)]
+        if self.verbose:
+            text = "Epoch {epoch}: ReduceLROnPlateau multiplies the learning rate by {factor:g}"
+            actions.append(Print(text, values={"factor": self.factor}, when=cut))
+        return after, tuple(actions)

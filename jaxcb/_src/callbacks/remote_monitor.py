@@ -1,0 +1,85 @@
+"""`RemoteMonitor`: posts the metrics to a web service."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from jaxcb._src.callbacks.reporter import Reporter
+from jaxcb._src.core.actions.logging import Post
+from jaxcb._src.utils.pytree import static
+from jaxcb._src.utils.validate import number, whole
+
+
+class RemoteMonitor(Reporter):
+    """Posts the metrics of each epoch to a server, and of each validation in an epoch's middle.
+
+    A thread sends them, so the run never waits. A server that is down is warned of once; what waits is sent when it
+    is back, in order. A record may arrive twice (an answer that was lost), and `step` tells. Metrics that are
+    arrays are left out; numbers that are not finite are "NaN", "Infinity" and "-Infinity".
+
+    Args:
+        root: the server's address, http or https.
+        path: follows the root.
+        field: the form's field that holds the JSON text: an object of `epoch` (from 0), `step` and what was
+            reported.
+        headers: more headers of the request, a dict.
+        send_as_json: whether the JSON text is the body itself, as application/json; `field` is not used then.
+        every: "epoch" for the values at the end of each epoch and at each validation in its middle; a number of
+            steps for those and, when `step % every == 0`, the step's own values, as `batch_loss`.
+        timeout: seconds until a request is given up; and the longest that the run's end waits for what is not sent.
+        queue_size: how many records may wait to be sent; beyond it the oldest is dropped.
+
+    Raises:
+        TypeError: for headers that are no dict of texts.
+        ValueError: for an address that is none, or another number out of its range.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> _, action = jc.RemoteMonitor().on_epoch_end((), jc.Metrics({"loss": 0.5}))
+        >>> action.url
+        'http://localhost:9000/publish/epoch/end/'
+
+    Source: `keras.callbacks.RemoteMonitor`, which waits for the server, and does not send `step`.
+    """
+
+    root: str = static(default="http://localhost:9000")
+    path: str = static(default="/publish/epoch/end/")
+    field: str = static(default="data")
+    headers: Any = static(default=None)
+    send_as_json: bool = static(default=False)
+    timeout: float = static(default=10.0, kw_only=True)
+    queue_size: int = static(default=1000, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_address(self.root, self.path)
+        headers = {} if self.headers is None else self.headers
+        if not isinstance(headers, Mapping) or not all(isinstance(x, str) for pair in headers.items() for x in pair):
+            raise TypeError(f"RemoteMonitor: headers must be a dict of texts, got {self.headers!r}.")
+        timeout = number("RemoteMonitor", "timeout", self.timeout)
+        if not timeout > 0:
+            raise ValueError(f"RemoteMonitor: timeout must be above 0 seconds, got {self.timeout!r}.")
+        self._set("headers", tuple(sorted(headers.items())))  # hashable, as static fields are
+        self._set("timeout", timeout)
+        self._set("queue_size", whole("RemoteMonitor", "queue_size", self.queue_size, least=1))
+        self._check_every()
+
+    def _report(self, values: dict[str, Any], fresh: dict[str, Any], when: Any) -> Post:
+        field = None if self.send_as_json else self.field
+        return Post(values, fresh, self.root + self.path, field, self.headers, self.timeout, self.queue_size, when=when)
+
+
+def _check_address(root: Any, path: Any) -> None:
+    """Refuses what is no address, and a path that leads to another host, such as "@elsewhere"."""
+    if not isinstance(root, str) or not isinstance(path, str):
+        raise TypeError(f"RemoteMonitor: root and path must be texts, got {root!r} and {path!r}.")
+    try:
+        server, whole_url = urlsplit(root), urlsplit(root + path)
+        sound = server.scheme in ("http", "https") and bool(server.hostname)
+        same = (server.hostname, server.port) == (whole_url.hostname, whole_url.port)
+    except ValueError:  # a port that is no number
+        sound = same = False
+    if not sound or not same:
+        raise ValueError(
+            f"RemoteMonitor: root + path must be an address on one server, such as 'http://localhost:9000' + "
+            f"'/publish', got {root!r} + {path!r}."
+        )

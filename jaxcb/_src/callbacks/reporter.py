@@ -1,0 +1,48 @@
+"""`Reporter`: what the loggers share that take scalars by step."""
+
+from typing import Any
+
+from jaxcb._src.core.actions.base import Action
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics, fresh_scalars
+from jaxcb._src.utils.pytree import static
+from jaxcb._src.utils.validate import whole
+
+# they are no means over an epoch, and so one name serves both curves
+_RATES = ("learning_rate", "base_learning_rate", "lr_scale")
+
+
+class Reporter(Callback):
+    """Abstract base of loggers that get the fresh scalars at epochs' ends, and every so many steps."""
+
+    every: int | str = static(default="epoch", kw_only=True)
+
+    def _report(self, values: dict[str, Any], fresh: dict[str, Any], when: Any) -> Action:
+        """Returns the action that takes these values to where they go."""
+        raise NotImplementedError
+
+    def _check_every(self) -> None:
+        owner = type(self).__name__
+        if self.every != "epoch":
+            if isinstance(self.every, str):
+                raise ValueError(f"{owner}: every must be 'epoch' or a number of steps, got {self.every!r}.")
+            self._set("every", whole(owner, "every", self.every, least=1))
+
+    def hooks(self) -> frozenset[str]:
+        own = Callback.hooks(self)
+        return own - {"on_batch_end"} if self.every == "epoch" else own
+
+    def on_batch_end(self, state: Any, metrics: Metrics) -> Any:
+        # a step's own loss is not the epoch's mean, and both are reported at an epoch's last step
+        values, fresh = (
+            {name if name in _RATES else f"batch_{name}": x for name, x in part.items()}
+            for part in fresh_scalars(metrics)
+        )
+        due = metrics.step % self.every == 0 if isinstance(self.every, int) else False
+        return state, self._report(values, fresh, due)
+
+    def on_eval_end(self, state: Any, metrics: Metrics) -> Any:
+        return state, self._report(*fresh_scalars(metrics), when=~metrics.closes_epoch)
+
+    def on_epoch_end(self, state: Any, metrics: Metrics) -> Any:
+        return state, self._report(*fresh_scalars(metrics), when=True)

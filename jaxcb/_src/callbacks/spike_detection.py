@@ -1,0 +1,146 @@
+"""`SpikeDetection`: drop the updates of bad batches, and roll back from bad weights."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxcb._src.callbacks.monitor import Monitor, monitor_name, read
+from jaxcb._src.core.actions.control import Restore, SkipUpdate, Snapshot, Stop
+from jaxcb._src.core.actions.logging import Print
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.pytree import Struct, static, strong_tree
+from jaxcb._src.utils.validate import number, one_of, whole
+
+
+class SpikeDetectionState(Struct):
+    """What `SpikeDetection` remembers."""
+
+    mean: Any  # float32 (), of the accepted values
+    variance: Any  # float32 (), of the accepted values
+    accepted: Any  # int32 (), steps that did not spike
+    spikes: Any  # int32 (), spikes in a row up to now
+    skipped: Any  # int32 (), updates dropped in the whole run
+    seen: Any  # int32 (), step of the last report; -1 before the first
+
+
+class SpikeDetection(Callback):
+    """Drops the update of a step whose loss spikes; rolls back to the last good weights where it goes on.
+
+    A spike is a value that is not finite, or after `warmup` accepted steps one above `mean + factor * std`, both
+    over the accepted values alone. It is found when loss and gradients are known and nothing is applied yet, so
+    the update of a bad batch never happens; step and rng advance. Needs `fit`, or `Loop` with `Step`.
+
+    With `action="rollback"` the run keeps a copy of parameters, model state and optimizer state, taken at a step
+    whose value did not spike, before its update: that value vouches for the weights that it was computed with. A
+    single spike is the batch's fault, and only its update is dropped. The `patience`-th in a row, from other
+    batches at the same weights, is the weights' fault, and brings the copy back. What callbacks asked of the
+    learning rate stays.
+
+    Args:
+        monitor: a metric's name, or a pure function of `Metrics` that returns a scalar; lower must be better.
+        factor: standard deviations above the mean from which on a value is a spike.
+        window: accepted steps over which mean and variance run: their decay is `1 - 2 / (window + 1)`.
+        action: "skip", or "rollback".
+        snapshot_every: accepted steps from one copy of the good weights to the next.
+        patience: spikes in a row at which to roll back. 1 rolls back at once, and so loses the updates since the
+            copy to a bad batch, too.
+        max_skips: spikes in a row at which to stop the run; None never stops it.
+        warmup: accepted steps before values are compared with the mean; half of `window` where None.
+        verbose: 1 prints a line at each spike.
+
+    State:
+        `mean`, `variance`, `accepted`, `spikes`, `skipped`, `seen`.
+
+    Raises:
+        ValueError: for arguments out of range.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp, optax
+        >>> data = jnp.array([1.0, 1.0, 1.0, jnp.nan, 1.0])
+        >>> result = jc.fit(jnp.zeros(()), lambda w, batch: jnp.mean(w * batch), data, optimizer=optax.sgd,
+        ...                 learning_rate=1.0, epochs=1, batch_size=1, callbacks=[jc.SpikeDetection()], verbose=0)
+        >>> float(result.params), int(result.callback_states["SpikeDetection"].skipped)
+        (-4.0, 1)
+
+    Source: `SkipStepOptimizer` of OLMo-core (skips at 6 standard deviations over 128 steps); for rolling back,
+    Chowdhery et al. 2022, "PaLM", section 5.1.
+    """
+
+    monitor: Monitor = static(default="loss")
+    factor: Any = dataclasses.field(default=6.0, kw_only=True)
+    window: Any = dataclasses.field(default=128, kw_only=True)
+    action: str = static(default="skip", kw_only=True)
+    snapshot_every: int = static(default=100, kw_only=True)
+    patience: Any = dataclasses.field(default=2, kw_only=True)
+    max_skips: Any = dataclasses.field(default=None, kw_only=True)
+    warmup: Any = dataclasses.field(default=None, kw_only=True)
+    verbose: int = static(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._set("factor", number("SpikeDetection", "factor", self.factor, least=0.0))
+        self._set("window", whole("SpikeDetection", "window", self.window, least=2))
+        one_of("SpikeDetection", "action", self.action, ("skip", "rollback"))
+        self._set("snapshot_every", whole("SpikeDetection", "snapshot_every", self.snapshot_every, least=1))
+        self._set("patience", whole("SpikeDetection", "patience", self.patience, least=1))
+        if self.max_skips is not None:
+            self._set("max_skips", whole("SpikeDetection", "max_skips", self.max_skips, least=1))
+        if self.warmup is not None:
+            self._set("warmup", whole("SpikeDetection", "warmup", self.warmup))
+
+    def init(self) -> SpikeDetectionState:
+        return strong_tree(SpikeDetectionState(mean=0.0, variance=0.0, accepted=0, spikes=0, skipped=0, seen=-1))
+
+    def slots(self) -> dict[str, str]:
+        return {"good": "optimizer"} if self.action == "rollback" else {}
+
+    def on_before_update(self, state: SpikeDetectionState, metrics: Metrics) -> Any:
+        value, reported = read("SpikeDetection", self.monitor, metrics)
+        new = reported > state.seen
+        mean, variance = self._moments(state, value)
+        # a value whose square is beyond float32 would spoil the moments for ever
+        ordinary = jnp.isfinite(value) & jnp.isfinite(mean) & jnp.isfinite(variance)
+        spike = new & (~ordinary | self._is_above(state, value))
+        accepted = new & ~spike
+        spikes = jnp.where(spike, state.spikes + 1, jnp.where(accepted, 0, state.spikes))
+        after = SpikeDetectionState(
+            mean=jnp.where(accepted, mean, state.mean),
+            variance=jnp.where(accepted, variance, state.variance),
+            accepted=state.accepted + accepted.astype(jnp.int32),
+            spikes=spikes,
+            skipped=state.skipped + spike.astype(jnp.int32),
+            seen=jnp.where(new, reported, state.seen),
+        )
+        actions: list[Any] = [SkipUpdate(when=spike)]
+        back = spike & (spikes == self.patience)
+        if self.action == "rollback":
+            actions.append(Restore("good", when=back))
+            actions.append(Snapshot("good", when=accepted & (state.accepted % self.snapshot_every == 0)))
+        name = monitor_name(self.monitor)
+        values = {"value": value, "mean": state.mean, "spikes": spikes}
+        if self.max_skips is not None:
+            reason = f"{name} has spiked {{spikes}} times in a row; it is {{value:.5g}}, the mean was {{mean:.5g}}"
+            actions.append(Stop(spike & (spikes >= self.max_skips), reason, values=values))
+        if self.verbose:
+            text = f"Step {{step}}: {name} spikes at {{value:.5g}} (mean {{mean:.5g}}), the update is dropped"
+            actions.append(Print(text, values=values, when=spike))
+            if self.action == "rollback":
+                text = f"Step {{step}}: {{spikes}} spikes of {name} in a row, back to the last good weights"
+                actions.append(Print(text, values=values, when=back & (state.accepted > 0)))
+        return after, tuple(actions)
+
+    def _moments(self, state: SpikeDetectionState, value: Array) -> tuple[Array, Array]:
+        """Mean and variance with one more value: of all of them equally until the window is full."""
+        count = state.accepted.astype(jnp.float32)
+        weight = jnp.maximum(2 / (jnp.asarray(self.window, jnp.float32) + 1), 1 / (count + 1))
+        change = value - state.mean
+        mean = state.mean + weight * change
+        return mean, (1 - weight) * (state.variance + weight * change * change)
+
+    def _is_above(self, state: SpikeDetectionState, value: Array) -> Array:
+        warmup = self.window // 2 if self.warmup is None else self.warmup
+        limit = state.mean + self.factor * jnp.sqrt(state.variance)
+        # with a warm-up of 0 there is still no mean to compare the first value with
+        return (state.accepted >= jnp.maximum(warmup, 1)) & (value > limit)

@@ -1,0 +1,63 @@
+"""`SuccessiveHalving`: the worse part of a population stops, rung by rung."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxcb._src.callbacks.standings import ranks, scores
+from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.core.callback import PopulationCallback
+from jaxcb._src.core.metrics import Metrics, resolve_mode
+from jaxcb._src.utils.pytree import static
+from jaxcb._src.utils.validate import number, whole
+
+
+class SuccessiveHalving(PopulationCallback):
+    """Stops all but the best members of a sweep at each rung: after `first` epochs, `first * factor`, and so on.
+
+    Args:
+        monitor: a metric's name.
+        first: epochs until the first rung.
+        factor: one in so many goes on at each rung, rounded up; above 1.
+        mode: "min", "max", or "auto" to follow the name.
+
+    Raises:
+        ValueError: for arguments out of range, or a mode that cannot be told from the name.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp
+        >>> halving = jc.SuccessiveHalving(first=1, factor=2)
+        >>> losses = {"val_loss": jnp.array([0.3, 0.1, 0.2])}
+        >>> metrics = jc.Metrics(losses, alive=jnp.ones(3, bool), member=jnp.arange(3))
+        >>> halving.on_epoch_end((), metrics)[1].when.tolist()
+        [True, False, False]
+
+    Source: Jamieson and Talwalkar, AISTATS 2016; the synchronous form of ASHA (Li et al., MLSys 2020).
+    """
+
+    monitor: str = static(default="val_loss")
+    first: int = static(default=1)
+    factor: float = static(default=3.0)
+    mode: str = static(default="auto")
+
+    def __post_init__(self) -> None:
+        self._set("first", whole("SuccessiveHalving", "first", self.first, least=1))
+        factor = number("SuccessiveHalving", "factor", self.factor)
+        if factor <= 1:
+            raise ValueError(f"SuccessiveHalving: factor must be above 1, got {factor}.")
+        self._set("factor", factor)
+        self._set("mode", resolve_mode("SuccessiveHalving", self.monitor, self.mode))
+
+    def on_epoch_end(self, state: Any, metrics: Metrics) -> Any:
+        score = scores("SuccessiveHalving", self.monitor, self.mode, metrics)
+        stay = jnp.ceil(metrics.alive.sum().astype(jnp.float32) / self.factor - 1e-6).astype(jnp.int32)
+        worse = metrics.alive & (ranks(score, metrics.member) >= stay)
+        reason = f"{self.monitor} {{{self.monitor}:.5g}} is not among the best of this rung"
+        return state, Stop(worse & self._is_rung(metrics.epoch + 1), reason)
+
+    def _is_rung(self, epochs: Any) -> Any:
+        rungs, rung = [], float(self.first)
+        while rung < 1e6:
+            rungs.append(round(rung))
+            rung *= self.factor
+        return jnp.any(jnp.asarray(rungs) == epochs)

@@ -1,0 +1,107 @@
+"""`SwapEMAWeights`: validate and end with a moving average of the weights."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxcb._src.core.actions.control import Average, Swap
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.pytree import Struct, static, strong_tree
+from jaxcb._src.utils.validate import between, one_of, whole
+
+
+class SwapEMAWeightsState(Struct):
+    """What `SwapEMAWeights` remembers."""
+
+    averaged: Any  # bool (), whether the named weights "ema" hold an average
+    swapped: Any  # bool (), whether the average stands in the model, and the raw weights in "ema"
+
+
+class SwapEMAWeights(Callback):
+    """Keeps an exponential moving average of the weights, validates with it and ends with it.
+
+    `ema = decay * ema + (1 - decay) * weights`; the first one copies the weights. Training itself always goes on
+    from the raw weights. The averages are swapped in before each validation, and out at the epoch's end or before
+    the next step, whichever comes first. So whatever acts on a validation, such as the copy of the best weights in
+    `EarlyStopping`, sees the weights that were validated, in any order of callbacks.
+
+    The run ends with the averages, also when it is stopped early. To end with the best averaged weights instead,
+    put `EarlyStopping(restore_best_weights=True)` behind this callback: of two that set the weights the later one
+    holds.
+
+    Args:
+        swap_on_epoch: whether the averages also stand in the model at the end of each epoch, until the next one
+            begins, so that host actions there (a checkpoint, a function of yours) see them. Without it these see
+            the raw weights.
+        decay: how much of the average is kept at each update of it, strictly between 0 and 1.
+        every: steps from one update of the average to the next; due when `step % every == 0`.
+        start_step: the average begins at the first step due that is not below it.
+        of: "params", or "model" to average the floating arrays of the model's state as well, such as the
+            statistics of batch norms. With "params" the averaged weights meet the statistics of the raw ones.
+
+    State:
+        `averaged`, `swapped`.
+
+    Raises:
+        ValueError: for arguments out of range.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp, optax
+        >>> ema = jc.SwapEMAWeights(decay=0.5)
+        >>> result = jc.fit(jnp.zeros(()), lambda w, batch: jnp.mean(w * batch), jnp.ones(3), optimizer=optax.sgd,
+        ...                 learning_rate=1.0, epochs=1, batch_size=1, callbacks=[ema], verbose=0)
+        >>> float(result.params)  # of -1, -2 and -3
+        -2.25
+
+    Source: `keras.callbacks.SwapEMAWeights`, where the optimizer keeps the averages and only that of the
+    parameters. Differs in ending with the averages when the run is stopped early, and with `swap_on_epoch=True`.
+    """
+
+    swap_on_epoch: bool = static(default=False)
+    decay: Any = dataclasses.field(default=0.99, kw_only=True)
+    every: int = static(default=1, kw_only=True)
+    start_step: Any = dataclasses.field(default=0, kw_only=True)
+    of: str = static(default="params", kw_only=True)
+
+    def __post_init__(self) -> None:
+        one_of("SwapEMAWeights", "swap_on_epoch", self.swap_on_epoch, (False, True))
+        self._set("decay", between("SwapEMAWeights", "decay", self.decay, 0.0, 1.0))
+        self._set("every", whole("SwapEMAWeights", "every", self.every, least=1))
+        self._set("start_step", whole("SwapEMAWeights", "start_step", self.start_step))
+        one_of("SwapEMAWeights", "of", self.of, ("params", "model"))
+
+    def init(self) -> SwapEMAWeightsState:
+        return strong_tree(SwapEMAWeightsState(averaged=False, swapped=False))
+
+    def slots(self) -> dict[str, str]:
+        return {"ema": self.of}
+
+    def hooks(self) -> frozenset[str]:
+        # without swap_on_epoch the raw weights are back before an epoch begins
+        return super().hooks() - (frozenset() if self.swap_on_epoch else {"on_epoch_begin"})
+
+    def on_epoch_begin(self, state: SwapEMAWeightsState, metrics: Metrics) -> Any:
+        return self._swap(state, into=False)
+
+    def on_batch_begin(self, state: SwapEMAWeightsState, metrics: Metrics) -> Any:
+        return self._swap(state, into=False)
+
+    def on_batch_end(self, state: SwapEMAWeightsState, metrics: Metrics) -> Any:
+        due = (metrics.step % self.every == 0) & (metrics.step >= self.start_step)
+        return state.replace(averaged=state.averaged | due), Average("ema", self.decay, when=due)
+
+    def on_eval_begin(self, state: SwapEMAWeightsState, metrics: Metrics) -> Any:
+        return self._swap(state, into=True)
+
+    def on_epoch_end(self, state: SwapEMAWeightsState, metrics: Metrics) -> Any:
+        return self._swap(state, into=self.swap_on_epoch)
+
+    def on_train_end(self, state: SwapEMAWeightsState, metrics: Metrics) -> Any:
+        return self._swap(state, into=True)
+
+    def _swap(self, state: SwapEMAWeightsState, *, into: bool) -> Any:
+        """Brings the averages into the model, where there are any, or the raw weights back."""
+        swapped = state.averaged if into else jnp.zeros_like(state.swapped)
+        return state.replace(swapped=swapped), Swap("ema", when=swapped != state.swapped)

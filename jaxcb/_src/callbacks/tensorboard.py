@@ -1,0 +1,222 @@
+"""`TensorBoard`: curves, histograms, pictures and more of a run, for TensorBoard."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxcb._src.core.actions.host import Profile
+from jaxcb._src.core.actions.tensorboard import Configuration, Embedding, Graph, Histogram, HParams, Image, Scalars
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics, fresh_scalars
+from jaxcb._src.utils.local_path import path_text
+from jaxcb._src.utils.pytree import Struct, static, strong_tree
+from jaxcb._src.utils.validate import one_of, whole
+
+_TAGS = {"params": "weights", "grads": "gradients", "updates": "updates", "activations": "activations"}
+_VALIDATION = "val_"
+_EMBEDDINGS = "**embedding"  # as Flax calls them
+_NO_CURVES = ("base_learning_rate", "lr_scale")  # beside the rate in force
+_RATES = ("learning_rate", *_NO_CURVES)
+
+
+class TensorBoardState(Struct):
+    """What `TensorBoard` remembers."""
+
+    looked: Any  # int32 (), the last epoch whose first step it has looked into; -1 before the first
+
+
+class TensorBoard(Callback):
+    """Writes a run for TensorBoard. Neither TensorFlow nor a wait for the device is needed.
+
+    Args:
+        log_dir: directory of the event files; a relative one lies below `run_dir` where there is one.
+        histogram_freq: epochs between two histograms of what `histograms` names, from the first epoch on; 0 for none.
+        write_graph: whether the operations that make the loss are drawn.
+        write_images: whether weights are drawn as pictures, as often as histograms.
+        write_steps_per_second: whether the pace is written as well.
+        update_freq: "epoch", "batch", or a number of steps between two points of the `batch_` curves.
+        profile_batch: the training batch, counted from 1, that is profiled by `jax.profiler`, or the first and the last
+            of several; 0 for none.
+        embeddings_freq: epochs between two copies of embeddings for the projector, from the first epoch on; 0 for none.
+        embeddings_metadata: a text for each row of an embedding, or the path of a file with a line for each; or pattern
+            of the parameters -> that, or None. Without patterns, parameters whose name ends in `embedding` are taken.
+        histograms: of what: "params", and where the loop knows them "grads", "updates" and "activations" of a Flax
+            model, which are those of the first step of an epoch.
+        hparams: what was set besides what `fit` knows, for the HParams page: name -> number, text or boolean.
+
+    State:
+        `looked`.
+
+    Raises:
+        TypeError: for a path that is none.
+        ValueError: for arguments out of range, and a path that is empty or an address.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> callback = jc.TensorBoard()
+        >>> metrics = jc.Metrics({"loss": 0.5, "val_loss": 0.75})
+        >>> state, actions = callback.on_epoch_end(callback.init(), metrics)
+        >>> [(action.run, sorted(action.values)) for action in actions]
+        [('train', ['epoch_loss']), ('validation', ['epoch_loss'])]
+
+    Source: `keras.callbacks.TensorBoard`.
+    """
+
+    log_dir: str = static(default="logs")
+    histogram_freq: int = static(default=0)
+    write_graph: bool = static(default=True)
+    write_images: bool = static(default=False)
+    write_steps_per_second: bool = static(default=False)
+    update_freq: int | str = static(default="epoch")
+    profile_batch: Any = static(default=0)
+    embeddings_freq: int = static(default=0)
+    embeddings_metadata: Any = static(default=None)
+    histograms: tuple[str, ...] = static(default=("params",), kw_only=True)
+    hparams: Any = static(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._set("log_dir", path_text("TensorBoard", "log_dir", self.log_dir))
+        self._set("histogram_freq", whole("TensorBoard", "histogram_freq", self.histogram_freq))
+        if isinstance(self.update_freq, str):
+            one_of("TensorBoard", "update_freq", self.update_freq, ("epoch", "batch"))
+        else:
+            self._set("update_freq", whole("TensorBoard", "update_freq", self.update_freq, least=1))
+        self._set("histograms", (self.histograms,) if isinstance(self.histograms, str) else tuple(self.histograms))
+        if self.write_images and not self.histogram_freq:
+            raise ValueError(
+                "TensorBoard: write_images=True draws weights as often as histograms; pass histogram_freq=1."
+            )
+        for of in self.histograms:
+            one_of("TensorBoard", "histograms", of, tuple(_TAGS))
+        self._set("profile_batch", _batches(self.profile_batch))
+        self._set("embeddings_freq", whole("TensorBoard", "embeddings_freq", self.embeddings_freq))
+        if self.embeddings_metadata is not None and not self.embeddings_freq:
+            raise ValueError("TensorBoard: embeddings_metadata was given, but no embeddings_freq; pass 1, say.")
+        self._set("embeddings_metadata", _labels(self.embeddings_metadata))
+        self._set("hparams", HParams(self.hparams or ()).settings)
+
+    @property
+    def _every(self) -> int | None:
+        """Steps between two points of the batch curves."""
+        return {"epoch": None, "batch": 1}.get(self.update_freq, self.update_freq)  # pyright: ignore
+
+    @property
+    def _inside(self) -> tuple[str, ...]:
+        """What is looked at between the halves of a step."""
+        return tuple(of for of in self.histograms if of != "params") if self.histogram_freq else ()
+
+    def hooks(self) -> frozenset[str]:
+        own = {"on_train_begin", "on_eval_end", "on_epoch_end", "on_train_end"}
+        if self._every is not None or self.profile_batch:
+            own.add("on_batch_end")
+        if self._inside:
+            own.add("on_before_update")
+        return frozenset(own)
+
+    def init(self) -> TensorBoardState:
+        return strong_tree(TensorBoardState(looked=-1))
+
+    def on_train_begin(self, state: TensorBoardState, metrics: Metrics) -> Any:
+        actions: tuple[Any, ...] = (Configuration(log_dir=self.log_dir), HParams(self.hparams, log_dir=self.log_dir))
+        if self.write_graph:
+            actions += (Graph(log_dir=self.log_dir),)
+        if self.profile_batch and self.profile_batch[0] == 1:
+            actions += (Profile(True, log_dir=self.log_dir),)
+        return state, actions
+
+    def on_before_update(self, state: TensorBoardState, metrics: Metrics) -> Any:
+        due = (metrics.epoch > state.looked) & (metrics.epoch % self.histogram_freq == 0)
+        actions = tuple(self._histogram(of, due) for of in self._inside)
+        return TensorBoardState(looked=jnp.maximum(state.looked, metrics.epoch)), actions
+
+    def on_batch_end(self, state: TensorBoardState, metrics: Metrics) -> Any:
+        actions: tuple[Any, ...] = ()
+        if self._every is not None:
+            due = metrics.step % self._every == 0
+            actions += self._scalars("batch_", *fresh_scalars(metrics), metrics, due, by="step")
+        if self.profile_batch:
+            first, last = self.profile_batch
+            if first > 1:
+                actions += (Profile(True, log_dir=self.log_dir, when=metrics.step == first - 1),)
+            actions += (Profile(False, log_dir=self.log_dir, when=metrics.step == last),)
+        return state, actions
+
+    def on_eval_end(self, state: TensorBoardState, metrics: Metrics) -> Any:
+        values, fresh = fresh_scalars(metrics)
+        names = [name for name in values if name.startswith(_VALIDATION)]
+        tags = {name: f"evaluation_{name.removeprefix(_VALIDATION)}_vs_iterations" for name in names}
+        return state, self._curves(
+            "validation", {tags[n]: values[n] for n in names}, {tags[n]: fresh[n] for n in names}
+        )
+
+    def on_epoch_end(self, state: TensorBoardState, metrics: Metrics) -> Any:
+        actions = self._scalars("epoch_", *fresh_scalars(metrics), metrics, True, by="epoch")
+        if self.histogram_freq:
+            due = metrics.epoch % self.histogram_freq == 0
+            if "params" in self.histograms:
+                actions += (self._histogram("params", due),)
+            if self.write_images:
+                actions += (Image("images", of="params", log_dir=self.log_dir, by="epoch", when=due),)
+        if self.embeddings_freq:
+            due = metrics.epoch % self.embeddings_freq == 0
+            actions += tuple(self._embedding(where, labels, due) for where, labels in self.embeddings_metadata)
+        return state, actions
+
+    def on_train_end(self, state: TensorBoardState, metrics: Metrics) -> Any:
+        final = {name: value for name, value in fresh_scalars(metrics)[0].items() if name not in _RATES}
+        return state, HParams(final=final, log_dir=self.log_dir)
+
+    def _scalars(
+        self, prefix: str, values: dict[str, Any], fresh: dict[str, Any], metrics: Metrics, due: Any, *, by: str
+    ) -> tuple[Scalars, ...]:
+        """A point of each curve of the two runs; `val_` names go to the validation's."""
+        runs: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+        for name, value in values.items():
+            if name in _NO_CURVES and "learning_rate" in values:
+                continue
+            run = "validation" if name.startswith(_VALIDATION) else "train"
+            own = runs.setdefault(run, ({}, {}))
+            tag = prefix + name.removeprefix(_VALIDATION)
+            own[0][tag], own[1][tag] = value, fresh[name]
+        if self.write_steps_per_second and "steps_per_second" in metrics:
+            pace = metrics["steps_per_second"]
+            own = runs.setdefault("train", ({}, {}))
+            own[0][f"{prefix}steps_per_second"], own[1][f"{prefix}steps_per_second"] = pace, jnp.isfinite(pace)
+        return tuple(self._curves(run, *own, when=due, by=by) for run, own in sorted(runs.items()))
+
+    def _curves(self, run: str, values: Any, fresh: Any, **more: Any) -> Scalars:
+        return Scalars(values, fresh=fresh, run=run, log_dir=self.log_dir, **more)
+
+    def _histogram(self, of: str, due: Any) -> Histogram:
+        return Histogram(_TAGS[of], of=of, log_dir=self.log_dir, by="epoch", when=due)
+
+    def _embedding(self, where: str, labels: Any, due: Any) -> Embedding:
+        more = {"of": "params", "where": where, "log_dir": self.log_dir, "by": "epoch", "when": due}
+        return Embedding("weights", labels=labels, **more)
+
+
+def _batches(profile_batch: Any) -> tuple[int, int] | None:
+    """The first and the last batch of a profile."""
+    if isinstance(profile_batch, tuple | list):
+        if len(profile_batch) != 2:
+            raise ValueError(f"TensorBoard: profile_batch must be a batch or (first, last), got {profile_batch!r}.")
+        first, last = (whole("TensorBoard", "profile_batch", batch, least=1) for batch in profile_batch)
+        if last < first:
+            raise ValueError(f"TensorBoard: profile_batch={profile_batch!r} ends before it begins.")
+        return first, last
+    batch = whole("TensorBoard", "profile_batch", profile_batch)
+    return (batch, batch) if batch else None
+
+
+def _labels(metadata: Any) -> tuple[tuple[str, Any], ...]:
+    """Pairs of a pattern and the labels of what fits it."""
+    pairs = metadata.items() if isinstance(metadata, Mapping) else [(_EMBEDDINGS, metadata)]
+    return tuple((pattern, _label(own)) for pattern, own in pairs)
+
+
+def _label(own: Any) -> Any:
+    if isinstance(own, str | bytes | os.PathLike):
+        return path_text("TensorBoard", "embeddings_metadata", own)
+    return tuple(own) if isinstance(own, list) else own

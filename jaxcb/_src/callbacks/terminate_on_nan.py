@@ -1,0 +1,58 @@
+"""`TerminateOnNaN`: stop when the loss is no longer a number."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.core.actions.host import Call
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.pytree import static
+from jaxcb._src.utils.validate import one_of
+
+
+class TerminateOnNaN(Callback):
+    """Stops the run at the first step whose loss is NaN or infinite.
+
+    Looks at each step's own loss, inside the compiled loop.
+
+    Args:
+        raise_error: raise a `RuntimeError` out of the run instead of ending it in order: no hook runs any more and
+            nothing is saved. The run must then be able to come back to the host at every step, which costs what one
+            method of a `HostCallback` costs.
+        monitor: the metric to look at.
+
+    Raises:
+        ValueError: for a `raise_error` that is neither True nor False.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> callback = jc.TerminateOnNaN()
+        >>> _, action = callback.on_batch_end(callback.init(), jc.Metrics({"loss": float("nan")}, step=7))
+        >>> bool(action.when)
+        True
+
+    Source: `keras.callbacks.TerminateOnNaN`, which looks at a running mean.
+    """
+
+    raise_error: bool = static(default=False)
+    monitor: str = static(default="loss")
+
+    def __post_init__(self) -> None:
+        one_of("TerminateOnNaN", "raise_error", self.raise_error, (False, True))
+
+    def on_batch_end(self, state: Any, metrics: Metrics) -> Any:
+        value = metrics[self.monitor]
+        bad = ~jnp.all(jnp.isfinite(value))
+        stop = Stop(bad, f"{self.monitor} is {{{self.monitor}}} at step {{step}}")
+        if not self.raise_error:
+            return state, stop
+        return state, (stop, Call(_raise, {self.monitor: value}, when=bad))
+
+
+def _raise(run: Any) -> None:
+    ((name, value),) = run.logs.items()
+    raise RuntimeError(
+        f"{name} is {value} at step {run.step} (epoch {run.epoch + 1}), and TerminateOnNaN was given raise_error=True."
+    )

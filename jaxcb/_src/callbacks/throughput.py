@@ -1,0 +1,99 @@
+"""`Throughput`: how fast a run trains."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxcb._src.core.actions.logging import Print
+from jaxcb._src.core.actions.tensorboard import Scalars
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.pytree import static
+from jaxcb._src.utils.validate import number, whole
+
+
+class Throughput(Callback):
+    """Writes steps, examples and tokens per second, the model's FLOPs utilization and the device's memory.
+
+    The rates are of the last stretch of steps that the host has seen the end of, without validation and compilation;
+    nothing waits to be measured. They are curves in TensorBoard under `throughput/`.
+
+    Args:
+        every: "epoch", or a number of steps.
+        tokens_per_example: tokens in a row of a batch; none are counted where it is None.
+        peak_flops: what the devices can do in a second, all together; known for common ones where it is None. The
+            utilization (MFU) is the FLOPs of a step, as XLA counts them, over what could have been done in its time.
+        verbose: 1 prints a line each time, and the averages of the whole run at its end.
+
+    Raises:
+        ValueError: for arguments out of range.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> seen = {"steps_per_second": 50.0, "examples_per_step": 32, "step_flops": 1e9,
+        ...         "peak_flops": 1e12, "device_memory": 0, "elapsed": 1.0}
+        >>> _, actions = jc.Throughput().on_epoch_end((), jc.Metrics({}, host=seen))
+        >>> round(float(actions[1].values["throughput/mfu"]), 3)
+        0.05
+
+    Source: PaLM (Chowdhery et al. 2022), appendix B, for the utilization.
+    """
+
+    every: int | str = static(default="epoch")
+    tokens_per_example: Any = None
+    peak_flops: Any = None
+    verbose: int = static(default=0)
+
+    def __post_init__(self) -> None:
+        if self.every != "epoch":
+            if isinstance(self.every, str):
+                raise ValueError(f"Throughput: every must be 'epoch' or a number of steps, got {self.every!r}.")
+            self._set("every", whole("Throughput", "every", self.every, least=1))
+        for name in ("tokens_per_example", "peak_flops"):
+            if getattr(self, name) is not None:
+                self._set(name, number("Throughput", name, getattr(self, name), least=0))
+
+    def hooks(self) -> frozenset[str]:
+        own = {"on_epoch_end" if self.every == "epoch" else "on_batch_end"}
+        return frozenset(own | ({"on_train_end"} if self.verbose else set()))
+
+    def on_batch_end(self, state: Any, metrics: Metrics) -> Any:
+        return state, self._report(metrics, metrics.step % self.every == 0)
+
+    def on_epoch_end(self, state: Any, metrics: Metrics) -> Any:
+        return state, self._report(metrics, jnp.ones((), bool))
+
+    def on_train_end(self, state: Any, metrics: Metrics) -> Any:
+        rates = self._rates(metrics, metrics.step.astype(jnp.float32) / metrics["elapsed"])
+        return state, Print(
+            "Whole run, with compilation and validation: " + _line(rates), values=rates, when=metrics["elapsed"] > 0
+        )
+
+    def _report(self, metrics: Metrics, due: Array) -> Any:
+        rates = self._rates(metrics, metrics["steps_per_second"])
+        peak = metrics["peak_flops"] if self.peak_flops is None else self.peak_flops
+        mfu = metrics["steps_per_second"] * metrics["step_flops"] / peak
+        memory = metrics["device_memory"]
+        known = due & jnp.isfinite(metrics["steps_per_second"])
+        actions: list[Any] = [
+            Scalars({f"throughput/{name}": rate for name, rate in rates.items()}, when=known),
+            Scalars({"throughput/mfu": mfu}, when=known & jnp.isfinite(mfu)),
+            Scalars({"throughput/device_memory": memory}, when=due & jnp.isfinite(memory)),
+        ]
+        if self.verbose:
+            actions.append(Print("Epoch {epoch}, step {step}: " + _line(rates), values=rates, when=known))
+        return tuple(actions)
+
+    def _rates(self, metrics: Metrics, steps_per_second: Array) -> dict[str, Array]:
+        rates = {
+            "steps_per_second": steps_per_second,
+            "examples_per_second": steps_per_second * metrics["examples_per_step"],
+        }
+        if self.tokens_per_example is not None:
+            rates["tokens_per_second"] = rates["examples_per_second"] * self.tokens_per_example
+        return rates
+
+
+def _line(rates: dict[str, Array]) -> str:
+    return ", ".join(f"{{{name}:,.1f}} {name.split('_')[0]}/s" for name in rates)

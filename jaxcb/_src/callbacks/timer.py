@@ -1,0 +1,80 @@
+"""`Timer`: a wall-clock budget."""
+
+import datetime
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.pytree import Struct
+from jaxcb._src.utils.validate import number
+
+
+class TimerState(Struct):
+    """What `Timer` remembers."""
+
+    up: Any  # float32 (), the duration after which it has asked for the stop; -1 before. Another one may follow
+
+
+class Timer(Callback):
+    """Stops the run when its time is up; the epoch that is under way is validated and closed.
+
+    It reads the host metric `elapsed`: seconds of the whole run, resumes included, as read between two calls of the
+    compiled loop, a few times a second.
+
+    Args:
+        duration: seconds, a `datetime.timedelta`, or "HH:MM:SS" or "DD:HH:MM:SS".
+
+    State:
+        `up`.
+
+    Raises:
+        ValueError: for a duration that is none.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> timer = jc.Timer("01:30:00")
+        >>> timer.duration
+        5400.0
+        >>> _, stop = timer.on_batch_end(timer.init(), jc.Metrics({}, host={"elapsed": 5401.0}))
+        >>> bool(stop.when)
+        True
+
+    Source: `lightning.pytorch.callbacks.Timer`.
+    """
+
+    duration: Any
+
+    def __post_init__(self) -> None:
+        self._set("duration", number("Timer", "duration", _seconds(self.duration), least=0))
+
+    def init(self) -> TimerState:
+        return TimerState(up=jnp.full((), -1.0, jnp.float32))
+
+    def on_batch_end(self, state: TimerState, metrics: Metrics) -> Any:
+        return self._look(state, metrics)
+
+    def on_epoch_end(self, state: TimerState, metrics: Metrics) -> Any:
+        return self._look(state, metrics)
+
+    def _look(self, state: TimerState, metrics: Metrics) -> Any:
+        duration = jnp.asarray(self.duration, jnp.float32)
+        up = jnp.where(metrics["elapsed"] >= duration, duration, -1.0)
+        reason = "the time of {duration:.0f} s is up after {elapsed:.1f} s"
+        stop = Stop((up >= 0) & (up != state.up), reason, values={"duration": self.duration})
+        return TimerState(up=up), stop
+
+
+def _seconds(duration: Any) -> Any:
+    """A duration in seconds; what is none is left for the check of numbers to refuse."""
+    if isinstance(duration, datetime.timedelta):
+        return duration.total_seconds()
+    if not isinstance(duration, str):
+        return duration
+    parts = duration.split(":")
+    if not 3 <= len(parts) <= 4 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f'Timer: duration must be seconds, a timedelta or "DD:HH:MM:SS", got {duration!r}.')
+    days, hours, minutes, seconds = [0] * (4 - len(parts)) + [int(part) for part in parts]
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)

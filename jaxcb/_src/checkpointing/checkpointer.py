@@ -1,0 +1,225 @@
+"""`Keeper`: when a run is saved, what is saved of it, and how it comes back."""
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcb._src.checkpointing.manifest import Saved
+from jaxcb._src.checkpointing.store import Store
+from jaxcb._src.core.chain import Chain
+from jaxcb._src.distributed.processes import Processes
+from jaxcb._src.utils.class_keys import class_key, is_key_of
+
+CHECKPOINTS, RESULT = "checkpoints", "result"  # in a run's directory
+SAVE_SECONDS = 60.0  # a run with a directory is saved at least so often
+
+# what must be as it was: another model, optimizer or place is another run
+_FIXED = (
+    ".train.step",
+    ".train.key",
+    ".train.params",
+    ".train.opt_state",
+    ".train.model_state",
+    ".train.rngs",
+    ".step",
+    ".epoch",
+    ".began",
+    ".evaluated",
+    ".seq",
+)
+_WINDOW = re.compile(r"\.windows\[('.*?'|\".*?\")\]\.")
+
+
+class Keeper:
+    """Saves a run and brings it back.
+
+    A checkpoint holds the carry by the names of its leaves, and as facts what the host knows: where data and files
+    stand, the stops, the seconds spent, and what the callbacks were.
+
+    Args:
+        directory: the run's.
+        callbacks: the run's.
+        config: what was asked for, as JSON.
+        say: prints a line.
+        warn: tells of what is damaged or cannot be saved.
+        on_error: "raise" or "warn" where saving fails.
+        processes: of the run.
+        run: the run's id.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        callbacks: Chain,
+        config: Mapping[str, Any],
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
+        on_error: str,
+        processes: Processes,
+        run: str,
+    ) -> None:
+        given: dict[str, Any] = {"run": run, "say": warn, "on_error": on_error, "processes": processes}
+        self._training = Store(directory / CHECKPOINTS, keep=2, **given)
+        self._result = Store(directory / RESULT, keep=1, **given)
+        self._callbacks, self._say = callbacks, say
+        self._about = {"run": run, "config": dict(config), "callbacks": _fingerprints(callbacks)}
+        self._asked = False
+        self._saved_at = time.monotonic()
+
+    # Saving
+
+    def ask(self) -> None:
+        """Asks for a save at the next place where nothing is under way."""
+        self._asked = True
+
+    @property
+    def due(self) -> bool:
+        """Whether the run is to be saved."""
+        return self._asked or time.monotonic() - self._saved_at >= SAVE_SECONDS
+
+    def save(self, leaves: Mapping[str, Any], facts: Mapping[str, Any], *, wait: bool = False) -> None:
+        """Saves the training between two stretches of work."""
+        self._training.save(int(facts["step"]), dict(leaves), {**facts, **self._about}, wait=wait)
+        self._asked, self._saved_at = False, time.monotonic()
+
+    def save_result(self, leaves: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Saves what a run has come to, after `on_train_end`."""
+        self._result.save(int(facts["step"]), dict(leaves), {**facts, **self._about}, wait=True)
+
+    def close(self) -> None:
+        """Waits for what is being saved."""
+        try:
+            self._training.close()
+        finally:
+            self._result.close()
+
+    # Coming back
+
+    def look(self) -> tuple[Saved | None, Saved | None]:
+        """Returns the newest checkpoint of the training and the finished result, where they are."""
+        return self._training.latest(), self._result.latest(needed=False)
+
+    def restore(self, saved: Saved, leaves: Mapping[str, Any], *, finished: bool = False) -> dict[str, Any]:
+        """Reads a checkpoint into the loop state of a new run.
+
+        What belongs to a callback that is new, or that is another one under the same name, starts anew, and so does
+        a metric that was not there; what is gone is dropped. Both are said once.
+
+        Args:
+            saved: the checkpoint.
+            leaves: of the new run's loop state, by name.
+            finished: whether it is that of a result.
+
+        Returns:
+            The leaves that were saved and still fit, by name.
+
+        Raises:
+            ValueError: for parameters or optimizer states that do not fit, naming the leaves with both shapes.
+        """
+        store = self._result if finished else self._training
+        stored, new = saved.leaves, leaves
+        _refuse_misfits(saved, stored, new)
+        dropped = self._changed(saved.facts["callbacks"]) + _other_windows(stored, new)
+        wanted = {
+            # an array that was tied to no device stays so, or the first step would compile again
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding if leaf.committed else None)
+            for name, leaf in new.items()
+            if _form(stored.get(name)) == _form(leaf) and not name.startswith(tuple(dropped))
+        }
+        self._refuse_swapped(store, saved, dropped)
+        loaded = store.load(saved, wanted)
+        self._tell(saved, stored, new, dropped)
+        return loaded
+
+    def _changed(self, before: Mapping[str, str]) -> list[str]:
+        """The names under which lies what belonged to other callbacks."""
+        other = _others(before, self._callbacks)
+        return [start for name in other for start in (f".callbacks['{name}']", f".train.weights['{name}/")]
+
+    def _refuse_swapped(self, store: Store, saved: Saved, dropped: list[str]) -> None:
+        """Raises an error where the training's own weights are with a callback that is gone."""
+        known = {f".callbacks['{name}']" for name, _ in self._callbacks.members()} - set(dropped)
+        for name, leaf in saved.leaves.items():
+            owner, _, field = name.rpartition(".")
+            gone = owner.startswith(".callbacks[") and field == "swapped" and owner not in known
+            if gone and bool(jnp.any(store.load(saved, {name: leaf})[name])):
+                raise ValueError(
+                    f"{owner.removeprefix('.callbacks')} was saved while it held the training's own weights, with "
+                    "averages in their place. Resume with it as it was."
+                )
+
+    def _tell(self, saved: Saved, stored: Mapping[str, Any], new: Mapping[str, Any], dropped: list[str]) -> None:
+        before, now = saved.facts["callbacks"], _fingerprints(self._callbacks)
+        news = {
+            "new and start from their beginning": sorted(now.keys() - before.keys()),
+            "gone, and what they remembered is dropped": sorted(before.keys() - now.keys()),
+            "others than before under the same name, and start anew": _others(before, self._callbacks),
+        }
+        for what, names in news.items():
+            if names:
+                self._say(f"jaxcb: resuming with other callbacks: {', '.join(names)} are {what}.")
+        controls = sorted(n.split("'")[1] for n in new.keys() - stored.keys() if n.startswith(".train.controls["))
+        if controls:
+            self._say(f"jaxcb: resuming with new controls, which start as given: {', '.join(controls)}.")
+
+
+def _other_windows(stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The windows that measure something else than before: a mean over part of an epoch would be none of it."""
+    groups = sorted({found[0] for name in new if (found := _WINDOW.match(name))})
+    return [
+        group
+        for group in groups
+        if {n for n in stored if n.startswith(group)} != {n for n in new if n.startswith(group)}
+    ]
+
+
+def _refuse_misfits(saved: Saved, stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises an error where what must fit does not."""
+    misfits = []
+    for name in sorted({n for n in (*stored, *new) if n.startswith(_FIXED)}):
+        before, now = _form(stored.get(name)), _form(new.get(name))
+        if before != now:
+            misfits.append(f"  {name.removeprefix('.train.')}: saved {_shown(before)}, now {_shown(now)}")
+    if misfits:
+        listed = "\n".join(misfits[:20]) + (f"\n  and {len(misfits) - 20} more" if len(misfits) > 20 else "")
+        raise ValueError(
+            f"the run in {saved.path.parent.parent} was saved with another model or optimizer:\n{listed}\n"
+            "Resume with the code that saved it, or pass another run_dir, or overwrite=True."
+        )
+
+
+def _form(leaf: Any) -> tuple[Any, ...] | None:
+    return None if leaf is None else (tuple(leaf.shape), str(leaf.dtype))
+
+
+def _shown(form: Any) -> str:
+    return "nothing" if form is None else f"{form[1]}{list(form[0])}"
+
+
+def _fingerprints(callbacks: Chain) -> dict[str, str]:
+    """What each callback is: its class, monitor and mode. Its numbers are configuration, and come from the code."""
+    return {name: " ".join((class_key(type(c)), *_facts_of(c))) for name, c in callbacks.members() if c.affects_run}
+
+
+def _others(before: Mapping[str, str], callbacks: Chain) -> list[str]:
+    """The names under which a checkpoint holds the state of another callback than the run now has."""
+    return [name for name, callback in callbacks.members() if name in before and not _is_same(before[name], callback)]
+
+
+def _is_same(fingerprint: str, callback: Any) -> bool:
+    key, *facts = fingerprint.split(" ")
+    return is_key_of(key, type(callback)) and " ".join(facts) == " ".join(_facts_of(callback))
+
+
+def _facts_of(callback: Any) -> list[str]:
+    facts = []
+    for field in ("monitor", "mode"):
+        value = getattr(callback, field, None)
+        if value is not None:
+            facts.append(f"{field}={value if isinstance(value, str) else getattr(value, '__qualname__', 'function')}")
+    return facts

@@ -1,0 +1,346 @@
+"""`load`: weights and train states back from the checkpoints that callbacks saved."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcb._src.models.adapt import adapt
+from jaxcb._src.models.adapter import Adapter
+from jaxcb._src.models.linen import LinenModel
+from jaxcb._src.models.pytree import is_equinox
+from jaxcb._src.storage import exports as _exports
+from jaxcb._src.storage import orbax as _orbax
+from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.utils.validate import one_of
+
+Parts = tuple[str, ...]  # the path of a leaf, such as ("params", "dense", "kernel")
+
+_SHOWN = 12  # leaves that an error lists
+_MODEL = ("params", "model_state")
+_NO_STATE = (
+    'It was saved with save_weights_only=True. what="model" loads params and model state, and keeps the rest of a '
+    "target."
+)
+_MARKS = ("orbax.checkpoint", "_CHECKPOINT_METADATA", "_METADATA")  # one of them is in every Orbax checkpoint
+
+
+def load(path: Any, target: Any = None, *, what: str | None = None) -> Any:
+    """Loads a checkpoint that `ModelCheckpoint`, the action `Checkpoint` or Orbax itself saved.
+
+    With a target every leaf is compared by name, shape and dtype before anything is read; what differs is an error,
+    and nothing is cast. Without one the checkpoint's own structure comes back, as nested dicts and lists, on the
+    default device, whatever devices it was saved from.
+
+    Args:
+        path: its directory, on this machine.
+        target: what to load into. A model (a Flax NNX module, which is changed in place, `jc.linen(...)`, an Equinox
+            module, the model of an earlier run); a `TrainState`; or a pytree of arrays or `jax.ShapeDtypeStruct`:
+            parameters, or a dict of `params` and `model_state`. An array's or struct's sharding says where its leaf
+            goes, the default device where it has none. None for no target.
+        what: "params", "model" (params and model state) or "state" (the whole train state); None for what target
+            and checkpoint have in common: parameters for a pytree of them, the model for a model, the state for a
+            `TrainState`, and all that there is for no target.
+
+    Returns:
+        The target with the checkpoint's values; its own arrays are not changed. A `TrainState` keeps what was not
+        asked for, and its named weights where the checkpoint holds none of their name.
+
+    Raises:
+        FileNotFoundError: where nothing is there.
+        ValueError: for what is no Orbax checkpoint, for one that is damaged or half written, where it does not hold
+            what was asked for, and for leaves that do not fit, with both shapes and dtypes.
+        TypeError: for a path that is none, and a target of another kind.
+
+    Example:
+        >>> import jax.numpy as jnp, tempfile, jaxcb as jc
+        >>> state = jc.TrainState.create(params={"w": jnp.ones(2)})
+        >>> save = jc.chain(jc.ModelCheckpoint("{epoch:02d}", save_weights_only=True))
+        >>> with tempfile.TemporaryDirectory() as run_dir, jc.Recorder(run_dir, verbose=0) as recorder:
+        ...     _, actions = save.on_epoch_end(save.init(), jc.Metrics({"loss": 0.5}))
+        ...     recorder.perform(actions, state, step=1)
+        ...     print(jc.load(f"{run_dir}/01", what="params"))
+        {'w': Array([1., 1.], dtype=float32)}
+    """
+    one_of("load", "what", what, (None, "params", "model", "state"))
+    source = _open(local_path("load", "path", path))
+    if target is None:
+        part = source.part(what)
+        return _at(source.read({parts: None for parts in source.leaves if parts[: len(part)] == part}), part, what)
+    return _onto(source, target, what)
+
+
+class _Source(NamedTuple):
+    """A checkpoint that was opened and not yet read."""
+
+    path: Path
+    holds: str | None  # "model" or "state"; None for one that is not ours
+    tree: Any  # its structure; each leaf tells shape and dtype
+    leaves: dict[Parts, Any]
+
+    def part(self, what: str | None) -> Parts:
+        """Where that lies in it.
+
+        Raises:
+            ValueError: where it does not hold that.
+        """
+        held = {"state": ("params", "model", "state"), "model": ("params", "model"), None: ()}[self.holds]
+        if what is not None and what not in held:
+            raise ValueError(
+                f"{self.path} holds no {what!r}, but {', '.join(map(repr, held)) or 'a tree that jaxcb did not save'}. "
+                f"{_NO_STATE if what == 'state' and self.holds else 'Leave what= out to load what is there.'}"
+            )
+        return ("params",) if what == "params" else ()
+
+    def read(self, wanted: Mapping[Parts, Any]) -> Any:
+        """Reads the named leaves, each onto the sharding that is given for it, None for the default device.
+
+        Returns:
+            The checkpoint's structure, an ellipsis for what was not wanted.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        default = jnp.zeros(()).sharding
+
+        def abstract(parts: Parts, leaf: Any) -> Any:
+            if parts not in wanted:
+                return ocp.PLACEHOLDER
+            if not hasattr(leaf, "dtype"):  # a number or a text
+                return leaf
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=wanted[parts] or default)
+
+        try:
+            return _orbax.load(str(self.path), _map(abstract, self.tree))
+        except Exception as error:
+            raise ValueError(f"{self.path} cannot be read, so it is damaged: {_first_line(error)}") from error
+
+
+# Finding it
+
+
+def _open(path: Path) -> _Source:
+    """Opens a checkpoint, and reads what it says of itself.
+
+    What a run saved for itself is no bare Orbax tree; once it is to be loaded too, it gets its branch here.
+    """
+    _orbax.check_place(path)
+    path = _complete(path)
+    try:
+        said = _orbax.metadata(str(path))
+    except Exception as error:
+        raise ValueError(f"{path} is a damaged or half-written checkpoint: {_first_line(error)}") from error
+    facts = said.custom_metadata if isinstance(said.custom_metadata, Mapping) else {}
+    holds = facts.get("what")
+    leaves = dict(_flat(said.metadata))
+    return _Source(path, holds if holds in ("model", "state") else None, said.metadata, leaves)
+
+
+def _complete(path: Path) -> Path:
+    """Returns where the complete checkpoint lies.
+
+    Raises:
+        FileNotFoundError: where nothing is there.
+        ValueError: where something else is.
+    """
+    if not path.exists():
+        new = _exports.complete(path)
+        if new is not None:  # killed between the two renames that replace one by the other
+            return new
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        if any(name.startswith(f"{path.name}.") and ".orbax-checkpoint-tmp" in name for name in beside):
+            raise ValueError(f"the save of {path} was never finished, so there is nothing to load.")
+        raise FileNotFoundError(f"there is no checkpoint at {path}.{_those_in(path.parent)}")
+    if path.is_file():
+        raise ValueError(f"{path} is a file, expected the directory of an Orbax checkpoint.")
+    own = (path / "manifest.json").is_file()
+    saves = ("step_*/manifest.json", "*/step_*/manifest.json")  # of a run_dir
+    if own or (not _is_checkpoint(path) and any(any(path.glob(at)) for at in saves)):
+        raise ValueError(
+            f"{path} is what a run saved for itself: fit(..., run_dir=, resume='auto') goes on from it. What "
+            f"ModelCheckpoint saves can be loaded.{'' if own else _those_in(path)}"
+        )
+    if not _is_checkpoint(path):
+        raise ValueError(f"{path} is no Orbax checkpoint, or one that was only half copied.{_those_in(path)}")
+    if ".orbax-checkpoint-tmp" in path.name:
+        raise ValueError(f"{path} is a save that was never finished.")
+    return path
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return any((path / mark).exists() for mark in _MARKS)  # `ocp.is_orbax_checkpoint` takes any directory for one
+
+
+def _those_in(directory: Path) -> str:
+    """Names the checkpoints in a directory, and in those directories in it that are no saves themselves."""
+    near = [path for path in directory.glob("*/") if not (path / "manifest.json").is_file()]
+    far = [path for own in near if not _is_checkpoint(own) for path in own.glob("*/")]
+    found = sorted(str(path.relative_to(directory)) for path in near + far if _is_checkpoint(path))
+    return f" Checkpoints in {directory}: {', '.join(found[:_SHOWN])}." if found else ""
+
+
+# Bringing it to a target
+
+
+def _onto(source: _Source, target: Any, what: str | None) -> Any:
+    """Loads onto a target of any kind."""
+    if isinstance(target, TrainState):
+        what = what or "state"
+        source.part(what)
+        if what == "state":
+            return _fill(source, target, (), within=None)
+        names = _MODEL if what == "model" else _MODEL[:1]
+        new = _fill(source, {n: getattr(target, n) for n in names}, (), within=names)
+        return target.replace(**new)
+    adapter = _adapter_of(target)
+    if adapter is not None:
+        what = what or "model"
+        if what == "state":
+            raise ValueError(
+                f"load: what='state' needs a TrainState to load into, got a {type(target).__name__}. Use "
+                "result.state or TrainState.create(...)."
+            )
+        source.part(what)
+        params, model_state, rngs = adapter.split()
+        own = {"params": params, "model_state": model_state}
+        names = _MODEL if what == "model" else _MODEL[:1]
+        new = own | _fill(source, {n: own[n] for n in names}, (), within=names)
+        return adapter.deliver(new["params"], new["model_state"], rngs)
+    for parts, leaf in _named(target):
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"load: the target's leaf {_name(parts)} is a {type(leaf).__name__}, expected an array or a "
+                "jax.ShapeDtypeStruct. Targets are a model, a TrainState, or a pytree of arrays."
+            )
+    if source.holds is None:
+        source.part(what)
+        return _fill(source, target, (), within=None)
+    if what is None:
+        what = "model" if isinstance(target, Mapping) and set(target) == set(_MODEL) else "params"
+    part = source.part(what)
+    return _fill(source, target, part, within={"params": _MODEL[:1], "model": _MODEL}.get(what))
+
+
+def _adapter_of(target: Any) -> Adapter | None:
+    """The adapter of a model; None for a tree of arrays."""
+    nnx = sys.modules.get("flax.nnx")
+    is_model = (
+        isinstance(target, LinenModel)
+        or (nnx is not None and isinstance(target, nnx.Module))
+        or is_equinox(target)
+        or (isinstance(target, Adapter) and not isinstance(target, type))
+    )
+    return adapt(target) if is_model else None
+
+
+def _fill(source: _Source, target: Any, under: Parts, *, within: tuple[str, ...] | None) -> Any:
+    """Reads the leaves of a tree.
+
+    Args:
+        source: the checkpoint.
+        target: a pytree.
+        under: where the target lies in the checkpoint.
+        within: the fields of the checkpoint that it should account for; None for all.
+
+    Raises:
+        ValueError: for leaves that differ.
+    """
+    wanted = {under + parts: leaf for parts, leaf in _named(target)}
+    stored = {p: leaf for p, leaf in source.leaves.items() if within is None or p[0] in within}
+    kept: dict[Parts, Any] = {}
+    if isinstance(target, TrainState):  # named weights are the callbacks', and these may be others now
+        stored = {p: leaf for p, leaf in stored.items() if p[0] != "weights" or p[:2] in {w[:2] for w in wanted}}
+        slots = {p[:2] for p in stored if p[0] == "weights"}
+        kept = {p: x for p, x in wanted.items() if p[0] == "weights" and p[:2] not in slots}
+        wanted = {p: x for p, x in wanted.items() if p not in kept}
+    _compare(source.path, stored, wanted)
+    found = dict(_flat(source.read({p: getattr(leaf, "sharding", None) for p, leaf in wanted.items()})))
+    values = {p: _as_key(found[p], leaf, p, source.path) for p, leaf in wanted.items()} | kept
+    leaves = [values[under + parts] for parts, _ in _named(target)]
+    return jax.tree.unflatten(jax.tree.structure(target), leaves)
+
+
+def _compare(path: Path, stored: Mapping[Parts, Any], wanted: Mapping[Parts, Any]) -> None:
+    """Requires the same leaves, with the same shapes and dtypes."""
+    lines = []
+    for parts in sorted(stored.keys() | wanted.keys()):
+        there, here = _shown(stored.get(parts)), _shown(wanted.get(parts))
+        if there != here:
+            lines.append(f"{_name(parts)}: {there} in the checkpoint, {here} in the target")
+    if lines:
+        more = f"\n  and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+        listed = "\n  ".join(lines[:_SHOWN])
+        raise ValueError(f"{path} does not fit the target, and nothing was loaded:\n  {listed}{more}")
+
+
+def _shown(leaf: Any) -> str:
+    """A leaf's dtype and shape as it is stored: a PRNG key as its data."""
+    if leaf is None:
+        return "nothing"
+    if not hasattr(leaf, "dtype"):
+        return type(leaf).__name__
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
+
+
+def _as_key(found: Any, leaf: Any, parts: Parts, path: Path) -> Any:
+    """A typed key or its data, whichever the target has."""
+    if found.dtype == leaf.dtype:
+        return found
+    is_key = jnp.issubdtype(found.dtype, jax.dtypes.prng_key)
+    if is_key and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"{path} does not fit the target: {_name(parts)} is {found.dtype} there, not {leaf.dtype}.")
+    if is_key:
+        return jax.random.key_data(found)
+    return jax.random.wrap_key_data(found, impl=jax.random.key_impl(leaf))
+
+
+# Trees by the names of their leaves
+
+
+def _flat(tree: Any, parts: Parts = ()) -> Iterator[tuple[Parts, Any]]:
+    """The leaves of nested dicts and lists, by their path."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _flat(value, (*parts, str(key)))
+    elif isinstance(tree, list | tuple):
+        for index, value in enumerate(tree):
+            yield from _flat(value, (*parts, str(index)))
+    elif tree is not None:
+        yield parts, tree
+
+
+def _map(function: Callable[[Parts, Any], Any], tree: Any, parts: Parts = ()) -> Any:
+    """`function(path, leaf)` for each leaf of nested dicts and lists."""
+    if isinstance(tree, Mapping):
+        return {key: _map(function, value, (*parts, str(key))) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_map(function, value, (*parts, str(index))) for index, value in enumerate(tree))
+    return None if tree is None else function(parts, tree)
+
+
+def _named(tree: Any) -> list[tuple[Parts, Any]]:
+    """The leaves of any pytree, by their path."""
+    return [
+        (tuple(jax.tree_util.keystr((key,), simple=True) for key in path), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def _at(tree: Any, part: Parts, what: str | None) -> Any:
+    for key in part:
+        tree = tree[key]
+    return {name: tree[name] for name in _MODEL} if what == "model" else tree
+
+
+def _name(parts: Parts) -> str:
+    return "/".join(parts) or "the whole tree"
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0]

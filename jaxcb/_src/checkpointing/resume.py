@@ -1,0 +1,282 @@
+"""Where a run starts: anew, from a checkpoint of its training, or from the result that it has come to."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxcb._src.checkpointing import manifest as _manifest
+from jaxcb._src.checkpointing.checkpointer import CHECKPOINTS, RESULT, Keeper
+from jaxcb._src.checkpointing.manifest import Saved
+from jaxcb._src.checkpointing.store import checkpoints_in, remove_store
+from jaxcb._src.core.chain import Chain
+from jaxcb._src.data.feed import FeedStart
+from jaxcb._src.distributed.processes import Processes
+from jaxcb._src.history.reader import JOURNAL
+from jaxcb._src.storage.ownership import RunRecord
+from jaxcb._src.utils.pytree import Struct
+from jaxcb._src.utils.validate import one_of
+
+
+def joined(positions: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Makes one position of those of all processes, in their order."""
+    first = positions[0]
+    if first is None or len(positions) == 1:
+        return first
+    states = [position.get("iterator") if position else None for position in positions]
+    common = {name: value for name, value in first.items() if name != "iterator"}
+    return common if None in states else common | {"iterators": states}
+
+
+def part_of(position: dict[str, Any] | None, index: int, count: int) -> dict[str, Any] | None:
+    """Returns a process's own position. Of another number of processes it is known only how far they were."""
+    if position is None:
+        return None
+    states = position.get("iterators", [position["iterator"]] if "iterator" in position else [])
+    common = {name: value for name, value in position.items() if name not in ("iterator", "iterators")}
+    return common | {"iterator": states[index]} if len(states) == count else common
+
+
+_FILES = ("history.csv", JOURNAL)
+TABLE = "table.csv"  # in the directory of a sweep
+_STORES = (CHECKPOINTS, RESULT)
+
+
+class Start(NamedTuple):
+    """Where a run starts.
+
+    Attributes:
+        record: of the run: its id, and what it has made.
+        keeper: saves it; None where it has no directory.
+        saved: what it starts from; None for a new run.
+        finished: whether that is the result of a run that has come to its end.
+        released: whether the stop that had ended it holds no more, by what is asked for now.
+        replaces: what is removed when it begins, all of it another run's or stale.
+    """
+
+    record: RunRecord
+    keeper: Keeper | None = None
+    saved: Saved | None = None
+    finished: bool = False
+    released: bool = False
+    replaces: "Replaced | None" = None
+
+    def begin(self) -> None:
+        """Removes what is replaced, once nothing stands in the way of the run, and begins the record."""
+        if self.replaces is not None:
+            for store in self.replaces.stores:
+                remove_store(store, self.replaces.run)
+            for path in self.replaces.files:
+                path.unlink(missing_ok=True)
+        if not self.record.begun:
+            self.record.begin()
+
+    @property
+    def files(self) -> dict[str, Any]:
+        """Where its files stood."""
+        return {} if self.saved is None else self.saved.facts["files"]
+
+    @property
+    def inherits(self) -> bool:
+        """Whether it starts from a checkpoint of the time before runs had ids."""
+        return self.saved is not None and self.saved.run is None
+
+    def feed(self, processes: Processes) -> FeedStart | None:
+        """Where this process's data goes on; None for its beginning."""
+        if self.saved is None or self.finished:
+            return None
+        facts = self.saved.facts
+        position = part_of(facts["feed"], processes.index, processes.count)
+        return FeedStart(facts["epoch"], facts["cursor"], facts["step"], position)
+
+
+class Replaced(NamedTuple):
+    """What is removed of a run.
+
+    Attributes:
+        run: its id; None for a run of the time before runs had ids.
+        stores: directories of checkpoints, of which those of the run go.
+        files: that the run has made.
+    """
+
+    run: str | None
+    stores: tuple[Path, ...]
+    files: tuple[Path, ...] = ()
+
+
+class _There(NamedTuple):
+    """What there is of a run in a directory.
+
+    Attributes:
+        run: its id, None where it has none.
+        made: the keys of what it has made.
+        files: those of its own files that are there.
+        holds: whether it has come so far that it is not to be replaced unasked.
+    """
+
+    run: str | None
+    made: Mapping[str, tuple[str, ...]]
+    files: tuple[Path, ...]
+    holds: bool
+
+
+def find_start(
+    directory: Path,
+    *,
+    callbacks: Chain,
+    config: Mapping[str, Any],
+    resume: bool | str,
+    overwrite: bool,
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+    on_save_error: str,
+    processes: Processes,
+) -> Start:
+    """Looks at a run's directory.
+
+    Args:
+        directory: the run's.
+        callbacks: the run's.
+        config: what was asked for, as JSON: for how long, and with which callbacks.
+        resume: whether a run that is there goes on.
+        overwrite: whether it is replaced.
+        say: prints a line.
+        warn: tells of what is damaged or cannot be saved.
+        on_save_error: "raise" or "warn".
+        processes: of the run; process 0 looks.
+
+    Raises:
+        FileExistsError: where a run is there, and nothing says what to do with it; and where a file that is no run's
+            is in the way.
+        OSError: for a directory that cannot be used.
+        ValueError: for a run whose checkpoints are gone.
+    """
+    one_of("fit", "resume", resume, (False, True, "auto"))
+    if resume and overwrite:
+        raise ValueError("resume and overwrite=True were both given: a run is either gone on with or replaced.")
+    there = processes.agree(lambda: _run_in(directory))
+    if there.holds and not resume and not overwrite:
+        raise FileExistsError(
+            f"{directory} already holds a run. Pass resume='auto' to go on with it, overwrite=True to replace it, or "
+            "another run_dir."
+        )
+    run = processes.agree(lambda: RunRecord().run if overwrite or there.run is None else there.run)
+    record = RunRecord(directory if processes.leads else None, run)
+    if processes.leads and there.run == run:
+        record = RunRecord.read(directory) or record
+    record.made |= there.made
+    keeper = Keeper(directory, callbacks, config, say, warn, on_save_error, processes, run)
+    if overwrite:
+        stores = tuple(directory / name for name in _STORES)
+        return Start(record, keeper, replaces=Replaced(there.run, stores, there.files))
+    training, result = keeper.look()
+    if training is None:  # new, or killed before it was first saved
+        if there.files:
+            raise ValueError(
+                f"{directory} has {', '.join(path.name for path in there.files)} of a run, but no checkpoint of it in "
+                f"{directory / CHECKPOINTS}. Put it back from a copy to go on with it, or pass overwrite=True to begin "
+                "anew."
+            )
+        return Start(record, keeper)
+    facts = training.facts
+    released = _is_released(facts, config)
+    if result is not None and result.step == training.step and facts["over"] and not released:
+        how = "stopped" if result.facts["stops"] else "finished"
+        say(f"jaxcb: the run in {directory} has {how} at step {result.step}; this is its result.")
+        return Start(record, keeper, result, finished=True)
+    _refuse_other_data(directory, facts, config)
+    changes = _changes(facts["config"], config)
+    why = f"; changed: {'; '.join(changes)}" if changes else ""
+    say(f"jaxcb: resuming {directory} at step {training.step}, in epoch {facts['epoch'] + 1}{why}.")
+    stale = Replaced(run, (directory / RESULT,)) if result is not None else None
+    return Start(record, keeper, training, released=released, replaces=stale)
+
+
+def _run_in(directory: Path) -> _There:
+    """What there is of a run in a directory, which is made where it is not there.
+
+    Raises:
+        FileExistsError: for a file in the way of the run's own that no record names.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    saves = [path for name in _STORES for path in checkpoints_in(directory / name)]
+    record = RunRecord.read(directory)
+    if record is not None:
+        run, made = record.run, dict(record.made)
+    else:  # an old run, or one whose record is lost: its newest checkpoint tells
+        run, made = None, {}
+        for path in saves:
+            try:
+                saved, _ = _manifest.read(path)
+            except _manifest.UnusableError:
+                continue
+            run = saved.run or run
+            made |= {key: () for key in saved.facts.get("files", ()) if key in _FILES}
+        if saves and (directory / TABLE).exists():
+            made[TABLE] = ()
+    files = tuple(directory / name for name in _FILES if (directory / name).exists())
+    for path in files:
+        if path.name not in made:
+            raise FileExistsError(
+                f"{path} is in the way: a run writes a file of that name, and no record in {directory} says that this "
+                "one is a run's. Move it, or pass another run_dir."
+            )
+    return _There(run, made, files, bool(saves or files))
+
+
+def _refuse_other_data(directory: Path, facts: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raises an error where the rest of an epoch would be of other batches than its beginning."""
+    before, now = facts["config"]["data"], config["data"]
+    other = [f"{name} was {before[name]}, is {now[name]}" for name in now if before[name] != now[name]]
+    if other and facts["cursor"]:
+        raise ValueError(
+            f"the run in {directory} was saved in the middle of an epoch, whose order of the data no longer holds: "
+            f"{'; '.join(other)}. Resume with what it was, or pass another run_dir, or overwrite=True."
+        )
+
+
+def describe(
+    callbacks: Chain, epochs: int | None, steps: int | None, data: Mapping[str, Any], layout: str
+) -> dict[str, Any]:
+    """What was asked for, in words that are the same in each process."""
+    named = {name: _words(callback) for name, callback in callbacks.members() if callback.affects_run}
+    return {"epochs": epochs, "steps": steps, "callbacks": named, "data": dict(data), "layout": layout}
+
+
+def _words(value: Any) -> str:
+    """Describes a callback's configuration: functions by their names, what has no order in one."""
+    if isinstance(value, Struct):
+        fields = [f.name for f in dataclasses.fields(value)]  # pyright: ignore[reportArgumentType]
+        return f"{type(value).__name__}({', '.join(f'{n}={_words(getattr(value, n))}' for n in fields)})"
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        parts = value.items() if isinstance(value, dict) else value
+        inner = [_words(part) for part in parts]
+        return f"({', '.join(inner if isinstance(value, list | tuple) else sorted(inner))})"
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__qualname__)
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _is_released(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a run that was over would not be over by what is asked for now."""
+    epochs, steps = config["epochs"], config["steps"]
+    if (epochs is not None and facts["epoch"] >= epochs) or (steps is not None and facts["step"] >= steps):
+        return False
+    before, now = facts["config"]["callbacks"], config["callbacks"]
+    return all(before.get(owner) != now.get(owner) for owner, *_ in facts["stops"])
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    changes = [f"{name} {before[name]} -> {now[name]}" for name in ("epochs", "steps") if before[name] != now[name]]
+    changes += [
+        f"{n} {before['data'][n]} -> {now['data'][n]}" for n in now["data"] if before["data"][n] != now["data"][n]
+    ]
+    callbacks = {**before["callbacks"], **now["callbacks"]}
+    other = [name for name in callbacks if before["callbacks"].get(name) != now["callbacks"].get(name)]
+    if before["layout"] != now["layout"]:
+        changes.append(
+            f"layout {before['layout']} -> {now['layout']}, so that it goes on as it would have within rounding, not "
+            "bit for bit"
+        )
+    return changes + ([f"callbacks {', '.join(sorted(other))}"] if other else [])

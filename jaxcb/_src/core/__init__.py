@@ -1,0 +1,1 @@
+"""The algebra: metrics, callbacks, their composition, and actions."""

@@ -1,0 +1,1 @@
+"""Actions: what a callback can ask for, as data."""

@@ -1,0 +1,381 @@
+"""`Figure`: a picture that the host draws."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+
+from jaxcb._src.core.actions.base import LogAction, RequestAction
+from jaxcb._src.utils.images import as_picture, as_pixels
+from jaxcb._src.utils.local_path import path_text
+from jaxcb._src.utils.pytree import static
+from jaxcb._src.utils.validate import one_of
+
+if TYPE_CHECKING:
+    from jax.extend import core  # imports Pallas
+from collections.abc import Callable
+
+
+class TensorBoardAction(LogAction):
+    """A log action for TensorBoard.
+
+    Attributes:
+        run: the run's directory below `log_dir`, such as "train" or "validation".
+        log_dir: the directory of all runs; relative ones lie below `run_dir` where there is one.
+    """
+
+    run: str = static(default="train", kw_only=True)
+    log_dir: str = static(default="logs", kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._set("log_dir", path_text(type(self).__name__, "log_dir", self.log_dir))
+        if self.run != "":  # which is `log_dir` itself
+            path_text(type(self).__name__, "run", self.run)
+
+
+class SeriesAction(TensorBoardAction):
+    """A log action for TensorBoard: one step of the series `tag` of a run.
+
+    What shares a tag stands in one chart, a line a run.
+
+    Attributes:
+        by: what stands on the x axis: "step" for the updates done, "epoch" for the epoch, from 0.
+    """
+
+    by: str = static(default="step", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(type(self).__name__, "by", self.by, ("step", "epoch"))
+
+
+class Scalars(SeriesAction):
+    """Points of curves in TensorBoard, one a name.
+
+    Attributes:
+        values: name -> scalar.
+        fresh: name -> whether it was reported now, bool (); what was not is left out. None for all.
+    """
+
+    values: dict[str, Any]
+    fresh: dict[str, Any] | None = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in self.values.items():
+            if jnp.ndim(value):
+                raise ValueError(
+                    f"Scalars takes scalars, got {name!r} of shape {jnp.shape(value)}. Reduce it, or use jc.Histogram."
+                )
+
+
+class OfArrays(SeriesAction, RequestAction):
+    """Abstract: a series action of one array, or a request for one of each array of a tree."""
+
+    tag: str = static()
+
+    def check(self, values: Any) -> None:
+        """Requires values, or a request for them.
+
+        Raises:
+            ValueError: for both, or neither.
+        """
+        super().__post_init__()
+        kind = type(self).__name__
+        if (values is None) == (self.of is None):
+            raise ValueError(f"{kind} {self.tag!r} takes an array, or of= with what to look at; one of two.")
+        if self.of is None and self.where != "**":
+            raise ValueError(f"{kind} {self.tag!r}: where= chooses among what of= gives, but there is no of=.")
+
+    def tagged(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Returns what was asked for and is not empty, by the tag of each."""
+        chosen = {path: x for path, x in self.chosen(arrays).items() if jnp.size(x)}
+        return {f"{self.tag}/{path}" if path else self.tag: x for path, x in chosen.items()}
+
+    def place(self) -> dict[str, Any]:
+        """Where its answers go."""
+        return {"run": self.run, "log_dir": self.log_dir, "by": self.by}
+
+
+class Histogram(OfArrays):
+    """How values are spread, in TensorBoard: counted on the device, so that only the counts travel.
+
+    NaN and infinities are left out. Values that are given are counted whenever the hook runs, due or not. What is
+    asked for with `of=` is counted only when the action fires; it is one histogram for each array, `tag/path`.
+
+    Args:
+        values: numbers, of any shape; the action does not hold them.
+
+    Attributes:
+        tag: its name.
+        bins: how many of equal width, from the smallest value to the largest.
+        of: in place of values: "params", "grads", "updates" or "activations" (the outputs of a Flax model's modules),
+            or a function, as for every `RequestAction`.
+        where: pattern of the paths that are looked at, for `of`.
+        counts: values in each, int32 (bins,).
+        limits: of the bins, float32 (bins + 1,).
+        low: the smallest value, float32 (); 0 where there is none.
+        high: the largest, float32 (); 0 where there is none.
+        total: their sum, float32 ().
+        squares: the sum of their squares, float32 ().
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp
+        >>> jc.Histogram("weights", jnp.array([0.0, 1.0, 1.5, 4.0]), bins=2).counts.tolist()
+        [3, 1]
+        >>> asked = jc.Histogram("weights", of="params", where="**/kernel")
+        >>> [h.tag for h in asked.answer({"dense/kernel": jnp.ones((2, 3)), "dense/bias": jnp.zeros(3)})]
+        ['weights/dense/kernel']
+    """
+
+    values: dataclasses.InitVar[Any] = None
+    bins: int = static(default=64)
+    counts: Any = dataclasses.field(init=False, default=None)
+    limits: Any = dataclasses.field(init=False, default=None)
+    low: Any = dataclasses.field(init=False, default=None)
+    high: Any = dataclasses.field(init=False, default=None)
+    total: Any = dataclasses.field(init=False, default=None)
+    squares: Any = dataclasses.field(init=False, default=None)
+
+    def __post_init__(self, values: Any) -> None:
+        self.check(values)
+        if not isinstance(self.bins, int) or self.bins < 1:
+            raise ValueError(f"Histogram {self.tag!r}: bins must be a whole number above 0, got {self.bins!r}.")
+        if self.of is not None:
+            return
+        x = jnp.ravel(jnp.asarray(values)).astype(jnp.float32)
+        if not x.size:
+            raise ValueError(f"Histogram {self.tag!r} got an array of shape {jnp.shape(values)}, expected some values.")
+        counted = jnp.isfinite(x)
+        low, high = jnp.min(x, where=counted, initial=jnp.inf), jnp.max(x, where=counted, initial=-jnp.inf)
+        low, high = (jnp.where(jnp.any(counted), v, 0.0) for v in (low, high))
+        # equal values get a bin of width 1 around them, as in numpy
+        half = jnp.where(high > low, 0.0, 0.5)
+        limits = jnp.linspace(low - half, high + half, self.bins + 1, dtype=jnp.float32)
+        # as numpy does: by arithmetic, then put right by what the limits say; several times as fast as a search
+        small = jnp.where(jnp.maximum(-low, high) > 1e30, 1e-20, 1.0)  # neither it nor its inverse leaves the range
+        width = jnp.where(high > low, high * small - low * small, 1.0)
+        index = jnp.clip((((x * small - low * small) / width + half) * self.bins).astype(jnp.int32), 0, self.bins - 1)
+        index = jnp.where(x < limits[index], index - 1, index)
+        index = jnp.where((x >= limits[index + 1]) & (index < self.bins - 1), index + 1, index)
+        x = jnp.where(counted, x, 0.0)
+        self._set("counts", jnp.zeros(self.bins, jnp.int32).at[index].add(counted.astype(jnp.int32)))
+        self._set("limits", limits)
+        self._set("low", low)
+        self._set("high", high)
+        self._set("total", jnp.sum(x))
+        self._set("squares", jnp.sum(x * x))
+
+    def answer(self, arrays: dict[str, Any]) -> tuple["Histogram", ...]:
+        return tuple(Histogram(tag, x, self.bins, **self.place()) for tag, x in self.tagged(arrays).items())
+
+
+class Image(OfArrays):
+    """A picture in TensorBoard.
+
+    Attributes:
+        tag: its name.
+        image: uint8 (height, width) or (height, width, channels) with 1, 3 or 4 channels. Floats in [0, 1] are
+            brought to uint8 on the device, what lies outside is clipped.
+        of: in place of an image: what is drawn of each array, as for `Histogram`: its smallest value black and its
+            largest white; the filters of a convolution side by side; only when the action fires.
+        where: pattern of the paths that are drawn, for `of`.
+        largest: pixels that a side of such a picture may have; larger arrays are sampled.
+    """
+
+    image: Any = None
+    largest: int = static(default=512, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.check(self.image)
+        if self.of is not None:
+            return
+        self._set("image", as_pixels(self.image, f"Image {self.tag!r}"))
+
+    def answer(self, arrays: dict[str, Any]) -> tuple["Image", ...]:
+        pictures = {tag: as_picture(x, self.largest) for tag, x in self.tagged(arrays).items()}
+        return tuple(Image(tag, picture, **self.place()) for tag, picture in pictures.items())
+
+
+class Text(SeriesAction):
+    """A text in TensorBoard, in Markdown: `text` is a template filled as `Stop.reason` is.
+
+    Attributes:
+        tag: its name.
+        text: the template.
+        values: what the template needs beyond metrics, name -> scalar.
+    """
+
+    tag: str = static()
+    text: str = static()
+    values: dict[str, Any] = dataclasses.field(default_factory=dict, kw_only=True)
+
+    template = "text"
+
+
+class Embedding(OfArrays):
+    """Vectors for TensorBoard's projector, which shows them as points in space.
+
+    Attributes:
+        tag: its name.
+        vectors: a point a row, (rows, size).
+        labels: a text for each row; or the path of a file with a line for each, and where its lines have several
+            columns, parted by tabs, a line before them with the columns' names.
+        classes: int (rows,): which of `labels` each row has, or without labels its number.
+        sprites: a picture for each row, (rows, height, width), or with 1, 3 or 4 channels behind; uint8, or floats in
+            [0, 1].
+        of: in place of vectors: "params", or a function of the train state, such as one that runs the model; in
+            `on_before_update` of a `Look`. Of what it returns each matrix is one embedding, `tag/path`.
+        where: pattern of the paths that are looked at, for `of`.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp
+        >>> jc.Embedding("words", jnp.eye(3), ("cat", "dog", "fish")).vectors.shape
+        (3, 3)
+    """
+
+    vectors: Any = None
+    labels: Any = static(default=None)
+    classes: Any = None
+    sprites: Any = None
+
+    def __post_init__(self) -> None:
+        what = f"Embedding {self.tag!r}"
+        self.check(self.vectors)
+        if isinstance(self.labels, str | bytes | os.PathLike):
+            self._set("labels", path_text("Embedding", "labels", self.labels))
+        elif self.labels is not None:
+            self._set("labels", tuple(map(str, self.labels)))
+        if self.sprites is not None:
+            self._set("sprites", as_pixels(self.sprites, f"the sprites of {what}", axes=1))
+        if self.of is not None:
+            return
+        vectors = jnp.asarray(self.vectors)
+        if vectors.ndim != 2 or not vectors.size:
+            raise ValueError(f"{what} has vectors of shape {vectors.shape}, expected (rows, size).")
+        if jnp.iscomplexobj(vectors):
+            raise TypeError(f"{what} has vectors of {vectors.dtype}, expected real numbers.")
+        self._set("vectors", vectors.astype(jnp.float32))
+        rows = vectors.shape[0]
+        if isinstance(self.labels, tuple) and self.classes is None and len(self.labels) != rows:
+            raise ValueError(f"{what} has {rows} rows and {len(self.labels)} labels; pass one a row, or classes=.")
+        if self.classes is not None and (
+            jnp.shape(self.classes) != (rows,) or not jnp.issubdtype(jnp.asarray(self.classes).dtype, jnp.integer)
+        ):
+            raise ValueError(f"{what}: classes must be integers of shape ({rows},), got {jnp.shape(self.classes)}.")
+        if self.sprites is not None and self.sprites.shape[0] != rows:
+            raise ValueError(f"{what} has {rows} rows and {self.sprites.shape[0]} sprites, expected one a row.")
+
+    def answer(self, arrays: dict[str, Any]) -> tuple["Embedding", ...]:
+        more = dict(classes=self.classes, sprites=self.sprites, **self.place())
+        found = {tag: x for tag, x in self.tagged(arrays).items() if jnp.ndim(x) == 2}
+        if not found:
+            raise ValueError(f"Embedding {self.tag!r}: what of={self.of!r} gives has no matrix of shape (rows, size).")
+        return tuple(Embedding(tag, x, self.labels, **more) for tag, x in found.items())
+
+
+class Graph(TensorBoardAction):
+    """The operations that a model's loss is computed by, for TensorBoard's Graphs page.
+
+    They stand in the modules and functions that called them, with shapes on the edges.
+
+    Attributes:
+        jaxpr: what to draw, as `jax.make_jaxpr` returns it; None for the run's training step, as far as its loss.
+        outputs: names of the step's metrics whose computation is drawn, where `jaxpr` is None; () for "loss" where
+            there is one, and else for all.
+
+    Example:
+        >>> import jax, jaxcb as jc, jax.numpy as jnp
+        >>> jc.Graph(jax.make_jaxpr(lambda w, x: jnp.tanh(x @ w))(jnp.ones((3, 4)), jnp.ones((5, 3)))).run
+        'train'
+    """
+
+    jaxpr: "core.ClosedJaxpr | None" = static(default=None, repr=False)
+    outputs: tuple[str, ...] = static(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.jaxpr is not None and not hasattr(self.jaxpr, "jaxpr"):
+            raise TypeError(f"Graph takes what jax.make_jaxpr(fn)(*args) returns, got a {type(self.jaxpr).__name__}.")
+        self._set("outputs", (self.outputs,) if isinstance(self.outputs, str) else tuple(self.outputs))
+
+
+class Configuration(TensorBoardAction):
+    """What was set for the run, as a table on TensorBoard's Text page: `fit`'s arguments and the callbacks'.
+
+    Attributes:
+        tag: its name.
+    """
+
+    tag: str = static(default="configuration")
+
+
+class HParams(TensorBoardAction):
+    """What was set, and what the run came to, for TensorBoard's HParams page, which compares runs.
+
+    Without `final` it begins the run's line: `settings` besides what the run knows itself, `fit`'s arguments and those
+    numbers of callbacks that a sweep can change. With `final` it ends the line.
+
+    Attributes:
+        settings: name -> number, text or boolean; None is left out. Kept as pairs.
+        final: name -> scalar, the metrics at the end; they stand in the column `final/name`.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> jc.HParams({"units": 128, "activation": "relu"}).settings
+        (('units', 128), ('activation', 'relu'))
+    """
+
+    settings: Any = static(default=())
+    final: dict[str, Any] | None = dataclasses.field(default=None, kw_only=True)
+    run: str = static(default="hparams", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pairs = tuple(self.settings.items() if isinstance(self.settings, Mapping) else self.settings)
+        for name, value in pairs:
+            if not (value is None or isinstance(value, bool | int | float | str)):
+                raise TypeError(
+                    f"HParams: {name!r} is a {type(value).__name__}, expected a number, a text or a boolean."
+                )
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"HParams: {name!r} is {value}, expected a finite number.")
+        self._set("settings", tuple((str(name), value) for name, value in pairs))
+        for name, value in (self.final or {}).items():
+            if jnp.ndim(value):
+                raise ValueError(f"HParams: final takes scalars, got {name!r} of shape {jnp.shape(value)}.")
+
+
+class Figure(SeriesAction, RequestAction):
+    """A picture in TensorBoard that a function draws on the host, with matplotlib or as an array.
+
+    Attributes:
+        tag: its name.
+        draw: `draw(values)`, given the arrays by name, returns a matplotlib figure, or an array as `Image` takes it.
+            It is called by the thread that trains: make the figure with `matplotlib.figure.Figure()`.
+        values: name -> array, what it is drawn of.
+        of: in place of `values`: what is drawn by its path, known only when the action fires.
+
+    Example:
+        >>> import jaxcb as jc, numpy as np
+        >>> bars = lambda values: np.stack([values["share"]] * 3)
+        >>> jc.Figure("bars", bars, {"share": np.array([0.25, 0.75])}).draw({"share": np.zeros(2)}).shape
+        (3, 2)
+    """
+
+    tag: str = static()
+    draw: Callable[[dict[str, Any]], Any] = static()
+    values: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.draw):
+            raise TypeError(f"Figure {self.tag!r} takes a function of its values, got a {type(self.draw).__name__}.")
+        if self.values and self.of is not None:
+            raise ValueError(f"Figure {self.tag!r} takes values, or of= with what to look at; one of two.")
+
+    def answer(self, arrays: dict[str, Any]) -> tuple["Figure"]:
+        return (self.replace(values=self.chosen(arrays), of=None, where="**"),)

@@ -1,0 +1,243 @@
+"""`chain`: the one way to compose callbacks, and the one place where their results are held to a form."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcb._src.core.actions.base import Action
+from jaxcb._src.core.actions.utils import PLACES, as_actions, template_names
+from jaxcb._src.core.callback import Callback, PopulationCallback
+from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.errors import CallbackError, MissingMetricError
+from jaxcb._src.utils.leaf_names import leaf_name
+from jaxcb._src.utils.pytree import conform, static, strong_tree
+
+
+class Chain(Callback):
+    """Several callbacks as one: what `chain` returns. States are kept by name."""
+
+    callbacks: tuple[Callback, ...] = ()
+    names: tuple[str, ...] = static(default=())
+
+    def members(self) -> tuple[tuple[str, Callback], ...]:
+        """The callbacks with their names, in order."""
+        return tuple(zip(self.names, self.callbacks, strict=True))
+
+    def init(self) -> dict[str, Any]:
+        return {name: strong_tree(callback.init()) for name, callback in self.members()}
+
+    def slots(self) -> dict[str, str]:
+        return {f"{name}/{slot}": of for name, callback in self.members() for slot, of in callback.slots().items()}
+
+    def probes(self) -> dict[str, Any]:
+        found: dict[str, tuple[str, Any]] = {}
+        for name, callback in self.members():
+            for key, own in callback.probes().items():
+                other, known = found.setdefault(key, (name, own))
+                if known != own:
+                    raise ValueError(f"{other} and {name} both look inside the step as {key!r}, but not alike.")
+        return {key: own for key, (_, own) in found.items()}
+
+    def setup(self, train_state: Any) -> Any:
+        for _, callback in self.members():
+            train_state = callback.setup(train_state)
+        return train_state
+
+    def hooks(self) -> frozenset[str]:
+        return frozenset[str]().union(*(c.hooks() for c in self.callbacks))
+
+    def _run(self, hook: str, state: Any, metrics: Metrics) -> tuple[dict[str, Any], tuple[Action, ...]]:
+        states, actions = dict(state), ()
+        together = metrics.alive is not None
+        for name, callback in self.members():
+            if hook in callback.hooks() and isinstance(callback, PopulationCallback) == together:
+                states[name], own = transition(callback, name, hook, state[name], metrics)
+                actions += own
+        return states, actions
+
+    def on_train_begin(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_train_begin", state, metrics)
+
+    def on_epoch_begin(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_epoch_begin", state, metrics)
+
+    def on_batch_begin(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_batch_begin", state, metrics)
+
+    def on_before_update(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_before_update", state, metrics)
+
+    def on_batch_end(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_batch_end", state, metrics)
+
+    def on_eval_begin(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_eval_begin", state, metrics)
+
+    def on_eval_end(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_eval_end", state, metrics)
+
+    def on_epoch_end(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_epoch_end", state, metrics)
+
+    def on_train_end(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
+        return self._run("on_train_end", state, metrics)
+
+
+class AsCallback(Protocol):
+    """What stands for a callback, such as a `HostCallback`."""
+
+    def as_callback(self) -> Callback:
+        """Returns the callback."""
+        ...
+
+
+def chain(*callbacks: Callback | AsCallback) -> Chain:
+    """Composes callbacks into one.
+
+    All see the same metrics; none sees another's effect within a moment. Chains within chains are laid
+    flat, so that grouping changes nothing, and `chain()` does nothing. States and named weights are kept
+    by name: `name=` where it is given, else the class name, numbered from the second one on.
+
+    Args:
+        *callbacks: callbacks, chains, or what has a method `as_callback` that returns one (`HostCallback`), in the
+            order in which their actions apply.
+
+    Returns:
+        A `Chain`, which is a callback.
+
+    Raises:
+        TypeError: for what is not a callback.
+        ValueError: for two callbacks given the same name.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> jc.chain(jc.EarlyStopping(), jc.chain(jc.EarlyStopping(monitor="loss"))).names
+        ('EarlyStopping', 'EarlyStopping_2')
+    """
+    flat: list[Callback] = []
+    for given in callbacks:
+        callback: Any = given
+        if hasattr(callback, "as_callback") and not isinstance(callback, type):
+            callback = callback.as_callback()
+        if isinstance(callback, Chain):
+            flat.extend(callback.callbacks)
+        elif isinstance(callback, Callback):
+            _check_fields(callback)
+            flat.append(callback)
+        else:
+            what = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
+            cure = "Keras classes port by their base class, jc.HostCallback"
+            cure = "Call it to make one" if isinstance(callback, type) else cure
+            raise TypeError(f"expected a jaxcb callback, got {what}. {cure}.")
+    fixed = [c.name for c in flat if c.name is not None]
+    for name in fixed:
+        if fixed.count(name) > 1:
+            raise ValueError(f"{fixed.count(name)} callbacks are named {name!r}; give each its own name=.")
+        if "/" in name:
+            raise ValueError(f"a callback's name is also a part of a path and cannot hold '/', got {name!r}.")
+    taken, names = set(fixed), []
+    for callback in flat:
+        name = base = callback.name or type(callback).__name__
+        number = 1
+        while callback.name is None and name in taken:
+            number += 1
+            name = f"{base}_{number}"
+        taken.add(name)
+        names.append(name)
+    return Chain(tuple(flat), tuple(names))
+
+
+def as_chain(callbacks: Any) -> Chain:
+    """Returns what a user gave as callbacks, several, one or None, as a chain."""
+    given = () if callbacks is None else callbacks
+    return chain(*given) if isinstance(given, Iterable) else chain(given)
+
+
+def _check_fields(callback: Callback) -> None:
+    """Refuses fields that should have been declared static: what is no number cannot be swept or compiled."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(callback):
+        if isinstance(leaf, bool) or not isinstance(leaf, int | float | np.number | np.ndarray | jax.Array):
+            name = leaf_name(path)
+            field = name.split("/")[0]
+            raise CallbackError(
+                f"{type(callback).__name__}.{name} is a {type(leaf).__name__}, {leaf!r}, which is no number. "
+                f"Declare the field as `{field}: {type(leaf).__name__} = jc.static(default=...)`."
+            )
+
+
+def transition(
+    callback: Callback, name: str, hook: str, state: Any, metrics: Metrics
+) -> tuple[Any, tuple[Action, ...]]:
+    """Runs one hook and holds its result to the fixed form: same structure, shapes and dtypes.
+
+    Weakly typed or wider results are cast back. What fails is reported with callback and hook.
+    """
+    where = f"{name}.{hook}"
+    try:
+        result = getattr(callback, hook)(state, metrics)
+    except jax.errors.TracerBoolConversionError as error:
+        raise CallbackError(
+            f"{where} uses a traced value in a Python `if` (or `and`, `or`, `while`). Decide with arrays: "
+            "`jnp.where(condition, a, b)` for values, `&` and `|` for booleans, and `when=condition` for actions."
+        ) from error
+    except MissingMetricError as error:
+        raise MissingMetricError(f"{where}: {error}") from None
+    except Exception as error:
+        error.add_note(f"This happened in the callback {where} (type {type(callback).__name__}).")
+        raise
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise CallbackError(
+            f"{where} returned {type(result).__name__}, expected (state, actions): `return state, None` does nothing."
+        )
+    new, actions = result
+    try:
+        flat = as_actions(actions)
+    except TypeError as error:
+        raise CallbackError(f"{where}: {error}") from None
+    return conform(new, state, where), tuple(_complete(a, name, where, metrics) for a in flat)
+
+
+def _complete(action: Action, owner: str, where: str, metrics: Metrics) -> Action:
+    """Types the arrays of an action, names its owner and adds the metrics that its text asks for."""
+    changes: dict[str, Any] = {"owner": action.owner or owner}
+    if action.template:
+        values = dict(getattr(action, "values", {}))
+        for name in template_names(getattr(action, action.template)):
+            if name not in values and name not in PLACES:
+                if name not in metrics:
+                    names = ", ".join(sorted({*metrics.values, *values, *PLACES}))
+                    raise MissingMetricError(
+                        f"{where}: the text of its {type(action).__name__} asks for {name!r}; known: {names}."
+                    )
+                values[name] = metrics[name]
+        changes["values"] = values
+    try:
+        typed = strong_tree(action.replace(**changes))
+    except TypeError as error:
+        raise CallbackError(f"{where}: {type(action).__name__} holds what is not an array: {error}") from None
+    shape = () if metrics.alive is None else metrics.alive.shape
+    if shape:
+        typed = jax.tree.map(lambda x: x if x.shape[:1] == shape else jnp.broadcast_to(x, shape + x.shape), typed)
+    if (typed.when.shape, typed.when.dtype) != (shape, jnp.bool_):
+        raise CallbackError(
+            f"{where}: when= of its {type(action).__name__} is {typed.when.dtype}{list(typed.when.shape)}, expected "
+            f"one boolean{' a member' if shape else ''}, such as `metrics['loss'] > 1`; reduce several with jnp.any or "
+            "jnp.all."
+        )
+    return typed
+
+
+def stacked_callbacks(chains: Sequence[Chain]) -> tuple[Chain, tuple[int | None, ...]]:
+    """One chain whose numbers are arrays where chains of the same structure differ, and which those are."""
+    columns = list(zip(*(jax.tree.leaves(c) for c in chains), strict=True))
+    leaves, axes = [], []
+    for column in columns:
+        own = all(np.array_equal(x, column[0], equal_nan=True) for x in column)
+        floats = any(isinstance(x, float) for x in column)  # a whole number among them is one of them
+        typed = strong_tree([float(x) if floats and isinstance(x, int) else x for x in column])
+        leaves.append(column[0] if own else jnp.stack(typed))
+        axes.append(None if own else 0)
+    return jax.tree.unflatten(jax.tree.structure(chains[0]), leaves), tuple(axes)

@@ -1,0 +1,164 @@
+"""`Metrics`: what a callback sees at one moment."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxcb._src.utils.errors import MissingMetricError, did_you_mean
+from jaxcb._src.utils.pytree import Struct, static, strong
+from jaxcb._src.utils.validate import one_of
+
+
+def is_mergeable(value: Any) -> bool:
+    """Whether `value` is reduced by its own `merge` and `compute`."""
+    return callable(getattr(value, "merge", None)) and callable(getattr(value, "compute", None))
+
+
+_RATES = ("learning_rate", "base_learning_rate")
+_NO_RATE = (
+    " A ready-made optimizer hides its rate; use fit(optimizer=optax.adam, learning_rate=1e-3), or "
+    "jc.adjustable_lr(optax.adam, learning_rate=1e-3)."
+)
+
+
+class Metrics(Struct):
+    """An immutable record of one moment of a run.
+
+    Attributes:
+        values: name -> array of fixed shape; a value given as None is not reported now.
+        step: updates done, int32 (). Defaults to `epoch + 1`, one update an epoch.
+        epoch: index of the epoch, from 0, int32 ().
+        total_steps: updates that the run will do, int32 (), -1 where that is not known.
+        reported: name -> the step at which it was last reported, int32 (), -1 for never.
+        closes_epoch: whether this moment ends an epoch, bool (); false at a validation in its middle.
+        alive: of a population, the members that still train, bool (members,), and `member` the number of each row,
+            int32 (members,); then all values have that axis. None for callbacks that see one run alone.
+        host: what the host has read of the outside world, such as `elapsed` (seconds of the whole run), name ->
+            float32 (). `metrics["elapsed"]` finds it, but loggers of measured values do not see it.
+        old: names that only an earlier moment can have reported, as far as that is known when this one is traced: a
+            callback that watches one of them, and acts at both `on_eval_end` and `on_epoch_end`, has nothing to do.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> metrics = jc.Metrics({"val_loss": 0.25, "bleu": None}, step=100, epoch=0)
+        >>> float(metrics["val_loss"]), bool(metrics.fresh("val_loss")), bool(metrics.fresh("bleu"))
+        (0.25, True, False)
+    """
+
+    values: dict[str, Any]
+    step: Any = dataclasses.field(default=None, kw_only=True)
+    epoch: Any = dataclasses.field(default=0, kw_only=True)
+    total_steps: Any = dataclasses.field(default=-1, kw_only=True)
+    reported: Any = dataclasses.field(default=None, kw_only=True)
+    closes_epoch: Any = dataclasses.field(default=True, kw_only=True)
+    host: Any = dataclasses.field(default_factory=dict, kw_only=True)
+    alive: Any = dataclasses.field(default=None, kw_only=True)
+    member: Any = dataclasses.field(default=None, kw_only=True)
+    old: frozenset[str] = static(default=frozenset(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.values, "items"):
+            raise TypeError(f"Metrics takes a mapping of names to values, got {type(self.values).__name__}.")
+        step = strong(jnp.int32(self.epoch) + 1 if self.step is None else self.step)
+        given = self.reported or {}
+        reported = {k: step if v is not None else jnp.int32(-1) for k, v in self.values.items()}
+        self._set("reported", {k: strong(given.get(k, r)) for k, r in reported.items()})
+        self._set("values", {k: strong(float("nan") if v is None else v) for k, v in self.values.items()})
+        self._set("step", step)
+        self._set("host", {k: strong(float(v) if isinstance(v, bool | int) else v) for k, v in self.host.items()})
+        for name in ("epoch", "total_steps", "closes_epoch"):
+            self._set(name, strong(getattr(self, name)))
+
+    def __getitem__(self, name: str) -> Array:
+        """The last reported value of `name`; `MissingMetricError` lists the names that exist."""
+        if name in self.values:
+            return self.values[name]
+        if name in self.host:
+            return self.host[name]
+        names, host = ", ".join(sorted(self.values)) or "none", ", ".join(sorted(self.host))
+        raise MissingMetricError(
+            f"there is no metric {name!r} here. Metrics here: {names}.{f' Of the host: {host}.' if host else ''}"
+            f"{did_you_mean(str(name), [*self.values, *self.host])}{_NO_RATE if name in _RATES else ''}"
+        )
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.values or name in self.host
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
+
+    def fresh(self, name: str) -> Array:
+        """Whether `name` was reported at this very moment, bool ()."""
+        return self.reported_at(name) == self.step
+
+    def reported_at(self, name: str) -> Array:
+        """The step at which `name` was last reported, int32 (), -1 for never; now, for what the host has read."""
+        self[name]
+        return self.reported[name] if name in self.values else self.step
+
+
+MISSING = "NA"
+
+
+def fresh_scalars(metrics: Metrics) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the scalar metrics, and for each whether it was reported now, bool ()."""
+    names = [name for name in metrics if jnp.ndim(metrics[name]) == 0]
+    return {n: metrics[n] for n in names}, {n: metrics.fresh(n) for n in names}
+
+
+def as_text(value: Any) -> str:
+    """Writes a number as the shortest decimal that reads back as the same number of its own dtype."""
+    value = np.asarray(value)
+    if value.dtype.kind in "iub":
+        return str(int(value))
+    return str(value.astype(np.float32) if value.dtype.itemsize < 4 else value[()])
+
+
+def row_text(values: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, str]:
+    """Writes a row's values; what was not reported is `NA`."""
+    return {name: as_text(value) if bool(fresh[name]) else MISSING for name, value in values.items()}
+
+
+# the words that tell which way is better
+_MIN = re.compile(
+    "loss|error|err|perplexity|ppl|mse|mae|rmse|mape|msle|nll|nlp|bpc|bpd|cer|wer|fid|divergence|kl|regret|crossentropy|bce"
+)
+_MAX = re.compile(
+    "acc|accuracy|auc|auroc|auprc|precision|recall|f1|f1score|fbeta|bleu|rouge|r2|iou|dice|map|psnr|ssim|likelihood|"
+    "reward|return|score|similarity|throughput"
+)
+
+
+def resolve_mode(owner: str, monitor: Any, mode: str) -> str:
+    """Returns "min" or "max"; "auto" follows the words of the name, from the last one back.
+
+    Raises:
+        ValueError: for another mode, or where the name does not tell.
+    """
+    one_of(owner, "mode", mode, ("auto", "min", "max"))
+    if mode != "auto":
+        return mode
+    if isinstance(monitor, str):
+        for word in reversed(re.split(r"[^a-z0-9]+", monitor.lower())):
+            if _MIN.fullmatch(word):
+                return "min"
+            if _MAX.fullmatch(word):
+                return "max"
+    what = f"the name {monitor!r}" if isinstance(monitor, str) else "a function"
+    raise ValueError(
+        f"{owner}: mode='auto' cannot tell from {what} whether lower or higher is better. "
+        "Pass mode='min' or mode='max'."
+    )
+
+
+def told_mode(name: str) -> str | None:
+    """Returns "min" or "max" where a name tells which way is better, else None."""
+    try:
+        return resolve_mode("", name, "auto")
+    except ValueError:
+        return None

@@ -1,0 +1,1 @@
+"""From what a user gives as data to batches on the device."""

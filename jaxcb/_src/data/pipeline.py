@@ -1,0 +1,128 @@
+"""Which feed serves what a user gave as training data."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcb._src.data import inputs as _data
+from jaxcb._src.data.feed import FOREVER, Feed, FeedStart, Resident, are_kept
+from jaxcb._src.data.prefetch import Stream
+from jaxcb._src.data.sources import BATCH_SIZE, Asked, batches_in, key_of, source_of
+from jaxcb._src.distributed.processes import ALONE, Processes
+from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
+from jaxcb._src.utils.errors import DataError
+
+
+def make_feed(
+    train_data: Any,
+    *,
+    epochs: int | None,
+    steps: int | None,
+    steps_per_epoch: int | None,
+    batch_size: int | None,
+    shuffle: bool,
+    seed: int | Sequence[int],
+    train_remainder: bool,
+    steps_per_execution: int | None,
+    resident: bool | str = "auto",
+    placement: Placement = ONE_DEVICE,
+    controls: Mapping[str, Any] | None = None,
+    start: FeedStart | None = None,
+    say: Callable[[str], None] | None = None,
+    processes: Processes = ALONE,
+) -> Feed:
+    """Makes the feed for what a user gave as data.
+
+    Args:
+        train_data: arrays, an iterable of batches, a data set, or a function of the epoch and the controls.
+        epochs: how many the run has, at most.
+        steps: how many it has, at most.
+        steps_per_epoch: steps of an epoch; one pass where None.
+        batch_size: rows of a batch, for arrays and rows.
+        shuffle: whether these get a new order each pass.
+        seed: of the orders; several for a population, whose members each have their own where these differ. All
+            members share a stream, in the first one's order.
+        train_remainder: whether a smaller last batch is trained on.
+        steps_per_execution: batches of a chunk; None chooses by their size.
+        resident: whether arrays are kept on the devices; "auto" where these have room for them.
+        placement: of the batches.
+        controls: the run's, as they are before its first step.
+        start: where the run stood that is to be resumed; None for a new one.
+        say: takes a line for the user.
+        processes: of the run.
+
+    Raises:
+        DataError: for data that cannot be trained on.
+        TypeError: for a function of other arguments.
+    """
+    how: dict[str, Any] = {
+        "batch_size": batch_size,
+        "shuffle": shuffle,
+        "seed": seed if isinstance(seed, int) else seed[0],
+        "remainder": train_remainder,
+        "placement": placement,
+    }
+    if _data.are_arrays(train_data):
+        arrays, rows = _data.as_arrays(train_data, "train_data")
+        size = min(batch_size or BATCH_SIZE, rows)
+        length = _epoch_of(rows, batch_size or BATCH_SIZE, steps_per_epoch, shuffle, train_remainder)
+        alone = isinstance(seed, int)  # members of a population have orders of their own, which the device draws
+        if not alone or are_kept(arrays, "train_data", resident, placement=placement, processes=processes, say=say):
+            return Resident(
+                arrays,
+                batch_size=size,
+                shuffle=shuffle,
+                key=_keys(seed),
+                epoch_len=length,
+                train_remainder=train_remainder,
+            )
+        source, steps_per_epoch = source_of(arrays, "train_data", most=length, **how), None
+    elif resident is True:
+        raise DataError(
+            f"resident=True was given, but train_data is a {type(train_data).__name__}: only arrays can be kept on the "
+            "devices. Leave resident out, or pass arrays."
+        )
+    elif callable(train_data) and not isinstance(train_data, Iterable):
+        source, steps_per_epoch = Asked(train_data, "train_data", steps_per_epoch=steps_per_epoch, **how), None
+    else:
+        source = source_of(train_data, "train_data", **how)
+        _data.check_walkable(train_data, epochs=epochs, steps=steps, steps_per_epoch=steps_per_epoch)
+    return Stream(
+        source,
+        steps_per_epoch=steps_per_epoch,
+        end_epoch=FOREVER if epochs is None else epochs,
+        end_step=FOREVER if steps is None else steps,
+        steps_per_execution=steps_per_execution,
+        train_remainder=train_remainder,
+        controls=controls,
+        start=start,
+        say=say,
+        processes=processes,
+    )
+
+
+def _epoch_of(rows: int, batch_size: int, steps_per_epoch: int | None, shuffle: bool, remainder: bool) -> int:
+    """Batches of an epoch of arrays."""
+    batches = batches_in(rows, batch_size, "train_data", remainder=remainder)
+    if steps_per_epoch is None:
+        return batches
+    if steps_per_epoch > batches:
+        raise DataError(
+            f"steps_per_epoch={steps_per_epoch}, but one pass over {rows} rows has {batches} batches of "
+            f"{min(batch_size, rows)}. Leave it out, or lower it."
+        )
+    if not shuffle and steps_per_epoch < batches:
+        raise DataError(
+            f"steps_per_epoch={steps_per_epoch} with shuffle=False would train on the first rows alone, epoch after "
+            f"epoch: one pass has {batches} batches. Shuffle, or leave steps_per_epoch out."
+        )
+    return steps_per_epoch
+
+
+def _keys(seed: int | Sequence[int]) -> jax.Array:
+    """The key of the orders, one a member where they differ."""
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    keys = [key_of(own) for own in seeds]
+    return keys[0] if len(set(seeds)) == 1 else jnp.stack(keys)

@@ -1,0 +1,236 @@
+"""A stream of batches, fed by a background thread."""
+
+import contextlib
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcb._src.data.batch_spec import Forms
+from jaxcb._src.data.chunking import Chunker, Span
+from jaxcb._src.data.feed import FOREVER, Chunk, Feed, FeedStart, Layout, Progress
+from jaxcb._src.data.inputs import as_arrays
+from jaxcb._src.data.iterator import Pass
+from jaxcb._src.data.sources import Source
+from jaxcb._src.distributed.processes import ALONE, Processes
+from jaxcb._src.sharding.placement import Placement
+from jaxcb._src.utils.errors import DataError
+
+_AHEAD = 2  # chunks that wait ready
+_PATIENCE = 5.0  # seconds for the thread to end; one that waits in the user's iterator for ever is left to itself
+
+
+class Stream(Feed):
+    """Batches of a source, pulled ahead of the run.
+
+    A source that follows the run is asked for an epoch's data when the epoch before has been closed and read, since
+    it is given the controls as they are by then.
+
+    Args:
+        source: where the batches come from; walked anew each epoch unless `steps_per_epoch` cuts it.
+        steps_per_epoch: batches of an epoch; where None an epoch is one pass.
+        end_epoch: the thread pulls nothing for this epoch and later ones.
+        end_step: nor beyond this many steps.
+        steps_per_execution: batches of a chunk; None chooses by their size.
+        train_remainder: whether a smaller last batch is trained on.
+        controls: the run's, as they are before its first step.
+        start: where the run stood that is to be resumed; None for a new one.
+        say: takes a line for the user.
+        processes: of the run. Several cut chunks by count alone: how fast batches come differs between them.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        steps_per_epoch: int | None,
+        end_epoch: int,
+        end_step: int,
+        steps_per_execution: int | None,
+        train_remainder: bool,
+        controls: Mapping[str, Any] | None = None,
+        start: FeedStart | None = None,
+        say: Callable[[str], None] | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
+        self._source, self._processes = source, processes
+        self._steps_per_epoch = steps_per_epoch
+        self._train_remainder = train_remainder
+        self.epoch_len = steps_per_epoch or source.batches or FOREVER
+        self._start = start or FeedStart()
+        self._epoch = self._start.epoch  # that the run has confirmed
+        self._behind = self._first_position()  # the batches done before
+        self._where = self._behind  # of the source, behind the last step confirmed
+        self._told = self._start.epoch  # the epoch whose controls the thread was told last
+        self._given = _floats(controls or {}) | self._behind.pop("controls", {})  # what the first pass was given
+        self._began_with = self._given  # the controls that the epoch told began with
+        self._now = (self._start.epoch, self._given)
+        span = Span(*self._start[:3], self.epoch_len, steps_per_epoch, end_epoch, end_step)
+        self._begun = Pass(source, self._behind["pass"], self._given)
+        first = next(self._begun, None)
+        if first is None:
+            raise DataError(f"{source.what} ({source.kind}) is empty: it gave no batch.")
+        self._pulled = [first]
+        batch, self._rows = as_arrays(first[0], f"the first batch of {source.what}")
+        self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.asarray(x[:1]).dtype), batch)
+        if say is not None and self._begun.walks_to(self._behind) and not span.is_over(*self._start[:3]):
+            say(
+                f"jaxcb: {source.describe(self._begun.number)} starts anew and {self._behind['batches']} batches of it "
+                "are passed over, since its iterator told no position. One with get_state and set_state goes on where "
+                "it stood."
+            )
+        forms = Forms(source.what, batch, steps_per_execution)
+        self._chunker = Chunker(source, span, forms, train_remainder=train_remainder, alike=processes.several)
+        self.choose(stacked=True)
+        self._unconfirmed: deque[Chunk] = deque()
+        self._dispatched = 0
+        self._queue: queue.Queue[Any] = queue.Queue(_AHEAD)
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._ended = False
+        self._error: BaseException | None = None
+
+    def _first_position(self) -> dict[str, Any]:
+        """Where the source stands at the start."""
+        epoch, cursor, step, position = self._start
+        if position is not None and (position["pass"] == epoch or not self._source.follows):
+            return dict(position)
+        # of another kind of data, which had none: as if each epoch had been a pass
+        return {"pass": 0, "batches": step} if self._source.one_shot else {"pass": epoch, "batches": cursor}
+
+    def choose(self, *, stacked: bool) -> None:
+        self._chunker.stacked = stacked
+        rows = self._rows * self._chunker.placement.processes
+        self.layout = Layout("stacked" if stacked else "single", 0, rows, False, self._train_remainder)
+
+    def place(self, placement: Placement) -> None:
+        self._chunker.placement, several = placement, placement.processes
+        self.choose(stacked=self._chunker.stacked)
+        self.example = jax.tree.map(lambda x: x.update(shape=(several * x.shape[0], *x.shape[1:])), self.example)
+
+    def pace(self, steps: int) -> None:
+        if not self._processes.several:
+            self._chunker.wanted = steps
+
+    def next(self) -> Chunk | None:
+        self._take(wait=True)
+        if self._error is not None:
+            raise self._error
+        if self._dispatched == len(self._unconfirmed):
+            return None
+        self._dispatched += 1
+        return self._unconfirmed[self._dispatched - 1]
+
+    def ready(self) -> bool:
+        self._take(wait=False)
+        return self._dispatched < len(self._unconfirmed)
+
+    def _take(self, *, wait: bool) -> None:
+        """Takes a chunk over from the thread, where none is at hand."""
+        if self._dispatched < len(self._unconfirmed) or self._ended or self._error is not None:
+            return
+        self._tell()
+        if self._thread is None:
+            if self._began_with != self._given:  # `on_train_begin` has set a control
+                self._begun, self._pulled = Pass(self._source, self._behind["pass"], self._began_with), []
+            self._thread = threading.Thread(target=self._work, args=(_settings(),), name="jaxcb-data", daemon=True)
+            self._thread.start()
+        try:
+            item = self._queue.get(block=wait)
+        except queue.Empty:
+            return
+        if isinstance(item, BaseException):
+            self._error = item
+        elif item is None:
+            self._ended = True
+        else:
+            self._unconfirmed.append(item)
+
+    def _tell(self) -> None:
+        """Lets the thread begin the epoch that the run has reached, now that it asks for its data."""
+        epoch, controls = self._now
+        if self._source.follows and epoch > self._told:
+            self._told, self._began_with = epoch, controls
+            self._chunker.begin(controls)
+
+    def position(self) -> dict[str, Any]:
+        if not self._source.follows:
+            return dict(self._where)
+        controls = self._began_with if self._epoch == self._told else self._now[1]
+        return self._where | {"controls": dict(controls)}
+
+    def confirm(self, status: Progress) -> None:
+        epoch, step = int(status.epoch), int(status.step)
+        if self._source.follows:
+            self._now = (epoch, _floats(status.controls))
+            if self._thread is None and self._start.cursor == 0:  # the first epoch has not begun yet
+                self._began_with = self._now[1]
+        for chunk in self._unconfirmed:
+            if 0 < step - chunk.step <= len(chunk.positions):
+                self._where = chunk.positions[step - chunk.step - 1].as_json()
+        closed = epoch > self._epoch and int(status.cursor) == 0
+        if closed and self._steps_per_epoch is None and not self._source.one_shot:  # with its pass
+            self._where = {"pass": self._where["pass"] + 1, "batches": 0}
+        self._epoch = epoch
+        while self._unconfirmed and self._unconfirmed[0].consumed(status):
+            chunk = self._unconfirmed.popleft()
+            self._dispatched -= 1
+            if chunk.memory is not None:
+                self._chunker.stacks.give_back(chunk.memory)
+
+    def rewind(self) -> int:
+        self._dispatched = 0
+        return self._unconfirmed[0].epoch_len if self._unconfirmed else self.epoch_len
+
+    def close(self) -> None:
+        self._closed.set()
+        self._chunker.begin(None)
+        deadline = time.monotonic() + _PATIENCE
+        while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                self._queue.get(timeout=0.01)
+            self._thread.join(timeout=0.01)
+
+    # In the background thread
+
+    def _work(self, settings: list[Any]) -> None:
+        try:
+            with contextlib.ExitStack() as stack:
+                for setting in settings:
+                    stack.enter_context(setting)
+                for chunk in self.chunks():
+                    if not self._put(chunk):
+                        return
+                self._put(None)
+        except BaseException as error:  # raised again in the run's thread
+            self._put(error)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Gives all that the run needs."""
+        first, pulled = self._begun, self._pulled
+        del self._begun, self._pulled  # the chunker frees what they hold before the next pass begins
+        return self._chunker.chunks(first, pulled, self._behind)
+
+    def _put(self, item: Any) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=0.05)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
+def _floats(controls: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in controls.items()}
+
+
+def _settings() -> list[Any]:
+    """The settings of JAX that belong to the run's thread, to be entered in another one."""
+    config: Any = jax.config
+    return [jax.default_device(config.jax_default_device), jax.enable_x64(config.jax_enable_x64)]

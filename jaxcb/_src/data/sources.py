@@ -1,0 +1,307 @@
+"""Sources: where the batches of a stream come from, pass after pass."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxcb._src.data import inputs as _data
+from jaxcb._src.data import inputs as _others
+from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
+from jaxcb._src.utils.errors import DataError
+
+_SPARE_BITS = 10  # beyond those that keep two of the rows from being alike: it happens once in a thousand epochs
+_DATA = 0x64617461  # sets the key of the data's order apart from the one that steps draw from
+
+
+def key_of(seed: int) -> Array:
+    """The key of the orders."""
+    return jax.random.key(seed ^ _DATA)
+
+
+def draw(key: Array, epoch: Any, rows: int) -> Array:
+    """Draws an epoch's order: rows sorted by random bits, so many that hardly any two are alike. Traced, or not."""
+    # XLA sorts an array that takes no other along several times faster. So each number holds random bits and, below
+    # them, the place that it came from; several such sorts one after another are a radix sort by all their bits
+    place = max((rows - 1).bit_length(), 1)  # bits of a place
+    sorts = -(-(2 * place + _SPARE_BITS) // (32 - place))
+    bits = jax.random.bits(jax.random.fold_in(key, epoch), (sorts, rows), jnp.uint32)
+    places = jnp.arange(rows, dtype=jnp.uint32)
+    order = jnp.arange(rows, dtype=jnp.int32)
+    for own in bits:
+        came_from = jax.lax.sort((own << place) | places) & ((1 << place) - 1)
+        order = order.at[came_from].get(mode="promise_in_bounds")
+    return order
+
+
+def drawn(key: Array, epoch: int, rows: int) -> np.ndarray:
+    """Draws an epoch's order for the host."""
+    return np.asarray(_drawn(key, np.int32(epoch), rows))
+
+
+_drawn = partial(jax.jit, static_argnums=2)(draw)
+
+
+BATCH_SIZE = 32  # as in Keras
+
+
+class Source:
+    """An iterable of batches, walked anew each pass.
+
+    Args:
+        data: the iterable.
+        what: its name in errors.
+    """
+
+    follows = False  # whether a pass is an epoch, and is asked for with the controls of its begin
+    most: int | None = None  # batches of a pass, where it is to be cut short
+    batches: int | None = None  # of a pass, where that is known
+
+    def __init__(self, data: Any, what: str) -> None:
+        self.data, self.what = data, what
+        self.kind = type(data).__name__
+        self.one_shot = _data.is_one_shot(data)
+
+    def walk(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
+        """Starts pass `number`, from 0."""
+        del controls
+        return _others.walk(self.data, number)
+
+    def describe(self, number: int) -> str:
+        """Names a pass, for errors."""
+        return f"pass {number + 1} over {self.what} ({self.kind})"
+
+
+class Cut(Source):
+    """Rows that are cut into batches on the host: arrays, or a Hugging Face `Dataset`.
+
+    Args:
+        data: the rows.
+        what: their name in errors.
+        batch_size: rows of a batch.
+        shuffle: whether each pass has its own order, a function of `seed` and its number.
+        seed: of the orders.
+        remainder: whether a pass has a smaller last batch.
+        most: batches of a pass; all where None.
+        placement: of the batches, of which each process cuts out its own part.
+
+    Raises:
+        DataError: for batches that do not divide.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        what: str,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        remainder: bool = True,
+        most: int | None = None,
+        placement: Placement = ONE_DEVICE,
+    ) -> None:
+        super().__init__(data, what)
+        if _others.is_table(data):
+            table = _others.as_numpy(data)
+            rows, self._at = len(table), lambda index: table[index]
+        else:
+            arrays, rows = _data.as_arrays(data, what)
+            arrays = jax.tree.map(np.asarray, arrays)
+            self._at = lambda index: jax.tree.map(lambda x: x[index], arrays)
+        size = self._size = min(batch_size, rows)
+        self._rows, self._key = rows, key_of(int(seed)) if shuffle else None
+        batches = batches_in(rows, batch_size, what, remainder=remainder)
+        if most is not None:
+            batches = min(batches, most)
+        self.batches, self._end, self._share = batches, min(batches * size, rows), placement.share
+        if self._share[1] > 1:  # each device has its part, and no process has more than its own
+            placement.check_batch(size)
+            smaller = self._end % size
+            if smaller and not placement.divides(smaller):
+                raise DataError(
+                    f"{what} has {rows} rows, so that the last batch of {smaller} does not divide over "
+                    f"{placement.parts} devices. Pass remainder='drop', or leave some rows out."
+                )
+
+    def walk(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
+        del controls
+        order = None if self._key is None else drawn(self._key, number, self._rows)
+        return _Slices(self._at, self._end, self._size, order, self.describe(number), self._share)
+
+
+class _Slices(Iterator[Any]):
+    """The batches of a pass over rows. Its state is how many of them it has given."""
+
+    def __init__(
+        self,
+        at: Callable[[Any], Any],
+        rows: int,
+        size: int,
+        order: np.ndarray | None,
+        what: str,
+        share: tuple[int, int],
+    ) -> None:
+        self._at, self._rows, self._size, self._order, self._what = at, rows, size, order, what
+        self._index, self._parts = share
+        self._given = 0
+
+    def __next__(self) -> Any:
+        start = self._given * self._size
+        if start >= self._rows:
+            raise StopIteration
+        self._given += 1
+        own = min(self._size, self._rows - start) // self._parts
+        rows = slice(start + self._index * own, start + (self._index + 1) * own)
+        return self._at(rows if self._order is None else self._order[rows])
+
+    def get_state(self) -> int:
+        return self._given
+
+    def set_state(self, given: int) -> None:
+        batches = -(-self._rows // self._size)
+        if given > batches:
+            raise DataError(ran_out(self._what, batches, given))
+        self._given = given
+
+
+class Asked(Source):
+    """A function `(epoch, controls) -> data`, asked at the begin of each epoch.
+
+    Args:
+        fn: the function.
+        what: its name in errors.
+        batch_size: rows of a batch, where it returns arrays or a data set of rows.
+        shuffle: whether these get a new order each epoch.
+        seed: of the orders.
+        remainder: whether their smaller last batch is trained on.
+        steps_per_epoch: at most that many batches of what it returns.
+        placement: of the batches.
+    """
+
+    follows = True
+
+    def __init__(
+        self,
+        fn: Callable[[int, dict[str, float]], Any],
+        what: str,
+        *,
+        batch_size: int | None,
+        shuffle: bool,
+        seed: int,
+        remainder: bool = True,
+        steps_per_epoch: int | None,
+        placement: Placement = ONE_DEVICE,
+    ) -> None:
+        _check_arguments(fn, what)
+        super().__init__(fn, what)
+        self.one_shot = False
+        self._fn, self.most = fn, steps_per_epoch
+        self._cut: dict[str, Any] = {
+            "batch_size": batch_size,
+            "shuffle": shuffle,
+            "seed": seed,
+            "remainder": remainder,
+            "placement": placement,
+        }
+
+    def walk(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
+        data = self._fn(number, dict(controls))
+        what = f"what {self.describe(number)} returned"
+        if self.most is None and _data.is_endless(data):
+            raise DataError(f"{what} is an endless stream, so its epoch never ends: pass steps_per_epoch=.")
+        return source_of(data, what, **self._cut).walk(number, controls)
+
+    def describe(self, number: int) -> str:
+        return f"{self.what}(epoch={number}, controls)"
+
+
+def source_of(
+    data: Any,
+    what: str,
+    *,
+    batch_size: int | None,
+    shuffle: bool,
+    seed: int,
+    remainder: bool = True,
+    most: int | None = None,
+    placement: Placement = ONE_DEVICE,
+) -> Source:
+    """Returns the source of what a user gave as data. Rows are cut for several processes; a stream is each one's own.
+
+    `Cut` describes the arguments, which are for rows alone.
+
+    Raises:
+        DataError: for what is no data, and for a batch size that cannot be followed.
+    """
+    if _data.are_arrays(data) or _others.is_table(data):
+        size = batch_size or BATCH_SIZE
+        return Cut(
+            data,
+            what,
+            batch_size=size,
+            shuffle=shuffle,
+            seed=seed,
+            remainder=remainder,
+            most=most,
+            placement=placement,
+        )
+    _data.check_iterable(data, what)
+    _data.check_list(data, what)
+    if batch_size is not None:
+        raise DataError(
+            f"batch_size={batch_size} was given, but {what} is a {type(data).__name__}, an iterable that makes its own "
+            "batches. Leave batch_size out, or pass arrays."
+        )
+    return Source(data, what)
+
+
+def batches_in(rows: int, batch_size: int, what: str, *, remainder: bool) -> int:
+    """Returns how many batches rows make, with a smaller last one or without it.
+
+    Raises:
+        DataError: where there is none.
+    """
+    if batch_size > rows and not remainder:
+        raise DataError(
+            f"remainder='drop' leaves nothing to train on: {what} has {rows} rows, less than a batch of {batch_size}."
+        )
+    return -(-rows // batch_size) if remainder else rows // batch_size
+
+
+def in_order(data: Any, what: str, batch_size: int, placement: Placement = ONE_DEVICE) -> Source:
+    """Returns the source of what is walked in its own order; `batch_size` is for arrays and rows alone."""
+    rows = _data.are_arrays(data) or _others.is_table(data)
+    size = batch_size if rows else None
+    return source_of(data, what, batch_size=size, shuffle=False, seed=0, placement=placement)
+
+
+def ran_out(what: str, batches: int, done: int) -> str:
+    """Says that data has changed, so that a run cannot go on where it stood."""
+    return (
+        f"{what} ended after {batches} batches, but {done} of it were done in the run that is to be resumed: the data "
+        "has changed. Pass the data that the run began with, or begin anew."
+    )
+
+
+def _check_arguments(fn: Callable[..., Any], what: str) -> None:
+    """Requires a function that can be called with the epoch and the controls."""
+    if isinstance(fn, type):
+        raise TypeError(f"{what} is the class {fn.__name__}, expected an instance of it.")
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:  # a builtin may have none
+        return
+    try:
+        signature.bind(0, {})
+    except TypeError:
+        name = getattr(fn, "__name__", type(fn).__name__)
+        raise TypeError(
+            f"{what} is the function {name}{signature}, expected one of (epoch, controls) that returns an epoch's "
+            f"data, such as {what}=lambda epoch, controls: batches."
+        ) from None

@@ -1,0 +1,106 @@
+"""Validation sets: rows that stay on the device, and batches that the host feeds."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxcb._src.data.feed import are_kept
+from jaxcb._src.data.inputs import are_arrays, as_arrays, copied, named_sets
+from jaxcb._src.data.sources import BATCH_SIZE, Source, in_order
+from jaxcb._src.distributed.processes import ALONE, Processes
+from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
+from jaxcb._src.utils.errors import DataError
+
+__all__ = ["BATCH_SIZE", "HostSet", "ResidentSet", "validation_sets"]
+
+
+class ResidentSet(NamedTuple):
+    """Rows that stay on the device."""
+
+    arrays: Any
+    rows: int
+    batch_size: int
+
+    @property
+    def example(self) -> Any:
+        """The shapes of a batch."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.batch_size, *x.shape[1:]), x.dtype), self.arrays)
+
+
+class HostSet:
+    """Validation batches that the host feeds, walked anew at each validation.
+
+    Args:
+        source: where they come from.
+        steps: at most that many batches; all where None.
+    """
+
+    def __init__(self, source: Source, steps: int | None) -> None:
+        if source.one_shot:
+            raise DataError(
+                f"{source.what} is a {source.kind}, which is used up after one validation. Pass a list of its "
+                "batches, or something that can be iterated again."
+            )
+        self._source, self._steps = source, steps
+        first = next(source.walk(0, {}), None)
+        if first is None:
+            raise DataError(f"{source.what} is empty: it gave no batch.")
+        batch, _ = as_arrays(first, f"the first batch of {source.what}")
+        self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.asarray(x[:1]).dtype), batch)
+
+    def __iter__(self) -> Iterator[Any]:
+        number, what = 0, self._source.what
+        batches = itertools.islice(self._source.walk(0, {}), self._steps)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                break
+            except BaseException as error:
+                error.add_note(f"This happened while batch {number + 1} of {what} was pulled.")
+                raise
+            number += 1
+            yield copied(as_arrays(batch, f"batch {number} of {what}")[0])
+        if number == 0:
+            raise DataError(f"{what} gave no batch when it was walked again; its __iter__ must start anew.")
+
+
+def validation_sets(
+    data: Any,
+    batch_size: int | None,
+    steps: int | None,
+    *,
+    like: Any = None,
+    resident: bool | str = "auto",
+    placement: Placement = ONE_DEVICE,
+    processes: Processes = ALONE,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, ResidentSet | HostSet]:
+    """Returns the validation sets by the prefix of their metrics' names.
+
+    Args:
+        data: one set, or a dict of named ones, each of them arrays or an iterable of batches.
+        batch_size: rows of a batch, for arrays and rows.
+        steps: at most that many batches of each; all where None.
+        like: a training batch, which tells whether a dict is a batch itself; None where there is none.
+        resident: whether arrays are kept on the devices; "auto" where these have room for them.
+        placement: of the batches.
+        processes: of the run.
+        say: takes a line for the user.
+    """
+    sets: dict[str, ResidentSet | HostSet] = {}
+    for prefix, own in named_sets(data, like=like).items():
+        what = f"validation_data ({prefix.rstrip('_')})"
+        size = batch_size or BATCH_SIZE
+        if are_arrays(own):
+            own, rows = as_arrays(own, what)
+            rows = rows if steps is None else min(rows, steps * size)
+            own = jax.tree.map(lambda x, rows=rows: x[:rows], own)
+            if are_kept(own, what, resident, placement=placement, processes=processes, say=say):
+                sets[prefix] = ResidentSet(jax.tree.map(jnp.asarray, own), rows, min(size, rows))
+                continue
+        sets[prefix] = HostSet(in_order(own, what, size, placement), steps)
+    return sets

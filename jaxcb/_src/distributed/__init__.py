@@ -1,0 +1,1 @@
+"""Several processes: how they start and how they agree."""

@@ -1,0 +1,315 @@
+"""`fit`, `evaluate` and `predict`: a model, a loss and data, and nothing else to write."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.chain import AsCallback, as_chain
+from jaxcb._src.data import inputs as _data
+from jaxcb._src.data.feed import rows_in
+from jaxcb._src.data.inputs import split_off
+from jaxcb._src.data.sources import BATCH_SIZE, in_order
+from jaxcb._src.loop.compiled.metric_accumulator import Window
+from jaxcb._src.loop.config import Asked, name_of
+from jaxcb._src.loop.result import Result
+from jaxcb._src.loop.run import conduct
+from jaxcb._src.models.adapt import adapt
+from jaxcb._src.sharding.placement import Placement
+from jaxcb._src.training.probes import Probe
+from jaxcb._src.training.run_config import Configuration
+from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.training.train_step import EvalStep, Step
+from jaxcb._src.utils.errors import DataError
+from jaxcb._src.utils.validate import whole
+
+
+def fit(
+    model: Any,
+    loss_fn: Callable[..., Any],
+    train_data: Any,
+    *,
+    optimizer: optax.GradientTransformation | Callable[..., optax.GradientTransformation],
+    learning_rate: float | optax.Schedule | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    steps_per_epoch: int | None = None,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    remainder: str = "train",
+    resident: bool | str = "auto",
+    validation_data: Any = None,
+    validation_split: float = 0.0,
+    validation_freq: int | Sequence[int] = 1,
+    eval_every: int | None = None,
+    validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
+    callbacks: Sequence[Callback | AsCallback] | Callback | AsCallback | None = (),
+    class_weight: Mapping[int, float] | None = None,
+    controls: Mapping[str, float] | None = None,
+    probes: Mapping[str, Probe] | None = None,
+    evaluators: Mapping[Any, Callable[[Any], Any]] | None = None,
+    host_metrics: Mapping[str, Callable[[], Any]] | None = None,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    resume: bool | str = False,
+    overwrite: bool = False,
+    on_save_error: str = "raise",
+    steps_per_execution: int | str = "auto",
+    executor: str = "auto",
+    mesh: Mesh | None = None,
+    sharding: Any = None,
+    copy: bool = False,
+    verbose: int | str = "auto",
+    debug: bool = False,
+    fast_dev_run: int | bool = False,
+) -> Result:
+    """Trains a model.
+
+    Args:
+        model: a Flax NNX module, `jc.linen(module, sample_input)`, an Equinox module, or any pytree of
+            floating arrays. An NNX module is brought up to date at the end, and `result.model is model`.
+        loss_fn: `loss_fn(model, batch)` returning a scalar `loss`, `(loss, {name: value})` or `jc.Out`. It
+            may ask by keyword for `key`, `train`, `controls`, `state` and `sample_weight` (float32 (rows,)).
+        train_data: a pytree of arrays with a common leading axis, such as `(x, y)`, kept on the device; an
+            iterable of batches (a list is one), such as a data loader or a grain dataset; a Hugging Face dataset; or
+            a function `(epoch, controls)` that returns an epoch's data.
+        optimizer: an optax factory such as `optax.adam`, together with `learning_rate`: then callbacks can
+            scale, set and read the rate. Or a ready-made optimizer, of which only the final updates are scaled.
+        learning_rate: a constant or an optax schedule (updates done -> rate).
+        epochs: how many epochs to train.
+        steps: how many updates to do; with `epochs`, whichever comes first.
+        steps_per_epoch: steps of an epoch; one pass over the data where None.
+        batch_size: rows of a batch, for arrays; 32 where None.
+        shuffle: whether arrays get a new order each epoch, drawn from `seed` and the epoch.
+        remainder: "train" on a smaller last batch, or "drop" it.
+        resident: whether arrays stay on the devices, whole on each; "auto" where they take no more than half of the
+            memory that is left there. Otherwise the host gathers each batch; the batches are the same.
+        validation_data: as `train_data`, or a dict of named sets.
+        validation_split: the last fraction of the rows of arrays to validate on, as in Keras.
+        validation_freq: validate every n-th epoch, or after the listed (1-based) epochs.
+        eval_every: validate every n steps instead, and at the end.
+        validation_steps: at most that many validation batches.
+        validation_batch_size: rows of a validation batch; `batch_size` where None.
+        callbacks: callbacks in the order in which their actions apply.
+        class_weight: label -> weight, for a loss function that asks for `sample_weight`.
+        controls: name -> number: scalars that `SetControl` changes and the loss function may ask for.
+        probes: name -> `probe(fn, every=...)`: looks inside the step, whose results join the metrics.
+        evaluators: name -> `fn(model)`, run by the host at each validation, whose number joins the metrics; a tuple of
+            names for as many results.
+        host_metrics: name -> function of nothing that returns a number, read between two calls of the compiled loop:
+            `metrics["name"]` for callbacks.
+        seed: of the data's order and of the keys that the loss function is given.
+        run_dir: where the run's files go; its `history.csv` is always written. The run is saved there at least every
+            60 seconds, and at its end.
+        resume: "auto" goes on with the run that is in `run_dir`, where there is one: it then ends as if it had never
+            been cut short. A run that has come to its end returns its result at once.
+        overwrite: whether a run that is in `run_dir` may be replaced.
+        on_save_error: "raise" or "warn" where the run cannot be saved.
+        steps_per_execution: steps of one call of the compiled loop; "auto" measures.
+        executor: "auto", "looped" or "stepped".
+        mesh: the devices to train on, such as `jax.make_mesh((jax.device_count(),), ("data",))`; the default one where
+            None. `batch_size` is that of all of them together. See docs/devices.md.
+        sharding: how the train state is split over the mesh: "fsdp" by size; "replicated"; a dict of path patterns
+            to `PartitionSpec`, such as `{"**/kernel": P(None, "model")}`; by the model's own partition metadata,
+            where it has any, where None.
+        copy: for an NNX module, leave it as it is and return a trained copy.
+        verbose: "auto" for a bar on a terminal and a line an epoch elsewhere, 0, 1 for the bar, 2 for lines.
+        debug: run step by step without compiling, so that pdb and print work, and stop at the first NaN, naming step
+            and leaf. The functions are first called once with shapes alone.
+        fast_dev_run: try everything on that many batches (True for one), and leave no files.
+
+    Returns:
+        A `Result`: `model`, `params`, `state`, `history`, `stop_reason`, `stopped_epoch`, `callback_states`.
+
+    Raises:
+        TypeError: for a model, loss function or optimizer of a kind that is not known.
+        ValueError: for arguments that do not fit together.
+        DataError: for data that cannot be trained on.
+        MissingMetricError: for a monitor that nothing reports, listing the names that exist.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp, optax
+        >>> x = jnp.linspace(-1, 1, 64)[:, None]
+        >>> def loss_fn(params, batch):
+        ...     x, y = batch
+        ...     return jnp.mean((x @ params["w"] - y) ** 2)
+        >>> result = jc.fit({"w": jnp.zeros((1, 1))}, loss_fn, (x, 3 * x), optimizer=optax.adam,
+        ...                 learning_rate=0.1, epochs=100, callbacks=[jc.EarlyStopping("loss", patience=20)], verbose=0)
+        >>> round(float(result.params["w"][0, 0]), 1)
+        3.0
+
+    Source: `keras.Model.fit`.
+    """
+    seed = whole("fit", "seed", seed)
+    configuration = Configuration(seed, optimizer, learning_rate, as_chain(callbacks), controls=controls or {})
+    adapter = adapt(model, copy=copy)
+    given = [configuration.train_state(adapter)]
+    if validation_split:
+        train_data, validation_data = split_off(train_data, validation_data, validation_split)
+    settings = {
+        "model": type(getattr(model, "module", model)).__name__,
+        "loss_fn": name_of(loss_fn),
+        "optimizer": name_of(optimizer),
+        "learning_rate": name_of(learning_rate),
+    }
+    if adapter is not model:
+        adapter.release()
+    del model  # the run has arrays of its own: where nobody else holds these, they are freed before the first step
+    asked = Asked(
+        epochs=epochs,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        remainder=remainder,
+        resident=resident,
+        validation_data=validation_data,
+        validation_freq=validation_freq,
+        eval_every=eval_every,
+        validation_steps=validation_steps,
+        validation_batch_size=validation_batch_size,
+        seed=seed,
+        run_dir=run_dir,
+        resume=resume,
+        overwrite=overwrite,
+        on_save_error=on_save_error,
+        steps_per_execution=steps_per_execution,
+        executor=executor,
+        mesh=mesh,
+        sharding=sharding,
+        verbose=verbose,
+        probes=probes,
+        evaluators=evaluators,
+        host_metrics=host_metrics,
+        debug=debug,
+        fast_dev_run=fast_dev_run,
+    )
+    step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn)
+    # few arguments: CPython holds those of a call with more than thirty for as long as it runs
+    return conduct(step, eval_step, configuration.callbacks, given.pop(), train_data, asked, settings=settings)
+
+
+def evaluate(
+    model: Any,
+    loss_fn: Callable[..., Any],
+    data: Any,
+    *,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    sharding: Any = None,
+) -> dict[str, float]:
+    """Computes a model's loss and metrics over a data set, each batch weighted by its rows.
+
+    Args:
+        model: as for `fit`.
+        loss_fn: as for `fit`; run in its evaluation mode.
+        data: a pytree of arrays, or an iterable of batches.
+        batch_size: rows of a batch, for arrays.
+        seed: of the key that a loss function may ask for.
+        mesh: the devices, as for `fit`.
+        sharding: of the model, as for `fit`.
+
+    Returns:
+        name -> float.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp
+        >>> jc.evaluate({"w": jnp.ones(())}, lambda p, x: jnp.mean((p["w"] - x) ** 2), jnp.zeros(5), batch_size=2)
+        {'loss': 1.0}
+    """
+    state, placement = _inference_state(model, seed, mesh, sharding)
+    step = placement.inside(EvalStep(loss_fn))
+
+    @partial(jax.jit, out_shardings=placement.everywhere)
+    def add(window: Window, state: TrainState, batch: Any) -> Window:
+        return window.add(step(state, placement.split(batch)), rows_in(batch))
+
+    window = None
+    for batch in _batches(data, batch_size, "evaluate", placement):
+        if window is None:
+            window = placement.put_everywhere(Window.empty(jax.eval_shape(step, state, batch)))
+        window = placement.settle(add(window, state, batch))
+    assert window is not None
+    means = jax.device_get(window.means())
+    return {name: value.item() if np.ndim(value) == 0 else value for name, value in means.items()}
+
+
+def predict(
+    model: Any,
+    x: Any,
+    *,
+    batch_size: int = BATCH_SIZE,
+    fn: Callable[[Any, Any], Any] | None = None,
+    mesh: Mesh | None = None,
+    sharding: Any = None,
+) -> Any:
+    """Runs a model over rows, in its evaluation mode.
+
+    Args:
+        model: as for `fit`.
+        x: an array, or a pytree of arrays with a common leading axis.
+        batch_size: rows of a batch.
+        fn: `fn(model, batch)`; calls the model on the batch where None (Equinox models a row at a time).
+        mesh: the devices, as for `fit`.
+        sharding: of the model, as for `fit`.
+
+    Returns:
+        The outputs for all rows, as numpy arrays in the form that the model returns.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp
+        >>> jc.predict({"w": jnp.array(2.0)}, jnp.arange(3.0), fn=lambda p, x: p["w"] * x).tolist()
+        [0.0, 2.0, 4.0]
+    """
+    state, placement = _inference_state(model, 0, mesh, sharding)
+
+    @partial(jax.jit, out_shardings=placement.everywhere)
+    @placement.inside
+    def run(state: TrainState, batch: Any) -> Any:
+        model, batch = state.model(), placement.split(batch)
+        return fn(model, batch) if fn is not None else state.adapter.call(model, batch, state.model_state)
+
+    out = []
+    for batch in _batches(x, batch_size, "predict", placement):
+        out.append(jax.device_get(run(state, batch)))
+        rows = rows_in(batch)
+        for leaf in jax.tree.leaves(out[-1]):
+            if np.shape(leaf)[:1] != (rows,):
+                raise ValueError(
+                    f"predict: the output for {rows} rows has shape {np.shape(leaf)}, expected {rows} rows."
+                )
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
+
+
+def _inference_state(model: Any, seed: int, mesh: Mesh | None, sharding: Any) -> tuple[TrainState, Placement]:
+    adapter = adapt(model)
+    params, model_state, rngs = adapter.split()
+    state = TrainState.create(params=params, model_state=model_state, rngs=rngs, adapter=adapter, seed=seed)
+    placement = Placement.of(mesh, sharding, state)
+    return placement.put_state(state), placement
+
+
+def _batches(data: Any, batch_size: int, owner: str, placement: Placement) -> Iterator[Any]:
+    """Gives batches on the device."""
+    size = whole(owner, "batch_size", batch_size, least=1)
+    if _data.are_arrays(data):
+        arrays, rows = _data.as_arrays(data, "data")
+        for start in range(0, rows, size):
+            batch = jax.tree.map(lambda x, i=start: jnp.asarray(x[i : i + size]), arrays)
+            yield placement.put_everywhere(batch)
+        return
+    number = 0
+    for number, batch in enumerate(in_order(data, "data", size, placement).walk(0, {}), 1):
+        arrays, _ = _data.as_arrays(batch, f"batch {number} of data")
+        yield placement.put_batch(_data.copied(arrays))
+    if number == 0:
+        raise DataError(f"data ({type(data).__name__}) is empty: it gave no batch.")

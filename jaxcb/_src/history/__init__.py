@@ -1,0 +1,1 @@
+"""What a run reported, in memory and read back from files."""

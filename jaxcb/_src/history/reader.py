@@ -1,0 +1,280 @@
+"""Records: what a run reported, moment by moment, read from a file, columns or rows.
+
+Looked at and not used for reading: `numpy.loadtxt` knows no missing cells, `numpy.genfromtxt` is ten times
+slower than the standard library's `csv`, and pandas would be a dependency.
+"""
+
+import bisect
+import csv
+import itertools
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxcb._src.core.metrics import MISSING
+from jaxcb._src.utils.errors import DataError
+from jaxcb._src.utils.local_path import local_path
+
+POSITIONS = ("step", "epoch")
+RATES = ("learning_rate", "base_learning_rate", "lr_scale")
+JOURNAL = "host_metrics.csv"  # beside a run's history: what the host read, and from where on it held
+_BLOCK = 65_536  # lines of a file in memory at a time as text
+
+
+class Records(NamedTuple):
+    """A recorded run; one row an epoch's end or a validation in an epoch's middle.
+
+    Attributes:
+        names: of the metrics, in order.
+        values: the last reported value at each record, float32 (records, names); NaN before the first one.
+        reported: the step of that report, int32 (records, names); -1 before the first one.
+        step: updates done, int32 (records,), rising.
+        epoch: from 0, int32 (records,).
+        base: the recorded base learning rate, float32 (records,); None where there is none.
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    reported: np.ndarray
+    step: np.ndarray
+    epoch: np.ndarray
+    base: np.ndarray | None
+
+    @property
+    def fresh(self) -> np.ndarray:
+        """Whether a value was reported at that record, bool (records, names)."""
+        return self.reported == self.step[:, None]
+
+    @property
+    def closes(self) -> np.ndarray:
+        """Whether a record ends its epoch, bool (records,): the last one of each epoch does."""
+        return np.append(self.epoch[1:] != self.epoch[:-1], True)
+
+    @property
+    def validated(self) -> frozenset[str]:
+        """The names that validations report."""
+        return frozenset(name for name in self.names if name.startswith("val_"))
+
+    @property
+    def old(self) -> dict[str, frozenset[str]]:
+        """Hook -> names of which no record has anything new at that moment."""
+        others = frozenset(self.names) - self.validated
+        old = {
+            "on_epoch_end": self.validated,
+            "on_train_end": frozenset(self.names),
+        }  # the validation before has told of it
+        return old | {"on_eval_end": others} if self.closes.all() else old
+
+
+class _Column(NamedTuple):
+    values: np.ndarray  # float64 (records,)
+    present: np.ndarray  # bool (records,)
+
+
+def read_records(source: Any) -> Records:
+    """Reads a recorded run.
+
+    Args:
+        source: the path of a CSV file (or of the directory of a run, which holds `history.csv`), a dict of
+            columns, or a sequence of dicts. None, "NA" and an absent key mean not reported; nan is a value.
+
+    Returns:
+        The records.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        DataError: for no records, columns of different lengths, a cell that is no number, or steps that do
+            not rise.
+        TypeError: for another kind of source.
+    """
+    if isinstance(source, str | os.PathLike | bytes):
+        path = local_path("replay", "source", source)
+        path = path / "history.csv" if path.is_dir() else path
+        records, journal = _from_file(path), path.with_name(JOURNAL)
+        return _with_journal(records, journal) if path.name == "history.csv" and journal.is_file() else records
+    if isinstance(source, Mapping):
+        return _from_columns(source)
+    if isinstance(source, Sequence):
+        return _from_rows(source)
+    raise TypeError(
+        f"replay takes the path of a history.csv, a dict of lists or a list of dicts, got {type(source).__name__}. "
+        'A data frame goes in as `frame.to_dict("list")`.'
+    )
+
+
+def _from_file(path: Path) -> Records:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no file {str(path)!r} to replay. A run with run_dir= writes run_dir/history.csv; "
+            "or pass the values themselves: {'val_loss': [...]}."
+        )
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        first = file.readline()
+        separator = max(",;\t", key=first.count)
+        names = next(csv.reader([first], delimiter=separator), [])
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise DataError(f"{path}: the header names the column {twice[0]!r} {names.count(twice[0])} times.")
+        parts: list[list[_Column]] = []
+        lines: list[np.ndarray] = []
+        reader, line = csv.reader(file, delimiter=separator), 2
+        while block := list(itertools.islice(reader, _BLOCK)):
+            kept = range(len(block)) if [] not in block else [i for i, cells in enumerate(block) if cells]
+            numbers = line + np.asarray(kept, np.int64)  # a blank line is no record
+            parts.append(_block(path, names, [block[i] for i in kept], numbers))
+            lines.append(numbers)
+            line += len(block)
+    if not any(len(n) for n in lines):
+        raise DataError(f"{path}: there are no records in it, so there is nothing to replay.")
+    at = np.concatenate(lines)
+    joined = [_Column(*map(np.concatenate, zip(*part, strict=True))) for part in zip(*parts, strict=True)]
+    return _records(dict(zip(names, joined, strict=True)), lambda i: f"{path}, line {at[i]}")
+
+
+def _block(path: Path, names: Sequence[str], rows: list[list[str]], lines: np.ndarray) -> list[_Column]:
+    if set(map(len, rows)) - {len(names)}:
+        cells, line = next((c, n) for c, n in zip(rows, lines, strict=True) if len(c) != len(names))
+        raise DataError(
+            f"{path}, line {line}: {len(cells)} cells, expected {len(names)} as in the header. "
+            "Was the file cut off while it was written?"
+        )
+    columns = zip(*rows, strict=True) if rows else ((),) * len(names)
+    return [
+        _numbers(cells, len(rows), lambda i, name=name: f"{path}, line {lines[i]}, column {name!r}")
+        for name, cells in zip(names, columns, strict=True)
+    ]
+
+
+def _from_columns(source: Mapping[Any, Any]) -> Records:
+    columns, lengths = {}, {}
+    for name, cells in source.items():
+        if isinstance(cells, str | bytes | Mapping) or not hasattr(cells, "__len__") or getattr(cells, "ndim", 1) != 1:
+            raise DataError(f"the column {name!r} is {cells!r}, expected a list with one value a record.")
+        lengths[str(name)] = len(cells)
+        columns[str(name)] = cells
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise DataError(
+            f"the columns have different lengths ({shown}). Each record needs an entry in each; where a metric was "
+            "not reported, it is None."
+        )
+    if not lengths or not next(iter(lengths.values())):
+        raise DataError("the source holds no records, so there is nothing to replay.")
+
+    def number(name: str, cells: Any) -> _Column:
+        return _numbers(cells, lengths[name], lambda i: f"record {i}, column {name!r}")
+
+    return _records({n: number(n, c) for n, c in columns.items()}, lambda i: f"record {i}")
+
+
+def _from_rows(source: Sequence[Any]) -> Records:
+    names: dict[str, None] = {}
+    for i, row in enumerate(source):
+        if not isinstance(row, Mapping):
+            raise DataError(f"record {i} is of type {type(row).__name__}, expected a dict of names to values.")
+        if row.keys() != names.keys():
+            names.update(dict.fromkeys(row))
+    if not source:
+        raise DataError("the source holds no records, so there is nothing to replay.")
+    if not names:
+        raise DataError("the records are empty dicts, so there is nothing to replay.")
+    return _from_columns({name: [row.get(name) for row in source] for name in names})
+
+
+def _is_missing(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, str) and cell.strip() == MISSING)
+
+
+def _with_journal(records: Records, path: Path) -> Records:
+    """Adds what the host had read to each record: the last row that stood before it."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    header, table = rows[0], np.asarray(rows[1:], np.float64).reshape(len(rows) - 1, len(rows[0]))
+    if not len(table):
+        return records
+    # a record in an epoch's middle is its validation, one that closes it comes after that
+    starts = [tuple(row[:3]) for row in table.tolist()]
+    moments = zip(records.epoch.tolist(), records.step.tolist(), records.closes.tolist(), strict=True)
+    last = np.asarray([bisect.bisect_right(starts, moment) - 1 for moment in moments]).clip(0)
+    return records._replace(
+        names=(*records.names, *header[3:]),
+        values=np.concatenate([records.values, table[last, 3:].astype(np.float32)], axis=1),
+        reported=np.concatenate([records.reported, np.repeat(records.step[:, None], len(header) - 3, axis=1)], axis=1),
+    )
+
+
+def _numbers(cells: Iterable[Any], count: int, where: Callable[[int], str]) -> _Column:
+    """Reads cells as numbers; `where` names one for an error."""
+    if getattr(getattr(cells, "dtype", None), "kind", "O") in "biuf":
+        return _Column(np.asarray(cells, np.float64), np.ones(count, bool))
+    cells = cells if isinstance(cells, Sequence) else list(cells)
+    try:
+        return _Column(np.fromiter(map(float, cells), np.float64, count), np.ones(count, bool))
+    except (TypeError, ValueError):  # some are missing, or are no numbers
+        present = np.fromiter((not _is_missing(c) for c in cells), bool, count)
+    values = np.full(count, np.nan)
+    for i in np.flatnonzero(present).tolist():
+        try:
+            values[i] = float(cells[i])
+        except (TypeError, ValueError):
+            raise DataError(
+                f"{where(i)}: {cells[i]!r} is not a number. What was not reported is written as "
+                f"{MISSING} (or None); nan is a value."
+            ) from None
+    return _Column(values, present)
+
+
+def _records(columns: dict[str, _Column], where: Callable[[int], str]) -> Records:
+    count = len(next(iter(columns.values())).values)
+    index = np.arange(count)
+    positions = {name: _whole(columns[name], name, where) if name in columns else None for name in POSITIONS}
+    epoch = index.astype(np.int32) if positions["epoch"] is None else positions["epoch"]
+    step = (index + 1).astype(np.int32) if positions["step"] is None else positions["step"]
+    # a stop at a validation in an epoch's middle closes the epoch at that very step
+    stands = (np.diff(step) == 0) & (np.diff(epoch) != 0)
+    for name, falls, rule in (
+        ("step", (np.diff(step) < 0) | stands, "rises from record to record"),
+        ("epoch", np.diff(epoch) < 0, "never falls"),
+    ):
+        if falls.any():
+            at = int(np.argmax(falls)) + 1
+            now = {"step": step, "epoch": epoch}[name]
+            raise DataError(f"{where(at)}: {name} is {now[at]} after {now[at - 1]}, expected one that {rule}.")
+    base = _filled(columns["base_learning_rate"]) if "base_learning_rate" in columns else None
+    names = tuple(n for n in columns if n not in POSITIONS and n not in RATES)
+    values = np.full((count, len(names)), np.nan, np.float32)
+    reported = np.full((count, len(names)), -1, np.int32)
+    for i, name in enumerate(names):
+        last = _last(columns[name].present)
+        known = last >= 0
+        values[known, i] = columns[name].values[last[known]]
+        reported[known, i] = step[last[known]]
+    return Records(names, values, reported, step, epoch, base)
+
+
+def _last(present: np.ndarray) -> np.ndarray:
+    """For each record, the index of the last one up to it that is present, -1 for none."""
+    return np.maximum.accumulate(np.where(present, np.arange(len(present)), -1))
+
+
+def _filled(column: _Column) -> np.ndarray | None:
+    """A column with its gaps filled from before, and its beginning from after; None where it is all gap."""
+    if not column.present.any():
+        return None
+    last = _last(column.present)
+    last = np.where(last < 0, int(np.argmax(column.present)), last)
+    return column.values[last].astype(np.float32)
+
+
+def _whole(column: _Column, name: str, where: Callable[[int], str]) -> np.ndarray:
+    limit = np.iinfo(np.int32).max
+    bad = ~column.present | (column.values != np.floor(column.values)) | ~(np.abs(column.values) <= limit)
+    bad |= column.values < 0
+    if bad.any():
+        at = int(np.argmax(bad))
+        got = column.values[at] if column.present[at] else MISSING
+        raise DataError(f"{where(at)}: {name} is {got}, expected a whole number from 0 to {limit}.")
+    return column.values.astype(np.int32)

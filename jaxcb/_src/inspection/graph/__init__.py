@@ -1,0 +1,1 @@
+"""A traced function as a graph of named operations."""

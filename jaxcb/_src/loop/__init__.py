@@ -1,0 +1,1 @@
+"""The training loop: its configuration, how it is built and run, and its result."""

@@ -1,0 +1,288 @@
+"""From what a user asked for to a driver that is ready to go."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxcb._src.checkpointing.checkpointer import Keeper
+from jaxcb._src.core.chain import Chain
+from jaxcb._src.data.feed import FOREVER, Feed
+from jaxcb._src.data.validation import HostSet, ResidentSet
+from jaxcb._src.loop.compiled.executor import Executor, Live
+from jaxcb._src.loop.compiled.member_map import Over, Strategy, known, measured
+from jaxcb._src.loop.compiled.position import Cadence, Place
+from jaxcb._src.loop.compiled.program import EvalSet, Program
+from jaxcb._src.loop.compiled.scan import Looped
+from jaxcb._src.loop.compiled.shapes import prepare
+from jaxcb._src.loop.compiled.state import Carry, Empty, Inputs, initial, owned
+from jaxcb._src.loop.compiled.stepwise import Stepped
+from jaxcb._src.loop.host.driver import Driver
+from jaxcb._src.loop.host.host_metrics import Evaluators, HostMetrics
+from jaxcb._src.loop.host.population import Members, Population
+from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
+from jaxcb._src.training.probes import Probe
+from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.pytree import strong_tree
+from jaxcb._src.utils.validate import one_of
+from jaxcb._src.utils.xla import jaxpr_in
+from jaxcb._src.writers.base import Context
+from jaxcb._src.writers.run_handle import Run
+
+
+def choose(executor: str, jaxpr: Any) -> tuple[str, str]:
+    """Returns "looped" or "stepped", and why.
+
+    XLA's CPU backend runs convolution gradients 10 to 33 times slower inside any loop or branch; nothing
+    else that was measured is slower there, and on accelerators nothing is.
+
+    Args:
+        executor: "auto", "looped" or "stepped".
+        jaxpr: the traced step.
+    """
+    one_of("fit", "executor", executor, ("auto", "looped", "stepped"))
+    if executor != "auto":
+        return executor, "as asked"
+    backend = jax.default_backend()
+    if backend == "cpu" and _has_convolution(jaxpr):
+        return "stepped", "the step has convolutions, whose gradients are slow in a compiled loop on the CPU"
+    return "looped", f"{backend} runs this step well in a compiled loop"
+
+
+def _has_convolution(jaxpr: Any) -> bool:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            return True
+        for value in equation.params.values():
+            inner = value if isinstance(value, tuple | list) else (value,)
+            if any(_has_convolution(v) for v in map(jaxpr_in, inner) if v is not None):
+                return True
+    return False
+
+
+def assemble(
+    *,
+    step: Callable[..., Any],
+    eval_step: Callable[..., Any] | None,
+    callbacks: Chain,
+    train_state: TrainState,
+    feed: Feed,
+    sets: Mapping[str, ResidentSet | HostSet],
+    cadence: Cadence,
+    end: tuple[int | None, int | None],
+    executor: str,
+    steps_per_execution: int | None,
+    context: Context,
+    run: Run,
+    probes: Mapping[str, Probe] | None = None,
+    evaluators: Evaluators | None = None,
+    host_metrics: Mapping[str, Callable[[], Any]] | None = None,
+    keeper: Keeper | None = None,
+    debug: bool = False,
+    population: Population | None = None,
+    placement: Placement = ONE_DEVICE,
+) -> tuple[Driver, str]:
+    """Builds the program, checks it by its shapes, and makes the driver of a run.
+
+    Args:
+        step: the training step.
+        eval_step: the evaluation step, or None.
+        callbacks: all callbacks.
+        train_state: the state to start from; with members each array has a leading member axis.
+        feed: training batches.
+        sets: validation sets by prefix.
+        cadence: when to validate.
+        end: epochs and steps after which the run is over, None for no such end.
+        executor: "auto", "looped" or "stepped".
+        steps_per_execution: steps of a dispatch, None to measure.
+        context: for the writers.
+        run: for host functions.
+        probes: the user's looks inside the step; callbacks may ask for more.
+        evaluators: what the host computes at a validation.
+        host_metrics: name -> function of nothing, read before each dispatch.
+        keeper: saves the run; None where it is not saved.
+        debug: whether to look for NaN at every step.
+        population: where there is one; None for a single run.
+        placement: where the arrays of a single run lie; of a population, the devices that members may be spread over.
+
+    Returns:
+        The driver, and why its executor was chosen.
+    """
+    if population is None:
+        feed.place(placement)
+        placement.check_batch(feed.layout.batch_size)
+    resident = {prefix: own for prefix, own in sets.items() if isinstance(own, ResidentSet)}
+    host = {prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)}
+    evaluators = evaluators or Evaluators({})
+    outside = HostMetrics(
+        host_metrics, examples_per_step=feed.layout.batch_size, step_flops=lambda: program.flops(state, batch)
+    )
+    members = None if population is None else population.size
+    settings = jax.tree.leaves(strong_tree(callbacks))
+    tree = jax.tree.structure(callbacks)
+    axes = None if population is None else jax.tree.unflatten(tree, list(population.axes))
+    batch_axis = 0 if feed.key is not None and jnp.ndim(feed.key) and feed.layout.shuffle else None
+    all_probes = _all_probes(probes, callbacks)
+
+    def with_callbacks(state: TrainState) -> tuple[TrainState, Any]:
+        return _over(lambda own, state: _with_callbacks(state, jax.tree.unflatten(tree, own)), population)(
+            settings, state
+        )
+
+    def build(size: int | None, over: Over = jax.vmap) -> tuple[Program, Empty]:
+        """The program for so many members, with what it measures before the first step."""
+        program = Program(
+            step=step,
+            eval_step=eval_step,
+            chain=callbacks,
+            members=size,
+            evals=[EvalSet(prefix, own.rows, own.batch_size) for prefix, own in resident.items()],
+            host_prefixes=list(host),
+            cadence=cadence,
+            layout=feed.layout,
+            host_values=evaluators.names,
+            probes=all_probes,
+            host_names=outside.names,
+            batch_axis=batch_axis,
+            chain_axes=axes,
+            debug=debug,
+            over=over,
+            placement=alone,
+        )
+        rows = None if population is None else population.axes
+        own = [x if a is None else x[:size] for x, a in zip(settings, rows or [None] * len(settings), strict=True)]
+        shapes = (state, states) if size == members else _resized((state, states), size)
+        batch = example if batch_axis is None else _with_axis(example, size)
+        return program, prepare(program, shapes[0], shapes[1], own, batch, examples)
+
+    alone = ONE_DEVICE if population is not None else placement  # of a single run
+    state, states = alone.shapes(jax.eval_shape(with_callbacks, train_state))
+    example = alone.shapes(feed.example)
+    examples = {prefix: alone.shapes(own.example) for prefix, own in sets.items()}
+    program, empty = build(members)
+    outside.use(program.host_read, context)
+    batch = example if batch_axis is None else _with_axis(example, members)
+    run.traced_step = lambda: program.traced(state, batch)
+    kind, why = ("stepped", "debug=True") if debug else choose(executor, program.jaxpr(state, batch))
+    strategy = None
+    if population is not None:
+        strategy, because = _strategy(population, step, train_state, feed, batch, batch_axis, kind, placement.mesh)
+        placement = strategy.placement
+        feed.place(placement)
+        why = f"{why}; {because}"
+        if strategy.over is not jax.vmap:
+            program, empty = build(members, strategy.over)
+    feed.choose(stacked=kind == "looped")
+    program.layout = feed.layout
+    inputs = Inputs(
+        settings=settings,
+        data=feed.data,
+        key=feed.key,
+        val={prefix: own.arrays for prefix, own in resident.items()},
+        numbers=None,
+    )
+
+    def start(state: TrainState) -> Carry:
+        order = jax.eval_shape(program.layout.new_order, feed.key, 0)
+        order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)  # drawn when the epoch begins
+        return owned(initial(*with_callbacks(state), empty, order))
+
+    def executor_of(program: Program) -> Executor:
+        program.layout = feed.layout
+        return Looped(program, placement) if kind == "looped" else Stepped(program, placement)
+
+    context.steps_per_epoch = None if feed.epoch_len == FOREVER else feed.epoch_len
+    inputs = alone.put_everywhere(inputs)
+    live, group = Live.of(alone.begun(start, train_state)), None
+    if population is not None and strategy is not None:
+        chosen = strategy
+        group = Members(population, chosen, lambda size: executor_of(build(size, chosen.over)[0]))
+        live, inputs = group.placed(live, inputs)
+    driver = Driver(
+        executor=executor_of(program),
+        live=live,
+        feed=feed,
+        host_sets=host,
+        evaluators=evaluators,
+        host_metrics=outside,
+        inputs=inputs,
+        place=_place(end, feed, cadence),
+        context=context,
+        run=run,
+        steps_per_execution=steps_per_execution,
+        keeper=keeper,
+        members=group,
+    )
+    return driver, why
+
+
+def _over(fn: Callable[[list[Any], TrainState], Any], population: Population | None) -> Callable[..., Any]:
+    """A function of the callbacks' numbers and a train state, over the members where there are some."""
+    if population is None:
+        return fn
+    return jax.vmap(fn, in_axes=(list(population.axes), 0))
+
+
+def _strategy(
+    population: Population,
+    step: Callable[..., Any],
+    state: TrainState,
+    feed: Feed,
+    batch: Any,
+    batch_axis: int | None,
+    kind: str,
+    mesh: Mesh | None,
+) -> tuple[Strategy, str]:
+    """How the program goes over the members, and why."""
+    if population.strategy != "auto":
+        return known(population.strategy, population.size, kind, mesh), f"{population.strategy}, as asked"
+    if feed.data is None:
+        rows = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), batch)
+    else:
+        size = feed.layout.batch_size
+        rows = jax.tree.map(lambda x, s: jnp.broadcast_to(x[:size], s.shape), feed.data, batch)
+    return measured(step, state, rows, batch_axis, population.size, kind, mesh)
+
+
+def _with_axis(shapes: Any, size: int | None) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), shapes)
+
+
+def _resized(shapes: Any, size: int | None) -> Any:
+    """The shapes of another number of members."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), shapes)
+
+
+def _all_probes(given: Mapping[str, Probe] | None, callbacks: Chain) -> dict[str, Probe]:
+    """The user's probes and those of the callbacks; a name stands for one of them."""
+    probes = callbacks.probes()
+    for name, own in (given or {}).items():
+        if not isinstance(own, Probe):
+            raise TypeError(f"probes: {name!r} must be made with jc.probe(fn, every=...), got a {type(own).__name__}.")
+        if probes.setdefault(name, own) != own:
+            raise ValueError(f"probes: {name!r} is also the name of another look that a callback asks for.")
+    return probes
+
+
+def _with_callbacks(state: TrainState, callbacks: Chain) -> tuple[TrainState, Any]:
+    """The train state as a new run starts it, with room for the named weights, and the callbacks' states."""
+    kept = {key: own for key, own in state.weights.items() if key not in callbacks.slots()}
+    state = state.begun().replace(weights=kept, stop=jnp.zeros_like(state.stop))
+    return callbacks.setup(state).with_slots(callbacks), callbacks.init()
+
+
+def _place(end: tuple[int | None, int | None], feed: Feed, cadence: Cadence) -> Place:
+    epochs, steps = end
+    total = FOREVER if steps is None else steps
+    if epochs is not None and feed.epoch_len != FOREVER:
+        total = min(total, epochs * feed.epoch_len)
+    return Place(
+        epoch_len=feed.epoch_len,
+        end_step=FOREVER if steps is None else steps,
+        end_epoch=FOREVER if epochs is None else epochs,
+        total_steps=-1 if total == FOREVER else total,
+        eval_every=cadence.steps,
+        full=feed.layout.full if feed.layout.remainder else FOREVER,
+    )

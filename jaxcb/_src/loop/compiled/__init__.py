@@ -1,0 +1,1 @@
+"""What runs on the device: loop state, hooks, steps and epochs as compiled programs."""

@@ -1,0 +1,252 @@
+"""What both executors share: compiled pieces over a flat carry, and validation fed by the host."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcb._src.loop.compiled import epoch as boundary
+from jaxcb._src.loop.compiled.program import Program
+from jaxcb._src.loop.compiled.record_buffer import Packing
+from jaxcb._src.loop.compiled.state import Carry, Inputs, Status
+from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
+from jaxcb._src.utils.xla import quickly
+
+
+class Live(NamedTuple):
+    """A carry between dispatches: flat, because flattening a large model costs more than a small step."""
+
+    leaves: list[Any]
+    tree: Any
+
+    @classmethod
+    def of(cls, carry: Carry) -> "Live":
+        """Flattens."""
+        return cls(*jax.tree.flatten(carry))
+
+    def carry(self) -> Carry:
+        """Rebuilds; the arrays are the run's own and are gone after its next dispatch."""
+        return jax.tree.unflatten(self.tree, self.leaves)
+
+
+class Output(NamedTuple):
+    """What a stretch of work hands to the host; nothing in it was read yet.
+
+    Attributes:
+        rings: the records.
+        status: where the run stands, packed; `Executor.told` unpacks it.
+        may_wait: whether the host may have to act before more steps make sense, as far as it can know.
+    """
+
+    rings: Any
+    status: dict[str, Any]
+    may_wait: bool = False
+
+
+class Compiled:
+    """A jitted `fn(carry, *rest) -> (carry, *out)` whose carry is flat and donated.
+
+    Args:
+        fn: the function.
+        placement: where the arrays lie; the carry stays where it is.
+        donate_rest: positions, after the carry, that are donated as well.
+        count: is called once a dispatch.
+        steps: whether it holds the model's steps, so that how fast it runs is more than how fast it compiles.
+        narrow: whether leaves that it hands through stay where they are, neither donated nor returned. A dispatch pays
+            for each array that it makes. Tracing finds those that change, and begins anew where they are more.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        placement: Placement,
+        count: Callable[[], None],
+        donate_rest: tuple[int, ...] = (),
+        *,
+        steps: bool,
+        narrow: bool = False,
+    ) -> None:
+        self._count, self._placement, self._steps, self._narrow = count, placement, steps, narrow
+        self._donated = (0, *(3 + i for i in donate_rest))
+        self._jitted: Any = None
+        self._places: list[int] = []  # of the leaves that travel, as far as is known
+
+        def part(own: list[Any], held: list[Any], tree: Any, *rest: Any) -> Any:
+            leaves = _with(held, self._places, own)
+            given = (x.unpacked() if isinstance(x, Inputs) else x for x in rest)
+            carry, *out = fn(jax.tree.unflatten(tree, leaves), *given)
+            new, structure = jax.tree.flatten(carry)
+            if structure != tree:
+                raise TypeError(f"the run's state changed its structure from {tree} to {structure}.")
+            found = {i for i, (x, y) in enumerate(zip(leaves, new, strict=True)) if x is not y}
+            if not found <= set(self._places):  # at first, and with a batch of another shape
+                raise _Wider(sorted(found | set(self._places)))
+            return [new[i] for i in self._places], out
+
+        self._part = part
+
+    def lower(self, live: Live, *rest: Any) -> Any:
+        """The program, lowered for these arguments."""
+        return self._used(lambda program, *arguments: program.lower(*arguments), live, *rest)
+
+    def __call__(self, live: Live, *rest: Any) -> Any:
+        self._count()
+        new, out = self._placement.settle(self._used(lambda program, *arguments: program(*arguments), live, *rest))
+        return (Live(_with(live.leaves, self._places, new), live.tree), *out)
+
+    def _used(self, use: Callable[..., Any], live: Live, *rest: Any) -> Any:
+        """Returns `use(program, *arguments)`: the leaves that travel are donated, the others are not."""
+        while True:
+            program = self._program(live)
+            own = [live.leaves[i] for i in self._places]
+            held = _with(live.leaves, self._places, itertools.repeat(None))
+            try:
+                return use(program, own, held, live.tree, *rest)
+            except _Wider as wider:  # while it was traced, so that nothing is donated yet
+                self._places, self._jitted = wider.places, None
+
+    def _program(self, live: Live) -> Any:
+        """The jitted function, for a carry that lies as this one does."""
+        if self._jitted is None:
+            if not self._narrow:
+                self._places = list(range(len(live.leaves)))
+            how: dict[str, Any] = self._placement.outputs([live.leaves[i] for i in self._places])
+            how["compiler_options"] = {} if self._steps else quickly(self._placement.platform)
+            self._jitted = jax.jit(self._part, static_argnums=2, donate_argnums=self._donated, **how)
+        return self._jitted
+
+
+class _Wider(Exception):
+    """A program changes other leaves than those that travel."""
+
+    def __init__(self, places: list[int]) -> None:
+        super().__init__(places)
+        self.places = places
+
+
+def _with(leaves: list[Any], places: list[int], new: Iterable[Any]) -> list[Any]:
+    """The leaves with others at some places."""
+    leaves = list(leaves)
+    for place, leaf in zip(places, new, strict=False):
+        leaves[place] = leaf
+    return leaves
+
+
+class Executor:
+    """Base of the two ways to run a program.
+
+    Args:
+        program: the pieces.
+        placement: where the arrays lie.
+    """
+
+    name = ""
+
+    def __init__(self, program: Program, placement: Placement = ONE_DEVICE) -> None:
+        self.program, self.placement = program, placement
+        self.dispatches = 0
+        self._packing: Packing | None = None  # of the status, known once a program was traced
+        self._begin = self._compiled(self._run_begin)
+        self._end = self._compiled(self._run_end)
+        self._stop = self._compiled(
+            lambda carry: (carry.replace(train=carry.train.replace(stop=jnp.ones_like(carry.train.stop))),)
+        )
+        self._resume = self._compiled(lambda carry: (carry.replace(yielded=jnp.zeros_like(carry.yielded)),))
+        self._begin_eval = self._compiled(self._run_begin_eval)
+        self._end_eval = self._compiled(self._run_end_eval, donate_rest=(1,))
+        self._eval_batch = self._compiled(self._run_eval_batch, donate_rest=(0,), steps=True)
+
+    def _compiled(
+        self, fn: Callable[..., Any], donate_rest: tuple[int, ...] = (), *, steps: bool = False, narrow: bool = False
+    ) -> Compiled:
+        return Compiled(fn, self.placement, self._count, donate_rest, steps=steps, narrow=narrow)
+
+    def _count(self) -> None:
+        self.dispatches += 1
+
+    def _tell(self, inputs: Inputs, carry: Carry) -> dict[str, Any]:
+        """What the host is told, packed: each array that it fetches costs as much as many numbers in one. Traced."""
+        status = self.program.status(inputs, carry)
+        self._packing = Packing(status)
+        return self._packing.row(status)
+
+    def told(self, status: dict[str, np.ndarray]) -> Status:
+        """A status as the host has fetched it, unpacked."""
+        assert self._packing is not None
+        rows = self._packing.unpack({name: row[None] for name, row in status.items()})
+        return jax.tree.map(lambda x: x[0], rows)
+
+    def begin(self, live: Live, inputs: Inputs) -> tuple[Live, Output]:
+        """Runs `on_train_begin`."""
+        live, rings, status = self._begin(live, inputs)
+        return live, Output(rings, status)
+
+    def end(self, live: Live, inputs: Inputs) -> tuple[Live, Output]:
+        """Runs `on_train_end`."""
+        live, rings, status = self._end(live, inputs)
+        return live, Output(rings, status)
+
+    def resume(self, live: Live) -> Live:
+        """Lets a run go on whose waiting host actions were performed."""
+        return self._resume(live)[0]
+
+    def request_stop(self, live: Live) -> Live:
+        """Stops a run from the host."""
+        return self._stop(live)[0]
+
+    def execute(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Any) -> tuple[Live, Output]:
+        """Runs a stretch of steps with the boundaries among them. Does not wait for it."""
+        raise NotImplementedError
+
+    def validate(
+        self,
+        live: Live,
+        inputs: Inputs,
+        sets: Mapping[str, Iterable[Any]],
+        evaluate: Callable[[Live], dict[str, Any]],
+    ) -> tuple[Live, Output]:
+        """Runs a validation whose batches, or values, come from the host.
+
+        Args:
+            live: the run, at a boundary where a validation is due.
+            inputs: the dispatch's inputs.
+            sets: prefix -> batches of the host.
+            evaluate: computes values on the host, float32, of the run as the validation sees it.
+        """
+        live, rings = self._begin_eval(live, inputs)
+        windows = {}
+        for prefix, batches in sets.items():
+            window = None
+            for index, batch in enumerate(map(self.placement.put_batch, batches)):
+                if window is None:
+                    window = self.program.empty_eval(live.carry().train, batch)
+                live, window = self._eval_batch(live, window, batch, np.int32(index))
+            windows[prefix] = window
+        live, rings, status = self._end_eval(live, inputs, rings, windows, evaluate(live))
+        return live, Output(rings, status)
+
+    def _run_begin(self, carry: Carry, inputs: Inputs) -> Any:
+        carry, rings = boundary.begin(self.program, inputs, carry, self.program.rings.empty())
+        return carry, rings, self._tell(inputs, carry)
+
+    def _run_end(self, carry: Carry, inputs: Inputs) -> Any:
+        carry, rings = boundary.end(self.program, inputs, carry, self.program.rings.empty())
+        return carry, rings, self._tell(inputs, carry)
+
+    def _run_begin_eval(self, carry: Carry, inputs: Inputs) -> Any:
+        return boundary.begin_eval(self.program, inputs, carry, self.program.rings.empty())
+
+    def _run_eval_batch(self, carry: Carry, window: Any, batch: Any, index: Any) -> Any:
+        return carry, self.program.eval_batch(window, carry.train, batch, index)
+
+    def _run_end_eval(self, carry: Carry, inputs: Inputs, rings: Any, windows: Any, extra: Any) -> Any:
+        program = self.program
+        values = boundary.evaluate(program, inputs, carry) | dict(extra)
+        for prefix, window in windows.items():
+            values |= {prefix + name: value for name, value in window.means().items()}
+        carry, rings = boundary.end_eval(program, inputs, carry, rings, values)
+        carry, rings = boundary.close_if_due(program, inputs, carry, rings)
+        return carry, rings, self._tell(inputs, carry)

@@ -1,0 +1,172 @@
+"""`Place`: where the host believes a run to be, ahead of what it has read."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxcb._src.data.feed import FOREVER
+from jaxcb._src.loop.compiled.state import Carry, Inputs, Numbers, Status
+
+
+class Cadence(NamedTuple):
+    """When to validate: after which epochs (every n-th, or a set of 1-based ones), or every n steps."""
+
+    epochs: int | tuple[int, ...]
+    steps: int | None
+
+
+class Positions(NamedTuple):
+    """Predicates of the carry; every dispatch asks them anew, so that it may run ahead of the host.
+
+    Attributes:
+        cadence: when to validate.
+        validates: whether there is anything to validate on.
+    """
+
+    cadence: Cadence
+    validates: bool
+
+    def all_stopped(self, carry: Carry) -> Array:
+        """Whether nobody wants another step, bool ()."""
+        return jnp.all(carry.train.stop | carry.ended)
+
+    def over(self, inputs: Inputs, carry: Carry) -> Array:
+        """Whether the last epoch is closed, bool ()."""
+        n = inputs.numbers
+        return (carry.cursor == 0) & (
+            self.all_stopped(carry) | (carry.epoch >= n.end_epoch) | (carry.step >= n.end_step)
+        )
+
+    def closing(self, inputs: Inputs, carry: Carry) -> Array:
+        """Whether the epoch is to be closed now, bool ()."""
+        n = inputs.numbers
+        # the data may be of an epoch to come, whose length says nothing of this one
+        full = self.is_own_epoch(inputs, carry) & (carry.cursor >= n.epoch_len)
+        return (carry.cursor > 0) & (full | (carry.step >= n.end_step) | self.all_stopped(carry))
+
+    def is_own_epoch(self, inputs: Inputs, carry: Carry) -> Array:
+        """Whether the given data belongs to this epoch, bool ()."""
+        n = inputs.numbers
+        within = (n.data_epoch <= carry.epoch) & (carry.epoch < n.data_epoch + n.epochs)
+        return (n.data_epoch < 0) | within
+
+    def eval_due(self, inputs: Inputs, carry: Carry) -> Array:
+        """Whether a validation is due now, bool ()."""
+        if not self.validates:
+            return jnp.zeros((), bool)
+        closing, n = self.closing(inputs, carry), inputs.numbers
+        if self.cadence.steps is not None:
+            last = closing & ((carry.step >= n.end_step) | (carry.epoch + 1 >= n.end_epoch) | self.all_stopped(carry))
+            due = (carry.step > 0) & (carry.step % self.cadence.steps == 0) | last
+        elif isinstance(self.cadence.epochs, int):
+            due = closing & ((carry.epoch + 1) % self.cadence.epochs == 0)
+        else:
+            due = closing & jnp.any(jnp.asarray(self.cadence.epochs) == carry.epoch + 1)
+        return due & (carry.evaluated != carry.step)
+
+    def pending(self, inputs: Inputs, carry: Carry) -> Array:
+        """Whether a boundary comes before the next step, bool ()."""
+        closing = self.closing(inputs, carry)
+        # a validation that counts epochs is due where one closes
+        return closing if self.cadence.steps is None else closing | self.eval_due(inputs, carry)
+
+    def has_data(self, inputs: Inputs, carry: Carry) -> Array:
+        """Whether the given data holds the next batch, bool ()."""
+        n = inputs.numbers
+        index = n.batch_index(carry)
+        fits = (index >= 0) & (index < n.size)
+        return fits & self.is_own_epoch(inputs, carry)
+
+    def may_step(self, inputs: Inputs, carry: Carry) -> Array:
+        """Whether the next thing to do is a step, bool ()."""
+        free = ~carry.yielded & ~self.all_stopped(carry) & ~self.over(inputs, carry) & carry.opened
+        return free & ~self.pending(inputs, carry) & self.has_data(inputs, carry)
+
+    def steps_to_boundary(self, inputs: Inputs, carry: Carry) -> Array:
+        """Steps until the next boundary or the end of the data, int32 ()."""
+        n = inputs.numbers
+        steps = jnp.minimum(n.epoch_len - carry.cursor, n.end_step - carry.step)
+        steps = jnp.minimum(steps, n.size - n.batch_index(carry))
+        if self.validates and self.cadence.steps is not None:
+            steps = jnp.minimum(steps, self.cadence.steps - carry.step % self.cadence.steps)
+        return steps
+
+
+@dataclass
+class Place:
+    """The host's copy of a run's position.
+
+    It runs ahead of the device on the assumption that nothing cuts a stretch short; the device checks every
+    position by itself, so a wrong belief costs idle work and never a result.
+    """
+
+    epoch: int = 0
+    cursor: int = 0
+    step: int = 0
+    epoch_len: int = FOREVER
+    end_step: int = FOREVER
+    end_epoch: int = FOREVER
+    total_steps: int = -1
+    eval_every: int | None = None
+    full: int = FOREVER  # full batches in an epoch; the one after them is smaller
+    evaluated: int = 0
+    stopping: bool = False
+
+    @property
+    def closing(self) -> bool:
+        """Whether the epoch is to be closed."""
+        return self.cursor > 0 and (self.cursor >= self.epoch_len or self.step >= self.end_step or self.stopping)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a boundary comes before the next step."""
+        due = self.eval_every and self.step > 0 and self.step % self.eval_every == 0 and self.evaluated != self.step
+        return self.closing or bool(due)
+
+    @property
+    def over(self) -> bool:
+        """Whether the last epoch is closed."""
+        return self.cursor == 0 and (self.stopping or self.epoch >= self.end_epoch or self.step >= self.end_step)
+
+    @property
+    def at_remainder(self) -> bool:
+        """Whether the next batch is the smaller last one."""
+        return self.cursor == self.full
+
+    def stepped(self) -> None:
+        """Moves on by a step."""
+        self.cursor += 1
+        self.step += 1
+
+    def passed_boundary(self) -> None:
+        """Moves on over a boundary."""
+        self.evaluated = self.step
+        if self.closing:
+            self.epoch += 1
+            self.cursor = 0
+
+    def correct(self, status: Status) -> None:
+        """Takes over what the device has told."""
+        self.epoch, self.cursor, self.step = int(status.epoch), int(status.cursor), int(status.step)
+        self.stopping = bool(status.stop)
+        self.evaluated = int(status.evaluated)
+
+    def take(self, carry: Carry) -> None:
+        """Takes over where a saved run stood."""
+        self.epoch, self.cursor, self.step = int(carry.epoch), int(carry.cursor), int(carry.step)
+        self.stopping = bool(np.all(np.asarray(carry.train.stop | carry.ended)))
+        self.evaluated = int(carry.evaluated)
+
+    def numbers(
+        self, *, data_epoch: int = -1, epochs: int = 1, base: int = 0, size: int = FOREVER, length: int = FOREVER
+    ) -> Numbers:
+        """The numbers of a dispatch."""
+        ends = (self.end_step, self.end_epoch, self.total_steps)
+        return Numbers(data_epoch, epochs, base, size, self.epoch_len, length, *ends)
+
+    def single(self) -> Numbers:
+        """The numbers of one batch at this place."""
+        return self.numbers(data_epoch=self.epoch, base=self.cursor, size=1)

@@ -1,0 +1,247 @@
+"""Rings: how the records of a stretch of steps travel to the host in one piece."""
+
+import itertools
+import math
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxcb._src.core.actions.base import Action, HostAction, LogAction
+from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.utils.pytree import Struct
+from jaxcb._src.writers.run_handle import Record
+
+_TOGETHER = 16  # numbers in one kernel, which looks at each of them for each place
+_WORDS = ("int32", "uint32", "float32", "bool")  # what fits a row of int32; other types have rows of their own
+
+
+class Packing:
+    """How trees of one form become rows of few arrays, and come back.
+
+    Every array that a compiled loop carries costs something at each step and at each transfer, however small it is.
+
+    Args:
+        shapes: a tree of shapes and dtypes.
+    """
+
+    def __init__(self, shapes: Any) -> None:
+        leaves, self._tree = jax.tree.flatten(shapes)
+        self._shapes = [(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves]
+        self._names = [dtype.name for _, dtype in self._shapes]  # which numpy spells anew each time
+        self._groups: dict[str, list[int]] = {}
+        for index in sorted(range(len(leaves)), key=lambda i: leaves[i].size != 1):  # single numbers first
+            name = self._names[index]
+            self._groups.setdefault("int32" if name in _WORDS else name, []).append(index)
+
+    def empty(self, rows: int) -> dict[str, Array]:
+        """Makes room for so many rows; in a program."""
+        widths = {name: sum(math.prod(self._shapes[i][0]) for i in own) for name, own in self._groups.items()}
+        return {name: jnp.zeros((rows, width), jnp.dtype(name)) for name, width in widths.items()}
+
+    def row(self, tree: Any) -> dict[str, Array]:
+        """Packs a tree; in a program."""
+        leaves = jax.tree.leaves(tree)
+        rows = {}
+        for name, own in self._groups.items():
+            words = [_words(leaves[i]) for i in own]
+            single = [word.reshape(()) for word in words if word.size == 1]
+            vectors = [_vector(single[i : i + _TOGETHER]) for i in range(0, len(single), _TOGETHER)]
+            rows[name] = jnp.concatenate(vectors + [word.ravel() for word in words if word.size != 1])
+        return rows
+
+    def unpack(self, rows: dict[str, np.ndarray]) -> Any:
+        """Returns the tree whose leaves have the rows as their leading axis; on the host."""
+        leaves: list[Any] = [None] * len(self._shapes)
+        for name, own in self._groups.items():
+            ends = list(itertools.accumulate(math.prod(self._shapes[i][0]) for i in own))
+            for index, start, end in zip(own, [0, *ends[:-1]], ends, strict=True):
+                (shape, dtype), own_name = self._shapes[index], self._names[index]
+                part = rows[name][:, start:end]
+                if own_name in _WORDS:
+                    part = part.astype(bool) if own_name == "bool" else np.ascontiguousarray(part).view(dtype)
+                leaves[index] = part.reshape(len(part), *shape)
+        return jax.tree.unflatten(self._tree, leaves)
+
+
+def _vector(numbers: list[Array]) -> Array:
+    """A vector of single numbers.
+
+    XLA makes one kernel of this and of all that computes them; of a concatenation, one for each of them besides.
+    """
+    places = jax.lax.iota(jnp.int32, len(numbers))
+    out = jnp.broadcast_to(numbers[0], places.shape)
+    for place, number in enumerate(numbers[1:], start=1):
+        out = jax.lax.select(places == place, jnp.broadcast_to(number, places.shape), out)
+    return out
+
+
+def _words(array: Array) -> Array:
+    """An array as one of its group's type, its bits untouched."""
+    if array.dtype == jnp.bool_:
+        return array.astype(jnp.int32)
+    if array.dtype in (jnp.float32, jnp.uint32):
+        return jax.lax.bitcast_convert_type(array, jnp.int32)
+    return array
+
+
+RING_BYTES = 1 << 18  # of one ring; a full one ends the stretch
+_LARGE = 1 << 12  # an action whose payload is larger has a ring of its own
+_MOST = 1 << 12  # entries
+_LEAST = 2  # a boundary may follow a boundary
+
+
+class Entry(Struct):
+    """Where a record belongs."""
+
+    seq: Any  # int32 (), counts the moments of a run that recorded anything
+    step: Any  # int32 (), updates done
+    epoch: Any  # int32 (), from 0
+    batch: Any  # int32 (), steps done in this epoch
+
+
+class Ring(Struct):
+    """Entries of one record structure, oldest first."""
+
+    count: Any  # int32 ()
+    rows: dict[str, Any]  # packed `(Entry, actions)`, each (capacity, width)
+
+    def append(self, row: dict[str, Array], fired: Array) -> "Ring":
+        """Writes an entry; it counts only where `fired`, else the next one overwrites it."""
+
+        def write(rows: Array, value: Array) -> Array:
+            return jax.lax.dynamic_update_index_in_dim(rows, value, self.count, 0)
+
+        return Ring(self.count + fired.astype(jnp.int32), jax.tree.map(write, self.rows, row))
+
+
+class Layout(NamedTuple):
+    """One ring's place: which actions of which hook, and how many entries fit.
+
+    A request's ring holds its answers, as many as they are, all under its index.
+    """
+
+    hook: str
+    indices: tuple[int, ...]
+    capacity: int
+    request: int | None = None
+
+
+Answer = Callable[[Any], tuple[Action, ...]]  # computes what a request stands for
+
+
+class Rings:
+    """The rings of a program.
+
+    Args:
+        actions: the shapes of each hook's actions.
+        answers: hook -> index of each request among its actions -> the shapes of its answers.
+    """
+
+    def __init__(
+        self,
+        actions: Mapping[str, tuple[Any, ...]],
+        answers: Mapping[str, Mapping[int, tuple[Any, ...]]] | None = None,
+    ) -> None:
+        self.layouts: dict[str, Layout] = {}
+        self._shapes: dict[str, Any] = {}
+        self._packings: dict[str, Packing] = {}
+        for hook, shapes in actions.items():
+            asked = (answers or {}).get(hook, {})
+            recorded = [
+                i for i, a in enumerate(shapes) if isinstance(a, LogAction | HostAction | Stop) and i not in asked
+            ]
+            small = tuple(i for i in recorded if _nbytes(shapes[i]) <= _LARGE)
+            groups = ([small] if small else []) + [(i,) for i in recorded if i not in small]
+            for number, indices in enumerate(groups):
+                self._add(f"{hook}/{number}", hook, indices, tuple(shapes[i] for i in indices))
+            for index, own in asked.items():
+                if own:
+                    self._add(f"{hook}/asked/{index}", hook, (index,) * len(own), own, index)
+
+    def _add(
+        self, name: str, hook: str, indices: tuple[int, ...], entry: tuple[Any, ...], request: int | None = None
+    ) -> None:
+        capacity = int(np.clip(RING_BYTES // (_nbytes(entry) + 16), _LEAST, _MOST))
+        self.layouts[name] = Layout(hook, indices, capacity, request)
+        self._shapes[name] = entry
+        word = jax.ShapeDtypeStruct((), jnp.int32)
+        self._packings[name] = Packing((Entry(word, word, word, word), entry))
+
+    def empty(self) -> dict[str, Ring]:
+        """Makes the rings with nothing in them; in a program."""
+        # what does not count is written behind the last entry
+        return {
+            name: Ring(jnp.zeros((), jnp.int32), self._packings[name].empty(layout.capacity + 1))
+            for name, layout in self.layouts.items()
+        }
+
+    def append(
+        self,
+        rings: dict[str, Ring],
+        hook: str,
+        at: Entry,
+        actions: tuple[Action, ...],
+        ok: Any,
+        answer: Answer | None = None,
+    ) -> dict[str, Ring]:
+        """Writes a moment's recorded actions into their rings; `answer` computes what requests stand for."""
+        out = dict(rings)
+        for name, layout in self.layouts.items():
+            if layout.hook != hook:
+                continue
+            if layout.request is None:
+                group = tuple(actions[i] for i in layout.indices)
+                out[name] = rings[name].append(self._packings[name].row((at, group)), any_fires(group) & ok)
+                continue
+            assert answer is not None
+            asked = actions[layout.request]
+            fired = any_fires((asked,)) & ok
+            nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self._shapes[name])
+            group = jax.lax.cond(fired, lambda a=asked: answer(a), lambda n=nothing: n)
+            out[name] = rings[name].append(self._packings[name].row((at, group)), fired)
+        return out
+
+    def have_room(self, rings: dict[str, Ring], hooks: Container[str] | None = None) -> Array:
+        """Whether every ring, or every one of some hooks, can take one more entry."""
+        room = jnp.ones((), bool)
+        for name, layout in self.layouts.items():
+            if hooks is None or layout.hook in hooks:
+                room = room & (rings[name].count < layout.capacity)
+        return room
+
+    def read(self, rings: dict[str, Ring]) -> Iterator[Record]:
+        """Reads fetched rings (host): every action that fired, in order."""
+        rows: list[tuple[int, int, Record]] = []
+        for name, layout in self.layouts.items():
+            ring = rings[name]
+            count = int(ring.count)
+            if not count:
+                continue
+            # copies, as records may be kept, and a part of a ring would keep all of it
+            packed = {key: rows[:count].copy() for key, rows in ring.rows.items()}
+            column, actions = self._packings[name].unpack(packed)
+            at = [Entry(*place) for place in zip(*(c.tolist() for c in jax.tree.leaves(column)), strict=True)]
+            for index, stack in zip(layout.indices, actions, strict=True):
+                leaves, tree = jax.tree.flatten(stack)
+                for entry in np.flatnonzero(stack.when.reshape(count, -1).any(axis=1)).tolist():
+                    own = jax.tree.unflatten(tree, [leaf[entry] for leaf in leaves])
+                    where = at[entry]
+                    rows.append((where.seq, index, Record(own, layout.hook, where.step, where.epoch, where.batch)))
+        rows.sort(key=lambda row: row[:2])
+        return (record for _, _, record in rows)
+
+
+def any_fires(actions: tuple[Action, ...]) -> Array:
+    """Whether any of the actions fires for any member, bool ()."""
+    fires = jnp.zeros((), bool)
+    for action in actions:
+        fires = fires | jnp.any(action.when)
+    return fires
+
+
+def _nbytes(shapes: Any) -> int:
+    return sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(shapes))

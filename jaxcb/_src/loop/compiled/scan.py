@@ -1,0 +1,93 @@
+"""The looped executor: a stretch of steps as one compiled loop."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcb._src.core.callback import STEP_HOOKS
+from jaxcb._src.data.feed import FOREVER
+from jaxcb._src.loop.compiled import epoch as boundary
+from jaxcb._src.loop.compiled.executor import Executor, Live, Output
+from jaxcb._src.loop.compiled.program import Program
+from jaxcb._src.loop.compiled.state import Carry, Inputs, fetch
+from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
+
+
+class Looped(Executor):
+    """Runs until the length is done, the run ends, the records fill up, or a host action fires.
+
+    An outer loop goes over segments (to the next epoch's end, validation, or limit), an inner one over
+    bare steps. All limits are operands, so one program serves every length, and a dispatch that has
+    nothing to do hands its input through: the next one may always be dispatched before this one is read.
+    """
+
+    name = "looped"
+
+    def __init__(self, program: Program, placement: Placement = ONE_DEVICE) -> None:
+        super().__init__(program, placement)
+        self._chunk = self._compiled(self._run_chunk, steps=True)
+
+    def execute(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Any) -> tuple[Live, Output]:
+        del batches, place
+        live, rings, status = self._chunk(live, inputs)
+        return live, Output(rings, status)
+
+    def _run_chunk(self, carry: Carry, inputs: Inputs) -> Any:
+        program = self.program
+        end = carry.step + jnp.minimum(inputs.numbers.length, FOREVER - carry.step)  # of this dispatch
+
+        def more(loop: Any) -> Any:
+            carry, rings = loop
+            at_boundary = program.at.pending(inputs, carry)
+            ready = at_boundary & ~program.boundary_waits(inputs, carry)
+            steps = ~at_boundary & (carry.step < end) & program.at.has_data(inputs, carry)
+            free = ~carry.yielded & ~program.at.over(inputs, carry) & program.rings.have_room(rings)
+            return free & (ready | steps)
+
+        def segment(loop: Any) -> Any:
+            carry, rings = loop
+            carry, rings = jax.lax.cond(
+                carry.opened, lambda c, r: (c, r), lambda c, r: boundary.open_epoch(program, inputs, c, r), carry, rings
+            )
+            carry, rings = self._steps(inputs, end, carry, rings)
+            go = program.at.pending(inputs, carry) & ~carry.yielded & ~program.boundary_waits(inputs, carry)
+            return jax.lax.cond(
+                go, lambda c, r: boundary.cross(program, inputs, c, r), lambda c, r: (c, r), carry, rings
+            )
+
+        carry, rings = jax.lax.while_loop(more, segment, (carry, program.rings.empty()))
+        return carry, rings, self._tell(inputs, carry)
+
+    def _steps(self, inputs: Inputs, end: Any, carry: Carry, rings: Any) -> Any:
+        """The bare steps of a segment: full batches in a loop, then the smaller last one where it is next."""
+        program = self.program
+        layout = program.layout
+        limit = jnp.minimum(program.at.steps_to_boundary(inputs, carry), end - carry.step)
+        if layout.remainder:
+            limit = jnp.minimum(limit, layout.full - carry.cursor)
+        last = carry.step + jnp.where(program.at.may_step(inputs, carry), limit, 0)
+
+        def more(loop: Any) -> Any:
+            # asked at every step, of members on several devices by a collective: only what a step can change
+            carry, rings = loop
+            go = (carry.step < last) & program.rings.have_room(rings, STEP_HOOKS)
+            if program.yields_at(*STEP_HOOKS):
+                go = go & ~carry.yielded
+            return go & ~program.at.all_stopped(carry) if program.steps_may_stop else go
+
+        def step(loop: Any) -> Any:
+            carry, rings = loop
+            return program.one_step(inputs, carry, rings, *fetch(program.layout, inputs, carry))
+
+        carry, rings = jax.lax.while_loop(more, step, (carry, rings))
+        if not layout.remainder:
+            return carry, rings
+
+        def smaller(carry: Carry, rings: Any) -> Any:
+            return program.one_step(inputs, carry, rings, *fetch(program.layout, inputs, carry, remainder=True))
+
+        is_next = program.at.may_step(inputs, carry) & (carry.cursor == layout.full) & (carry.step < end)
+        is_next = is_next & program.rings.have_room(rings)
+        return jax.lax.cond(is_next, smaller, lambda *same: same, carry, rings)

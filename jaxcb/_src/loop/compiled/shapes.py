@@ -1,0 +1,209 @@
+"""What is known before the first step: all shapes, by evaluating shapes alone, and what can be checked of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcb._src.core.actions.base import Action
+from jaxcb._src.core.actions.control import ScaleLearningRate, ScaleUpdates, SkipUpdate
+from jaxcb._src.core.actions.utils import check_request, is_request
+from jaxcb._src.core.callback import HOOKS
+from jaxcb._src.core.metrics import is_mergeable
+from jaxcb._src.loop.compiled.metric_accumulator import Window, computed
+from jaxcb._src.loop.compiled.program import Program
+from jaxcb._src.loop.compiled.state import Empty, Latest, Reading
+from jaxcb._src.training.learning_rate import learning_rates
+from jaxcb._src.training.train_state import TrainState, check_actions
+from jaxcb._src.utils.pytree import conform
+
+RESERVED = ("learning_rate", "base_learning_rate", "lr_scale", "epoch", "step", "updates")
+
+Shapes = dict[str, Any]  # name -> shape
+
+
+def prepare(
+    program: Program, train: TrainState, callbacks: Any, settings: Any, batch: Any, val: Mapping[str, Any]
+) -> Empty:
+    """Tells a program what its hooks will return, and makes what it measures before the first step.
+
+    Args:
+        program: is given the shapes of all actions.
+        train: the train state, or its shapes; so the others.
+        callbacks: the callbacks' states.
+        settings: the callbacks' numbers, as in `Inputs`.
+        batch: a batch of training data.
+        val: prefix -> a batch of each validation set.
+
+    Returns:
+        The empty windows, and the values before the first report.
+    """
+    proposal = None
+    if program.halves:
+        proposal = jax.eval_shape(program.first_half, train, batch)
+        raw = proposal.gradients.values
+    else:
+        new, raw = _pair(jax.eval_shape(program.first_half, train, batch))
+        _check_names("train_step", raw)
+        _check_state(new, train)
+    looks = {name: jax.eval_shape(own, train, proposal, batch) for name, own in program.lookers.items()}
+    names: Shapes = {}
+    _add(names, _computed(raw, program), "a metric of the step")
+    for name, own in looks.items():
+        _add(names, own, f"the probe {name!r}")
+    train_names = dict(names)
+    for prefix, shapes in val.items():
+        assert program.eval_step is not None
+        found = jax.eval_shape(program.eval_step, train, shapes)
+        _check_names("eval_step", found)
+        own = {prefix + name: value for name, value in _computed(found, program).items()}
+        _add(names, own, "a validation's metric")
+    _add(names, {name: _scalar(program) for name in program.host_values}, "an evaluator's metric")
+    for name in (*RESERVED, *program.host_names):
+        if name in names or name in train.controls:  # a metric may have a control's name: what the step made of it
+            raise ValueError(f"the metric {name!r} is one that jaxcb reports by itself; give yours another name.")
+    empty = Empty(
+        windows={"": Window.empty(raw, program.members)}
+        | {name: Window.empty(own, program.members) for name, own in looks.items()},
+        readings={name: Reading(_unknown(own), jnp.full((), -1, jnp.int32)) for name, own in looks.items()},
+        latest=Latest(_unknown(names), {name: jnp.full((), -1, jnp.int32) for name in names}),
+    )
+    validated = frozenset(names.keys() - train_names.keys())
+    program.old = {"on_eval_end": frozenset(train_names), "on_epoch_end": validated, "on_train_end": frozenset(names)}
+    actions = _actions(program, train, callbacks, settings, train_names, names)
+    program.expect(
+        actions, {hook: _answers(program, hook, own, train, proposal, batch) for hook, own in actions.items()}
+    )
+    if proposal is not None:
+        actions = program.actions.get("on_before_update", ())
+        _check_state(jax.eval_shape(program.update, train, proposal, actions), train)
+    scaled = any(isinstance(a, ScaleLearningRate) for actions in program.actions.values() for a in actions)
+    program.scales_ready_made = scaled and any(r.schedule is None for r in learning_rates(train.opt_state))
+    return empty
+
+
+def _actions(
+    program: Program, train: TrainState, callbacks: Any, settings: Any, step_names: Shapes, names: Shapes
+) -> dict[str, tuple[Any, ...]]:
+    """The shapes of what each hook returns; notes which host metrics are read."""
+    out: dict[str, tuple[Any, ...]] = {}
+    read: set[str] = set()
+    for hook in sorted(program.hooks, key=HOOKS.index):
+        if hook in ("on_eval_begin", "on_eval_end") and not program.at.validates:
+            continue
+        given = {"on_batch_end": step_names, "on_before_update": step_names}.get(hook, {})
+        if hook in ("on_eval_begin", "on_eval_end", "on_epoch_end", "on_train_end"):
+            given = {name: jax.ShapeDtypeStruct(v.shape, jnp.float32) for name, v in names.items()}
+
+        def seen(given: Any, train: TrainState) -> Any:
+            zero = jnp.zeros((), jnp.int32)
+            values = {name: jnp.zeros(v.shape, v.dtype) for name, v in given.items()}
+            host = {name: jnp.zeros((), jnp.float32) for name in program.host_names}
+            return program.metrics_of(values, train, host, step=zero, epoch=zero, total=zero, last=False)
+
+        metrics = jax.eval_shape(seen, given, train)
+        whose = (jax.ShapeDtypeStruct((program.members or 1,), kind) for kind in (jnp.bool_, jnp.int32))
+        metrics = program.seen_in(hook, metrics, *whose)
+        traced = program.hook[hook].trace(settings, callbacks, metrics)
+        _, actions = traced.out_info
+        read |= {name for name in program.host_names if _is_read(traced, (settings, callbacks, metrics), name)}
+        actions = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), actions)
+        check_actions(actions, train)
+        _check_place(hook, actions)
+        _check_payload(hook, actions)
+        out[hook] = actions
+    program.host_read = tuple(name for name in program.host_names if name in read)
+    return out
+
+
+def _answers(
+    program: Program, hook: str, actions: tuple[Any, ...], train: TrainState, proposal: Any, batch: Any
+) -> dict[int, tuple[Any, ...]]:
+    """The shapes of what the requests of a hook stand for."""
+    found = {}
+    for index, action in enumerate(actions):
+        if is_request(action):
+            check_request(action, hook)
+            if hook == "on_before_update":
+                found[index] = jax.eval_shape(program.answer_inside, action, train, proposal, batch)
+            else:
+                found[index] = jax.eval_shape(program.answer, action, train)
+    return found
+
+
+def _is_read(traced: Any, arguments: Any, name: str) -> bool:
+    """Whether a traced hook makes use of a host metric."""
+    wanted = f".host['{name}']"
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(arguments)]
+    jaxpr = traced.jaxpr.jaxpr
+    used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
+    return any(path.endswith(wanted) and id(v) in used for path, v in zip(paths, jaxpr.invars, strict=True))
+
+
+def _check_place(hook: str, actions: tuple[Action, ...]) -> None:
+    for action in actions:
+        if isinstance(action, SkipUpdate | ScaleUpdates) and hook != "on_before_update":
+            raise ValueError(f"{action.owner}: {type(action).__name__} acts in on_before_update, not in {hook}.")
+
+
+def _check_payload(hook: str, actions: tuple[Action, ...]) -> None:
+    for action in actions:
+        if any(jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in jax.tree.leaves(action)):
+            raise TypeError(
+                f"{action.owner}: {type(action).__name__} in {hook} holds a PRNG key, which no file can take. "
+                "Hand over jax.random.key_data(key)."
+            )
+
+
+def _add(names: Shapes, new: Mapping[str, Any], what: str) -> None:
+    """Adds names to those that are taken."""
+    for name in sorted(new.keys() & names.keys()):
+        raise ValueError(f"{name!r} is the name of {what}, and of something else that the run reports; rename one.")
+    names |= new
+
+
+def _computed(values: Any, program: Program) -> Shapes:
+    try:
+        return jax.eval_shape(lambda v: computed(v, program.members is not None), values)
+    except Exception as error:
+        merging = ", ".join(repr(name) for name, v in values.items() if is_mergeable(v))
+        error.add_note(f"This happened in compute() of one of the metrics {merging}, which must run under jit.")
+        raise
+
+
+def _scalar(program: Program) -> Any:
+    return jax.ShapeDtypeStruct(() if program.members is None else (program.members,), jnp.float32)
+
+
+def _unknown(shapes: Shapes) -> dict[str, Any]:
+    """What stands for a value before its first report."""
+    return {name: jnp.full(s.shape, jnp.nan, jnp.float32) for name, s in shapes.items()}
+
+
+def _check_state(new: Any, train: TrainState) -> None:
+    if not isinstance(new, TrainState):
+        raise TypeError(
+            f"train_step returned {type(new).__name__} first, expected the new TrainState: `return state, metrics`."
+        )
+    jax.eval_shape(lambda n: conform(n, train, "train_step: the train state", error=ValueError), new)
+
+
+def _pair(result: Any) -> tuple[Any, Any]:
+    """What a train step returned, as the two that it should return."""
+    if not (isinstance(result, tuple | list) and len(result) == 2):
+        raise TypeError(
+            f"train_step returned {type(result).__name__}, expected (train_state, metrics): `return state, metrics`."
+        )
+    return result[0], result[1]
+
+
+def _check_names(what: str, values: Any) -> None:
+    """Requires a mapping of names to arrays, or to metrics that merge."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{what} returned metrics as {type(values).__name__}, expected a dict of names to arrays.")
+    for name, value in values.items():
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"{what} returned a metric with the name {name!r}, expected a string that is not empty.")
+        if not hasattr(value, "dtype") and not is_mergeable(value):
+            raise TypeError(f"{what} returned the metric {name!r} as {type(value).__name__}, expected an array.")

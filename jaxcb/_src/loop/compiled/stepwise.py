@@ -1,0 +1,128 @@
+"""The stepped executor: one dispatch a step, nothing awaited."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+from jaxcb._src.core.callback import STEP_HOOKS
+from jaxcb._src.loop.compiled import epoch as boundary
+from jaxcb._src.loop.compiled.executor import Executor, Live, Output
+from jaxcb._src.loop.compiled.position import Place
+from jaxcb._src.loop.compiled.program import Program
+from jaxcb._src.loop.compiled.state import Carry, Inputs, fetch
+from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
+
+IN_FLIGHT = 8  # steps dispatched and not known to be done; a stop seen late costs at most as many idle ones
+_BOUNDARY_HOOKS = ("on_eval_begin", "on_eval_end", "on_epoch_end", "on_epoch_begin")
+_MEMBERS_TOO = ("on_train_end",)  # of members that stop before the others
+
+
+class Stepped(Executor):
+    """Runs the same moments as the looped executor, the step at the top level of its own program.
+
+    For models whose step is slow inside a compiled loop: XLA's CPU backend runs convolution gradients an
+    order of magnitude slower in any loop or branch. A run that has stopped, or waits for the host, is
+    frozen by a select on the carry.
+    """
+
+    name = "stepped"
+
+    def __init__(self, program: Program, placement: Placement = ONE_DEVICE) -> None:
+        super().__init__(program, placement)
+        self._fresh = jax.jit(program.rings.empty, out_shardings=placement.everywhere)
+        self._open = self._compiled(self._run_open, donate_rest=(1,))
+        self._step = self._compiled(self._run_step, donate_rest=(1,), steps=True, narrow=not program.debug)
+        self._remainder = self._compiled(self._run_remainder, donate_rest=(1,), steps=True, narrow=not program.debug)
+        self._boundary = self._compiled(self._run_boundary, donate_rest=(1,))
+        self._status = jax.jit(
+            self._run_status, static_argnums=1, out_shardings=placement.everywhere
+        )  # takes nothing from the run
+        # what a step writes to; a dispatch pays for each array that it takes and makes
+        self._written = [name for name, layout in program.rings.layouts.items() if layout.hook in STEP_HOOKS]
+        hooks = _BOUNDARY_HOOKS if program.members is None else _BOUNDARY_HOOKS + _MEMBERS_TOO
+        self._boundary_may_wait = program.host_eval or program.yields_at(*hooks)
+
+    def execute(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Place) -> tuple[Live, Output]:
+        live, rings, may_wait = self._run(live, inputs, batches, place)
+        self._count()
+        return live, Output(
+            rings, self.placement.settle(self._status(live.leaves, live.tree, inputs)), may_wait=may_wait
+        )
+
+    def _run(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Place) -> tuple[Live, Any, bool]:
+        """Dispatches the steps; also returns the records, and whether the host may have to act before the next."""
+        rings, flying, idle = self._new_rings(), list[Any](), not place.pending
+        host = inputs.host_bits()
+        if place.pending:
+            live, rings, _ = self._pass_boundary(live, inputs, rings, place)
+            if self._boundary_may_wait or place.over:
+                return live, rings, True
+        for batch in batches:
+            idle = False
+            if place.cursor == 0:
+                live, rings, _ = self._open(live, inputs, rings)
+            program = self._remainder if place.at_remainder else self._step
+            own = inputs if batch is None else inputs.replace(data=batch, numbers=place.single().packed(host))
+            live, written, halted = program(live, own, {name: rings[name] for name in self._written})
+            rings = rings | written
+            place.stepped()
+            if place.pending:
+                live, rings, halted = self._pass_boundary(live, inputs, rings, place)
+                if self._boundary_may_wait or place.over:
+                    return live, rings, True
+            flying.append(halted)
+            if self.program.debug and bool(halted):  # uncompiled steps are never idle
+                return live, rings, True
+            if len(flying) == IN_FLIGHT:
+                if bool(flying[IN_FLIGHT // 2 - 1]):
+                    return live, rings, True
+                del flying[: IN_FLIGHT // 2]
+        if idle:  # the epoch may end without another step, which the device knows
+            live, rings, _ = self._boundary(live, inputs, rings)
+        return live, rings, False
+
+    def _new_rings(self) -> Any:
+        if not self.program.rings.layouts:
+            return {}
+        self._count()
+        return self._fresh()
+
+    def _pass_boundary(self, live: Live, inputs: Inputs, rings: Any, place: Place) -> Any:
+        place.passed_boundary()
+        return self._boundary(live, inputs, rings)
+
+    def _run_open(self, carry: Carry, inputs: Inputs, rings: Any) -> Any:
+        program = self.program
+        go = ~carry.opened & ~carry.yielded & ~program.at.over(inputs, carry) & program.rings.have_room(rings)
+        carry, rings = jax.lax.cond(
+            go, lambda c, r: boundary.open_epoch(program, inputs, c, r), lambda c, r: (c, r), carry, rings
+        )
+        return carry, rings, program.halted(carry)
+
+    def _run_step(self, carry: Carry, inputs: Inputs, rings: Any) -> Any:
+        return self._guarded(carry, inputs, rings, remainder=False)
+
+    def _run_remainder(self, carry: Carry, inputs: Inputs, rings: Any) -> Any:
+        return self._guarded(carry, inputs, rings, remainder=True)
+
+    def _guarded(self, carry: Carry, inputs: Inputs, rings: Any, *, remainder: bool) -> Any:
+        program, layout = self.program, self.program.layout
+        ok = program.at.may_step(inputs, carry) & program.rings.have_room(rings, STEP_HOOKS)
+        if layout.remainder:
+            ok = ok & ((carry.cursor == layout.full) if remainder else (carry.cursor < layout.full))
+        batch, rows = fetch(program.layout, inputs, carry, remainder=remainder)
+        carry, rings = program.one_step(inputs, carry, rings, batch, rows, ok=ok)
+        return carry, rings, program.halted(carry)
+
+    def _run_boundary(self, carry: Carry, inputs: Inputs, rings: Any) -> Any:
+        program = self.program
+        go = program.at.pending(inputs, carry) & ~carry.yielded & ~program.boundary_waits(inputs, carry)
+        go = go & program.rings.have_room(rings)
+        carry, rings = jax.lax.cond(
+            go, lambda c, r: boundary.cross(program, inputs, c, r), lambda c, r: (c, r), carry, rings
+        )
+        return carry, rings, program.halted(carry)
+
+    def _run_status(self, leaves: list[Any], tree: Any, inputs: Inputs) -> dict[str, Any]:
+        return self._tell(inputs.unpacked(), jax.tree.unflatten(tree, leaves))

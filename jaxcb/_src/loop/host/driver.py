@@ -1,0 +1,493 @@
+"""The driver: dispatches stretches of work one ahead, and performs what comes back."""
+
+import contextlib
+import signal
+from collections import deque
+from collections.abc import Iterable, Mapping
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxcb._src.checkpointing.checkpointer import Keeper
+from jaxcb._src.checkpointing.resume import joined
+from jaxcb._src.core.actions.base import HostAction
+from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.core.actions.host import Backup
+from jaxcb._src.data.feed import FOREVER, Chunk, Feed
+from jaxcb._src.loop.compiled.executor import Executor, Live, Output
+from jaxcb._src.loop.compiled.position import Place
+from jaxcb._src.loop.compiled.state import Carry, Inputs, Status, allowed_on, named, owned
+from jaxcb._src.loop.host.checkpoint_hooks import Saving
+from jaxcb._src.loop.host.host_metrics import Evaluators, HostMetrics
+from jaxcb._src.loop.host.pace import Pace
+from jaxcb._src.loop.host.population import Members
+from jaxcb._src.loop.host.stops import Interrupted, Signals, StopRecord, check_text, stops_of
+from jaxcb._src.sharding.arrays import gathered
+from jaxcb._src.utils.errors import DataError
+from jaxcb._src.writers.base import Context
+from jaxcb._src.writers.dispatch import Performer, close_all
+from jaxcb._src.writers.run_handle import Record, Run
+
+
+class Orders(NamedTuple):
+    """What the host does next. All that no device can decide alike on every process is in here.
+
+    Attributes:
+        signum: a signal that asks for the end.
+        save: whether the run is to be saved.
+        pack: whether a population goes on in a smaller program.
+        length: steps that the next dispatch may do.
+        host: the host metrics that it is given; None where nothing is to be dispatched.
+        data: where its data belongs.
+    """
+
+    signum: int | None = None
+    save: bool = False
+    pack: bool = False
+    length: int = 0
+    host: np.ndarray | None = None
+    data: tuple[int, ...] = ()
+
+    @property
+    def rest(self) -> bool:
+        """Whether there is something to do for which nothing may be under way."""
+        return self.signum is not None or self.save or self.pack
+
+
+def placed(chunk: Chunk) -> tuple[int, ...]:
+    """Where a chunk belongs: what process 0's data and that of each other process must have in common."""
+    return chunk.epoch, chunk.base, chunk.size, chunk.epoch_len, int(chunk.closes), chunk.epochs
+
+
+def same_place(chunk: Chunk | None, wanted: tuple[int, ...], index: int) -> Chunk:
+    """Returns this process's own chunk.
+
+    Raises:
+        DataError: where it is not of the steps that process 0 has data for.
+    """
+    if chunk is not None and placed(chunk) == wanted:
+        return chunk
+    got = "none any more" if chunk is None else _shown(placed(chunk))
+    raise DataError(
+        f"process {index} has other data than process 0: {got}, where process 0 has {_shown(wanted)}. Each process "
+        "must give as many batches an epoch as the others, of the same number of rows."
+    )
+
+
+def _shown(place: tuple[int, ...]) -> str:
+    epoch, base, size, _, closes, _ = place
+    return f"batches {base + 1} to {base + size} from epoch {epoch + 1} on" + (", the last ones" if closes else "")
+
+
+_AHEAD = 2  # dispatches under way
+
+
+class _Flight(NamedTuple):
+    """A dispatch under way."""
+
+    chunk: Chunk
+    output: Output
+    host: np.ndarray  # the host metrics that it was given
+
+
+class Driver:
+    """Runs a prepared executor to its end.
+
+    Args:
+        executor: looped or stepped.
+        live: the run before its first step.
+        feed: training batches.
+        host_sets: prefix -> iterable of validation batches that the host feeds.
+        evaluators: what else the host does at a validation.
+        host_metrics: what is read of the outside world before each dispatch.
+        inputs: what every dispatch is given; its numbers and data are filled in here.
+        place: where the run starts and ends.
+        context: for the writers.
+        run: for host functions.
+        steps_per_execution: steps of a dispatch; None measures.
+        keeper: saves the run; None where it is not saved.
+        members: of a population; None for a single run.
+    """
+
+    def __init__(
+        self,
+        *,
+        executor: Executor,
+        live: Live,
+        feed: Feed,
+        host_sets: Mapping[str, Iterable[Any]],
+        evaluators: Evaluators,
+        host_metrics: HostMetrics,
+        inputs: Inputs,
+        place: Place,
+        context: Context,
+        run: Run,
+        steps_per_execution: int | None,
+        keeper: Keeper | None = None,
+        members: Members | None = None,
+    ) -> None:
+        self.executor, self.live, self.feed = executor, live, feed
+        self.host_sets, self.evaluators = host_sets, evaluators
+        self.host_metrics = host_metrics
+        self.inputs, self.place = inputs, place
+        self.context, self.run = context, run
+        self.processes = context.processes
+        self.saving = Saving(keeper, lambda: named(self.carry()), self._facts)
+        self.signals = Signals(sigterm=not self.processes.takes_sigterm)
+        self.members = members
+        self.stops: list[StopRecord] = []
+        self.interrupted: int | None = None  # the signal that ended the run
+        self._resumed = False
+        self.begun = False  # whether on_train_begin is behind it
+        self._flying: deque[_Flight] = deque()
+        self.status: Status | None = None  # as last read
+        self._pace = Pace(steps_per_execution)
+        feed.pace(self._pace.length)
+        self._read_at = (0, 0, False)  # where the run stood when it was last read: epoch, step, whether evaluated
+        self._waiting: list[Record] = []
+        self._next: Chunk | None = None  # that process 0 has data for
+        self.performer = Performer(context)
+        for actions in executor.program.actions.values():
+            for action in actions:
+                check_text(action, executor.program.members)
+                if not isinstance(action, Backup):
+                    self.performer.prepare(action)
+                elif keeper is None and not context.trial:
+                    raise ValueError(f"{action.owner} saves the run, which needs a directory: pass run_dir=.")
+
+    def writer(self, cls: type) -> Any:
+        """Returns the run's writer of a class, None where it has none."""
+        return self.performer.writers.get(cls)
+
+    @property
+    def lost(self) -> bool:
+        """Whether a step that failed has taken the run's arrays with it."""
+        return any(leaf.is_deleted() for leaf in self.live.leaves)
+
+    def drain(self) -> None:
+        """Reads what is under way; a writer that fails does not keep the others from their records."""
+        while self._flying:
+            flight = self._flying.popleft()
+            with contextlib.suppress(Exception):
+                self._read(flight.output, flight.host)
+
+    def carry(self) -> Carry:
+        """The run as it stands; of a population all members, in order."""
+        return self.live.carry() if self.members is None else self.members.whole(self.live)
+
+    def stop_reason(self, member: int | None = None) -> str | None:
+        """Who stopped the run, or a member, and why; None where it came to its end."""
+        if self.interrupted is not None:
+            return "interrupted"
+        stops = (s for s in self.stops if s.member == member)
+        return "; ".join(f"{s.owner}: {s.reason}" if s.owner else s.reason for s in stops) or None
+
+    # The run
+
+    def train(self) -> None:
+        """Runs from `on_train_begin` to `on_train_end`. Writers and feed are closed on every way out.
+
+        A run that a signal ends is saved, and says so in `interrupted`.
+        """
+        failed: BaseException | None = None
+        try:
+            with self.signals:
+                if not self._resumed:
+                    self.saving.save(wait=True)  # before anything is written: a killed run knows where its files stood
+                if not self.begun:
+                    self._edge("on_train_begin", self.executor.begin)
+                    self.begun = True
+                self._steps()
+                self.saving.save()
+                self.saving.whole = False  # what follows is no training any more
+                self._edge("on_train_end", self.executor.end)
+                self.saving.save_result()
+                self.interrupted = self.processes.agree(
+                    self._asked
+                )  # a signal that came too late to cut anything short
+        except Interrupted as asked:
+            failed, self.interrupted = asked, asked.signum
+            self.saving.save(wait=True)
+            self.update_model()
+        except BaseException as error:
+            failed = error
+            if not self.processes.several:  # of several, who knows where the others stand
+                self._save_after(error)
+            raise
+        finally:
+            self.close(failed)
+
+    def _facts(self) -> dict[str, Any]:
+        """What the host knows of the run, as JSON. All that was logged so far is durable when it returns."""
+        place = self.place
+        return {
+            "begun": self.begun,
+            "over": place.over,
+            "step": place.step,
+            "epoch": place.epoch,
+            "cursor": place.cursor,
+            "feed": joined(self.processes.gather(self.feed.position())),
+            "files": self.context.file_positions(),
+            "writers": self.performer.positions(),
+            "stops": [list(stop) for stop in self.stops],
+            "elapsed": self.host_metrics.elapsed,
+            "executor": self.executor.name,
+            "strategy": None if self.members is None else self.members.strategy.name,
+        }
+
+    def _save_after(self, error: BaseException) -> None:
+        """Saves a run that failed where its state is consistent, and brings the caller's model up to date."""
+        if self.lost:
+            return
+        with contextlib.suppress(Exception):
+            self.drain()
+            self.update_model()
+        status = self.status
+        if self.saving.keeper is None or status is None:
+            return
+        if not self.saving.whole or bool(status.yielded) or bool(status.awaits):
+            return  # in the middle of a hook: the run resumes from the checkpoint before, and the hook runs again
+        try:
+            if int(self.live.carry().step) != int(status.step):
+                return  # an interrupt came before the last dispatch was read
+            self.place.correct(status)
+            self.feed.confirm(status)
+            self.saving.save(wait=True)
+        except Exception as second:
+            error.add_note(f"The run could not be saved after that: {second!r}")
+
+    def close(self, failed: BaseException | None = None) -> None:
+        """Closes writers, feed and what saves the run; the first error is the one that the user sees."""
+        self.context.failure = failed
+        keepers = () if self.saving.keeper is None else (self.saving.keeper,)
+        # the writers first: a feed may have to wait for a user's iterator, and be interrupted in it
+        close_all((*self.performer.writers.values(), self.host_metrics, *keepers, self.feed), failed)
+
+    def resume(self, carry: Carry, facts: Mapping[str, Any], *, anew: bool = False) -> None:
+        """Takes a run over as it was saved; `train` then goes on with its next step.
+
+        Args:
+            carry: the run on the device.
+            facts: what the host knew.
+            anew: whether a stop that has ended the run holds no more, because something else is asked for now.
+        """
+        if anew and facts["cursor"] == 0:
+            carry, facts = allowed_on(carry), {**facts, "stops": []}
+        self.live, self._resumed = Live.of(owned(self._with_order(carry))), True
+        if self.members is not None:
+            self.live, self.inputs = self.members.placed(self.live, self.inputs)
+        self.begun = facts["begun"]
+        self.place.take(carry)
+        self._read_at = (self.place.epoch, self.place.step, self.place.evaluated == self.place.step)
+        self.stops = [StopRecord(*stop) for stop in facts["stops"]]
+        self.host_metrics.before = facts["elapsed"]
+        self.performer.restore(facts["writers"])
+
+    def _with_order(self, carry: Carry) -> Carry:
+        """The order of the rows is a function of the key and the epoch, and is not saved."""
+        if carry.order is None:
+            return carry
+        return carry.replace(order=jax.jit(self.executor.program.layout.new_order)(self.inputs.key, carry.epoch))
+
+    def _asked(self) -> int | None:
+        """The signal that asks for the end, sent to whichever process; asked on process 0."""
+        return self.processes.signum if self.signals.asked is None else self.signals.asked
+
+    def _pause(self, orders: Orders) -> None:
+        """What is done where nothing is under way: a save or a smaller program that is due, the end that was asked."""
+        if orders.save:
+            self.saving.save()
+        if orders.pack:
+            assert self.members is not None
+            self.executor, self.live, self.inputs = self.members.pack(self.live, self.inputs)
+            self._pace.anew()
+        if orders.signum is not None:
+            raise Interrupted(orders.signum)
+
+    def _edge(self, hook: str, moment: Any) -> None:
+        """Runs one of the moments that stand alone, where a callback has it."""
+        if hook not in self.executor.program.actions:
+            return
+        host = self.processes.agree(lambda: self.host_metrics.read(self.place.step))
+        self.live, output = moment(self.live, self._inputs(None, host))
+        self._settle(self._read(output, host))
+
+    def _steps(self) -> None:
+        flying = self._flying
+        while True:
+            orders = self._agreed()
+            if orders.rest and not flying:
+                self._pause(orders)
+                continue
+            if orders.host is not None:
+                flying.append(self._dispatch(orders, orders.host))
+                if len(flying) < _AHEAD:
+                    continue
+            if not flying:
+                return
+            chunk, output, host = flying.popleft()
+            status = self._read(output, host)
+            self._measure(status)
+            if bool(status.yielded) or bool(status.awaits) or not chunk.consumed(status):
+                # what flies behind has nothing to do but hand its input through, or close the epoch
+                while flying:
+                    _, output, host = flying.popleft()
+                    behind = self._read(output, host)
+                    if not bool(status.awaits):  # those behind may not know that the epoch is to be closed
+                        status = behind
+                self._settle(status)
+            else:
+                self.feed.confirm(status)
+                if not flying:
+                    self.place.correct(status)
+            if bool(status.over):
+                while flying:  # what flies behind has nothing to do
+                    _, output, host = flying.popleft()
+                    self._read(output, host)
+                self.place.correct(status)
+                return
+
+    def _agreed(self) -> Orders:
+        """Asks what comes next; all processes are told the same."""
+        if self.signals.asked is not None:
+            self.processes.tell_signal(self.signals.asked)
+        orders = self.processes.agree(self._decide)
+        if self.processes.notified():
+            self.signals.asked = signal.SIGTERM
+        return orders
+
+    def _decide(self) -> Orders:
+        """What comes next, as process 0 sees it."""
+        flying = self._flying
+        orders = Orders(self._asked(), self.saving.due, self.members is not None and self.members.due)
+        # where nothing is under way the data is waited for; else what is under way is read meanwhile
+        goes_on = not flying or (not orders.rest and not flying[-1].output.may_wait and self.feed.ready())
+        if (orders.rest and not flying) or not goes_on or self.place.over:
+            return orders
+        self.signals.waiting = not flying
+        try:
+            self._next = self.feed.next()
+        except Interrupted as asked:
+            return Orders(asked.signum)
+        finally:
+            self.signals.waiting = False
+        if self._next is None:
+            return orders
+        return orders._replace(
+            length=self._pace.length, host=self.host_metrics.read(self.place.step), data=placed(self._next)
+        )
+
+    def _dispatch(self, orders: Orders, host: np.ndarray) -> _Flight:
+        """Dispatches the next stretch."""
+        place = self.place
+        own = self._next if self.processes.leads else self.feed.next()
+        chunk = same_place(own, orders.data, self.processes.index)
+        place.epoch_len = chunk.epoch_len
+        self._pace.dispatched()
+        inputs = self._inputs(chunk, host, orders.length)
+        batches = chunk.left(place.epoch, place.cursor)
+        batches = repeat(None, orders.length) if batches is None else batches
+        self.live, output = self.executor.execute(self.live, inputs, batches, place)
+        return _Flight(chunk, output, host)
+
+    def _inputs(self, chunk: Chunk | None, host: np.ndarray, length: int = 0) -> Inputs:
+        """The inputs of a dispatch."""
+        if chunk is None:
+            numbers = self.place.numbers(size=0, length=0)
+            return self.inputs.replace(numbers=numbers.packed(host))
+        length = length if chunk.epoch < 0 else FOREVER
+        numbers = self.place.numbers(
+            data_epoch=chunk.epoch, epochs=chunk.epochs, base=chunk.base, size=chunk.size, length=length
+        )
+        return self.inputs.replace(data=chunk.data, numbers=numbers.packed(host))
+
+    def _measure(self, status: Status) -> None:
+        """Sizes the next stretches by the last one, and tells the members who is alive and what it took."""
+        lap = self._pace.read(int(status.step))
+        self.host_metrics.steps_per_second = self._pace.speed
+        self.feed.pace(self._pace.length)
+        if self.members is not None:
+            if lap.to_build is not None:
+                self.members.built_in(lap.to_build)
+            self.members.note(status.alive, lap.seconds)
+
+    # What comes back
+
+    def _read(self, output: Output, host: np.ndarray) -> Status:
+        """Reads a stretch's records, waiting for them; performs the logs and keeps the host actions."""
+        with self.saving.moment():  # until its records are written: else they have to come again
+            rings, status = jax.device_get((output.rings, output.status))
+            status = self.executor.told(status)
+            self.status = status
+            self.host_metrics.note(self._read_at, host)
+            self._read_at = (int(status.epoch), int(status.step), int(status.evaluated) == int(status.step))
+            records = self.executor.program.rings.read(rings)
+            self.performer.perform(self._logs(records if self.members is None else self.members.spread(records)))
+        self.performer.tick(status)
+        return status
+
+    def _logs(self, records: Iterable[Record]) -> Iterable[Record]:
+        """Takes stops and host actions out of the records."""
+        for record in records:
+            if isinstance(record.action, Stop):
+                self.stops.extend(stops_of(record))
+            elif isinstance(record.action, Backup):
+                self.saving.ask()
+            elif isinstance(record.action, HostAction):
+                self._waiting.append(record)
+            else:
+                yield record
+
+    def _settle(self, status: Status) -> None:
+        """Brings host and device to the same place: host actions, a validation by the host, batches again."""
+        self.place.correct(status)
+        self.feed.confirm(status)
+        self.place.epoch_len = self.feed.rewind()
+        self._call_host()
+        if bool(status.yielded):
+            self.live = self.executor.resume(self.live)
+        elif bool(status.awaits):
+            self._validate()
+        self._pace.passed(self.place.step)  # what the host did is no time of the steps'
+
+    def _call_host(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        self.run._attach(self.carry)
+        if not waiting:
+            return
+        with self.saving.moment():
+            self.update_model()
+            for record in waiting:
+                self.performer.perform([record])
+                reason = self.processes.agree(lambda: self.run.stop_reason)
+                if reason is not None and record.hook != "on_train_end":
+                    self.stops.append(StopRecord(record.action.owner, reason, record.step, record.epoch))
+                    self.run.stop_reason = None
+                    self.live = self.executor.request_stop(self.live)
+                    self.place.stopping = True
+
+    def update_model(self) -> None:
+        """Brings the caller's own module up to date, where the model is one that is changed in place."""
+        adapter = self.live.carry().train.adapter
+        if adapter is not None and adapter.in_place:
+            self.run._attach(self.carry)
+            state = self.run.copy_of(lambda state: state)
+            adapter.deliver(state.params, state.model_state, state.rngs)
+
+    def _validate(self) -> None:
+        """Feeds a validation that the device cannot do by itself."""
+        with self.saving.moment():
+            host = self.processes.agree(lambda: self.host_metrics.read(self.place.step))
+            inputs = self._inputs(None, host)
+            self.live, output = self.executor.validate(self.live, inputs, self.host_sets, self._evaluate)
+        self._settle(self._read(output, host))
+
+    def _evaluate(self, live: Live) -> dict[str, np.ndarray]:
+        """Asks the evaluators, with the weights that the validation is of."""
+        if not self.evaluators.names:
+            return {}
+        train = gathered(live.carry().train)
+        self.run._attach(lambda: live.carry().replace(train=train))
+        return self.processes.agree(lambda: self.evaluators(self.run, self.place.step))

@@ -1,0 +1,204 @@
+"""Evaluators: functions of the model that the host runs at a validation."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcb._src.core.metrics import as_text
+from jaxcb._src.history.reader import JOURNAL
+from jaxcb._src.writers.base import Context
+from jaxcb._src.writers.csv import Table
+from jaxcb._src.writers.run_handle import Run
+
+PLACE = ("epoch", "step", "evaluated")
+
+
+class HostMetrics:
+    """Reads them; those of jaxcb's own only where a callback makes use of them.
+
+    Its own are `elapsed` (seconds of the whole run), `steps_per_second` (of the last stretch of steps, without
+    validation and compilation), `examples_per_step` (rows of a batch), `step_flops` (floating point operations of
+    a training step, from XLA's cost analysis), `peak_flops` (what the devices can do in a second, NaN where that is
+    not known) and `device_memory` (bytes in use on the fullest device, NaN where the backend does not tell).
+
+    Args:
+        functions: the user's, name -> function of nothing that returns a number.
+        examples_per_step: rows of a batch.
+        step_flops: a function of nothing.
+    """
+
+    def __init__(
+        self,
+        functions: Mapping[str, Callable[[], Any]] | None = None,
+        *,
+        examples_per_step: int = 0,
+        step_flops: Callable[[], float] = lambda: math.nan,
+    ) -> None:
+        self._functions = dict(functions or {})
+        for name, function in self._functions.items():
+            if not callable(function):
+                raise TypeError(f"host_metrics: {name!r} must be a function of nothing, got {function!r}.")
+        self.steps_per_second = math.nan
+        self.before = 0.0  # seconds of the run before this process
+        self._started = time.monotonic()
+        self._flops: float | None = None
+        self._step_flops = step_flops
+        self._own: dict[str, Callable[[], Any]] = {
+            "elapsed": lambda: self.elapsed,
+            "steps_per_second": lambda: self.steps_per_second,
+            "examples_per_step": lambda: examples_per_step,
+            "step_flops": self._count_flops,
+            "peak_flops": _peak_flops,
+            "device_memory": _device_memory,
+        }
+        for name in self._functions.keys() & self._own.keys():
+            raise ValueError(f"host_metrics: {name!r} is one of jaxcb's own; give yours another name.")
+        self._read: tuple[str, ...] = ()
+        self._journal: Table | None = None
+        self._noted: dict[str, str] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, in the order of `read`."""
+        return (*self._own, *self._functions)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the whole run, those of earlier processes included."""
+        return self.before + time.monotonic() - self._started
+
+    def use(self, read: Sequence[str], context: Context) -> None:
+        """Says which ones callbacks make use of; what is used is journaled where there is a `run_dir`."""
+        self._read = tuple(n for n in self.names if n in read)
+        if context.run_dir is not None and self._read and context.processes.leads:
+            file = context.append_file(context.run_dir / JOURNAL, "journal")
+            self._journal = Table(file, [*PLACE, *self._read], grows=True)
+
+    def read(self, step: int) -> np.ndarray:
+        """Reads all that is in use, float32 (names,).
+
+        Raises:
+            TypeError: for what is not a number.
+        """
+        values = np.zeros(len(self.names), np.float32)
+        for i, name in enumerate(self.names):
+            if name in self._functions or name in self._read:
+                values[i] = self._own[name]() if name in self._own else self._ask(name, step)
+        return values
+
+    def _ask(self, name: str, step: int) -> float:
+        try:
+            value = np.asarray(self._functions[name](), np.float32)
+            if value.ndim:
+                raise TypeError(f"the host metric {name!r} returned an array of shape {value.shape}, not a number.")
+            return float(value)
+        except Exception as error:
+            error.add_note(f"This happened in the host metric {name!r}, read near step {step}.")
+            raise
+
+    def note(self, place: tuple[int, int, bool], values: np.ndarray) -> None:
+        """Journals what held from a place on: epoch, step, and whether its validation was done."""
+        if self._journal is None:
+            return
+        named = dict(zip(self.names, values, strict=True))
+        row = {name: as_text(named[name]) for name in self._read}
+        if row != self._noted:
+            self._journal.write(dict(zip(PLACE, (str(int(x)) for x in place), strict=True)) | row)
+            self._noted = row
+
+    def close(self) -> None:
+        """Makes the journal durable."""
+        if self._journal is not None:
+            self._journal.close()
+
+    def _count_flops(self) -> float:
+        if self._flops is None:
+            self._flops = self._step_flops()
+        return self._flops
+
+
+# dense bfloat16 FLOPs a second of one device as JAX counts devices, from their makers' data sheets
+_PEAKS = {
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "V100": 125e12,
+    "A100": 312e12,
+    "L4": 121e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+}
+
+
+def _peak_flops() -> float:
+    devices = jax.local_devices()
+    peaks = [next((peak for kind, peak in _PEAKS.items() if kind in d.device_kind), math.nan) for d in devices]
+    return sum(peaks)
+
+
+def _device_memory() -> float:
+    used = [(device.memory_stats() or {}).get("bytes_in_use") for device in jax.local_devices()]
+    known = [u for u in used if u is not None]
+    return float(max(known)) if known else math.nan
+
+
+class Evaluators:
+    """Functions of the model whose results join the metrics of a validation.
+
+    Args:
+        functions: name -> `fn(model)` that returns a number; or several names in a tuple -> `fn(model)` that returns
+            as many, or a dict of them.
+    """
+
+    def __init__(self, functions: Mapping[Any, Callable[[Any], Any]] | None) -> None:
+        self._functions: dict[tuple[str, ...], Callable[[Any], Any]] = {}
+        for name, function in (functions or {}).items():
+            names = (name,) if isinstance(name, str) else tuple(name)
+            if not callable(function):
+                raise TypeError(f"evaluators: {name!r} must be a function of the model, got {function!r}.")
+            self._functions[names] = function
+        self.names = tuple(name for names in self._functions for name in names)
+        for name in self.names:
+            if not isinstance(name, str) or not name:
+                raise TypeError(f"evaluators: a name must be a string that is not empty, got {name!r}.")
+            if self.names.count(name) > 1:
+                raise ValueError(f"evaluators: {name!r} is the name of more than one result.")
+
+    def __call__(self, run: Run, step: int) -> dict[str, np.ndarray]:
+        """Runs them on the model of this moment; what fails names itself and the step.
+
+        Returns:
+            name -> float32 ().
+        """
+        out: dict[str, np.ndarray] = {}
+        for names, function in self._functions.items():
+            try:
+                out |= _named(names, function(run.model))
+            except Exception as error:
+                error.add_note(f"This happened in the evaluator {', '.join(names)}, at step {step}.")
+                raise
+        return out
+
+
+def _named(names: tuple[str, ...], result: Any) -> dict[str, np.ndarray]:
+    if isinstance(result, Mapping):
+        values: dict[Any, Any] = dict(result)
+    else:
+        listed = (result,) if len(names) == 1 else tuple(result)
+        values = dict(zip(names, listed, strict=True)) if len(listed) == len(names) else dict(enumerate(listed))
+    if set(values) != set(names):
+        raise ValueError(f"it returned {sorted(map(str, values))}, expected values for {', '.join(names)}.")
+    arrays = {name: np.asarray(value, np.float32) for name, value in values.items()}
+    for name, array in arrays.items():
+        if array.ndim:
+            raise ValueError(f"{name} is an array of shape {array.shape}, expected a number.")
+    return arrays

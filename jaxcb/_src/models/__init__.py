@@ -1,0 +1,1 @@
+"""Adapters: one a model library, between its models and pytrees of arrays."""

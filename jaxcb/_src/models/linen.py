@@ -1,0 +1,375 @@
+"""Flax Linen modules: initialised once, then a callable that carries their collections and keys.
+
+Nothing here imports Flax: a module that the user made brings `init` and `apply` with it.
+"""
+
+import contextlib
+import inspect
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jaxcb._src.models.adapter import avals, by_call, check_trainable
+from jaxcb._src.utils.pytree import conform, strong
+
+# How modules call the argument that says whether they train, and its value while they do.
+_TRAIN_ARGUMENTS = {"train": True, "training": True, "is_training": True, "deterministic": False}
+
+_CURE = (
+    "Its mode seems to be fixed where the module is made. Make it an argument of __call__, which the run passes: `def "
+    "__call__(self, x, *, train): ... {example}`; or pass `deterministic` or `train` to the model in loss_fn, which "
+    "may ask for `train` by keyword."
+)
+
+_CAPTURED = "intermediates"  # Linen's collection of what modules return
+
+
+def linen(
+    module: Any,
+    *inputs: Any,
+    seed: int | jax.Array = 0,
+    rngs: Sequence[str] = ("dropout",),
+    variables: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> "Linen":
+    """Makes a model of a Flax Linen module and sample inputs.
+
+    The loss function calls it as `model(x)`, or `model.apply(x, method="encode")`; parameters, batch
+    statistics, dropout keys and the module's own `train`, `training` or `deterministic` argument are
+    passed for it, and may be passed by it. A module whose mode is fixed where it is made is warned of when it
+    draws random numbers in evaluation. Without `variables`, the initial values are those of
+    `module.init(jax.random.key(seed), *inputs)`.
+
+    Args:
+        module: an instance of `flax.linen.Module`.
+        *inputs: sample inputs of the module, for their shapes.
+        seed: an integer or a PRNG key, for the initial values.
+        rngs: names of the random streams that the module draws from. Each call gets a key of its own
+            for each, a function of the step's key.
+        variables: the initial variables, where there are some already; then no inputs are needed.
+        **kwargs: further arguments of the module at its initialisation.
+
+    Returns:
+        What `jc.fit` takes as its model.
+
+    Raises:
+        TypeError: for something else than an instance of a Linen module, and without sample inputs.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import linen as nn
+        >>> from jaxcb._src.models.linen import linen
+        >>> adapter = linen(nn.Dense(3), jnp.ones((1, 2)))
+        >>> params, model_state, rngs = adapter.split()
+        >>> sorted(params), model_state, rngs
+        (['bias', 'kernel'], {}, None)
+    """
+    if isinstance(module, type) or not (hasattr(module, "init") and hasattr(module, "apply")):
+        what = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
+        raise TypeError(
+            f"linen() was given {what}, expected an instance of a flax.linen module: jc.linen(MyModule(...), x)."
+        )
+    if variables is None:
+        if not inputs and not kwargs:
+            raise TypeError(
+                f"linen({type(module).__name__}) was given no sample input, which Linen needs to find the shapes of "
+                "its parameters: jc.linen(module, x[:1])."
+            )
+        key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
+        added, _ = _train_arguments(module, None, inputs, kwargs, train=False)
+        variables = module.init(key, *inputs, **kwargs, **added)
+    tree: dict[str, Any] = _plain(variables)
+    model = Linen(module, tree, rngs=rngs)
+    if not inputs and not kwargs:
+        return model
+    growing = _growing(model, inputs, kwargs)
+    return Linen(module, {k: v for k, v in tree.items() if k not in growing}, rngs=rngs)
+
+
+class Linen:
+    """Adapter of a Flax Linen module with its variables.
+
+    `params` is the collection of that name, `model_state` a dict of all other collections.
+
+    Args:
+        module: an instance of `flax.linen.Module`.
+        variables: its variables, with the collection `params`.
+        rngs: names of the random streams that it draws from.
+
+    Raises:
+        TypeError: for a parameter that is no floating array, naming it.
+        ValueError: where there are no parameters.
+    """
+
+    explicit_state = False
+    in_place = False
+
+    def __init__(self, module: Any, variables: Mapping[str, Any], *, rngs: Sequence[str] = ("dropout",)) -> None:
+        if isinstance(rngs, str):
+            raise TypeError(f"rngs= was given the string {rngs!r}, expected a tuple of names: rngs=({rngs!r},).")
+        variables = _plain(variables)
+        self.module = module
+        self.streams = tuple(rngs)
+        self._params = variables.get("params", {})
+        self._state = {name: tree for name, tree in variables.items() if name != "params"}
+        check_trainable(
+            self._params,
+            of=f"the Linen module {type(module).__name__}",
+            elsewhere='Declare it with self.variable in a collection other than "params".',
+        )
+        self._form = avals(jax.tree.map(strong, self._state))
+        self._warned: set[str] = set()  # streams, so that a run warns of each once
+
+    @property
+    def form(self) -> Any:
+        """The module with its attributes, the streams, and the structure of its variables."""
+        return self.module, self.streams, jax.tree.structure((self._params, self._state))
+
+    def split(self) -> tuple[Any, Any, Any]:
+        """Returns `(params, other collections, None)`; keys come from the step's."""
+        return jax.tree.map(strong, self._params), jax.tree.map(strong, self._state), None
+
+    def release(self) -> None:
+        """Keeps the shapes alone."""
+        self._params, self._state = avals(self.split()[:2])
+
+    def merge(self, params: Any, model_state: Any, rngs: Any, *, train: bool, key: Any = None) -> "LinenModel":
+        """Returns a callable that applies the module."""
+        return LinenModel(
+            self.module, params, model_state, streams=self.streams, train=train, key=key, warned=self._warned
+        )
+
+    def carried(self, model: "LinenModel") -> tuple[Any, Any]:
+        """Returns the collections that the forward passes left, and None."""
+        return conform(model.state, self._form, "the collections after a forward pass: ", error=ValueError), None
+
+    def deliver(self, params: Any, model_state: Any, rngs: Any) -> "LinenModel":
+        """Returns a callable with these variables, in evaluation mode, for use outside of the run."""
+        return self.merge(params, model_state, rngs, train=False)
+
+    def call(self, model: "LinenModel", x: Any, model_state: Any = None) -> Any:
+        """Returns `model(x)`."""
+        return model(x)
+
+    def activations(self, model: "LinenModel", run: Any) -> dict[str, Any]:
+        """Returns the outputs of all modules while `run(model)` runs, and what they sow."""
+        model.captured = []
+        run(model)
+        found: dict[str, Any] = {}
+        for number, calls in enumerate(model.captured):
+            found |= {path if number == 0 else f"{path}_call_{number + 1}": x for path, x in by_call(calls).items()}
+        return found
+
+
+class LinenModel:
+    """A Linen module bound to its variables: what a loss function receives, and what `fit` returns.
+
+    Attributes:
+        module: the Linen module.
+        params: its parameters.
+        state: its other collections; training calls move them on.
+        streams: the names of its random streams.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        params: Any,
+        state: Any,
+        *,
+        streams: Sequence[str] = (),
+        train: bool = False,
+        key: Any = None,
+        warned: set[str] | None = None,
+    ) -> None:
+        self.module = module
+        self.params = params
+        self.state = dict(state)
+        self.streams = streams
+        self._train = train
+        self._key = key
+        self._calls = 0
+        self._warned = set[str]() if warned is None else warned
+        self.captured: list[Any] | None = None  # collects the outputs of modules, a tree a call, where it is a list
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """All collections, as `module.apply` takes them."""
+        return {"params": self.params, **self.state}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Applies the module; see `apply`."""
+        return self.apply(*args, **kwargs)
+
+    def apply(
+        self,
+        *args: Any,
+        method: Any = None,
+        rngs: Mapping[str, Any] | None = None,
+        mutable: str | Sequence[str] = (),
+        **kwargs: Any,
+    ) -> Any:
+        """Applies the module, or one of its methods.
+
+        Args:
+            *args: its arguments.
+            method: the name of a method, or a function of the module.
+            rngs: keys by stream, in place of those that the step gives. Draws from them are meant, and not warned of.
+            mutable: further collections to return, such as `"intermediates"`.
+            **kwargs: its keyword arguments. Its `train`, `training`, `is_training` or `deterministic`
+                follows the run where it is not among them.
+
+        Returns:
+            What the module returns; with `mutable`, a pair of that and the collections, as in Linen.
+
+        Warns:
+            UserWarning: once for each stream, where the module draws from it in evaluation as if it trained: dropout
+                whose mode is a field of the module. Draws of a module without such a mode are taken to be meant, as in
+                a variational model with a stream of its own.
+        """
+        asked = (mutable,) if isinstance(mutable, str) else tuple(mutable)
+        added, given = _train_arguments(self.module, method, args, kwargs, train=self._train)
+        kwargs = {**kwargs, **added}
+        training = self._train or any(given.get(name) is value for name, value in _TRAIN_ARGUMENTS.items())
+        capture = self.captured is not None
+        watched = (_CAPTURED,) if capture else ()
+        collections = list(dict.fromkeys((*(self.state if training else ()), *asked, *watched)))
+        watched_draws = contextlib.nullcontext() if training or rngs is not None else self._watching_draws()
+        try:
+            with watched_draws:
+                result = self.module.apply(
+                    self.variables,
+                    *args,
+                    rngs=self._keys() if rngs is None else dict(rngs),
+                    method=method,
+                    mutable=collections or False,
+                    **({"capture_intermediates": True} if capture else {}),
+                    **kwargs,
+                )
+        except Exception as error:
+            if type(error).__name__ == "ModifyScopeVariableError" and not training:
+                error.add_note(
+                    f"jaxcb: {type(self.module).__name__} changes its variables in evaluation, as in training. "
+                    f"{_CURE.format(example='nn.BatchNorm(use_running_average=not train)(x)')}"
+                )
+            if type(error).__name__ == "InvalidRngError":
+                error.add_note(
+                    f"jaxcb: this model has keys for the streams {self.streams} (none where it is used outside of a "
+                    "run). Name those that the module draws from: jc.linen(module, x, rngs=('dropout', 'noise'))."
+                )
+            raise
+        if not collections:
+            return result
+        result, new = result[0], _plain(result[1])
+        if self.captured is not None:
+            self.captured.append(new.get(_CAPTURED, {}))
+        if self._train:  # an evaluation view never moves, even where a call asks for dropout
+            self.state = {name: new.get(name, old) for name, old in self.state.items()}
+        return (result, {name: new[name] for name in asked if name in new}) if asked else result
+
+    @contextlib.contextmanager
+    def _watching_draws(self) -> Iterator[None]:
+        """Warns of streams that are drawn from meanwhile, although no module should train."""
+        drawn: dict[str, Any] = {}
+
+        def note(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            result = next_method(*args, **kwargs)
+            # Linen counts the keys that each module has made of each stream
+            for stream, count in getattr(context.module.scope, "rng_counters", {}).items():
+                if isinstance(stream, str) and count and _is_training(context.module, stream):
+                    drawn.setdefault(stream, context.module)
+            return result
+
+        linen = sys.modules.get("flax.linen")
+        if linen is None or not isinstance(self.module, linen.Module):
+            yield
+            return
+        with linen.intercept_methods(note):
+            yield
+        for stream, module in drawn.items():
+            if stream not in self._warned:
+                self._warned.add(stream)
+                warnings.warn(self._told(stream, module), UserWarning, stacklevel=4)
+
+    def _told(self, stream: str, module: Any) -> str:
+        own = type(module).__name__
+        at = "/".join(module.path)
+        where = f"{own} at {at}" if at else own
+        dropout = "dropout is on there and " if "drop" in f"{stream} {own}".lower() else ""
+        return (
+            f"jaxcb: {type(self.module).__name__} draws random numbers from the stream {stream!r} in evaluation (in "
+            f"{where}), as in training, so that {dropout}its values are random. "
+            f"{_CURE.format(example='nn.Dropout(0.5, deterministic=not train)(x)')} Where the draws are meant, say so "
+            f"with keys of your own: model.apply(x, rngs={{{stream!r}: key}})."
+        )
+
+    def _keys(self) -> dict[str, Any] | None:
+        if self._key is None:
+            return None
+        key = jax.random.fold_in(self._key, self._calls)
+        self._calls += 1
+        # The name decides, not its place, so that a further stream changes no other.
+        return {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in self.streams}
+
+
+def _is_training(module: Any, stream: str) -> bool:
+    """Whether a module that has drawn from a stream did so because it is in training mode.
+
+    By the names that say so; a module that has no mode, such as a variational one, always draws.
+    """
+    if "drop" in stream.lower() or "drop" in type(module).__name__.lower():
+        return True
+    while hasattr(module, "parent"):  # at the top this is no module
+        if any(getattr(module, name, None) is value for name, value in _TRAIN_ARGUMENTS.items()):
+            return True
+        module = module.parent
+    return False
+
+
+def _train_arguments(
+    module: Any, method: Any, args: Any, kwargs: Any, *, train: bool
+) -> tuple[dict[str, bool], dict[str, Any]]:
+    """The training argument that the method takes and was not given, and all that it was given."""
+    function, lead = (module if method is None else method), ()
+    if isinstance(method, str):
+        function = getattr(module, method)
+    elif method is not None and not hasattr(method, "__self__"):
+        lead = (module,)
+    try:
+        signature = inspect.signature(function)
+        given = signature.bind_partial(*lead, *args, **kwargs).arguments
+    except (TypeError, ValueError):  # the call itself says better what is wrong with it
+        return {}, dict(kwargs)
+    # Linen's merge_param refuses an argument that is an attribute already.
+    names = [
+        n for n in _TRAIN_ARGUMENTS if n in signature.parameters and n not in given and getattr(module, n, None) is None
+    ]
+    return {n: _TRAIN_ARGUMENTS[n] == train for n in names}, given
+
+
+def _growing(adapter: Linen, inputs: Any, kwargs: Any) -> set[str]:
+    """The collections that a call makes longer: what is sown, which must not be carried."""
+    params, model_state, _ = adapter.split()
+
+    def call(params: Any, model_state: Any) -> Any:
+        model = adapter.merge(params, model_state, None, train=True, key=jax.random.key(0))
+        given = {k: v for k, v in kwargs.items() if k not in _TRAIN_ARGUMENTS}
+        model(*inputs, **given)
+        return model.state
+
+    if not model_state:
+        return set()
+    try:
+        new = jax.eval_shape(call, params, model_state)
+    except Exception:  # a module that cannot train on its sample input says so when it trains
+        return set()
+    return {n for n in model_state if jax.tree.structure(new[n]) != jax.tree.structure(model_state[n])}
+
+
+def _plain(tree: Any) -> Any:
+    """Dicts in place of Flax's frozen ones."""
+    return {k: _plain(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree

@@ -1,0 +1,263 @@
+"""Flax NNX modules: split once, carried as plain dicts, rebuilt with fresh Variables inside each trace."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxcb._src.models.adapter import avals, by_call, check_trainable, is_arrays
+from jaxcb._src.utils.pytree import conform, strong
+
+_PARAMS, _MODEL_STATE, _RNGS = range(3)
+_MODES = ("deterministic", "use_running_average")
+
+
+class NNX:
+    """Adapter of a Flax NNX module.
+
+    `params` are its `nnx.Param` Variables, `rngs` its keys and counters (`nnx.RngState`), `model_state`
+    all other Variables and arrays. Each is a plain nested dict by attribute name, as `nnx.to_pure_dict`
+    makes it. What was sown (`nnx.Intermediate`) is not carried.
+
+    The evaluation view is the module after `.eval()`. The training view is the module after `.train()`,
+    except that a module that is partly in training mode is trained as it stands, so that a batch norm
+    that the user froze stays frozen. The caller's own module changes in `deliver` only.
+
+    Args:
+        model: the module.
+        copy: whether `deliver` makes a new module; otherwise it writes into the caller's.
+        wrt: a filter of the Variables to train, as `nnx.Optimizer` has it.
+
+    Raises:
+        TypeError: for a trained Variable that holds integers, for Variables that are references.
+        ValueError: where nothing is there to train.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxcb._src.models.nnx import NNX
+        >>> adapter = NNX(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+        >>> params, model_state, rngs = adapter.split()
+        >>> jax.tree.map(jnp.shape, params)
+        {'bias': (3,), 'kernel': (2, 3)}
+        >>> adapter.merge(params, model_state, rngs, train=True)(jnp.ones((4, 2))).shape
+        (4, 3)
+    """
+
+    explicit_state = False
+
+    def __init__(self, model: Any, *, copy: bool = False, wrt: Any = nnx.Param) -> None:
+        self.model = model
+        self.copy = copy
+        self.in_place = not copy
+        self._given, self._train, self._eval, leaves = _views(model)
+        is_param = nnx.filterlib.to_predicate(wrt)
+        # For each leaf of the graph, in its order: which part holds it, where, or else its constant value.
+        self._slots: list[tuple[int | None, tuple[Any, ...], Any]] = []
+        for path, leaf in leaves:
+            if isinstance(leaf, nnx.Variable) and leaf.get_metadata().get("ref"):
+                raise TypeError(
+                    f"the Variable {_name(path)} of {type(model).__name__} is a reference (ref=True), which cannot be "
+                    "carried through a compiled loop. Make the module without nnx.var_defaults(ref=True)."
+                )
+            value = _value(leaf)
+            if not is_arrays(value):
+                self._slots.append((None, path, value))
+            elif isinstance(leaf, nnx.RngState):
+                self._slots.append((_RNGS, path, None))
+            else:
+                self._slots.append((_PARAMS if is_param(path, leaf) else _MODEL_STATE, path, None))
+        parts = self.split()
+        check_trainable(
+            parts[_PARAMS],
+            of=f"the NNX module {type(model).__name__}",
+            elsewhere="Make it another kind of nnx.Variable than nnx.Param; it is carried then, and not trained.",
+        )
+        self._form = avals(parts)
+        self._partitions = {path: nnx.spmd.get_var_pspec(leaf) for path, leaf in leaves if _is_split(leaf)}
+
+    def partitions(self) -> dict[Any, Any]:
+        """Path -> `PartitionSpec`, of the Variables whose metadata names mesh axes, as `nnx.with_partitioning` does."""
+        return {tuple(jax.tree_util.DictKey(part) for part in path): spec for path, spec in self._partitions.items()}
+
+    @property
+    def form(self) -> Any:
+        """The graphs of its views, and the constants among its leaves."""
+        return self._given, self._train, self._eval, self._slots
+
+    def split(self) -> tuple[Any, Any, Any]:
+        """Returns `(params, model_state, rngs)` of the caller's module as it is now."""
+        params, model_state, rngs = self._parts(self.model)
+        return params, model_state, rngs
+
+    def release(self) -> None:
+        """Does nothing: the module is the caller's."""
+
+    def merge(self, params: Any, model_state: Any, rngs: Any, *, train: bool, key: Any = None) -> Any:
+        """Returns the module in its training or evaluation view; keys are its own, and `key` is unused."""
+        return self._build(self._train if train else self._eval, (params, model_state, rngs))
+
+    def carried(self, model: Any) -> tuple[Any, Any]:
+        """Returns the statistics and the rng counters that the forward pass left in `model`."""
+        _, model_state, rngs = self._parts(model)
+        return (
+            conform(model_state, self._form[_MODEL_STATE], "the Variables after a forward pass: ", error=ValueError),
+            conform(rngs, self._form[_RNGS], "the rng state after a forward pass: ", error=ValueError),
+        )
+
+    def deliver(self, params: Any, model_state: Any, rngs: Any) -> Any:
+        """Brings the caller's module up to date and returns it; a new module with `copy=True`."""
+        if self.copy:
+            return self._build(self._given, (params, model_state, rngs))
+        write(self.model, params, model_state, rngs)
+        return self.model
+
+    def call(self, model: Any, x: Any, model_state: Any = None) -> Any:
+        """Returns `model(x)`."""
+        return model(x)
+
+    def activations(self, model: Any, run: Any) -> dict[str, Any]:
+        """Returns the outputs of all modules while `run(model)` runs, and what they sow."""
+        _, found = nnx.capture(run, nnx.Intermediate, method_outputs=nnx.Intermediate)(model)
+        return by_call(_plain(nnx.as_pure(found)))
+
+    def _build(self, graphdef: Any, parts: tuple[Any, Any, Any]) -> Any:
+        leaves = [value if part is None else _at(parts[part], path) for part, path, value in self._slots]
+        # From bare arrays, merge makes new Variables, which belong to the trace that we are in.
+        return nnx.merge(graphdef, leaves)
+
+    def _parts(self, model: Any) -> list[dict[Any, Any]]:
+        found = dict(_leaves(model))
+        parts: list[dict[Any, Any]] = [{}, {}, {}]
+        for part, path, _ in self._slots:
+            if part is None:
+                continue
+            if path not in found:
+                raise ValueError(
+                    f"the Variable {_name(path)} was removed from {type(model).__name__}. The set of Variables must "
+                    "stay the same from step to step."
+                )
+            _put(parts[part], path, jax.tree.map(strong, _value(found[path])))
+        return parts
+
+
+def write(model: Any, params: Any, model_state: Any, rngs: Any) -> None:
+    """Writes arrays into the Variables of a module, in place.
+
+    Args:
+        model: an `nnx.Module`.
+        params: a nested dict by attribute name, as `NNX.split` returns it; so the others.
+        model_state: the other Variables.
+        rngs: keys and counters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxcb._src.models.nnx import write
+        >>> layer = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+        >>> write(layer, {"bias": jnp.ones(1), "kernel": jnp.zeros((1, 1))}, {}, {})
+        >>> float(layer(jnp.ones(1))[0])
+        1.0
+    """
+    for part in (params, model_state, rngs):
+        if part:
+            nnx.update(model, part)
+
+
+def read_optimizer(optimizer: Any) -> tuple[Any, Array]:
+    """Returns the state of an `nnx.Optimizer` as optax would hold it for plain dicts, and its step.
+
+    Args:
+        optimizer: an `nnx.Optimizer`.
+
+    Returns:
+        The optax state, and the number of updates done, int32 ().
+
+    Example:
+        >>> import optax
+        >>> from flax import nnx
+        >>> from jaxcb._src.models.nnx import read_optimizer
+        >>> model = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+        >>> opt_state, step = read_optimizer(nnx.Optimizer(model, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param))
+        >>> sorted(opt_state[0].trace), int(step)
+        (['bias', 'kernel'], 0)
+    """
+    return _plain(nnx.as_pure(optimizer.opt_state)), jnp.asarray(optimizer.step.get_raw_value(), jnp.int32)
+
+
+def write_optimizer(optimizer: Any, opt_state: Any, step: Any) -> None:
+    """Writes an optax state and a step into an `nnx.Optimizer`, in place; the inverse of `read_optimizer`.
+
+    Args:
+        optimizer: an `nnx.Optimizer`.
+        opt_state: in the form that `read_optimizer` returned.
+        step: the number of updates done.
+
+    Raises:
+        ValueError: where the state is one of another optimizer.
+    """
+    variables = jax.tree.leaves(optimizer.opt_state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    if jax.tree.structure(_plain(nnx.as_pure(optimizer.opt_state))) != jax.tree.structure(opt_state):
+        raise ValueError(
+            "the optimizer state has another structure than the nnx.Optimizer that should hold it; write it into "
+            "the optimizer that TrainState.from_nnx was given, or into one made in the same way."
+        )
+    for variable, leaf in zip(variables, jax.tree.leaves(opt_state), strict=True):
+        variable.set_raw_value(leaf)
+    optimizer.step.set_raw_value(jnp.asarray(step, optimizer.step.get_raw_value().dtype))
+
+
+def _views(model: Any) -> tuple[Any, Any, Any, list[tuple[Any, Any]]]:
+    """The graph as given, in training and in evaluation, and its leaves; the caller's modes are not touched."""
+    twin = nnx.clone(model, graph=True)
+    nnx.pop(twin, nnx.Intermediate)
+    given = nnx.graphdef(twin, graph=True)
+    modes = [(m, name, getattr(m, name)) for _, m in nnx.iter_modules(twin) for name in _MODES if hasattr(m, name)]
+    twin.train()
+    if any(value is False for _, _, value in modes):
+        for module, name, value in modes:
+            if value is True:
+                setattr(module, name, True)
+    train = nnx.graphdef(twin, graph=True)
+    twin.eval()
+    return given, train, nnx.graphdef(twin, graph=True), _leaves(twin)
+
+
+def _leaves(model: Any) -> list[tuple[Any, Any]]:
+    """Paths and Variables (or arrays that are attributes), in the order of the graph."""
+    return list(nnx.to_flat_state(nnx.state(model, graph=True)))
+
+
+def _is_split(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable) and bool(leaf.get_metadata().get("out_sharding"))
+
+
+def _value(leaf: Any) -> Any:
+    return leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(map(str, path))
+
+
+def _at(tree: Any, path: tuple[Any, ...]) -> Any:
+    for part in path:
+        tree = tree[part]
+    return tree
+
+
+def _put(tree: dict[Any, Any], path: tuple[Any, ...], value: Any) -> None:
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = value
+
+
+def _plain(tree: Any) -> Any:
+    """The tree with `nnx.State` replaced by dicts, at any depth."""
+
+    def node(x: Any) -> Any:
+        return {k: _plain(v) for k, v in x.raw_mapping.items()} if isinstance(x, nnx.State) else x
+
+    return jax.tree.map(node, tree, is_leaf=lambda x: isinstance(x, nnx.State))

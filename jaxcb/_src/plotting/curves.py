@@ -1,0 +1,137 @@
+"""Pictures of a run's curves."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcb._src.utils.local_path import local_path
+
+_RATES = ("learning_rate", "base_learning_rate", "lr_scale")
+_LOG_RATIO = 20  # a loss that falls by more than this factor is drawn on a logarithmic axis
+_MARKED_ROWS = 60  # up to so many rows each one gets a dot
+
+
+def curves(result: Any, path: str | Path | None = None) -> Any:
+    """Draws each metric with its validation twin, and the learning rate, over the epochs.
+
+    Marks the stop, the best epoch of an `EarlyStopping`, and the callbacks' cuts of the rate.
+
+    Args:
+        result: a `Result`.
+        path: a picture file to save.
+
+    Returns:
+        The matplotlib figure.
+    """
+    path = None if path is None else local_path("Result.plot", "path", path)
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError:
+        raise ImportError("plot() needs matplotlib: pip install jaxcb[plot].") from None
+    history = result.history
+    panels = _panels(history)
+    rate = next((n for n in ("learning_rate", "lr_scale") if n in history), None)
+    count = len(panels) + (rate is not None)
+    figure = Figure(figsize=(7.5, 2.2 * max(count, 1) + 0.9), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(max(count, 1), 1, sharex=True))
+    at = _positions(history)
+    for axis, (name, lines) in zip(axes, panels.items(), strict=False):
+        _draw_metric(axis, history, at, name, lines)
+    if rate is not None:
+        _draw_rate(axes[-1], history, at, rate)
+    marks = {}
+    for axis in axes:
+        marks = _mark(axis, result, at)
+        axis.grid(alpha=0.25)
+        if len(axis.get_legend_handles_labels()[0]) > 1:
+            axis.legend(fontsize=8, loc="best")
+    if marks:
+        figure.legend(
+            marks.values(), marks.keys(), fontsize=8, ncols=len(marks), loc="outside upper right", frameon=False
+        )
+    figure.align_ylabels()
+    axes[-1].set_xlabel("epoch")
+    axes[-1].set_xlim(0, None)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    return figure
+
+
+def _panels(history: Any) -> dict[str, list[tuple[str, str]]]:
+    """The panels by name, the loss first, each with its lines: what is drawn, and as what."""
+    scalars = [n for n in history if n not in _RATES and history[n].ndim == 1]
+    train = sorted((n for n in scalars if not n.startswith("val_")), key=lambda n: n != "loss")
+    panels = {n: [(n, "train")] for n in train}
+    for name in (n for n in scalars if n.startswith("val_")):
+        own = name.removeprefix("val_")
+        twins = [n for n in train if own == n or own.endswith(f"_{n}")]
+        twin = max(twins, key=len, default=own)  # val_wiki_loss belongs to loss, where there is no wiki_loss
+        label = "validation" if own == twin else own.removesuffix(f"_{twin}")
+        panels.setdefault(twin, []).append((name, label))
+    return panels
+
+
+def _positions(history: Any) -> np.ndarray:
+    """Where each row stands, in epochs: an epoch's end at its number, a validation within it in between."""
+    ends = np.r_[history.epoch[1:] != history.epoch[:-1], True] if len(history.epoch) else np.zeros(0, bool)
+    steps = np.interp(history.step, np.r_[0, history.step[ends]], np.r_[0, history.epoch[ends] + 1])
+    return np.asarray(steps, float)
+
+
+def _draw_metric(axis: Any, history: Any, at: np.ndarray, name: str, lines: list[tuple[str, str]]) -> None:
+    marker = "." if len(at) <= _MARKED_ROWS else None
+    drawn = [np.zeros(0)]
+    for own, label in lines:
+        reported = history.reported(own)
+        drawn.append(history[own][reported])
+        axis.plot(at[reported], drawn[-1], marker=marker, markersize=4, linewidth=1.4, label=label)
+    values = np.concatenate(drawn)
+    values = values[np.isfinite(values)]
+    if name.endswith("loss") and values.size and values.min() > 0 and values.max() > _LOG_RATIO * values.min():
+        axis.set_yscale("log")
+    axis.set_ylabel(name.replace("_", " "))
+
+
+def _draw_rate(axis: Any, history: Any, at: np.ndarray, name: str) -> None:
+    rate, base = history[name], history.get("base_learning_rate")
+    # a row tells the rate of its last update, and so of the epoch that ends there
+    if base is not None and name == "learning_rate" and not np.allclose(rate, base, rtol=1e-3):
+        axis.plot(
+            at, base, color="tab:gray", linestyle="--", linewidth=1.2, drawstyle="steps-pre", label="schedule alone"
+        )
+    axis.plot(at, rate, color="tab:purple", linewidth=1.4, drawstyle="steps-pre", label="in force")
+    if np.all(rate > 0):
+        axis.set_yscale("log")
+    axis.set_ylabel(name.replace("_", " ").replace("lr", "rate"))
+
+
+def _mark(axis: Any, result: Any, at: np.ndarray) -> dict[str, Any]:
+    """Draws the vertical lines, and returns one of each kind by its name."""
+    marks = {}
+    for state in result.callback_states.values():
+        best = getattr(state, "best_epoch", None)
+        if best is not None and int(best) >= 0:
+            marks["best epoch"] = axis.axvline(int(best) + 1, color="tab:green", linestyle="--", linewidth=1.1)
+    for epoch in cuts(result.history):
+        marks["rate cut"] = axis.axvline(epoch, color="tab:purple", linestyle=":", linewidth=1.3)
+    if result.stopped_epoch is not None and len(at):
+        marks["stop"] = axis.axvline(at[-1], color="tab:red", linewidth=1.1)
+    return marks
+
+
+def cuts(history: Any) -> list[float]:
+    """Returns where the callbacks' factor on the rate went down, in epochs."""
+    if "lr_scale" in history:
+        scale = history["lr_scale"]
+    elif "learning_rate" in history:
+        base = history["base_learning_rate"]
+        scale = history["learning_rate"] / np.where(base == 0, 1, base)
+    else:
+        return []
+    at = _positions(history)
+    # a row shows the rate of its last update, so a cut stands at the row before the one that shows it
+    return [float(at[i]) for i in range(len(scale) - 1) if scale[i + 1] < scale[i] * 0.999]

@@ -1,0 +1,1 @@
+"""Replay: what callbacks would have done on a recorded run."""

@@ -1,0 +1,127 @@
+"""Many configurations of callbacks over one recorded run, in one program."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcb._src.core.chain import Chain, stacked_callbacks
+from jaxcb._src.history.reader import Records, read_records
+from jaxcb._src.replay.program import program_of
+from jaxcb._src.sweep.overrides import with_overrides
+from jaxcb._src.sweep.space import Point, as_points
+from jaxcb._src.training.run_config import Configuration
+from jaxcb._src.utils.pytree import strong_tree
+
+NEVER = -1
+
+
+@dataclass(frozen=True)
+class ReplayGrid:
+    """What many configurations of callbacks would have done on a recorded run.
+
+    Attributes:
+        points: the values of each configuration, by path.
+        stopped_epoch: the epoch (from 0) in which each first asked to stop, int64 (configurations,); -1 where none did.
+        lr_scale: the callbacks' factor on the rate at the end, float32 (configurations,).
+        values: metric's name -> its value at the last record that each configuration saw, float32 (configurations,).
+
+    Example:
+        >>> import jaxcb as jc
+        >>> grid = jc.replay([jc.EarlyStopping()], {"val_loss": [3.0, 2.0, 2.5, 2.5, 1.0]},
+        ...                  over={"callbacks.EarlyStopping.patience": [1, 2, 3]})
+        >>> grid.stopped_epoch.tolist(), grid.values["val_loss"].tolist()
+        ([2, 3, -1], [2.5, 2.5, 1.0])
+    """
+
+    points: tuple[Point, ...]
+    stopped_epoch: np.ndarray = field(repr=False)
+    lr_scale: np.ndarray = field(repr=False)
+    values: dict[str, np.ndarray] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def table(self) -> dict[str, list[Any]]:
+        """One row a configuration, as columns by name, ready for `pandas.DataFrame`; None for who never stopped."""
+        columns: dict[str, list[Any]] = {path: [p[path] for p in self.points] for path in self.points[0]}
+        columns["stopped_epoch"] = [None if e == NEVER else e for e in self.stopped_epoch.tolist()]
+        columns["lr_scale"] = self.lr_scale.tolist()
+        return columns | {name: column.tolist() for name, column in self.values.items()}
+
+
+def replay_grid(callbacks: Chain, source: Any, learning_rate: Any, over: Any) -> ReplayGrid:
+    """Replays each configuration; those that share a structure run in one program.
+
+    Args:
+        callbacks: the chain.
+        source: the recorded run.
+        learning_rate: the base rate.
+        over: a grid, or points.
+
+    Raises:
+        ValueError: for a path that leads nowhere, or not to a callback, and a value out of range.
+    """
+    points = as_points(over)
+    for path in points[0]:
+        if not path.startswith("callbacks."):
+            raise ValueError(f"over: {path!r} is no callback's, and a recorded run has no other numbers to change.")
+    base = Configuration(0, None, None, callbacks)
+    chains = [with_overrides(base, point).callbacks for point in points]
+    records = read_records(source)
+    run, rows = program_of(records, learning_rate)
+    last, scale = np.zeros(len(points), np.int64), np.zeros(len(points), np.float32)
+    stopped = np.zeros(len(points), bool)
+    for index in _by_structure(chains):
+        at, factor, ended = _run([chains[i] for i in index], run, rows)
+        last[index], scale[index], stopped[index] = at, factor, ended
+    return _result(points, records, last, scale, stopped)
+
+
+def _by_structure(chains: Sequence[Chain]) -> list[list[int]]:
+    groups: list[tuple[Any, list[int]]] = []
+    for i, own in enumerate(chains):
+        tree = jax.tree.structure(own)
+        for known, index in groups:
+            if known == tree:
+                index.append(i)
+                break
+        else:
+            groups.append((tree, [i]))
+    return [index for _, index in groups]
+
+
+def _run(chains: Sequence[Chain], run: Any, rows: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The record at which each stops, or the last one; the factor there; and whether it stopped."""
+    whole, axes = stacked_callbacks(chains)
+    tree = jax.tree.structure(whole)
+
+    def one(leaves: list[Any], rows: Any) -> Any:
+        out = run(jax.tree.unflatten(tree, leaves), rows)
+        ended = out.stopped.any()
+        at = jax.numpy.where(ended, jax.numpy.argmax(out.stopped), len(out.stopped) - 1)
+        return at, out.scale[at], ended
+
+    with jax.default_device(host_device()):
+        leaves = jax.device_get(strong_tree(jax.tree.leaves(whole)))
+        if not any(axis == 0 for axis in axes):  # all are alike
+            found = jax.device_get(jax.jit(one)(leaves, rows))
+            return tuple(np.broadcast_to(x, (len(chains),)) for x in found)  # pyright: ignore[reportReturnType]
+        return jax.device_get(jax.jit(jax.vmap(one, in_axes=(list(axes), None)))(leaves, rows))
+
+
+def _result(
+    points: Sequence[Point], records: Records, last: np.ndarray, scale: np.ndarray, stopped: np.ndarray
+) -> ReplayGrid:
+    values = {name: records.values[last, i] for i, name in enumerate(records.names)}
+    return ReplayGrid(tuple(points), np.where(stopped, records.epoch[last], NEVER), scale, values)
+
+
+def host_device() -> Any:
+    """The CPU: of thousands of tiny dependent steps, an accelerator would only wait for its launches."""
+    try:
+        return jax.devices("cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        return None

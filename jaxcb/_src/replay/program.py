@@ -1,0 +1,234 @@
+"""The device program of a replay: begin, one scan over the records, end."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from jaxcb._src.core.actions.base import Action
+from jaxcb._src.core.actions.control import ScaleLearningRate, SetLearningRate, Stop, WeightAction
+from jaxcb._src.core.chain import Chain
+from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.history.reader import Records
+from jaxcb._src.training.learning_rate import LearningRate
+from jaxcb._src.training.train_state import TrainState, apply
+from jaxcb._src.utils.pytree import select
+from jaxcb._src.utils.validate import number
+
+SIMULATED = (Stop, ScaleLearningRate, SetLearningRate, WeightAction)  # what can change a later decision
+
+
+class Rows(NamedTuple):
+    """What the scan reads at each record; None for a number that is the same at all of them."""
+
+    values: Any  # float32 (names,), as `on_epoch_end` sees them
+    reported: Any  # int32 (names,)
+    eval_values: Any  # float32 (names,), as `on_eval_end` sees them: what comes with the epoch's end is not there yet
+    eval_reported: Any  # int32 (names,)
+    past_values: Any  # float32 (names,), as they were at the record before
+    past_reported: Any  # int32 (names,)
+    before: Any  # int32 (), updates done before it
+    step: Any  # int32 ()
+    epoch: Any  # int32 ()
+    opens: Any  # bool (), whether it is the first record of an epoch
+    evaluates: Any  # bool (), whether a validation ends here
+    closes: Any  # bool (), whether it ends an epoch
+    first_base: Any  # float32 (), the base rate of the first update since the record before
+    last_base: Any  # float32 (), that of the last update before this one
+    next_base: Any  # float32 (), that of the first update after it
+
+
+class Form(NamedTuple):
+    """What a program is made for.
+
+    Attributes:
+        names: of the metrics.
+        old: hook and names of which no record has anything new at that moment.
+        same: the numbers that all records have in common, by their names in `Rows`; constants of the program.
+    """
+
+    names: tuple[str, ...]
+    old: frozenset[tuple[str, frozenset[str]]]
+    same: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, records: Records) -> "Form":
+        """The form of all records like these."""
+        return cls(records.names, frozenset(records.old.items()))
+
+
+def program_of(
+    records: Records, learning_rate: float | optax.Schedule | None
+) -> tuple[Callable[[Chain, Rows], "Replayed"], Rows]:
+    """Makes the program for some records alone, and lays these out for it.
+
+    Args:
+        records: the recorded run.
+        learning_rate: as for `to_rows`.
+
+    Returns:
+        `fn(callbacks, rows)`, and the rows.
+    """
+    rows = to_rows(records, learning_rate)
+    same = {name: x[0] for name, x in rows._asdict().items() if x.ndim == 1 and (x == x[0]).all()}
+    form = Form.of(records)._replace(same=tuple(same.items()))
+    return partial(run, form=form), rows._replace(**dict.fromkeys(same))
+
+
+def to_rows(records: Records, learning_rate: float | optax.Schedule | None) -> Rows:
+    """Lays records out for the scan, with the base rates of a number, a schedule or the recording (None)."""
+    closes, fresh = records.closes, records.fresh
+    validation = np.asarray([name in records.validated for name in records.names], bool)
+    before = _shifted(records.step, 0)
+    first, last, following = _bases(records, before, learning_rate)
+    past_values, past_reported = _shifted(records.values, np.nan), _shifted(records.reported, -1)
+    late = closes[:, None] & ~validation
+    return Rows(
+        values=records.values,
+        reported=records.reported,
+        eval_values=np.where(late, past_values, records.values),
+        eval_reported=np.where(late, past_reported, records.reported),
+        past_values=past_values,
+        past_reported=past_reported,
+        before=before,
+        step=records.step,
+        epoch=records.epoch,
+        opens=_shifted(closes, True),
+        evaluates=~closes | (fresh & validation).any(axis=1),
+        closes=closes,
+        first_base=first,
+        last_base=last,
+        next_base=following,
+    )
+
+
+def _shifted(column: np.ndarray, first: Any) -> np.ndarray:
+    """Each record's entry of the record before it."""
+    return np.concatenate([np.full_like(column[:1], first), column[:-1]])
+
+
+def _bases(records: Records, before: np.ndarray, learning_rate: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The base rates around each record, float32 (records,) each."""
+    if callable(learning_rate):
+
+        def at(count: np.ndarray) -> np.ndarray:
+            return np.asarray(jax.vmap(learning_rate)(count), np.float32)
+
+        return at(before), at(records.step - 1), at(records.step)
+    if learning_rate is None and records.base is not None:
+        # a record holds the rate of the last update before it; within an epoch it is taken as constant
+        return records.base, records.base, np.append(records.base[1:], records.base[-1:])
+    value = 1.0 if learning_rate is None else learning_rate
+    number("replay", "learning_rate", value)
+    constant = np.full(len(records.step), value, np.float32)
+    return constant, constant, constant
+
+
+class Replayed(NamedTuple):
+    """What the program returns."""
+
+    begin: Any  # the actions of on_train_begin
+    actions: Any  # those of each record, stacked
+    end: Any  # those of on_train_end
+    scale: Any  # float32 (records,), the callbacks' factor after each
+    stopped: Any  # bool (records,), whether a stop has been asked for by then
+    states: Any  # the callbacks', at the end
+
+
+class _Carry(NamedTuple):
+    train: TrainState  # without parameters; its optimizer is the learning rate alone
+    states: Any
+    ran: Any  # int32 (), records that took place before the stop
+
+    @property
+    def rate(self) -> LearningRate:
+        return self.train.learning_rate
+
+    def with_rate(self, rate: LearningRate) -> "_Carry":
+        return self._replace(train=self.train.replace(opt_state=rate))
+
+
+def _recorded(base: Any) -> Any:
+    """The schedule of a replay: where others count updates, it holds the base rate itself."""
+    return base
+
+
+def run(callbacks: Chain, rows: Rows, form: Form) -> Replayed:
+    """Runs the callbacks over all records; each hook is traced once.
+
+    Args:
+        callbacks: the chain, its numbers as arrays.
+        rows: the records.
+        form: theirs.
+
+    Returns:
+        What happened; actions keep their `when`.
+    """
+    names, old, same = form.names, dict(form.old), dict(form.same)
+
+    def at(index: Any) -> Rows:
+        return jax.tree.map(lambda x: x[index], rows)._replace(**same)
+
+    hooks, total = callbacks.hooks(), at(-1).step
+
+    def moment(hook: str, carry: _Carry, seen: Metrics, happens: Any) -> tuple[_Carry, tuple[Action, ...]]:
+        if hook not in hooks:
+            return carry, ()
+        states, actions = getattr(callbacks, hook)(carry.states, seen.replace(old=old.get(hook, frozenset())))
+        actions = tuple(a.replace(when=a.when & happens) for a in actions)
+        train = apply(tuple(a for a in actions if isinstance(a, SIMULATED)), carry.train)
+        return carry._replace(train=train, states=select(happens, states, carry.states)), actions
+
+    def begins(rate: LearningRate, step: Any, epoch: Any) -> Metrics:
+        rates = {"learning_rate": rate.effective(), "base_learning_rate": rate.base()}
+        return Metrics(rates, step=step, epoch=epoch, total_steps=total, closes_epoch=False)
+
+    def ends(carry: _Carry, row: Rows, values: Array, reported: Array, closes: Any) -> Metrics:
+        rate = carry.rate
+        rates = {"learning_rate": rate.applied, "base_learning_rate": rate.replace(count=row.last_base).base()}
+        return Metrics(
+            {name: values[i] for i, name in enumerate(names)} | rates,
+            reported={name: reported[i] for i, name in enumerate(names)},
+            step=row.step,
+            epoch=row.epoch,
+            total_steps=total,
+            closes_epoch=closes,
+        )
+
+    def record(carry: _Carry, row: Rows) -> tuple[_Carry, Any]:
+        row = row._replace(**same)
+        carry = carry.with_rate(carry.rate.replace(count=row.first_base))
+        seen = begins(carry.rate, row.before, row.epoch)
+        carry, fired = moment("on_epoch_begin", carry, seen, row.opens & ~carry.train.stop)
+        alive = ~carry.train.stop  # whoever stops at an epoch's begin stops before its first step
+        applied = carry.rate.replace(count=row.last_base).effective()
+        applied = jnp.where(alive, applied, carry.rate.applied)
+        carry = carry.with_rate(carry.rate.replace(count=row.next_base, applied=applied))
+        validates = row.evaluates & alive
+        seen = ends(carry, row, row.past_values, row.past_reported, row.closes)
+        carry, more = moment("on_eval_begin", carry, seen, validates)
+        fired += more
+        seen = ends(carry, row, row.eval_values, row.eval_reported, row.closes)
+        carry, more = moment("on_eval_end", carry, seen, validates)
+        fired += more
+        seen = ends(carry, row, row.values, row.reported, True)
+        carry, more = moment("on_epoch_end", carry, seen, row.closes & alive)
+        carry = carry._replace(ran=carry.ran + alive)
+        return carry, (fired + more, carry.rate.scale, carry.train.stop)
+
+    rate = LearningRate.create(_recorded).replace(count=at(0).first_base)
+    train = TrainState.create(params={}, opt_state=rate, callbacks=callbacks)
+    carry = _Carry(train, callbacks.init(), jnp.zeros((), jnp.int32))
+    always = jnp.ones((), bool)
+    carry, begin = moment("on_train_begin", carry, begins(rate, 0, at(0).epoch), always)
+    carry, (actions, scale, stopped) = jax.lax.scan(record, carry, rows)
+    row, ran = at(jnp.maximum(carry.ran - 1, 0)), carry.ran > 0
+    values, reported = jnp.where(ran, row.values, jnp.nan), jnp.where(ran, row.reported, -1)
+    seen = ends(carry, row._replace(step=jnp.where(ran, row.step, 0)), values, reported, True)
+    carry, end = moment("on_train_end", carry, seen, always)
+    return Replayed(begin, actions, end, scale, stopped, carry.states)

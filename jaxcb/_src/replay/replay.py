@@ -1,0 +1,214 @@
+"""`replay`: what would these callbacks have done on that recorded run?"""
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, overload
+
+import jax
+import numpy as np
+import optax
+
+from jaxcb._src.core.actions.base import Action
+from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.core.actions.utils import fill, fired
+from jaxcb._src.core.callback import STEP_HOOKS, Callback, PopulationCallback
+from jaxcb._src.core.chain import Chain, chain
+from jaxcb._src.history.reader import Records, read_records
+from jaxcb._src.replay.grid import ReplayGrid, host_device, replay_grid
+from jaxcb._src.replay.program import Replayed, program_of
+from jaxcb._src.sweep.space import Point
+from jaxcb._src.utils.pytree import strong_tree
+from jaxcb._src.utils.xla import quickly
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """What callbacks did on a recorded run.
+
+    Attributes:
+        stopped_epoch: the epoch (from 0) in which a callback first asked to stop; None where none did.
+        stop_reason: the reasons of that moment, each behind the name of its owner; None where none stopped.
+        actions: for each recorded epoch the actions that fired, in order; what fired at a validation in an
+            epoch's middle stands in that epoch. A sequence that makes its entries when they are looked at.
+        lr_scale: the callbacks' factor on the rate in force after each epoch, float32 (epochs,).
+        states: the callbacks' states at the end, by name.
+        begin: the actions that fired in `on_train_begin`.
+        end: those that fired in `on_train_end`.
+    """
+
+    stopped_epoch: int | None
+    stop_reason: str | None
+    actions: "FiredByEpoch" = dataclasses.field(repr=False)
+    lr_scale: np.ndarray = dataclasses.field(repr=False)
+    states: dict[str, Any] = dataclasses.field(repr=False)
+    begin: tuple[Action, ...] = dataclasses.field(repr=False)
+    end: tuple[Action, ...] = dataclasses.field(repr=False)
+
+
+class FiredByEpoch(Sequence[tuple[Action, ...]]):
+    """The actions that fired, epoch by epoch, kept as the arrays that the scan made."""
+
+    def __init__(self, stacked: tuple[Action, ...], starts: np.ndarray, ends: np.ndarray) -> None:
+        self._parts = [(np.asarray(a.when), *jax.tree.flatten(a)) for a in stacked]
+        self._starts, self._ends = starts, ends
+        fires = np.zeros(int(ends[-1]), bool)
+        for when, _, _ in self._parts:
+            fires |= when
+        self._any = np.logical_or.reduceat(fires, starts).tolist()
+
+    def __len__(self) -> int:
+        return len(self._any)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Action, ...]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[Action, ...]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not self._any[index]:
+            return ()
+        return tuple(
+            jax.tree.unflatten(form, [leaf[record] for leaf in leaves])
+            for record in range(int(self._starts[index]), int(self._ends[index]))
+            for when, leaves, form in self._parts
+            if when[record]
+        )
+
+    def __iter__(self) -> Iterator[tuple[Action, ...]]:
+        return (self[i] if some else () for i, some in enumerate(self._any))
+
+    def __repr__(self) -> str:
+        return f"<actions of {len(self)} epochs, {sum(self._any)} with some>"
+
+
+@overload
+def replay(
+    callbacks: Callback | Iterable[Callback],
+    source: Any,
+    *,
+    learning_rate: float | optax.Schedule | None = None,
+    over: None = None,
+) -> Replay: ...
+@overload
+def replay(
+    callbacks: Callback | Iterable[Callback],
+    source: Any,
+    *,
+    learning_rate: float | optax.Schedule | None = None,
+    over: Mapping[str, Iterable[Any]] | Sequence[Point],
+) -> ReplayGrid: ...
+def replay(
+    callbacks: Callback | Iterable[Callback],
+    source: Any,
+    *,
+    learning_rate: float | optax.Schedule | None = None,
+    over: Any = None,
+) -> Any:
+    """Runs callbacks over a recorded run, as if they had been there.
+
+    A decision depends on the metrics alone, so this is exact as long as the decisions would not have
+    changed the run itself: what comes after a first difference is what the callbacks would have done had
+    the run gone on as recorded. The callbacks' learning rate is simulated and given to them. One compiled
+    scan goes over all records.
+
+    Each record runs `on_epoch_begin` (the first one of an epoch), `on_eval_begin` and `on_eval_end` (where
+    it has new `val_` values or stands in an epoch's middle) and `on_epoch_end` (the last one of an epoch).
+    After the first record that stops, the states no longer change and nothing fires until `on_train_end`.
+    Log and host actions are returned, not performed.
+
+    Args:
+        callbacks: callbacks, or a chain of them.
+        source: the path of a `history.csv` or of the `run_dir` that holds it (what the host had read, such as
+            `elapsed`, is taken from the journal beside it), a dict of lists, or a list of dicts. None, "NA" and an
+            absent key mean that a metric was not reported then; nan is a value. The names `epoch` (from 0; the
+            record's index where it is absent) and `step` (rising; counted from 1 where it is absent) are
+            positions; records of the same epoch before its last one are validations in its middle.
+        learning_rate: the base rate, a number or an optax schedule of the step. None takes the recorded
+            `base_learning_rate`, or 1 where there is none.
+        over: many configurations of the callbacks at once, as for `jc.sweep`: a grid by path, such as
+            `{"callbacks.EarlyStopping.patience": range(20)}`, or a list of points.
+
+    Returns:
+        A `Replay`; with `over` a `ReplayGrid`, which tells of each configuration when it stops.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        DataError: for a source without records, with columns of different lengths, or with a cell that is
+            not a number.
+        MissingMetricError: for a monitor that was not recorded; it lists the names that were.
+        ValueError: where no callback has a hook that a recorded run can replay.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> callbacks = [jc.EarlyStopping(patience=3), jc.ReduceLROnPlateau(factor=0.5, patience=2)]
+        >>> result = jc.replay(callbacks, {"val_loss": [3.0, 2.0, 2.5, 2.5, 2.25, 1.0]})
+        >>> result.stopped_epoch, result.lr_scale.tolist()
+        (4, [1.0, 1.0, 1.0, 0.5, 0.5, 0.5])
+        >>> result.stop_reason
+        'EarlyStopping: val_loss has not improved for 3 reports; best 2 at epoch 2'
+        >>> [type(action).__name__ for action in result.actions[3]]
+        ['ScaleLearningRate']
+
+    Source: none; Keras, Lightning and their kin cannot, since their callbacks read the live trainer.
+    """
+    whole = callbacks if isinstance(callbacks, Chain) else chain(*_each(callbacks))
+    _check_replayable(whole)
+    if over is not None:
+        return replay_grid(whole, source, learning_rate, over)
+    records = read_records(source)
+    run, rows = program_of(records, learning_rate)
+    with jax.default_device(device := host_device()):
+        whole = jax.device_get(strong_tree(whole))
+        out = jax.device_get(jax.jit(run, compiler_options=quickly(device.platform))(whole, rows))
+    return _result(records, out)
+
+
+def _each(callbacks: Any) -> Iterable[Callback]:
+    return callbacks if isinstance(callbacks, Iterable) else (callbacks,)
+
+
+def _check_replayable(callbacks: Chain) -> None:
+    """Says which hooks a history, which has no batches, cannot run, and which callbacks need more than one run."""
+    together = [name for name, c in callbacks.members() if isinstance(c, PopulationCallback)]
+    if together:
+        raise ValueError(f"{', '.join(together)} acts on a population, and a history is of one run.")
+    lost = {name: sorted(c.hooks() & set(STEP_HOOKS)) for name, c in callbacks.members() if c.hooks() & set(STEP_HOOKS)}
+    if not lost:
+        return
+    shown = ", ".join(f"{name} ({', '.join(hooks)})" for name, hooks in lost.items())
+    if not callbacks.hooks() - set(STEP_HOOKS):
+        raise ValueError(
+            f"nothing to replay: {shown} act at every batch, and a history records epochs and validations. "
+            "Replay callbacks that define on_epoch_end or on_eval_end."
+        )
+    warnings.warn(
+        f"replay leaves out hooks that act at every batch, since a history records epochs and validations: {shown}.",
+        stacklevel=3,
+    )
+
+
+def _result(records: Records, out: Replayed) -> Replay:
+    ends = np.flatnonzero(records.closes) + 1
+    starts = np.append(0, ends[:-1])
+    begin, actions = fired(out.begin), FiredByEpoch(out.actions, starts, ends)
+    stopped_epoch = stop_reason = None
+    if out.stopped.any():
+        at = int(np.argmax(out.stopped))
+        stopped_epoch = int(records.epoch[at])
+        early = any(isinstance(a, Stop) for a in begin)
+        of = begin if early else actions[int(np.searchsorted(ends, at, side="right"))]
+        step = 0 if early else int(records.step[at])
+        stop_reason = "; ".join(
+            f"{a.owner}: {fill(a, step=step, epoch=stopped_epoch)}" for a in of if isinstance(a, Stop)
+        )
+    return Replay(
+        stopped_epoch=stopped_epoch,
+        stop_reason=stop_reason,
+        actions=actions,
+        lr_scale=out.scale[ends - 1],
+        states=out.states,
+        begin=begin,
+        end=fired(out.end),
+    )

@@ -1,0 +1,1 @@
+"""Where arrays lie: on one device, or over a mesh."""

@@ -1,0 +1,142 @@
+"""How each leaf of a train state is split: by rules, by the model's own metadata, or by its size."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxcb._src.utils.leaf_names import check_pattern, leaf_name, matches
+
+LEAST = 1 << 12  # elements below which a leaf is whole on each device: exchanging it would cost more than it saves
+
+Path = tuple[Any, ...]
+
+
+def specs_of(train: Any, mesh: Mesh, sharding: Any, axes: tuple[str, ...]) -> Any:
+    """How each leaf of a train state is split.
+
+    The optimizer's state and named weights lie as the parameters of the same path and shape do.
+
+    Args:
+        train: the train state, or its shapes.
+        mesh: the devices.
+        sharding: None for the model's own metadata, "replicated", "fsdp", or rules: pattern of paths -> spec.
+        axes: mesh axes that "fsdp" splits over.
+
+    Returns:
+        A tree of `PartitionSpec`, in the form of the train state.
+
+    Raises:
+        ValueError: for a rule that matches no parameter, and for a spec that does not fit the mesh or a leaf.
+    """
+    shapes = _named(train)
+    if isinstance(sharding, Mapping):
+        known = _by_rules(shapes, sharding)
+    elif sharding == "fsdp":
+        known = {path: _by_size(leaf.shape, mesh, axes) for path, leaf in shapes.items()}
+    elif sharding == "replicated":
+        known = {}
+    else:
+        known = declared(train)
+    for path, spec in known.items():
+        _check(spec, shapes[path].shape, mesh, leaf_name(path))
+
+    def spec_of(path: Path, leaf: Any) -> PartitionSpec:
+        field = getattr(path[0], "name", None)
+        if field not in ("params", "model_state", "opt_state", "weights"):
+            return PartitionSpec()
+        for start in range(1, len(path) + 1):  # the longest end of its path that is a parameter's
+            owner = path[start:]
+            if owner in shapes and shapes[owner].shape == leaf.shape:
+                return known.get(owner, PartitionSpec())
+        # such as a factored moment, which has the path of a parameter and not its shape
+        return _by_size(leaf.shape, mesh, axes) if sharding == "fsdp" else PartitionSpec()
+
+    return jax.tree_util.tree_map_with_path(spec_of, train)
+
+
+def declared(train: Any) -> dict[Path, PartitionSpec]:
+    """The specs that Flax's partition metadata gives to parameters, by path; no entry where it says nothing."""
+    found: dict[Path, PartitionSpec] = {}
+    for part in (train.params, train.model_state):
+        boxes = jax.tree_util.tree_leaves_with_path(part, is_leaf=lambda x: hasattr(x, "get_partition_spec"))
+        for path, box in boxes:
+            if hasattr(box, "get_partition_spec"):
+                (inner, _), *_ = jax.tree_util.tree_leaves_with_path(box)
+                found[(*path, *inner)] = _spec_of_box(box)
+    partitions = getattr(train.adapter, "partitions", None)
+    return found | ({} if partitions is None else partitions())
+
+
+def _spec_of_box(box: Any) -> PartitionSpec:
+    spec = box.get_partition_spec()
+    if not hasattr(box, "rules"):
+        return spec
+    from flax.linen.spmd import logical_to_mesh_axes
+
+    return logical_to_mesh_axes(tuple(spec), box.rules) or PartitionSpec()
+
+
+def axes_of(spec: PartitionSpec) -> list[str]:
+    """The mesh axes that a spec names."""
+    return [name for entry in spec if entry is not None for name in ([entry] if isinstance(entry, str) else entry)]
+
+
+def _named(train: Any) -> dict[Path, Any]:
+    """Parameters and what the model carries beside them, by path."""
+    both = (*jax.tree_util.tree_leaves_with_path(train.model_state), *jax.tree_util.tree_leaves_with_path(train.params))
+    return dict(both)
+
+
+def _by_rules(shapes: Mapping[Path, Any], rules: Mapping[str, Any]) -> dict[Path, PartitionSpec]:
+    """The first rule that matches holds."""
+    names = {path: leaf_name(path).removesuffix("/value") for path in shapes}  # Linen's boxes hold a value
+    for pattern, spec in rules.items():
+        check_pattern(pattern, names.values(), "sharding", "the rule ")
+        if not isinstance(spec, PartitionSpec):
+            raise TypeError(
+                f"sharding: the rule {pattern!r} is a {type(spec).__name__}, expected a jax.sharding.PartitionSpec."
+            )
+    found = {}
+    for path, name in names.items():
+        spec = next((spec for pattern, spec in rules.items() if matches(pattern, name)), None)
+        if spec is not None:
+            found[path] = spec
+    return found
+
+
+def _by_size(shape: tuple[int, ...], mesh: Mesh, axes: tuple[str, ...]) -> PartitionSpec:
+    """Splits a leaf along its largest dimension that divides."""
+    parts = math.prod(mesh.shape[name] for name in axes)
+    if math.prod(shape) < LEAST:
+        return PartitionSpec()
+    fitting = [dim for dim, size in enumerate(shape) if size % parts == 0 and size]
+    if not fitting:
+        return PartitionSpec()
+    best = max(fitting, key=shape.__getitem__)
+    return PartitionSpec(*[None] * best, axes)
+
+
+def _check(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, name: str) -> None:
+    """Requires that a spec fits the mesh and a leaf."""
+    unknown = [axis for axis in axes_of(spec) if axis not in mesh.shape]
+    if unknown:
+        raise ValueError(
+            f"sharding: {name} is to be split by {spec}, but the mesh has no axis {unknown[0]!r}. Its axes are "
+            f"{_axes_words(mesh)}. Name one of these, or pass sharding='replicated'."
+        )
+    if len(spec) > len(shape):
+        raise ValueError(f"sharding: {name} has the shape {shape}, which {spec} has too many entries for.")
+    for dim, entry in enumerate(spec):
+        parts = math.prod(mesh.shape[axis] for axis in axes_of(PartitionSpec(entry)))
+        if shape[dim] % parts:
+            raise ValueError(
+                f"sharding: {name} has the shape {shape}, whose dimension {dim} does not divide into {parts} parts, as "
+                f"{spec} asks for on a mesh of {_axes_words(mesh)}."
+            )
+
+
+def _axes_words(mesh: Mesh) -> str:
+    return ", ".join(f"{name!r} ({size})" for name, size in mesh.shape.items())

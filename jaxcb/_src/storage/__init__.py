@@ -1,0 +1,1 @@
+"""Files on the disk: what a run owns, exported checkpoints, and Orbax."""

@@ -1,0 +1,214 @@
+"""Members of a sweep: their configurations, which of them share a program, and their states as one."""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcb._src.core.chain import Chain, stacked_callbacks
+from jaxcb._src.models.adapt import adapt
+from jaxcb._src.models.adapter import Adapter, avals
+from jaxcb._src.sweep.overrides import with_overrides
+from jaxcb._src.sweep.space import Point
+from jaxcb._src.training.learning_rate import map_learning_rates, with_hyperparameters
+from jaxcb._src.training.run_config import Configuration
+from jaxcb._src.training.train_state import TrainState
+
+
+class Member(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+        number: of the member, from 0.
+        point: the values that it was given.
+        configuration: what it is.
+        adapter: of its model.
+    """
+
+    number: int
+    point: Point
+    configuration: Configuration
+    adapter: Adapter
+
+
+def make_members(
+    model_fn: Any, base: Configuration, points: Sequence[Point], check: Callable[[Member], None]
+) -> list[Member]:
+    """Makes each member's configuration and model.
+
+    Args:
+        model_fn: as for `sweep`.
+        base: what members have in common.
+        points: the values of each.
+        check: is called with the first member, before the models of the others are made.
+
+    Raises:
+        ValueError: for a path that leads nowhere, a value out of range, or one that changes a shape.
+    """
+    make = _maker(model_fn, any(path.startswith("model.") for path in points[0]))
+    configurations = [with_overrides(base, point) for point in points]
+    first = Member(0, points[0], configurations[0], make(configurations[0]))
+    check(first)
+    members = [first, *(Member(i, points[i], c, make(c)) for i, c in enumerate(configurations) if i)]
+    shapes = avals(first.adapter.split())
+    for member in members[1:]:
+        _check_shapes(first, shapes, member)
+    return members
+
+
+def _maker(model_fn: Any, with_arguments: bool) -> Callable[[Configuration], Adapter]:
+    """How a member's model is made: of a function of the seed, or as a copy of the one that was given."""
+    if isinstance(model_fn, type):
+        raise TypeError(f"model_fn is the class {model_fn.__name__}, expected a function: `lambda seed: ...`.")
+    if inspect.isroutine(model_fn) or isinstance(model_fn, functools.partial) or hasattr(model_fn, "__wrapped__"):
+        return lambda c: adapt(model_fn(c.seed, **c.model), copy=True)
+    if with_arguments:
+        raise TypeError("over: 'model.' values are arguments of model_fn, but a model was given, not a function.")
+    adapter = adapt(model_fn, copy=True)
+    return lambda _: adapter
+
+
+def _check_shapes(one: Member, first: Any, other: Member) -> None:
+    """Requires that members differ in numbers alone."""
+    now = avals(other.adapter.split())
+    if jax.tree.leaves(first) == jax.tree.leaves(now):
+        return
+    before, after = (
+        {jax.tree_util.keystr(p): s for p, s in jax.tree_util.tree_leaves_with_path(tree)} for tree in (first, now)
+    )
+    where = next((p for p in sorted({*before, *after}) if before.get(p) != after.get(p)), "its structure")
+    paths = [p for p in other.point if other.point[p] != one.point[p] and (p == "seed" or p.startswith("model."))]
+    values = ", ".join(f"{p!r} = {other.point[p]!r}" for p in paths) or "the seed"
+    raise ValueError(
+        f"over: {values} changes the shape of the model at {where}: {_shape(before.get(where))} in member "
+        f"{one.number}, {_shape(after.get(where))} in member {other.number}. Members of a sweep differ "
+        "in numbers alone; run a sweep for each shape."
+    )
+
+
+def _shape(struct: Any) -> str:
+    return "nothing" if struct is None else f"{struct.dtype}{list(struct.shape)}"
+
+
+# Which members share a program
+
+
+def grouped(members: Sequence[Member]) -> tuple[list[list[Member]], tuple[str, ...]]:
+    """Sorts members by what cannot be an array: numbers that a library insists on as Python values.
+
+    Returns:
+        The groups, and the optimizer's numbers that it reads as Python values.
+    """
+    fixed = _fixed_numbers(members[0])
+    groups: list[list[Member]] = []
+    for member in members:
+        for group in groups:
+            if _share(group[0], member, fixed):
+                group.append(member)
+                break
+        else:
+            groups.append([member])
+    return groups, fixed
+
+
+def _share(one: Member, other: Member, fixed: tuple[str, ...]) -> bool:
+    a, b = one.configuration, other.configuration
+    if any(a.hyperparameters[n] != b.hyperparameters[n] for n in fixed):
+        return False
+    if jax.tree.structure(a.callbacks) != jax.tree.structure(b.callbacks):
+        return False
+    # what the same call has made is the same, even where it holds functions that it makes anew each time
+    return a.model == b.model or one.adapter.form == other.adapter.form
+
+
+def _fixed_numbers(member: Member) -> tuple[str, ...]:
+    """The optimizer's numbers that cannot be arrays, because it decides by them in Python."""
+    configuration, fixed = member.configuration, []
+    params = avals(member.adapter.split()[0])
+    for name, value in configuration.hyperparameters.items():
+        own = Configuration(0, configuration.optimizer, 1.0, configuration.callbacks, {name: value})
+        try:
+            tx = optax.with_extra_args_support(own.transformation(params))
+            jax.eval_shape(lambda p, tx=tx: tx.update(p, tx.init(p), p, value=jnp.zeros(()), grad=p), params)
+        except (jax.errors.TracerBoolConversionError, jax.errors.ConcretizationTypeError):
+            fixed.append(name)
+        except Exception:  # what else is wrong with the optimizer is said where it is used
+            continue
+    return tuple(fixed)
+
+
+def varying(group: Sequence[Member], others: Sequence[Member]) -> str:
+    """Names the values in which a group differs from other members."""
+    paths = [p for p in group[0].point if len({m.point[p] for m in group}) == 1]
+    paths = [p for p in paths if any(m.point[p] != group[0].point[p] for m in others)]
+    return ", ".join(f"{p}={group[0].point[p]:g}" for p in paths)
+
+
+# As one
+
+
+class Together(NamedTuple):
+    """Members of a group as one population.
+
+    Attributes:
+        state: their train states, each array with a leading member axis.
+        callbacks: the chain whose numbers are arrays of the members' where they differ.
+        axes: for each number of it, 0 where it has the member axis, else None.
+        seeds: of each member.
+    """
+
+    state: TrainState
+    callbacks: Chain
+    axes: tuple[int | None, ...]
+    seeds: tuple[int, ...]
+
+
+def together(group: Sequence[Member], fixed: tuple[str, ...] = ()) -> Together:
+    """Stacks members that share a program."""
+    configurations = [m.configuration for m in group]
+    callbacks, axes = stacked_callbacks([c.callbacks for c in configurations])
+    return Together(_stacked_state(group, fixed), callbacks, axes, tuple(c.seed for c in configurations))
+
+
+def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...]) -> TrainState:
+    configurations = [m.configuration for m in group]
+    first, adapter = configurations[0], group[0].adapter
+    parts = [jax.tree.leaves(m.adapter.split()) for m in group]
+    tree = jax.tree.structure(adapter.split())
+    params, model_state, rngs = jax.tree.unflatten(tree, [jnp.stack(x) for x in zip(*parts, strict=True)])
+    tx = first.without(fixed).transformation(adapter.split()[0])
+    controls = {n: jnp.asarray([c.controls[n] for c in configurations], jnp.float32) for n in first.controls}
+    keys = jnp.stack([jax.random.key(c.seed) for c in configurations])
+
+    def create(params: Any, model_state: Any, rngs: Any, controls: Any, key: Any) -> TrainState:
+        return TrainState.create(
+            params=params, tx=tx, model_state=model_state, rngs=rngs, controls=controls, seed=key, adapter=adapter
+        )
+
+    state: TrainState = jax.jit(jax.vmap(create))(params, model_state, rngs, controls, keys)
+    numbers = {
+        name: jnp.asarray([c.hyperparameters[name] for c in configurations], jnp.float32)
+        for name in first.hyperparameters
+        if name not in fixed
+    }
+    opt_state = with_hyperparameters(state.opt_state, numbers)
+    rates = [c.learning_rate for c in configurations]
+    if len({id(r) if callable(r) else r for r in rates}) > 1:
+        base = jnp.asarray(rates, jnp.float32)
+        opt_state = map_learning_rates(
+            lambda r: r.replace(override=base, overridden=jnp.ones_like(r.overridden), applied=base), opt_state
+        )
+    return state.replace(opt_state=opt_state)
+
+
+def bytes_of(member: Member) -> int:
+    """Bytes that a member needs on the device: its train state with named weights, its gradients and updates."""
+    configuration = member.configuration.without(tuple(member.configuration.hyperparameters))
+    state = jax.eval_shape(
+        lambda: configuration.train_state(member.adapter).begun().with_slots(configuration.callbacks)
+    )
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, state.params, state.params)))

@@ -1,0 +1,93 @@
+"""How a point of a sweep changes a run's configuration."""
+
+import dataclasses
+from typing import Any
+
+import optax
+
+from jaxcb._src.core.chain import Chain
+from jaxcb._src.sweep.space import Point
+from jaxcb._src.training.learning_rate import check_hyperparameters
+from jaxcb._src.training.run_config import Configuration
+from jaxcb._src.utils.errors import did_you_mean
+from jaxcb._src.utils.validate import number, whole
+
+_PLACES = ("seed", "optimizer.NAME", "controls.NAME", "callbacks.NAME.FIELD", "model.NAME")
+_HEADS = ("optimizer", "controls", "callbacks", "model")
+
+
+def with_overrides(configuration: Configuration, point: Point) -> Configuration:
+    """Returns the configuration with a point's values, each checked where it belongs.
+
+    Raises:
+        ValueError: for a path that leads nowhere, and for a value that is out of range there.
+    """
+    new = configuration
+    for path, value in point.items():
+        try:
+            new = _with(new, path, value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"over: {path!r} = {value!r}: {error}") from None
+    return new
+
+
+def _with(configuration: Configuration, path: str, value: Any) -> Configuration:
+    head, _, rest = path.partition(".")
+    if path == "seed":
+        return dataclasses.replace(configuration, seed=whole("sweep", "seed", value))
+    if head == "optimizer" and rest:
+        return _with_optimizer(configuration, rest, value)
+    if head == "controls" and rest:
+        if rest not in configuration.controls:
+            known = ", ".join(sorted(configuration.controls)) or "none"
+            raise ValueError(
+                f"no control of that name; there are: {known}.{did_you_mean(rest, configuration.controls)} "
+                f"Declare it with controls={{{rest!r}: 0.0}}."
+            )
+        return dataclasses.replace(
+            configuration, controls={**configuration.controls, rest: number("sweep", rest, value)}
+        )
+    if head == "callbacks" and "." in rest:
+        name, _, field = rest.rpartition(".")
+        return dataclasses.replace(configuration, callbacks=_with_field(configuration.callbacks, name, field, value))
+    if head == "model" and rest:
+        return dataclasses.replace(configuration, model={**configuration.model, rest: value})
+    raise ValueError(f"expected a path such as {', '.join(_PLACES)}.{did_you_mean(head, ('seed', *_HEADS))}")
+
+
+def _with_optimizer(configuration: Configuration, name: str, value: Any) -> Configuration:
+    if isinstance(configuration.optimizer, optax.GradientTransformation):
+        raise ValueError(
+            "the optimizer was handed over ready-made, with its numbers inside. Pass the factory: "
+            "optimizer=optax.adamw, learning_rate=1e-3."
+        )
+    value = number("sweep", name, value)
+    if name != "learning_rate":
+        check_hyperparameters(configuration.optimizer, [name])
+        return dataclasses.replace(configuration, hyperparameters={**configuration.hyperparameters, name: value})
+    if callable(configuration.learning_rate):
+        raise ValueError(
+            "the learning rate is a schedule, which has no one number. Give the schedule's numbers to the "
+            "optimizer: optimizer=lambda learning_rate, scale: optax.chain(optax.adam(learning_rate), "
+            "optax.scale(scale)), and sweep optimizer.scale."
+        )
+    return dataclasses.replace(configuration, learning_rate=value)
+
+
+def _with_field(callbacks: Chain, name: str, field: str, value: Any) -> Chain:
+    """The chain with one number of one callback changed, which is made anew so that it is checked."""
+    own = dict(callbacks.members())
+    if name not in own:
+        raise ValueError(f"no callback of that name; there are: {', '.join(own) or 'none'}.{did_you_mean(name, own)}")
+    callback: Any = own[name]
+    fields = {f.name: not f.metadata.get("static") for f in dataclasses.fields(callback) if f.name != "name"}
+    if field not in fields:
+        raise ValueError(f"{name} has no {field!r}; it has {', '.join(fields)}.{did_you_mean(field, fields)}")
+    if not fields[field]:
+        numbers = ", ".join(own for own, is_number in fields.items() if is_number) or "none"
+        raise ValueError(
+            f"it is {getattr(callback, field)!r} in {name}, which is part of the program and no number that can be "
+            f"swept. Those that can: {numbers}."
+        )
+    new = dataclasses.replace(callback, **{field: value})
+    return callbacks.replace(callbacks=tuple(new if n == name else c for n, c in callbacks.members()))

@@ -1,0 +1,284 @@
+"""`SweepResult`: what a sweep hands back."""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxcb._src.core.metrics import resolve_mode, told_mode
+from jaxcb._src.history.history import RunHistory
+from jaxcb._src.loop.host.stops import StopRecord
+from jaxcb._src.loop.result import Result, delivered
+from jaxcb._src.sweep.members import Member
+from jaxcb._src.sweep.space import Point
+from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.errors import did_you_mean
+from jaxcb._src.utils.local_path import local_path
+
+_WIDE = 200
+
+
+def show(result: Any, monitor: str, mode: str, rows: int) -> None:
+    """Prints the members, the best ones first.
+
+    Args:
+        result: a `SweepResult`.
+        monitor: the metric to sort by.
+        mode: "min", "max" or "auto".
+        rows: at most so many members.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    mode = resolve_mode("SweepResult.show", monitor, mode)
+    columns = result.table()
+    best = result.bests(monitor, mode)
+    order = sorted(range(len(columns["member"])), key=lambda i: _rank(best[columns["member"][i]], mode))
+    paths = list(result.points[0])
+    table = Table(title=f"{len(result)} members by their best {monitor}")
+    names = ["member", *_short(paths), "epochs", monitor, f"best {monitor}", "end"]
+    for name in names:
+        table.add_column(name, justify="left" if name == "end" else "right", overflow="fold")
+    for i in order[:rows]:
+        own = [columns[name][i] for name in ("member", *paths, "epochs", monitor)]
+        ended = (columns["stop_reason"][i] or "ran to its end").split(":")[0]
+        table.add_row(*map(_text, [*own, float(best[own[0]])]), ended)
+    if len(result) > rows:
+        table.caption = f"and {len(result) - rows} more"
+    console = Console()
+    if not console.is_terminal:  # a file has no width
+        console = Console(width=_WIDE)
+    console.print(table)
+
+
+def _rank(value: float, mode: str) -> float:
+    if math.isnan(value):
+        return math.inf
+    return value if mode == "min" else -value
+
+
+def _short(paths: list[str]) -> list[str]:
+    """The last part of each path, where it is the only one of that name."""
+    ends = [path.rpartition(".")[2] for path in paths]
+    return [end if ends.count(end) == 1 else path for end, path in zip(ends, paths, strict=True)]
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+_RATES = ("learning_rate", "base_learning_rate", "lr_scale")
+
+
+class Part(NamedTuple):
+    """Members that trained in one program, and what became of them.
+
+    Attributes:
+        members: in the order of the member axis.
+        state: their final train states, with a leading member axis; so the callbacks' states.
+        callback_states: by name.
+        history: of all of them.
+        stops: that fired.
+        interrupted: whether a signal ended it.
+        executor: "looped" or "stepped".
+        strategy: "vmap", "map" or "shard".
+        sizes: members of each program that it ran in, one after another.
+        run_dir: its directory, or None.
+        files: that were written.
+    """
+
+    members: tuple[Member, ...]
+    state: TrainState
+    callback_states: dict[str, Any]
+    history: RunHistory
+    stops: tuple[StopRecord, ...]
+    interrupted: bool
+    executor: str
+    strategy: str
+    sizes: tuple[int, ...]
+    run_dir: Path | None
+    files: tuple[Path, ...]
+
+    def result(self, row: int) -> Result:
+        """One member as the result of a run by itself."""
+        own, stops = self.members[row], self._stops_of(row)
+        state, states = jax.tree.map(lambda x: x[row], (self.state, self.callback_states))
+        state = state.replace(adapter=own.adapter)
+        return Result(
+            state=state,
+            model=delivered(state),
+            history=self.history.member(row),
+            stop_reason=self.reason_of(row),
+            stopped_epoch=stops[0].epoch if stops else None,
+            callback_states=states,
+            executor=self.executor,
+            run_dir=self.run_dir,
+            files=self.files,
+            member=own.number,
+            point=own.point,
+        )
+
+    def _stops_of(self, row: int) -> list[StopRecord]:
+        return [s for s in self.stops if s.member == row]
+
+    def reason_of(self, row: int) -> str | None:
+        """Who stopped a member and why; None where it came to its end."""
+        stops = self._stops_of(row)
+        reason = "; ".join(f"{s.owner}: {s.reason}" if s.owner else s.reason for s in stops) or None
+        return "interrupted" if self.interrupted and not stops else reason
+
+    def epochs_of(self, row: int) -> int:
+        """Epochs that a member has done."""
+        done = self.history.epoch[self.history.rows_of(row)]
+        return int(done[-1]) + 1 if len(done) else 0
+
+
+@dataclass(frozen=True)
+class SweepResult(Sequence[Result]):
+    """What a sweep hands back: a sequence of ordinary results, one a member.
+
+    Attributes:
+        points: the values of each member, by path.
+        parts: the populations that were trained, one program each.
+        run_dir: the sweep's directory, or None.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp, optax
+        >>> def loss_fn(params, x):
+        ...     return jnp.mean((params["w"] - x) ** 2)
+        >>> result = jc.sweep(lambda seed: {"w": jnp.zeros(())}, loss_fn, jnp.ones(8), optimizer=optax.sgd,
+        ...                   learning_rate=0.1, over={"optimizer.learning_rate": [0.01, 0.1]}, epochs=5, verbose=0)
+        >>> result.best("loss").point
+        {'optimizer.learning_rate': 0.1}
+    """
+
+    points: tuple[Point, ...]
+    parts: tuple[Part, ...] = field(repr=False)
+    run_dir: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.member(i) for i in range(*index.indices(len(self)))]
+        return self.member(index)
+
+    def member(self, index: int) -> Result:
+        """One member as an ordinary result, its model, history and callback states included."""
+        index = range(len(self))[index]
+        if index not in self._places:
+            raise LookupError(f"member {index} was not trained: the sweep was interrupted before its turn.")
+        part, row = self._places[index]
+        return part.result(row)
+
+    @property
+    def _places(self) -> dict[int, tuple[Part, int]]:
+        """Where each member that was trained is to be found."""
+        return {m.number: (p, r) for p in self.parts for r, m in enumerate(p.members)}
+
+    @property
+    def history(self) -> dict[str, np.ndarray]:
+        """Metric's name -> its values, float32 (rows, members), NaN where a member has not reported it."""
+        rows = max((len(p.history.step) for p in self.parts), default=0)
+        found: dict[str, np.ndarray] = {}
+        for part in self.parts:
+            at = [m.number for m in part.members]
+            for name, column in part.history.items():
+                full = found.setdefault(name, np.full((rows, len(self)), np.nan, np.float32))
+                if column.ndim == 2:
+                    full[: len(column), at] = column
+        return found
+
+    def best(self, monitor: str = "val_loss", mode: str = "auto") -> Result:
+        """The member whose best report is the best of all; a NaN is never one.
+
+        Args:
+            monitor: a metric's name.
+            mode: "min", "max", or "auto" to follow the name.
+
+        Raises:
+            KeyError: for a name that was not reported, listing those that were.
+            ValueError: where no member has reported a number.
+        """
+        column = self.bests(monitor, resolve_mode("SweepResult.best", monitor, mode))
+        if np.all(np.isnan(column)):
+            raise ValueError(f"no member has reported a {monitor} that is a number.")
+        lowest = resolve_mode("SweepResult.best", monitor, mode) == "min"
+        return self.member(int(np.nanargmin(column) if lowest else np.nanargmax(column)))
+
+    def bests(self, monitor: str, mode: str) -> np.ndarray:
+        """Each member's best report, float32 (members,), NaN where it has none."""
+        history = self.history
+        if monitor not in history:
+            raise KeyError(f"{monitor}; recorded: {', '.join(sorted(history))}{did_you_mean(monitor, history)}")
+        away = math.inf if mode == "min" else -math.inf
+        values = np.where(np.isnan(history[monitor]), away, history[monitor])
+        best = values.min(axis=0) if mode == "min" else values.max(axis=0)
+        return np.where(best == away, np.nan, best)
+
+    def table(self) -> dict[str, list[Any]]:
+        """One row for each member that was trained, as columns by name, ready for `pandas.DataFrame`.
+
+        Returns:
+            `member`, the swept values by path, `epochs` and `steps` done, `stop_reason` (None for who came to the end),
+            the last report of each metric under its name, and the best one as `best_NAME` where its name tells
+            which way is better.
+        """
+        places = dict(sorted(self._places.items()))
+        columns: dict[str, list[Any]] = {"member": list(places)}
+        columns |= {path: [self.points[i][path] for i in places] for path in self.points[0]}
+        columns["epochs"] = [part.epochs_of(row) for part, row in places.values()]
+        columns["steps"] = [int(part.state.step[row]) for part, row in places.values()]
+        columns["stop_reason"] = [part.reason_of(row) for part, row in places.values()]
+        for name, values in self.history.items():
+            if name not in _RATES:
+                columns[name] = [_last(values[:, i]) for i in places]
+        for name in [n for n in self.history if n not in _RATES]:
+            mode = told_mode(name)
+            if mode is not None:
+                columns[f"best_{name}"] = self.bests(name, mode)[list(places)].tolist()
+        return columns
+
+    def write_table(self, path: str | Path) -> Path:
+        """Writes the table as a CSV file."""
+        columns = self.table()
+        path = local_path("SweepResult.write_table", "path", path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(columns)
+            rows.writerows(zip(*columns.values(), strict=True))
+        return path
+
+    def show(self, monitor: str = "val_loss", mode: str = "auto", *, rows: int = 20) -> None:
+        """Prints the table with rich, the best members first."""
+        show(self, monitor, mode, rows)
+
+    def plot(self, path: str | Path | None = None, *, monitor: str = "val_loss", mode: str = "auto") -> Any:
+        """Draws the curves of all members with their ends marked, and a picture of parallel coordinates.
+
+        Args:
+            path: a picture file to save, such as "sweep.png".
+            monitor: the metric.
+            mode: "min", "max", or "auto" to follow the name.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            ImportError: without matplotlib (`pip install jaxcb[plot]`).
+        """
+        from jaxcb._src.plotting.sweep import picture
+
+        return picture(self, monitor, resolve_mode("SweepResult.plot", monitor, mode), path)
+
+
+def _last(column: np.ndarray) -> float:
+    known = column[~np.isnan(column)]
+    return float(known[-1]) if len(known) else math.nan

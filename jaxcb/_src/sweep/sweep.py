@@ -1,0 +1,304 @@
+"""`sweep`: a population of runs in one program, each with its own callbacks."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from jaxcb._src.checkpointing.checkpointer import CHECKPOINTS
+from jaxcb._src.checkpointing.resume import TABLE
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.chain import AsCallback, as_chain
+from jaxcb._src.data.inputs import split_off
+from jaxcb._src.loop.compiled.member_map import STRATEGIES
+from jaxcb._src.loop.config import Asked
+from jaxcb._src.loop.host.driver import Driver
+from jaxcb._src.loop.host.population import Population
+from jaxcb._src.loop.run import conduct
+from jaxcb._src.storage.ownership import RunRecord
+from jaxcb._src.sweep.members import Member, bytes_of, grouped, make_members, together, varying
+from jaxcb._src.sweep.result import Part, SweepResult
+from jaxcb._src.sweep.space import Point, as_points
+from jaxcb._src.training.probes import Probe
+from jaxcb._src.training.run_config import Configuration
+from jaxcb._src.training.train_step import EvalStep, Step
+from jaxcb._src.utils.errors import DataError
+from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.utils.validate import one_of, whole
+from jaxcb._src.writers.base import Context
+from jaxcb._src.writers.history import HistoryWriter
+
+
+def sweep(
+    model_fn: Any,
+    loss_fn: Callable[..., Any],
+    train_data: Any,
+    *,
+    over: Mapping[str, Iterable[Any]] | Sequence[Point],
+    optimizer: optax.GradientTransformation | Callable[..., optax.GradientTransformation],
+    learning_rate: float | optax.Schedule | None = None,
+    callbacks: Sequence[Callback | AsCallback] | Callback | AsCallback | None = (),
+    epochs: int | None = None,
+    steps: int | None = None,
+    steps_per_epoch: int | None = None,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    remainder: str = "train",
+    validation_data: Any = None,
+    validation_split: float = 0.0,
+    validation_freq: int | Sequence[int] = 1,
+    eval_every: int | None = None,
+    validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
+    class_weight: Mapping[int, float] | None = None,
+    controls: Mapping[str, float] | None = None,
+    probes: Mapping[str, Probe] | None = None,
+    host_metrics: Mapping[str, Callable[[], Any]] | None = None,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    resume: bool | str = False,
+    overwrite: bool = False,
+    on_save_error: str = "raise",
+    steps_per_execution: int | str = "auto",
+    executor: str = "auto",
+    mesh: Mesh | None = None,
+    strategy: str = "auto",
+    repack: bool | str = "auto",
+    at_once: int | None = None,
+    verbose: int | str = "auto",
+    fast_dev_run: int | bool = False,
+) -> SweepResult:
+    """Trains a population of runs in one program, each with its own callbacks.
+
+    A member does what it would do alone: `sweep(model_fn, ..., over=points).member(i)` is the result of
+    `fit(model_fn(seed), ...)` with the values of `points[i]`. It stops alone, keeps its own best weights and its own
+    learning rate, and once it has stopped it costs nothing. Members differ in arrays, so that one compiled program
+    serves them all. Numbers that a library insists on as Python values, such as Flax's dropout rate, sort the members
+    into groups, with a program each.
+
+    Args:
+        model_fn: `model_fn(seed)` returns a member's model, as for `fit`; it is called with the seed and the values of
+            `model.NAME`. Or a model, of which each member trains a copy.
+        loss_fn: as for `fit`.
+        train_data: as for `fit`; all members share a stream, and arrays come in the order of each one's seed.
+        over: what the members differ in, by path: `seed`, `optimizer.NAME` (the learning rate, or another number of
+            the factory), `controls.NAME`, `callbacks.NAME.FIELD`, `model.NAME`. A dict of paths to values is a grid;
+            else a list of points, such as `jc.draws(n, {...})` makes.
+        optimizer: as for `fit`; a factory where its numbers are swept.
+        learning_rate: as for `fit`; where it is swept, what is given here is not used.
+        callbacks: as for `fit`.
+        epochs: how many epochs to train, at most.
+        steps: how many updates to do, at most.
+        steps_per_epoch: as for `fit`; so what follows, where it is not told.
+        batch_size: rows of a batch.
+        shuffle: whether arrays get a new order each epoch.
+        remainder: "train" on a smaller last batch, or "drop" it.
+        validation_data: as for `fit`.
+        validation_split: the last fraction of the rows of arrays to validate on.
+        validation_freq: validate every n-th epoch, or after the listed ones.
+        eval_every: validate every n steps instead.
+        validation_steps: at most that many validation batches.
+        validation_batch_size: rows of a validation batch.
+        class_weight: label -> weight.
+        controls: name -> number.
+        probes: looks inside the step.
+        host_metrics: what is read of the outside world, by all members alike.
+        seed: of the members whose seed is not swept.
+        run_dir: where the files go: `history.csv` with a row for each member and epoch, `table.csv` with one a member.
+        resume: "auto" goes on with the sweep that is there.
+        overwrite: whether a sweep that is there may be replaced.
+        on_save_error: "raise" or "warn" where it cannot be saved.
+        steps_per_execution: steps of one call of the compiled loop.
+        executor: "auto", "looped" or "stepped".
+        mesh: the devices that "shard" spreads members over; all of them where None.
+        strategy: how a step goes over the members: "vmap" all at once, "map" one after another, "shard" over the
+            devices, or "auto", which measures a few steps and says what it has picked.
+        repack: whether those that have stopped leave the program: whenever half of it is idle (True), never (False),
+            or once they have cost as much as a smaller program takes to make ("auto").
+        at_once: members that train at the same time, where all are too many for the memory.
+        verbose: as for `fit`.
+        fast_dev_run: as for `fit`.
+
+    Returns:
+        A `SweepResult`: `best(...)`, `table()`, `plot()`, and `member(i)` as an ordinary result.
+
+    Raises:
+        TypeError: for a swept value that is no number, naming it.
+        ValueError: for a path that leads nowhere, a value out of range or one that changes a shape, naming it; and for
+            arguments that do not fit together.
+        DataError: for data that cannot be trained on.
+        MemoryError: for more members than fit, saying what they need and how many would.
+
+    Example:
+        >>> import jaxcb as jc, jax, jax.numpy as jnp, optax
+        >>> x = jnp.linspace(-1, 1, 64)[:, None]
+        >>> def model_fn(seed):
+        ...     return {"w": jax.random.normal(jax.random.key(seed), (1, 1))}
+        >>> def loss_fn(params, batch):
+        ...     x, y = batch
+        ...     return jnp.mean((x @ params["w"] - y) ** 2)
+        >>> result = jc.sweep(model_fn, loss_fn, (x, 3 * x), optimizer=optax.adam, learning_rate=0.1, epochs=60,
+        ...                   over={"seed": range(2), "optimizer.learning_rate": [0.001, 0.1]},
+        ...                   callbacks=[jc.EarlyStopping("loss", patience=5)], verbose=0)
+        >>> len(result), result.best("loss").point["optimizer.learning_rate"]
+        (4, 0.1)
+    """
+    directory = None if run_dir is None else local_path("sweep", "run_dir", run_dir)
+    points = as_points(over)
+    at_once = None if at_once is None else whole("sweep", "at_once", at_once, least=1)
+    one_of("sweep", "strategy", strategy, STRATEGIES)
+    one_of("sweep", "repack", repack, (True, False, "auto"))
+    if callable(train_data) and not isinstance(train_data, Iterable):
+        raise DataError("train_data is a function, which follows the controls of one run; members share their data.")
+    if validation_split:
+        train_data, validation_data = split_off(train_data, validation_data, validation_split)
+    asked = Asked(
+        epochs=epochs,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        remainder=remainder,
+        validation_data=validation_data,
+        validation_freq=validation_freq,
+        eval_every=eval_every,
+        validation_steps=validation_steps,
+        validation_batch_size=validation_batch_size,
+        probes=probes,
+        host_metrics=host_metrics,
+        seed=seed,
+        run_dir=directory,
+        resume=resume,
+        overwrite=overwrite,
+        on_save_error=on_save_error,
+        steps_per_execution=steps_per_execution,
+        executor=executor,
+        mesh=mesh,
+        verbose=verbose,
+        fast_dev_run=fast_dev_run,
+    )
+    base = Configuration(
+        asked.seed, optimizer, _given_rate(learning_rate, points), as_chain(callbacks), controls=controls or {}
+    )
+    together_at_most = min(at_once or len(points), len(points))
+    members = make_members(model_fn, base, points, lambda first: _check_memory(bytes_of(first), together_at_most))
+    groups, fixed = grouped(members)
+    where = list(_split(groups, at_once))
+    if directory is not None and not fast_dev_run and jax.process_index() == 0:
+        _refuse_others_table(directory)
+    if verbose != 0 and jax.process_index() == 0:
+        _say_groups(groups, len(where))
+    step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn)
+    result = SweepResult(tuple(points), (), directory)
+    for number, group in enumerate(where):
+        asked.run_dir = directory if directory is None or len(where) == 1 else directory / f"part_{number}"
+        one = together(group, fixed)
+        result = conduct(
+            step,
+            eval_step,
+            one.callbacks,
+            one.state,
+            train_data,
+            asked,
+            population=Population(len(group), one.axes, one.seeds, strategy, repack),
+            result=lambda driver, at, context, group=group, done=result.parts: SweepResult(
+                tuple(points), (*done, _part(group, driver, at, context)), directory
+            ),
+        )
+        if result.parts[-1].interrupted:
+            return result
+    if directory is not None and not fast_dev_run:
+        if jax.process_index() == 0:
+            record = RunRecord.read(directory) or RunRecord(directory)
+            record.make(TABLE)
+            if not record.begun:
+                record.begin()
+        result.write_table(directory / TABLE)
+    return result
+
+
+def _refuse_others_table(directory: Path) -> None:
+    """Raises an error where the table's place is taken by what no sweep in this directory has written."""
+    record = RunRecord.read(directory)
+    old = any((directory / name / CHECKPOINTS).is_dir() for name in ("", "part_0"))  # of the time before records
+    known = TABLE in record.made if record is not None else old
+    if (directory / TABLE).exists() and not known:
+        raise FileExistsError(
+            f"{directory / TABLE} is in the way: a sweep writes a file of that name, and no record in {directory} says "
+            "that this one is a sweep's. Move it, or pass another run_dir."
+        )
+
+
+def _given_rate(learning_rate: Any, points: Sequence[Point]) -> Any:
+    """The learning rate, or where it is swept and none was given, the first of its values."""
+    swept = points[0].get("optimizer.learning_rate")
+    return swept if learning_rate is None and swept is not None else learning_rate
+
+
+def _split(groups: Sequence[list[Member]], at_once: int | None) -> Iterator[list[Member]]:
+    """The groups in pieces of at most so many members."""
+    for group in groups:
+        size = at_once or len(group)
+        yield from (group[start : start + size] for start in range(0, len(group), size))
+
+
+def _say_groups(groups: Sequence[list[Member]], parts: int) -> None:
+    everyone = [member for group in groups for member in group]
+    count = f"jaxcb: a sweep of {len(everyone)} members"
+    if len(groups) > 1:
+        named = "; ".join(f"{varying(group, everyone)} ({len(group)} members)" for group in groups)
+        print(f"{count} in {len(groups)} groups, which share no program: {named}.", flush=True)
+    elif parts > 1:
+        print(f"{count}, in {parts} parts one after another.", flush=True)
+    else:
+        print(f"{count} in one program.", flush=True)
+
+
+def _part(group: Sequence[Member], driver: Driver, directory: Path | None, context: Context) -> Part:
+    carry = driver.carry()
+    assert driver.members is not None
+    return Part(
+        members=tuple(group),
+        state=carry.train,
+        callback_states=carry.callbacks,
+        history=driver.writer(HistoryWriter).history,
+        stops=tuple(driver.stops),
+        interrupted=driver.interrupted is not None,
+        executor=driver.executor.name,
+        strategy=driver.members.strategy.name,
+        sizes=tuple(driver.members.sizes),
+        run_dir=None if context.trial else directory,
+        files=() if context.trial else tuple(context.files),
+    )
+
+
+def _check_memory(each: int, members: int) -> None:
+    """Refuses a population that the device has no room for.
+
+    Raises:
+        MemoryError: saying what is needed and how many members would fit.
+    """
+    room = _room()
+    if room is None or each * members <= room:
+        return
+    fit = max(int(room // each), 1)
+    raise MemoryError(
+        f"{members} members need about {each * members / 2**30:.3g} GiB ({each / 2**20:.3g} MiB each: train state, "
+        f"named weights, gradients and updates), and there is room for {room / 2**30:.3g} GiB. Pass at_once={fit} to "
+        "train them in parts one after another, or sweep fewer."
+    )
+
+
+def _room() -> int | None:
+    """Bytes that there are for a population: on an accelerator what is free, else all; None where not known."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None

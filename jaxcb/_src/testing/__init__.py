@@ -1,0 +1,1 @@
+"""The laws of callbacks, as property tests."""

@@ -1,0 +1,177 @@
+"""Laws of callbacks that see a whole population."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import strategies as st
+
+from jaxcb._src.core.actions.control import Exploit
+from jaxcb._src.core.callback import HOOKS, PopulationCallback
+from jaxcb._src.core.chain import transition
+from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.testing.compare import to_host, to_numpy
+from jaxcb._src.testing.drive import for_all
+from jaxcb._src.testing.tracing import AnyNames, Asked
+from jaxcb._src.utils.pytree import strong_tree
+
+_MEMBERS, _MOMENTS = 6, 4
+
+
+class _History(NamedTuple):
+    """What a population reported."""
+
+    values: np.ndarray  # float32 (moments, names, members)
+    last: np.ndarray  # int (members,), the moment after which each trains no more
+
+
+def check_population(
+    callback: PopulationCallback, *, metrics: Iterable[str] | None = None, max_examples: int | None = None
+) -> None:
+    """Holds a callback of populations to its laws.
+
+    1. Purity, one meaning and fixed form: eager and `jit` agree, twice, and no form changes.
+    2. Equal treatment: another order of the members gives the same decisions, in that order.
+    3. Packing: nothing is asked of members that train no more, and without their rows the others' decisions are the
+       same.
+
+    Args:
+        callback: the callback.
+        metrics: names of the metrics that it reads, one number a member each; found by tracing it where None.
+        max_examples: Hypothesis examples; the active profile's where None.
+
+    Raises:
+        AssertionError: naming the law that does not hold, the hook and the leaf.
+
+    Example:
+        >>> import jaxcb as jc, jaxcb.testing
+        >>> jc.testing.check_population(jc.SuccessiveHalving(), max_examples=2)
+    """
+    hooks = [hook for hook in HOOKS if hook in callback.hooks()]
+    names = tuple(sorted(metrics if metrics is not None else _names_of(callback, hooks)))
+
+    def one(state: Any, seen: Metrics) -> Any:
+        found = {}
+        for hook in hooks:
+            state, found[hook] = transition(callback, type(callback).__name__, hook, state, seen)
+        return state, found
+
+    jitted = jax.jit(one)
+
+    def run(history: _History, rows: np.ndarray, step: Any) -> list[Any]:
+        """The states and actions of each moment, for these rows; a run that is packed starts with all of them."""
+        state = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(rows), *x.shape)), strong_tree(callback.init()))
+        out = []
+        for moment in range(_MOMENTS):
+            state, actions = step(state, _seen(history, names, moment, rows))
+            out.append((state, actions))
+        return out
+
+    def check(history: _History) -> None:
+        everyone = np.arange(_MEMBERS)
+        plain = run(history, everyone, jitted)
+        for label, other in (("eager", run(history, everyone, one)), ("run again", run(history, everyone, jitted))):
+            _same("purity and one meaning", callback, plain, other, everyone, everyone, label)
+        for moment, (_, actions) in enumerate(plain):
+            dead = moment > history.last
+            for hook, own in actions.items():
+                for action in own:
+                    if np.any(np.asarray(action.when) & dead):
+                        raise _broken(
+                            "packing", callback, f"{hook}: {type(action).__name__} fires for a member that is gone"
+                        )
+        order = np.roll(everyone, 2)
+        _same("equal treatment", callback, plain, run(history, order, jitted), everyone, order, "another order")
+        first = np.flatnonzero(history.last >= 1)  # who is there after the first moment
+        if 0 < len(first) < _MEMBERS:
+            state, _ = plain[0]
+            packed = [(jax.tree.map(lambda x: x[first], state), None)]
+            for moment in range(1, _MOMENTS):
+                packed.append(jitted(packed[-1][0], _seen(history, names, moment, first)))
+            _same("packing", callback, plain[1:], packed[1:], everyone, first, "without who is gone")
+
+    shape = (_MOMENTS, len(names), _MEMBERS)
+    number = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, 2.0, float("nan")])
+    values = st.lists(number, min_size=int(np.prod(shape)), max_size=int(np.prod(shape)))
+    last = st.lists(st.integers(0, _MOMENTS), min_size=_MEMBERS, max_size=_MEMBERS)
+    histories = st.builds(lambda v, e: _History(np.reshape(np.float32(v), shape), np.asarray(e)), values, last)
+    for_all(check, histories, max_examples)
+
+
+def _seen(history: _History, names: tuple[str, ...], moment: int, rows: np.ndarray) -> Metrics:
+    values = {name: jnp.asarray(history.values[moment, i, rows]) for i, name in enumerate(names)}
+    alive = jnp.asarray(history.last[rows] >= moment)
+    return Metrics(values, step=moment + 1, epoch=moment, alive=alive, member=jnp.asarray(rows, jnp.int32))
+
+
+def _names_of(callback: PopulationCallback, hooks: list[str]) -> set[str]:
+    asked = Asked()
+    column, clock = jnp.zeros(_MEMBERS, jnp.float32), jnp.zeros((), jnp.int32)
+    state = jax.tree.map(lambda x: jnp.broadcast_to(x, (_MEMBERS, *x.shape)), strong_tree(callback.init()))
+    seen = Metrics._make(
+        values=AnyNames(asked, column),
+        reported=AnyNames(Asked(), clock),
+        step=clock,
+        epoch=clock,
+        total_steps=clock,
+        closes_epoch=clock == 0,
+        host={},
+        alive=jnp.ones(_MEMBERS, bool),
+        member=jnp.arange(_MEMBERS, dtype=jnp.int32),
+    )
+    for hook in hooks:
+        transition(callback, type(callback).__name__, hook, state, seen)
+    return asked.names
+
+
+def _same(
+    law: str,
+    callback: Any,
+    plain: list[Any],
+    other: list[Any],
+    rows: np.ndarray,
+    others: np.ndarray,
+    label: str,
+) -> None:
+    """Compares what two runs gave, row by row of the same members."""
+    at = np.asarray([int(np.flatnonzero(rows == member)[0]) for member in others])
+    for moment, (one, two) in enumerate(zip(plain, other, strict=True)):
+        first = _by_member(one, rows, at)
+        second = _by_member(two, others, np.arange(len(others)))
+        if jax.tree.structure(first) != jax.tree.structure(second):
+            raise _broken(law, callback, f"the structure differs at moment {moment} ({label})")
+        leaves = jax.tree_util.tree_leaves_with_path(first)
+        for (path, a), b in zip(leaves, jax.tree.leaves(second), strict=True):
+            a, b = to_numpy(a), to_numpy(b)
+            if (
+                a.shape != b.shape
+                or a.dtype != b.dtype
+                or not np.allclose(a, b, rtol=1e-5, equal_nan=a.dtype.kind == "f")
+            ):
+                where = jax.tree_util.keystr(path)
+                raise _broken(law, callback, f"{where} at moment {moment} is {a.tolist()}, and {b.tolist()} {label}")
+
+
+def _by_member(given: Any, rows: np.ndarray, at: np.ndarray) -> Any:
+    """States and actions with their rows in another order; what is copied by its member, where it is copied at all."""
+    state, actions = to_host(given)
+
+    def named(action: Any) -> Any:
+        # of what does not happen, the payload means nothing
+        when = np.asarray(action.when)
+        if isinstance(action, Exploit):
+            action = action.replace(source=rows[action.source])
+
+        def kept(x: Any) -> Any:
+            return np.where(when.reshape(-1, *(1,) * (np.ndim(x) - 1)), x, np.zeros_like(x))
+
+        return jax.tree.map(kept, action).replace(when=when)
+
+    actions = {hook: tuple(named(a) for a in own) for hook, own in actions.items()}
+    return jax.tree.map(lambda x: x[at], (state, actions))
+
+
+def _broken(law: str, callback: Any, detail: str) -> AssertionError:
+    return AssertionError(f"The law of {law} is broken by {type(callback).__name__}: {detail}")

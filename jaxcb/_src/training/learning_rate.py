@@ -1,0 +1,254 @@
+"""The learning rate: an optax schedule times the callbacks' scale, read inside the optimizer."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxcb._src.utils.errors import did_you_mean
+from jaxcb._src.utils.pytree import Struct, static
+
+
+class LearningRate(Struct):
+    """The one authority on a run's learning rate; lives in the optimizer's state.
+
+    Attributes:
+        count: updates that the optimizer has done, int32 ().
+        scale: product of the callbacks' factors, float32 ().
+        override: base rate set by a callback, float32 ().
+        overridden: whether it holds, and not the schedule, bool ().
+        applied: effective rate of the last update, float32 (); before the first one that of the first.
+        schedule: count -> base rate. None for an optimizer handed over ready-made, of which only the
+            final updates are scaled.
+    """
+
+    count: Any
+    scale: Any
+    override: Any
+    overridden: Any
+    applied: Any
+    schedule: optax.Schedule | None = static(default=None)
+
+    @classmethod
+    def create(cls, schedule: optax.Schedule | None) -> "LearningRate":
+        """Returns the rate before the first update."""
+        one, zero = jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
+        rate = cls(jnp.zeros((), jnp.int32), one, zero, jnp.zeros((), bool), one, schedule)
+        return rate.replace(applied=rate.effective())
+
+    def base(self, *, last: bool = False) -> Array:
+        """The base rate of the next update, or of the last one, float32 (); 1 for a ready-made optimizer."""
+        if self.schedule is None:
+            return jnp.ones_like(self.scale)
+        count = jnp.maximum(self.count - 1, 0) if last else self.count
+        scheduled = jnp.asarray(jax.vmap(self.schedule)(count) if jnp.ndim(count) else self.schedule(count))
+        return jnp.where(self.overridden, self.override, scheduled.astype(jnp.float32))
+
+    def effective(self) -> Array:
+        """The effective rate of the next update, float32 ()."""
+        return self.base() * self.scale
+
+    def updated(self) -> "LearningRate":
+        """The rate after one more update."""
+        return self.replace(count=optax.safe_increment(self.count), applied=self.effective())
+
+    def steered_as(self, other: "LearningRate") -> "LearningRate":
+        """The rate with what callbacks asked of another."""
+        return self.replace(scale=other.scale, override=other.override, overridden=other.overridden)
+
+    def scaled(self, factor: Any, floor: Any) -> "LearningRate":
+        """The rate with its scale multiplied by `factor`, its effective value not below `floor`."""
+        scale = self.scale * factor
+        base = self.base()
+        held = floor / base
+        # the largest scale that does not round the effective rate above the floor
+        held = jnp.where(base * held > floor, jnp.nextafter(held, jnp.zeros_like(held)), held)
+        return self.replace(scale=jnp.where((floor > 0) & (base * scale < floor), jnp.minimum(held, self.scale), scale))
+
+
+class _Adjustable:
+    """optax's slot for a rate that run-time information drives (`StatefulSchedule`)."""
+
+    def __init__(self, schedule: optax.Schedule) -> None:
+        self.schedule = schedule
+
+    def init(self) -> LearningRate:
+        return LearningRate.create(self.schedule)
+
+    def update(self, state: LearningRate, **extra_args: Any) -> LearningRate:
+        del extra_args
+        return state.updated()
+
+    def __call__(self, state: LearningRate, **extra_args: Any) -> Array:
+        del extra_args
+        return state.effective()
+
+
+def adjustable_lr(
+    factory: Callable[..., Any],
+    *,
+    learning_rate: float | optax.Schedule,
+    hyperparameters: Mapping[str, float] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Makes an optimizer whose learning rate callbacks can scale, set and read, without a retrace.
+
+    The effective rate is `learning_rate(count)` times the product of all callbacks' scales. It enters
+    where the optimizer uses its rate, and so it is right for every optimizer.
+
+    Args:
+        factory: `learning_rate -> optax.GradientTransformation`, such as `optax.adam` or
+            `lambda learning_rate: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(learning_rate))`.
+        learning_rate: a constant, or an optax schedule (count -> rate).
+        hyperparameters: further numbers of the factory, such as `{"weight_decay": 1e-4}`. They live in the optimizer's
+            state, so that each member of a sweep has its own.
+
+    Returns:
+        An optax transformation.
+
+    Raises:
+        TypeError: where `factory` is a ready-made optimizer or does not take `learning_rate`, or a hyperparameter.
+
+    Example:
+        >>> import jaxcb as jc, optax
+        >>> tx = jc.adjustable_lr(optax.adam, learning_rate=optax.cosine_decay_schedule(1e-3, 100))
+        >>> state = jc.TrainState.create(params={"w": 1.0}, tx=tx)
+        >>> state = jc.apply(jc.ScaleLearningRate(0.5), state)
+        >>> float(state.learning_rate.effective())
+        0.0005000000237487257
+
+    Source: the slot is optax's own, `optax.inject_hyperparams` with a `StatefulSchedule`.
+    """
+    if not callable(factory) or isinstance(factory, optax.GradientTransformation):
+        raise TypeError(
+            "adjustable_lr takes a function of the learning rate, such as optax.adam or "
+            f"`lambda learning_rate: optax.adamw(learning_rate)`, got {type(factory).__name__}."
+        )
+    names = list(inspect.signature(factory).parameters)
+    if not names:
+        raise TypeError(f"adjustable_lr: {factory!r} takes no argument, expected learning_rate.")
+    name = "learning_rate" if "learning_rate" in names else names[0]
+    schedule = learning_rate if callable(learning_rate) else _Constant(float(learning_rate))
+    numbers = dict(hyperparameters or {})
+    check_hyperparameters(factory, numbers)
+
+    def make(**values: Any) -> Any:
+        return factory(**values)
+
+    # optax asks for the names of what it is to hold
+    parameters = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in (name, *numbers)]
+    make.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    inject = optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)
+    tx = inject(**{name: _Adjustable(schedule)}, **numbers)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        updates, new = tx.update(updates, state, params, **extra_args)
+        # a float32 rate must not widen what the optimizer keeps in a smaller dtype
+        return updates, jax.tree.map(lambda n, o: n.astype(o.dtype) if n.dtype != o.dtype else n, new, state)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def check_hyperparameters(factory: Any, names: Iterable[str]) -> None:
+    """Raises a TypeError for a name that an optimizer's factory does not take."""
+    signature = inspect.signature(factory)
+    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        return
+    for name in names:
+        if name not in signature.parameters:
+            raise TypeError(
+                f"the optimizer {getattr(factory, '__name__', factory)!r} takes no {name!r}. It takes "
+                f"{', '.join(signature.parameters)}.{did_you_mean(name, signature.parameters)}"
+            )
+
+
+class _Constant:
+    """A constant schedule that compares by value, so that equal optimizers have equal structures."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __call__(self, count: Any) -> Array:
+        return jnp.full(jnp.shape(count), self.value, jnp.float32)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Constant) and other.value == self.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+
+def scaled_updates(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Wraps a ready-made optimizer so that callbacks can scale its final updates.
+
+    Right where the rate is the last factor of the update, as optax's own `reduce_on_plateau` assumes.
+    """
+    inner = optax.with_extra_args_support(tx)
+
+    def init(params: Any) -> Any:
+        return LearningRate.create(None), inner.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        rate, inner_state = state
+        updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
+        scaled = jax.tree.map(lambda u: (u * rate.effective()).astype(u.dtype), updates)
+        return scaled, (rate.updated(), inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _is_rate(node: Any) -> bool:
+    return isinstance(node, LearningRate)
+
+
+def hyperparameters(opt_state: Any) -> dict[str, Array]:
+    """The numbers of an optimizer that live in its state, the learning rate apart: name -> float32 ()."""
+    found: dict[str, Array] = {}
+    for node in jax.tree.leaves(opt_state, is_leaf=_is_injected):
+        if _is_injected(node):
+            found |= {n: v for n, v in node.hyperparams.items() if n not in node.hyperparams_states}
+    return found
+
+
+def with_hyperparameters(opt_state: Any, values: Mapping[str, Any]) -> Any:
+    """Returns the optimizer's state with other numbers in it."""
+
+    def changed(node: Any) -> Any:
+        if not _is_injected(node):
+            return node
+        own = {n: v for n, v in values.items() if n in node.hyperparams and n not in node.hyperparams_states}
+        return node._replace(hyperparams={**node.hyperparams, **own})
+
+    return jax.tree.map(changed, opt_state, is_leaf=_is_injected)
+
+
+def _is_injected(node: Any) -> bool:
+    return hasattr(node, "hyperparams_states") and hasattr(node, "_replace")
+
+
+def learning_rates(opt_state: Any) -> list[LearningRate]:
+    """Returns the learning rates that live in an optimizer's state."""
+    return [n for n in jax.tree.leaves(opt_state, is_leaf=_is_rate) if _is_rate(n)]
+
+
+def accumulations(opt_state: Any) -> list[optax.MultiStepsState]:
+    """Returns the states of `optax.MultiSteps` in an optimizer's state, which counts updates apart from steps."""
+
+    def found(node: Any) -> bool:
+        return isinstance(node, optax.MultiStepsState)
+
+    return [n for n in jax.tree.leaves(opt_state, is_leaf=found) if found(n)]
+
+
+def map_learning_rates(fn: Callable[[LearningRate], LearningRate], opt_state: Any) -> Any:
+    """Returns the optimizer's state with `fn` applied to each learning rate in it."""
+    return jax.tree.map(lambda n: fn(n) if _is_rate(n) else n, opt_state, is_leaf=_is_rate)
+
+
+def steered_as(opt_state: Any, other: Any) -> Any:
+    """Returns the optimizer's state with what callbacks asked of the rates in another one of the same form."""
+    rates = iter(learning_rates(other))
+    return map_learning_rates(lambda rate: rate.steered_as(next(rates)), opt_state)

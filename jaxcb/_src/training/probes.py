@@ -1,0 +1,196 @@
+"""Probes that are often wanted: norms of gradients, updates and parameters.
+
+    jc.fit(..., probes={"grad_norm": jc.probes.grad_norm(every=100)})
+
+Source of the ratio: A. Karpathy, "A Recipe for Training Neural Networks"; about 1e-3 is healthy.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.training.train_step import Proposal
+from jaxcb._src.utils.leaf_names import leaf_name
+from jaxcb._src.utils.pytree import Struct, static
+from jaxcb._src.utils.validate import whole
+
+
+class Look(Struct):
+    """What a probe sees of a step: all is known, the update is not yet applied.
+
+    Attributes:
+        params: before the update.
+        grads: the gradients, in the form of the params.
+        updates: what is to be added to the params.
+        batch: the step's batch.
+        values: the step's metrics.
+        aux: what the loss function handed out as `jc.Out(aux=...)`, such as the model's outputs.
+        state: the whole train state.
+        forward: runs the model on the step's batch for `activations`; None where nobody knows how.
+    """
+
+    params: Any
+    grads: Any
+    updates: Any
+    batch: Any
+    values: dict[str, Any]
+    aux: Any
+    state: TrainState
+    forward: Callable[[TrainState, Any], dict[str, Array]] | None = static(default=None)
+
+    @property
+    def activations(self) -> dict[str, Array]:
+        """What the modules of a Flax model return for the batch, by path: one more forward pass.
+
+        Raises:
+            ValueError: where they cannot be known.
+        """
+        if self.forward is None:
+            raise ValueError(
+                "activations are known where jaxcb runs the model: in fit, and with jc.Step(loss_fn). Elsewhere hand "
+                "out what is to be looked at as jc.Out(aux=...), or as a metric."
+            )
+        return self.forward(self.state, self.batch)
+
+
+class Probe(Struct):
+    """What `probe` returns.
+
+    Attributes:
+        fn: a pure function of a `Look`.
+        every: steps between two looks.
+    """
+
+    fn: Callable[[Look], Any] = static()
+    every: int = static(default=1)
+
+    def __post_init__(self) -> None:
+        if not callable(self.fn):
+            raise TypeError(f"probe takes a function of one `Look`, got {type(self.fn).__name__}.")
+        whole("probe", "every", self.every, least=1)
+
+
+def probe(fn: Callable[[Look], Any], *, every: int = 1) -> Probe:
+    """Makes a look inside the training step. It runs in the compiled step, and only when it is due.
+
+    Args:
+        fn: a pure function of a `Look` (`params`, `grads`, `updates`, `batch`, `values`, `aux`, `state`) that
+            returns an array of fixed shape, or a dict of them.
+        every: how often, in steps: due where the number of updates done is a multiple of it.
+
+    Returns:
+        A `Probe`, for `fit(probes={"name": ...})` or a callback's `probes()`. Its result joins the metrics under its
+        name, or as `name/key` for each key of a dict; between two looks it keeps its value and is not fresh.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp, optax
+        >>> norm = jc.probe(lambda look: optax.tree.norm(look.grads), every=2)
+        >>> result = jc.fit(jnp.ones(()), lambda w, x: jnp.mean(w * x), jnp.ones(8), batch_size=2,
+        ...                 optimizer=optax.sgd(0.1), epochs=1, probes={"grad_norm": norm}, verbose=0)
+        >>> result.history["grad_norm"].shape
+        (1,)
+    """
+    return Probe(fn, every)
+
+
+def look(
+    state: TrainState,
+    proposal: Proposal,
+    batch: Any,
+    forward: Callable[[TrainState, Any], dict[str, Array]] | None = None,
+) -> Look:
+    """What probes and requests see of a step."""
+    gradients = proposal.gradients
+    return Look(
+        params=state.params,
+        grads=gradients.grads,
+        updates=proposal.updates,
+        batch=batch,
+        values=gradients.values,
+        aux=gradients.aux,
+        state=state,
+        forward=forward,
+    )
+
+
+def readings(name: str, own: Probe, seen: Look) -> dict[str, Array]:
+    """Runs a probe; what fails names it.
+
+    Returns:
+        Metric's name -> float32 array.
+    """
+    try:
+        result = own.fn(seen)
+        named = {name: result}
+        if isinstance(result, Mapping):
+            named = {f"{name}/{key}": value for key, value in result.items()}
+        return {key: jnp.asarray(value, jnp.float32) for key, value in named.items()}
+    except Exception as error:
+        error.add_note(f"This happened in the probe {name!r}, which looks at every {own.every}. step.")
+        raise
+
+
+class _Norm(Struct):
+    """The norm of one part of a `Look`. Compares by value, so that equal probes are one."""
+
+    of: str = static()
+    per_layer: bool = static(default=False)
+
+    def __call__(self, seen: Look) -> Any:
+        return _norms(getattr(seen, self.of), self.per_layer)
+
+
+class _Ratio(Struct):
+    """The norm of the updates over that of the parameters."""
+
+    per_layer: bool = static(default=False)
+
+    def __call__(self, seen: Look) -> Any:
+        updates, params = _norms(seen.updates, self.per_layer), _norms(seen.params, self.per_layer)
+        return jax.tree.map(lambda u, p: u / jnp.maximum(p, jnp.finfo(jnp.float32).tiny), updates, params)
+
+
+def _norms(tree: Any, per_layer: bool) -> Any:
+    """The l2 norm of a tree, in float32; with `per_layer` of each layer, whose name is its parameters' path."""
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+    if not per_layer:
+        return optax.tree.norm(wide)
+    layers: dict[str, list[Array]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(wide):
+        layers.setdefault(leaf_name(path[:-1]) or leaf_name(path), []).append(leaf)
+    return {name: optax.tree.norm(leaves) for name, leaves in layers.items()}
+
+
+def grad_norm(*, every: int = 1, per_layer: bool = False) -> Probe:
+    """Makes a probe of the l2 norm of the gradients, as the loss gives them, before any clipping.
+
+    Args:
+        every: steps between two looks.
+        per_layer: a norm for each layer (`name/path/of/layer`) in place of one for all.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> jc.probes.grad_norm(every=100).every
+        100
+    """
+    return Probe(_Norm("grads", per_layer), every)
+
+
+def update_norm(*, every: int = 1, per_layer: bool = False) -> Probe:
+    """Makes a probe of the l2 norm of the updates that the optimizer proposes; arguments as for `grad_norm`."""
+    return Probe(_Norm("updates", per_layer), every)
+
+
+def param_norm(*, every: int = 1, per_layer: bool = False) -> Probe:
+    """Makes a probe of the l2 norm of the parameters before the update; arguments as for `grad_norm`."""
+    return Probe(_Norm("params", per_layer), every)
+
+
+def update_ratio(*, every: int = 1, per_layer: bool = False) -> Probe:
+    """Makes a probe of the norm of the updates over that of the parameters; arguments as for `grad_norm`."""
+    return Probe(_Ratio(per_layer), every)

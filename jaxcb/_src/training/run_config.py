@@ -1,0 +1,85 @@
+"""`Configuration`: what makes a run the one it is, and how a point changes it."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+
+from jaxcb._src.core.chain import Chain
+from jaxcb._src.models.adapter import Adapter
+from jaxcb._src.training.learning_rate import adjustable_lr, learning_rates, scaled_updates
+from jaxcb._src.training.train_state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """The configuration of one run, as far as numbers in it can be swept.
+
+    Attributes:
+        seed: of its keys and its order of the data.
+        optimizer: an optax optimizer, or a factory of one.
+        learning_rate: the factory's, a constant or a schedule.
+        callbacks: all of them.
+        hyperparameters: further numbers of the factory.
+        controls: name -> number.
+        model: arguments of the function that makes the model, besides the seed.
+    """
+
+    seed: int
+    optimizer: Any
+    learning_rate: float | optax.Schedule | None
+    callbacks: Chain
+    hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    controls: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def without(self, fixed: tuple[str, ...]) -> "Configuration":
+        """Returns the configuration with some of the factory's numbers given to it as the Python values they are."""
+        if not fixed:
+            return self
+        own = {name: self.hyperparameters[name] for name in fixed}
+        rest = {name: value for name, value in self.hyperparameters.items() if name not in fixed}
+        return dataclasses.replace(self, optimizer=functools.partial(self.optimizer, **own), hyperparameters=rest)
+
+    def transformation(self, params: Any) -> optax.GradientTransformation:
+        """Makes the optimizer, with a rate that callbacks can change: exactly, or at its final updates.
+
+        Args:
+            params: the parameters, or their shapes.
+        """
+        optimizer = self.optimizer
+        if isinstance(optimizer, optax.MultiSteps):
+            optimizer = optimizer.gradient_transformation()
+        if isinstance(optimizer, optax.GradientTransformation):
+            if self.learning_rate is not None:
+                raise ValueError(
+                    "learning_rate was given together with a ready-made optimizer, which has its own. Pass the "
+                    "factory: fit(optimizer=optax.adam, learning_rate=1e-3)."
+                )
+            has_rate = bool(learning_rates(jax.eval_shape(optimizer.init, params)))
+            return optimizer if has_rate else scaled_updates(optimizer)
+        if not callable(optimizer):
+            raise TypeError(
+                f"optimizer must be an optax optimizer or a factory such as optax.adam, got {type(optimizer).__name__}."
+            )
+        if self.learning_rate is None:
+            raise ValueError(
+                "optimizer is a factory, so it needs its rate: fit(optimizer=optax.adam, learning_rate=1e-3)."
+            )
+        return adjustable_lr(optimizer, learning_rate=self.learning_rate, hyperparameters=self.hyperparameters)
+
+    def train_state(self, adapter: Adapter) -> TrainState:
+        """Makes the state of a run before its first step; the optimizer's begins with the run."""
+        params, model_state, rngs = adapter.split()
+        state = TrainState.create(
+            params=params,
+            model_state=model_state,
+            rngs=rngs,
+            controls=self.controls,
+            seed=self.seed,
+            adapter=adapter,
+        )
+        return state.replace(tx=self.transformation(params))

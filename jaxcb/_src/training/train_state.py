@@ -1,0 +1,398 @@
+"""`TrainState`, its controls and named weights, and how control actions change it."""
+
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from jaxcb._src.core.actions.base import ControlAction
+from jaxcb._src.core.actions.control import (
+    Average,
+    Exploit,
+    Restore,
+    ScaleHyperparameter,
+    ScaleLearningRate,
+    SetControl,
+    SetLearningRate,
+    Snapshot,
+    Stop,
+    Swap,
+    WeightAction,
+)
+from jaxcb._src.core.actions.utils import as_actions
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.training.learning_rate import (
+    LearningRate,
+    hyperparameters,
+    learning_rates,
+    map_learning_rates,
+    steered_as,
+    with_hyperparameters,
+)
+from jaxcb._src.utils.errors import did_you_mean
+from jaxcb._src.utils.pytree import Struct, select, static, strong
+
+_PARTS = {
+    "params": ("params",),
+    "model": ("params", "model_state"),
+    "optimizer": ("params", "model_state", "opt_state"),
+}
+
+
+class NamedWeights(Struct):
+    """Copies of weights that a callback asked for.
+
+    Attributes:
+        filled: whether they were ever written, bool ().
+        value: field of the train state -> its copy.
+    """
+
+    filled: Any
+    value: dict[str, Any]
+
+
+class TrainState(Struct):
+    """Everything of a run that lives on the device.
+
+    Attributes:
+        step: updates done, int32 ().
+        params: the trained parameters, any pytree of arrays.
+        opt_state: the optimizer's state.
+        model_state: what a model carries without training it, such as batch statistics.
+        rngs: keys and counters of a model's random generators; never part of named weights.
+        controls: name -> float32 (): numbers that actions set and a step may read.
+        weights: named weights by `owner/name`.
+        stop: whether a callback asked for the end, bool ().
+        key: the run's PRNG key; a step's own is `step_key()`.
+        tx: the optax transformation.
+        adapter: how `params` and `model_state` make the user's model, where there is one.
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+    model_state: Any
+    rngs: Any
+    controls: dict[str, Any]
+    weights: dict[str, NamedWeights]
+    stop: Any
+    key: Any
+    tx: optax.GradientTransformation | None = static(default=None)
+    adapter: Any = static(default=None)
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        params: Any,
+        tx: optax.GradientTransformation | None = None,
+        opt_state: Any = None,
+        model_state: Any = None,
+        rngs: Any = None,
+        controls: Mapping[str, float] | None = None,
+        callbacks: Callback | None = None,
+        seed: int | Array = 0,
+        adapter: Any = None,
+    ) -> "TrainState":
+        """Makes the state before the first step.
+
+        Args:
+            params: any pytree of arrays.
+            tx: an optax transformation; `adjustable_lr` makes one whose rate callbacks can change.
+            opt_state: the optimizer's state, `tx.init(params)` where it is None.
+            model_state: non-trained arrays.
+            rngs: state of random generators.
+            controls: name -> number.
+            callbacks: allocates the named weights of these, for hand-written loops.
+            seed: an integer or a PRNG key.
+            adapter: how to rebuild the user's model; `from_nnx` gives it.
+
+        Returns:
+            A `TrainState`. Its arrays are the ones that were given, not copies.
+
+        Example:
+            >>> import jaxcb as jc, optax
+            >>> state = jc.TrainState.create(params={"w": jnp.ones(3)}, tx=optax.sgd(0.1))
+            >>> int(state.apply_gradients({"w": jnp.ones(3)}).step)
+            1
+        """
+        params = jax.tree.map(strong, params)
+        if opt_state is None and tx is not None:
+            opt_state = jax.jit(tx.init)(params)
+        key = jax.random.key(int(seed)) if isinstance(seed, numbers.Integral) else jnp.asarray(seed)
+        state = cls(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=jax.tree.map(strong, opt_state),
+            model_state=jax.tree.map(strong, model_state),
+            rngs=jax.tree.map(strong, rngs),
+            controls={k: jnp.asarray(v, jnp.float32) for k, v in (controls or {}).items()},
+            weights={},
+            stop=jnp.zeros((), bool),
+            key=key,
+            tx=tx,
+            adapter=adapter,
+        )
+        return state if callbacks is None else state.with_slots(callbacks)
+
+    def begun(self) -> "TrainState":
+        """Returns the state with the optimizer's, which a run makes where it begins, so that no second one is held."""
+        if self.tx is None or self.opt_state is not None:
+            return self
+        return self.replace(opt_state=jax.tree.map(strong, self.tx.init(self.params)))
+
+    @classmethod
+    def from_nnx(cls, model: Any, optimizer: Any, **kwargs: Any) -> "TrainState":
+        """Makes a state from a Flax NNX model and its `nnx.Optimizer`; `update_nnx` writes it back.
+
+        Args:
+            model: an `nnx.Module`.
+            optimizer: an `nnx.Optimizer` for it.
+            **kwargs: `controls`, `callbacks` and `seed` as in `create`.
+
+        Returns:
+            A `TrainState` that shares no Variable with the model.
+        """
+        from jaxcb._src.models import nnx as adapters
+
+        adapter = adapters.NNX(model, wrt=optimizer.wrt)
+        params, model_state, rngs = adapter.split()
+        opt_state, step = adapters.read_optimizer(optimizer)
+        state = cls.create(
+            params=params,
+            tx=optimizer.tx,
+            opt_state=opt_state,
+            model_state=model_state,
+            rngs=rngs,
+            adapter=adapter,
+            **kwargs,
+        )
+        return state.replace(step=step)
+
+    def update_nnx(self, model: Any, optimizer: Any = None) -> None:
+        """Writes the state into the Flax NNX model, and into its optimizer where one is given."""
+        from jaxcb._src.models import nnx as adapters
+
+        adapters.write(model, self.params, self.model_state, self.rngs)
+        if optimizer is not None:
+            adapters.write_optimizer(optimizer, self.opt_state, self.step)
+
+    def model(self, *, train: bool = False) -> Any:
+        """Returns the user's model with this state's weights, in its training or evaluation view."""
+        if self.adapter is None:
+            return self.params
+        return self.adapter.merge(self.params, self.model_state, self.rngs, train=train, key=self.step_key())
+
+    def carried(self, model: Any) -> tuple[Any, Any]:
+        """Returns `(model_state, rngs)` as the model's forward pass left them."""
+        if self.adapter is None or self.adapter.explicit_state:
+            return self.model_state, self.rngs
+        return self.adapter.carried(model)
+
+    def step_key(self) -> Array:
+        """The PRNG key of the next step: a function of the run's key and the step."""
+        return jax.random.fold_in(self.key, self.step)
+
+    @property
+    def learning_rate(self) -> LearningRate:
+        """The learning rate that callbacks can change."""
+        rates = learning_rates(self.opt_state)
+        if not rates:
+            raise ValueError(_NO_RATE)
+        return rates[0]
+
+    def apply_gradients(self, grads: Any, *, model: Any = None) -> "TrainState":
+        """Returns the state after one update of the optimizer.
+
+        Args:
+            grads: gradients in the form of `params`.
+            model: the user's model after its forward pass, of which the new non-trained arrays are
+                taken; they stay as they are where it is None.
+        """
+        if self.tx is None:
+            raise ValueError("this TrainState was made without tx=, so it has no optimizer to apply gradients with.")
+        updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
+        model_state, rngs = (self.model_state, self.rngs) if model is None else self.carried(model)
+        return self.replace(
+            step=self.step + 1,
+            params=optax.apply_updates(self.params, updates),
+            opt_state=opt_state,
+            model_state=model_state,
+            rngs=rngs,
+        )
+
+    def with_slots(self, callbacks: Callback) -> "TrainState":
+        """Returns the state with the named weights that `callbacks` ask for, empty and not filled."""
+        weights = dict(self.weights)
+        for key, of in callbacks.slots().items():
+            if of not in _PARTS:
+                raise ValueError(f"named weights {key!r} are of {of!r}, expected one of {', '.join(_PARTS)}.")
+            copy = {part: jax.tree.map(jnp.zeros_like, getattr(self, part)) for part in _PARTS[of]}
+            weights.setdefault(key, NamedWeights(jnp.zeros_like(self.stop), copy))
+        return self.replace(weights=weights)
+
+
+_NO_RATE = (
+    "a callback wants to change the learning rate, but the optimizer gives it no way to. Use "
+    "fit(optimizer=optax.adam, learning_rate=1e-3), or build the optimizer with "
+    "jc.adjustable_lr(optax.adam, learning_rate=1e-3)."
+)
+_NOT_EXACT = (
+    "{owner} needs the learning rate itself (a floor such as min_lr above 0, or setting it), but a "
+    "ready-made optimizer hides its rate. Use fit(optimizer=optax.adam, learning_rate=1e-3), or "
+    "jc.adjustable_lr(optax.adam, learning_rate=1e-3)."
+)
+
+
+def check_actions(actions: Any, state: TrainState) -> None:
+    """Raises an error for control actions that `state` cannot follow. Looks at no array's value."""
+    rates = learning_rates(state.opt_state)
+    for action in as_actions(actions):
+        if isinstance(action, ScaleLearningRate | SetLearningRate) and not rates:
+            raise ValueError(f"{action.owner or type(action).__name__}: {_NO_RATE}")
+        exact = isinstance(action, SetLearningRate) or getattr(action, "floor", None) is not None
+        if exact and any(r.schedule is None for r in rates):
+            raise ValueError(_NOT_EXACT.format(owner=action.owner or type(action).__name__))
+        if isinstance(action, SetControl) and action.name not in state.controls:
+            names = ", ".join(sorted(state.controls)) or "none"
+            raise ValueError(
+                f"{action.owner or 'SetControl'} sets the control {action.name!r}, which was not declared. Controls: "
+                f"{names}.{did_you_mean(action.name, state.controls)} "
+                f"Declare it with controls={{{action.name!r}: 0.0}}."
+            )
+        if isinstance(action, ScaleHyperparameter) and action.name not in (known := hyperparameters(state.opt_state)):
+            raise ValueError(
+                f"{action.owner or 'ScaleHyperparameter'} scales the optimizer's {action.name!r}, which does not live "
+                f"in its state; there live: {', '.join(sorted(known)) or 'none'}. Sweep it, or make "
+                f"the optimizer with jc.adjustable_lr(..., hyperparameters={{{action.name!r}: ...}})."
+            )
+        if isinstance(action, Exploit) and not np.ndim(state.stop):
+            raise ValueError(f"{action.owner or 'Exploit'} copies a member of a population; this is a run by itself.")
+        if isinstance(action, WeightAction) and action.key not in state.weights:
+            names = ", ".join(sorted(state.weights)) or "none"
+            raise ValueError(
+                f"{action.owner or type(action).__name__} uses the named weights {action.key!r}, which do not exist "
+                f"(there are: {names}). Declare them in the callback's slots(), and in a hand-written loop pass "
+                "callbacks= to TrainState.create."
+            )
+
+
+def apply(actions: Any, state: TrainState) -> TrainState:
+    """Applies the control actions among `actions` to a train state. Pure and jittable.
+
+    Any `Stop` stops; learning-rate scales multiply and floors hold after all of them; of two sets the
+    later one holds; weight actions apply in order. Log and host actions are for others and pass by.
+
+    Args:
+        actions: what hooks returned: None, an action, or nested tuples of them.
+        state: the train state; a population's has a leading member axis, as the actions' arrays then have.
+
+    Returns:
+        The new train state.
+
+    Raises:
+        ValueError: for a control, slot or rate that the state does not have.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> state = jc.TrainState.create(params={}, controls={"beta": 0.0})
+        >>> state = jc.apply((jc.SetControl("beta", 0.5), jc.Stop(True)), state)
+        >>> float(state.controls["beta"]), bool(state.stop)
+        (0.5, True)
+    """
+    flat = [a for a in as_actions(actions) if isinstance(a, ControlAction)]
+    check_actions(flat, state)
+    for action in flat:
+        if isinstance(action, Exploit):
+            state = _exploit(action, state)
+    rate_actions = [a for a in flat if isinstance(a, ScaleLearningRate | SetLearningRate)]
+    if rate_actions:
+        state = state.replace(opt_state=map_learning_rates(lambda r: _apply_rate(rate_actions, r), state.opt_state))
+    for action in flat:
+        match action:
+            case Stop():
+                state = state.replace(stop=state.stop | action.when)
+            case SetControl():
+                value = jnp.asarray(action.value, jnp.float32)
+                new = jnp.where(action.when, value, state.controls[action.name])
+                state = state.replace(controls={**state.controls, action.name: new})
+            case ScaleHyperparameter():
+                value = hyperparameters(state.opt_state)[action.name]
+                new = jnp.where(action.when, value * jnp.asarray(action.factor, value.dtype), value)
+                state = state.replace(opt_state=with_hyperparameters(state.opt_state, {action.name: new}))
+            case Snapshot() | Restore() | Swap() | Average():
+                state = _apply_weights(action, state)
+            case _:
+                pass
+    return state
+
+
+def _exploit(action: Exploit, state: TrainState) -> TrainState:
+    """Copies members under `cond`, so that it costs only when it is due."""
+    own = {part: getattr(state, part) for part in ("params", "model_state", "opt_state", "controls")}
+
+    def due(own: Any) -> Any:
+        return select(action.when, jax.tree.map(lambda x: x[action.source], own), own)
+
+    return state.replace(**jax.lax.cond(jnp.any(action.when), due, lambda same: same, own))
+
+
+def _apply_rate(actions: list[Any], rate: LearningRate) -> LearningRate:
+    factor, floor = jnp.ones_like(rate.scale), jnp.zeros_like(rate.scale)
+    for action in actions:
+        if isinstance(action, SetLearningRate):
+            value = jnp.asarray(action.value, jnp.float32)
+            rate = rate.replace(
+                override=jnp.where(action.when, value, rate.override), overridden=rate.overridden | action.when
+            )
+        else:
+            factor = jnp.where(action.when, factor * jnp.asarray(action.factor, jnp.float32), factor)
+            if action.floor is not None:
+                floor = jnp.where(action.when, jnp.maximum(floor, jnp.asarray(action.floor, jnp.float32)), floor)
+    return rate.scaled(factor, floor)
+
+
+def _apply_weights(action: WeightAction, state: TrainState) -> TrainState:
+    """Runs one weight action under `cond`, so that a copy costs only when it is due."""
+    slot = state.weights[action.key]
+    current = {part: getattr(state, part) for part in slot.value}
+    when = action.when if isinstance(action, Snapshot | Average) else action.when & slot.filled
+
+    def due(current: Any, slot: NamedWeights) -> tuple[Any, NamedWeights]:
+        hits = when if jnp.ndim(when) else jnp.ones((), bool)  # a single run's own is known to be true here
+        match action:
+            case Restore():
+                return select(hits, slot.value, current), slot
+            case Swap():
+                return select(hits, slot.value, current), slot.replace(value=select(hits, current, slot.value))
+            case Average():
+                new = select(slot.filled, _blend(action.decay, slot.value, current), current)
+            case _:
+                new = current
+        return current, NamedWeights(slot.filled | hits, select(hits, new, slot.value))
+
+    current, slot = jax.lax.cond(jnp.any(when), due, lambda *same: same, current, slot)
+    if "opt_state" in current:  # what callbacks asked of the rate is no part of the weights, and stays
+        current["opt_state"] = steered_as(current["opt_state"], state.opt_state)
+    return state.replace(**current, weights={**state.weights, action.key: slot})
+
+
+def _blend(decay: Any, old: Any, new: Any) -> Any:
+    """The moving average of the floating leaves; counters and keys take their new value.
+
+    What does not change is its own average to the last bit: the rounded products alone do not always add up to it.
+    """
+
+    def leaf(o: Array, n: Array) -> Array:
+        if not jnp.issubdtype(o.dtype, jnp.floating):
+            return n
+        wide = o.dtype if jnp.finfo(o.dtype).bits > 32 else jnp.float32
+        weight = jnp.reshape(decay, jnp.shape(decay) + (1,) * (o.ndim - jnp.ndim(decay))).astype(wide)
+        return jnp.where(o == n, o, (weight * o.astype(wide) + (1 - weight) * n.astype(wide)).astype(o.dtype))
+
+    return jax.tree.map(leaf, old, new)

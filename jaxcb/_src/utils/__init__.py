@@ -1,0 +1,1 @@
+"""What belongs to no concept of training: errors, checks of arguments, pytrees, paths."""

@@ -1,0 +1,201 @@
+"""The fixed form: what goes round a compiled loop keeps its structure, shapes and dtypes."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Self, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxcb._src.utils.errors import CallbackError
+
+_PYTHON_DTYPES = {bool: jnp.bool_, int: jnp.int32, float: jnp.float32}
+
+
+def static(
+    *,
+    default: Any = dataclasses.MISSING,
+    default_factory: Callable[[], Any] | dataclasses._MISSING_TYPE = dataclasses.MISSING,
+    init: bool = True,
+    repr: bool = True,
+    kw_only: bool = False,
+) -> Any:
+    """Declares a field that is part of the structure and never an array.
+
+    Names, paths, modes, booleans, cadences and functions are static: a change of one is a new program.
+    Numbers that enter a transition's arithmetic are ordinary fields, so that a sweep can batch them.
+
+    Args:
+        default: the value where none is given.
+        default_factory: a function that makes it.
+        init: whether the constructor takes the field.
+        repr: whether it is shown.
+        kw_only: whether it is given by keyword only.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> class StopAt(jc.Callback):
+        ...     threshold: float
+        ...     monitor: str = jc.static(default="loss")
+        >>> jax.tree.leaves(StopAt(0.5))
+        [0.5]
+    """
+    given: dict[str, Any] = {"init": init, "repr": repr, "kw_only": kw_only}
+    if default is not dataclasses.MISSING:
+        given["default"] = default
+    if default_factory is not dataclasses.MISSING:
+        given["default_factory"] = default_factory
+    return dataclasses.field(metadata={"static": True}, **given)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
+class Struct:
+    """Base of all values, a callback's state among them: a frozen dataclass that is a pytree.
+
+    Inheriting is all that it takes.
+
+    Rebuilding from leaves bypasses the constructor, and so `__post_init__` checks run on what a user
+    wrote and never on what a transformation passes through.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # what every class has alike stands below: writing it anew for each is most of what importing them would take
+        dataclasses.dataclass(frozen=True, repr=False, eq=False)(cls)
+        if cls.__hash__ is None:  # Python takes it from a class that has its own __eq__
+            cls.__hash__ = Struct.__hash__
+        _register(cls)
+
+    def __repr__(self) -> str:
+        shown = (f.name for f in dataclasses.fields(self) if f.repr)  # pyright: ignore[reportArgumentType]
+        return f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+    def __eq__(self, other: object) -> bool:
+        return _compared(self) == _compared(other) if type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        return hash(tuple(getattr(self, f.name) for f in fields if (f.compare if f.hash is None else f.hash)))
+
+    @classmethod
+    def _make(cls, **fields: Any) -> Self:
+        """Builds a value field by field, without the constructor."""
+        self = object.__new__(cls)
+        vars(self).update(fields)
+        return self
+
+    def _set(self, name: str, value: Any) -> None:
+        """Sets a field; for `__post_init__` alone."""
+        object.__setattr__(self, name, value)
+
+    def replace(self, **changes: Any) -> Self:
+        """Returns a copy with the named fields changed, unchecked."""
+        names = [f.name for f in dataclasses.fields(self)]  # pyright: ignore[reportArgumentType]
+        unknown = sorted(set(changes) - set(names))
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no field {unknown[0]!r}; it has {', '.join(names)}.")
+        return self._make(**{n: changes.get(n, getattr(self, n)) for n in names})
+
+
+def _compared(x: Any) -> tuple[Any, ...]:
+    return tuple(getattr(x, f.name) for f in dataclasses.fields(x) if f.compare)
+
+
+def _register(cls: type) -> None:
+    fields = dataclasses.fields(cls)
+    data = tuple(f.name for f in fields if not f.metadata.get("static"))
+    meta = tuple(f.name for f in fields if f.metadata.get("static"))
+    keys = tuple(jax.tree_util.GetAttrKey(n) for n in data)
+
+    def flatten_with_keys(x: Any) -> Any:
+        return tuple(zip(keys, (getattr(x, n) for n in data), strict=True)), tuple(getattr(x, n) for n in meta)
+
+    def flatten(x: Any) -> Any:
+        return tuple(getattr(x, n) for n in data), tuple(getattr(x, n) for n in meta)
+
+    def unflatten(aux: Any, children: Any) -> Any:
+        self = object.__new__(cls)
+        own = vars(self)
+        own.update(zip(meta, aux, strict=True))
+        own.update(zip(data, children, strict=True))
+        return self
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+
+
+def strong(x: Any) -> Array:
+    """Returns `x` as a strongly typed array: Python numbers become int32, float32 or bool."""
+    x = jnp.asarray(x, dtype=_PYTHON_DTYPES.get(type(x)))
+    return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x  # a PRNG key has none
+
+
+def strong_tree(tree: Any) -> Any:
+    """`strong` for each leaf."""
+    return jax.tree.map(strong, tree)
+
+
+def select(mask: Any, new: Any, old: Any) -> Any:
+    """`where(mask, new, old)` leaf by leaf; the axes of `mask` are the leading ones of each leaf.
+
+    One rule serves a single run (a scalar mask) and a population (one entry a member).
+    """
+    mask = jnp.asarray(mask)
+
+    def choose(n: Any, o: Any) -> Any:
+        if n is o:
+            return o
+        return jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(o) - mask.ndim)), n, o)
+
+    return jax.tree.map(choose, new, old)
+
+
+def conform(new: Any, old: Any, where: str, *, error: type[Exception] = CallbackError) -> Any:
+    """Returns `new` in exactly the form of `old`: same structure, shapes and dtypes.
+
+    Weakly typed results, and others of the same kind of dtype, are cast back.
+
+    Args:
+        new: what a user's function returned.
+        old: arrays, or their shapes, as they were at the start.
+        where: names it in errors.
+        error: what to raise: `CallbackError` for a callback, `ValueError` for a model or a step.
+
+    Raises:
+        error: naming the leaf that differs, what it is and what was expected.
+    """
+    old_leaves, old_tree = jax.tree_util.tree_flatten_with_path(old)
+    new_leaves, new_tree = jax.tree_util.tree_flatten_with_path(new)
+    if old_tree != new_tree:
+        known, now = ({jax.tree_util.keystr(p) for p, _ in leaves} for leaves in (old_leaves, new_leaves))
+        detail = "; ".join(
+            [f"leaf {p} is gone" for p in sorted(known - now)] + [f"leaf {p} is new" for p in sorted(now - known)]
+        )
+        raise error(
+            f"{where} changed the structure: {detail or f'{new_tree}, expected {old_tree}'}. "
+            "It is fixed from the start on, so make all of it there."
+        )
+    return jax.tree_util.tree_unflatten(
+        old_tree,
+        [
+            _conform_leaf(n, o, f"{where}{jax.tree_util.keystr(path)}", error)
+            for (path, o), (_, n) in zip(old_leaves, new_leaves, strict=True)
+        ],
+    )
+
+
+def _conform_leaf(new: Any, old: Any, where: str, error: type[Exception]) -> Any:
+    try:
+        new = strong(new)
+    except TypeError as cause:
+        raise error(f"{where}: {cause}") from None
+    old_dtype = old.dtype if hasattr(old, "dtype") else strong(old).dtype
+    shape = old.shape if hasattr(old, "shape") else ()
+    if new.shape != shape:
+        raise error(f"{where} has shape {new.shape}, expected {shape} as at the start.")
+    if new.dtype == old_dtype:
+        return new
+    kinds = (jnp.floating, jnp.signedinteger, jnp.unsignedinteger, jnp.complexfloating)
+    if any(jnp.issubdtype(new.dtype, k) and jnp.issubdtype(old_dtype, k) for k in kinds):
+        return new.astype(old_dtype)
+    raise error(f"{where} has dtype {new.dtype}, expected {old_dtype} as at the start.")

@@ -1,0 +1,1 @@
+"""Writers: the host code that performs log and host actions."""

@@ -1,0 +1,106 @@
+"""The run's own history: in memory, and in `history.csv` where there is a `run_dir`."""
+
+import csv
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from jaxcb._src.core.metrics import MISSING, row_text
+from jaxcb._src.history.history import RunHistory
+from jaxcb._src.writers.base import Writer, by_member
+from jaxcb._src.writers.csv import Table
+
+_PLACES = ("member", "step", "epoch")
+_RATES = ("base_learning_rate", "learning_rate", "lr_scale")
+
+
+class HistoryWriter(Writer):
+    """Keeps every row, and writes it where it can be read back."""
+
+    everywhere = True  # each process hands its result back
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self.history = RunHistory()
+        self._table: Table | None = None  # process 0's
+        self._shape: tuple[int, ...] | None = None  # of the members, once prepared
+        self._gone: list[str] = []
+
+    def prepare(self, action: Any) -> None:
+        self.history.declare(action.values)
+        if self.context.run_dir is None or self._shape is not None:
+            return
+        self._shape = np.shape(action.when)
+        dtypes = {name: value.dtype for name, value in action.values.items()}
+        if self.context.processes.leads:
+            rates = [n for n in _RATES if n in action.values]
+            names = sorted(set(action.values) - set(rates))
+            path = self.context.run_dir / "history.csv"
+            self.context.claim(path, "the run's history")
+            file = self.context.append_file(path, "CSV file")
+            whose = ["member"] if self._shape else []
+            self._table = Table(file, [*whose, "step", "epoch", *rates, *names], grows=True)
+        for moment in self.context.processes.agree(lambda: self._read_back(dtypes)):
+            self.history.add(*moment)
+        self._gone = [name for name in self.history if name not in dtypes]
+
+    def _read_back(self, dtypes: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """The rows of a resumed run, moment by moment; members have a line each."""
+        assert self._table is not None
+        assert self._shape is not None
+        if not self._table.file.size:
+            return []
+        with self._table.file.path.open(newline="", encoding="utf-8") as lines:
+            moments = itertools.groupby(csv.DictReader(lines), key=_moment(bool(self._shape)))
+            return [(int(step), int(epoch), *_row(rows, dtypes, self._shape)) for (step, epoch, _), rows in moments]
+
+    def write(self, record: Any) -> None:
+        action = record.action
+        gone = dict.fromkeys(self._gone, np.float32("nan"))  # what was reported before the run was resumed
+        fresh = dict.fromkeys(gone, np.False_) | action.fresh
+        self.history.add(record.step, record.epoch, gone | action.values, fresh, action.when)
+        if self._table is not None:
+            place = {"step": str(record.step), "epoch": str(record.epoch)}
+            for member, own in by_member(action):
+                whose = {} if member is None else {"member": str(member)}
+                self._table.write(whose | place | row_text(own.values, own.fresh))
+
+    def close(self) -> None:
+        if self._table is not None:
+            self._table.close()
+
+
+def _row(
+    lines: Iterable[dict[str, str]], dtypes: dict[str, Any], members: tuple[int, ...]
+) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """The values of a moment, which of them were reported, and whose they are."""
+    values: dict[str, Any] = {}
+    fresh: dict[str, Any] = {}
+    when = np.zeros(members, bool)
+    for line in lines:
+        at = int(line["member"]) if members else ()
+        when[at] = True
+        for name, cell in line.items():
+            if name not in _PLACES:
+                known = cell != MISSING
+                values.setdefault(name, np.zeros(members, dtypes.get(name, np.float32)))[at] = (
+                    float(cell) if known else 0
+                )
+                fresh.setdefault(name, np.zeros(members, bool))[at] = known
+    return values, fresh, when
+
+
+def _moment(members: bool) -> Callable[[dict[str, str]], tuple[str, str, int]]:
+    """What lines of one moment have in common; of a run by itself each line is one."""
+    seen: list[int] = [0, -1]  # moments so far, and the last member
+
+    def key(row: dict[str, str]) -> tuple[str, str, int]:
+        member = int(row["member"]) if members else 0
+        if member <= seen[1] or not members:
+            seen[0] += 1
+        seen[1] = member
+        return row["step"], row["epoch"], seen[0]
+
+    return key

@@ -1,0 +1,120 @@
+"""`Profile` actions: `jax.profiler`."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcb._src.inspection.summary import as_text, summarize, totals
+from jaxcb._src.storage.ownership import remove_files
+from jaxcb._src.writers.base import Writer
+from jaxcb._src.writers.files import check_writable
+
+
+class CallWriter(Writer):
+    """Calls the function; what it raises names its callback and moment."""
+
+    def write(self, record: Any) -> None:
+        run, action, context = self.context.run, record.action, self.context
+        fresh = getattr(action, "fresh", {})  # a `Call` shows every value, its kinds may tell which are new
+        values = {name: np.asarray(v) for name, v in action.values.items() if np.all(fresh.get(name, True))}
+        logs = {name: v.item() if v.ndim == 0 else v for name, v in values.items()}
+        run.params = {"epochs": context.epochs, "steps": context.steps_per_epoch, "verbose": context.verbose}
+        run._enter(record, logs)
+        try:
+            action.fn(run)
+        except Exception as error:
+            error.add_note(
+                f"This happened in the callback {action.owner}.{record.hook}, in epoch {record.epoch + 1} at step "
+                f"{record.step}."
+            )
+            raise
+
+
+class SummaryWriter(Writer):
+    """Prints the table; without FLOPs where the run has no traced step to tell."""
+
+    def write(self, record: Any) -> None:
+        run, action = self.context.run, record.action
+        traced = run.traced_step() if run.traced_step is not None else None
+        # shapes will do, and copies of a large model would not
+        state = traced.state if traced is not None else jax.eval_shape(lambda s: s, run.state)
+        summary = summarize(state, traced)
+        print(as_text(summary.grouped(action.depth)) if action.verbose else totals(summary), flush=True)
+
+
+class ProfileWriter(Writer):
+    """Profiles lie in `plugins/profile` of their directory, each in one of its own, named by its time."""
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self._rooms: set[Path] = set()
+        self._under_way: Path | None = None
+        self._before: list[Path] = []  # profiles that were there when it began
+
+    def prepare(self, action: Any) -> None:
+        directory = self.context.path(action.log_dir)
+        if directory not in self._rooms:
+            check_writable(directory, "profiles")
+            self._rooms.add(directory)
+            self.context.files.append(_room(directory))
+
+    def write(self, record: Any) -> None:
+        if record.action.begins:
+            self._begin(self.context.path(record.action.log_dir))
+        else:
+            self._end()
+
+    def _begin(self, directory: Path) -> None:
+        if self._under_way is not None:
+            return
+        before = _profiles(directory)
+        try:
+            jax.profiler.start_trace(str(directory))
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"the profiler cannot be started: {error} JAX has one for all of the process; end the other first."
+            ) from None
+        self._under_way, self._before = directory, before
+
+    def _end(self) -> None:
+        if self._under_way is None:
+            return
+        directory, self._under_way = self._under_way, None
+        jax.profiler.stop_trace()
+        new = [path for path in _profiles(directory) if path not in self._before]
+        if len(new) == 1:  # of several, another run has made one at the same time
+            files = [p.relative_to(new[0]).as_posix() for p in new[0].rglob("*") if p.is_file()]
+            self.context.record.make(self.context.key(new[0]), files)
+
+    def position(self) -> Any:
+        kept = {self.context.key(d): [p.name for p in _profiles(d) if self._is_own(p)] for d in self._rooms}
+        under_way = None if self._under_way is None else self.context.key(self._under_way)
+        return {"kept": kept, "under_way": under_way}
+
+    def _is_own(self, profile: Path) -> bool:
+        return self.context.key(profile) in self.context.record.made
+
+    def restore(self, position: Any) -> None:
+        """Removes the profiles that the run made later; one that was under way begins again."""
+        for directory in self._rooms:
+            key = self.context.key(directory)
+            if key not in position["kept"]:
+                continue
+            for room in _profiles(directory):
+                if self._is_own(room) and room.name not in position["kept"][key]:
+                    remove_files(room, self.context.record.made[self.context.key(room)])
+            if key == position["under_way"]:
+                self._begin(directory)
+
+    def close(self) -> None:
+        self._end()
+
+
+def _profiles(directory: Path) -> list[Path]:
+    return sorted(_room(directory).iterdir()) if _room(directory).is_dir() else []
+
+
+def _room(directory: Path) -> Path:
+    return directory / "plugins" / "profile"

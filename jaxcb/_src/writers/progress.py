@@ -1,0 +1,182 @@
+"""What a run shows on the terminal: a live bar with rich, or a line an epoch."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxcb._src.core.actions.logging import Print
+from jaxcb._src.core.actions.utils import fill
+from jaxcb._src.core.metrics import told_mode
+from jaxcb._src.writers.base import Writer, by_member
+
+
+class Standing:
+    """Keeps the best report of a population of the metric that tells most: of a validation, and a loss if there is one.
+
+    Args:
+        members: how many.
+        names: of the metrics that are reported.
+    """
+
+    def __init__(self, members: int, names: Any) -> None:
+        self.members, self.alive = members, members
+        known = [name for name in names if told_mode(name) is not None]
+        order = sorted(known, key=lambda n: (not n.startswith("val_"), not n.endswith("loss"), len(n)))
+        self.name = order[0] if order else None
+        self._mode = told_mode(self.name) if self.name else None
+        self._best: tuple[float, int] | None = None
+
+    def take(self, values: Mapping[str, Any], fresh: Mapping[str, Any], when: Any) -> None:
+        """Takes the reports of a moment in."""
+        self.alive = int(np.sum(when))
+        if self.name is None:
+            return
+        column = np.where(np.asarray(fresh[self.name]) & when, values[self.name], np.nan)
+        if np.all(np.isnan(column)):
+            return
+        member = int(np.nanargmin(column) if self._mode == "min" else np.nanargmax(column))
+        value = float(column[member])
+        if self._best is None or (value < self._best[0] if self._mode == "min" else value > self._best[0]):
+            self._best = (value, member)
+
+    def parts(self) -> list[str]:
+        """What is shown of it."""
+        shown = [f"{self.alive} of {self.members} alive"]
+        if self._best is not None:
+            shown.append(f"best {self.name} {self._best[0]:.4g} (member {self._best[1]})")
+        return shown
+
+
+_PAUSE = 0.1  # seconds between two drawings of the bar: one takes milliseconds, and more often nobody looks
+
+
+class ProgressWriter(Writer):
+    """Draws the bar, prints the lines of epochs and of `Print` actions."""
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self._bar: Any = None
+        self._task: Any = None
+        self._live = False
+        self._due = 0.0  # when it is drawn again
+        self._lines: list[str] = []  # to be printed above the bar
+        self._shown_epoch = 0
+        self._last: tuple[float, int] | None = None
+        self._standing: Standing | None = None  # of a population
+
+    def prepare(self, action: Any) -> None:
+        if isinstance(action, Print):
+            return
+        tty = sys.stdout.isatty()
+        self._live = action.verbose == 1 or (action.verbose == "auto" and tty)
+        if np.shape(action.when):
+            self._standing = Standing(np.shape(action.when)[0], action.values)
+
+    def write(self, record: Any) -> None:
+        if isinstance(record.action, Print):
+            for member, own in by_member(record.action):
+                whose = "" if member is None else f"member {member}: "
+                self._line(whose + fill(own, step=record.step, epoch=record.epoch, batch=record.batch))
+        else:
+            self._epoch_line(record)
+
+    def _epoch_line(self, record: Any) -> None:
+        total = f"/{self.context.epochs}" if self.context.epochs else ""
+        values = {n: v for n, v in record.action.values.items() if np.all(record.action.fresh[n])}
+        parts = [f"epoch {record.epoch + 1}{total}", f"step {record.step}"]  # no time: epochs arrive together
+        if self._standing is not None:
+            self._standing.take(record.action.values, record.action.fresh, record.action.when)
+            if not self._live:
+                self._line(" · ".join([*parts, *self._standing.parts()]))
+            return
+        self._line(" · ".join([*parts, *_shown(values)]))
+
+    def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._lines.append(text)
+        else:
+            print(text, flush=True)
+
+    def _print_lines(self) -> None:
+        """Prints the lines that wait together: each print draws the bar anew, which takes milliseconds."""
+        lines, self._lines = self._lines, []
+        if lines:
+            self._bar.console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+    def tick(self, status: Any) -> None:
+        if not self._live:
+            return
+        now = time.monotonic()
+        if now < self._due and not status.yielded:  # what a host function prints comes behind the lines before it
+            return
+        self._due = now + _PAUSE
+        self._print_lines()
+        epoch, cursor = int(status.epoch), int(status.cursor)
+        if self._bar is None:
+            self._bar, self._task = _make_bar()
+            if not (
+                self._bar.console.is_interactive or self._bar.console.is_jupyter
+            ):  # in a file it is but blank lines
+                self._bar, self._live = None, False
+                return
+            self._bar.start()
+        elif epoch != self._shown_epoch and self._standing is None:
+            self._bar.reset(self._task)
+        self._shown_epoch = epoch
+        total = f"/{self.context.epochs}" if self.context.epochs else ""
+        label = f"epoch {min(epoch + 1, self.context.epochs or epoch + 1)}{total}"
+        figures = "  ".join(_shown(status.window)) if cursor else ""
+        speed = self._speed(now, int(status.step))
+        total_steps, completed = self.context.steps_per_epoch, cursor
+        if self._standing is not None:  # the bar, and the time that is left, are those of the whole sweep
+            figures = "  ".join(self._standing.parts())
+            epochs = self.context.epochs
+            total_steps = total_steps * epochs if total_steps and epochs else None
+            completed = int(status.step)
+        self._bar.update(
+            self._task, description=label, total=total_steps, completed=completed, figures=figures, speed=speed
+        )
+
+    def _speed(self, now: float, step: int) -> str:
+        last = self._last
+        self._last = (now, step)
+        if last is None or step <= last[1]:
+            return ""
+        return f"{(step - last[1]) / max(now - last[0], 1e-9):,.0f} steps/s"
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._print_lines()
+            self._bar.remove_task(self._task)
+            self._bar.stop()
+            self._bar = None
+
+
+def _make_bar() -> tuple[Any, Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.fields[figures]}"),
+        transient=True,
+    )
+    return bar, bar.add_task("compiling", total=None, figures="", speed="")
+
+
+def _shown(values: Any) -> list[str]:
+    """Writes scalars for reading: `loss 0.512`."""
+    out = []
+    for name, value in values.items():
+        array = np.asarray(value)
+        if name == "base_learning_rate" or (name == "lr_scale" and float(np.mean(array)) == 1.0):
+            continue
+        if array.ndim == 0:
+            out.append(f"{name} {float(array):.4g}")
+    return out

@@ -1,0 +1,160 @@
+"""`Recorder`: performs the log and host actions of a hand-written loop."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from jaxcb._src.core.actions.base import HostAction, LogAction
+from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.core.actions.utils import answers, as_actions, check_request, fill, is_request
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.chain import chain
+from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.utils.pytree import strong_tree
+from jaxcb._src.writers.base import Context
+from jaxcb._src.writers.dispatch import Performer, close_all
+from jaxcb._src.writers.run_handle import Record, Run
+
+
+class Recorder:
+    """Performs what callbacks ask of the host in a loop of your own: rows, curves, checkpoints, lines, calls.
+
+    Control actions are `apply`'s. Use it in a `with` block, which makes everything durable on every way out.
+
+    Args:
+        run_dir: where relative paths lie; where it is None, the working directory in which the recorder was made.
+        callbacks: whose actions will come; an action of another owner is refused.
+        verbose: 0 for silence.
+
+    Attributes:
+        files: what was written.
+        stop_reason: who asked for a stop and why, None where nobody did.
+
+    Example:
+        >>> import jaxcb as jc, tempfile
+        >>> cb = jc.chain(jc.CSVLogger("log.csv"))
+        >>> cb_state = cb.init()
+        >>> with tempfile.TemporaryDirectory() as run_dir, jc.Recorder(run_dir, callbacks=cb, verbose=0) as recorder:
+        ...     for epoch in range(2):
+        ...         metrics = jc.Metrics({"loss": 0.5 - 0.125 * epoch}, epoch=epoch, step=epoch + 1)
+        ...         cb_state, actions = cb.on_epoch_end(cb_state, metrics)
+        ...         recorder.perform(actions, step=metrics.step, epoch=epoch)
+        ...     print(recorder.files[0].read_text(), end="")
+        epoch,step,loss
+        0,1,0.5
+        1,2,0.375
+    """
+
+    def __init__(
+        self, run_dir: str | Path | None = None, *, callbacks: Any = None, verbose: int | str = "auto"
+    ) -> None:
+        directory = None if run_dir is None else local_path("Recorder", "run_dir", run_dir)
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+        self._run = Run(directory)
+        self._context = Context(directory, self._run, verbose, None)
+        self._performer = Performer(self._context)
+        given = (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks or ())
+        self._owners = None if callbacks is None else set(chain(*given).names)
+        self._known: set[Any] = set()
+        self._reasons: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._context.failure = error
+        close_all(self._performer.writers.values(), error)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What was written."""
+        return tuple(self._context.files)
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Who asked for a stop and why."""
+        return "; ".join(self._reasons) or None
+
+    def perform(self, actions: Any, train_state: Any = None, *, step: Any = None, epoch: int = 0) -> None:
+        """Performs the log and host actions that fire: logs first, then what needs the run.
+
+        Args:
+            actions: what a hook returned; or the stack that `lax.scan` makes of them, a moment a step.
+            train_state: the run as it stands, for actions that need it (checkpoints, calls), and for the step.
+            step: updates done, int32 (), or a stack of them; the train state's where it is None.
+            epoch: index of the epoch, from 0.
+
+        Raises:
+            ValueError: where neither `train_state` nor `step` is given, and for an action of an unknown owner.
+        """
+        if step is None:
+            if train_state is None:
+                raise ValueError("perform needs the moment: pass the train state, or step=.")
+            step = train_state.step
+        self._run._hold(train_state)
+        own = tuple(strong_tree(a) for a in as_actions(actions) if isinstance(a, LogAction | HostAction | Stop))
+        own = tuple(a for asked in own for a in _answered(asked, train_state))
+        for action in own:
+            self._prepare(action)
+        concrete, step = jax.device_get((own, step))
+        records = list(_records(concrete, np.asarray(step), epoch))
+        for record in records:
+            if isinstance(record.action, Stop):
+                reason = fill(record.action, step=record.step, epoch=epoch)
+                self._reasons.append(f"{record.action.owner}: {reason}" if record.action.owner else reason)
+        self._performer.perform(r for r in records if isinstance(r.action, LogAction))
+        self._performer.perform(r for r in records if isinstance(r.action, HostAction))
+        if self._run.stop_reason is not None:
+            self._reasons.append(self._run.stop_reason)
+            self._run.stop_reason = None
+
+    def _prepare(self, action: Any) -> None:
+        """Shows an action to its writer, when it comes for the first time."""
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x)[np.ndim(action.when) :], x.dtype), action)
+        kind = jax.tree.structure(action)
+        if kind in self._known:
+            return
+        if self._owners is not None and action.owner not in self._owners:
+            raise ValueError(
+                f"an action of {action.owner or 'nobody'} came, but the recorder was made for "
+                f"{', '.join(sorted(self._owners)) or 'no callback'}. Run hooks through jc.chain(...), which names the "
+                "owner, or leave callbacks= out."
+            )
+        self._performer.prepare(shapes)
+        self._known.add(kind)
+
+
+def _answered(action: Any, train_state: Any) -> tuple[Any, ...]:
+    """What a request stands for; other actions as they are."""
+    if not is_request(action):
+        return (action,)
+    if np.ndim(action.when):
+        raise ValueError(
+            f"{type(action).__name__}(of={action.of!r}) of {action.owner or 'nobody'} came as a stack of moments, but "
+            "the weights of the moments before are gone. Perform it where it fires."
+        )
+    if not action.when:
+        return ()
+    check_request(action, "a hand-written loop")
+    if train_state is None:
+        raise ValueError(f"{type(action).__name__}(of={action.of!r}) looks at the run: pass the train state.")
+    return answers(action, train_state)
+
+
+def _records(actions: tuple[Any, ...], step: np.ndarray, epoch: int) -> Any:
+    """The actions that fire as records; a stack's moments are consecutive steps, of which the last one is `step`."""
+    length = max((np.shape(a.when)[0] for a in actions if np.ndim(a.when)), default=1)
+    steps = np.broadcast_to(step, (length,)) if step.ndim else step - length + 1 + np.arange(length)
+    for moment in range(length):
+        for action in actions:
+            if not np.ndim(action.when) and moment != length - 1:
+                continue  # what is no stack belongs to the last moment
+            own = jax.tree.map(lambda x, i=moment: x[i], action) if np.ndim(action.when) else action
+            if own.when:
+                yield Record(own, "", int(steps[moment]), epoch, 0)

@@ -1,0 +1,155 @@
+"""Runs in Weights & Biases."""
+
+import importlib.util
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcb._src.core.metrics import as_text
+from jaxcb._src.writers.base import Writer, by_member
+from jaxcb._src.writers.files import AppendFile
+
+
+def fresh_scalars_of(action: Any) -> dict[str, Any]:
+    """Returns name -> scalar for what was reported; members of a population have a name each, `name/member`."""
+    found = {}
+    for member, own in by_member(action):
+        suffix = "" if member is None else f"/{member}"
+        found |= {name + suffix: value for name, value in own.values.items() if bool(own.fresh[name])}
+    return found
+
+
+def fresh_floats(action: Any) -> dict[str, float]:
+    """Returns name -> float for what was reported."""
+    return {name: float(value) for name, value in fresh_scalars_of(action).items()}
+
+
+def json_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns numbers as JSON can hold them: the shortest that read back; texts for what is not finite."""
+    return {name: _json_number(value) for name, value in values.items()}
+
+
+def _json_number(value: Any) -> Any:
+    if np.asarray(value).dtype.kind in "iub":
+        return int(value)
+    number = float(as_text(value))
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+class HandOverWriter(Writer):
+    """Calls the function; one whose service is down is warned of once."""
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self._told: set[str] = set()
+
+    def write(self, record: Any) -> None:
+        action, values = record.action, fresh_floats(record.action)
+        if not values or self.context.trial:
+            return
+        try:
+            action.fn(record.step, values)
+        except OSError as error:  # what sockets, files and most clients raise where something is down
+            if action.owner not in self._told:
+                self._told.add(action.owner)
+                self.context.warn(
+                    f"the function of {action.owner} failed at step {record.step}: {error!r}. The run goes on; this is "
+                    "said once."
+                )
+
+
+class JSONLinesWriter(Writer):
+    """Writes an object a record."""
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self._files: dict[Path, AppendFile] = {}
+
+    def prepare(self, action: Any) -> None:
+        path = self.context.path(action.path)
+        self.context.claim(path, action.owner)
+        if path not in self._files:
+            self._files[path] = self.context.append_file(path, "JSON lines", append=action.append)
+
+    def write(self, record: Any) -> None:
+        file = self._files[self.context.path(record.action.path)]
+        place = {"epoch": record.epoch, "step": record.step}
+        values = json_numbers(fresh_scalars_of(record.action))
+        file.write(json.dumps(place | values | place, ensure_ascii=False, allow_nan=False) + "\n")
+        file.flush()
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+_FINISH_SECONDS = 60.0  # W&B's own default waits for ever
+
+
+class WandbWriter(Writer):
+    """Logs by step. The package sends from a process of its own."""
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self._runs: dict[str, Any] = {}  # owner -> run, None where it has failed
+        self._ours: list[str] = []
+
+    def prepare(self, action: Any) -> None:
+        if importlib.util.find_spec("wandb") is None:
+            raise ImportError(f"{action.owner} needs the package wandb: pip install jaxcb[wandb].")
+
+    def write(self, record: Any) -> None:
+        owner = record.action.owner
+        if self.context.trial:
+            return
+        if owner not in self._runs:
+            self._runs[owner] = self._open(record.action)
+        values = fresh_floats(record.action)
+        if values and self._runs[owner] is not None:
+            try:
+                self._runs[owner].log(values, step=record.step)
+            except Exception as error:  # whatever its client raises, the training does not depend on it
+                self._give_up(owner, "could not be given the metrics", error)
+
+    def _open(self, action: Any) -> Any:
+        """Returns the run to log to, or None where the service cannot be reached."""
+        import wandb
+        from wandb.errors import AuthenticationError, Error, UsageError
+
+        if action.options is None and wandb.run is not None:
+            return wandb.run
+        # made before the first step and kept apart from a run that the user has open
+        settings = wandb.Settings(finish_timeout=_FINISH_SECONDS, silent=self.context.verbose == 0)
+        given = {"settings": settings, "reinit": "create_new"} | dict(action.options or {})
+        if self.context.run_dir is not None:
+            given = {"dir": str(self.context.run_dir)} | given
+        try:
+            run = wandb.init(**given)
+        except (UsageError, AuthenticationError):  # the user's to mend
+            raise
+        except Error as error:
+            self._give_up(action.owner, "could not be reached", error)
+            return None
+        self._ours.append(action.owner)
+        return run
+
+    def _give_up(self, owner: str, what: str, error: Exception) -> None:
+        self._runs[owner] = None
+        self.context.warn(
+            f"Weights & Biases {what}: {error!r}. The run goes on without {owner}; mode='offline' logs to the disk."
+        )
+
+    def close(self) -> None:
+        for owner in self._ours:
+            run, self._runs[owner] = self._runs[owner], None
+            if run is not None:
+                try:
+                    run.finish(exit_code=0 if self.context.failure is None else 1)
+                except Exception as error:
+                    self.context.warn(f"Weights & Biases could not finish the run of {owner}: {error!r}.")

@@ -1,0 +1,150 @@
+"""A graph of nodes as a GraphDef, the form that TensorBoard draws."""
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX.crc32c import CRC_TABLE, crc32c
+from tensorboardX.proto import types_pb2
+from tensorboardX.proto.attr_value_pb2 import AttrValue  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.graph_pb2 import GraphDef  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.node_def_pb2 import NodeDef  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.versions_pb2 import VersionDef  # pyright: ignore[reportAttributeAccessIssue]
+
+from jaxcb._src.inspection.graph.draw import Node
+from jaxcb._src.storage.ownership import is_run_id
+
+_PREFIX = "events.out.tfevents."
+_OF = ".run-"
+_VERSION = "brain.Event:2"
+_SYNC = 10.0  # seconds, so that curves are seen while they grow
+_WAITING = 1 << 20  # bytes of events that are framed together at most
+_FEW = 8  # records of one length for which their checksums are not worth computing side by side
+_TABLE = np.asarray(CRC_TABLE, np.uint32)
+
+
+class EventFile:
+    """Writes events straight into a file, many at a time.
+
+    tensorboardX's own writers hand each event to a thread through a queue, which costs several times as much, and for
+    which flushing is no barrier; and they compute its checksum byte by byte in Python, which costs more than all else.
+    Here all that was written is on the disk when `sync` returns.
+
+    Args:
+        directory: where the file goes; it is made.
+        run: the id of the run, which stands at the end of the file's name.
+    """
+
+    def __init__(self, directory: Path, run: str = "") -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        now = time.time_ns()
+        # two files of one second have different names, or one would replace the other
+        name = f"{_PREFIX}{now // 10**9:010d}.{socket.gethostname()}.{now}.{os.getpid()}{run and _OF}{run}"
+        self.path = directory / name
+        self._file = self.path.open("xb")
+        self._waiting: list[bytes] = []
+        self._bytes = 0
+        self._synced = time.monotonic()
+        self.add_event(Event(wall_time=now / 1e9, file_version=_VERSION))
+
+    def add_summary(self, summary: Any, step: int) -> None:
+        """Writes what belongs to a step."""
+        self.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def add_event(self, event: Any) -> None:
+        """Writes an event as it is."""
+        own = event.SerializeToString()
+        self._waiting.append(own)
+        self._bytes += len(own)
+        if self._bytes > _WAITING:
+            self._write()
+
+    def tick(self) -> None:
+        """Shows what was written, now and then."""
+        if time.monotonic() - self._synced > _SYNC:
+            self.sync()
+
+    def sync(self) -> None:
+        """Returns when all that was written is on the disk."""
+        self._write()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Writes the rest."""
+        self.sync()
+        self._file.close()
+
+    def _write(self) -> None:
+        self._file.write(framed(self._waiting))
+        self._waiting, self._bytes = [], 0
+
+
+def framed(records: Sequence[bytes]) -> bytes:
+    """Puts records as TFRecords, one behind the other: length, its checksum, the record, its checksum."""
+    lengths = [struct.pack("<Q", len(record)) for record in records]
+    sums = zip(_masked(lengths), _masked(records), strict=True)
+    parts = zip(lengths, records, sums, strict=True)
+    return b"".join(b"".join((n, struct.pack("<I", a), r, struct.pack("<I", b))) for n, r, (a, b) in parts)
+
+
+def _masked(records: Sequence[bytes]) -> list[int]:
+    """The CRC-32C of each record, masked as in TFRecords. Those of one length are computed side by side."""
+    sums = np.zeros(len(records), np.uint32)
+    by_length: dict[int, list[int]] = {}
+    for i, record in enumerate(records):
+        by_length.setdefault(len(record), []).append(i)
+    for length, places in by_length.items():
+        if len(places) < _FEW:
+            sums[places] = [crc32c(records[i]) for i in places]
+            continue
+        columns = np.frombuffer(b"".join(records[i] for i in places), np.uint8).reshape(-1, length).T
+        own = np.full(len(places), 0xFFFFFFFF, np.uint32)
+        for column in columns:
+            own = _TABLE[(own ^ column) & 0xFF] ^ (own >> 8)
+        sums[places] = ~own
+    return (((sums >> 15) | (sums << 17)) + np.uint32(0xA282EAD8)).tolist()
+
+
+def event_files(directory: Path) -> list[Path]:
+    """The event files of a directory."""
+    return sorted(path for path in directory.iterdir() if path.name.startswith(_PREFIX)) if directory.is_dir() else []
+
+
+def run_of(path: Path) -> str | None:
+    """The id of the run that an event file is of; None where its name has none."""
+    own = path.name.rpartition(_OF)[2]
+    return own if _OF in path.name and is_run_id(own) else None
+
+
+_TYPES = {
+    "float32": "DT_FLOAT",
+    "float64": "DT_DOUBLE",
+    "float16": "DT_HALF",
+    "bool": "DT_BOOL",
+}  # the others have the names that JAX gives them
+_PRODUCER = 22  # of TensorFlow 1.x, which these graphs look like
+
+
+def as_graphdef(nodes: Iterable[Node]) -> GraphDef:
+    """Returns the graph, with the shapes of results where TensorBoard looks for those of edges."""
+    return GraphDef(node=[_node(node) for node in nodes], versions=VersionDef(producer=_PRODUCER))
+
+
+def _node(node: Node) -> NodeDef:
+    attributes = {name: AttrValue(s=text.encode()) for name, text in node.about.items()}
+    shapes = [TensorShapeProto(dim=[TensorShapeProto.Dim(size=n) for n in shape]) for shape, _ in node.results]
+    attributes["_output_shapes"] = AttrValue(list=AttrValue.ListValue(shape=shapes))
+    if node.results:
+        dtype = node.results[0][1]
+        known = getattr(types_pb2, _TYPES.get(dtype, f"DT_{dtype.upper()}"), None)
+        attributes["dtype"] = AttrValue(s=dtype.encode()) if known is None else AttrValue(type=known)
+    return NodeDef(name=node.name, op=node.op, input=node.inputs, attr=attributes)

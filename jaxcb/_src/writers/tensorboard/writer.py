@@ -1,0 +1,290 @@
+"""TensorBoard: event files in tensorboardX's format, and the projector's."""
+
+import importlib.util
+import io
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+from jaxcb._src.core.actions.tensorboard import (
+    Configuration,
+    Embedding,
+    Figure,
+    Graph,
+    Histogram,
+    HParams,
+    Image,
+    Scalars,
+    Text,
+)
+from jaxcb._src.core.actions.utils import fill
+from jaxcb._src.inspection.graph.draw import draw, input_names
+from jaxcb._src.utils.images import as_pixels
+from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.writers.base import Writer, by_member
+from jaxcb._src.writers.files import check_writable
+from jaxcb._src.writers.tensorboard.event_file import EventFile, as_graphdef, event_files, run_of
+from jaxcb._src.writers.tensorboard.projector import ROOM, Projector
+
+_PLUGINS = {Scalars: "scalars", Histogram: "histograms", Image: "images", Figure: "images"}
+
+
+class TensorBoardWriter(Writer):
+    """Writes event files, a directory a run; members of a population have a series each, `tag/member`."""
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self._files: dict[tuple[str, str], EventFile] = {}
+        self._projectors: dict[Path, Projector] = {}
+        self._directories: set[Path] = set()
+        self._tags: dict[tuple[Path, str], tuple[str, str]] = {}  # by run and tag: what it has, and whose that is
+        self._own: dict[str, Path] = {}  # the run's event files by key, those of its earlier processes among them
+
+    def prepare(self, action: Any) -> None:
+        directory = self._directory(action)
+        if directory not in self._directories:
+            check_writable(directory, "TensorBoard's event files")
+            self.context.files.append(directory)
+            self._directories.add(directory)
+        self._claim(action, directory)
+        has_pictures = isinstance(action, Image | Figure) or getattr(action, "sprites", None) is not None
+        if has_pictures and importlib.util.find_spec("PIL") is None:
+            raise ImportError(f"{action.owner} writes images, which needs Pillow: pip install pillow.")
+        if isinstance(action, Embedding):
+            prefix = self.context.key(directory / ROOM)
+            self._projectors.setdefault(directory, Projector(directory, self.context.record, prefix))
+            if isinstance(action.labels, str) and not self._labels(action).is_file():
+                raise FileNotFoundError(
+                    f"{action.owner}: the labels of Embedding {action.tag!r} are to come from {action.labels}, which "
+                    "is no file."
+                )
+        if isinstance(action, Graph) and action.jaxpr is None and self.context.run.traced_step is None:
+            raise ValueError(
+                f"{action.owner or 'somebody'} asks for the graph of the run's step, which a hand-written loop does "
+                "not tell: pass Graph(jax.make_jaxpr(loss_fn)(params, batch))."
+            )
+
+    def _claim(self, action: Any, directory: Path) -> None:
+        """Notes which kind of series has a tag: TensorBoard shows one of two that share it, and drops the other."""
+        for kind, plugin in _PLUGINS.items():
+            if isinstance(action, kind):
+                for tag in action.values if isinstance(action, Scalars) else (action.tag,):
+                    known, owner = self._tags.setdefault((directory, tag), (plugin, action.owner))
+                    if known != plugin:
+                        raise ValueError(
+                            f"{action.owner} writes {plugin} under the tag {tag!r}, under which {owner} writes {known} "
+                            f"in the run {action.run!r}. TensorBoard would show one of them: give another tag, or run=."
+                        )
+
+    def _directory(self, action: Any) -> Path:
+        log_dir = self.context.path(action.log_dir)  # by itself: an empty one before a slash would be the root
+        return self.context.path(f"{log_dir}/{action.run}")
+
+    def _file(self, action: Any) -> EventFile:
+        """The open event file of the action's run; made when something is written, so that it is always closed."""
+        run = (action.log_dir, action.run)
+        if run not in self._files:
+            file = self._files[run] = EventFile(self._directory(action), self.context.record.run)
+            self._own[self.context.key(file.path)] = file.path
+        return self._files[run]
+
+    def write(self, record: Any) -> None:
+        step = record.epoch if getattr(record.action, "by", "step") == "epoch" else record.step
+        for member, action in by_member(record.action):
+            suffix = "" if member is None else f"/{member}"
+            if isinstance(action, Embedding):
+                name = f"{action.tag}{suffix} {action.by} {step}"
+                self._projectors[self._directory(action)].add(
+                    name, action.vectors, self._columns(action), action.sprites
+                )
+            elif isinstance(action, Graph):
+                if not member:  # they all have the same
+                    self._file(action).add_event(self._graph(action))
+            else:
+                for found in self._summaries(action, record, suffix):
+                    self._file(action).add_summary(found, step)
+
+    def _summaries(self, action: Any, record: Any, suffix: str) -> Iterator[Any]:
+        """What an action's events hold."""
+        match action:
+            case Scalars():
+                yield from _scalars(action, suffix)
+            case Histogram():
+                yield _histogram(action.tag + suffix, action)
+            case Image():
+                yield _image(action.tag + suffix, action.image)
+            case Figure():
+                yield _figure(action.tag + suffix, action.draw({k: np.asarray(v) for k, v in action.values.items()}))
+            case Text():
+                text = fill(action, step=record.step, epoch=record.epoch, batch=record.batch)
+                yield summary.text(action.tag + suffix, text)
+            case Configuration():
+                yield summary.text(action.tag + suffix, self._configuration())
+            case HParams():
+                yield from self._hparams(action, suffix)
+            case _:
+                raise TypeError(
+                    f"TensorBoard has no place for a {type(action).__name__}. Register a writer for it: "
+                    f"@jc.writer({type(action).__name__})."
+                )
+
+    def _columns(self, action: Embedding) -> list[list[str]] | Path | None:
+        """What stands beside each vector: a text each, or a file."""
+        labels, classes = action.labels, action.classes
+        if isinstance(labels, str):
+            return self._labels(action)
+        if labels is not None:
+            labels = list(labels) if classes is None else [labels[i] for i in np.asarray(classes).tolist()]
+        elif classes is not None:
+            labels = [str(number) for number in np.asarray(classes).tolist()]
+        return None if labels is None else [[" ".join(text.split()) or " " for text in labels]]
+
+    def _labels(self, action: Embedding) -> Path:
+        """The file that the labels come from: the user's, so a relative path does not lie below `run_dir`."""
+        return local_path(action.owner, "labels", action.labels, below=self.context.began_in)
+
+    def _graph(self, action: Graph) -> Event:
+        jaxpr = action.jaxpr
+        if jaxpr is not None:
+            inputs, outputs = input_names(jaxpr), {f"output_{i}": i for i in range(len(jaxpr.jaxpr.outvars))}
+        else:
+            step = self.context.run.traced_step()
+            jaxpr, inputs = step.jaxpr, input_names(step.jaxpr, ("", step.state), ("batch", step.batch))
+            wanted = action.outputs or (("loss",) if "loss" in step.metrics else tuple(step.metrics))
+            unknown = [name for name in wanted if name not in step.metrics]
+            if unknown:
+                raise ValueError(f"Graph: the step has no metric {unknown[0]!r}; it has {', '.join(step.metrics)}.")
+            outputs = {name: step.metrics[name] for name in wanted}
+        graph = as_graphdef(draw(jaxpr, inputs, outputs))
+        return Event(wall_time=time.time(), graph_def=graph.SerializeToString(deterministic=True))
+
+    def _configuration(self) -> str:
+        """What was set for the run, as a table and a list in Markdown."""
+        run = self.context.run
+        settings = {name: value for name, value in run.settings.items() if name.split(".")[0] not in run.callbacks}
+        lines = ["| setting | value |", "|---|---|", *(f"| {n} | `{v}` |" for n, v in settings.items())]
+        lines += ["", *(f"- {name}: `{' '.join(words.split())}`" for name, words in run.callbacks.items())]
+        return "\n".join(lines)
+
+    def _hparams(self, action: HParams, suffix: str) -> Iterator[Any]:
+        """The beginning of a run's line, or its end."""
+        settings = {**self.context.run.settings, **dict(action.settings)}
+        # the description of the whole experiment is left out: TensorBoard makes it of all runs, and takes but one
+        _, begin, end = summary.hparams(settings, {})
+        if action.final is None:
+            yield begin
+            return
+        final = {f"final/{name}{suffix}": value for name, value in action.final.items()}
+        yield Summary(value=[Summary.Value(tag=tag, simple_value=float(value)) for tag, value in final.items()])
+        yield end
+
+    def tick(self, status: Any) -> None:
+        for file in self._files.values():
+            file.tick()
+
+    def position(self) -> Any:
+        for file in self._files.values():
+            file.sync()
+        sizes = {key: path.stat().st_size for key, path in self._own.items() if path.is_file()}
+        projectors = {self.context.key(path): own.position() for path, own in self._projectors.items()}
+        return {"sizes": sizes, "projectors": projectors}
+
+    def restore(self, position: Any) -> None:
+        """Cuts the run's event files back to what had been written, and removes those that it began later.
+
+        Files are looked for in the directories that callbacks name, so that a checkpoint leads to no others.
+
+        Raises:
+            ValueError: for a file that the run may have begun later, where it cannot be told.
+        """
+        sizes, record = position["sizes"], self.context.record
+        if any(type(size) is not int or size < 0 for size in sizes.values()):
+            raise ValueError("the checkpoint has a size of an event file that is none.")
+        there = [path for directory in sorted(self._directories) for path in event_files(directory)]
+        if self.context.inherits:
+            self._inherit(there, sizes, position["others"])
+        for path in there:
+            key, run = self.context.key(path), run_of(path)
+            if run == record.run or (run is None and key in record.made):
+                if key in sizes:
+                    self._cut(path, sizes[key])
+                    self._own[key] = path
+                elif run == record.run:
+                    path.unlink()
+        for directory, projector in self._projectors.items():
+            projector.restore(position["projectors"].get(self.context.key(directory), ()), self.context.warn)
+
+    def _inherit(self, there: list[Path], sizes: dict[str, int], others: list[str]) -> None:
+        """Takes over the event files of a run that had no id."""
+        keys = {self.context.key(path): path for path in there if run_of(path) is None}
+        unknown = [str(path) for key, path in keys.items() if key not in sizes and key not in others]
+        if unknown:
+            raise ValueError(
+                f"{', '.join(unknown)}: the run is of a version that did not note which event files are its own, so "
+                "it cannot be told whether the run began this after it was saved. Delete what is the run's, move what "
+                "is not to another directory, and resume again."
+            )
+        for key in keys.keys() & sizes.keys():
+            self.context.record.make(key)
+
+    def _cut(self, path: Path, size: int) -> None:
+        """Cuts an event file back; it is never made longer."""
+        there = path.stat().st_size
+        if there < size:
+            self.context.warn(f"{path} has {there} bytes, but {size} were written: some of its events are lost.")
+        elif there > size:
+            os.truncate(path, size)
+
+    def close(self) -> None:
+        while self._files:
+            self._files.popitem()[1].close()
+
+
+def _scalars(action: Scalars, suffix: str) -> Iterator[Summary]:
+    """One event for all of them; none where nothing is new."""
+    fresh, found = action.fresh, Summary()
+    for name, value in action.values.items():
+        if fresh is None or fresh[name]:
+            found.value.add(tag=name + suffix, simple_value=float(value))
+    if found.value:
+        yield found
+
+
+def _image(tag: str, image: Any) -> Summary:
+    return summary.image(tag, image, dataformats="HW" if image.ndim == 2 else "HWC")
+
+
+def _figure(tag: str, drawn: Any) -> Summary:
+    """A matplotlib figure, which is closed then, or an array."""
+    if not hasattr(drawn, "savefig"):
+        return _image(tag, np.asarray(as_pixels(drawn, f"what Figure {tag!r} has drawn")))
+    from PIL import Image as Picture
+
+    file = io.BytesIO()
+    drawn.savefig(file, format="png")
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is not None:
+        pyplot.close(drawn)
+    return _image(tag, np.asarray(Picture.open(file).convert("RGB")))
+
+
+def _histogram(tag: str, action: Histogram) -> Any:
+    return summary.histogram_raw(
+        tag,
+        min=float(action.low),
+        max=float(action.high),
+        num=int(np.sum(action.counts)),
+        sum=float(action.total),
+        sum_squares=float(action.squares),
+        # a bucket has a right limit only: an empty one in front gives the first its left
+        bucket_limits=np.asarray(action.limits, np.float64).tolist(),
+        bucket_counts=[0, *np.asarray(action.counts).tolist()],
+    )

@@ -1,0 +1,46 @@
+"""The laws of callbacks as property tests, for ours and for the user's own.
+
+    import jaxcb.testing
+
+    def test_my_callback():
+        jaxcb.testing.check_callback(MyCallback(patience=3))
+
+`check_callback` holds a callback to laws 1 to 7; there is one function a law besides. They need no more than
+the callback: which metrics it reads is found by tracing it. Needs `pip install jaxcb[testing]`.
+"""
+
+try:
+    import hypothesis as _hypothesis
+except ImportError as error:
+    raise ImportError("jaxcb.testing needs Hypothesis, which is not installed: pip install jaxcb[testing]") from error
+
+from jaxcb._src.testing.chain import check_chain
+from jaxcb._src.testing.form import check_fixed_form, check_one_meaning
+from jaxcb._src.testing.laws import LAWS, check_callback
+from jaxcb._src.testing.population import check_population
+from jaxcb._src.testing.purity import check_purity
+from jaxcb._src.testing.registry import builtin_examples
+from jaxcb._src.testing.streams import Stream, streams
+from jaxcb._src.testing.time import check_causality, check_chunks, check_resume
+from jaxcb._src.testing.walk import Driven, Moment, drive
+
+del _hypothesis
+
+__all__ = [
+    "LAWS",
+    "Driven",
+    "Moment",
+    "Stream",
+    "builtin_examples",
+    "check_callback",
+    "check_causality",
+    "check_chain",
+    "check_chunks",
+    "check_fixed_form",
+    "check_one_meaning",
+    "check_population",
+    "check_purity",
+    "check_resume",
+    "drive",
+    "streams",
+]
