@@ -43,7 +43,7 @@ class HandOn(jc.Callback):
     epochs: int = jc.static()
 
     def on_epoch_end(self, state: Any, metrics: jc.Metrics) -> Any:
-        return state, jc.Call(self.hand_on, when=(metrics.epoch + 1) % self.epochs == 0)
+        return state, jc.actions.Call(self.hand_on, when=(metrics.epoch + 1) % self.epochs == 0)
 
 
 def four(directory: str, *, best: bool = True) -> list[jc.Callback]:

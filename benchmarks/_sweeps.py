@@ -29,7 +29,7 @@ SIZES = (64, 16, 10)
 
 def members() -> list[dict[str, Any]]:
     """The points: each seed with each rate."""
-    return jc.grid({"seed": range(SEEDS), "optimizer.learning_rate": RATES})
+    return jc.search.grid({"seed": range(SEEDS), "optimizer.learning_rate": RATES})
 
 
 def model_fn(seed: int) -> list[dict[str, np.ndarray]]:
@@ -66,7 +66,7 @@ class StopAt(jc.Callback):
     epochs: int = 1
 
     def on_epoch_end(self, state: Any, metrics: jc.Metrics) -> Any:
-        return state, jc.Stop(metrics.epoch + 1 >= self.epochs, "far enough")
+        return state, jc.actions.Stop(metrics.epoch + 1 >= self.epochs, "far enough")
 
 
 def swept(*, cores: int = 1, **arguments: Any) -> Callable[[Baton], dict[str, Any]]:

@@ -128,7 +128,7 @@ def callbacks():
         jc.ReduceLROnPlateau("loss", patience=1),
         jc.TerminateOnNaN(),
         jc.SwapEMAWeights(),
-        jc.SpikeDetection("loss"),
+        jc.callbacks.SpikeDetection("loss"),
     ]
 
 

@@ -48,7 +48,7 @@ def outputs(images, labels):
     """Shows images in TensorBoard's projector, where the network's outputs place them."""
 
     def on_epoch_end(state, metrics):
-        points = jc.Embedding(
+        points = jc.actions.Embedding(
             "digits",
             of=lambda train_state: train_state.model()(images),
             classes=labels,
@@ -77,7 +77,7 @@ def confusions(images, labels):
         return figure
 
     def on_epoch_end(state, metrics):
-        return state, jc.Figure("confusion", draw, of=count, by="epoch", when=metrics.epoch % 10 == 0)
+        return state, jc.actions.Figure("confusion", draw, of=count, by="epoch", when=metrics.epoch % 10 == 0)
 
     return on_epoch_end
 

@@ -2,8 +2,8 @@
 
     python examples/finetune.py
 
-A new head knows nothing, and its first gradients would spoil what the backbone has learnt. So `jc.Freeze` keeps the
-backbone as it is until the head is of use, and then lets it train, too, in the same run and the same compiled
+A new head knows nothing, and its first gradients would spoil what the backbone has learnt. So `jc.callbacks.Freeze`
+keeps the backbone as it is until the head is of use, and then lets it train, too, in the same run and the same compiled
 program. Beside it: the same run from random weights, with the backbone never frozen, and frozen for ever. Look at
 how far the backbone moves. Images as small as these can be learnt from scratch about as well, and with so few of
 them the accuracies change by some percent with the seed.
@@ -119,8 +119,11 @@ def main(epochs: int, low_epochs: int, of_each: int, seed: int) -> dict[str, flo
     ways = {
         "from random weights": (new, []),
         "never frozen": (learnt.backbone, []),
-        "frozen for ever": (learnt.backbone, [jc.Freeze("backbone/**")]),
-        f"frozen until epoch {epochs // 2}": (learnt.backbone, [jc.Freeze("backbone/**", until_epoch=epochs // 2)]),
+        "frozen for ever": (learnt.backbone, [jc.callbacks.Freeze("backbone/**")]),
+        f"frozen until epoch {epochs // 2}": (
+            learnt.backbone,
+            [jc.callbacks.Freeze("backbone/**", until_epoch=epochs // 2)],
+        ),
     }
     print(f"digits 5 to 9, from {of_each} images of each:  right of {len(others[0])}   backbone moved by")
     reached = {}

@@ -70,7 +70,10 @@ def python_loop():
         names = ", ".join(type(action).__name__ for action in fired)
         print(f"  epoch {epoch + 1:2}: val_loss {metrics['val_loss']:.4f}  {names}")
         if jc.stop_requested(actions):
-            print(*(f"  {a.owner}: {jc.fill(a, epoch=epoch)}" for a in fired if isinstance(a, jc.Stop)), sep="\n")
+            print(
+                *(f"  {a.owner}: {jc.actions.fill(a, epoch=epoch)}" for a in fired if isinstance(a, jc.actions.Stop)),
+                sep="\n",
+            )
             break
     return close_run(state, callback_state, metrics)
 

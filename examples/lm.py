@@ -95,7 +95,7 @@ class Sample(jc.Callback):
     length: int = jc.static(default=200)
 
     def on_eval_end(self, state, metrics):
-        return state, jc.Call(self.show, {"bits": metrics["val_bits_per_byte"]})
+        return state, jc.actions.Call(self.show, {"bits": metrics["val_bits_per_byte"]})
 
     def show(self, run: jc.Run) -> None:
         start = jnp.asarray(np.frombuffer(self.prompt[-CONTEXT:], np.uint8), jnp.int32)
@@ -135,9 +135,9 @@ def main(run_dir: Path, steps: int, batch_size: int, seed: int) -> jc.Result:
         eval_every=epoch // 2,
         probes={"grad_norm": jc.probes.grad_norm(every=10)},
         callbacks=[
-            jc.ModelSummary(depth=2),
+            jc.callbacks.ModelSummary(depth=2),
             jc.SwapEMAWeights(swap_on_epoch=True, decay=0.98),
-            jc.Throughput(tokens_per_example=CONTEXT, verbose=1),
+            jc.callbacks.Throughput(tokens_per_example=CONTEXT, verbose=1),
             jc.TerminateOnNaN(),
             jc.CSVLogger("log.csv"),
             Sample(validation[-20_000:].tobytes().partition(b"\ndef ")[0] + b"\n\ndef "),

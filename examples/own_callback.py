@@ -41,7 +41,9 @@ class StopOnGap(jc.Callback):
         gap = metrics["val_loss"] / metrics["loss"]
         wait = jnp.where(gap > self.ratio, state.wait + 1, 0)
         wait = jnp.where(metrics.fresh("val_loss"), wait, state.wait)  # an epoch without validation does not count
-        stop = jc.Stop(wait >= self.patience, "val_loss is {gap:.2f} times the training loss", values={"gap": gap})
+        stop = jc.actions.Stop(
+            wait >= self.patience, "val_loss is {gap:.2f} times the training loss", values={"gap": gap}
+        )
         return GapState(wait), stop
 
 

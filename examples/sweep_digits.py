@@ -42,13 +42,13 @@ def loss_fn(model, batch):
 def train(run_dir: Path, members: int, epochs: int, seed: int) -> float:
     """Sweeps, says what was found, and returns the best member's accuracy on the test set."""
     training, validation, test = load()
-    points = jc.draws(
+    points = jc.search.draws(
         members,
         {
-            "seed": jc.integers(0, 9),
-            "optimizer.learning_rate": jc.log_uniform(1e-4, 1e-1),
-            "optimizer.weight_decay": jc.log_uniform(1e-4, 1.0),
-            "callbacks.EarlyStopping.patience": jc.integers(2, 8),
+            "seed": jc.search.integers(0, 9),
+            "optimizer.learning_rate": jc.search.log_uniform(1e-4, 1e-1),
+            "optimizer.weight_decay": jc.search.log_uniform(1e-4, 1.0),
+            "callbacks.EarlyStopping.patience": jc.search.integers(2, 8),
         },
         seed=seed,
     )

@@ -1,32 +1,73 @@
 """jaxcb: the training loop and callbacks for JAX and Flax, as pure values."""
 
-import importlib
-import sys
-from pathlib import Path
-from typing import Any
+import importlib as _importlib
+from typing import Any as _Any
+
+# The modules of public names, imported when they are first used.
+_MODULES = (
+    "actions",
+    "callbacks",
+    "distributed",
+    "errors",
+    "models",
+    "probes",
+    "search",
+    "testing",
+    "writers",
+)
+# Module in `jaxcb._src` -> the public names that it defines. `__init__.pyi` gives type checkers the same list.
+_NAMES = {
+    "callbacks.backup_and_restore": "BackupAndRestore",
+    "callbacks.csv_logger": "CSVLogger",
+    "callbacks.early_stopping": "EarlyStopping",
+    "callbacks.history": "History",
+    "callbacks.host_callback": "HostCallback",
+    "callbacks.lambda_callback": "LambdaCallback",
+    "callbacks.learning_rate_scheduler": "LearningRateScheduler",
+    "callbacks.model_checkpoint": "ModelCheckpoint",
+    "callbacks.progress_bar": "ProgressBar",
+    "callbacks.reduce_lr_on_plateau": "ReduceLROnPlateau",
+    "callbacks.remote_monitor": "RemoteMonitor",
+    "callbacks.swap_ema_weights": "SwapEMAWeights",
+    "callbacks.tensorboard": "TensorBoard",
+    "callbacks.terminate_on_nan": "TerminateOnNaN",
+    "checkpointing.load": "load",
+    "core.actions.utils": "fired stop_requested",
+    "core.callback": "Callback PopulationCallback make_callback",
+    "core.chain": "chain",
+    "core.metrics": "Metrics",
+    "fit": "evaluate fit predict",
+    "inspection.summary": "model_summary",
+    "loop.loop": "Loop",
+    "loop.result": "Result last_result",
+    "models.linen": "linen",
+    "models.pytree": "with_state",
+    "replay.replay": "replay",
+    "sweep.lr_find": "lr_find",
+    "sweep.sweep": "sweep",
+    "training.learning_rate": "adjustable_lr",
+    "training.loss": "Out",
+    "training.probes": "probe",
+    "training.train_state": "TrainState apply",
+    "training.train_step": "EvalStep Step",
+    "utils.pytree": "Struct static",
+    "writers.recorder": "Recorder",
+    "writers.run_handle": "Run",
+}
+_HOME = {name: f"jaxcb._src.{module}" for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = [*_MODULES, *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def _public() -> dict[str, str]:
-    """Name -> module, of all that is public: listed once, in the stub beside this file, as type checkers read it."""
-    lines = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8").splitlines()
-    words = (line.split() for line in lines if line.startswith("from "))  # from MODULE import NAME as NAME
-    return {name: module for _, module, _, name, _, _ in words}
-
-
-_MODULES = _public()
-__all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-def __getattr__(name: str) -> Any:
-    """Imports what is asked for when it is first used, so that nobody waits for what he has no use for."""
-    module = _MODULES.get(name)
-    if module is None:
-        raise AttributeError(f"jaxcb has no {name!r}.", name=name, obj=sys.modules[__name__])
-    if module == __name__:
-        return importlib.import_module(f"{module}.{name}")
-    value = globals()[name] = getattr(importlib.import_module(module), name)
+def __getattr__(name: str) -> _Any:
+    """Imports a public name when it is first used."""
+    if name in _MODULES:
+        return _importlib.import_module(f"{__name__}.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"jaxcb has no {name!r}.", name=name, obj=_importlib.import_module(__name__))
+    value = globals()[name] = getattr(_importlib.import_module(_HOME[name]), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

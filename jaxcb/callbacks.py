@@ -29,10 +29,15 @@ from jaxcb._src.callbacks.terminate_on_nan import TerminateOnNaN
 from jaxcb._src.callbacks.throughput import Throughput
 from jaxcb._src.callbacks.timer import Timer
 from jaxcb._src.callbacks.wandb_logger import WandbLogger
+from jaxcb._src.core.callback import HOOKS
+from jaxcb._src.core.chain import Chain
+from jaxcb._src.training.train_state import NamedWeights
 
 __all__ = [
+    "HOOKS",
     "BackupAndRestore",
     "CSVLogger",
+    "Chain",
     "EarlyStopping",
     "Freeze",
     "GradientAccumulation",
@@ -46,6 +51,7 @@ __all__ = [
     "MedianStopping",
     "ModelCheckpoint",
     "ModelSummary",
+    "NamedWeights",
     "NormMonitor",
     "PopulationBasedTraining",
     "ProgressBar",

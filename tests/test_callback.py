@@ -25,7 +25,7 @@ def with_hook(function, init=None):
 
 def test_a_misspelt_hook_is_refused():
     with pytest.raises(
-        jc.CallbackError, match=r"defines 'on_epochs_end', which is not a hook. Did you mean 'on_epoch_end'"
+        jc.errors.CallbackError, match=r"defines 'on_epochs_end', which is not a hook. Did you mean 'on_epoch_end'"
     ):
 
         class Misspelt(jc.Callback):
@@ -33,7 +33,7 @@ def test_a_misspelt_hook_is_refused():
 
 
 def test_kerass_name_of_a_hook_is_translated():
-    with pytest.raises(jc.CallbackError, match=r"It is called 'on_batch_end' here"):
+    with pytest.raises(jc.errors.CallbackError, match=r"It is called 'on_batch_end' here"):
 
         class FromKeras(jc.Callback):
             def on_train_batch_end(self, state, metrics): ...
@@ -41,7 +41,7 @@ def test_kerass_name_of_a_hook_is_translated():
 
 def test_kerass_signature_is_refused():
     with pytest.raises(
-        jc.CallbackError, match=r"on_epoch_end\(self, epoch, logs\) has Keras's signature.*LambdaCallback"
+        jc.errors.CallbackError, match=r"on_epoch_end\(self, epoch, logs\) has Keras's signature.*LambdaCallback"
     ):
 
         class FromKeras(jc.Callback):
@@ -49,14 +49,14 @@ def test_kerass_signature_is_refused():
 
 
 def test_another_signature_is_refused():
-    with pytest.raises(jc.CallbackError, match=r"takes \(self, state\), expected \(self, state, metrics\)"):
+    with pytest.raises(jc.errors.CallbackError, match=r"takes \(self, state\), expected \(self, state, metrics\)"):
 
         class TooFew(jc.Callback):
             def on_epoch_end(self, state): ...
 
 
 def test_init_of_a_pure_callback_is_refused():
-    with pytest.raises(jc.CallbackError, match=r"defines __init__, but a callback is a frozen dataclass"):
+    with pytest.raises(jc.errors.CallbackError, match=r"defines __init__, but a callback is a frozen dataclass"):
 
         class WithInit(jc.Callback):
             def __init__(self): ...
@@ -94,7 +94,9 @@ def test_a_class_with_its_own_equality_has_a_hash():
 
 
 def test_make_callback_refuses_unknown_hooks():
-    with pytest.raises(jc.CallbackError, match=r"'on_epoch_ends', which is not a hook. Did you mean 'on_epoch_end'"):
+    with pytest.raises(
+        jc.errors.CallbackError, match=r"'on_epoch_ends', which is not a hook. Did you mean 'on_epoch_end'"
+    ):
         jc.make_callback(on_epoch_ends=lambda s, m: (s, None))
 
 
@@ -104,10 +106,12 @@ def test_make_callback_refuses_unknown_hooks():
 def test_a_python_if_on_a_metric_shows_where():
     def decide(state, metrics):
         if metrics["loss"] < 1:
-            return state, jc.Stop()
+            return state, jc.actions.Stop()
         return state, None
 
-    with pytest.raises(jc.CallbackError, match=r"mine.on_epoch_end uses a traced value in a Python `if`.*jnp.where"):
+    with pytest.raises(
+        jc.errors.CallbackError, match=r"mine.on_epoch_end uses a traced value in a Python `if`.*jnp.where"
+    ):
         jax.jit(lambda m: run(with_hook(decide), metrics=m))(jc.Metrics({"loss": 1.0}))
 
 
@@ -121,22 +125,22 @@ def test_a_python_if_on_a_metric_shows_where():
         (lambda s, m: ({"n": jnp.zeros(3, int)}, None), r"mine.on_epoch_end\['n'\] has shape \(3,\), expected \(\)"),
         (lambda s, m: ({"n": m["loss"]}, None), r"mine.on_epoch_end\['n'\] has dtype float32, expected int32"),
         (lambda s, m: ({"n": "three"}, None), r"mine.on_epoch_end\['n'\]"),
-        (lambda s, m: (s, jc.Stop("yes")), "mine.on_epoch_end: Stop holds what is not an array"),
+        (lambda s, m: (s, jc.actions.Stop("yes")), "mine.on_epoch_end: Stop holds what is not an array"),
         (
-            lambda s, m: (s, jc.Stop(m["loss"])),
+            lambda s, m: (s, jc.actions.Stop(m["loss"])),
             r"mine.on_epoch_end: when= of its Stop is float32\[\], expected one boolean",
         ),
-        (lambda s, m: (s, jc.Stop(jnp.ones(2, bool))), r"when= of its Stop is bool\[2\]"),
+        (lambda s, m: (s, jc.actions.Stop(jnp.ones(2, bool))), r"when= of its Stop is bool\[2\]"),
     ],
 )
 def test_what_breaks_the_form_names_callback_hook_and_leaf(function, says):
-    with pytest.raises(jc.CallbackError, match=says):
+    with pytest.raises(jc.errors.CallbackError, match=says):
         run(with_hook(function, lambda: {"n": 0}))
 
 
 def test_a_missing_metric_names_callback_and_hook():
     with pytest.raises(
-        jc.MissingMetricError,
+        jc.errors.MissingMetricError,
         match=r"EarlyStopping.on_epoch_end: there is no metric 'val_loss' here. Metrics here: loss",
     ):
         run(jc.EarlyStopping())
@@ -144,9 +148,9 @@ def test_a_missing_metric_names_callback_and_hook():
 
 def test_a_text_that_asks_for_a_missing_metric_lists_what_it_may():
     with pytest.raises(
-        jc.MissingMetricError, match=r"the text of its Stop asks for 'acc'; known: batch, epoch, loss, step"
+        jc.errors.MissingMetricError, match=r"the text of its Stop asks for 'acc'; known: batch, epoch, loss, step"
     ):
-        run(with_hook(lambda s, m: (s, jc.Stop(True, "at {acc}"))))
+        run(with_hook(lambda s, m: (s, jc.actions.Stop(True, "at {acc}"))))
 
 
 def test_other_errors_say_where_they_happened():
@@ -175,7 +179,7 @@ def test_a_state_may_hold_a_prng_key():
 
 
 def test_actions_carry_owner_and_typed_arrays():
-    _, (action,) = run(with_hook(lambda s, m: (s, jc.ScaleLearningRate(0.5, when=True))))
+    _, (action,) = run(with_hook(lambda s, m: (s, jc.actions.ScaleLearningRate(0.5, when=True))))
     assert action.owner == "mine"
     assert action.factor.dtype == jnp.float32
     assert not action.factor.weak_type

@@ -29,11 +29,15 @@ def test_decides_as_replay_does():
     jax.tree.map(np.testing.assert_array_equal, driven.moments[-1].actions, replayed.end)
     jax.tree.map(np.testing.assert_array_equal, driven.state, replayed.states)
     assert replayed.stopped_epoch == 7
-    assert {type(a) for actions in fired for a in actions} >= {jc.Stop, jc.ScaleLearningRate, jc.SetLearningRate}
+    assert {type(a) for actions in fired for a in actions} >= {
+        jc.actions.Stop,
+        jc.actions.ScaleLearningRate,
+        jc.actions.SetLearningRate,
+    }
 
 
 def every_hook(on):
-    return jc.make_callback(**{hook: on(hook) for hook in jc.HOOKS})
+    return jc.make_callback(**{hook: on(hook) for hook in jc.callbacks.HOOKS})
 
 
 @pytest.mark.parametrize("stop", [None, 2])
@@ -43,8 +47,8 @@ def test_takes_the_moments_of_a_run(stop):
     def note(hook):
         def fn(state, metrics):
             own = {name: value for name, value in metrics.values.items() if not name.endswith("learning_rate")}
-            call = jc.Call(lambda run: seen.append((hook, run.step, run.epoch, sorted(run.logs))), own)
-            return state, (call, jc.Stop(metrics.step == stop) if hook == "on_batch_end" and stop else None)
+            call = jc.actions.Call(lambda run: seen.append((hook, run.step, run.epoch, sorted(run.logs))), own)
+            return state, (call, jc.actions.Stop(metrics.step == stop) if hook == "on_batch_end" and stop else None)
 
         return fn
 
@@ -91,7 +95,7 @@ def test_a_stop_ends_the_epoch_and_is_shown_in_words():
         "epoch 2 step 4 on_epoch_end: FunctionCallback 12 -> 22",
     ]
     assert driven.state["FunctionCallback"] == 22
-    assert [type(a) for m in driven.moments for a in m.actions] == [jc.Stop]
+    assert [type(a) for m in driven.moments for a in m.actions] == [jc.actions.Stop]
 
 
 @pytest.mark.parametrize("validate", [True, False])
@@ -113,17 +117,22 @@ def test_validation_values_come_with_validations_alone(validate):
 
 
 def test_errors_name_what_is_wrong():
-    with pytest.raises(jc.MissingMetricError, match=r"EarlyStopping.on_eval_end: .*'val_loss'.*loss"):
+    with pytest.raises(jc.errors.MissingMetricError, match=r"EarlyStopping.on_eval_end: .*'val_loss'.*loss"):
         drive(jc.EarlyStopping(), {"loss": [1.0], "val_accuracy": [1.0]})
     with pytest.raises(ValueError, match="steps_per_epoch must be a whole number of at least 1, got 0"):
         drive(jc.EarlyStopping(), {"val_loss": [1.0]}, steps_per_epoch=0)
     with pytest.raises(TypeError, match="expected a jaxcb callback, got a list"):
         drive([jc.EarlyStopping()], {"val_loss": [1.0]})
-    with pytest.raises(jc.DataError, match="'elapsed' has 2 values, expected one an epoch: 1"):
+    with pytest.raises(jc.errors.DataError, match="'elapsed' has 2 values, expected one an epoch: 1"):
         drive(jc.EarlyStopping(), {"val_loss": [1.0]}, host_metrics={"elapsed": [1.0, 2.0]})
 
 
 def test_hooks_see_what_the_host_reads():
     lines = []
-    drive(jc.Timer(10), {"loss": [1.0, 0.5, 0.25]}, host_metrics={"elapsed": [5.0, 12.0, 18.0]}, show=lines.append)
+    drive(
+        jc.callbacks.Timer(10),
+        {"loss": [1.0, 0.5, 0.25]},
+        host_metrics={"elapsed": [5.0, 12.0, 18.0]},
+        show=lines.append,
+    )
     assert lines == ['epoch 2 step 2 on_batch_end: Stop("the time of 10 s is up after 12.0 s"); up -1 -> 10']

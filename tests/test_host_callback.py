@@ -252,7 +252,9 @@ def test_kerass_way_to_stop_is_an_error_that_names_ours():
         def on_epoch_end(self, epoch, logs=None):
             self.model.stop_training = True
 
-    with pytest.raises(jc.CallbackError, match=r"Stops.on_epoch_end set self.model.stop_training.*self.stop\(\)"):
+    with pytest.raises(
+        jc.errors.CallbackError, match=r"Stops.on_epoch_end set self.model.stop_training.*self.stop\(\)"
+    ):
         jc.fit(
             Net(nnx.Rngs(0)),
             net_loss,
@@ -299,7 +301,7 @@ def test_what_a_method_raises_names_it():
     ],
 )
 def test_what_would_not_be_called_is_refused(name, method, says):
-    with pytest.raises(jc.CallbackError, match=says):
+    with pytest.raises(jc.errors.CallbackError, match=says):
         type("Ported", (jc.HostCallback,), {name: method})
 
 

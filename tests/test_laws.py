@@ -97,7 +97,9 @@ class Smooth(jc.Callback):
     def on_batch_end(self, state, metrics):
         mean = self.decay * state["mean"] + (1 - self.decay) * metrics["loss"]
         key, _ = jax.random.split(state["key"])
-        return {"mean": mean, "key": key, "count": state["count"] + 1}, jc.Stop(mean > 0.5, "mean is {loss:.2f}")
+        return {"mean": mean, "key": key, "count": state["count"] + 1}, jc.actions.Stop(
+            mean > 0.5, "mean is {loss:.2f}"
+        )
 
 
 def test_a_users_callback_that_multiplies():
@@ -115,33 +117,33 @@ def on_epoch_end(function):
 
 
 def clock(state, metrics):
-    return state, jc.Stop(metrics["loss"] > jnp.float32(time.time()))
+    return state, jc.actions.Stop(metrics["loss"] > jnp.float32(time.time()))
 
 
 def dice(state, metrics):
-    return state, jc.Stop(metrics["loss"] > random.random())
+    return state, jc.actions.Stop(metrics["loss"] > random.random())
 
 
 def numpy_dice(state, metrics):
-    return state, jc.Stop(metrics["loss"] > float(np.random.rand()))
+    return state, jc.actions.Stop(metrics["loss"] > float(np.random.rand()))
 
 
 def reads_file(state, metrics):
-    return state, jc.Stop(metrics["loss"] > len(Path(__file__).read_text()))
+    return state, jc.actions.Stop(metrics["loss"] > len(Path(__file__).read_text()))
 
 
 def looks_at_file(state, metrics):
-    return state, jc.Stop(Path("STOP").exists() & (metrics["loss"] > 0))
+    return state, jc.actions.Stop(Path("STOP").exists() & (metrics["loss"] > 0))
 
 
 def keeps_tracer(state, metrics):
     CALLS.append(metrics["loss"])
-    return state, jc.Stop(metrics["loss"] > 0)
+    return state, jc.actions.Stop(metrics["loss"] > 0)
 
 
 def changes_input(state, metrics):
     metrics.values["loss"] = metrics["loss"] + 1
-    return state, jc.Stop(metrics["loss"] > 0)
+    return state, jc.actions.Stop(metrics["loss"] > 0)
 
 
 @pytest.mark.parametrize(
@@ -163,12 +165,12 @@ def test_purity_is_found_broken(hook, says):
 
 
 def python_if(state, metrics):
-    return state, jc.Stop(bool(metrics["loss"] > 0))
+    return state, jc.actions.Stop(bool(metrics["loss"] > 0))
 
 
 def asks_whether_traced(state, metrics):
     traced = isinstance(metrics["loss"], jax.core.Tracer)
-    return state, jc.Stop(metrics["loss"] > (0.0 if traced else 1.0))
+    return state, jc.actions.Stop(metrics["loss"] > (0.0 if traced else 1.0))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ class ForgotStatic(jc.Callback):
     monitor: str = "loss"
 
     def on_epoch_end(self, state, metrics):
-        return state, jc.Stop(metrics[self.monitor] > 0)
+        return state, jc.actions.Stop(metrics[self.monitor] > 0)
 
 
 def test_a_field_that_is_no_array_must_be_static():
@@ -205,7 +207,7 @@ def to_float(state, metrics):
 
 def sometimes_silent(state, metrics):
     CALLS.append(None)
-    return state, jc.Stop(metrics["loss"] > 0) if len(CALLS) < 4 else None
+    return state, jc.actions.Stop(metrics["loss"] > 0) if len(CALLS) < 4 else None
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,9 @@ def test_a_retrace_is_found():
 
         salt: Any = jc.static(default_factory=object)
 
-    callback = jc.make_callback(init=Counting, on_epoch_end=lambda s, m: (s, jc.Stop(m["loss"] > 0)), name="broken")
+    callback = jc.make_callback(
+        init=Counting, on_epoch_end=lambda s, m: (s, jc.actions.Stop(m["loss"] > 0)), name="broken"
+    )
     with pytest.raises(AssertionError, match=r"Law 3 \(fixed form\).* on_epoch_end was traced 2 times"):
         testing.check_fixed_form(callback, max_examples=5)
 
@@ -238,9 +242,9 @@ def test_a_retrace_is_found():
 def foresees(state, metrics):
     """Knows from an earlier run what comes at the next step."""
     if isinstance(metrics["loss"], jax.core.Tracer):
-        return state, jc.Stop(metrics["loss"] > 0)
+        return state, jc.actions.Stop(metrics["loss"] > 0)
     SEEN[int(metrics.step)] = float(metrics["loss"])
-    return state, jc.Stop(SEEN.get(int(metrics.step) + 1, 0.0) > 0)
+    return state, jc.actions.Stop(SEEN.get(int(metrics.step) + 1, 0.0) > 0)
 
 
 def test_causality_is_found_broken():
@@ -254,9 +258,9 @@ def test_causality_is_found_broken():
 def counts_on_the_side(state, metrics):
     """Keeps what it knows outside of its state."""
     if isinstance(metrics["loss"], jax.core.Tracer):
-        return state, jc.Stop(metrics["loss"] > 0)
+        return state, jc.actions.Stop(metrics["loss"] > 0)
     CALLS.append(None)
-    return state, jc.Stop(len(CALLS) % 7 == 0)
+    return state, jc.actions.Stop(len(CALLS) % 7 == 0)
 
 
 def test_resume_is_found_broken():
@@ -277,7 +281,7 @@ class NoticesCompany(jc.Callback):
 
     def on_epoch_end(self, state, metrics):
         states = sys._getframe(2).f_locals.get("states", {})
-        return state, jc.Stop((metrics["loss"] > 0) | (len(states) > 1))
+        return state, jc.actions.Stop((metrics["loss"] > 0) | (len(states) > 1))
 
 
 def test_a_callback_that_notices_company_is_found():
@@ -293,7 +297,7 @@ class FeelsTheCut(jc.Callback):
             CALLS.append(None)
             return np.bool_(len(CALLS) % 5 == 0)
 
-        return state, jc.Stop(jax.pure_callback(host, jax.ShapeDtypeStruct((), bool), metrics["loss"]))
+        return state, jc.actions.Stop(jax.pure_callback(host, jax.ShapeDtypeStruct((), bool), metrics["loss"]))
 
 
 def test_chunk_invariance_is_found_broken():

@@ -37,7 +37,7 @@ def make_state(seed=0, **more):
 
 def save(path, state, what="state"):
     with jc.Recorder() as recorder:
-        recorder.perform(jc.Checkpoint(str(path), what), state, step=3)
+        recorder.perform(jc.actions.Checkpoint(str(path), what), state, step=3)
     return path
 
 
@@ -116,7 +116,7 @@ def test_a_model_onto_a_train_state_keeps_the_rest(saved, whole):
 def test_named_weights_are_those_of_the_target(tmp_path):
     best, ema = jc.EarlyStopping(restore_best_weights=True), jc.SwapEMAWeights()
     state = make_state(1, callbacks=jc.chain(best))
-    path = save(tmp_path / "a", jc.apply(jc.Snapshot("EarlyStopping/best"), state))
+    path = save(tmp_path / "a", jc.apply(jc.actions.Snapshot("EarlyStopping/best"), state))
     plain = jc.load(path, make_state(0))
     assert plain.weights == {}
     equal(plain.params, state.params)
@@ -363,7 +363,7 @@ def test_other_devices(saved, tmp_path):
         assert w.sharding == sharding, w.sharding
         one = jc.load(whole, what="params")["w"]
         with jc.Recorder() as recorder:
-            recorder.perform(jc.Checkpoint(out, "model"), jc.TrainState.create(params={"w": w * 2}), step=1)
+            recorder.perform(jc.actions.Checkpoint(out, "model"), jc.TrainState.create(params={"w": w * 2}), step=1)
         print(json.dumps({"devices": len(jax.devices()), "on": len(w.devices()), "one": one.sum().item()}))
     """
     flags = "--xla_force_host_platform_device_count=4"

@@ -75,28 +75,28 @@ TAKES: dict[str, Any] = {
     "ModelCheckpoint.filepath": jc.ModelCheckpoint,
     "BackupAndRestore.backup_dir": jc.BackupAndRestore,
     "CSVLogger.filename": jc.CSVLogger,
-    "JSONLogger.filename": jc.JSONLogger,
+    "JSONLogger.filename": jc.callbacks.JSONLogger,
     "TensorBoard.log_dir": jc.TensorBoard,
-    "WandbLogger.dir": lambda path: jc.WandbLogger("project", dir=path),
-    "Row.path": lambda path: jc.Row({}, {}, path),
-    "JSONLine.path": lambda path: jc.JSONLine({}, {}, path),
-    "Checkpoint.path": jc.Checkpoint,
-    "Profile.log_dir": lambda path: jc.Profile(True, log_dir=path),
-    "Scalars.log_dir": lambda path: jc.Scalars({}, log_dir=path),
-    "Histogram.log_dir": lambda path: jc.Histogram("h", np.zeros(3), log_dir=path),
-    "Image.log_dir": lambda path: jc.Image("i", np.zeros((2, 2)), log_dir=path),
-    "Figure.log_dir": lambda path: jc.Figure("f", lambda values: None, log_dir=path, of="params"),
-    "Text.log_dir": lambda path: jc.Text("t", "text", log_dir=path),
-    "Graph.log_dir": lambda path: jc.Graph(log_dir=path),
-    "Embedding.log_dir": lambda path: jc.Embedding("e", np.eye(2), log_dir=path),
-    "Configuration.log_dir": lambda path: jc.Configuration(log_dir=path),
-    "HParams.log_dir": lambda path: jc.HParams(log_dir=path),
+    "WandbLogger.dir": lambda path: jc.callbacks.WandbLogger("project", dir=path),
+    "Row.path": lambda path: jc.actions.Row({}, {}, path),
+    "JSONLine.path": lambda path: jc.actions.JSONLine({}, {}, path),
+    "Checkpoint.path": jc.actions.Checkpoint,
+    "Profile.log_dir": lambda path: jc.actions.Profile(True, log_dir=path),
+    "Scalars.log_dir": lambda path: jc.actions.Scalars({}, log_dir=path),
+    "Histogram.log_dir": lambda path: jc.actions.Histogram("h", np.zeros(3), log_dir=path),
+    "Image.log_dir": lambda path: jc.actions.Image("i", np.zeros((2, 2)), log_dir=path),
+    "Figure.log_dir": lambda path: jc.actions.Figure("f", lambda values: None, log_dir=path, of="params"),
+    "Text.log_dir": lambda path: jc.actions.Text("t", "text", log_dir=path),
+    "Graph.log_dir": lambda path: jc.actions.Graph(log_dir=path),
+    "Embedding.log_dir": lambda path: jc.actions.Embedding("e", np.eye(2), log_dir=path),
+    "Configuration.log_dir": lambda path: jc.actions.Configuration(log_dir=path),
+    "HParams.log_dir": lambda path: jc.actions.HParams(log_dir=path),
 }
 # where other kinds of value are taken as well
 TEXTS_ONLY: dict[str, Any] = {
     "replay.source": lambda path: jc.replay(jc.EarlyStopping(), path),
     "TensorBoard.embeddings_metadata": lambda path: jc.TensorBoard(embeddings_freq=1, embeddings_metadata=path),
-    "Embedding.labels": lambda path: jc.Embedding("e", np.eye(2), path),
+    "Embedding.labels": lambda path: jc.actions.Embedding("e", np.eye(2), path),
 }
 NO_ARGUMENTS = {  # a service's address; another member; what is handed back
     "RemoteMonitor.path",
@@ -206,7 +206,7 @@ def everything(away: Any, labels: str) -> list[Any]:
     return [
         jc.ModelCheckpoint("saves/{epoch}", "loss", save_weights_only=True, max_to_keep=2),
         jc.CSVLogger("log.csv"),
-        jc.JSONLogger("log.jsonl"),
+        jc.callbacks.JSONLogger("log.jsonl"),
         jc.TensorBoard(embeddings_freq=1, embeddings_metadata={"w": labels}),
         jc.LambdaCallback(on_epoch_end=lambda epoch, logs: os.chdir(away), name="away"),
     ]
@@ -232,7 +232,7 @@ def test_a_recorder_stays_where_it_began(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "one")
     with jc.Recorder(callbacks=None, verbose=0) as recorder:
         for step in (1, 2):
-            recorder.perform(jc.Row({"a": 1.0}, {"a": True}, "log.csv"), step=step)
+            recorder.perform(jc.actions.Row({"a": 1.0}, {"a": True}, "log.csv"), step=step)
             os.chdir(tmp_path / "two")
     assert list((tmp_path / "two").iterdir()) == []
     assert len((tmp_path / "one" / "log.csv").read_text().splitlines()) == 3
@@ -264,7 +264,7 @@ def test_what_is_saved_can_be_read_whatever_it_is_called(tmp_path, odd):
         with jc.Recorder(tmp_path / odd / "run", verbose=0) as recorder:
             path = f"./{odd}/save".replace("{", "{{").replace("}", "}}")
             new = state.replace(params={"w": state.params["w"] + again, "b": state.params["b"]})
-            recorder.perform(jc.Checkpoint(path, "model"), new, step=1)
+            recorder.perform(jc.actions.Checkpoint(path, "model"), new, step=1)
         assert recorder.files == (where,)
         for read in (jc.load(where), jc.load(str(where), what="model")):
             np.testing.assert_array_equal(read["params"]["w"], new.params["w"])
@@ -290,7 +290,7 @@ def test_a_run_goes_on_whatever_its_files_are_called(tmp_path, odd):
         callbacks = [
             jc.ModelCheckpoint(f"{odd.replace('{', '{{').replace('}', '}}')}/{{epoch}}", "loss", max_to_keep=2),
             jc.CSVLogger(f"{odd}.csv"),
-            jc.JSONLogger(f"{odd}.jsonl"),
+            jc.callbacks.JSONLogger(f"{odd}.jsonl"),
             jc.TensorBoard(f"{odd}/logs", write_graph=False),
         ]
         run_dir = tmp_path / where / odd
@@ -350,7 +350,7 @@ def test_a_checkpoint_that_was_written_without_its_index_is_read(tmp_path, moved
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_orbax, "local", str)
         with jc.Recorder(where, verbose=0) as recorder:
-            recorder.perform(jc.Checkpoint("save", "state"), state, step=1)
+            recorder.perform(jc.actions.Checkpoint("save", "state"), state, step=1)
     if moved:
         where = where.rename(tmp_path / "plain")
     before = tree(where)

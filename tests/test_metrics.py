@@ -23,10 +23,11 @@ def test_values_are_strongly_typed():
 def test_an_unknown_name_lists_the_names_that_exist():
     metrics = jc.Metrics({"val_loss": 1.0, "loss": 2.0})
     with pytest.raises(
-        jc.MissingMetricError, match=r"no metric 'val_los' here. Metrics here: loss, val_loss. Did you mean 'val_loss'"
+        jc.errors.MissingMetricError,
+        match=r"no metric 'val_los' here. Metrics here: loss, val_loss. Did you mean 'val_loss'",
     ):
         metrics["val_los"]
-    with pytest.raises(jc.MissingMetricError, match=r"Metrics here: none"):
+    with pytest.raises(jc.errors.MissingMetricError, match=r"Metrics here: none"):
         jc.Metrics({}).fresh("loss")
 
 

@@ -1,6 +1,7 @@
 """What `import jaxcb` gives: every name of the stub, each imported when it is first used."""
 
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -11,12 +12,15 @@ import pytest
 import jaxcb as jc
 
 STUB = Path(jc.__file__).with_suffix(".pyi").read_text()
+TOP_LEVEL = 60  # names at most; the others are in namespaces
+NAMESPACES = ["actions", "callbacks", "distributed", "errors", "models", "probes", "search", "testing", "writers"]
 
 
 def test_the_stub_lists_each_name_once_in_the_form_that_type_checkers_take_as_public():
     lines = STUB.splitlines()[2:]
     assert all(re.fullmatch(r"from (\S+) import (\w+) as \2", line) for line in lines)
-    assert len({line.split()[-1] for line in lines}) == len(lines) == len(jc.__all__)
+    assert sorted(line.split()[-1] for line in lines) == sorted(jc.__all__)
+    assert len(jc.__all__) == len(set(jc.__all__)) <= TOP_LEVEL
 
 
 @pytest.mark.parametrize("name", jc.__all__)
@@ -25,7 +29,26 @@ def test_each_name_is_what_its_module_has(name):
     assert module is not None
     expected = importlib.import_module(module[1])
     assert getattr(jc, name) is (getattr(expected, name) if expected is not jc else sys.modules[f"jaxcb.{name}"])
-    assert name in dir(jc)
+
+
+def test_only_public_names_are_listed():
+    assert dir(jc) == sorted(jc.__all__)
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_a_namespace_lists_what_it_has(namespace):
+    module = getattr(jc, namespace)
+    assert module.__doc__
+    assert all(hasattr(module, name) for name in module.__all__)
+    public = {name for name, value in vars(module).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    assert public == set(module.__all__)
+
+
+def test_every_callback_of_the_top_level_is_among_the_callbacks():
+    top = [getattr(jc, name) for name in jc.__all__]
+    kinds = [v for v in top if isinstance(v, type) and issubclass(v, jc.Callback) and v.__init__ is not object.__init__]
+    bases = {jc.Callback, jc.PopulationCallback}
+    assert {kind.__name__ for kind in kinds if kind not in bases} <= set(jc.callbacks.__all__)
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

@@ -47,7 +47,7 @@ def test_the_stack_of_a_scan_is_written_moment_by_moment(tmp_path):
 
 def test_host_actions_get_the_state_of_the_loop(tmp_path):
     seen = []
-    actions = (jc.Call(lambda run: seen.append(run.state.params)), jc.Checkpoint("saved"))
+    actions = (jc.actions.Call(lambda run: seen.append(run.state.params)), jc.actions.Checkpoint("saved"))
     callback = jc.chain(jc.make_callback(on_epoch_end=lambda state, metrics: (state, actions)))
     train = jc.TrainState.create(params=jnp.arange(3.0))
     _, actions = callback.on_epoch_end(callback.init(), jc.Metrics({"loss": 1.0}))

@@ -28,9 +28,9 @@ class Rate:
     def apply(self, actions):
         factor = floor = None
         for action in actions:
-            if isinstance(action, jc.SetLearningRate):
+            if isinstance(action, jc.actions.SetLearningRate):
                 self.override = np.float32(action.value)
-            elif isinstance(action, jc.ScaleLearningRate):
+            elif isinstance(action, jc.actions.ScaleLearningRate):
                 factor = np.float32(1 if factor is None else factor) * np.float32(action.factor)
                 floor = max(np.float32(action.floor), floor or np.float32(0))
         if factor is not None:
@@ -88,7 +88,7 @@ def plain(callbacks, rows, base=1.0):
                 )
             last |= new
             reported |= dict.fromkeys(new, step)
-            if any(isinstance(a, jc.Stop) for a in actions[-1]):
+            if any(isinstance(a, jc.actions.Stop) for a in actions[-1]):
                 stopped = epoch
         scales[-1] = rate.scale
         before = step
@@ -233,7 +233,7 @@ def test_a_value_is_not_seen_before_its_report():
 
 def test_nothing_happens_after_the_first_stop():
     count = jc.make_callback(
-        init=lambda: jnp.int32(0), on_epoch_end=lambda s, m: (s + 1, jc.Print("on")), name="callback"
+        init=lambda: jnp.int32(0), on_epoch_end=lambda s, m: (s + 1, jc.actions.Print("on")), name="callback"
     )
     got = jc.replay([count, jc.EarlyStopping(patience=1)], {"val_loss": [1.0, 2.0, 3.0, 4.0]})
     assert got.stopped_epoch == 1
@@ -255,7 +255,9 @@ def test_all_reasons_of_the_stop_are_kept():
 
 
 def test_a_stop_before_an_epoch_leaves_it_out():
-    at_two = jc.make_callback(on_epoch_begin=lambda s, m: (s, jc.Stop(m.epoch == 2, "two at {step}")), name="callback")
+    at_two = jc.make_callback(
+        on_epoch_begin=lambda s, m: (s, jc.actions.Stop(m.epoch == 2, "two at {step}")), name="callback"
+    )
     got = jc.replay([at_two, jc.History()], {"loss": [1.0] * 4})
     assert (got.stopped_epoch, got.stop_reason) == (2, "callback: two at 3")
     assert kinds(got.actions) == [[("Remember", "History")]] * 2 + [[("Stop", "callback")], []]
@@ -263,14 +265,14 @@ def test_a_stop_before_an_epoch_leaves_it_out():
 
 def test_begin_and_end():
     both = jc.make_callback(
-        on_train_begin=lambda s, m: (s, jc.ScaleLearningRate(0.5)),
-        on_train_end=lambda s, m: (s, jc.Print("{loss} at {step}")),
+        on_train_begin=lambda s, m: (s, jc.actions.ScaleLearningRate(0.5)),
+        on_train_end=lambda s, m: (s, jc.actions.Print("{loss} at {step}")),
     )
     got = jc.replay([both], {"loss": [1.0, 2.0]})
-    assert [type(a) for a in got.begin] == [jc.ScaleLearningRate]
+    assert [type(a) for a in got.begin] == [jc.actions.ScaleLearningRate]
     assert float(got.end[0].values["loss"]) == 2.0
     assert got.lr_scale.tolist() == [0.5, 0.5]
-    stops = jc.make_callback(on_train_begin=lambda s, m: (s, jc.Stop(True, "never")), name="callback")
+    stops = jc.make_callback(on_train_begin=lambda s, m: (s, jc.actions.Stop(True, "never")), name="callback")
     got = jc.replay([stops, jc.History()], {"loss": [1.0, 2.0]})
     assert (got.stopped_epoch, got.stop_reason, kinds(got.actions)) == (0, "callback: never", [[], []])
 
@@ -310,7 +312,7 @@ def test_restored_weights_need_no_model():
     callback = jc.EarlyStopping(patience=1, restore_best_weights=True)
     got = jc.replay([callback], {"val_loss": [2.0, 1.0, 3.0]})
     assert kinds(got.actions) == [[("Snapshot", "EarlyStopping")]] * 2 + [[("Stop", "EarlyStopping")]]
-    assert [type(a) for a in got.end] == [jc.Restore]
+    assert [type(a) for a in got.end] == [jc.actions.Restore]
 
 
 def test_each_hook_is_traced_once():
@@ -331,7 +333,7 @@ def test_each_hook_is_traced_once():
 
 def test_a_missing_monitor_lists_the_names():
     with pytest.raises(
-        jc.MissingMetricError, match=r"EarlyStopping.*val_loss.*accuracy, base_learning_rate, l.*, loss"
+        jc.errors.MissingMetricError, match=r"EarlyStopping.*val_loss.*accuracy, base_learning_rate, l.*, loss"
     ):
         jc.replay([jc.EarlyStopping()], {"loss": [1.0], "accuracy": [0.5]})
 
@@ -368,7 +370,7 @@ def test_no_callbacks_do_nothing():
     ],
 )
 def test_sources_that_cannot_be_read(source, message):
-    with pytest.raises(jc.DataError, match=message):
+    with pytest.raises(jc.errors.DataError, match=message):
         jc.replay([jc.History()], source)
 
 
@@ -386,7 +388,7 @@ def test_sources_that_cannot_be_read(source, message):
 def test_files_that_cannot_be_read(tmp_path, text, message):
     path = tmp_path / "history.csv"
     path.write_text(text)
-    with pytest.raises(jc.DataError, match=message):
+    with pytest.raises(jc.errors.DataError, match=message):
         jc.replay([jc.History()], path)
 
 
@@ -409,7 +411,7 @@ def test_many_records_are_quick(tmp_path):
     callbacks = [*catalogue()[1:], jc.EarlyStopping(patience=1_000)]
     got = jc.replay(callbacks, path)
     assert len(got.actions) == count
-    assert any(isinstance(a, jc.Stop) for a in got.actions[got.stopped_epoch])
+    assert any(isinstance(a, jc.actions.Stop) for a in got.actions[got.stopped_epoch])
 
 
 def test_a_run_that_stopped_at_a_validation_in_an_epochs_middle_replays():

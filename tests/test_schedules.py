@@ -46,7 +46,7 @@ def test_at_scale_one_it_is_plain_optax(name):
 def test_a_scale_is_another_rate_from_then_on(name):
     halved = train(OPTIMIZERS[name](lambda count: SCHEDULE(count) * jnp.where(count < 2, 1.0, 0.5)), params())
     ours = train(
-        jc.adjustable_lr(OPTIMIZERS[name], learning_rate=SCHEDULE), params(), actions=jc.ScaleLearningRate(0.5)
+        jc.adjustable_lr(OPTIMIZERS[name], learning_rate=SCHEDULE), params(), actions=jc.actions.ScaleLearningRate(0.5)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7), ours.params, halved.params)
 
@@ -66,11 +66,13 @@ def test_no_change_of_rate_retraces():
     state = jc.TrainState.create(params=params(), tx=jc.adjustable_lr(optax.adam, learning_rate=SCHEDULE))
     step = jax.jit(lambda s: s.apply_gradients(s.params))
     change = jax.jit(
-        lambda s, x: jc.apply((jc.ScaleLearningRate(x, when=x < 0.9), jc.SetLearningRate(x, when=x > 0.5)), s)
+        lambda s, x: jc.apply(
+            (jc.actions.ScaleLearningRate(x, when=x < 0.9), jc.actions.SetLearningRate(x, when=x > 0.5)), s
+        )
     )
     for x in (0.1, 0.7, 0.95):
         state = change(step(state), jnp.float32(x))
-    jc.apply(jc.ScaleLearningRate(0.5), state)
+    jc.apply(jc.actions.ScaleLearningRate(0.5), state)
     step(state)
     assert step._cache_size() == 1
     assert change._cache_size() == 1
@@ -82,24 +84,27 @@ def rate_after(actions, learning_rate=1.0):
 
 
 def test_scales_multiply_and_the_later_set_holds():
-    half, quarter = jc.ScaleLearningRate(0.5), jc.ScaleLearningRate(0.25)
+    half, quarter = jc.actions.ScaleLearningRate(0.5), jc.actions.ScaleLearningRate(0.25)
     assert rate_after((half, quarter)) == 0.125
-    assert rate_after((jc.SetLearningRate(8.0), half, jc.SetLearningRate(2.0))) == 1.0
-    assert rate_after((half, jc.ScaleLearningRate(0.5, when=False), jc.SetLearningRate(3, when=False))) == 0.5
-    assert rate_after(jc.ScaleLearningRate(2)) == 2.0
+    assert rate_after((jc.actions.SetLearningRate(8.0), half, jc.actions.SetLearningRate(2.0))) == 1.0
+    assert (
+        rate_after((half, jc.actions.ScaleLearningRate(0.5, when=False), jc.actions.SetLearningRate(3, when=False)))
+        == 0.5
+    )
+    assert rate_after(jc.actions.ScaleLearningRate(2)) == 2.0
 
 
 def test_floors_hold_after_all_scales_of_the_moment():
-    assert rate_after((jc.ScaleLearningRate(0.1, 0.25), jc.ScaleLearningRate(0.5))) == 0.25
-    assert rate_after((jc.ScaleLearningRate(0.5, 0.25), jc.ScaleLearningRate(0.5, 0.125))) == 0.25
-    assert rate_after(jc.ScaleLearningRate(0.1, 0.25, when=False)) == 1.0
-    assert rate_after(jc.ScaleLearningRate(0.5, 3.0)) == 1.0  # a floor above the rate raises nothing
+    assert rate_after((jc.actions.ScaleLearningRate(0.1, 0.25), jc.actions.ScaleLearningRate(0.5))) == 0.25
+    assert rate_after((jc.actions.ScaleLearningRate(0.5, 0.25), jc.actions.ScaleLearningRate(0.5, 0.125))) == 0.25
+    assert rate_after(jc.actions.ScaleLearningRate(0.1, 0.25, when=False)) == 1.0
+    assert rate_after(jc.actions.ScaleLearningRate(0.5, 3.0)) == 1.0  # a floor above the rate raises nothing
 
 
 @pytest.mark.parametrize("base", [0.1, 0.3, 1e-3, 7e-5])
 @pytest.mark.parametrize("floor", [1e-3, 0.007, 3.3e-6])
 def test_a_floor_is_never_passed_upwards(base, floor):
-    rate = rate_after(jc.ScaleLearningRate(1e-6, floor), base)
+    rate = rate_after(jc.actions.ScaleLearningRate(1e-6, floor), base)
     assert rate <= np.float32(max(floor, 0.0)) or rate == np.float32(base)
     if floor < base:
         np.testing.assert_allclose(rate, floor, rtol=3e-7)
@@ -107,7 +112,7 @@ def test_a_floor_is_never_passed_upwards(base, floor):
 
 def test_a_set_holds_over_the_schedule():
     state = jc.TrainState.create(params=params(), tx=jc.adjustable_lr(optax.sgd, learning_rate=SCHEDULE))
-    state = jc.apply((jc.SetLearningRate(0.25), jc.ScaleLearningRate(0.5)), state)
+    state = jc.apply((jc.actions.SetLearningRate(0.25), jc.actions.ScaleLearningRate(0.5)), state)
     for _ in range(3):
         state = state.apply_gradients(state.params)
     assert float(state.learning_rate.base()) == 0.25
@@ -124,14 +129,15 @@ def test_applied_is_the_rate_of_the_last_update():
 
 def test_a_ready_made_optimizer_is_scaled_at_its_updates():
     plain = train(optax.adam(lambda count: jnp.where(count < 2, 0.1, 0.05)), params())
-    ours = train(scaled_updates(optax.adam(0.1)), params(), actions=jc.ScaleLearningRate(0.5))
+    ours = train(scaled_updates(optax.adam(0.1)), params(), actions=jc.actions.ScaleLearningRate(0.5))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), ours.params, plain.params)
     bf16 = train(scaled_updates(optax.adam(0.1)), params(jnp.bfloat16))
     assert {x.dtype for x in jax.tree.leaves(bf16.params)} == {jnp.dtype(jnp.bfloat16)}
 
 
 @pytest.mark.parametrize(
-    "action", [jc.SetLearningRate(0.1, owner="mine"), jc.ScaleLearningRate(0.5, floor=0.01, owner="mine")]
+    "action",
+    [jc.actions.SetLearningRate(0.1, owner="mine"), jc.actions.ScaleLearningRate(0.5, floor=0.01, owner="mine")],
 )
 def test_a_ready_made_optimizer_hides_its_rate(action):
     state = jc.TrainState.create(params={}, tx=scaled_updates(optax.adam(0.1)))
@@ -144,7 +150,7 @@ def test_without_a_rate_the_error_says_what_to_do():
     with pytest.raises(
         ValueError, match=r"ReduceLROnPlateau: a callback wants to change the learning rate.*adjustable_lr"
     ):
-        jc.apply(jc.ScaleLearningRate(0.5, owner="ReduceLROnPlateau"), state)
+        jc.apply(jc.actions.ScaleLearningRate(0.5, owner="ReduceLROnPlateau"), state)
     with pytest.raises(ValueError, match=r"gives it no way to"):
         _ = state.learning_rate
 
@@ -167,6 +173,6 @@ def test_an_optimizer_within_others_is_found():
     tx = optax.chain(
         optax.clip(1.0), optax.masked(jc.adjustable_lr(optax.adam, learning_rate=0.1), {"w": True, "b": False})
     )
-    state = jc.apply(jc.ScaleLearningRate(0.5), jc.TrainState.create(params=params(), tx=tx))
+    state = jc.apply(jc.actions.ScaleLearningRate(0.5), jc.TrainState.create(params=params(), tx=tx))
     assert isinstance(state.learning_rate, LearningRate)
     np.testing.assert_allclose(state.learning_rate.effective(), 0.05)

@@ -223,11 +223,11 @@ def updated(actions):
 
 
 def test_skip_update_leaves_all_but_the_count():
-    state, new = updated(jc.SkipUpdate())
+    state, new = updated(jc.actions.SkipUpdate())
     jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
     jax.tree.map(np.testing.assert_array_equal, new.opt_state, state.opt_state)
     assert int(new.step) == 1
-    _, kept = updated(jc.SkipUpdate(when=False))
+    _, kept = updated(jc.actions.SkipUpdate(when=False))
     assert float(kept.params["head"]["b"]) == 0.0
 
 
@@ -241,19 +241,21 @@ def test_skip_update_leaves_all_but_the_count():
     ],
 )
 def test_scale_updates_freezes_what_its_pattern_matches(where, scaled):
-    _, new = updated(jc.ScaleUpdates(0.0, where))
+    _, new = updated(jc.actions.ScaleUpdates(0.0, where))
     left = {f"{a}/{b}": float(jnp.max(x)) for a, part in new.params.items() for b, x in part.items()}
     assert left == {name: 1.0 if name in scaled else 0.0 for name in left}
 
 
 def test_scales_multiply_and_each_looks_at_its_own_predicate():
-    _, new = updated((jc.ScaleUpdates(0.5), jc.ScaleUpdates(0.5, "head/b"), jc.ScaleUpdates(0.0, when=False)))
+    _, new = updated(
+        (jc.actions.ScaleUpdates(0.5), jc.actions.ScaleUpdates(0.5, "head/b"), jc.actions.ScaleUpdates(0.0, when=False))
+    )
     assert (float(new.params["backbone"]["w"][0]), float(new.params["head"]["b"])) == (0.5, 0.75)
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():
     with pytest.raises(ValueError, match=r"where='backbon/\*\*' matches no parameter. Parameters: backbone/w, head/b"):
-        updated(jc.ScaleUpdates(0.0, "backbon/**"))
+        updated(jc.actions.ScaleUpdates(0.0, "backbon/**"))
 
 
 class Freeze(jc.Callback):
@@ -262,7 +264,10 @@ class Freeze(jc.Callback):
     where: str = jc.static(default="backbone/**")
 
     def on_before_update(self, state, metrics):
-        return state, (jc.ScaleUpdates(0.0, self.where), jc.SkipUpdate(when=(metrics.step + 1) % 3 == 0))
+        return state, (
+            jc.actions.ScaleUpdates(0.0, self.where),
+            jc.actions.SkipUpdate(when=(metrics.step + 1) % 3 == 0),
+        )
 
 
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
@@ -319,7 +324,7 @@ def test_loop_runs_it_with_step_and_refuses_it_with_an_opaque_step():
         jc.Loop(opaque, callbacks=[Freeze()]).run(state, LOSSES, epochs=1, verbose=0)
 
 
-@pytest.mark.parametrize("action", [jc.SkipUpdate(), jc.ScaleUpdates(0.5)], ids=type)
+@pytest.mark.parametrize("action", [jc.actions.SkipUpdate(), jc.actions.ScaleUpdates(0.5)], ids=type)
 def test_actions_on_the_update_are_refused_elsewhere(action):
     late = jc.make_callback(on_batch_end=lambda state, metrics: (state, action), name="Late")
     with pytest.raises(

@@ -71,7 +71,7 @@ def test_a_run_prints_the_step_that_it_trains(capsys):
     fit(
         epochs=1,
         batch_size=8,
-        callbacks=[jc.ModelSummary()],
+        callbacks=[jc.callbacks.ModelSummary()],
         model=Net(nnx.Rngs(0)),
         loss_fn=net_loss,
         data=IMAGES,
@@ -86,14 +86,14 @@ def test_a_run_prints_the_step_that_it_trains(capsys):
 
 
 def test_a_run_shows_the_flops_of_its_step(capsys):
-    fit(epochs=1, batch_size=35, callbacks=[jc.ModelSummary(), jc.ModelSummary(verbose=0)])
+    fit(epochs=1, batch_size=35, callbacks=[jc.callbacks.ModelSummary(), jc.callbacks.ModelSummary(verbose=0)])
     out = capsys.readouterr().out
     assert out.count("forward pass 210 FLOP a batch · training step") == 2
 
 
 def test_a_writer_without_a_step_makes_do_with_the_arrays(capsys):
     writer = SummaryWriter(Context(None, SimpleNamespace(state=make_state(), traced_step=None), 0, 1))
-    writer.write(SimpleNamespace(action=jc.Summarize(verbose=0)))
+    writer.write(SimpleNamespace(action=jc.actions.Summarize(verbose=0)))
     assert capsys.readouterr().out == "4 parameters · 4 trained, 0 not · 16 B\n"
 
 

@@ -20,15 +20,21 @@ def read(directory):
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: jc.Embedding("e"), "one of two"),
-        (lambda: jc.Embedding("e", jnp.ones(3)), r"vectors of shape \(3,\), expected \(rows, size\)"),
-        (lambda: jc.Embedding("e", jnp.ones((3, 2)), ("a", "b")), "has 3 rows and 2 labels"),
-        (lambda: jc.Embedding("e", jnp.ones((3, 2)), classes=jnp.zeros(2, jnp.int32)), r"integers of shape \(3,\)"),
-        (lambda: jc.Embedding("e", jnp.ones((3, 2)), classes=jnp.zeros(3)), r"integers of shape \(3,\)"),
-        (lambda: jc.Embedding("e", jnp.ones((3, 2)), sprites=jnp.ones((2, 4, 4))), "3 rows and 2 sprites"),
-        (lambda: jc.Embedding("e", jnp.ones((3, 2)), sprites=jnp.ones((3, 4))), r"expected \(rows, height, width\)"),
-        (lambda: jc.Figure("f", max, {"x": 1.0}, of="params"), "one of two"),
-        (lambda: jc.HParams(final={"loss": jnp.ones(2)}), "final takes scalars, got 'loss' of shape"),
+        (lambda: jc.actions.Embedding("e"), "one of two"),
+        (lambda: jc.actions.Embedding("e", jnp.ones(3)), r"vectors of shape \(3,\), expected \(rows, size\)"),
+        (lambda: jc.actions.Embedding("e", jnp.ones((3, 2)), ("a", "b")), "has 3 rows and 2 labels"),
+        (
+            lambda: jc.actions.Embedding("e", jnp.ones((3, 2)), classes=jnp.zeros(2, jnp.int32)),
+            r"integers of shape \(3,\)",
+        ),
+        (lambda: jc.actions.Embedding("e", jnp.ones((3, 2)), classes=jnp.zeros(3)), r"integers of shape \(3,\)"),
+        (lambda: jc.actions.Embedding("e", jnp.ones((3, 2)), sprites=jnp.ones((2, 4, 4))), "3 rows and 2 sprites"),
+        (
+            lambda: jc.actions.Embedding("e", jnp.ones((3, 2)), sprites=jnp.ones((3, 4))),
+            r"expected \(rows, height, width\)",
+        ),
+        (lambda: jc.actions.Figure("f", max, {"x": 1.0}, of="params"), "one of two"),
+        (lambda: jc.actions.HParams(final={"loss": jnp.ones(2)}), "final takes scalars, got 'loss' of shape"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(make, match):
@@ -39,9 +45,9 @@ def test_what_does_not_fit_together_is_refused(make, match):
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: jc.Figure("f", "draw"), "takes a function of its values, got a str"),
-        (lambda: jc.Graph(jnp.sin), "what jax.make_jaxpr"),
-        (lambda: jc.Embedding("e", jnp.ones((3, 2), jnp.complex64)), "expected real numbers"),
+        (lambda: jc.actions.Figure("f", "draw"), "takes a function of its values, got a str"),
+        (lambda: jc.actions.Graph(jnp.sin), "what jax.make_jaxpr"),
+        (lambda: jc.actions.Embedding("e", jnp.ones((3, 2), jnp.complex64)), "expected real numbers"),
     ],
 )
 def test_what_is_of_another_kind_is_refused(make, match):
@@ -61,14 +67,14 @@ def test_a_recorder_performs_them_all(tmp_path):
     jaxpr = jax.make_jaxpr(lambda params, x: x @ params["w"])({"w": jnp.ones((3, 2))}, jnp.ones(3))
     with jc.Recorder(tmp_path, verbose=0) as recorder:
         actions = (
-            jc.Graph(jaxpr),
-            jc.HParams({"units": 3}),
-            jc.Figure("weights", draw, of="params", where="b"),
-            jc.Embedding("words", of="params", where="**embedding", labels=("a", "b", "c")),
-            jc.Embedding("twice", of=lambda train: 2.0 * train.params["a"]["embedding"], classes=jnp.arange(3)),
+            jc.actions.Graph(jaxpr),
+            jc.actions.HParams({"units": 3}),
+            jc.actions.Figure("weights", draw, of="params", where="b"),
+            jc.actions.Embedding("words", of="params", where="**embedding", labels=("a", "b", "c")),
+            jc.actions.Embedding("twice", of=lambda train: 2.0 * train.params["a"]["embedding"], classes=jnp.arange(3)),
         )
         recorder.perform(actions, state, step=7)
-        recorder.perform(jc.HParams(final={"loss": 0.5}), step=9)
+        recorder.perform(jc.actions.HParams(final={"loss": 0.5}), step=9)
     train = read(tmp_path / "logs" / "train")
     assert [node.name for node in train.Graph().node][-1] == "output_0"
     (image,) = train.Images("weights")
@@ -87,7 +93,7 @@ def test_a_recorder_knows_no_step_to_draw(tmp_path):
         jc.Recorder(tmp_path, verbose=0) as recorder,
         pytest.raises(ValueError, match="a hand-written loop does not tell: pass Graph"),
     ):
-        recorder.perform(jc.Graph(), step=0)
+        recorder.perform(jc.actions.Graph(), step=0)
 
 
 def test_labels_that_are_no_file_are_refused(tmp_path):
@@ -95,20 +101,20 @@ def test_labels_that_are_no_file_are_refused(tmp_path):
         jc.Recorder(tmp_path, verbose=0) as recorder,
         pytest.raises(FileNotFoundError, match=r"labels of Embedding 'e' are to come from .*words.tsv, which is no"),
     ):
-        recorder.perform(jc.Embedding("e", jnp.eye(2), str(tmp_path / "words.tsv")), step=0)
+        recorder.perform(jc.actions.Embedding("e", jnp.eye(2), str(tmp_path / "words.tsv")), step=0)
 
 
 def test_labels_of_several_columns_come_from_a_file(tmp_path):
     labels = tmp_path / "words.tsv"
     labels.write_text("word\tcount\ncat\t3\ndog\t5\n")
     with jc.Recorder(tmp_path, verbose=0) as recorder:
-        recorder.perform(jc.Embedding("e", jnp.eye(2), labels), step=0)
+        recorder.perform(jc.actions.Embedding("e", jnp.eye(2), labels), step=0)
     assert (tmp_path / "logs/train/projector/e_step_0/labels.tsv").read_text() == labels.read_text()
 
 
 def test_labels_with_tabs_and_newlines_keep_their_row(tmp_path):
     with jc.Recorder(tmp_path, verbose=0) as recorder:
-        recorder.perform(jc.Embedding("e", jnp.eye(3), ("a\tb", "c\nd", "")), step=0)
+        recorder.perform(jc.actions.Embedding("e", jnp.eye(3), ("a\tb", "c\nd", "")), step=0)
     lines = (tmp_path / "logs/train/projector/e_step_0/labels.tsv").read_text().split("\n")
     assert lines == ["a b", "c d", " ", ""]
 
@@ -161,6 +167,6 @@ def test_a_profile_beside_another_is_an_error_that_says_so(tmp_path):
     jax.profiler.start_trace(str(tmp_path / "other"))
     try:
         with jc.Recorder(tmp_path, verbose=0) as recorder, pytest.raises(RuntimeError, match="end the other first"):
-            recorder.perform(jc.Profile(True), jc.TrainState.create(params={"w": jnp.ones(1)}), step=0)
+            recorder.perform(jc.actions.Profile(True), jc.TrainState.create(params={"w": jnp.ones(1)}), step=0)
     finally:
         jax.profiler.stop_trace()

@@ -86,14 +86,16 @@ def test_unknown_kinds_of_named_weights_are_refused():
 
 def test_any_stop_stops_and_it_stays():
     state = create()
-    assert not jc.apply(jc.Stop(False), state).stop
-    state = jc.apply((jc.Stop(False), jc.Stop(True)), state)
-    assert jc.apply(jc.Stop(False), state).stop
+    assert not jc.apply(jc.actions.Stop(False), state).stop
+    state = jc.apply((jc.actions.Stop(False), jc.actions.Stop(True)), state)
+    assert jc.apply(jc.actions.Stop(False), state).stop
 
 
 def test_controls_are_set_where_when_holds():
     state = jc.TrainState.create(params={}, controls={"a": 1.0, "b": 2.0})
-    state = jc.apply((jc.SetControl("a", 5), jc.SetControl("b", 5, when=False), jc.SetControl("a", 6)), state)
+    state = jc.apply(
+        (jc.actions.SetControl("a", 5), jc.actions.SetControl("b", 5, when=False), jc.actions.SetControl("a", 6)), state
+    )
     assert {k: float(v) for k, v in state.controls.items()} == {"a": 6.0, "b": 2.0}
     assert state.controls["a"].dtype == jnp.float32
 
@@ -101,12 +103,12 @@ def test_controls_are_set_where_when_holds():
 def test_an_undeclared_control_is_refused():
     state = jc.TrainState.create(params={}, controls={"beta": 1.0})
     with pytest.raises(ValueError, match=r"'bta', which was not declared. Controls: beta. Did you mean 'beta'\?"):
-        jc.apply(jc.SetControl("bta", 1.0), state)
+        jc.apply(jc.actions.SetControl("bta", 1.0), state)
 
 
 def test_other_actions_pass_by():
     state = create()
-    assert_same(jc.apply((jc.Print(text="x"), jc.Call(print), None), state), state)
+    assert_same(jc.apply((jc.actions.Print(text="x"), jc.actions.Call(print), None), state), state)
 
 
 # Named weights
@@ -115,8 +117,8 @@ def test_other_actions_pass_by():
 @pytest.mark.parametrize("slot", ["params", "model", "optimizer"])
 def test_snapshot_then_restore_gives_back_what_was(slot):
     start = create()
-    late = moved(jc.apply(jc.Snapshot(slot, owner="o"), start))
-    back = jc.apply(jc.Restore(slot, owner="o"), late)
+    late = moved(jc.apply(jc.actions.Snapshot(slot, owner="o"), start))
+    back = jc.apply(jc.actions.Restore(slot, owner="o"), late)
     parts = {
         "params": ["params"],
         "model": ["params", "model_state"],
@@ -126,24 +128,24 @@ def test_snapshot_then_restore_gives_back_what_was(slot):
         assert_same(getattr(back, part), getattr(start if part in parts[slot] else late, part))
 
 
-@pytest.mark.parametrize("action", [jc.Restore, jc.Swap])
+@pytest.mark.parametrize("action", [jc.actions.Restore, jc.actions.Swap])
 def test_what_was_never_filled_is_not_restored(action):
     state = create()
     assert_same(jc.apply(action("model", owner="o"), state), state)
 
 
 def test_swap_twice_changes_nothing():
-    state = moved(jc.apply(jc.Snapshot("model", owner="o"), create()))
-    once = jc.apply(jc.Swap("model", owner="o"), state)
+    state = moved(jc.apply(jc.actions.Snapshot("model", owner="o"), create()))
+    once = jc.apply(jc.actions.Swap("model", owner="o"), state)
     assert_same(once.params, create().params)
     assert_same(once.weights["o/model"].value["params"], state.params)
-    assert_same(jc.apply(jc.Swap("model", owner="o"), once), state)
+    assert_same(jc.apply(jc.actions.Swap("model", owner="o"), once), state)
 
 
 def test_average_copies_first_then_moves_and_keeps_integers():
-    state = jc.apply(jc.Average("params", owner="o", decay=0.75), create())
+    state = jc.apply(jc.actions.Average("params", owner="o", decay=0.75), create())
     assert_same(state.weights["o/params"].value["params"], state.params)
-    state = jc.apply(jc.Average("params", owner="o", decay=0.75), moved(state, by=4.0))
+    state = jc.apply(jc.actions.Average("params", owner="o", decay=0.75), moved(state, by=4.0))
     np.testing.assert_allclose(state.weights["o/params"].value["params"]["w"], jnp.arange(3.0) + 1.0)
     assert int(state.weights["o/params"].value["params"]["n"]) == 5
 
@@ -153,7 +155,7 @@ def test_average_keeps_a_small_dtype():
         params={"w": jnp.ones(2, jnp.bfloat16)}, callbacks=jc.chain(Owner(name="o")), tx=optax.identity()
     )
     for _ in range(2):
-        state = jc.apply(jc.Average("params", owner="o", decay=0.5), state)
+        state = jc.apply(jc.actions.Average("params", owner="o", decay=0.5), state)
     assert state.weights["o/params"].value["params"]["w"].dtype == jnp.bfloat16
 
 
@@ -164,7 +166,7 @@ def test_the_average_of_weights_that_stay_is_these_weights(decay):
     state = jc.TrainState.create(
         params={"w": jnp.asarray(weights)}, callbacks=jc.chain(Owner(name="o")), tx=optax.identity()
     )
-    average = jax.jit(lambda state: jc.apply(jc.Average("params", owner="o", decay=decay), state))
+    average = jax.jit(lambda state: jc.apply(jc.actions.Average("params", owner="o", decay=decay), state))
     for _ in range(5):
         state = average(state)
     np.testing.assert_array_equal(state.weights["o/params"].value["params"]["w"], weights)
@@ -172,8 +174,8 @@ def test_the_average_of_weights_that_stay_is_these_weights(decay):
 
 def test_weight_actions_apply_in_order():
     start = create()
-    late = moved(jc.apply(jc.Snapshot("model", owner="o"), start))
-    state = jc.apply((jc.Snapshot("model", owner="o"), jc.Restore("model", owner="o")), late)
+    late = moved(jc.apply(jc.actions.Snapshot("model", owner="o"), start))
+    state = jc.apply((jc.actions.Snapshot("model", owner="o"), jc.actions.Restore("model", owner="o")), late)
     assert_same(state.params, late.params)
 
 
@@ -181,11 +183,11 @@ def test_unknown_named_weights_are_refused():
     with pytest.raises(
         ValueError, match=r"'EarlyStopping/best', which do not exist \(there are: o/model, .*pass callbacks="
     ):
-        jc.apply(jc.Snapshot("best", owner="EarlyStopping"), create())
+        jc.apply(jc.actions.Snapshot("best", owner="EarlyStopping"), create())
 
 
 def test_a_snapshot_is_a_copy():
-    state = jc.apply(jc.Snapshot("model", owner="o"), create())
+    state = jc.apply(jc.actions.Snapshot("model", owner="o"), create())
     train = jax.jit(lambda s: s.replace(params=jax.tree.map(lambda x: x * 0, s.params)), donate_argnums=0)
     kept = np.asarray(state.weights["o/model"].value["params"]["w"])
     assert (
@@ -207,22 +209,22 @@ def rich(x):
         controls={"beta": x},
         callbacks=jc.chain(Owner(name="o")),
     )
-    filled = jc.apply(jc.Snapshot("model", owner="o", when=x > 1), state)
+    filled = jc.apply(jc.actions.Snapshot("model", owner="o", when=x > 1), state)
     return filled.replace(params={"w": filled.params["w"] * 3})
 
 
 def wishes(when, x):
     """An action of every kind; `when` has one entry for each."""
     return (
-        jc.SetControl("beta", x, when=when[0]),
-        jc.ScaleLearningRate(x, when=when[1]),
-        jc.ScaleLearningRate(jnp.float32(0.01), floor=jnp.float32(0.2), when=when[2]),
-        jc.SetLearningRate(x, when=when[3]),
-        jc.Average("model", owner="o", when=when[4], decay=jnp.float32(0.25)),
-        jc.Swap("model", owner="o", when=when[5]),
-        jc.Snapshot("optimizer", owner="o", when=when[6]),
-        jc.Restore("model", owner="o", when=when[7]),
-        jc.Stop(when[8]),
+        jc.actions.SetControl("beta", x, when=when[0]),
+        jc.actions.ScaleLearningRate(x, when=when[1]),
+        jc.actions.ScaleLearningRate(jnp.float32(0.01), floor=jnp.float32(0.2), when=when[2]),
+        jc.actions.SetLearningRate(x, when=when[3]),
+        jc.actions.Average("model", owner="o", when=when[4], decay=jnp.float32(0.25)),
+        jc.actions.Swap("model", owner="o", when=when[5]),
+        jc.actions.Snapshot("optimizer", owner="o", when=when[6]),
+        jc.actions.Restore("model", owner="o", when=when[7]),
+        jc.actions.Stop(when[8]),
     )
 
 

@@ -42,8 +42,8 @@ def _ours(records: int, flags: str = "") -> Any:
         return {
             "best": float(found.states["EarlyStopping"].best),
             "second": int(found.states["Second"].best_epoch),
-            "cuts": sum(isinstance(a, jc.ScaleLearningRate) for a in fired),
-            "saves": sum(isinstance(a, jc.Checkpoint) for a in fired),
+            "cuts": sum(isinstance(a, jc.actions.ScaleLearningRate) for a in fired),
+            "saves": sum(isinstance(a, jc.actions.Checkpoint) for a in fired),
             "measured": seconds[-1] / records * 1e6,
         }
 

@@ -22,7 +22,7 @@ def outcome(case: Case) -> Any:
     """What jaxcb decides."""
     try:
         return _OUTCOMES[case.kind](case)
-    except jc.MissingMetricError:
+    except jc.errors.MissingMetricError:
         return "refused: a metric is missing"
 
 
@@ -51,9 +51,11 @@ def _early_stopping(case: Case) -> Any:
     played, count = _replayed(case, jc.EarlyStopping(**case.arguments)), len(case.epochs)
     stopped = int(np.argmax(played.stopped)) if played.stopped[:count].any() else None
     last = count - 1 if stopped is None else stopped
-    copies = [a.when[: last + 1] for a in played.actions if isinstance(a, jc.Snapshot)]
+    copies = [a.when[: last + 1] for a in played.actions if isinstance(a, jc.actions.Snapshot)]
     best = np.flatnonzero(np.logical_or.reduce(copies)) if copies else []
-    ends = int(best[-1]) if len(best) and any(isinstance(a, jc.Restore) and a.when for a in played.end) else last
+    ends = (
+        int(best[-1]) if len(best) and any(isinstance(a, jc.actions.Restore) and a.when for a in played.end) else last
+    )
     return {"stopped in epoch": stopped, "ends with the weights of epoch": ends}
 
 
@@ -71,7 +73,7 @@ def _scheduling(schedule: Any) -> jc.LearningRateScheduler:
 
 
 def _scheduled(played: Any, count: int) -> np.ndarray:
-    (action,) = (a for a in played.actions if isinstance(a, jc.SetLearningRate))
+    (action,) = (a for a in played.actions if isinstance(a, jc.actions.SetLearningRate))
     return action.value[:count]
 
 
@@ -137,7 +139,7 @@ def _checkpoint(case: Case) -> Any:
 
     def note(actions: tuple[Any, ...], batch: int) -> None:
         for action in actions:
-            name = jc.fill(action, step=walk.step, epoch=walk.epoch, batch=batch + 1)
+            name = jc.actions.fill(action, step=walk.step, epoch=walk.epoch, batch=batch + 1)
             saves.append((walk.epoch, None if by_epoch else batch, name))
 
     for epoch, logs in enumerate(case.epochs):
@@ -157,7 +159,7 @@ def _terminate(case: Case) -> Any:
     for epoch, losses in enumerate(case.batches):
         walk.epoch = epoch
         for batch, loss in enumerate(losses):
-            if any(isinstance(action, jc.Stop) for action in walk.batch(loss)):
+            if any(isinstance(action, jc.actions.Stop) for action in walk.batch(loss)):
                 return {"stopped at": (epoch, batch)}
     return {"stopped at": None}
 

@@ -63,7 +63,7 @@ def test_an_early_stop_ends_with_the_averages():
     keras_fit(model, epochs=9, callbacks=[noted, keras.callbacks.SwapEMAWeights(swap_on_epoch=True), stop])
     np.testing.assert_array_equal(model.get_weights()[0], raw[1])  # as they were before the swap
 
-    stop = jc.make_callback(on_epoch_end=lambda state, m: (state, jc.Stop(m.epoch >= 1)))
+    stop = jc.make_callback(on_epoch_end=lambda state, m: (state, jc.actions.Stop(m.epoch >= 1)))
     swap = jc.SwapEMAWeights(True, decay=0.5)
     stopped, planned = (jaxcb_fit(epochs=n, callbacks=[swap, stop]) for n in (9, 2))
     np.testing.assert_array_equal(stopped.params["w1"], planned.params["w1"])

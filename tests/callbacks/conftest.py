@@ -15,7 +15,7 @@ from jaxcb.testing import Stream
 class Played:
     """What a callback did: the actions that fired at each moment, and its last state."""
 
-    actions: list[tuple[jc.Action, ...]]
+    actions: list[tuple[jc.actions.Action, ...]]
     state: Any
 
     def when(self, kind: type) -> list[int]:

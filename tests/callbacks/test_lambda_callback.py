@@ -29,7 +29,7 @@ def test_the_call_carries_the_metrics():
     _, (action,) = jc.chain(jc.LambdaCallback(on_epoch_end=print)).on_epoch_end(
         {"LambdaCallback": ()}, jc.Metrics({"a": 2.0})
     )
-    assert isinstance(action, jc.Call)
+    assert isinstance(action, jc.actions.Call)
     assert float(action.values["a"]) == 2.0
 
 

@@ -25,8 +25,14 @@ def curve(directory, tag="learning_rate"):
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
 def test_a_point_an_epoch_is_the_rate_of_its_last_update(executor, tmp_path):
     schedule = optax.linear_schedule(0.1, 0.0, 20)
-    cut = jc.make_callback(on_epoch_end=lambda state, m: (state, jc.ScaleLearningRate(0.5, when=m.epoch == 1)))
-    fit(executor, epochs=3, learning_rate=schedule, callbacks=[jc.LearningRateMonitor(), cut], run_dir=tmp_path)
+    cut = jc.make_callback(on_epoch_end=lambda state, m: (state, jc.actions.ScaleLearningRate(0.5, when=m.epoch == 1)))
+    fit(
+        executor,
+        epochs=3,
+        learning_rate=schedule,
+        callbacks=[jc.callbacks.LearningRateMonitor(), cut],
+        run_dir=tmp_path,
+    )
     steps, rates = curve(tmp_path)
     assert steps == [5, 10, 15]
     np.testing.assert_allclose(rates, [schedule(4), schedule(9), 0.5 * schedule(14)], rtol=1e-6)
@@ -34,32 +40,32 @@ def test_a_point_an_epoch_is_the_rate_of_its_last_update(executor, tmp_path):
 
 def test_a_point_every_n_steps(tmp_path):
     schedule = optax.linear_schedule(0.1, 0.0, 20)
-    fit(epochs=2, learning_rate=schedule, callbacks=[jc.LearningRateMonitor(4)], run_dir=tmp_path)
+    fit(epochs=2, learning_rate=schedule, callbacks=[jc.callbacks.LearningRateMonitor(4)], run_dir=tmp_path)
     steps, rates = curve(tmp_path)
     assert steps == [4, 8]
     np.testing.assert_allclose(rates, [schedule(3), schedule(7)], rtol=1e-6)
 
 
 def test_of_a_ready_made_optimizer_the_factor_is_shown(tmp_path):
-    cut = jc.make_callback(on_epoch_begin=lambda state, m: (state, jc.ScaleLearningRate(0.5)))
-    callbacks = [jc.LearningRateMonitor(), cut]
+    cut = jc.make_callback(on_epoch_begin=lambda state, m: (state, jc.actions.ScaleLearningRate(0.5)))
+    callbacks = [jc.callbacks.LearningRateMonitor(), cut]
     fit(epochs=2, optimizer=optax.adam(0.1), learning_rate=None, callbacks=callbacks, run_dir=tmp_path)
     assert curve(tmp_path, "lr_scale")[1].tolist() == [0.5, 0.25]
 
 
 def test_an_optimizer_without_a_rate_is_an_error_before_the_first_step():
     state = jc.TrainState.create(params=jnp.zeros(3), tx=optax.sgd(0.1))
-    loop = jc.Loop(jc.Step(lambda w, batch: jnp.mean(batch @ w)), callbacks=[jc.LearningRateMonitor()])
-    with pytest.raises(jc.MissingMetricError, match=r"no metric 'learning_rate' here.*adjustable_lr"):
+    loop = jc.Loop(jc.Step(lambda w, batch: jnp.mean(batch @ w)), callbacks=[jc.callbacks.LearningRateMonitor()])
+    with pytest.raises(jc.errors.MissingMetricError, match=r"no metric 'learning_rate' here.*adjustable_lr"):
         loop.run(state, jnp.ones((4, 3)), epochs=1, verbose=0)
 
 
 @pytest.mark.parametrize(("every", "hook"), [("epoch", "on_epoch_end"), (5, "on_batch_end")])
 def test_it_has_one_hook(every, hook):
-    assert jc.LearningRateMonitor(every).hooks() == {hook}
+    assert jc.callbacks.LearningRateMonitor(every).hooks() == {hook}
 
 
 @pytest.mark.parametrize(("every", "says"), [("step", "'epoch' or a number of steps, got 'step'"), (0, "got 0")])
 def test_arguments_are_checked(every, says):
     with pytest.raises(ValueError, match=says):
-        jc.LearningRateMonitor(every)
+        jc.callbacks.LearningRateMonitor(every)

@@ -77,7 +77,9 @@ def test_by_step_takes_an_optax_schedule():
 
 def test_a_plateaus_cut_stays_in_force():
     train = jc.TrainState.create(params={}, tx=jc.adjustable_lr(optax.sgd, learning_rate=1.0))
-    train = jc.apply((jc.ScaleLearningRate(0.5), jc.SetLearningRate(0.5), jc.SetLearningRate(0.25)), train)
+    train = jc.apply(
+        (jc.actions.ScaleLearningRate(0.5), jc.actions.SetLearningRate(0.5), jc.actions.SetLearningRate(0.25)), train
+    )
     assert float(train.learning_rate.base()) == 0.25
     assert float(train.learning_rate.effective()) == 0.125
 
@@ -86,7 +88,7 @@ def test_verbose_prints():
     _, (_, line) = jc.chain(jc.LearningRateScheduler(lambda epoch: 0.5, verbose=1)).on_epoch_begin(
         {"LearningRateScheduler": ()}, jc.Metrics({}, epoch=1)
     )
-    assert jc.fill(line, epoch=1) == "Epoch 2: LearningRateScheduler sets the learning rate to 0.5"
+    assert jc.actions.fill(line, epoch=1) == "Epoch 2: LearningRateScheduler sets the learning rate to 0.5"
 
 
 def test_what_cannot_be_a_schedule_is_refused():

@@ -137,7 +137,7 @@ def drive(callback, moments):
             continue
         state, actions = getattr(chain, moment.hook)(state, metrics)
         for action in jc.fired(actions):
-            name = jc.fill(action, step=moment.step, epoch=moment.epoch, batch=moment.batch)
+            name = jc.actions.fill(action, step=moment.step, epoch=moment.epoch, batch=moment.batch)
             saves.append((at, name, None if action.value is None else float(action.value)))
             assert action.what == ("model" if callback.save_weights_only else "state")
     return saves
@@ -182,7 +182,7 @@ def test_minutes_count_from_the_last_save():
     for step in range(1, 8):  # a step takes a minute
         metrics = jc.Metrics({"loss": 0.5}, step=step, host={"elapsed": 60.0 * step})
         state, actions = chain.on_batch_end(state, metrics)
-        saved += [jc.fill(action, step=step) for action in jc.fired(actions)]
+        saved += [jc.actions.fill(action, step=step) for action in jc.fired(actions)]
     assert saved == ["2", "4", "6"]
 
 
@@ -199,7 +199,7 @@ def test_a_validation_in_the_middle_of_an_epoch_that_does_not_count_saves_nothin
     for step, epoch in [(1, 0), (3, 1)]:
         metrics = jc.Metrics({"val_loss": 1.0 / step}, step=step, epoch=epoch, closes_epoch=False)
         state, actions = chain.on_eval_end(state, metrics)
-        saved += [jc.fill(action, step=step) for action in jc.fired(actions)]
+        saved += [jc.actions.fill(action, step=step) for action in jc.fired(actions)]
     assert saved == ["3"]
 
 

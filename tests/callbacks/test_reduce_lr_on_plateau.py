@@ -14,43 +14,48 @@ NAN = float("nan")
 @pytest.mark.parametrize(("patience", "cuts"), [(0, [1, 2, 3, 4]), (1, [1, 2, 3, 4]), (2, [2, 4]), (3, [3])])
 def test_patience_is_not_off_by_one(play, patience, cuts):
     callback = jc.ReduceLROnPlateau(patience=patience)
-    assert play(callback, val_loss=[1.0] * 5).when(jc.ScaleLearningRate) == cuts
+    assert play(callback, val_loss=[1.0] * 5).when(jc.actions.ScaleLearningRate) == cuts
 
 
 @pytest.mark.parametrize(("cooldown", "cuts"), [(0, [1, 2, 3, 4, 5, 6]), (1, [1, 3, 5]), (2, [1, 4])])
 def test_cooldown_skips_exactly_so_many_reports(play, cooldown, cuts):
     callback = jc.ReduceLROnPlateau(patience=1, cooldown=cooldown)
-    assert play(callback, val_loss=[1.0] * 7).when(jc.ScaleLearningRate) == cuts
+    assert play(callback, val_loss=[1.0] * 7).when(jc.actions.ScaleLearningRate) == cuts
 
 
 def test_best_moves_during_cooldown(play):
     played = play(jc.ReduceLROnPlateau(patience=1, cooldown=2), val_loss=[1.0, 1.0, 0.5, 0.5, 0.75])
-    assert played.when(jc.ScaleLearningRate) == [1, 4]
+    assert played.when(jc.actions.ScaleLearningRate) == [1, 4]
     assert float(played.state.best) == 0.5
 
 
 def test_an_unreported_epoch_ticks_nothing(play):
     played = play(jc.ReduceLROnPlateau(patience=1, cooldown=1), val_loss=[1.0, 1.0, None, None, 1.0, 1.0])
-    assert played.when(jc.ScaleLearningRate) == [1, 5]
+    assert played.when(jc.actions.ScaleLearningRate) == [1, 5]
 
 
 def test_negative_metrics_and_max_mode(play):
-    assert play(jc.ReduceLROnPlateau(patience=1), val_loss=[-1.0, -1.0]).when(jc.ScaleLearningRate) == [1]
-    assert play(jc.ReduceLROnPlateau(patience=1), val_loss=[-1.0, -2.0, -3.0]).when(jc.ScaleLearningRate) == []
+    assert play(jc.ReduceLROnPlateau(patience=1), val_loss=[-1.0, -1.0]).when(jc.actions.ScaleLearningRate) == [1]
+    assert play(jc.ReduceLROnPlateau(patience=1), val_loss=[-1.0, -2.0, -3.0]).when(jc.actions.ScaleLearningRate) == []
     played = play(jc.ReduceLROnPlateau("reward", patience=1), reward=[-3.0, -2.0, -2.5])
-    assert played.when(jc.ScaleLearningRate) == [2]
+    assert played.when(jc.actions.ScaleLearningRate) == [2]
 
 
 def test_nan_first_is_no_best(play):
     played = play(jc.ReduceLROnPlateau(patience=2), val_loss=[NAN, 1.0, NAN, NAN])
-    assert played.when(jc.ScaleLearningRate) == [3]
+    assert played.when(jc.actions.ScaleLearningRate) == [3]
     assert float(played.state.best) == 1.0
 
 
 def test_min_delta_is_used(play):
     values = [1.0, 0.875, 0.75]
-    assert play(jc.ReduceLROnPlateau(patience=1, min_delta=0.25), val_loss=values).when(jc.ScaleLearningRate) == [1, 2]
-    assert play(jc.ReduceLROnPlateau(patience=1, min_delta=0.0625), val_loss=values).when(jc.ScaleLearningRate) == []
+    assert play(jc.ReduceLROnPlateau(patience=1, min_delta=0.25), val_loss=values).when(
+        jc.actions.ScaleLearningRate
+    ) == [1, 2]
+    assert (
+        play(jc.ReduceLROnPlateau(patience=1, min_delta=0.0625), val_loss=values).when(jc.actions.ScaleLearningRate)
+        == []
+    )
 
 
 def cut_until(start: float, min_lr: float, factor: float, epochs: int) -> list[float]:
@@ -88,7 +93,7 @@ def test_the_floor_is_reached_exactly_where_it_is_a_power_of_the_factor():
 def test_at_the_floor_nothing_is_cut_and_wait_goes_on(play):
     callback = jc.ReduceLROnPlateau(patience=1, min_lr=0.5)
     played = play(callback, val_loss=[1.0] * 4, learning_rate=[1.0, 1.0, 0.5, 0.5])
-    assert played.when(jc.ScaleLearningRate) == [1]
+    assert played.when(jc.actions.ScaleLearningRate) == [1]
     assert int(played.state.wait) == 2
 
 
@@ -128,12 +133,15 @@ def test_arguments_are_checked(arguments, says):
 def test_whole_numbers_may_come_as_floats(play):
     callback = jc.ReduceLROnPlateau(patience=1.0, cooldown=2.0)
     assert callback == jc.ReduceLROnPlateau(patience=1, cooldown=2)
-    assert play(callback, val_loss=[1.0] * 5).when(jc.ScaleLearningRate) == [1, 4]
+    assert play(callback, val_loss=[1.0] * 5).when(jc.actions.ScaleLearningRate) == [1, 4]
 
 
 def test_prints_a_line(play):
     played = play(jc.ReduceLROnPlateau(factor=0.5, patience=1, verbose=1), val_loss=[1.0, 1.0])
-    assert jc.fill(played.actions[1][1], epoch=1) == "Epoch 2: ReduceLROnPlateau multiplies the learning rate by 0.5"
+    assert (
+        jc.actions.fill(played.actions[1][1], epoch=1)
+        == "Epoch 2: ReduceLROnPlateau multiplies the learning rate by 0.5"
+    )
 
 
 def test_patience_and_factor_can_be_swept():
@@ -151,16 +159,16 @@ def test_a_relative_delta_is_right_below_zero(play):
     """optax's own plateau, and torch's, compare with `best * (1 - delta)`."""
     callback = jc.ReduceLROnPlateau(patience=1, min_delta=0.25, threshold_mode="rel")
     values = [-4.0, -4.5, -6.0, -7.0]
-    assert play(callback, val_loss=values).when(jc.ScaleLearningRate) == [1, 3]
+    assert play(callback, val_loss=values).when(jc.actions.ScaleLearningRate) == [1, 3]
 
 
 @pytest.mark.parametrize("unit", ["epochs", "steps"])
 def test_patience_and_cooldown_in_epochs_and_steps(play, unit):
     values = [1.0, None, 1.0, None, 1.0, None, 1.0, 1.0, 1.0]
     callback = jc.ReduceLROnPlateau(patience=2, cooldown=3, patience_in=unit)
-    assert play(callback, val_loss=values).when(jc.ScaleLearningRate) == [2, 6]
+    assert play(callback, val_loss=values).when(jc.actions.ScaleLearningRate) == [2, 6]
     callback = jc.ReduceLROnPlateau(patience=1, cooldown=0, patience_in=unit)
-    assert play(callback, val_loss=values).when(jc.ScaleLearningRate) == [2, 4, 6, 7, 8]
+    assert play(callback, val_loss=values).when(jc.actions.ScaleLearningRate) == [2, 4, 6, 7, 8]
 
 
 def test_several_validations_in_an_epoch_use_up_one_epoch_of_patience():

@@ -14,11 +14,11 @@ def nothing(step, values):
 
 
 LOGGERS = {
-    "LogTo": lambda **more: jc.LogTo(nothing, **more),
-    "JSONLogger": lambda **more: jc.JSONLogger("log.jsonl", **more),
+    "LogTo": lambda **more: jc.callbacks.LogTo(nothing, **more),
+    "JSONLogger": lambda **more: jc.callbacks.JSONLogger("log.jsonl", **more),
     "RemoteMonitor": jc.RemoteMonitor,
-    "WandbLogger": jc.WandbLogger,
-    "MLflowLogger": jc.MLflowLogger,
+    "WandbLogger": jc.callbacks.WandbLogger,
+    "MLflowLogger": jc.callbacks.MLflowLogger,
 }
 each = pytest.mark.parametrize("make", LOGGERS.values(), ids=LOGGERS)
 
@@ -67,13 +67,13 @@ def test_loggers_of_equal_arguments_are_one_program(make):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: jc.LogTo(3), "LogTo: fn must be a function"),
-        (lambda: jc.JSONLogger(3), "JSONLogger: filename must be a path, got 3"),
+        (lambda: jc.callbacks.LogTo(3), "LogTo: fn must be a function"),
+        (lambda: jc.callbacks.JSONLogger(3), "JSONLogger: filename must be a path, got 3"),
         (lambda: jc.RemoteMonitor(headers=["a"]), "headers must be a dict of texts"),
         (lambda: jc.RemoteMonitor(headers={"a": 1}), "headers must be a dict of texts"),
         (lambda: jc.RemoteMonitor(3), "root and path must be texts"),
-        (lambda: jc.MLflowLogger(tags=["a"]), "tags must be a dict"),
-        (lambda: jc.MLflowLogger(3), "experiment must be a text, got 3"),
+        (lambda: jc.callbacks.MLflowLogger(tags=["a"]), "tags must be a dict"),
+        (lambda: jc.callbacks.MLflowLogger(3), "experiment must be a text, got 3"),
     ],
 )
 def test_arguments_of_another_kind_are_refused(make, says):
@@ -105,7 +105,7 @@ def test_numbers_out_of_range_are_refused(more):
 
 
 def test_paths_may_be_path_objects():
-    assert jc.JSONLogger(Path("a") / "b.jsonl").filename == "a/b.jsonl"
+    assert jc.callbacks.JSONLogger(Path("a") / "b.jsonl").filename == "a/b.jsonl"
 
 
 def test_options_compare_by_what_they_hold():

@@ -25,7 +25,7 @@ def detect(callback, losses):
     run, state, skipped = jax.jit(chain.on_before_update), chain.init(), []
     for step, loss in enumerate(losses):
         state, actions = run(state, jc.Metrics({"loss": loss}, step=step))
-        skipped.append(any(isinstance(a, jc.SkipUpdate) for a in jc.fired(actions)))
+        skipped.append(any(isinstance(a, jc.actions.SkipUpdate) for a in jc.fired(actions)))
     return skipped, state[chain.names[0]]
 
 
@@ -34,29 +34,31 @@ def detect(callback, losses):
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_what_is_not_finite_is_a_spike_from_the_first_step_on(bad):
-    assert detect(jc.SpikeDetection(), [bad, 1.0, bad, bad])[0] == [True, False, True, True]
+    assert detect(jc.callbacks.SpikeDetection(), [bad, 1.0, bad, bad])[0] == [True, False, True, True]
 
 
 def test_nothing_else_is_one_before_the_warmup_is_over():
     losses = [1.0, 1.5, 100.0, 1000.0, 1e9]
-    assert detect(jc.SpikeDetection(warmup=4, factor=1.0), losses)[0] == [False] * 4 + [True]
-    assert detect(jc.SpikeDetection(window=6, factor=1.0), losses)[0] == [False] * 3 + [True] * 2  # half the window
+    assert detect(jc.callbacks.SpikeDetection(warmup=4, factor=1.0), losses)[0] == [False] * 4 + [True]
+    assert (
+        detect(jc.callbacks.SpikeDetection(window=6, factor=1.0), losses)[0] == [False] * 3 + [True] * 2
+    )  # half the window
 
 
 def test_the_limit_is_factor_deviations_above_the_mean():
     losses = [1.0, 3.0, 1.0, 3.0]  # mean 2, deviation 1
     for value, spike in ((4.9, False), (5.1, True), (-100.0, False)):
-        assert detect(jc.SpikeDetection(factor=3.0, warmup=4), [*losses, value])[0][-1] is spike
+        assert detect(jc.callbacks.SpikeDetection(factor=3.0, warmup=4), [*losses, value])[0][-1] is spike
 
 
 def test_a_constant_loss_does_not_spike():
-    assert not any(detect(jc.SpikeDetection(warmup=1), [0.1] * 20)[0])
+    assert not any(detect(jc.callbacks.SpikeDetection(warmup=1), [0.1] * 20)[0])
 
 
 @hypothesis.given(st.lists(st.one_of(st.sampled_from([NAN, INF, 3e38, -3e38, 1e20]), st.floats(width=32)), max_size=12))
 @hypothesis.settings(max_examples=20)
 def test_the_moments_stay_finite_whatever_comes(losses):
-    _, state = detect(jc.SpikeDetection(warmup=3, window=5), losses)
+    _, state = detect(jc.callbacks.SpikeDetection(warmup=3, window=5), losses)
     assert np.isfinite(state.mean)
     assert np.isfinite(state.variance)
     assert state.variance >= 0
@@ -67,7 +69,7 @@ def test_the_moments_stay_finite_whatever_comes(losses):
 @hypothesis.settings(max_examples=20)
 def test_the_moments_are_those_of_the_accepted_values(losses, window):
     """Against float64: equal weights until 2 / (window + 1) is larger than 1 / n, then exponential ones."""
-    skipped, state = detect(jc.SpikeDetection(factor=2.0, warmup=3, window=window), losses)
+    skipped, state = detect(jc.callbacks.SpikeDetection(factor=2.0, warmup=3, window=window), losses)
     mean = square = 0.0
     accepted = [x for x, skip in zip(losses, skipped, strict=True) if not skip]
     for n, x in enumerate(accepted, 1):
@@ -80,7 +82,7 @@ def test_the_moments_are_those_of_the_accepted_values(losses, window):
 
 
 def test_an_accepted_value_ends_a_row_of_spikes_and_a_missing_one_does_not():
-    chain = jc.chain(jc.SpikeDetection())
+    chain = jc.chain(jc.callbacks.SpikeDetection())
     state, seen = chain.init(), []
     for step, loss in enumerate([1.0, NAN, None, NAN, 1.0, NAN]):
         reported = {"loss": 2 if loss is None else step + 1}
@@ -92,7 +94,7 @@ def test_an_accepted_value_ends_a_row_of_spikes_and_a_missing_one_does_not():
 
 
 def test_a_function_of_the_metrics_is_a_monitor():
-    ratio = jc.SpikeDetection(lambda m: m["a"] / m["b"], warmup=1)
+    ratio = jc.callbacks.SpikeDetection(lambda m: m["a"] / m["b"], warmup=1)
     _, actions = ratio.on_before_update(ratio.init(), jc.Metrics({"a": 1.0, "b": 0.0}))
     assert bool(actions[0].when)
 
@@ -151,7 +153,7 @@ def assert_ends_as(result, expected):
 def test_a_bad_batch_ends_where_a_run_without_its_update_ends(executor, bad, action):
     """Whatever the copies' cadence: a single spike is the batch's fault."""
     rows = data(bad)
-    result = run(jc.SpikeDetection(action=action, warmup=3, snapshot_every=3), rows, executor)
+    result = run(jc.callbacks.SpikeDetection(action=action, warmup=3, snapshot_every=3), rows, executor)
     assert_ends_as(result, without(rows, BAD))
     assert int(result.state.step) == STEPS
     assert int(result.callback_states["SpikeDetection"].skipped) == 1
@@ -176,7 +178,7 @@ def sgd(monkeypatch):
 @pytest.mark.parametrize("patience", [1, 2])
 def test_weights_that_a_batch_spoiled_unseen_are_rolled_back(executor, patience):
     """The loss of the bad batch is an ordinary one: it vouches for the weights before its update, not after it."""
-    callback = jc.SpikeDetection(action="rollback", warmup=3, snapshot_every=1, patience=patience)
+    callback = jc.callbacks.SpikeDetection(action="rollback", warmup=3, snapshot_every=1, patience=patience)
     result = run(callback, SPOILED, executor)
     lost = range(BAD, BAD + 1 + patience)  # the bad update, and those that were computed with spoiled weights
     assert_ends_as(result, without(SPOILED, *lost))
@@ -185,21 +187,21 @@ def test_weights_that_a_batch_spoiled_unseen_are_rolled_back(executor, patience)
 
 @pytest.mark.usefixtures("sgd")
 def test_a_copy_that_is_older_loses_the_updates_since():
-    result = run(jc.SpikeDetection(action="rollback", warmup=3, snapshot_every=4), SPOILED)
+    result = run(jc.callbacks.SpikeDetection(action="rollback", warmup=3, snapshot_every=4), SPOILED)
     assert_ends_as(result, without(SPOILED, *range(4, BAD + 3)))  # copies at steps 0, 4 and 8
 
 
 @pytest.mark.usefixtures("sgd")
 def test_weights_whose_loss_is_no_number_are_rolled_back():
     rows = data(push=1e38)
-    callback = jc.SpikeDetection(action="rollback", snapshot_every=1)
+    callback = jc.callbacks.SpikeDetection(action="rollback", snapshot_every=1)
     assert_ends_as(run(callback, rows), without(rows, BAD, BAD + 1, BAD + 2))
 
 
 @pytest.mark.usefixtures("sgd")
 def test_what_callbacks_asked_of_the_rate_survives_a_roll_back():
-    halve = jc.make_callback(on_batch_end=lambda s, m: (s, jc.ScaleLearningRate(0.5, when=m.step == BAD)))
-    spike = jc.SpikeDetection(action="rollback", warmup=3, snapshot_every=1)
+    halve = jc.make_callback(on_batch_end=lambda s, m: (s, jc.actions.ScaleLearningRate(0.5, when=m.step == BAD)))
+    spike = jc.callbacks.SpikeDetection(action="rollback", warmup=3, snapshot_every=1)
     result = run(jc.chain(halve, spike), SPOILED)
     assert int(result.callback_states["SpikeDetection"].skipped) == 2
     assert float(result.state.learning_rate.effective()) == np.float32(0.025)
@@ -208,7 +210,7 @@ def test_what_callbacks_asked_of_the_rate_survives_a_roll_back():
 @pytest.mark.usefixtures("sgd")
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_spikes_that_go_on_stop_the_run_with_a_reason(executor):
-    result = run(jc.SpikeDetection(warmup=3, max_skips=3), SPOILED, executor)
+    result = run(jc.callbacks.SpikeDetection(warmup=3, max_skips=3), SPOILED, executor)
     assert int(result.state.step) == BAD + 4  # the bad batch itself was accepted
     assert result.stop_reason.startswith("SpikeDetection: loss has spiked 3 times in a row; it is ")
 
@@ -216,13 +218,13 @@ def test_spikes_that_go_on_stop_the_run_with_a_reason(executor):
 def test_nothing_to_roll_back_to_is_no_harm():
     rows = data()
     rows[:3, :4] = NAN
-    callback = jc.SpikeDetection(action="rollback", verbose=0)
+    callback = jc.callbacks.SpikeDetection(action="rollback", verbose=0)
     assert_ends_as(run(callback, rows), without(rows, 0, 1, 2))
 
 
 def test_without_rollback_it_keeps_no_weights():
-    assert jc.SpikeDetection().slots() == {}
-    assert jc.SpikeDetection(action="rollback").slots() == {"good": "optimizer"}
+    assert jc.callbacks.SpikeDetection().slots() == {}
+    assert jc.callbacks.SpikeDetection(action="rollback").slots() == {"good": "optimizer"}
 
 
 def test_it_needs_the_gradients():
@@ -230,14 +232,15 @@ def test_it_needs_the_gradients():
         return state, {"loss": jnp.mean(batch)}
 
     with pytest.raises(ValueError, match=r"SpikeDetection .*needs the gradients before the update"):
-        jc.Loop(opaque, callbacks=[jc.SpikeDetection()]).run(make_state(), data(), epochs=1, verbose=0)
+        jc.Loop(opaque, callbacks=[jc.callbacks.SpikeDetection()]).run(make_state(), data(), epochs=1, verbose=0)
 
 
 def test_prints_its_lines(play):
-    callback = jc.SpikeDetection(action="rollback", verbose=1)
+    callback = jc.callbacks.SpikeDetection(action="rollback", verbose=1)
     played = play(callback, hook="on_before_update", loss=[1.0, NAN, NAN, NAN])
     lines = [
-        [jc.fill(a, step=i + 1) for a in actions if isinstance(a, jc.Print)] for i, actions in enumerate(played.actions)
+        [jc.actions.fill(a, step=i + 1) for a in actions if isinstance(a, jc.actions.Print)]
+        for i, actions in enumerate(played.actions)
     ]
     spike = "Step {}: loss spikes at nan (mean 1), the update is dropped"
     back = "Step 3: 2 spikes of loss in a row, back to the last good weights"
@@ -258,4 +261,4 @@ def test_prints_its_lines(play):
 )
 def test_arguments_are_checked(arguments, says):
     with pytest.raises(ValueError, match=says):
-        jc.SpikeDetection(**arguments)
+        jc.callbacks.SpikeDetection(**arguments)

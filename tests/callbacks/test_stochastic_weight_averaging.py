@@ -31,7 +31,7 @@ def run(callback, executor="looped", epochs=6, stop=None, **more):
         ends.append(jax.device_get(run.state.params))
 
     def end(state, metrics):
-        return state, (jc.Call(note), jc.Stop(False if stop is None else metrics.epoch == stop))
+        return state, (jc.actions.Call(note), jc.actions.Stop(False if stop is None else metrics.epoch == stop))
 
     result = fit(executor, epochs=epochs, callbacks=[callback, jc.make_callback(on_epoch_end=end)], **more)
     return result, ends
@@ -42,50 +42,50 @@ def run(callback, executor="looped", epochs=6, stop=None, **more):
     ("start", "every", "epochs"), [(2, 1, [2, 3, 4, 5]), (1, 2, [1, 3, 5]), (0, 5, [0, 5]), (5, 1, [5])]
 )
 def test_ends_with_the_equal_average_of_the_epochs_due(executor, start, every, epochs):
-    result, ends = run(jc.StochasticWeightAveraging(start, every=every), executor)
+    result, ends = run(jc.callbacks.StochasticWeightAveraging(start, every=every), executor)
     assert_close(result.params, mean_of([ends[epoch] for epoch in epochs]))
     assert int(result.callback_states["StochasticWeightAveraging"].count) == len(epochs)
 
 
 def test_ends_averaged_when_it_is_stopped_early():
-    result, ends = run(jc.StochasticWeightAveraging(1), stop=3)
+    result, ends = run(jc.callbacks.StochasticWeightAveraging(1), stop=3)
     assert len(ends) == 4
     assert_close(result.params, mean_of(ends[1:]))
 
 
 def test_training_and_validation_go_on_with_the_raw_weights():
     plain, raw = run(jc.make_callback())
-    result, ends = run(jc.StochasticWeightAveraging(1))
+    result, ends = run(jc.callbacks.StochasticWeightAveraging(1))
     jax.tree.map(np.testing.assert_array_equal, ends, raw)
     np.testing.assert_array_equal(result.history["val_loss"], plain.history["val_loss"])
 
 
 def test_a_run_that_ends_before_keeps_its_weights():
-    result, ends = run(jc.StochasticWeightAveraging(6))
+    result, ends = run(jc.callbacks.StochasticWeightAveraging(6))
     jax.tree.map(np.testing.assert_array_equal, result.params, ends[-1])
 
 
 def test_the_rate_is_set_from_the_first_epoch_on_and_factors_still_multiply():
     plateau = jc.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=1e9)
-    chain = jc.chain(plateau, jc.StochasticWeightAveraging(2, learning_rate=0.25))
+    chain = jc.chain(plateau, jc.callbacks.StochasticWeightAveraging(2, learning_rate=0.25))
     rates = fit(epochs=5, callbacks=[chain]).history["learning_rate"]
     np.testing.assert_allclose(rates, [0.05, 0.05, 0.125, 0.0625, 0.03125], rtol=1e-6)
 
 
 def test_without_a_rate_of_its_own_it_leaves_it():
-    assert "on_epoch_begin" not in jc.StochasticWeightAveraging(1).hooks()
-    fit(epochs=1, optimizer=optax.adam(0.1), learning_rate=None, callbacks=[jc.StochasticWeightAveraging(0)])
+    assert "on_epoch_begin" not in jc.callbacks.StochasticWeightAveraging(1).hooks()
+    fit(epochs=1, optimizer=optax.adam(0.1), learning_rate=None, callbacks=[jc.callbacks.StochasticWeightAveraging(0)])
 
 
 def test_a_rate_needs_the_exact_form():
-    swa = jc.StochasticWeightAveraging(0, learning_rate=0.1)
+    swa = jc.callbacks.StochasticWeightAveraging(0, learning_rate=0.1)
     with pytest.raises(ValueError, match="StochasticWeightAveraging needs the learning rate itself"):
         fit(epochs=1, optimizer=optax.adam(0.1), learning_rate=None, callbacks=[swa])
 
 
 @pytest.mark.parametrize(("of", "mean"), [("params", 4.0), ("model", 2.5)])
 def test_of_model_averages_the_statistics(of, mean):
-    chain = jc.chain(jc.StochasticWeightAveraging(0, of=of))
+    chain = jc.chain(jc.callbacks.StochasticWeightAveraging(0, of=of))
     train = jc.TrainState.create(params=jnp.float32(0), model_state=jnp.float32(0), callbacks=chain)
     state = chain.init()
     for epoch in range(4):
@@ -108,4 +108,4 @@ def test_of_model_averages_the_statistics(of, mean):
 )
 def test_arguments_are_checked(arguments, says):
     with pytest.raises(ValueError, match=says):
-        jc.StochasticWeightAveraging(**arguments)
+        jc.callbacks.StochasticWeightAveraging(**arguments)

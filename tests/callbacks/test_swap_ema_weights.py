@@ -151,7 +151,7 @@ def recorder(into, hook="on_batch_end"):
     def note(run):
         into.append(jax.device_get(run.state.params))
 
-    return jc.make_callback(name=f"Recorder{hook}", **{hook: lambda state, metrics: (state, jc.Call(note))})
+    return jc.make_callback(name=f"Recorder{hook}", **{hook: lambda state, metrics: (state, jc.actions.Call(note))})
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -197,7 +197,7 @@ def test_what_host_actions_see_at_an_epochs_end_and_begin(swap_on_epoch, sees):
 def test_a_run_stopped_in_an_epochs_middle_ends_averaged(executor, swap_on_epoch, hook):
     """At a validation the averages stand in the model when the stop is asked for."""
     raw = []
-    stop = jc.make_callback(name="S", **{hook: lambda state, m: (state, jc.Stop(m.step >= 8, "enough"))})
+    stop = jc.make_callback(name="S", **{hook: lambda state, m: (state, jc.actions.Stop(m.step >= 8, "enough"))})
     ema = jc.SwapEMAWeights(swap_on_epoch, decay=0.5)
     result = fit(executor, epochs=3, eval_every=4, callbacks=[ema, stop, recorder(raw)])
     assert (int(result.state.step), len(raw)) == (8, 8)
@@ -253,7 +253,7 @@ def test_each_member_of_a_population_ends_with_its_own_averages():
         return driver.stops, driver.live.carry().train
 
     keys = jnp.stack([jax.random.key(5), jax.random.key(6)])
-    states = [jc.apply(jc.SetLearningRate(rate), make_state(seed)) for seed, rate in enumerate((0.4, 0.1))]
+    states = [jc.apply(jc.actions.SetLearningRate(rate), make_state(seed)) for seed, rate in enumerate((0.4, 0.1))]
     stops, population = train(jax.tree.map(lambda *x: jnp.stack(x), *states), members=2, keys=keys)
     assert len({stop.epoch for stop in stops}) == 2
     first = stops[0].member
@@ -271,7 +271,7 @@ def test_each_member_of_a_population_ends_with_its_own_averages():
 )
 def test_when_an_average_is_due(play, every, start_step, due):
     played = play(jc.SwapEMAWeights(every=every, start_step=start_step), hook="on_batch_end", loss=[1.0] * 6)
-    assert [i + 1 for i in played.when(jc.Average)] == due
+    assert [i + 1 for i in played.when(jc.actions.Average)] == due
 
 
 def test_a_hook_that_a_mode_does_not_need_is_not_there():

@@ -77,9 +77,11 @@ def test_what_is_inside_a_step_is_looked_at_in_the_first_one_of_an_epoch():
 )
 def test_a_profile_is_of_the_batches_that_are_named(batches, begins, ends):
     callback = jc.TensorBoard(profile_batch=batches)
-    found = [(0, a.begins) for a in asked(callback, "on_train_begin") if isinstance(a, jc.Profile)]
+    found = [(0, a.begins) for a in asked(callback, "on_train_begin") if isinstance(a, jc.actions.Profile)]
     for step in range(1, 8):
-        found += [(step, a.begins) for a in asked(callback, "on_batch_end", step=step) if isinstance(a, jc.Profile)]
+        found += [
+            (step, a.begins) for a in asked(callback, "on_batch_end", step=step) if isinstance(a, jc.actions.Profile)
+        ]
     assert found == [(begins, True), (ends, False)]
 
 
@@ -98,7 +100,7 @@ def test_labels_are_given_for_all_embeddings_or_by_pattern():
     (own,) = jc.TensorBoard(embeddings_freq=1, embeddings_metadata=["a", "b"]).embeddings_metadata
     assert own == ("**embedding", ("a", "b"))
     callback = jc.TensorBoard(embeddings_freq=1, embeddings_metadata={"words/*": "words.tsv", "chars/*": None})
-    actions = [a for a in asked(callback, "on_epoch_end", loss=0.5) if isinstance(a, jc.Embedding)]
+    actions = [a for a in asked(callback, "on_epoch_end", loss=0.5) if isinstance(a, jc.actions.Embedding)]
     assert [(a.where, a.labels) for a in actions] == [("words/*", "words.tsv"), ("chars/*", None)]
 
 

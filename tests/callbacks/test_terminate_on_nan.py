@@ -10,13 +10,13 @@ def test_stops_at_nan_and_infinity(play):
     played = play(
         jc.TerminateOnNaN(), hook="on_batch_end", loss=[1.0, -3e38, float("inf"), float("nan"), float("-inf")]
     )
-    assert played.when(jc.Stop) == [2, 3, 4]
-    assert jc.fill(played.actions[3][0], step=4) == "loss is nan at step 4"
+    assert played.when(jc.actions.Stop) == [2, 3, 4]
+    assert jc.actions.fill(played.actions[3][0], step=4) == "loss is nan at step 4"
 
 
 def test_another_monitor(play):
     assert play(jc.TerminateOnNaN(monitor="grad_norm"), hook="on_batch_end", grad_norm=[float("nan")]).when(
-        jc.Stop
+        jc.actions.Stop
     ) == [0]
 
 

@@ -12,9 +12,9 @@ SECONDS = st.integers(0, 6).map(float)
     first=SECONDS, second=SECONDS, clock=st.lists(SECONDS, min_size=1, max_size=6).map(sorted), cut=st.integers(0, 6)
 )
 def test_each_budget_stops_once(first, second, clock, cut):
-    state, stops = jc.Timer(first).init(), []
+    state, stops = jc.callbacks.Timer(first).init(), []
     for i, elapsed in enumerate(clock):
-        timer = jc.Timer(first if i < cut else second)
+        timer = jc.callbacks.Timer(first if i < cut else second)
         for hook in (timer.on_batch_end, timer.on_epoch_end):  # of one moment
             state, stop = hook(state, jc.Metrics({}, host={"elapsed": elapsed}))
             if stop.when:

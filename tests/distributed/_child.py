@@ -126,7 +126,7 @@ def main(address, count, index, run_dir, out, **options):
         jc.LambdaCallback(on_epoch_end=slowed),
         jc.ModelCheckpoint("best", save_best_only=True, save_weights_only=True),
         jc.make_callback(
-            init=lambda: jnp.int32(0), on_epoch_end=lambda s, m: (s, jc.Stop(m["outside"] > 99)), name="Outside"
+            init=lambda: jnp.int32(0), on_epoch_end=lambda s, m: (s, jc.actions.Stop(m["outside"] > 99)), name="Outside"
         ),
     ]
     if "save" in options:

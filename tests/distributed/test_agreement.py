@@ -9,11 +9,11 @@ import jax
 import pytest
 from _patience import PATIENCE
 
-from jaxcb import DataError, ProcessError
 from jaxcb._src.checkpointing.resume import joined, part_of
 from jaxcb._src.data.feed import Chunk
 from jaxcb._src.distributed.processes import ALONE, Several
 from jaxcb._src.loop.host.driver import Orders, placed, same_place
+from jaxcb.errors import DataError, ProcessError
 
 
 class Store:

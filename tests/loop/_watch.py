@@ -14,15 +14,15 @@ def threads():
     return [t for t in threading.enumerate() if t.name == "jaxcb-data"]
 
 
-class Seen(jc.LogAction):
+class Seen(jc.actions.LogAction):
     number: Any
 
 
 SEEN = []
 
 
-@jc.writer(Seen)
-class SeenWriter(jc.Writer):
+@jc.writers.writer(Seen)
+class SeenWriter(jc.writers.Writer):
     def write(self, record):
         SEEN.append((record.epoch, int(record.action.number)))
 
@@ -41,7 +41,7 @@ class CallAt(jc.Callback):
     fn: Any = jc.static()
 
     def on_batch_end(self, state, metrics):
-        return state, jc.Call(self.fn, when=metrics.step % self.every == 0)
+        return state, jc.actions.Call(self.fn, when=metrics.step % self.every == 0)
 
 
 def numbered(count, start=0):

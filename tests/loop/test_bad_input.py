@@ -70,28 +70,31 @@ DATA = {
 @pytest.mark.parametrize("case", DATA)
 def test_data_that_cannot_be_trained_on(case):
     data, message = DATA[case]
-    refused(jc.DataError, message, data=data)
+    refused(jc.errors.DataError, message, data=data)
 
 
 def test_a_generator_for_several_epochs():
     refused(
-        jc.DataError, "generator, which can be walked only once, but epochs=2", data=(b for b in [(X, Y)]), epochs=2
+        jc.errors.DataError,
+        "generator, which can be walked only once, but epochs=2",
+        data=(b for b in [(X, Y)]),
+        epochs=2,
     )
 
 
 def test_a_generator_that_is_used_up():
     used = (b for b in [(X, Y)])
     next(used)
-    refused(jc.DataError, "train_data \\(generator\\) is empty", data=used)
+    refused(jc.errors.DataError, "train_data \\(generator\\) is empty", data=used)
 
 
 def test_arrays_in_a_list():
-    refused(jc.DataError, r"A list is an iterable of batches; .*: \(x, y\)", data=[X, Y])
+    refused(jc.errors.DataError, r"A list is an iterable of batches; .*: \(x, y\)", data=[X, Y])
 
 
 def test_a_shorter_epoch_over_the_same_rows_again_and_again():
     refused(
-        jc.DataError,
+        jc.errors.DataError,
         "shuffle=False would train on the first rows alone",
         steps_per_epoch=1,
         batch_size=2,
@@ -101,7 +104,7 @@ def test_a_shorter_epoch_over_the_same_rows_again_and_again():
 
 def test_a_batch_size_for_batches():
     refused(
-        jc.DataError,
+        jc.errors.DataError,
         "batch_size=4 was given, but train_data is a list.*Leave batch_size out",
         data=[(X, Y)],
         batch_size=4,
@@ -110,7 +113,10 @@ def test_a_batch_size_for_batches():
 
 def test_more_steps_an_epoch_than_there_are_batches():
     refused(
-        jc.DataError, "steps_per_epoch=9, but one pass over 8 rows has 4 batches of 2", batch_size=2, steps_per_epoch=9
+        jc.errors.DataError,
+        "steps_per_epoch=9, but one pass over 8 rows has 4 batches of 2",
+        batch_size=2,
+        steps_per_epoch=9,
     )
 
 
@@ -128,7 +134,7 @@ VALIDATION = {
 @pytest.mark.parametrize("case", VALIDATION)
 def test_validation_data_that_cannot_be_used(case):
     data, message = VALIDATION[case]
-    refused(jc.DataError, message, validation_data=data)
+    refused(jc.errors.DataError, message, validation_data=data)
 
 
 @pytest.mark.parametrize(
@@ -137,9 +143,9 @@ def test_validation_data_that_cannot_be_used(case):
         ({"validation_data": (X, Y)}, ValueError, "were both given"),
         ({"validation_split": 1.0}, ValueError, "strictly between 0.0 and 1.0"),
         ({"validation_split": -0.5}, ValueError, "strictly between"),
-        ({"validation_split": 0.01, "data": (X[:1], Y[:1])}, jc.DataError, "leaves nothing to train"),
-        ({"data": [(X, Y)]}, jc.DataError, "validation_split needs arrays, got a list"),
-        ({"data": (X, Y[:3])}, jc.DataError, "different numbers of rows"),
+        ({"validation_split": 0.01, "data": (X[:1], Y[:1])}, jc.errors.DataError, "leaves nothing to train"),
+        ({"data": [(X, Y)]}, jc.errors.DataError, "validation_split needs arrays, got a list"),
+        ({"data": (X, Y[:3])}, jc.errors.DataError, "different numbers of rows"),
     ],
 )
 def test_a_validation_split_that_cannot_be_made(changes, error, message):
@@ -272,7 +278,7 @@ def test_a_training_metric_with_a_validations_name():
 
 def test_an_unknown_monitor_lists_what_there_is_and_guesses():
     error = refused(
-        jc.MissingMetricError,
+        jc.errors.MissingMetricError,
         "there is no metric 'val_los' here",
         callbacks=[jc.EarlyStopping("val_los", mode="min")],
         validation_data=(X, Y),
@@ -284,7 +290,9 @@ def test_an_unknown_monitor_lists_what_there_is_and_guesses():
 
 def test_a_validation_monitor_without_validation():
     refused(
-        jc.MissingMetricError, "no metric 'val_loss' here. Metrics here: .*loss, mae", callbacks=[jc.EarlyStopping()]
+        jc.errors.MissingMetricError,
+        "no metric 'val_loss' here. Metrics here: .*loss, mae",
+        callbacks=[jc.EarlyStopping()],
     )
 
 
@@ -340,7 +348,7 @@ def test_a_hook_that_fails_is_named():
 
 def test_a_python_if_on_a_metric():
     def decides(state, metrics):
-        return (state, jc.Stop()) if metrics["loss"] < 1 else (state, None)
+        return (state, jc.actions.Stop()) if metrics["loss"] < 1 else (state, None)
 
     refused(
         TypeError,
@@ -355,26 +363,26 @@ def test_a_python_if_on_a_metric():
         (lambda s, m: None, r"Mine.on_epoch_end returned NoneType, expected \(state, actions\)"),
         (lambda s, m: (s, "stop"), "Mine.on_epoch_end: expected None, an action"),
         (lambda s, m: ({"n": 1}, None), "Mine.on_epoch_end changed the structure"),
-        (lambda s, m: (s, jc.Stop(jnp.ones(3) > 0)), r"when= of its Stop is bool\[3\]"),
+        (lambda s, m: (s, jc.actions.Stop(jnp.ones(3) > 0)), r"when= of its Stop is bool\[3\]"),
     ],
     ids=["nothing", "text", "state", "vector"],
 )
 def test_a_hook_that_returns_the_wrong_thing(returned, message):
-    refused(jc.CallbackError, message, callbacks=[hook(on_epoch_end=returned)])
+    refused(jc.errors.CallbackError, message, callbacks=[hook(on_epoch_end=returned)])
 
 
 def test_a_control_that_was_not_declared():
-    sets = hook(on_epoch_end=lambda s, m: (s, jc.SetControl("bta", 1.0)))
+    sets = hook(on_epoch_end=lambda s, m: (s, jc.actions.SetControl("bta", 1.0)))
     refused(ValueError, "Mine sets the control 'bta'.*Did you mean 'beta'", callbacks=[sets], controls={"beta": 1.0})
 
 
-class Odd(jc.LogAction):
+class Odd(jc.actions.LogAction):
     value: float
 
 
 def test_an_action_that_nothing_performs():
     odd = hook("Strange", on_epoch_end=lambda s, m: (s, Odd(m["loss"])))
-    refused(LookupError, r"Strange: nothing performs the action Odd.*@jc.writer\(Odd\)", callbacks=[odd])
+    refused(LookupError, r"Strange: nothing performs the action Odd.*@jc.writers.writer\(Odd\)", callbacks=[odd])
 
 
 # Files
@@ -491,7 +499,7 @@ def test_the_error_of_a_refused_run_leaves_no_thread():
     assert not [t for t in threading.enumerate() if t.name == "jaxcb-data"]
 
 
-class Keeps(jc.LogAction):
+class Keeps(jc.actions.LogAction):
     key: Any
 
 

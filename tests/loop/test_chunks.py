@@ -130,7 +130,7 @@ class SaveAt(jc.Callback):
     at: int
 
     def on_batch_end(self, state, metrics):
-        return state, jc.Backup(when=metrics.step == self.at)
+        return state, jc.actions.Backup(when=metrics.step == self.at)
 
 
 @pytest.mark.parametrize("at", [3, 5, 8, 10, 13])

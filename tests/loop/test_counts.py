@@ -94,11 +94,11 @@ def test_a_run_traces_its_step_once_a_batch_shape_and_each_hook_once(executor):
 
         def on_epoch_begin(self, state, metrics):
             traces["on_epoch_begin"] += 1
-            return state, jc.SetLearningRate(0.01 / (1 + metrics.epoch))
+            return state, jc.actions.SetLearningRate(0.01 / (1 + metrics.epoch))
 
         def on_batch_end(self, state, metrics):
             traces["on_batch_end"] += 1
-            return state, jc.ScaleLearningRate(0.9, when=metrics.step % 7 == 0)
+            return state, jc.actions.ScaleLearningRate(0.9, when=metrics.step % 7 == 0)
 
         def on_eval_end(self, state, metrics):
             traces["on_eval_end"] += 1

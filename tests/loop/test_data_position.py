@@ -514,7 +514,7 @@ CHANGED = {
 def test_data_that_ends_before_the_place_that_was_reached_is_an_error(case):
     before, after, how, message = CHANGED[case]
     start = stand(before(), how, 5)
-    with pytest.raises(jc.DataError, match=message):
+    with pytest.raises(jc.errors.DataError, match=message):
         rest(after(), how, start)
     assert not threads()
 

@@ -88,9 +88,9 @@ def test_a_trial_run_tries_everything_and_leaves_nothing(tmp_path, monkeypatch, 
         callbacks=[
             jc.CSVLogger("log.csv"),
             jc.CSVLogger(str(tmp_path / "deep" / "absolute.csv"), name="second"),
-            jc.NormMonitor(every=1),
+            jc.callbacks.NormMonitor(every=1),
             jc.LambdaCallback(on_epoch_end=lambda epoch, logs: epochs.append((epoch, sorted(logs)))),
-            jc.make_callback(on_epoch_end=lambda s, m: (s, jc.Checkpoint("saved", values={}))),
+            jc.make_callback(on_epoch_end=lambda s, m: (s, jc.actions.Checkpoint("saved", values={}))),
         ],
         run_dir=tmp_path / "run",
         fast_dev_run=batches,
@@ -107,7 +107,7 @@ def test_a_debugged_run_has_no_steps_after_its_stop():
     x, y = _runs.make_data()
     x = x.copy()
     x[40] = np.nan  # in the third step
-    stop = jc.make_callback(on_batch_end=lambda state, m: (state, jc.Stop(m.step == 2)))
+    stop = jc.make_callback(on_batch_end=lambda state, m: (state, jc.actions.Stop(m.step == 2)))
     result = _runs.fit(data=(x, y), shuffle=False, epochs=1, callbacks=[stop], debug=True)
     assert int(result.state.step) == 2
 

@@ -59,7 +59,7 @@ class KeepModels(jc.Callback):
         def keep(run):
             self.kept[run.epoch] = jax.tree.map(np.array, (run.state.params, run.state.model_state))
 
-        return state, jc.Call(keep)
+        return state, jc.actions.Call(keep)
 
 
 def nnx_arrays(model):
@@ -145,10 +145,10 @@ def test_evaluate_weighs_by_rows_and_predict_keeps_their_order():
     ids=["list", "iterator", "rows", "number", "texts"],
 )
 def test_evaluate_and_predict_say_what_is_wrong_with_data(data, message):
-    with pytest.raises(jc.DataError, match=message):
+    with pytest.raises(jc.errors.DataError, match=message):
         jc.evaluate({"w": jnp.ones(())}, lambda p, b: p["w"], data)
     if not hasattr(data, "__next__"):
-        with pytest.raises(jc.DataError, match=message):
+        with pytest.raises(jc.errors.DataError, match=message):
             jc.predict({"w": jnp.ones(())}, data, fn=lambda p, b: b)
 
 
@@ -241,7 +241,7 @@ def test_a_ready_made_optimizer_is_scaled_at_its_updates():
 def test_controls_are_set_by_callbacks_and_read_by_the_loss():
     class Anneal(jc.Callback):
         def on_epoch_begin(self, state, metrics):
-            return state, jc.SetControl("beta", 1.0 / (1.0 + metrics.epoch))
+            return state, jc.actions.SetControl("beta", 1.0 / (1.0 + metrics.epoch))
 
     def loss(params, batch, controls):
         return loss_fn(params, batch)[0], {"beta": controls["beta"]}

@@ -16,7 +16,7 @@ def test_small_batches_accumulated_are_a_large_batch(executor):
     schedule = optax.linear_schedule(0.1, 0.01, 8)
     data = _runs.make_data(64)
     given = {"data": data, "shuffle": False, "learning_rate": schedule, "validation_data": None}
-    small = _runs.fit(executor, batch_size=4, epochs=4, callbacks=[jc.GradientAccumulation(4)], **given)
+    small = _runs.fit(executor, batch_size=4, epochs=4, callbacks=[jc.callbacks.GradientAccumulation(4)], **given)
     large = _runs.fit(executor, batch_size=16, epochs=4, callbacks=[], **given)
     for name in ("w", "b"):
         np.testing.assert_allclose(small.params[name], large.params[name], rtol=2e-4)
@@ -30,7 +30,7 @@ def test_the_number_of_steps_may_follow_the_updates():
         data=_runs.make_data(64),
         batch_size=8,
         epochs=3,
-        callbacks=[jc.GradientAccumulation(lambda updates: jnp.where(updates < 4, 2, 4))],
+        callbacks=[jc.callbacks.GradientAccumulation(lambda updates: jnp.where(updates < 4, 2, 4))],
     )
     assert result.history["updates"].tolist() == [4, 6, 8]
 
@@ -38,7 +38,7 @@ def test_the_number_of_steps_may_follow_the_updates():
 def test_callbacks_scale_the_rate_of_the_accumulated_update():
     result = _runs.fit(
         epochs=3,
-        callbacks=[jc.GradientAccumulation(5), jc.LearningRateScheduler(lambda epoch, lr: lr * 0.5)],
+        callbacks=[jc.callbacks.GradientAccumulation(5), jc.LearningRateScheduler(lambda epoch, lr: lr * 0.5)],
         validation_data=None,
     )
     rates = result.history["learning_rate"]
@@ -47,14 +47,14 @@ def test_callbacks_scale_the_rate_of_the_accumulated_update():
 
 def test_bad_input():
     with pytest.raises(ValueError, match="steps must be a whole number of at least 1, got 0"):
-        jc.GradientAccumulation(0)
+        jc.callbacks.GradientAccumulation(0)
     state = jc.TrainState.create(params=jax.numpy.zeros(()))
     with pytest.raises(ValueError, match="needs a train state with an optimizer"):
-        jc.GradientAccumulation(2).setup(state)
+        jc.callbacks.GradientAccumulation(2).setup(state)
 
 
 def test_a_second_run_accumulates_as_the_first_one():
-    loop = jc.Loop(jc.Step(_runs.loss_fn), callbacks=[jc.GradientAccumulation(2)])
+    loop = jc.Loop(jc.Step(_runs.loss_fn), callbacks=[jc.callbacks.GradientAccumulation(2)])
     given = {"batch_size": 16, "epochs": 1, "verbose": 0, "remainder": "drop"}
     first = loop.run(_runs.make_state(), _runs.make_data(64), **given)
     second = loop.run(first.state, _runs.make_data(64), **given)

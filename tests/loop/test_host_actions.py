@@ -28,7 +28,7 @@ class Every(jc.Callback):
     fn: object = jc.static()
 
     def _call(self, state, metrics):
-        return state, jc.Call(self.fn, dict(metrics.values))
+        return state, jc.actions.Call(self.fn, dict(metrics.values))
 
     on_train_begin = on_epoch_begin = on_batch_begin = on_batch_end = _call
     on_eval_begin = on_eval_end = on_epoch_end = on_train_end = _call
@@ -114,13 +114,13 @@ class CallAt(jc.Callback):
     begin: int = -1
 
     def on_epoch_begin(self, state, metrics):
-        return state, jc.Call(self.fn, when=metrics.epoch == self.begin)
+        return state, jc.actions.Call(self.fn, when=metrics.epoch == self.begin)
 
     def on_batch_end(self, state, metrics):
-        return state, jc.Call(self.fn, when=metrics.step == self.step)
+        return state, jc.actions.Call(self.fn, when=metrics.step == self.step)
 
     def on_epoch_end(self, state, metrics):
-        return state, jc.Call(self.fn, when=metrics.epoch == self.epoch)
+        return state, jc.actions.Call(self.fn, when=metrics.epoch == self.epoch)
 
 
 STOPS = {
@@ -196,7 +196,7 @@ def test_a_snapshot_taken_at_the_best_epoch_is_what_is_restored(executor):
 
     class Keep(jc.Callback):
         def on_epoch_end(self, state, metrics):
-            return state, jc.Call(keep)
+            return state, jc.actions.Call(keep)
 
     # a rate so high that the loss soon rises
     result = fit(

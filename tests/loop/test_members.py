@@ -25,7 +25,7 @@ def stacked(values):
 def single_runs():
     out = []
     for seed, rate in zip(SEEDS, RATES, strict=True):
-        state = jc.apply(jc.SetLearningRate(rate), make_state(seed))
+        state = jc.apply(jc.actions.SetLearningRate(rate), make_state(seed))
         driver = make_driver(control(), state, keys=keys_of((seed,))[0])
         driver.train()
         out.append(driver)
@@ -35,7 +35,7 @@ def single_runs():
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
 def test_each_member_does_what_it_would_do_alone(executor, single_runs):
     state = stacked(
-        [jc.apply(jc.SetLearningRate(rate), make_state(seed)) for seed, rate in zip(SEEDS, RATES, strict=True)]
+        [jc.apply(jc.actions.SetLearningRate(rate), make_state(seed)) for seed, rate in zip(SEEDS, RATES, strict=True)]
     )
     driver = make_driver(control(), state, executor=executor, members=len(SEEDS), keys=keys_of(SEEDS))
     driver.train()
@@ -59,7 +59,7 @@ def test_each_member_does_what_it_would_do_alone(executor, single_runs):
 
 def test_the_run_ends_when_all_members_have_stopped(single_runs):
     state = stacked(
-        [jc.apply(jc.SetLearningRate(rate), make_state(seed)) for seed, rate in zip(SEEDS, RATES, strict=True)]
+        [jc.apply(jc.actions.SetLearningRate(rate), make_state(seed)) for seed, rate in zip(SEEDS, RATES, strict=True)]
     )
     driver = make_driver(control(), state, members=len(SEEDS), keys=keys_of(SEEDS))
     driver.train()
@@ -71,7 +71,7 @@ def test_a_member_stopped_in_mid_epoch_is_frozen_there():
         at: int
 
         def on_batch_end(self, state, metrics):
-            return state, jc.Stop(metrics.step >= self.at, "far enough")
+            return state, jc.actions.Stop(metrics.step >= self.at, "far enough")
 
     callbacks = [StopAt(jnp.array([3, 7, 100]))]
     state = stacked([make_state(0)] * 3)
@@ -101,7 +101,7 @@ def test_a_swept_number_gives_each_member_its_own_patience():
 def test_a_member_that_diverges_harms_no_other(single_runs):
     bad = make_state(1)
     bad = bad.replace(params={**bad.params, "w": bad.params["w"] * jnp.nan})
-    state = stacked([jc.apply(jc.SetLearningRate(RATES[0]), make_state(SEEDS[0])), bad])
+    state = stacked([jc.apply(jc.actions.SetLearningRate(RATES[0]), make_state(SEEDS[0])), bad])
     driver = make_driver(control(), state, members=2, keys=keys_of((SEEDS[0], 1)))
     driver.train()
     carry = driver.live.carry()

@@ -11,7 +11,10 @@ import jaxcb as jc
 @pytest.mark.parametrize("per_layer", [False, True])
 def test_norms_are_curves_and_join_the_history(tmp_path, per_layer):
     result = _runs.fit(
-        epochs=4, callbacks=[jc.NormMonitor(every=4, per_layer=per_layer)], run_dir=tmp_path, validation_data=None
+        epochs=4,
+        callbacks=[jc.callbacks.NormMonitor(every=4, per_layer=per_layer)],
+        run_dir=tmp_path,
+        validation_data=None,
     )
     curves = EventAccumulator(str(tmp_path / "logs" / "train"))
     curves.Reload()
@@ -28,6 +31,6 @@ def test_norms_are_curves_and_join_the_history(tmp_path, per_layer):
 
 def test_bad_input():
     with pytest.raises(ValueError, match="of must be one of"):
-        jc.NormMonitor(of=("grads",))
+        jc.callbacks.NormMonitor(of=("grads",))
     with pytest.raises(ValueError, match="every must be a whole number of at least 1, got 0"):
-        jc.NormMonitor(every=0)
+        jc.callbacks.NormMonitor(every=0)

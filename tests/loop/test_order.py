@@ -12,7 +12,7 @@ EXECUTORS = ("looped", "stepped")
 NEVER = 1000
 
 
-class Moment(jc.LogAction):
+class Moment(jc.actions.LogAction):
     epoch: int
     step: int
     hook: str = jc.static()
@@ -21,8 +21,8 @@ class Moment(jc.LogAction):
 SEEN = []
 
 
-@jc.writer(Moment)
-class MomentWriter(jc.Writer):
+@jc.writers.writer(Moment)
+class MomentWriter(jc.writers.Writer):
     def write(self, record):
         action = record.action
         assert action.hook == record.hook
@@ -50,19 +50,19 @@ class StopAt(jc.Callback):
     epoch_end: int = NEVER
 
     def on_train_begin(self, state, metrics):
-        return state, jc.Stop(jnp.asarray(self.train_begin) == 1, "at the train's begin")
+        return state, jc.actions.Stop(jnp.asarray(self.train_begin) == 1, "at the train's begin")
 
     def on_epoch_begin(self, state, metrics):
-        return state, jc.Stop(metrics.epoch == self.epoch_begin, "at the epoch's begin")
+        return state, jc.actions.Stop(metrics.epoch == self.epoch_begin, "at the epoch's begin")
 
     def on_batch_end(self, state, metrics):
-        return state, jc.Stop(metrics.step == self.step, "at the step")
+        return state, jc.actions.Stop(metrics.step == self.step, "at the step")
 
     def on_eval_end(self, state, metrics):
-        return state, jc.Stop(metrics.epoch == self.eval_end, "at the validation")
+        return state, jc.actions.Stop(metrics.epoch == self.eval_end, "at the validation")
 
     def on_epoch_end(self, state, metrics):
-        return state, jc.Stop(metrics.epoch == self.epoch_end, "at the epoch's end")
+        return state, jc.actions.Stop(metrics.epoch == self.epoch_end, "at the epoch's end")
 
 
 X = np.linspace(-1, 1, 7, dtype=np.float32)[:, None]  # 3 steps an epoch: 3, 3 and 1 rows

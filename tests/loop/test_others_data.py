@@ -201,7 +201,9 @@ def test_a_tensor_that_is_no_array_is_named():
         def __array__(self, dtype=None, copy=None):
             raise TypeError("sparse")
 
-    with pytest.raises(jc.DataError, match=r"first batch of train_data: 0 is a Sparse that numpy cannot take: sparse"):
+    with pytest.raises(
+        jc.errors.DataError, match=r"first batch of train_data: 0 is a Sparse that numpy cannot take: sparse"
+    ):
         run([[Sparse(), Y[:4]]])
 
 
@@ -274,13 +276,13 @@ def test_a_tf_dataset_validates():
 
 
 def test_an_endless_tf_dataset_needs_an_epochs_length():
-    with pytest.raises(jc.DataError, match=r"endless stream.*steps_per_epoch"):
+    with pytest.raises(jc.errors.DataError, match=r"endless stream.*steps_per_epoch"):
         run(TFDataset(endless=True))
     assert rows(TFDataset(endless=True), steps_per_epoch=3) == [IN_ORDER, IN_ORDER]
 
 
 def test_a_ragged_tensor_is_refused_by_name():
-    with pytest.raises(jc.DataError, match=r"train_data: y has dtype object"):
+    with pytest.raises(jc.errors.DataError, match=r"train_data: y has dtype object"):
         run(TFDataset(ragged=True))
 
 
@@ -289,7 +291,7 @@ def test_the_real_tf_dataset():
     data = tf.data.Dataset.from_tensor_slices({"x": X, "y": Y}).batch(4)
     assert rows(data) == [IN_ORDER, IN_ORDER]
     check_validation(data)
-    with pytest.raises(jc.DataError, match="endless stream"):
+    with pytest.raises(jc.errors.DataError, match="endless stream"):
         run(data.repeat())
 
 
@@ -340,7 +342,7 @@ def test_an_endless_grain_data_set_needs_an_epochs_length(grain):
         "loader": grain_loader(grain, None),
     }
     for own in endless.values():
-        with pytest.raises(jc.DataError, match=r"endless stream.*steps_per_epoch"):
+        with pytest.raises(jc.errors.DataError, match=r"endless stream.*steps_per_epoch"):
             run(own)
     assert rows(endless["iter"], steps_per_epoch=3) == [IN_ORDER, IN_ORDER]
     assert len(rows(endless["loader"], steps_per_epoch=4)) == 2
@@ -390,7 +392,7 @@ def test_a_hugging_face_dataset_has_batches_of_32_unless_told(table):
 
 def test_formats_and_transforms_of_the_users_own_are_kept(table):
     with_text = table.add_column("text", ["a"] * ROWS)
-    with pytest.raises(jc.DataError, match=r"first batch of train_data: text has dtype <U1"):
+    with pytest.raises(jc.errors.DataError, match=r"first batch of train_data: text has dtype <U1"):
         run(with_text, batch_size=4)
     for chosen in (
         with_text.with_format("numpy", columns=["x", "y"]),
@@ -405,15 +407,15 @@ def test_formats_and_transforms_of_the_users_own_are_kept(table):
 def test_a_hugging_face_dataset_of_lists_of_unequal_length_is_refused():
     datasets = pytest.importorskip("datasets")
     ragged = datasets.Dataset.from_dict({"ids": [[1], [2, 3]]})
-    with pytest.raises(jc.DataError, match=r"first batch of train_data: ids has dtype object"):
+    with pytest.raises(jc.errors.DataError, match=r"first batch of train_data: ids has dtype object"):
         run(ragged)
 
 
 def test_a_dict_of_splits_is_no_data_set(table):
     datasets = pytest.importorskip("datasets")
-    with pytest.raises(jc.DataError, match=r"DatasetDict of train, test .*one of these"):
+    with pytest.raises(jc.errors.DataError, match=r"DatasetDict of train, test .*one of these"):
         run(datasets.DatasetDict({"train": table, "test": table}), batch_size=4)
-    with pytest.raises(jc.DataError, match=r"dict of train .*one of these"):
+    with pytest.raises(jc.errors.DataError, match=r"dict of train .*one of these"):
         run({"train": TFDataset()})
 
 
@@ -427,7 +429,7 @@ def test_a_hugging_face_iterable_dataset(table):
     assert is_a_shuffle(second)
     assert first != second  # it was told the epoch
     assert [first, second] == rows(shuffled)
-    with pytest.raises(jc.DataError, match="batch_size=4 was given, but train_data is a IterableDataset"):
+    with pytest.raises(jc.errors.DataError, match="batch_size=4 was given, but train_data is a IterableDataset"):
         run(data, batch_size=4)
 
 
@@ -441,7 +443,7 @@ def test_a_function_may_return_data_of_other_libraries(table, grain):
     def data(epoch, controls):
         return table if epoch == 1 else grain.MapDataset.source(DICTS).shuffle(seed=1).batch(4)
 
-    with pytest.raises(jc.DataError, match="batch_size=4 was given, but what"):
+    with pytest.raises(jc.errors.DataError, match="batch_size=4 was given, but what"):
         run(data, batch_size=4)
     first, second, third = rows(data, epochs=3)
     assert is_a_shuffle(first)

@@ -19,7 +19,7 @@ class StopOn(jc.Callback):
     monitor: str = jc.static(default="stop_file")
 
     def on_batch_end(self, state, metrics):
-        return state, jc.Stop(metrics[self.monitor] >= 1, self.monitor)
+        return state, jc.actions.Stop(metrics[self.monitor] >= 1, self.monitor)
 
 
 class Keep(jc.Callback):
@@ -34,7 +34,7 @@ class Keep(jc.Callback):
         value = metrics[self.monitor]
         changed = value != state["last"]
         epoch = jnp.where(changed, metrics.epoch, state["epoch_of_change"])
-        return {"last": value, "epoch_of_change": epoch}, jc.Stop(value > 5, "the reading is {reading:.0f}")
+        return {"last": value, "epoch_of_change": epoch}, jc.actions.Stop(value > 5, "the reading is {reading:.0f}")
 
 
 # Evaluators
@@ -185,19 +185,19 @@ def test_a_monitor_may_be_a_host_metric():
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_the_time_is_up(executor):
-    result = _runs.fit(executor, epochs=1_000_000, callbacks=[jc.Timer(0.2)], validation_data=None)
+    result = _runs.fit(executor, epochs=1_000_000, callbacks=[jc.callbacks.Timer(0.2)], validation_data=None)
     assert result.stop_reason.startswith("Timer: the time of 0 s is up after")
     assert len(result.history) < 1_000_000
     assert result.stop_reason.count("Timer") == 1
 
 
 def test_durations():
-    assert jc.Timer("00:01:30").duration == 90.0
-    assert jc.Timer("01:00:00:01").duration == 86401.0
-    assert jc.Timer(datetime.timedelta(hours=1)).duration == 3600.0
+    assert jc.callbacks.Timer("00:01:30").duration == 90.0
+    assert jc.callbacks.Timer("01:00:00:01").duration == 86401.0
+    assert jc.callbacks.Timer(datetime.timedelta(hours=1)).duration == 3600.0
     for wrong in ("1:30", "an hour", -1.0, None):
         with pytest.raises(ValueError, match="Timer: duration must be"):
-            jc.Timer(wrong)
+            jc.callbacks.Timer(wrong)
 
 
 def test_throughput_is_written_as_curves(tmp_path):
@@ -205,7 +205,7 @@ def test_throughput_is_written_as_curves(tmp_path):
         epochs=600,
         validation_data=None,
         steps_per_execution=5,
-        callbacks=[jc.Throughput(tokens_per_example=10, peak_flops=1e9, verbose=1)],
+        callbacks=[jc.callbacks.Throughput(tokens_per_example=10, peak_flops=1e9, verbose=1)],
         run_dir=tmp_path,
     )
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

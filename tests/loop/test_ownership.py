@@ -70,7 +70,7 @@ def everything():
     return [
         jc.CSVLogger("log.csv"),
         jc.CSVLogger("../shared.csv", append=True, name="shared"),
-        jc.JSONLogger("../shared.jsonl", append=True),
+        jc.callbacks.JSONLogger("../shared.jsonl", append=True),
         jc.TensorBoard("../logs", write_graph=False, embeddings_freq=1, embeddings_metadata={"w": None}),
         jc.ModelCheckpoint("exports/{epoch}", "loss", max_to_keep=1, keep_best=1, save_weights_only=True),
         jc.ModelCheckpoint("../latest", "loss", save_weights_only=True, name="latest"),
@@ -238,7 +238,7 @@ def test_a_broken_record_is_one_clear_error(tmp_path, text):
 # Logs that several runs share
 
 
-@pytest.mark.parametrize("logger", [jc.CSVLogger, jc.JSONLogger])
+@pytest.mark.parametrize("logger", [jc.CSVLogger, jc.callbacks.JSONLogger])
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_killed_run_has_each_of_its_rows_once_in_a_shared_log(tmp_path, logger, inside):
     """Rows behind the last checkpoint are the run's own, so they are cut and written again; others' stay."""

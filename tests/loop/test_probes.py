@@ -19,7 +19,7 @@ class Watch(jc.Callback):
 
     def _row(self, metrics):
         seen = {"value": metrics[self.monitor]}
-        return jc.Row(seen, {"value": metrics.fresh(self.monitor)}, "watch.csv")
+        return jc.actions.Row(seen, {"value": metrics.fresh(self.monitor)}, "watch.csv")
 
     def on_batch_end(self, state, metrics):
         return state, self._row(metrics)
@@ -135,7 +135,7 @@ def test_callbacks_see_probes_before_the_update():
             return {"norm": jc.probe(lambda look: optax.tree.norm(look.grads))}
 
         def on_before_update(self, state, metrics):
-            return state, jc.SkipUpdate(when=metrics.fresh("norm") & (metrics["norm"] > 0.0))
+            return state, jc.actions.SkipUpdate(when=metrics.fresh("norm") & (metrics["norm"] > 0.0))
 
     result = _runs.fit(epochs=2, callbacks=[SkipLarge()])
     for start, end in zip(jax.tree.leaves(_runs.make_params()), jax.tree.leaves(result.params), strict=True):
@@ -166,10 +166,10 @@ def test_a_step_that_hides_its_gradients_is_refused_before_the_first_step():
 
 
 def test_two_callbacks_share_a_look_and_cannot_differ_in_it():
-    pair = [jc.NormMonitor(every=2, of="grad_norm"), jc.NormMonitor(every=2, of="grad_norm")]
+    pair = [jc.callbacks.NormMonitor(every=2, of="grad_norm"), jc.callbacks.NormMonitor(every=2, of="grad_norm")]
     assert list(jc.chain(*pair).probes()) == ["grad_norm"]
     with pytest.raises(ValueError, match="NormMonitor and NormMonitor_2 both look inside the step as 'grad_norm'"):
-        jc.chain(pair[0], jc.NormMonitor(every=3, of="grad_norm")).probes()
+        jc.chain(pair[0], jc.callbacks.NormMonitor(every=3, of="grad_norm")).probes()
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -182,7 +182,9 @@ def test_gradients_of_ones_own_serve_probes_and_before_update(executor):
 
     ends = []
     for step in (jc.Step.from_gradients(gradients), jc.Step(_runs.loss_fn)):
-        loop = jc.Loop(step, callbacks=[jc.SpikeDetection(), jc.NormMonitor(every=1, of="grad_norm")])
+        loop = jc.Loop(
+            step, callbacks=[jc.callbacks.SpikeDetection(), jc.callbacks.NormMonitor(every=1, of="grad_norm")]
+        )
         result = loop.run(
             _runs.make_state(), _runs.make_data(), epochs=2, batch_size=16, verbose=0, executor=executor,
             run_dir=None, fast_dev_run=10,
@@ -232,7 +234,10 @@ def test_weights_that_are_restored_before_the_update_do_not_get_it():
             return {"start": "optimizer"}
 
         def on_before_update(self, state, metrics):
-            return state, (jc.Snapshot("start", when=metrics.step == 0), jc.Restore("start", when=metrics.step == 4))
+            return state, (
+                jc.actions.Snapshot("start", when=metrics.step == 0),
+                jc.actions.Restore("start", when=metrics.step == 4),
+            )
 
     result = _runs.fit(steps=5, epochs=None, callbacks=[Back()], validation_data=None)
     for start, end in zip(jax.tree.leaves(_runs.make_params()), jax.tree.leaves(result.params), strict=True):

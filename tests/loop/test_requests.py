@@ -25,7 +25,7 @@ class Asks(jc.Callback):
         return frozenset(["on_epoch_end" if self.of == "params" else "on_before_update"])
 
     def _ask(self, due):
-        return jc.Histogram("part", of=self.of, when=due)
+        return jc.actions.Histogram("part", of=self.of, when=due)
 
     def on_before_update(self, state, metrics):
         return state, self._ask(metrics.step % EVERY == 0)
@@ -159,9 +159,15 @@ def test_each_member_has_its_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("action", "match"),
     [
-        (lambda: jc.Histogram("h", of="gradients"), r"of='gradients'\) asks for what does not exist. Known: 'params'"),
-        (lambda: jc.Histogram("h", of="grads"), "known in on_before_update alone"),
-        (lambda: jc.Histogram("h", of="params", where="weights"), r"where='weights' matches no parameter.*\bw\b"),
+        (
+            lambda: jc.actions.Histogram("h", of="gradients"),
+            r"of='gradients'\) asks for what does not exist. Known: 'params'",
+        ),
+        (lambda: jc.actions.Histogram("h", of="grads"), "known in on_before_update alone"),
+        (
+            lambda: jc.actions.Histogram("h", of="params", where="weights"),
+            r"where='weights' matches no parameter.*\bw\b",
+        ),
     ],
 )
 def test_what_cannot_be_known_is_refused_before_the_first_step(action, match):
@@ -183,20 +189,20 @@ def test_a_function_that_fails_names_itself():
 
 def test_values_and_a_request_exclude_each_other():
     with pytest.raises(ValueError, match="one of two"):
-        jc.Histogram("h")
+        jc.actions.Histogram("h")
     with pytest.raises(ValueError, match="one of two"):
-        jc.Image("i", jnp.ones((2, 2)), of="params")
+        jc.actions.Image("i", jnp.ones((2, 2)), of="params")
     with pytest.raises(ValueError, match="there is no of="):
-        jc.Histogram("h", jnp.ones(2), where="a")
+        jc.actions.Histogram("h", jnp.ones(2), where="a")
 
 
 def test_a_recorder_answers_what_asks_for_weights(tmp_path):
     train = jc.TrainState.create(params={"w": jnp.arange(4.0)})
     with jc.Recorder(tmp_path, verbose=0) as recorder:
-        recorder.perform(jc.Histogram("weights", of="params"), train, step=3)
+        recorder.perform(jc.actions.Histogram("weights", of="params"), train, step=3)
         with pytest.raises(ValueError, match="known in on_before_update alone"):
-            recorder.perform(jc.Histogram("weights", of="grads"), train, step=3)
+            recorder.perform(jc.actions.Histogram("weights", of="grads"), train, step=3)
         with pytest.raises(ValueError, match="pass the train state"):
-            recorder.perform(jc.Histogram("weights", of="params"), step=3)
+            recorder.perform(jc.actions.Histogram("weights", of="params"), step=3)
     (event,) = histograms(tmp_path)["weights/w"]
     assert_is_of(event, np.arange(4.0))

@@ -66,7 +66,7 @@ def test_a_run_goes_on_where_the_rows_lie_elsewhere(tmp_path, first):
     def cut(run):
         raise Cut
 
-    at = jc.make_callback(on_batch_end=lambda s, m: (s, jc.Call(cut, when=m.step == 12)), name="CutAt")
+    at = jc.make_callback(on_batch_end=lambda s, m: (s, jc.actions.Call(cut, when=m.step == 12)), name="CutAt")
     how = {"run_dir": tmp_path, "resume": "auto", "epochs": 5}
     saves = jc.BackupAndRestore("unused", save_freq=1)
     with pytest.raises(Cut):
@@ -139,11 +139,11 @@ def test_a_number_counts_as_the_truth_that_it_stands_for(given, meant):
 
 def test_what_cannot_be_kept_is_refused():
     batches = [_runs.make_data(16)] * 3
-    with pytest.raises(jc.DataError, match="resident=True was given, but train_data is a list"):
+    with pytest.raises(jc.errors.DataError, match="resident=True was given, but train_data is a list"):
         _runs.fit(data=batches, batch_size=None, resident=True)
     with pytest.raises(ValueError, match="resident must be"):
         _runs.fit(resident="host")
-    with pytest.raises(jc.DataError, match="leaves nothing to train on"):
+    with pytest.raises(jc.errors.DataError, match="leaves nothing to train on"):
         _runs.fit(batch_size=100, remainder="drop", resident=False)
-    with pytest.raises(jc.DataError, match="steps_per_epoch=9, but one pass over 70 rows has 5"):
+    with pytest.raises(jc.errors.DataError, match="steps_per_epoch=9, but one pass over 70 rows has 5"):
         _runs.fit(steps_per_epoch=9, resident=False)

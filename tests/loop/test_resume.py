@@ -33,7 +33,7 @@ class CutAt(jc.Callback):
     at: int = jc.static(default=0)
 
     def on_batch_end(self, state, metrics):
-        return state, jc.Call(_cut, when=metrics.step == self.at)
+        return state, jc.actions.Call(_cut, when=metrics.step == self.at)
 
 
 def _cut(run):
@@ -47,8 +47,8 @@ def callbacks(every=1):
         jc.SwapEMAWeights(decay=0.9),
         jc.CSVLogger("log.csv"),
         jc.CSVLogger("other.csv", append=True, name="other"),
-        jc.JSONLogger("log.jsonl"),
-        jc.NormMonitor(every=3, of="grad_norm"),
+        jc.callbacks.JSONLogger("log.jsonl"),
+        jc.callbacks.NormMonitor(every=3, of="grad_norm"),
         jc.BackupAndRestore("unused", save_freq=every),
     ]
 
@@ -402,7 +402,7 @@ def test_the_time_goes_on(tmp_path):
     run(tmp_path, at=9)
     elapsed = Store(tmp_path / "checkpoints", say=print).latest().facts["elapsed"]
     assert elapsed > 0
-    result = run(tmp_path, callbacks=[*callbacks(), jc.Timer(elapsed)])
+    result = run(tmp_path, callbacks=[*callbacks(), jc.callbacks.Timer(elapsed)])
     assert "Timer: the time of" in result.stop_reason
     assert int(result.state.step) <= 10
 
@@ -420,7 +420,7 @@ def test_each_point_stands_once_in_the_event_files(tmp_path):
         return sorted((tag, step, list(value)) for tag, step, value in found)
 
     def own():
-        return [jc.NormMonitor(every=1, of="grad_norm"), jc.BackupAndRestore("unused", save_freq=4)]
+        return [jc.callbacks.NormMonitor(every=1, of="grad_norm"), jc.BackupAndRestore("unused", save_freq=4)]
 
     one = run(tmp_path / "one", epochs=3, callbacks=own())
     for at in (6, 11):
@@ -436,14 +436,14 @@ def test_each_point_stands_once_in_the_event_files(tmp_path):
 @pytest.mark.long
 def test_metrics_may_come_and_go(tmp_path):
     """The history takes new columns in, and keeps those that nobody fills any more."""
-    run(tmp_path, epochs=2, callbacks=[jc.NormMonitor(every=2, of="grad_norm")])
-    result = run(tmp_path, epochs=4, callbacks=[jc.NormMonitor(every=2, of="param_norm")])
+    run(tmp_path, epochs=2, callbacks=[jc.callbacks.NormMonitor(every=2, of="grad_norm")])
+    result = run(tmp_path, epochs=4, callbacks=[jc.callbacks.NormMonitor(every=2, of="param_norm")])
     assert result.history.reported("grad_norm").tolist() == [True, True, False, False]
     assert result.history.reported("param_norm").tolist() == [False, False, True, True]
     with (tmp_path / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["grad_norm"] == "NA" for row in rows] == [False, False, True, True]
-    again = run(tmp_path, epochs=4, callbacks=[jc.NormMonitor(every=2, of="param_norm")])
+    again = run(tmp_path, epochs=4, callbacks=[jc.callbacks.NormMonitor(every=2, of="param_norm")])
     assert set(again.history) == set(result.history)
 
 
@@ -495,7 +495,7 @@ def test_the_end_alone_does_not_release_a_stop(tmp_path):
 def test_a_run_is_replaced_only_when_the_new_one_begins(tmp_path):
     run(tmp_path, epochs=1)
     (tmp_path / "result" / "thesis.txt").write_text("mine")
-    with pytest.raises(jc.MissingMetricError):
+    with pytest.raises(jc.errors.MissingMetricError):
         run(tmp_path, resume=False, overwrite=True, callbacks=[jc.EarlyStopping("val_los", mode="min")])
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 2
     with pytest.raises(ValueError, match="resume and overwrite=True were both given"):
@@ -525,8 +525,8 @@ def test_averages_in_place_of_the_weights_do_not_become_the_training(tmp_path):
 
 @pytest.mark.long
 def test_a_second_budget_of_time_is_one(tmp_path):
-    run(tmp_path, epochs=1_000_000, callbacks=[jc.Timer(0.0)], validation_data=None)
-    result = run(tmp_path, epochs=1_000_000, callbacks=[jc.Timer(1.0)], validation_data=None)
+    run(tmp_path, epochs=1_000_000, callbacks=[jc.callbacks.Timer(0.0)], validation_data=None)
+    result = run(tmp_path, epochs=1_000_000, callbacks=[jc.callbacks.Timer(1.0)], validation_data=None)
     assert "Timer: the time of 1 s is up" in result.stop_reason
 
 

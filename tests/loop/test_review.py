@@ -40,11 +40,11 @@ def mean_loss(params, batch):
 def test_streams_of_uneven_epochs_close_each_epoch_at_its_own_length_when_records_fill_up(executor, monkeypatch):
     monkeypatch.setattr("jaxcb._src.loop.compiled.record_buffer._MOST", 2)
 
-    class Line(jc.LogAction):
+    class Line(jc.actions.LogAction):
         pass
 
-    @jc.writer(Line)
-    class Lines(jc.Writer):
+    @jc.writers.writer(Line)
+    class Lines(jc.writers.Writer):
         def write(self, record):
             seen.append(record.step)
 
@@ -84,7 +84,11 @@ def test_restoring_the_optimizer_keeps_what_callbacks_asked_of_the_rate():
             return {"good": "optimizer"}
 
         def on_epoch_end(self, state, metrics):
-            return state, (jc.Snapshot("good", when=metrics.epoch == 0), jc.ScaleLearningRate(0.5), jc.Restore("good"))
+            return state, (
+                jc.actions.Snapshot("good", when=metrics.epoch == 0),
+                jc.actions.ScaleLearningRate(0.5),
+                jc.actions.Restore("good"),
+            )
 
     result = fit(callbacks=[RollBack()], validation_data=None, epochs=3)
     np.testing.assert_allclose(result.history["learning_rate"], [0.05, 0.025, 0.0125])
@@ -152,7 +156,7 @@ def test_what_was_computed_is_recorded_when_the_data_fails(tmp_path):
 @pytest.mark.parametrize("length", [1, "auto"])
 def test_a_stop_before_the_data_is_used_up_is_a_stop(length):
     batches = (np.ones((2, 1), np.float32) for _ in range(10))
-    stop = jc.make_callback(on_batch_end=lambda state, metrics: (state, jc.Stop(metrics.step >= 3, "enough")))
+    stop = jc.make_callback(on_batch_end=lambda state, metrics: (state, jc.actions.Stop(metrics.step >= 3, "enough")))
     result = jc.fit(
         {"w": jnp.zeros(())},
         mean_loss,
@@ -173,9 +177,9 @@ def test_a_field_that_is_no_number_names_the_cure():
     class Loud(jc.Callback):
         loud: bool = True
 
-    with pytest.raises(jc.CallbackError, match=r"Watch.monitor is a str, 'loss'.*monitor: str = jc.static"):
+    with pytest.raises(jc.errors.CallbackError, match=r"Watch.monitor is a str, 'loss'.*monitor: str = jc.static"):
         jc.chain(Watch())
-    with pytest.raises(jc.CallbackError, match=r"Loud.loud is a bool.*jc.static"):
+    with pytest.raises(jc.errors.CallbackError, match=r"Loud.loud is a bool.*jc.static"):
         jc.chain(Loud())
 
 
@@ -196,7 +200,9 @@ def test_the_first_two_parameters_of_a_loss_are_its_own():
 
 
 def test_a_text_that_cannot_be_filled_is_found_before_the_first_step():
-    stop = jc.make_callback(name="odd", on_epoch_end=lambda state, m: (state, jc.Stop(m["loss"] < 0, "loss {loss:d}")))
+    stop = jc.make_callback(
+        name="odd", on_epoch_end=lambda state, m: (state, jc.actions.Stop(m["loss"] < 0, "loss {loss:d}"))
+    )
     with pytest.raises(ValueError, match=r"odd: the text of its Stop, 'loss \{loss:d\}', cannot be filled"):
         fit(callbacks=[stop], validation_data=None)
 
@@ -209,11 +215,11 @@ def test_optax_multi_steps_and_optimizers_that_want_the_loss_are_taken():
 
 def test_keras_lists_of_arrays_and_halves_of_data_are_refused():
     x, y = make_data()
-    with pytest.raises(jc.DataError, match=r"A list is an iterable of batches.*\(x, y\)"):
+    with pytest.raises(jc.errors.DataError, match=r"A list is an iterable of batches.*\(x, y\)"):
         fit(data=[x, y], batch_size=None)
-    with pytest.raises(jc.DataError, match="on the first rows alone"):
+    with pytest.raises(jc.errors.DataError, match="on the first rows alone"):
         fit(shuffle=False, steps_per_epoch=2)
-    with pytest.raises(jc.DataError, match="leaves nothing to train on"):
+    with pytest.raises(jc.errors.DataError, match="leaves nothing to train on"):
         fit(batch_size=100, remainder="drop")
 
 
@@ -245,11 +251,11 @@ def test_the_results_of_a_slow_stream_are_told_while_it_is_waited_for():
 
     told = threading.Event()
 
-    class Told(jc.LogAction):
+    class Told(jc.actions.LogAction):
         pass
 
-    @jc.writer(Told)
-    class Tells(jc.Writer):
+    @jc.writers.writer(Told)
+    class Tells(jc.writers.Writer):
         def write(self, record):
             told.set()
 
@@ -280,7 +286,7 @@ def test_what_is_static_in_a_callback_may_hold_arrays():
         kept: dict = jc.static()
 
         def on_epoch_end(self, state, metrics):
-            return state, jc.Call(self.keep)
+            return state, jc.actions.Call(self.keep)
 
         def keep(self, run):
             self.kept[run.epoch] = np.array(run.state.params["w"])

@@ -133,7 +133,7 @@ def test_nothing_grows_with_the_run_but_its_history(monkeypatch, tmp_path):
 
     weighing = jc.make_callback(
         init=tuple,
-        on_epoch_end=lambda state, metrics: (state, jc.Call(weigh, when=metrics.epoch % 50 == 49)),
+        on_epoch_end=lambda state, metrics: (state, jc.actions.Call(weigh, when=metrics.epoch % 50 == 49)),
         name="weighing",
     )
     tracemalloc.start()
@@ -161,7 +161,7 @@ def test_an_epoch_costs_the_host_as_many_calls_late_in_a_run_as_early(executor, 
 
     noting = jc.make_callback(
         init=tuple,
-        on_epoch_end=lambda state, metrics: (state, jc.Call(note, when=metrics.epoch % 20 == 19)),
+        on_epoch_end=lambda state, metrics: (state, jc.actions.Call(note, when=metrics.epoch % 20 == 19)),
         name="noting",
     )
     driver = driver_of([*callbacks(tmp_path), noting], executor=executor, epochs=200)
@@ -224,7 +224,7 @@ def test_a_step_makes_the_arrays_that_it_changes_and_no_others(at_steps, monkeyp
     """Each array that a dispatch makes costs as much as a small kernel; what stays is neither donated nor made anew."""
     counting = jc.make_callback(
         init=lambda: jnp.zeros((), jnp.int32),
-        on_batch_end=lambda state, metrics: (state + 1, jc.Print("{seen}", values={"seen": state}, when=False)),
+        on_batch_end=lambda state, metrics: (state + 1, jc.actions.Print("{seen}", values={"seen": state}, when=False)),
         name="counting",
     )
     quiet = callbacks(tmp_path)[len(control()) - 1 :]  # the others act at steps

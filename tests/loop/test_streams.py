@@ -211,7 +211,9 @@ def test_an_error_in_a_host_function_ends_the_thread():
 
 
 def test_a_generator_that_is_used_up_says_when():
-    with pytest.raises(jc.DataError, match=r"generator that was used up after 5 batches, in epoch 2.*iterated again"):
+    with pytest.raises(
+        jc.errors.DataError, match=r"generator that was used up after 5 batches, in epoch 2.*iterated again"
+    ):
         watch("looped", (b for b in numbered(5)), steps_per_epoch=4, epochs=2)
     assert not threads()
 
@@ -227,7 +229,7 @@ class Once:
 
 
 def test_an_iterable_that_does_not_start_anew_says_so():
-    with pytest.raises(jc.DataError, match=r"Once.*gave no batch when it was walked again"):
+    with pytest.raises(jc.errors.DataError, match=r"Once.*gave no batch when it was walked again"):
         watch("looped", Once(numbered(5)), epochs=2)
 
 
@@ -247,7 +249,7 @@ RAGGED = {
 @pytest.mark.parametrize("case", RAGGED)
 def test_a_batch_unlike_the_first_is_named(case):
     data, message = RAGGED[case]
-    with pytest.raises(jc.DataError, match=message):
+    with pytest.raises(jc.errors.DataError, match=message):
         watch("looped", Anew(data), epochs=2)
     assert not threads()
 
@@ -262,13 +264,13 @@ class SetAt(jc.Callback):
     offset: float = 1.0
 
     def on_train_begin(self, state, metrics):
-        return state, jc.SetControl("level", self.offset, when=self.hook == "on_train_begin")
+        return state, jc.actions.SetControl("level", self.offset, when=self.hook == "on_train_begin")
 
     def on_batch_end(self, state, metrics):
-        return state, jc.SetControl("level", self._value(metrics), when=self.hook == "on_batch_end")
+        return state, jc.actions.SetControl("level", self._value(metrics), when=self.hook == "on_batch_end")
 
     def on_epoch_end(self, state, metrics):
-        return state, jc.SetControl("level", self._value(metrics), when=self.hook == "on_epoch_end")
+        return state, jc.actions.SetControl("level", self._value(metrics), when=self.hook == "on_epoch_end")
 
     def _value(self, metrics):
         return 10.0 * metrics.epoch.astype(jnp.float32) + self.offset
@@ -386,10 +388,10 @@ NO_FUNCTIONS = {
     "none": (lambda: BATCHES, TypeError, r"<lambda>\(\), expected one of \(epoch, controls\)"),
     "keywords": (lambda epoch, *, controls: BATCHES, TypeError, "expected one of"),
     "a class": (Anew, TypeError, "the class Anew, expected an instance"),
-    "nothing": (lambda e, c: None, jc.DataError, r"train_data\(epoch=0, controls\) returned is a NoneType"),
-    "empty": (lambda e, c: [], jc.DataError, "is empty"),
-    "endless": (lambda e, c: itertools.cycle(BATCHES), jc.DataError, "endless stream.*steps_per_epoch"),
-    "x and y in a list": (lambda e, c: [X, Y], jc.DataError, r"epoch=0.*list of arrays of different shapes"),
+    "nothing": (lambda e, c: None, jc.errors.DataError, r"train_data\(epoch=0, controls\) returned is a NoneType"),
+    "empty": (lambda e, c: [], jc.errors.DataError, "is empty"),
+    "endless": (lambda e, c: itertools.cycle(BATCHES), jc.errors.DataError, "endless stream.*steps_per_epoch"),
+    "x and y in a list": (lambda e, c: [X, Y], jc.errors.DataError, r"epoch=0.*list of arrays of different shapes"),
 }
 
 
@@ -401,7 +403,7 @@ def test_a_function_that_cannot_be_asked_says_so_before_the_first_step(case):
 
 
 def test_batch_size_needs_rows_to_cut():
-    with pytest.raises(jc.DataError, match=r"batch_size=4 .* but what train_data\(epoch=0, controls\) returned"):
+    with pytest.raises(jc.errors.DataError, match=r"batch_size=4 .* but what train_data\(epoch=0, controls\) returned"):
         plain("looped", lambda epoch, controls: BATCHES, batch_size=4)
 
 
@@ -432,7 +434,7 @@ def test_an_error_in_the_function_names_the_epoch(executor):
 
 
 def test_an_epoch_without_a_batch_is_named():
-    with pytest.raises(jc.DataError, match=r"train_data\(epoch=2, controls\) gave no batch\."):
+    with pytest.raises(jc.errors.DataError, match=r"train_data\(epoch=2, controls\) gave no batch\."):
         asked("looped", [], lambda epoch: numbered(2 - epoch))
 
 

@@ -56,12 +56,14 @@ class More(jc.Callback):
     """A user's own callback that asks for what the built-in one does not."""
 
     def on_epoch_end(self, state, metrics):
-        words = jc.Embedding(
+        words = jc.actions.Embedding(
             "scaled", of=lambda train: train.params["embed"]["embedding"] * 10.0, classes=jnp.arange(6) % 2,
             labels=("even", "odd"), sprites=jnp.ones((6, 4, 3)) * 0.5, when=metrics.epoch == 1,
         )  # fmt: skip
-        figure = jc.Figure("bar", lambda values: np.full((2, 3), values["loss"] * 0.0), {"loss": metrics["loss"]})
-        return state, (words, figure, jc.Text("note", "{loss:.3f}"))
+        figure = jc.actions.Figure(
+            "bar", lambda values: np.full((2, 3), values["loss"] * 0.0), {"loss": metrics["loss"]}
+        )
+        return state, (words, figure, jc.actions.Text("note", "{loss:.3f}"))
 
 
 def run(directory, at=None, executor="looped", **changes):
@@ -69,7 +71,9 @@ def run(directory, at=None, executor="looped", **changes):
         histogram_freq=2, write_images=True, update_freq=2, profile_batch=(3, 4), embeddings_freq=3,
         embeddings_metadata=WORDS, histograms=("params", "grads"), hparams={"units": 3, "kind": "plain"},
     )  # fmt: skip
-    stop = jc.make_callback(on_batch_end=lambda s, m: (s, jc.Call(cut, when=m.step == (at or -1))), name="CutAt")
+    stop = jc.make_callback(
+        on_batch_end=lambda s, m: (s, jc.actions.Call(cut, when=m.step == (at or -1))), name="CutAt"
+    )
     given = {
         "model": make_model(), "loss_fn": loss_fn, "data": make_data(), "validation_data": make_data(),
         "epochs": EPOCHS, "run_dir": directory, "resume": "auto",
@@ -300,7 +304,10 @@ def test_a_run_that_fails_at_its_beginning_has_begun_once(tmp_path):
         if fail.pop() if fail else False:
             raise Cut
 
-    callbacks = [jc.TensorBoard(), jc.make_callback(on_train_begin=lambda s, m: (s, jc.Call(once)), name="Once")]
+    callbacks = [
+        jc.TensorBoard(),
+        jc.make_callback(on_train_begin=lambda s, m: (s, jc.actions.Call(once)), name="Once"),
+    ]
     with pytest.raises(Cut):
         _runs.fit(epochs=1, callbacks=callbacks, run_dir=tmp_path, resume="auto")
     _runs.fit(epochs=1, callbacks=callbacks, run_dir=tmp_path, resume="auto")

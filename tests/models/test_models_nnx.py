@@ -262,7 +262,7 @@ def test_an_adjustable_rate_survives_the_optimizer(nets):
     model = nets.nnx(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, jc.adjustable_lr(optax.adam, learning_rate=1e-2), wrt=nnx.Param)
     state = jc.TrainState.from_nnx(model, optimizer)
-    state = jc.apply(jc.ScaleLearningRate(0.5), state)
+    state = jc.apply(jc.actions.ScaleLearningRate(0.5), state)
     state.update_nnx(model, optimizer)
     again = jc.TrainState.from_nnx(model, optimizer)
     assert float(again.learning_rate.scale) == 0.5

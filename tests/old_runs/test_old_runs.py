@@ -56,7 +56,7 @@ def resume_single(run_dir, epochs=60, **how):
         jc.SwapEMAWeights(decay=0.8),
         *deciding(),
         jc.CSVLogger("log.csv"),
-        jc.JSONLogger("log.jsonl"),
+        jc.callbacks.JSONLogger("log.jsonl"),
         jc.TensorBoard("logs", write_graph=False),
         jc.ModelCheckpoint("best", save_best_only=True, save_weights_only=True),
         idle(),

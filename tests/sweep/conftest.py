@@ -10,7 +10,7 @@ import jaxcb as jc
 @pytest.fixture(scope="session")
 def small_sweep(tmp_path_factory):
     """Six members, of which some stop; one is NaN from the start."""
-    points = jc.grid({"optimizer.learning_rate": [0.02, 0.3, 1e30], "callbacks.EarlyStopping.patience": [1, 4]})
+    points = jc.search.grid({"optimizer.learning_rate": [0.02, 0.3, 1e30], "callbacks.EarlyStopping.patience": [1, 4]})
     return jc.sweep(
         make_params,
         loss_fn,

@@ -114,7 +114,7 @@ class Recorded(jc.Callback):
     """Overwrites nothing; asks for the end where a control says so."""
 
     def on_epoch_end(self, state, metrics):
-        return state, jc.Stop(metrics["beta"] * (metrics.epoch + 1) >= 1.0, "beta is {beta:.2f}")
+        return state, jc.actions.Stop(metrics["beta"] * (metrics.epoch + 1) >= 1.0, "beta is {beta:.2f}")
 
 
 def test_controls_have_a_value_of_their_own():

@@ -32,7 +32,7 @@ def net_loss(model, batch):
 
 def test_a_number_that_flax_insists_on_sorts_members_into_groups(capsys):
     data = make_data(32)
-    points = jc.grid({"seed": [0, 1], "model.rate": [0.0, 0.5]})
+    points = jc.search.grid({"seed": [0, 1], "model.rate": [0.0, 0.5]})
     given = {"learning_rate": 0.05, "epochs": 2, "batch_size": 16}
     result = jc.sweep(
         lambda seed, rate: Net(seed, rate), net_loss, data, over=points, optimizer=optax.adam, verbose=2, **given

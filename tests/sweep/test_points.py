@@ -22,7 +22,7 @@ VALUES = st.lists(st.integers(0, 9) | st.floats(-1, 1), min_size=1, max_size=4)
 
 @given(st.dictionaries(st.sampled_from(["seed", "optimizer.learning_rate", "controls.beta"]), VALUES, min_size=1))
 def test_a_grid_holds_each_combination_once(over):
-    points = jc.grid(over)
+    points = jc.search.grid(over)
     assert len(points) == math.prod(map(len, over.values()))
     assert all(list(point) == list(over) for point in points)
     assert points == as_points(over)
@@ -32,10 +32,10 @@ def test_a_grid_holds_each_combination_once(over):
 
 @given(st.integers(1, 20), st.integers(0, 5))
 def test_draws_depend_on_the_seed_and_the_path_alone(n, seed):
-    how = {"optimizer.learning_rate": jc.log_uniform(1e-4, 1.0), "seed": jc.integers(0, 9)}
-    points = jc.draws(n, how, seed=seed)
-    assert points == jc.draws(n, dict(reversed(how.items())), seed=seed)
-    more = jc.draws(n + 3, {**how, "controls.beta": jc.uniform(-1, 1)}, seed=seed)
+    how = {"optimizer.learning_rate": jc.search.log_uniform(1e-4, 1.0), "seed": jc.search.integers(0, 9)}
+    points = jc.search.draws(n, how, seed=seed)
+    assert points == jc.search.draws(n, dict(reversed(how.items())), seed=seed)
+    more = jc.search.draws(n + 3, {**how, "controls.beta": jc.search.uniform(-1, 1)}, seed=seed)
     assert [{k: p[k] for k in how} for p in more][:n] == points
     assert all(1e-4 <= p["optimizer.learning_rate"] <= 1 and 0 <= p["seed"] <= 9 for p in points)
 

@@ -31,7 +31,7 @@ class Selfish(jc.PopulationCallback):
     """Treats the first row better than the others."""
 
     def on_epoch_end(self, state, metrics):
-        return state, jc.Stop(
+        return state, jc.actions.Stop(
             metrics.alive & (jnp.arange(len(metrics.alive)) > 0) & (metrics["loss"] > 0.5), "not first"
         )
 
@@ -40,12 +40,14 @@ class LooksAtTheDead(jc.PopulationCallback):
     """Compares with members that train no more."""
 
     def on_epoch_end(self, state, metrics):
-        return state, jc.Stop(metrics.alive & (metrics["loss"] > jnp.nanmean(metrics["loss"])), "worse than the mean")
+        return state, jc.actions.Stop(
+            metrics.alive & (metrics["loss"] > jnp.nanmean(metrics["loss"])), "worse than the mean"
+        )
 
 
 class StopsTheDead(jc.PopulationCallback):
     def on_epoch_end(self, state, metrics):
-        return state, jc.Stop(metrics["loss"] > 0.5, "too high")
+        return state, jc.actions.Stop(metrics["loss"] > 0.5, "too high")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_each_law_finds_the_callback_that_breaks_it(callback, law):
 
 
 def test_halving_stops_the_worse_part_at_each_rung():
-    result = sweep([jc.SuccessiveHalving(first=1, factor=2)])
+    result = sweep([jc.callbacks.SuccessiveHalving(first=1, factor=2)])
     alone = sweep([])
     curves = np.stack([m.history["val_loss"] for m in alone], axis=1)
     left = list(range(8))
@@ -74,7 +76,7 @@ def test_halving_stops_the_worse_part_at_each_rung():
 
 
 def test_training_a_population_copies_the_best_and_perturbs(monkeypatch):
-    pbt = jc.PopulationBasedTraining(every=3, fraction=0.25, factors=(0.5, 2.0))
+    pbt = jc.callbacks.PopulationBasedTraining(every=3, fraction=0.25, factors=(0.5, 2.0))
     result = sweep([pbt], epochs=4)
     before = np.stack([m.history["val_loss"][:3] for m in result], axis=1)
     order = np.argsort(before[2])
@@ -93,7 +95,9 @@ def test_an_exchange_is_the_same_in_any_strategy():
     points = [
         {"optimizer.weight_decay": d, "controls.beta": b} for d, b in ((0.0, 1.0), (0.1, 0.5), (1.0, 2.0), (9.0, 1.0))
     ]
-    pbt = jc.PopulationBasedTraining(every=1, fraction=0.5, numbers=("optimizer.weight_decay", "controls.beta"))
+    pbt = jc.callbacks.PopulationBasedTraining(
+        every=1, fraction=0.5, numbers=("optimizer.weight_decay", "controls.beta")
+    )
     common = {"over": points, "controls": {"beta": 1.0}, "optimizer": optax.adamw, "learning_rate": 0.05, "epochs": 4}
     one, other = (sweep([pbt], strategy=s, **common) for s in ("vmap", "map"))
     for a, b in zip(one, other, strict=True):
@@ -103,7 +107,7 @@ def test_an_exchange_is_the_same_in_any_strategy():
 
 
 def test_the_median_stops_who_is_worse():
-    result = sweep([jc.MedianStopping(warmup=2)])
+    result = sweep([jc.callbacks.MedianStopping(warmup=2)])
     epochs = result.table()["epochs"]
     assert epochs[-1] == 3, "a member that learns nothing ends as soon as it may"
     assert result.best().stop_reason is None
@@ -113,7 +117,7 @@ def test_the_median_stops_who_is_worse():
 @pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3, 0.7, 1.7])
 def test_members_that_are_all_the_same_are_not_worse_than_their_median(value):
     """Whatever rounding does to the mean of what they have reported."""
-    callback, members = jc.MedianStopping(warmup=0), 4
+    callback, members = jc.callbacks.MedianStopping(warmup=0), 4
     state = jax.tree.map(lambda x: jnp.broadcast_to(x, (members, *x.shape)), callback.init())
     for epoch in range(50):
         metrics = jc.Metrics({"val_loss": jnp.full(members, value, jnp.float32)}, step=epoch, epoch=epoch)
@@ -123,20 +127,20 @@ def test_members_that_are_all_the_same_are_not_worse_than_their_median(value):
 
 def test_a_run_by_itself_refuses_them():
     with pytest.raises(ValueError, match="SuccessiveHalving acts on a population: pass it to"):
-        fit(callbacks=[jc.SuccessiveHalving()])
+        fit(callbacks=[jc.callbacks.SuccessiveHalving()])
     with pytest.raises(ValueError, match="SuccessiveHalving"):
-        jc.replay([jc.SuccessiveHalving()], {"val_loss": [1.0, 2.0]})
+        jc.replay([jc.callbacks.SuccessiveHalving()], {"val_loss": [1.0, 2.0]})
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: jc.SuccessiveHalving(factor=1), "above 1"),
-        (lambda: jc.SuccessiveHalving(first=0), "at least 1"),
-        (lambda: jc.PopulationBasedTraining(fraction=0.6), "at most 0.5"),
-        (lambda: jc.PopulationBasedTraining(numbers=("seed",)), "paths such as"),
-        (lambda: jc.PopulationBasedTraining(factors=()), "nothing to draw from"),
-        (lambda: jc.MedianStopping(least=1), "at least 2"),
+        (lambda: jc.callbacks.SuccessiveHalving(factor=1), "above 1"),
+        (lambda: jc.callbacks.SuccessiveHalving(first=0), "at least 1"),
+        (lambda: jc.callbacks.PopulationBasedTraining(fraction=0.6), "at most 0.5"),
+        (lambda: jc.callbacks.PopulationBasedTraining(numbers=("seed",)), "paths such as"),
+        (lambda: jc.callbacks.PopulationBasedTraining(factors=()), "nothing to draw from"),
+        (lambda: jc.callbacks.MedianStopping(least=1), "at least 2"),
     ],
 )
 def test_arguments_out_of_range(make, message):
@@ -146,4 +150,4 @@ def test_arguments_out_of_range(make, message):
 
 def test_a_number_that_does_not_live_in_the_optimizer():
     with pytest.raises(ValueError, match=r"scales the optimizer's 'weight_decay', which does not live"):
-        sweep([jc.PopulationBasedTraining(numbers=("optimizer.weight_decay",))], epochs=1)
+        sweep([jc.callbacks.PopulationBasedTraining(numbers=("optimizer.weight_decay",))], epochs=1)

@@ -26,7 +26,9 @@ def sweep(run_dir, *, quit_at=None, **more):
         jc.TensorBoard("tb"),
         jc.BackupAndRestore(run_dir),
         jc.LambdaCallback(on_epoch_end=lambda epoch, logs: None),
-        jc.make_callback(on_epoch_end=lambda state, m: (state, jc.Call(leave, when=m.closes_epoch)), name="leave"),
+        jc.make_callback(
+            on_epoch_end=lambda state, m: (state, jc.actions.Call(leave, when=m.closes_epoch)), name="leave"
+        ),
     ]
     return jc.sweep(
         make_params,

@@ -53,7 +53,7 @@ def test_a_measurement_is_of_real_steps(kind):
 def test_what_cannot_be_asked_for():
     with pytest.raises(ValueError, match="strategy must be one of"):
         sweep(strategy="fast")
-    with pytest.raises(jc.DataError, match="function, which follows the controls"):
+    with pytest.raises(jc.errors.DataError, match="function, which follows the controls"):
         jc.sweep(
             make_params, loss_fn, lambda epoch, controls: [], over={"seed": [0]}, optimizer=optax.sgd(0.1), epochs=1
         )
@@ -66,7 +66,7 @@ def test_each_member_is_saved_under_its_number_after_others_have_left(tmp_path):
         epochs: int = 1
 
         def on_epoch_end(self, state, metrics):
-            return state, jc.Stop(metrics.epoch + 1 >= self.epochs)
+            return state, jc.actions.Stop(metrics.epoch + 1 >= self.epochs)
 
     saves = jc.ModelCheckpoint("at/{epoch}", "loss", save_weights_only=True)
     result = sweep(
@@ -85,12 +85,12 @@ def test_each_member_is_saved_under_its_number_after_others_have_left(tmp_path):
 def test_an_interrupt_hands_the_sweep_over():
     class Interrupt(jc.Callback):
         def on_epoch_end(self, state, metrics):
-            return state, jc.Call(lambda run: signal.raise_signal(signal.SIGINT), when=metrics.epoch == 1)
+            return state, jc.actions.Call(lambda run: signal.raise_signal(signal.SIGINT), when=metrics.epoch == 1)
 
     with pytest.raises(KeyboardInterrupt) as caught:
         sweep(callbacks=[Interrupt()], epochs=50, at_once=2, strategy="vmap")
     result = caught.value.result
-    assert isinstance(result, jc.SweepResult)
+    assert isinstance(result, jc.search.SweepResult)
     assert jc.last_result() is result
     assert result.table()["member"] == [0, 1]
     assert result.member(0).stop_reason == "interrupted"

@@ -69,11 +69,11 @@ def test_all_loggers_at_once(executor, tmp_path, monkeypatch, posted):
             run_dir=tmp_path / "run",
             callbacks=[
                 jc.CSVLogger("log.csv"),
-                jc.JSONLogger("log.jsonl"),
-                jc.LogTo(lambda step, values: told.update({step: values})),
+                jc.callbacks.JSONLogger("log.jsonl"),
+                jc.callbacks.LogTo(lambda step, values: told.update({step: values})),
                 jc.RemoteMonitor(root, timeout=PATIENCE),
-                jc.WandbLogger("all"),
-                jc.MLflowLogger("all", uri),
+                jc.callbacks.WandbLogger("all"),
+                jc.callbacks.MLflowLogger("all", uri),
                 jc.EarlyStopping(patience=50),
             ],
         )

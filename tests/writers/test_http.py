@@ -108,7 +108,7 @@ def test_a_server_that_is_down_is_told_once_and_loses_nothing_of_the_run(tmp_pat
         result = fit(
             epochs=4,
             steps_per_execution=5,
-            callbacks=[jc.RemoteMonitor(root), jc.JSONLogger(path), jc.EarlyStopping(patience=50)],
+            callbacks=[jc.RemoteMonitor(root), jc.callbacks.JSONLogger(path), jc.EarlyStopping(patience=50)],
         )
     texts = [str(w.message) for w in caught]
     assert ["could not be reached" in t for t in texts] == [True, False]
@@ -135,7 +135,7 @@ def test_a_server_that_comes_up_later_gets_all_records(monkeypatch, held):
             started.append(Server(port))
 
     monkeypatch.setattr(http_writer, "_send", noted_send)
-    watch = jc.make_callback(on_epoch_end=lambda s, m: (s, jc.Call(start)))
+    watch = jc.make_callback(on_epoch_end=lambda s, m: (s, jc.actions.Call(start)))
     with pytest.warns(RuntimeWarning, match="could not be reached") as caught:
         fit(
             epochs=4,
@@ -172,7 +172,7 @@ def test_an_error_of_the_server_is_tried_again(server):
         until(lambda: server.requests)
         server.status = 200
 
-    watch = jc.make_callback(on_train_end=lambda s, m: (s, jc.Call(mend)))
+    watch = jc.make_callback(on_train_end=lambda s, m: (s, jc.actions.Call(mend)))
     with pytest.warns(RuntimeWarning, match="503") as caught:
         fit(epochs=1, callbacks=[monitor(server.root), watch], validation_data=None)
     assert len(caught) == 1

@@ -54,7 +54,7 @@ def test_a_function_gets_the_fresh_values_of_each_row_of_the_history(executor):
         epochs=None,
         steps=13,
         eval_every=3,
-        callbacks=[jc.LogTo(lambda step, values: seen.append((step, values)))],
+        callbacks=[jc.callbacks.LogTo(lambda step, values: seen.append((step, values)))],
     )
     history = result.history
     assert [step for step, _ in seen] == history.step.tolist() == [3, 5, 6, 9, 10, 12, 13]
@@ -71,8 +71,8 @@ def test_every_n_steps_a_function_gets_the_steps_own_values(executor):
     def keep(run):
         losses[run.step] = run.logs["loss"]
 
-    watch = jc.make_callback(on_batch_end=lambda s, m: (s, jc.Call(keep, dict(m.values))))
-    logger = jc.LogTo(lambda step, values: seen.append((step, values)), every=2)
+    watch = jc.make_callback(on_batch_end=lambda s, m: (s, jc.actions.Call(keep, dict(m.values))))
+    logger = jc.callbacks.LogTo(lambda step, values: seen.append((step, values)), every=2)
     fit(executor, epochs=2, callbacks=[logger, watch], validation_data=None)
     own = [(step, values["batch_loss"]) for step, values in seen if "batch_loss" in values]
     assert own == [(step, losses[step]) for step in (2, 4, 6, 8, 10)]
@@ -80,7 +80,7 @@ def test_every_n_steps_a_function_gets_the_steps_own_values(executor):
 
 
 def test_a_log_function_does_not_interrupt_the_run():
-    callbacks = jc.chain(jc.LogTo(lambda step, values: None, every=1))
+    callbacks = jc.chain(jc.callbacks.LogTo(lambda step, values: None, every=1))
     driver = make_driver(callbacks.callbacks, make_state(), epochs=4, steps_per_execution=20)
     driver.train()
     assert driver.executor.dispatches <= 5, "20 steps and 4 epochs in one piece, and the edges"
@@ -96,7 +96,9 @@ def test_a_functions_service_that_is_down_is_told_once_and_loses_nothing(tmp_pat
 
     with pytest.warns(RuntimeWarning, match=r"function of LogTo failed at step 5: ConnectionRefusedError") as caught:
         result = fit(
-            epochs=4, validation_data=None, callbacks=[jc.LogTo(down_at_first), jc.JSONLogger(tmp_path / "a.jsonl")]
+            epochs=4,
+            validation_data=None,
+            callbacks=[jc.callbacks.LogTo(down_at_first), jc.callbacks.JSONLogger(tmp_path / "a.jsonl")],
         )
     assert len(caught) == 1
     assert calls == [5, 10, 15, 20]
@@ -111,7 +113,7 @@ def test_a_functions_mistake_is_an_error_that_names_it(tmp_path):
             epochs=4,
             validation_data=None,
             steps_per_execution=20,
-            callbacks=[jc.LogTo(lambda step, values: values["no_such"]), jc.JSONLogger(path)],
+            callbacks=[jc.callbacks.LogTo(lambda step, values: values["no_such"]), jc.callbacks.JSONLogger(path)],
         )
     assert "This happened while writing a HandOver of LogTo." in caught.value.__notes__
     assert len(lines(path)) == 4, "the others have their records"
@@ -120,7 +122,9 @@ def test_a_functions_mistake_is_an_error_that_names_it(tmp_path):
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_a_json_file_reads_back_as_the_run(executor, tmp_path):
     stopping = jc.EarlyStopping("val_loss", patience=1, min_delta=0.5)
-    result = fit(executor, validation_freq=2, run_dir=tmp_path, callbacks=[jc.JSONLogger("log.jsonl"), stopping])
+    result = fit(
+        executor, validation_freq=2, run_dir=tmp_path, callbacks=[jc.callbacks.JSONLogger("log.jsonl"), stopping]
+    )
     rows = lines(tmp_path / "log.jsonl")
     history = result.history
     assert [list(row)[:2] for row in rows] == [["epoch", "step"]] * len(history.step)
@@ -136,8 +140,10 @@ def test_a_json_file_reads_back_as_the_run(executor, tmp_path):
 
 def test_a_run_that_diverges_is_valid_json_and_replays(tmp_path):
     path = tmp_path / "log.jsonl"
-    stop = jc.make_callback(on_epoch_end=lambda s, m: (s, jc.Stop(jnp.isnan(m["loss"]))))
-    result = fit(learning_rate=math.inf, epochs=3, validation_data=None, callbacks=[jc.JSONLogger(path), stop])
+    stop = jc.make_callback(on_epoch_end=lambda s, m: (s, jc.actions.Stop(jnp.isnan(m["loss"]))))
+    result = fit(
+        learning_rate=math.inf, epochs=3, validation_data=None, callbacks=[jc.callbacks.JSONLogger(path), stop]
+    )
     rows = lines(path)
     assert rows[-1]["loss"] == "NaN"
     assert jc.replay([stop], rows).stopped_epoch == result.stopped_epoch == 0
@@ -149,7 +155,7 @@ def test_a_json_file_is_replaced_or_goes_on(tmp_path):
     def write(step, **more):
         context = Context(None, None, 0, None)
         writer = JSONLinesWriter(context)
-        action = jc.JSONLine({"größe": np.float32(0.5)}, {"größe": True}, str(path), owner="me", **more)
+        action = jc.actions.JSONLine({"größe": np.float32(0.5)}, {"größe": True}, str(path), owner="me", **more)
         writer.prepare(action)
         writer.write(Record(action, "on_epoch_end", step, 0, 0))
         writer.close()
@@ -162,13 +168,13 @@ def test_a_json_file_is_replaced_or_goes_on(tmp_path):
 
 def test_a_file_has_one_logger(tmp_path):
     with pytest.raises(ValueError, match="CSVLogger and JSONLogger both write"):
-        fit(callbacks=[jc.CSVLogger(tmp_path / "log"), jc.JSONLogger(tmp_path / "log")])
+        fit(callbacks=[jc.CSVLogger(tmp_path / "log"), jc.callbacks.JSONLogger(tmp_path / "log")])
 
 
 def test_members_of_a_population_have_names_of_their_own():
     values = {"loss": np.array([0.5, 0.25, 0.125], np.float32)}
     fresh = {"loss": np.array([True, True, False])}
-    action = jc.HandOver(values, fresh, print, when=np.array([True, False, True]))
+    action = jc.actions.HandOver(values, fresh, print, when=np.array([True, False, True]))
     assert fresh_floats(action) == {"loss/0": 0.5}
 
 
@@ -177,7 +183,7 @@ def test_a_population_logs_each_member():
     seeds = (0, 1)
     state = jax.tree.map(lambda *x: jnp.stack(x), *(make_state(seed) for seed in seeds))
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    logger = jc.LogTo(lambda step, values: seen.append((step, values)))
+    logger = jc.callbacks.LogTo(lambda step, values: seen.append((step, values)))
     driver = make_driver([logger], state, members=2, keys=keys, epochs=2)
     driver.train()
     history = driver.writer(HistoryWriter).history
@@ -190,7 +196,7 @@ def test_a_trial_run_tells_no_service(tmp_path):
     seen = []
     context = Context(tmp_path, None, 0, None, trial=True)
     for callback in (
-        jc.LogTo(lambda *args: seen.append(args)),
+        jc.callbacks.LogTo(lambda *args: seen.append(args)),
         jc.RemoteMonitor("http://127.0.0.1:1", timeout=0.1),
     ):
         _, (action,) = jc.chain(callback).on_epoch_end(
@@ -207,6 +213,10 @@ def test_loggers_change_no_result(tmp_path):
     data = {"data": make_data(), "model": make_params(), "epochs": 3}
     alone = fit(callbacks=[], **data)
     logged = fit(
-        callbacks=[jc.LogTo(lambda step, values: None, every=1), jc.JSONLogger(tmp_path / "a.jsonl", every=2)], **data
+        callbacks=[
+            jc.callbacks.LogTo(lambda step, values: None, every=1),
+            jc.callbacks.JSONLogger(tmp_path / "a.jsonl", every=2),
+        ],
+        **data,
     )
     np.testing.assert_allclose(logged.history["val_loss"], alone.history["val_loss"], rtol=1e-6)

@@ -46,7 +46,7 @@ def test_the_store_holds_what_the_history_holds(executor, uri):
         executor,
         epochs=4,
         validation_freq=2,
-        callbacks=[jc.MLflowLogger("digits", uri, run_name="first", tags={"model": "small"})],
+        callbacks=[jc.callbacks.MLflowLogger("digits", uri, run_name="first", tags={"model": "small"})],
     )
     client, (run,) = runs(uri, "digits")
     assert (run.info.status, run.info.run_name, run.data.tags["model"]) == ("FINISHED", "first", "small")
@@ -59,7 +59,7 @@ def test_the_store_holds_what_the_history_holds(executor, uri):
 
 
 def test_many_steps_come_in_order_and_whole(uri):
-    fit(epochs=30, validation_data=None, callbacks=[jc.MLflowLogger("digits", uri, every=1)])
+    fit(epochs=30, validation_data=None, callbacks=[jc.callbacks.MLflowLogger("digits", uri, every=1)])
     client, (run,) = runs(uri, "digits")
     points = client.get_metric_history(run.info.run_id, "batch_loss")
     assert sorted(p.step for p in points) == list(range(1, 151))
@@ -68,7 +68,7 @@ def test_many_steps_come_in_order_and_whole(uri):
 def test_each_training_is_a_run_of_its_own_and_the_users_is_not_touched(uri, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "named")
     for _ in range(2):
-        fit(epochs=1, validation_data=None, callbacks=[jc.MLflowLogger(tracking_uri=uri)])
+        fit(epochs=1, validation_data=None, callbacks=[jc.callbacks.MLflowLogger(tracking_uri=uri)])
     _, found = runs(uri, "named")
     assert len(found) == 2
     assert mlflow.active_run() is None
@@ -77,7 +77,9 @@ def test_each_training_is_a_run_of_its_own_and_the_users_is_not_touched(uri, tmp
 def test_a_run_that_fails_is_marked_so(uri):
     context = Context(None, None, 0, None)
     writer = MLflowWriter(context)
-    _, (action,) = jc.chain(jc.MLflowLogger("digits", uri)).on_train_begin({"MLflowLogger": ()}, jc.Metrics({}))
+    _, (action,) = jc.chain(jc.callbacks.MLflowLogger("digits", uri)).on_train_begin(
+        {"MLflowLogger": ()}, jc.Metrics({})
+    )
     writer.prepare(action)
     writer.write(type("Record", (), {"action": action, "step": 0}))
     context.failure = RuntimeError("oh")
@@ -87,9 +89,9 @@ def test_a_run_that_fails_is_marked_so(uri):
 
 
 def test_a_server_that_is_down_is_told_once_and_loses_nothing_of_the_run(tmp_path):
-    logger = jc.MLflowLogger("digits", "http://127.0.0.1:1")  # a port that nobody has
+    logger = jc.callbacks.MLflowLogger("digits", "http://127.0.0.1:1")  # a port that nobody has
     with pytest.warns(RuntimeWarning) as caught:
-        result = fit(epochs=3, validation_data=None, callbacks=[logger, jc.JSONLogger(tmp_path / "a.jsonl")])
+        result = fit(epochs=3, validation_data=None, callbacks=[logger, jc.callbacks.JSONLogger(tmp_path / "a.jsonl")])
     texts = [str(w.message) for w in caught]
     assert ["could not be reached" in t for t in texts] == [True, False]
     assert "MLflowLogger's MLflow" in texts[0]
@@ -102,11 +104,16 @@ def test_a_store_that_cannot_be_is_an_error_before_the_first_step(monkeypatch, u
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
     steps = []
     with pytest.raises(mlflow.exceptions.MlflowException, match="maintenance mode"):
-        fit(callbacks=[jc.MLflowLogger("a", uri), jc.LogTo(lambda step, values: steps.append(step), every=1)])
+        fit(
+            callbacks=[
+                jc.callbacks.MLflowLogger("a", uri),
+                jc.callbacks.LogTo(lambda step, values: steps.append(step), every=1),
+            ]
+        )
     assert not steps
 
 
 def test_the_package_is_asked_for_before_the_first_step(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ImportError, match=r"MLflowLogger needs the package mlflow: pip install jaxcb\[mlflow\]"):
-        fit(callbacks=[jc.MLflowLogger("a")])
+        fit(callbacks=[jc.callbacks.MLflowLogger("a")])

@@ -24,7 +24,7 @@ STEPS_PER_EPOCH = -(-ROWS // 16)
 def names(callback, source):
     """The names under which a recorded run would have been saved."""
     replayed = jc.replay(callback, source)
-    return [jc.fill(a, epoch=e) for e, actions in enumerate(replayed.actions) for a in actions]
+    return [jc.actions.fill(a, epoch=e) for e, actions in enumerate(replayed.actions) for a in actions]
 
 
 def test_keras_examples_by_replay():
@@ -51,7 +51,7 @@ def test_the_monitor_may_be_a_function_of_metrics():
 def test_without_a_use_for_it_a_missing_monitor_is_no_error():
     assert names(jc.ModelCheckpoint("{epoch}"), {"loss": [1.0, 2.0]}) == ["1", "2"]
     for needs in ({"save_best_only": True}, {"keep_best": 1}):
-        with pytest.raises(jc.MissingMetricError, match=r"'val_loss'.*Metrics here: .*loss"):
+        with pytest.raises(jc.errors.MissingMetricError, match=r"'val_loss'.*Metrics here: .*loss"):
             names(jc.ModelCheckpoint("{epoch}", **needs), {"loss": [1.0, 2.0]})
 
 
@@ -60,7 +60,7 @@ def test_a_missing_monitor_is_found_before_the_first_step_also_where_saves_are_d
     watch = jc.LambdaCallback(on_train_batch_begin=lambda batch, logs: steps.append(batch))
     for cadence in ({"save_freq": 2}, {"every_minutes": 1.0}, {}):
         save = jc.ModelCheckpoint("saves/{step}", "val_acc", save_best_only=True, **cadence)
-        with pytest.raises(jc.MissingMetricError, match=r"'val_acc'.*val_loss"):
+        with pytest.raises(jc.errors.MissingMetricError, match=r"'val_acc'.*val_loss"):
             fit(callbacks=[save, watch], run_dir=tmp_path, epochs=1, overwrite=True)
     assert steps == []
     assert not (tmp_path / "saves").exists()
@@ -95,7 +95,7 @@ def equal(a, b):
 
 
 def captures(into, hook="on_epoch_end"):
-    keep = jc.Call(lambda run: into.append(run.state))
+    keep = jc.actions.Call(lambda run: into.append(run.state))
     return jc.make_callback(**{hook: lambda state, metrics: (state, keep)})
 
 

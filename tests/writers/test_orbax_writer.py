@@ -31,14 +31,14 @@ def saves(path="saves/{epoch:02d}-{val_loss:.2f}", what="model", every=2, **valu
     """A pure callback that saves every so many epochs."""
 
     def on_epoch_end(state, metrics):
-        return state, jc.Checkpoint(path, what, when=(metrics.epoch + 1) % every == 0, values=values)
+        return state, jc.actions.Checkpoint(path, what, when=(metrics.epoch + 1) % every == 0, values=values)
 
     return jc.make_callback(on_epoch_end=on_epoch_end, name="saves")
 
 
 def captures(into):
     """Keeps the train state of each epoch's end."""
-    keep = jc.Call(lambda run: into.append(run.state))
+    keep = jc.actions.Call(lambda run: into.append(run.state))
     return jc.make_callback(on_epoch_end=lambda state, metrics: (state, keep))
 
 
@@ -113,7 +113,7 @@ def save_as(run, directory, step, path="a"):
     """Saves as a run of that id does."""
     with jc.Recorder(directory) as recorder:
         recorder._context.record.run = run
-        recorder.perform(jc.Checkpoint(path), make_state(), step=step)
+        recorder.perform(jc.actions.Checkpoint(path), make_state(), step=step)
 
 
 RUN, OTHER = "a" * 16, "b" * 16
@@ -158,7 +158,7 @@ def test_a_process_killed_between_the_two_renames_has_lost_nothing(tmp_path, old
 def test_files_of_others_in_an_export_stay_when_it_is_replaced_or_deleted(tmp_path, template):
     notes = [tmp_path / "1" / name for name in ("README", "state/notes.txt", "mine/deep/notes.txt")]
     with jc.Recorder(tmp_path) as recorder:
-        save = jc.Checkpoint(template, max_to_keep=1)
+        save = jc.actions.Checkpoint(template, max_to_keep=1)
         recorder.perform(save, make_state(), step=1)
         for note in notes:
             note.parent.mkdir(parents=True, exist_ok=True)
@@ -189,9 +189,9 @@ def test_exports_of_other_runs_are_not_deleted(tmp_path):
         with jc.Recorder(tmp_path) as recorder:
             recorder._context.record.run = RUN
             if run == OTHER:  # it was replaced behind the run's back
-                recorder.perform(jc.Checkpoint("{step}", max_to_keep=1), make_state(), step=7)
+                recorder.perform(jc.actions.Checkpoint("{step}", max_to_keep=1), make_state(), step=7)
                 save_as(OTHER, tmp_path, 7, "{step}")
-            recorder.perform(jc.Checkpoint("{step}", max_to_keep=1), make_state(), step=8)
+            recorder.perform(jc.actions.Checkpoint("{step}", max_to_keep=1), make_state(), step=8)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "7", "8"]
 
 
@@ -215,7 +215,7 @@ def test_one_save_is_under_way_at_a_time_and_the_end_waits_for_the_last(tmp_path
     monkeypatch.setattr(ocp, "save", save)
     with jc.Recorder(tmp_path) as recorder:
         for step in range(1, 5):
-            recorder.perform(jc.Checkpoint("{step}", async_=True), small(), step=step)
+            recorder.perform(jc.actions.Checkpoint("{step}", async_=True), small(), step=step)
     assert most == [1, 1, 1, 1]
     assert not flying
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "3", "4"]
@@ -225,7 +225,7 @@ def test_a_run_that_fails_waits_for_its_save(tmp_path):
     def fail(epoch, logs):
         raise KeyError("mine")
 
-    save = jc.make_callback(on_epoch_end=lambda s, m: (s, jc.Checkpoint("saves/{epoch}", async_=True)))
+    save = jc.make_callback(on_epoch_end=lambda s, m: (s, jc.actions.Checkpoint("saves/{epoch}", async_=True)))
     with pytest.raises(KeyError, match="mine"):
         fit(callbacks=[save, jc.LambdaCallback(on_epoch_end=fail)], run_dir=tmp_path, epochs=2)
     assert [p.name for p in (tmp_path / "saves").iterdir()] == ["1"]
@@ -238,7 +238,7 @@ def test_a_save_that_fails_in_the_background_is_heard_of(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ocp, "save", save)
     with pytest.raises(OSError, match="disk full") as caught, jc.Recorder(tmp_path) as recorder:
-        recorder.perform(jc.Checkpoint("{epoch}", async_=True, owner="me"), small(), step=7, epoch=2)
+        recorder.perform(jc.actions.Checkpoint("{epoch}", async_=True, owner="me"), small(), step=7, epoch=2)
     assert f"while saving {tmp_path / '3'} for me, in epoch 3 at step 7" in "".join(caught.value.__notes__)
 
 
@@ -277,7 +277,7 @@ def test_what_is_saved_in_the_background_is_what_was_there_when_it_was_asked_for
     host = np.ones(3, np.float32)
     state = jc.TrainState.create(params={"w": jnp.ones(3), "h": host})
     with jc.Recorder(tmp_path) as recorder:
-        recorder.perform(jc.Checkpoint("a", async_=True), state, step=1)
+        recorder.perform(jc.actions.Checkpoint("a", async_=True), state, step=1)
         host[:] = 7.0
         jax.jit(lambda x: 2 * x, donate_argnums=0)(state.params["w"])
         begin.set()
@@ -326,7 +326,7 @@ def test_the_latest_and_the_best_stay(history, latest, best, mode, async_, cut):
                 writer.context.record = record
                 writer._templates.add("{n}")  # as `prepare` does
                 writer.restore(position)
-            action = jc.Checkpoint(
+            action = jc.actions.Checkpoint(
                 "{n}",
                 values={"n": name},
                 value=np.float32(value),
@@ -353,8 +353,9 @@ import jaxcb as jc
 with jc.Recorder(sys.argv[1]) as recorder:
     for step in range(10_000):
         state = jc.TrainState.create(params={"w": jnp.full(1000, float(step))})
-        recorder.perform(jc.Checkpoint("latest", owner="a"), state, step=step)
-        some = jc.Checkpoint("some/{step}", value=float(step % 5), max_to_keep=1, keep_best=2, async_=True, owner="b")
+        recorder.perform(jc.actions.Checkpoint("latest", owner="a"), state, step=step)
+        kept = dict(max_to_keep=1, keep_best=2)
+        some = jc.actions.Checkpoint("some/{step}", value=float(step % 5), async_=True, owner="b", **kept)
         recorder.perform(some, state, step=step)
         print(step, flush=True)
 """
@@ -379,7 +380,7 @@ def test_a_process_may_be_killed_at_any_moment(delay, tmp_path):
 
 
 def test_what_is_to_be_deleted_and_is_gone_already_is_no_error(tmp_path):
-    save = jc.Checkpoint("{step}", max_to_keep=1)
+    save = jc.actions.Checkpoint("{step}", max_to_keep=1)
     with jc.Recorder(tmp_path) as recorder:
         recorder.perform(save, small(), step=1)
         (tmp_path / "1").rename(tmp_path / "mine")
@@ -391,7 +392,7 @@ def test_what_is_to_be_deleted_and_is_gone_already_is_no_error(tmp_path):
 def test_names_that_collide_in_a_checkpoint_are_refused(tmp_path):
     params = {"a.b": jnp.ones(1), "a": {"b": jnp.zeros(1)}}
     with pytest.raises(ValueError, match=r"\['a'\]\['b'\].*\['a.b'\].*same name"), jc.Recorder(tmp_path) as recorder:
-        recorder.perform(jc.Checkpoint("x"), jc.TrainState.create(params=params), step=1)
+        recorder.perform(jc.actions.Checkpoint("x"), jc.TrainState.create(params=params), step=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -436,7 +437,11 @@ def test_each_member_of_a_population_is_saved(tmp_path, monkeypatch):
 
 
 REFUSED = {
-    "unknown metric": ("{val_auc:.2f}", jc.MissingMetricError, "Checkpoint asks for 'val_auc'; known: .*val_loss"),
+    "unknown metric": (
+        "{val_auc:.2f}",
+        jc.errors.MissingMetricError,
+        "Checkpoint asks for 'val_auc'; known: .*val_loss",
+    ),
     "format of another type": ("{val_loss:02d}", ValueError, "saves: the text of its Checkpoint.*cannot be filled"),
     "no name": ("{}", ValueError, "cannot be filled"),
     "below a file": ("file/best", NotADirectoryError, "cannot write checkpoints: .*file"),
@@ -461,8 +466,8 @@ def test_what_cannot_be_saved_is_refused_before_the_first_step(case, tmp_path, m
 
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="Checkpoint: path is an empty text, expected a path"):
-        jc.Checkpoint("")
+        jc.actions.Checkpoint("")
     with pytest.raises(ValueError, match="what must be one of 'model', 'state', got 'all'"):
-        jc.Checkpoint("a", "all")
+        jc.actions.Checkpoint("a", "all")
     with pytest.raises(ValueError, match="keep_best needs value="):
-        jc.Checkpoint("a", keep_best=1)
+        jc.actions.Checkpoint("a", keep_best=1)

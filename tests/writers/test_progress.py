@@ -126,7 +126,7 @@ def bar(terminal):
     context = Context(None, None, 1, 3)
     context.steps_per_epoch = 10
     writer = ProgressWriter(context)
-    writer.prepare(jc.Progress({}, {}, 1))
+    writer.prepare(jc.actions.Progress({}, {}, 1))
     yield writer
     writer.close()
 
@@ -164,16 +164,16 @@ def test_lines_that_come_together_draw_the_bar_once(bar, monkeypatch, capsys):
 
     monkeypatch.setattr(bar._bar.console, "print", note)
     for epoch in range(40):
-        bar.write(Record(jc.Print("after {epoch}"), "on_epoch_end", 10 * (epoch + 1), epoch, 10))
+        bar.write(Record(jc.actions.Print("after {epoch}"), "on_epoch_end", 10 * (epoch + 1), epoch, 10))
     bar.tick(status(400, epoch=40, cursor=0))
     assert printed == []  # it was drawn a moment ago
     bar.tick(status(401, epoch=40, cursor=1))
     assert printed == ["\n".join(f"after {epoch}" for epoch in range(1, 41))]
-    bar.write(Record(jc.Print("a host function prints next"), "on_epoch_end", 401, 40, 1))
+    bar.write(Record(jc.actions.Print("a host function prints next"), "on_epoch_end", 401, 40, 1))
     bar.tick(status(401, epoch=40, cursor=1))
     assert len(printed) == 1
     bar.tick(status(401, epoch=40, cursor=1, yielded=True))
-    bar.write(Record(jc.Print("the last one"), "on_train_end", 401, 40, 1))
+    bar.write(Record(jc.actions.Print("the last one"), "on_train_end", 401, 40, 1))
     bar.close()
     assert printed[1:] == ["a host function prints next", "the last one"]
 
@@ -182,7 +182,7 @@ def test_the_writer_closes_twice_without_harm(bar, capsys):
     bar.tick(status(1))
     bar.close()
     bar.close()
-    print_action = jc.Print("after {step}")
+    print_action = jc.actions.Print("after {step}")
     bar.write(Record(print_action, "on_train_end", 5, 0, 5))
     assert capsys.readouterr().out.endswith("after 5\n")
 
@@ -190,7 +190,7 @@ def test_the_writer_closes_twice_without_harm(bar, capsys):
 def test_lines_are_printed_as_they_are(bar, capsys):
     bar.tick(status(1))
     text = "[bold]not markup[/bold] 'quoted' " + "x" * 300
-    bar.write(Record(jc.Print(text), "on_epoch_end", 1, 0, 1))
+    bar.write(Record(jc.actions.Print(text), "on_epoch_end", 1, 0, 1))
     bar.close()
     out = ANSI.sub("", capsys.readouterr().out)
     assert text in out
@@ -198,7 +198,7 @@ def test_lines_are_printed_as_they_are(bar, capsys):
 
 def test_without_a_bar_nothing_ticks(capsys):
     writer = ProgressWriter(Context(None, None, 2, 3))
-    writer.prepare(jc.Progress({}, {}, 2))
+    writer.prepare(jc.actions.Progress({}, {}, 2))
     writer.tick(status(5))
     writer.close()
     assert capsys.readouterr().out == ""

@@ -35,17 +35,17 @@ def picture():
 
 def on_batch_end(state, metrics):
     return state, (
-        jc.Scalars({"loss": metrics["loss"], "mae": metrics["mae"]}),
-        jc.Histogram("spread", spread(metrics["loss"]), when=metrics.step % 4 == 0),
+        jc.actions.Scalars({"loss": metrics["loss"], "mae": metrics["mae"]}),
+        jc.actions.Histogram("spread", spread(metrics["loss"]), when=metrics.step % 4 == 0),
     )
 
 
 def on_epoch_end(state, metrics):
     return state, (
-        jc.Scalars({"loss": metrics["val_loss"]}, run="validation"),
-        jc.Image("color", picture(), when=metrics.epoch == 1),
-        jc.Image("gray", jnp.full((3, 5), 7, jnp.uint8)),
-        jc.Text("note", "epoch {epoch}: {val_loss:.3f}, {best:.1f}", values={"best": 0.5}),
+        jc.actions.Scalars({"loss": metrics["val_loss"]}, run="validation"),
+        jc.actions.Image("color", picture(), when=metrics.epoch == 1),
+        jc.actions.Image("gray", jnp.full((3, 5), 7, jnp.uint8)),
+        jc.actions.Text("note", "epoch {epoch}: {val_loss:.3f}, {best:.1f}", values={"best": 0.5}),
     )
 
 
@@ -95,13 +95,15 @@ def test_what_callbacks_ask_for_is_in_the_event_files(executor, tmp_path):
 
 def test_logs_lie_in_the_working_directory_without_a_run_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    callback = jc.make_callback(on_epoch_end=lambda s, m: (s, jc.Scalars({"loss": m["loss"]}, run="mine/train")))
+    callback = jc.make_callback(
+        on_epoch_end=lambda s, m: (s, jc.actions.Scalars({"loss": m["loss"]}, run="mine/train"))
+    )
     fit(epochs=1, callbacks=[callback])
     assert [p.step for p in read("logs/mine/train").Scalars("loss")] == [STEPS]
 
 
 def test_two_runs_within_one_second_keep_their_own_files(tmp_path):
-    callback = jc.make_callback(on_epoch_end=lambda s, m: (s, jc.Scalars({"loss": m["loss"]})))
+    callback = jc.make_callback(on_epoch_end=lambda s, m: (s, jc.actions.Scalars({"loss": m["loss"]})))
     for _ in range(2):
         fit(epochs=1, callbacks=[callback], run_dir=tmp_path, overwrite=True, validation_data=None)
     assert len(list((tmp_path / "logs" / "train").iterdir())) == 2
@@ -122,8 +124,8 @@ def test_each_member_of_a_population_has_its_own_series(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def everything(state, metrics):
-        histogram = jc.Histogram("spread", spread(metrics["loss"]))
-        return state, (jc.Scalars({"loss": metrics["loss"]}), histogram, jc.Text("note", "{loss:.3f}"))
+        histogram = jc.actions.Histogram("spread", spread(metrics["loss"]))
+        return state, (jc.actions.Scalars({"loss": metrics["loss"]}), histogram, jc.actions.Text("note", "{loss:.3f}"))
 
     states = jax.tree.map(lambda *x: jnp.stack(x), make_state(0), make_state(1))
     make_driver([jc.make_callback(on_epoch_end=everything)], states, members=2, epochs=2).train()
@@ -150,7 +152,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_first_step(tmp_pat
 )
 @pytest.mark.usefixtures("strict_dtypes")
 def test_bins_are_those_of_numpy(values):
-    histogram = jax.jit(lambda x: jc.Histogram("h", x, bins=3))(jnp.asarray(values))
+    histogram = jax.jit(lambda x: jc.actions.Histogram("h", x, bins=3))(jnp.asarray(values))
     with np.errstate(over="ignore"):
         counts, limits = np.histogram(np.asarray(values, np.float64), bins=3)
     np.testing.assert_array_equal(histogram.counts, counts)
@@ -159,35 +161,37 @@ def test_bins_are_those_of_numpy(values):
 
 
 def test_a_histogram_leaves_out_what_is_not_finite():
-    histogram = jc.Histogram("h", jnp.array([jnp.nan, 1.0, jnp.inf, 3.0, -jnp.inf]), bins=2)
+    histogram = jc.actions.Histogram("h", jnp.array([jnp.nan, 1.0, jnp.inf, 3.0, -jnp.inf]), bins=2)
     assert histogram.counts.tolist() == [1, 1]
     assert (float(histogram.low), float(histogram.high), float(histogram.total)) == (1.0, 3.0, 4.0)
-    nothing = jc.Histogram("h", jnp.full(3, jnp.nan), bins=2)
+    nothing = jc.actions.Histogram("h", jnp.full(3, jnp.nan), bins=2)
     assert nothing.counts.tolist() == [0, 0]
     assert bool(jnp.isfinite(nothing.limits).all())
 
 
 def test_large_counts_are_exact():
-    counts = jax.eval_shape(lambda x: jc.Histogram("h", x), jax.ShapeDtypeStruct((1 << 25,), jnp.bfloat16)).counts
+    counts = jax.eval_shape(
+        lambda x: jc.actions.Histogram("h", x), jax.ShapeDtypeStruct((1 << 25,), jnp.bfloat16)
+    ).counts
     assert counts.dtype == jnp.int32, "a float32 counter stands still at 2**24"
 
 
 def test_pictures_are_uint8_before_they_travel():
-    assert jc.Image("a", jnp.array([[-1.0, 0.5, jnp.nan, 2.0]])).image.tolist() == [[0, 128, 0, 255]]
-    assert jax.eval_shape(lambda x: jc.Image("a", x), jnp.ones((4, 4, 1))).image.dtype == jnp.uint8
+    assert jc.actions.Image("a", jnp.array([[-1.0, 0.5, jnp.nan, 2.0]])).image.tolist() == [[0, 128, 0, 255]]
+    assert jax.eval_shape(lambda x: jc.actions.Image("a", x), jnp.ones((4, 4, 1))).image.dtype == jnp.uint8
 
 
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match=r"Scalars takes scalars, got 'w' of shape \(3,\)"):
-        jc.Scalars({"w": jnp.ones(3)})
+        jc.actions.Scalars({"w": jnp.ones(3)})
     with pytest.raises(ValueError, match="Histogram 'h': bins must be a whole number above 0, got 0"):
-        jc.Histogram("h", jnp.ones(3), bins=0)
+        jc.actions.Histogram("h", jnp.ones(3), bins=0)
     with pytest.raises(ValueError, match=r"Histogram 'h' got an array of shape \(0,\)"):
-        jc.Histogram("h", jnp.ones(0))
+        jc.actions.Histogram("h", jnp.ones(0))
     with pytest.raises(ValueError, match=r"Image 'i' has shape \(3, 8, 8\), expected \(height, width\)"):
-        jc.Image("i", jnp.ones((3, 8, 8)))
+        jc.actions.Image("i", jnp.ones((3, 8, 8)))
     with pytest.raises(TypeError, match="Image 'i' is of int32, expected uint8"):
-        jc.Image("i", jnp.ones((8, 8), jnp.int32))
+        jc.actions.Image("i", jnp.ones((8, 8), jnp.int32))
 
 
 def test_what_writes_is_imported_when_it_is_used():
@@ -200,11 +204,11 @@ def test_a_tag_of_two_kinds_is_refused_before_the_first_step(tmp_path):
     """TensorBoard's pages show the first kind only, as a look at them in a browser found."""
 
     def both(state, metrics):
-        return state, (jc.Histogram("weights", of="params"), jc.Image("weights", of="params"))
+        return state, (jc.actions.Histogram("weights", of="params"), jc.actions.Image("weights", of="params"))
 
     with pytest.raises(ValueError, match=r"both writes images under the tag 'weights', under which both writes histo"):
         fit(callbacks=[jc.make_callback(on_epoch_end=both, name="both")], run_dir=tmp_path)
-    apart = [jc.Scalars({"a": 1.0}), jc.Text("a", "a"), jc.Image("a", picture(), run="other")]
+    apart = [jc.actions.Scalars({"a": 1.0}), jc.actions.Text("a", "a"), jc.actions.Image("a", picture(), run="other")]
     with jc.Recorder(tmp_path / "apart", verbose=0) as recorder:
         for action in apart:
             recorder.perform(action, step=0)

@@ -71,7 +71,7 @@ def test_the_offline_file_holds_what_the_history_holds(executor, tmp_path):
         epochs=4,
         validation_freq=2,
         run_dir=tmp_path / "run",
-        callbacks=[jc.WandbLogger("digits", config={"layers": [1, 2]})],
+        callbacks=[jc.callbacks.WandbLogger("digits", config={"layers": [1, 2]})],
     )
     (path,) = files(tmp_path / "run")
     rows = history(path)
@@ -88,14 +88,14 @@ def test_the_offline_file_holds_what_the_history_holds(executor, tmp_path):
 
 
 def test_a_steps_own_values_have_their_own_names(tmp_path):
-    fit(epochs=1, validation_data=None, callbacks=[jc.WandbLogger("digits", every=2, dir=str(tmp_path))])
+    fit(epochs=1, validation_data=None, callbacks=[jc.callbacks.WandbLogger("digits", every=2, dir=str(tmp_path))])
     rows = history(files(tmp_path)[0])
     assert {step: "batch_loss" in row for step, row in rows.items()} == {2: True, 4: True, 5: False}
 
 
 def test_a_run_that_the_user_has_open_is_used_and_left_open(tmp_path):
     run = wandb.init(project="mine", dir=str(tmp_path))
-    result = fit(epochs=2, validation_data=None, callbacks=[jc.WandbLogger()])
+    result = fit(epochs=2, validation_data=None, callbacks=[jc.callbacks.WandbLogger()])
     assert wandb.run is run
     run.log({"after": 1.0}, step=100)
     run.finish()
@@ -105,7 +105,7 @@ def test_a_run_that_the_user_has_open_is_used_and_left_open(tmp_path):
 
 
 def test_two_loggers_have_a_run_each(tmp_path):
-    loggers = [jc.WandbLogger(project, dir=str(tmp_path)) for project in ("a", "b")]
+    loggers = [jc.callbacks.WandbLogger(project, dir=str(tmp_path)) for project in ("a", "b")]
     fit(epochs=1, validation_data=None, callbacks=loggers)
     projects = {r.run.project for f in files(tmp_path) for r in read(f) if r.WhichOneof("record_type") == "run"}
     assert projects == {"a", "b"}
@@ -114,7 +114,7 @@ def test_two_loggers_have_a_run_each(tmp_path):
 def test_a_run_that_fails_is_marked_so(tmp_path):
     context = Context(tmp_path, None, 0, None)
     writer = WandbWriter(context)
-    _, (action,) = jc.chain(jc.WandbLogger("digits")).on_train_begin({"WandbLogger": ()}, jc.Metrics({}))
+    _, (action,) = jc.chain(jc.callbacks.WandbLogger("digits")).on_train_begin({"WandbLogger": ()}, jc.Metrics({}))
     writer.prepare(action)
     writer.write(type("Record", (), {"action": action, "step": 0}))
     context.failure = RuntimeError("oh")
@@ -133,7 +133,9 @@ def test_a_service_that_cannot_be_reached_is_told_once_and_loses_nothing(tmp_pat
     monkeypatch.setattr(wandb, "init", init)
     with pytest.warns(RuntimeWarning, match=r"could not be reached: CommError.*goes on without WandbLogger") as caught:
         result = fit(
-            epochs=3, validation_data=None, callbacks=[jc.WandbLogger("a"), jc.JSONLogger(tmp_path / "a.jsonl")]
+            epochs=3,
+            validation_data=None,
+            callbacks=[jc.callbacks.WandbLogger("a"), jc.callbacks.JSONLogger(tmp_path / "a.jsonl")],
         )
     assert len(caught) == len(attempts) == 1
     assert int(result.state.step) == 15
@@ -146,7 +148,7 @@ def test_a_service_that_goes_down_later_is_told_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wandb.Run, "log", log)
     with pytest.warns(RuntimeWarning, match="could not be given the metrics: ConnectionError") as caught:
-        result = fit(epochs=3, validation_data=None, callbacks=[jc.WandbLogger("a", dir=str(tmp_path))])
+        result = fit(epochs=3, validation_data=None, callbacks=[jc.callbacks.WandbLogger("a", dir=str(tmp_path))])
     assert len(caught) == 1
     assert int(result.state.step) == 15
 
@@ -158,11 +160,16 @@ def test_what_the_user_can_mend_is_an_error_before_the_first_step(monkeypatch):
     monkeypatch.setattr(wandb, "init", init)
     steps = []
     with pytest.raises(wandb.errors.UsageError, match="no API key"):
-        fit(callbacks=[jc.WandbLogger("a"), jc.LogTo(lambda step, values: steps.append(step), every=1)])
+        fit(
+            callbacks=[
+                jc.callbacks.WandbLogger("a"),
+                jc.callbacks.LogTo(lambda step, values: steps.append(step), every=1),
+            ]
+        )
     assert not steps
 
 
 def test_the_package_is_asked_for_before_the_first_step(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match=r"WandbLogger needs the package wandb: pip install jaxcb\[wandb\]"):
-        fit(callbacks=[jc.WandbLogger("a")])
+        fit(callbacks=[jc.callbacks.WandbLogger("a")])

@@ -29,7 +29,7 @@ def test_each_action_of_ours_has_its_writer(action, writer):
     assert writer_for(action) is writer
 
 
-class Note(jc.LogAction):
+class Note(jc.actions.LogAction):
     value: float
 
 
@@ -40,8 +40,8 @@ class ShoutedNote(Note):
 LOG = []
 
 
-@jc.writer(Note)
-class NoteWriter(jc.Writer):
+@jc.writers.writer(Note)
+class NoteWriter(jc.writers.Writer):
     def prepare(self, action):
         LOG.append(("prepare", type(action).__name__, action.value.shape))
 
@@ -67,17 +67,17 @@ def test_an_action_inherits_its_writer():
 
 
 def test_an_action_that_nothing_performs_says_how_to_register_one():
-    class Silent(jc.LogAction):
+    class Silent(jc.actions.LogAction):
         pass
 
-    with pytest.raises(LookupError, match=r"nothing performs the action Silent.*@jc.writer\(Silent\)"):
+    with pytest.raises(LookupError, match=r"nothing performs the action Silent.*@jc.writers.writer\(Silent\)"):
         writer_for(Silent)
 
 
-@pytest.mark.parametrize("what", [3, "Row", jc.Writer, Note(1.0)], ids=["number", "text", "class", "instance"])
+@pytest.mark.parametrize("what", [3, "Row", jc.writers.Writer, Note(1.0)], ids=["number", "text", "class", "instance"])
 def test_only_action_classes_have_writers(what):
     with pytest.raises(TypeError, match="writer takes action classes"):
-        jc.writer(what)
+        jc.writers.writer(what)
 
 
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
@@ -95,7 +95,7 @@ def test_a_writer_of_ones_own_sees_each_record_once_and_in_order(executor):
     assert ticks[-1] == 10
 
 
-class Fragile(jc.LogAction):
+class Fragile(jc.actions.LogAction):
     step: int
 
 
@@ -103,8 +103,8 @@ class OutOfPaper(Exception):
     pass
 
 
-@jc.writer(Fragile)
-class FragileWriter(jc.Writer):
+@jc.writers.writer(Fragile)
+class FragileWriter(jc.writers.Writer):
     writes = 0
     closed = False
 
@@ -173,11 +173,11 @@ def test_large_records_come_whole_and_in_order_with_small_ones(executor):
     LOG.clear()
     large = []
 
-    class Picture(jc.LogAction):
+    class Picture(jc.actions.LogAction):
         pixels: object
 
-    @jc.writer(Picture)
-    class PictureWriter(jc.Writer):
+    @jc.writers.writer(Picture)
+    class PictureWriter(jc.writers.Writer):
         def write(self, record):
             large.append((record.step, record.action.pixels.shape, int(record.action.pixels.sum())))
             LOG.append(("picture", record.step))
@@ -196,11 +196,11 @@ def test_large_records_come_whole_and_in_order_with_small_ones(executor):
 def test_values_of_records_are_numpy():
     kinds = []
 
-    class Look(jc.LogAction):
+    class Look(jc.actions.LogAction):
         value: object
 
-    @jc.writer(Look)
-    class LookWriter(jc.Writer):
+    @jc.writers.writer(Look)
+    class LookWriter(jc.writers.Writer):
         def write(self, record):
             kinds.append(type(record.action.value))
 

@@ -29,7 +29,7 @@ class Freeze(Callback):
 
     Example:
         >>> import jaxcb as jc
-        >>> freeze = jc.Freeze("backbone/**", until_epoch=2)
+        >>> freeze = jc.callbacks.Freeze("backbone/**", until_epoch=2)
         >>> for epoch in (1, 2):
         ...     _, (action,) = freeze.on_before_update((), jc.Metrics({"loss": 1.0}, epoch=epoch))
         ...     print(epoch, action.where, float(action.factor), bool(action.when))

@@ -26,7 +26,7 @@ class GradientAccumulation(Callback):
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp, optax
         >>> state = jc.TrainState.create(params=jnp.zeros(()), tx=optax.sgd(1.0))
-        >>> state = jc.GradientAccumulation(2).setup(state)
+        >>> state = jc.callbacks.GradientAccumulation(2).setup(state)
         >>> state = state.apply_gradients(jnp.array(1.0))
         >>> float(state.params), float(state.apply_gradients(jnp.array(3.0)).params)
         (0.0, -2.0)

@@ -27,7 +27,7 @@ class JSONLogger(Reporter):
 
     Example:
         >>> import jaxcb as jc
-        >>> jc.JSONLogger("log.jsonl", every=100).every
+        >>> jc.callbacks.JSONLogger("log.jsonl", every=100).every
         100
     """
 

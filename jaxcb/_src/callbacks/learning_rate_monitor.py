@@ -25,7 +25,7 @@ class LearningRateMonitor(Callback):
 
     Example:
         >>> import jaxcb as jc
-        >>> monitor = jc.LearningRateMonitor()
+        >>> monitor = jc.callbacks.LearningRateMonitor()
         >>> _, action = monitor.on_epoch_end((), jc.Metrics({"learning_rate": 0.125}))
         >>> {name: float(value) for name, value in action.values.items()}
         {'learning_rate': 0.125}

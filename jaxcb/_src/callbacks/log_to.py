@@ -27,7 +27,7 @@ class LogTo(Reporter):
     Example:
         >>> import jaxcb as jc
         >>> seen = []
-        >>> logger = jc.LogTo(lambda step, values: seen.append((step, values)))
+        >>> logger = jc.callbacks.LogTo(lambda step, values: seen.append((step, values)))
         >>> _, action = logger.on_epoch_end((), jc.Metrics({"loss": 0.5, "val_loss": None}, step=10))
         >>> bool(action.fresh["loss"]), bool(action.fresh["val_loss"])
         (True, False)

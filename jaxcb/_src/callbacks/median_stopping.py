@@ -37,7 +37,7 @@ class MedianStopping(PopulationCallback):
 
     Example:
         >>> import jaxcb as jc
-        >>> jc.MedianStopping(warmup=3).least
+        >>> jc.callbacks.MedianStopping(warmup=3).least
         3
 
     Source: Golovin et al., Google Vizier, KDD 2017; over the members that still train.

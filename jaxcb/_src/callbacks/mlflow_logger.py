@@ -31,7 +31,7 @@ class MLflowLogger(Reporter):
 
     Example:
         >>> import jaxcb as jc
-        >>> jc.MLflowLogger("digits", tags={"model": "small"}).tags
+        >>> jc.callbacks.MLflowLogger("digits", tags={"model": "small"}).tags
         (('model', 'small'),)
 
     Source: `mlflow.keras.MlflowCallback`.

@@ -73,7 +73,7 @@ class ModelCheckpoint(Callback):
         >>> import jaxcb as jc
         >>> save = jc.ModelCheckpoint("{epoch:02d}-{val_loss:.1f}", save_best_only=True)
         >>> replay = jc.replay(save, {"val_loss": [0.5, 0.7, 0.2]})
-        >>> [jc.fill(action, epoch=epoch) for epoch, fired in enumerate(replay.actions) for action in fired]
+        >>> [jc.actions.fill(action, epoch=epoch) for epoch, fired in enumerate(replay.actions) for action in fired]
         ['01-0.5', '03-0.2']
 
     Source: `keras.callbacks.ModelCheckpoint`; `lightning.pytorch.callbacks.ModelCheckpoint` for the cadences and for

@@ -24,7 +24,7 @@ class ModelSummary(Callback):
 
     Example:
         >>> import jaxcb as jc
-        >>> callback = jc.ModelSummary(depth=1)
+        >>> callback = jc.callbacks.ModelSummary(depth=1)
         >>> state, action = callback.on_train_begin(callback.init(), jc.Metrics({}))
         >>> action.depth, bool(action.when)
         (1, True)

@@ -34,7 +34,7 @@ class NormMonitor(Callback):
 
     Example:
         >>> import jaxcb as jc
-        >>> sorted(jc.NormMonitor(every=10, of=("grad_norm",)).probes())
+        >>> sorted(jc.callbacks.NormMonitor(every=10, of=("grad_norm",)).probes())
         ['grad_norm']
     """
 

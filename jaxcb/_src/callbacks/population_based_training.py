@@ -34,7 +34,7 @@ class PopulationBasedTraining(PopulationCallback):
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp
-        >>> pbt = jc.PopulationBasedTraining(every=1, fraction=0.5)
+        >>> pbt = jc.callbacks.PopulationBasedTraining(every=1, fraction=0.5)
         >>> metrics = jc.Metrics({"val_loss": jnp.array([0.3, 0.1])}, alive=jnp.ones(2, bool), member=jnp.arange(2))
         >>> copy = pbt.on_epoch_end((), metrics)[1][0]
         >>> copy.when.tolist(), int(copy.source[0])

@@ -61,7 +61,8 @@ class SpikeDetection(Callback):
         >>> import jaxcb as jc, jax.numpy as jnp, optax
         >>> data = jnp.array([1.0, 1.0, 1.0, jnp.nan, 1.0])
         >>> result = jc.fit(jnp.zeros(()), lambda w, batch: jnp.mean(w * batch), data, optimizer=optax.sgd,
-        ...                 learning_rate=1.0, epochs=1, batch_size=1, callbacks=[jc.SpikeDetection()], verbose=0)
+        ...                 learning_rate=1.0, epochs=1, batch_size=1, verbose=0,
+        ...                 callbacks=[jc.callbacks.SpikeDetection()])
         >>> float(result.params), int(result.callback_states["SpikeDetection"].skipped)
         (-4.0, 1)
 

@@ -43,7 +43,7 @@ class StochasticWeightAveraging(Callback):
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp, optax
-        >>> swa = jc.StochasticWeightAveraging(start_epoch=1)
+        >>> swa = jc.callbacks.StochasticWeightAveraging(start_epoch=1)
         >>> result = jc.fit(jnp.zeros(()), lambda w, batch: jnp.mean(w * batch), jnp.ones(1), optimizer=optax.sgd,
         ...                 learning_rate=1.0, epochs=4, callbacks=[swa], verbose=0)
         >>> float(result.params)  # of -2, -3 and -4

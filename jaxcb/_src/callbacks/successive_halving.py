@@ -26,7 +26,7 @@ class SuccessiveHalving(PopulationCallback):
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp
-        >>> halving = jc.SuccessiveHalving(first=1, factor=2)
+        >>> halving = jc.callbacks.SuccessiveHalving(first=1, factor=2)
         >>> losses = {"val_loss": jnp.array([0.3, 0.1, 0.2])}
         >>> metrics = jc.Metrics(losses, alive=jnp.ones(3, bool), member=jnp.arange(3))
         >>> halving.on_epoch_end((), metrics)[1].when.tolist()

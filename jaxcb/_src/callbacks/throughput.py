@@ -33,7 +33,7 @@ class Throughput(Callback):
         >>> import jaxcb as jc
         >>> seen = {"steps_per_second": 50.0, "examples_per_step": 32, "step_flops": 1e9,
         ...         "peak_flops": 1e12, "device_memory": 0, "elapsed": 1.0}
-        >>> _, actions = jc.Throughput().on_epoch_end((), jc.Metrics({}, host=seen))
+        >>> _, actions = jc.callbacks.Throughput().on_epoch_end((), jc.Metrics({}, host=seen))
         >>> round(float(actions[1].values["throughput/mfu"]), 3)
         0.05
 

@@ -35,7 +35,7 @@ class Timer(Callback):
 
     Example:
         >>> import jaxcb as jc
-        >>> timer = jc.Timer("01:30:00")
+        >>> timer = jc.callbacks.Timer("01:30:00")
         >>> timer.duration
         5400.0
         >>> _, stop = timer.on_batch_end(timer.init(), jc.Metrics({}, host={"elapsed": 5401.0}))

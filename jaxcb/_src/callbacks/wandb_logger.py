@@ -29,7 +29,7 @@ class WandbLogger(Reporter):
 
     Example:
         >>> import jaxcb as jc
-        >>> logger = jc.WandbLogger("digits", mode="offline", config={"rate": 0.1})
+        >>> logger = jc.callbacks.WandbLogger("digits", mode="offline", config={"rate": 0.1})
         >>> dict(logger.options)
         {'project': 'digits', 'mode': 'offline', 'config': {'rate': 0.1}}
 

@@ -52,7 +52,7 @@ class Callback(Struct):
         ...     monitor: str = jc.static(default="val_loss")
         ...     def on_epoch_end(self, state, metrics):
         ...         below = metrics[self.monitor] < self.threshold
-        ...         return state, jc.Stop(below, "{val_loss:.3f} is low enough")
+        ...         return state, jc.actions.Stop(below, "{val_loss:.3f} is low enough")
         >>> callback = StopBelow(0.1)
         >>> state, action = callback.on_epoch_end(callback.init(), jc.Metrics({"val_loss": 0.05}))
         >>> bool(action.when)
@@ -173,7 +173,7 @@ class PopulationCallback(Callback):
         >>> class StopWorst(jc.PopulationCallback):
         ...     def on_epoch_end(self, state, metrics):
         ...         loss = jnp.where(metrics.alive, metrics["loss"], -jnp.inf)
-        ...         return state, jc.Stop(loss == loss.max(), "the worst of all")
+        ...         return state, jc.actions.Stop(loss == loss.max(), "the worst of all")
         >>> metrics = jc.Metrics({"loss": jnp.array([0.1, 0.3])}, alive=jnp.array([True, True]))
         >>> StopWorst().on_epoch_end((), metrics)[1].when.tolist()
         [False, True]
@@ -221,7 +221,7 @@ def make_callback(*, init: Callable[[], Any] | None = None, name: str | None = N
 
     Example:
         >>> import jaxcb as jc
-        >>> callback = jc.make_callback(on_epoch_end=lambda state, m: (state, jc.Stop(m["loss"] < 0.1)))
+        >>> callback = jc.make_callback(on_epoch_end=lambda state, m: (state, jc.actions.Stop(m["loss"] < 0.1)))
         >>> state, action = callback.on_epoch_end(callback.init(), jc.Metrics({"loss": 0.05}))
         >>> bool(action.when)
         True

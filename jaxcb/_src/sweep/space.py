@@ -19,7 +19,7 @@ def grid(over: Mapping[str, Iterable[Any]]) -> list[Point]:
 
     Example:
         >>> import jaxcb as jc
-        >>> jc.grid({"seed": range(2), "optimizer.learning_rate": [0.1, 0.2]})[1]
+        >>> jc.search.grid({"seed": range(2), "optimizer.learning_rate": [0.1, 0.2]})[1]
         {'seed': 0, 'optimizer.learning_rate': 0.2}
     """
     values = {path: _listed(path, own) for path, own in over.items()}
@@ -38,7 +38,7 @@ def draws(n: int, over: Mapping[str, Draw | Iterable[Any]], *, seed: int = 0) ->
 
     Example:
         >>> import jaxcb as jc
-        >>> points = jc.draws(3, {"optimizer.learning_rate": jc.log_uniform(1e-4, 1e-1)}, seed=1)
+        >>> points = jc.search.draws(3, {"optimizer.learning_rate": jc.search.log_uniform(1e-4, 1e-1)}, seed=1)
         >>> all(1e-4 <= point["optimizer.learning_rate"] <= 1e-1 for point in points)
         True
 
@@ -88,7 +88,7 @@ def as_points(over: Any) -> list[Point]:
         points = [dict(point) for point in over]
     else:
         raise TypeError(
-            "over= takes a dict of paths to values (a grid), a list of points, or jc.draws(n, {...}), got "
+            "over= takes a dict of paths to values (a grid), a list of points, or jc.search.draws(n, {...}), got "
             f"{type(over).__name__}."
         )
     if not points:

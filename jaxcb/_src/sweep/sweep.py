@@ -87,7 +87,7 @@ def sweep(
         train_data: as for `fit`; all members share a stream, and arrays come in the order of each one's seed.
         over: what the members differ in, by path: `seed`, `optimizer.NAME` (the learning rate, or another number of
             the factory), `controls.NAME`, `callbacks.NAME.FIELD`, `model.NAME`. A dict of paths to values is a grid;
-            else a list of points, such as `jc.draws(n, {...})` makes.
+            else a list of points, such as `jc.search.draws(n, {...})` makes.
         optimizer: as for `fit`; a factory where its numbers are swept.
         learning_rate: as for `fit`; where it is swept, what is given here is not used.
         callbacks: as for `fit`.

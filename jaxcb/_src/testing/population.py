@@ -47,7 +47,7 @@ def check_population(
 
     Example:
         >>> import jaxcb as jc, jaxcb.testing
-        >>> jc.testing.check_population(jc.SuccessiveHalving(), max_examples=2)
+        >>> jc.testing.check_population(jc.callbacks.SuccessiveHalving(), max_examples=2)
     """
     hooks = [hook for hook in HOOKS if hook in callback.hooks()]
     names = tuple(sorted(metrics if metrics is not None else _names_of(callback, hooks)))

@@ -36,6 +36,7 @@ from jaxcb._src.callbacks.throughput import Throughput
 from jaxcb._src.callbacks.timer import Timer
 from jaxcb._src.callbacks.wandb_logger import WandbLogger
 from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.chain import Chain
 
 
 def _gap(metrics: Any) -> Any:
@@ -132,7 +133,7 @@ def builtin_examples() -> tuple[Callback, ...]:
     examples = [make() for make in _EXAMPLES]
     for name in jaxcb.callbacks.__all__:
         kind = getattr(jaxcb.callbacks, name)
-        if not (isinstance(kind, type) and issubclass(kind, Callback)):
+        if not (isinstance(kind, type) and issubclass(kind, Callback)) or kind is Chain:
             continue
         try:
             examples.append(kind())

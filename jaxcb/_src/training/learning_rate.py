@@ -116,7 +116,7 @@ def adjustable_lr(
         >>> import jaxcb as jc, optax
         >>> tx = jc.adjustable_lr(optax.adam, learning_rate=optax.cosine_decay_schedule(1e-3, 100))
         >>> state = jc.TrainState.create(params={"w": 1.0}, tx=tx)
-        >>> state = jc.apply(jc.ScaleLearningRate(0.5), state)
+        >>> state = jc.apply(jc.actions.ScaleLearningRate(0.5), state)
         >>> float(state.learning_rate.effective())
         0.0005000000237487257
 

@@ -301,7 +301,7 @@ def apply(actions: Any, state: TrainState) -> TrainState:
     Example:
         >>> import jaxcb as jc
         >>> state = jc.TrainState.create(params={}, controls={"beta": 0.0})
-        >>> state = jc.apply((jc.SetControl("beta", 0.5), jc.Stop(True)), state)
+        >>> state = jc.apply((jc.actions.SetControl("beta", 0.5), jc.actions.Stop(True)), state)
         >>> float(state.controls["beta"]), bool(state.stop)
         (0.5, True)
     """

@@ -225,10 +225,10 @@ def writer(*actions: type[Action]) -> Callable[[W], W]:
 
     Example:
         >>> import jaxcb as jc
-        >>> class Beep(jc.LogAction):
+        >>> class Beep(jc.actions.LogAction):
         ...     times: int = jc.static(default=1)
-        >>> @jc.writer(Beep)
-        ... class Beeper(jc.Writer):
+        >>> @jc.writers.writer(Beep)
+        ... class Beeper(jc.writers.Writer):
         ...     def write(self, record):
         ...         print("beep " * record.action.times)
         >>> jc.writers.writer_for(Beep) is Beeper
@@ -258,5 +258,6 @@ def writer_for(action: type[Action]) -> type[Writer]:
             module, name = _BUILT_IN[kind].split(":")
             return getattr(importlib.import_module(module), name)
     raise LookupError(
-        f"nothing performs the action {action.__name__}. Register a writer for it: @jc.writer({action.__name__})."
+        f"nothing performs the action {action.__name__}. Register a writer for it: "
+        f"@jc.writers.writer({action.__name__})."
     )

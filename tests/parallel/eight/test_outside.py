@@ -24,7 +24,7 @@ def test_probes_evaluators_and_host_validation_see_the_same(tmp_path, monkeypatc
             probes={"norm": jc.probe(lambda look: optax.tree.norm(look.grads), every=2)},
             evaluators={"weight": lambda params: jnp.sum(params["b"]["kernel"])},
             validation_data=[(x[:32], y[:32]), (x[32:], y[32:])],  # fed by the host; the last does not divide
-            callbacks=[jc.NormMonitor(every=3), _Note(note)],
+            callbacks=[jc.callbacks.NormMonitor(every=3), _Note(note)],
             **how,
         )
 
@@ -43,7 +43,7 @@ class _Note(jc.Callback):
     note: object = jc.static()
 
     def on_epoch_end(self, state, metrics):
-        return state, jc.Call(self.note)
+        return state, jc.actions.Call(self.note)
 
 
 def test_tensorboard_and_checkpoints_of_a_split_state(tmp_path):

@@ -18,7 +18,7 @@ class CutAt(jc.Callback):
     """Cuts the run after a step."""
 
     def on_batch_end(self, state, metrics):
-        return state, jc.Call(_cut, when=metrics.step == AT)
+        return state, jc.actions.Call(_cut, when=metrics.step == AT)
 
 
 def _cut(run):

@@ -68,7 +68,8 @@ class Scalars(SeriesAction):
         for name, value in self.values.items():
             if jnp.ndim(value):
                 raise ValueError(
-                    f"Scalars takes scalars, got {name!r} of shape {jnp.shape(value)}. Reduce it, or use jc.Histogram."
+                    f"Scalars takes scalars, got {name!r} of shape {jnp.shape(value)}. Reduce it, or use "
+                    "jc.actions.Histogram."
                 )
 
 
@@ -124,9 +125,9 @@ class Histogram(OfArrays):
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp
-        >>> jc.Histogram("weights", jnp.array([0.0, 1.0, 1.5, 4.0]), bins=2).counts.tolist()
+        >>> jc.actions.Histogram("weights", jnp.array([0.0, 1.0, 1.5, 4.0]), bins=2).counts.tolist()
         [3, 1]
-        >>> asked = jc.Histogram("weights", of="params", where="**/kernel")
+        >>> asked = jc.actions.Histogram("weights", of="params", where="**/kernel")
         >>> [h.tag for h in asked.answer({"dense/kernel": jnp.ones((2, 3)), "dense/bias": jnp.zeros(3)})]
         ['weights/dense/kernel']
     """
@@ -233,7 +234,7 @@ class Embedding(OfArrays):
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp
-        >>> jc.Embedding("words", jnp.eye(3), ("cat", "dog", "fish")).vectors.shape
+        >>> jc.actions.Embedding("words", jnp.eye(3), ("cat", "dog", "fish")).vectors.shape
         (3, 3)
     """
 
@@ -289,7 +290,7 @@ class Graph(TensorBoardAction):
 
     Example:
         >>> import jax, jaxcb as jc, jax.numpy as jnp
-        >>> jc.Graph(jax.make_jaxpr(lambda w, x: jnp.tanh(x @ w))(jnp.ones((3, 4)), jnp.ones((5, 3)))).run
+        >>> jc.actions.Graph(jax.make_jaxpr(lambda w, x: jnp.tanh(x @ w))(jnp.ones((3, 4)), jnp.ones((5, 3)))).run
         'train'
     """
 
@@ -325,7 +326,7 @@ class HParams(TensorBoardAction):
 
     Example:
         >>> import jaxcb as jc
-        >>> jc.HParams({"units": 128, "activation": "relu"}).settings
+        >>> jc.actions.HParams({"units": 128, "activation": "relu"}).settings
         (('units', 128), ('activation', 'relu'))
     """
 
@@ -362,7 +363,7 @@ class Figure(SeriesAction, RequestAction):
     Example:
         >>> import jaxcb as jc, numpy as np
         >>> bars = lambda values: np.stack([values["share"]] * 3)
-        >>> jc.Figure("bars", bars, {"share": np.array([0.25, 0.75])}).draw({"share": np.zeros(2)}).shape
+        >>> jc.actions.Figure("bars", bars, {"share": np.array([0.25, 0.75])}).draw({"share": np.zeros(2)}).shape
         (3, 2)
     """
 

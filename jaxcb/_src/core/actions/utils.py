@@ -42,7 +42,7 @@ def fired(actions: Any) -> tuple[Action, ...]:
 
     Example:
         >>> import jaxcb as jc
-        >>> [a.reason for a in jc.fired((jc.Stop(True, "now"), jc.Stop(False, "later")))]
+        >>> [a.reason for a in jc.fired((jc.actions.Stop(True, "now"), jc.actions.Stop(False, "later")))]
         ['now']
     """
     concrete = jax.device_get(as_actions(actions))

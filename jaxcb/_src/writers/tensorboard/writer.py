@@ -133,7 +133,7 @@ class TensorBoardWriter(Writer):
             case _:
                 raise TypeError(
                     f"TensorBoard has no place for a {type(action).__name__}. Register a writer for it: "
-                    f"@jc.writer({type(action).__name__})."
+                    f"@jc.writers.writer({type(action).__name__})."
                 )
 
     def _columns(self, action: Embedding) -> list[list[str]] | Path | None:
