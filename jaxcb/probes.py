@@ -5,11 +5,11 @@
 Source of the ratio: A. Karpathy, "A Recipe for Training Neural Networks"; about 1e-3 is healthy.
 """
 
-from jaxcb._src.training.probes import Look, Probe, grad_norm, param_norm, update_norm, update_ratio
+from jaxcb._src.training.probes import Probe, StepView, grad_norm, param_norm, update_norm, update_ratio
 
 __all__ = [
-    "Look",
     "Probe",
+    "StepView",
     "grad_norm",
     "param_norm",
     "update_norm",

@@ -78,7 +78,7 @@ TAKES: dict[str, Any] = {
     "JSONLogger.filename": jc.callbacks.JSONLogger,
     "TensorBoard.log_dir": jc.TensorBoard,
     "WandbLogger.dir": lambda path: jc.callbacks.WandbLogger("project", dir=path),
-    "Row.path": lambda path: jc.actions.Row({}, {}, path),
+    "Row.path": lambda path: jc.actions.LogCSV({}, {}, path),
     "JSONLine.path": lambda path: jc.actions.JSONLine({}, {}, path),
     "Checkpoint.path": jc.actions.Checkpoint,
     "Profile.log_dir": lambda path: jc.actions.Profile(True, log_dir=path),
@@ -89,7 +89,7 @@ TAKES: dict[str, Any] = {
     "Text.log_dir": lambda path: jc.actions.Text("t", "text", log_dir=path),
     "Graph.log_dir": lambda path: jc.actions.Graph(log_dir=path),
     "Embedding.log_dir": lambda path: jc.actions.Embedding("e", np.eye(2), log_dir=path),
-    "Configuration.log_dir": lambda path: jc.actions.Configuration(log_dir=path),
+    "Configuration.log_dir": lambda path: jc.actions.LogConfiguration(log_dir=path),
     "HParams.log_dir": lambda path: jc.actions.HParams(log_dir=path),
 }
 # where other kinds of value are taken as well
@@ -232,7 +232,7 @@ def test_a_recorder_stays_where_it_began(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "one")
     with jc.Recorder(callbacks=None, verbose=0) as recorder:
         for step in (1, 2):
-            recorder.perform(jc.actions.Row({"a": 1.0}, {"a": True}, "log.csv"), step=step)
+            recorder.perform(jc.actions.LogCSV({"a": 1.0}, {"a": True}, "log.csv"), step=step)
             os.chdir(tmp_path / "two")
     assert list((tmp_path / "two").iterdir()) == []
     assert len((tmp_path / "one" / "log.csv").read_text().splitlines()) == 3

@@ -16,19 +16,19 @@ from jaxcb._src.core.chain import AsCallback, as_chain
 from jaxcb._src.data import inputs as _data
 from jaxcb._src.data.feed import rows_in
 from jaxcb._src.data.inputs import split_off
-from jaxcb._src.data.sources import BATCH_SIZE, in_order
-from jaxcb._src.loop.compiled.metric_accumulator import Window
-from jaxcb._src.loop.config import Asked, name_of
+from jaxcb._src.data.sources import BATCH_SIZE, sequential_source
+from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator
+from jaxcb._src.loop.config import RunArguments, name_of
 from jaxcb._src.loop.result import Result
-from jaxcb._src.loop.run import conduct
+from jaxcb._src.loop.run import run_training
 from jaxcb._src.models.adapt import adapt
 from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.training.probes import Probe
-from jaxcb._src.training.run_config import Configuration
+from jaxcb._src.training.run_config import RunConfig
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import EvalStep, Step
 from jaxcb._src.utils.errors import DataError
-from jaxcb._src.utils.validate import whole
+from jaxcb._src.utils.validate import check_int
 
 
 def fit(
@@ -148,8 +148,8 @@ def fit(
 
     Source: `keras.Model.fit`.
     """
-    seed = whole("fit", "seed", seed)
-    configuration = Configuration(seed, optimizer, learning_rate, as_chain(callbacks), controls=controls or {})
+    seed = check_int("fit", "seed", seed)
+    configuration = RunConfig(seed, optimizer, learning_rate, as_chain(callbacks), controls=controls or {})
     adapter = adapt(model, copy=copy)
     given = [configuration.train_state(adapter)]
     if validation_split:
@@ -163,7 +163,7 @@ def fit(
     if adapter is not model:
         adapter.release()
     del model  # the run has arrays of its own: where nobody else holds these, they are freed before the first step
-    asked = Asked(
+    asked = RunArguments(
         epochs=epochs,
         steps=steps,
         steps_per_epoch=steps_per_epoch,
@@ -194,7 +194,7 @@ def fit(
     )
     step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn)
     # few arguments: CPython holds those of a call with more than thirty for as long as it runs
-    return conduct(step, eval_step, configuration.callbacks, given.pop(), train_data, asked, settings=settings)
+    return run_training(step, eval_step, configuration.callbacks, given.pop(), train_data, asked, settings=settings)
 
 
 def evaluate(
@@ -227,17 +227,17 @@ def evaluate(
         {'loss': 1.0}
     """
     state, placement = _inference_state(model, seed, mesh, sharding)
-    step = placement.inside(EvalStep(loss_fn))
+    step = placement.with_mesh(EvalStep(loss_fn))
 
     @partial(jax.jit, out_shardings=placement.everywhere)
-    def add(window: Window, state: TrainState, batch: Any) -> Window:
+    def add(window: MetricAccumulator, state: TrainState, batch: Any) -> MetricAccumulator:
         return window.add(step(state, placement.split(batch)), rows_in(batch))
 
     window = None
     for batch in _batches(data, batch_size, "evaluate", placement):
         if window is None:
-            window = placement.put_everywhere(Window.empty(jax.eval_shape(step, state, batch)))
-        window = placement.settle(add(window, state, batch))
+            window = placement.put_everywhere(MetricAccumulator.empty(jax.eval_shape(step, state, batch)))
+        window = placement.block_if_needed(add(window, state, batch))
     assert window is not None
     means = jax.device_get(window.means())
     return {name: value.item() if np.ndim(value) == 0 else value for name, value in means.items()}
@@ -273,7 +273,7 @@ def predict(
     state, placement = _inference_state(model, 0, mesh, sharding)
 
     @partial(jax.jit, out_shardings=placement.everywhere)
-    @placement.inside
+    @placement.with_mesh
     def run(state: TrainState, batch: Any) -> Any:
         model, batch = state.model(), placement.split(batch)
         return fn(model, batch) if fn is not None else state.adapter.call(model, batch, state.model_state)
@@ -300,7 +300,7 @@ def _inference_state(model: Any, seed: int, mesh: Mesh | None, sharding: Any) ->
 
 def _batches(data: Any, batch_size: int, owner: str, placement: Placement) -> Iterator[Any]:
     """Gives batches on the device."""
-    size = whole(owner, "batch_size", batch_size, least=1)
+    size = check_int(owner, "batch_size", batch_size, least=1)
     if _data.are_arrays(data):
         arrays, rows = _data.as_arrays(data, "data")
         for start in range(0, rows, size):
@@ -308,7 +308,7 @@ def _batches(data: Any, batch_size: int, owner: str, placement: Placement) -> It
             yield placement.put_everywhere(batch)
         return
     number = 0
-    for number, batch in enumerate(in_order(data, "data", size, placement).walk(0, {}), 1):
+    for number, batch in enumerate(sequential_source(data, "data", size, placement).iterate(0, {}), 1):
         arrays, _ = _data.as_arrays(batch, f"batch {number} of data")
         yield placement.put_batch(_data.copied(arrays))
     if number == 0:

@@ -40,7 +40,7 @@ def test_they_are_merged_over_an_epoch_and_a_validation(executor, streamed):
 
     class Steps(jc.Callback):
         def on_batch_end(self, state, metrics):
-            return state, jc.actions.Row({"v": metrics["largest"]}, {"v": jnp.ones((), bool)}, "steps.csv")
+            return state, jc.actions.LogCSV({"v": metrics["largest"]}, {"v": jnp.ones((), bool)}, "steps.csv")
 
     import tempfile
     from pathlib import Path

@@ -26,7 +26,7 @@ class AtTheEnd(jc.Callback):
     """Writes a row at the end of training, into a file of its own."""
 
     def on_train_end(self, state, metrics):
-        return state, jc.actions.Row({"end": metrics.step}, {"end": jnp.asarray(True)}, path="end.csv")
+        return state, jc.actions.LogCSV({"end": metrics.step}, {"end": jnp.asarray(True)}, path="end.csv")
 
 
 def own():

@@ -19,7 +19,7 @@ class Watch(jc.Callback):
 
     def _row(self, metrics):
         seen = {"value": metrics[self.monitor]}
-        return jc.actions.Row(seen, {"value": metrics.fresh(self.monitor)}, "watch.csv")
+        return jc.actions.LogCSV(seen, {"value": metrics.fresh(self.monitor)}, "watch.csv")
 
     def on_batch_end(self, state, metrics):
         return state, self._row(metrics)

@@ -20,7 +20,7 @@ def context(run_dir=None):
 def row(path, values, fresh=None, *, owner="CSVLogger", **more):
     values = {k: np.asarray(v) for k, v in values.items()}
     fresh = dict.fromkeys(values, True) | (fresh or {})
-    return jc.actions.Row(values, fresh, str(path), owner=owner, **more)
+    return jc.actions.LogCSV(values, fresh, str(path), owner=owner, **more)
 
 
 def write(path, *rows, **more):
@@ -116,7 +116,7 @@ def test_history_puts_position_and_rates_first(tmp_path):
     writer = HistoryWriter(context(tmp_path))
     names = ["val_loss", "loss", "learning_rate", "base_learning_rate"]
     values = {name: np.float32(i) for i, name in enumerate(names)}
-    action = jc.actions.Remember(values, dict.fromkeys(values, True))
+    action = jc.actions.LogHistory(values, dict.fromkeys(values, True))
     writer.prepare(action)
     writer.write(Record(action, "on_epoch_end", 5, 0, 5))
     writer.close()

@@ -174,7 +174,7 @@ def test_a_file_has_one_logger(tmp_path):
 def test_members_of_a_population_have_names_of_their_own():
     values = {"loss": np.array([0.5, 0.25, 0.125], np.float32)}
     fresh = {"loss": np.array([True, True, False])}
-    action = jc.actions.HandOver(values, fresh, print, when=np.array([True, False, True]))
+    action = jc.actions.LogToFunction(values, fresh, print, when=np.array([True, False, True]))
     assert fresh_floats(action) == {"loss/0": 0.5}
 
 

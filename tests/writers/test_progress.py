@@ -126,7 +126,7 @@ def bar(terminal):
     context = Context(None, None, 1, 3)
     context.steps_per_epoch = 10
     writer = ProgressWriter(context)
-    writer.prepare(jc.actions.Progress({}, {}, 1))
+    writer.prepare(jc.actions.LogProgress({}, {}, 1))
     yield writer
     writer.close()
 
@@ -198,7 +198,7 @@ def test_lines_are_printed_as_they_are(bar, capsys):
 
 def test_without_a_bar_nothing_ticks(capsys):
     writer = ProgressWriter(Context(None, None, 2, 3))
-    writer.prepare(jc.actions.Progress({}, {}, 2))
+    writer.prepare(jc.actions.LogProgress({}, {}, 2))
     writer.tick(status(5))
     writer.close()
     assert capsys.readouterr().out == ""

@@ -7,7 +7,7 @@ from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import whole
+from jaxcb._src.utils.validate import check_int
 
 
 class BackupAndRestore(Callback):
@@ -47,7 +47,7 @@ class BackupAndRestore(Callback):
                 raise ValueError(
                     f"BackupAndRestore: save_freq must be 'epoch' or a number of steps, got {self.save_freq!r}."
                 )
-            self._set("save_freq", whole("BackupAndRestore", "save_freq", self.save_freq, least=1))
+            self._set("save_freq", check_int("BackupAndRestore", "save_freq", self.save_freq, least=1))
 
     def hooks(self) -> frozenset[str]:
         return frozenset({"on_epoch_end" if self.save_freq == "epoch" else "on_batch_end"})

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxcb._src.core.actions.logging import Row
+from jaxcb._src.core.actions.logging import LogCSV
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, fresh_scalars
 from jaxcb._src.utils.local_path import path_text
@@ -47,6 +47,6 @@ class CSVLogger(Callback):
     def on_epoch_end(self, state: Any, metrics: Metrics) -> Any:
         return state, self._row(metrics, when=True)
 
-    def _row(self, metrics: Metrics, when: Any) -> Row:
+    def _row(self, metrics: Metrics, when: Any) -> LogCSV:
         values, fresh = fresh_scalars(metrics)
-        return Row(values, fresh, self.filename, self.separator, self.append, when=when)
+        return LogCSV(values, fresh, self.filename, self.separator, self.append, when=when)

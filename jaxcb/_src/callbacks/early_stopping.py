@@ -23,8 +23,8 @@ from jaxcb._src.core.actions.control import Restore, Snapshot, Stop
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, resolve_mode
-from jaxcb._src.utils.pytree import Struct, select, static, strong_tree
-from jaxcb._src.utils.validate import number, one_of, whole
+from jaxcb._src.utils.pytree import Struct, select, static, to_strong_types
+from jaxcb._src.utils.validate import check_choice, check_int, check_number
 
 
 class EarlyStoppingState(Struct):
@@ -93,18 +93,18 @@ class EarlyStopping(Callback):
 
     def __post_init__(self) -> None:
         own = "EarlyStopping"
-        self._set("min_delta", number(own, "min_delta", self.min_delta))
-        self._set("patience", whole(own, "patience", self.patience))
-        self._set("start_from_epoch", whole(own, "start_from_epoch", self.start_from_epoch))
+        self._set("min_delta", check_number(own, "min_delta", self.min_delta))
+        self._set("patience", check_int(own, "patience", self.patience))
+        self._set("start_from_epoch", check_int(own, "start_from_epoch", self.start_from_epoch))
         for name in ("baseline", "stopping_threshold", "divergence_threshold"):
             if getattr(self, name) is not None:
-                self._set(name, number(own, name, getattr(self, name)))
-        one_of(own, "threshold_mode", self.threshold_mode, THRESHOLD_MODES)
-        one_of(own, "patience_in", self.patience_in, PATIENCE_UNITS)
+                self._set(name, check_number(own, name, getattr(self, name)))
+        check_choice(own, "threshold_mode", self.threshold_mode, THRESHOLD_MODES)
+        check_choice(own, "patience_in", self.patience_in, PATIENCE_UNITS)
         self._set("mode", resolve_mode(own, self.monitor, self.mode))
 
     def init(self) -> EarlyStoppingState:
-        return strong_tree(EarlyStoppingState(best=NO_BEST, best_epoch=-1, wait=0, seen=Reported()))
+        return to_strong_types(EarlyStoppingState(best=NO_BEST, best_epoch=-1, wait=0, seen=Reported()))
 
     def slots(self) -> dict[str, str]:
         return {"best": "model"} if self.restore_best_weights else {}

@@ -8,7 +8,7 @@ from jaxcb._src.core.actions.control import ScaleUpdates
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import whole
+from jaxcb._src.utils.validate import check_int
 
 
 class Freeze(Callback):
@@ -50,7 +50,7 @@ class Freeze(Callback):
             )
         self._set("where", tuple(patterns))
         if self.until_epoch is not None:
-            self._set("until_epoch", whole("Freeze", "until_epoch", self.until_epoch))
+            self._set("until_epoch", check_int("Freeze", "until_epoch", self.until_epoch))
 
     def on_before_update(self, state: Any, metrics: Metrics) -> Any:
         frozen = jnp.ones((), bool) if self.until_epoch is None else metrics.epoch < self.until_epoch

@@ -8,7 +8,7 @@ import optax
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import whole
+from jaxcb._src.utils.validate import check_int
 
 
 class GradientAccumulation(Callback):
@@ -38,7 +38,7 @@ class GradientAccumulation(Callback):
 
     def __post_init__(self) -> None:
         if not callable(self.steps):
-            self._set("steps", whole("GradientAccumulation", "steps", self.steps, least=1))
+            self._set("steps", check_int("GradientAccumulation", "steps", self.steps, least=1))
 
     def setup(self, train_state: TrainState) -> TrainState:
         """Wraps the optimizer, unless that is `optax.MultiSteps` already; what its state holds stays."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxcb._src.core.actions.logging import Remember
+from jaxcb._src.core.actions.logging import LogHistory
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, fresh_scalars
 
@@ -24,8 +24,8 @@ class History(Callback):
 
     def on_eval_end(self, state: Any, metrics: Metrics) -> Any:
         values, fresh = fresh_scalars(metrics)
-        return state, Remember(values, fresh, when=~metrics.closes_epoch)
+        return state, LogHistory(values, fresh, when=~metrics.closes_epoch)
 
     def on_epoch_end(self, state: Any, metrics: Metrics) -> Any:
         values, fresh = fresh_scalars(metrics)
-        return state, Remember(values, fresh)
+        return state, LogHistory(values, fresh)

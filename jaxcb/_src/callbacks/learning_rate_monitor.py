@@ -6,7 +6,7 @@ from jaxcb._src.core.actions.tensorboard import Scalars
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import whole
+from jaxcb._src.utils.validate import check_int
 
 
 class LearningRateMonitor(Callback):
@@ -40,7 +40,7 @@ class LearningRateMonitor(Callback):
             return
         if isinstance(self.every, str):
             raise ValueError(f"LearningRateMonitor: every must be 'epoch' or a number of steps, got {self.every!r}.")
-        self._set("every", whole("LearningRateMonitor", "every", self.every, least=1))
+        self._set("every", check_int("LearningRateMonitor", "every", self.every, least=1))
 
     def hooks(self) -> frozenset[str]:
         return frozenset({"on_epoch_end" if self.every == "epoch" else "on_batch_end"})

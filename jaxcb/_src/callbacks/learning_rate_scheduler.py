@@ -15,7 +15,7 @@ from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import one_of
+from jaxcb._src.utils.validate import check_choice
 
 _EPOCHS = 10_000  # of a Python function that cannot be traced, this many are tabulated; later ones keep the last
 _PROBED = (0, 1, 2, 5, 10, 31, 32, 100, 1000)  # epochs at which a traced schedule is held against Python
@@ -56,7 +56,7 @@ class LearningRateScheduler(Callback):
     def __post_init__(self) -> None:
         if not callable(self.schedule):
             raise TypeError(f"LearningRateScheduler: schedule must be a function, got {self.schedule!r}.")
-        one_of("LearningRateScheduler", "by", self.by, ("epoch", "step"))
+        check_choice("LearningRateScheduler", "by", self.by, ("epoch", "step"))
 
     def hooks(self) -> frozenset[str]:
         return frozenset({"on_epoch_begin" if self.by == "epoch" else "on_batch_begin"})

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxcb._src.callbacks.reporter import Reporter
-from jaxcb._src.core.actions.logging import HandOver
+from jaxcb._src.core.actions.logging import LogToFunction
 from jaxcb._src.utils.pytree import static
 
 
@@ -40,5 +40,5 @@ class LogTo(Reporter):
             raise TypeError(f"LogTo: fn must be a function of (step, values), got {self.fn!r}.")
         self._check_every()
 
-    def _report(self, values: dict[str, Any], fresh: dict[str, Any], when: Any) -> HandOver:
-        return HandOver(values, fresh, self.fn, when=when)
+    def _report(self, values: dict[str, Any], fresh: dict[str, Any], when: Any) -> LogToFunction:
+        return LogToFunction(values, fresh, self.fn, when=when)

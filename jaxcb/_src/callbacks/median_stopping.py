@@ -8,8 +8,8 @@ from jaxcb._src.callbacks.standings import scores
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.callback import PopulationCallback
 from jaxcb._src.core.metrics import Metrics, resolve_mode
-from jaxcb._src.utils.pytree import Struct, static, strong_tree
-from jaxcb._src.utils.validate import whole
+from jaxcb._src.utils.pytree import Struct, static, to_strong_types
+from jaxcb._src.utils.validate import check_int
 
 
 class MedianStoppingState(Struct):
@@ -49,12 +49,12 @@ class MedianStopping(PopulationCallback):
     mode: str = static(default="auto")
 
     def __post_init__(self) -> None:
-        self._set("warmup", whole("MedianStopping", "warmup", self.warmup))
-        self._set("least", whole("MedianStopping", "least", self.least, least=2))
+        self._set("warmup", check_int("MedianStopping", "warmup", self.warmup))
+        self._set("least", check_int("MedianStopping", "least", self.least, least=2))
         self._set("mode", resolve_mode("MedianStopping", self.monitor, self.mode))
 
     def init(self) -> MedianStoppingState:
-        return strong_tree(MedianStoppingState(best=float("inf"), total=0.0, count=0))
+        return to_strong_types(MedianStoppingState(best=float("inf"), total=0.0, count=0))
 
     def on_epoch_end(self, state: MedianStoppingState, metrics: Metrics) -> Any:
         new = metrics.alive & metrics.fresh(self.monitor)

@@ -13,8 +13,8 @@ from jaxcb._src.core.actions.utils import PLACES, template_names
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, resolve_mode
 from jaxcb._src.utils.local_path import path_text
-from jaxcb._src.utils.pytree import Struct, static, strong_tree
-from jaxcb._src.utils.validate import number, one_of, whole
+from jaxcb._src.utils.pytree import Struct, static, to_strong_types
+from jaxcb._src.utils.validate import check_choice, check_int, check_number
 
 _NAN = math.nan
 
@@ -107,12 +107,12 @@ class ModelCheckpoint(Callback):
         if self.save_freq != "epoch":
             if isinstance(self.save_freq, str):
                 raise ValueError(f'{own}: save_freq must be "epoch" or a number of steps, got {self.save_freq!r}.')
-            self._set("save_freq", whole(own, "save_freq", self.save_freq, least=1))
+            self._set("save_freq", check_int(own, "save_freq", self.save_freq, least=1))
         for name in ("max_to_keep", "keep_best", "every_n_epochs"):
             if getattr(self, name) is not None:
-                self._set(name, whole(own, name, getattr(self, name), least=1))
+                self._set(name, check_int(own, name, getattr(self, name), least=1))
         if self.every_minutes is not None:
-            self._set("every_minutes", number(own, "every_minutes", self.every_minutes, least=0))
+            self._set("every_minutes", check_number(own, "every_minutes", self.every_minutes, least=0))
         cadences = {
             f"save_freq={self.save_freq!r}": self.save_freq != "epoch",
             f"every_n_epochs={self.every_n_epochs}": self.every_n_epochs != 1,
@@ -127,12 +127,12 @@ class ModelCheckpoint(Callback):
                 "path of its own, or keep_best= in place of save_best_only=True."
             )
         if self.initial_value_threshold is not None:
-            threshold = number(own, "initial_value_threshold", self.initial_value_threshold)
+            threshold = check_number(own, "initial_value_threshold", self.initial_value_threshold)
             self._set("initial_value_threshold", threshold)
         if self._compares:
             self._set("mode", resolve_mode(own, self.monitor, self.mode))
         else:  # nobody reads the monitor, so its name need not tell
-            one_of(own, "mode", self.mode, ("auto", "min", "max"))
+            check_choice(own, "mode", self.mode, ("auto", "min", "max"))
 
     @property
     def _compares(self) -> bool:
@@ -170,7 +170,7 @@ class ModelCheckpoint(Callback):
             saved_at=0.0,
             known=dict.fromkeys(self._remembers, _NAN),
         )
-        return strong_tree(state)
+        return to_strong_types(state)
 
     def on_batch_end(self, state: ModelCheckpointState, metrics: Metrics) -> Any:
         state = self._note(state, metrics, all_known=False)

@@ -6,7 +6,7 @@ from jaxcb._src.core.actions.host import Summarize
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import one_of, whole
+from jaxcb._src.utils.validate import check_choice, check_int
 
 
 class ModelSummary(Callback):
@@ -37,8 +37,8 @@ class ModelSummary(Callback):
 
     def __post_init__(self) -> None:
         if self.depth is not None:
-            self._set("depth", whole("ModelSummary", "depth", self.depth, least=1))
-        one_of("ModelSummary", "verbose", self.verbose, (0, 1))
+            self._set("depth", check_int("ModelSummary", "depth", self.depth, least=1))
+        check_choice("ModelSummary", "verbose", self.verbose, (0, 1))
 
     def on_train_begin(self, state: Any, metrics: Metrics) -> Any:
         return state, Summarize(self.depth, self.verbose)

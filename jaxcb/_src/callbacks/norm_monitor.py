@@ -9,7 +9,7 @@ from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.training import probes
 from jaxcb._src.training.probes import Probe
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import one_of, whole
+from jaxcb._src.utils.validate import check_choice, check_int
 
 _MAKERS = {
     "grad_norm": probes.grad_norm,
@@ -43,10 +43,10 @@ class NormMonitor(Callback):
     per_layer: bool = static(default=False)
 
     def __post_init__(self) -> None:
-        whole("NormMonitor", "every", self.every, least=1)
+        check_int("NormMonitor", "every", self.every, least=1)
         self._set("of", (self.of,) if isinstance(self.of, str) else tuple(self.of))
         for name in self.of:
-            one_of("NormMonitor", "of", name, tuple(_MAKERS))
+            check_choice("NormMonitor", "of", name, tuple(_MAKERS))
 
     def probes(self) -> Mapping[str, Probe]:
         return {name: _MAKERS[name](every=self.every, per_layer=self.per_layer) for name in self.of}

@@ -10,7 +10,7 @@ from jaxcb._src.core.actions.control import Exploit, ScaleHyperparameter, ScaleL
 from jaxcb._src.core.callback import PopulationCallback
 from jaxcb._src.core.metrics import Metrics, resolve_mode
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import number, whole
+from jaxcb._src.utils.validate import check_int, check_number
 
 
 class PopulationBasedTraining(PopulationCallback):
@@ -53,13 +53,13 @@ class PopulationBasedTraining(PopulationCallback):
 
     def __post_init__(self) -> None:
         own = "PopulationBasedTraining"
-        self._set("every", whole(own, "every", self.every, least=1))
-        self._set("seed", whole(own, "seed", self.seed))
-        self._set("fraction", number(own, "fraction", self.fraction))
+        self._set("every", check_int(own, "every", self.every, least=1))
+        self._set("seed", check_int(own, "seed", self.seed))
+        self._set("fraction", check_number(own, "fraction", self.fraction))
         if not 0 < self.fraction <= 0.5:
             raise ValueError(f"{own}: fraction must be above 0 and at most 0.5, got {self.fraction}.")
         self._set("numbers", tuple(self.numbers))
-        self._set("factors", tuple(number(own, "each of factors", f) for f in self.factors))
+        self._set("factors", tuple(check_number(own, "each of factors", f) for f in self.factors))
         if not self.factors:
             raise ValueError(f"{own}: factors is empty, so there is nothing to draw from.")
         for path in self.numbers:

@@ -2,11 +2,11 @@
 
 from typing import Any, ClassVar
 
-from jaxcb._src.core.actions.logging import Progress
+from jaxcb._src.core.actions.logging import LogProgress
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, fresh_scalars
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import one_of
+from jaxcb._src.utils.validate import check_choice
 
 
 class ProgressBar(Callback):
@@ -34,7 +34,7 @@ class ProgressBar(Callback):
     verbose: int | str = static(default="auto")
 
     def __post_init__(self) -> None:
-        one_of("ProgressBar", "verbose", self.verbose, (0, 1, 2, "auto"))
+        check_choice("ProgressBar", "verbose", self.verbose, (0, 1, 2, "auto"))
 
     def on_eval_end(self, state: Any, metrics: Metrics) -> Any:
         return state, self._progress(metrics, when=~metrics.closes_epoch)
@@ -46,4 +46,4 @@ class ProgressBar(Callback):
         if self.verbose == 0:
             return None
         values, fresh = fresh_scalars(metrics)
-        return Progress(values, fresh, self.verbose, when=when)
+        return LogProgress(values, fresh, self.verbose, when=when)

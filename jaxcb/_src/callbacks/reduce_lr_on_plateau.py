@@ -19,8 +19,8 @@ from jaxcb._src.core.actions.control import ScaleLearningRate
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, resolve_mode
-from jaxcb._src.utils.pytree import Struct, select, static, strong_tree
-from jaxcb._src.utils.validate import between, number, one_of, whole
+from jaxcb._src.utils.pytree import Struct, select, static, to_strong_types
+from jaxcb._src.utils.validate import check_between, check_choice, check_int, check_number
 
 
 class ReduceLROnPlateauState(Struct):
@@ -80,18 +80,18 @@ class ReduceLROnPlateau(Callback):
     reads_rate: bool = static(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._set("factor", between("ReduceLROnPlateau", "factor", self.factor, 0.0, 1.0))
-        self._set("patience", whole("ReduceLROnPlateau", "patience", self.patience))
-        self._set("min_delta", number("ReduceLROnPlateau", "min_delta", self.min_delta))
-        self._set("cooldown", whole("ReduceLROnPlateau", "cooldown", self.cooldown))
-        self._set("min_lr", number("ReduceLROnPlateau", "min_lr", self.min_lr, least=0.0))
-        one_of("ReduceLROnPlateau", "threshold_mode", self.threshold_mode, THRESHOLD_MODES)
-        one_of("ReduceLROnPlateau", "patience_in", self.patience_in, PATIENCE_UNITS)
+        self._set("factor", check_between("ReduceLROnPlateau", "factor", self.factor, 0.0, 1.0))
+        self._set("patience", check_int("ReduceLROnPlateau", "patience", self.patience))
+        self._set("min_delta", check_number("ReduceLROnPlateau", "min_delta", self.min_delta))
+        self._set("cooldown", check_int("ReduceLROnPlateau", "cooldown", self.cooldown))
+        self._set("min_lr", check_number("ReduceLROnPlateau", "min_lr", self.min_lr, least=0.0))
+        check_choice("ReduceLROnPlateau", "threshold_mode", self.threshold_mode, THRESHOLD_MODES)
+        check_choice("ReduceLROnPlateau", "patience_in", self.patience_in, PATIENCE_UNITS)
         self._set("mode", resolve_mode("ReduceLROnPlateau", self.monitor, self.mode))
         self._set("reads_rate", not isinstance(self.min_lr, float) or self.min_lr > 0)
 
     def init(self) -> ReduceLROnPlateauState:
-        return strong_tree(ReduceLROnPlateauState(best=NO_BEST, wait=0, cooldown=0, seen=Reported()))
+        return to_strong_types(ReduceLROnPlateauState(best=NO_BEST, wait=0, cooldown=0, seen=Reported()))
 
     def on_eval_end(self, state: ReduceLROnPlateauState, metrics: Metrics) -> Any:
         return self._report(state, metrics)

@@ -5,9 +5,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jaxcb._src.callbacks.reporter import Reporter
-from jaxcb._src.core.actions.logging import Post
+from jaxcb._src.core.actions.logging import LogHTTP
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import number, whole
+from jaxcb._src.utils.validate import check_int, check_number
 
 
 class RemoteMonitor(Reporter):
@@ -55,17 +55,19 @@ class RemoteMonitor(Reporter):
         headers = {} if self.headers is None else self.headers
         if not isinstance(headers, Mapping) or not all(isinstance(x, str) for pair in headers.items() for x in pair):
             raise TypeError(f"RemoteMonitor: headers must be a dict of texts, got {self.headers!r}.")
-        timeout = number("RemoteMonitor", "timeout", self.timeout)
+        timeout = check_number("RemoteMonitor", "timeout", self.timeout)
         if not timeout > 0:
             raise ValueError(f"RemoteMonitor: timeout must be above 0 seconds, got {self.timeout!r}.")
         self._set("headers", tuple(sorted(headers.items())))  # hashable, as static fields are
         self._set("timeout", timeout)
-        self._set("queue_size", whole("RemoteMonitor", "queue_size", self.queue_size, least=1))
+        self._set("queue_size", check_int("RemoteMonitor", "queue_size", self.queue_size, least=1))
         self._check_every()
 
-    def _report(self, values: dict[str, Any], fresh: dict[str, Any], when: Any) -> Post:
+    def _report(self, values: dict[str, Any], fresh: dict[str, Any], when: Any) -> LogHTTP:
         field = None if self.send_as_json else self.field
-        return Post(values, fresh, self.root + self.path, field, self.headers, self.timeout, self.queue_size, when=when)
+        return LogHTTP(
+            values, fresh, self.root + self.path, field, self.headers, self.timeout, self.queue_size, when=when
+        )
 
 
 def _check_address(root: Any, path: Any) -> None:

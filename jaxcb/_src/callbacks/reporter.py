@@ -6,7 +6,7 @@ from jaxcb._src.core.actions.base import Action
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, fresh_scalars
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import whole
+from jaxcb._src.utils.validate import check_int
 
 # they are no means over an epoch, and so one name serves both curves
 _RATES = ("learning_rate", "base_learning_rate", "lr_scale")
@@ -26,7 +26,7 @@ class Reporter(Callback):
         if self.every != "epoch":
             if isinstance(self.every, str):
                 raise ValueError(f"{owner}: every must be 'epoch' or a number of steps, got {self.every!r}.")
-            self._set("every", whole(owner, "every", self.every, least=1))
+            self._set("every", check_int(owner, "every", self.every, least=1))
 
     def hooks(self) -> frozenset[str]:
         own = Callback.hooks(self)

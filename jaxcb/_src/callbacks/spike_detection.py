@@ -11,8 +11,8 @@ from jaxcb._src.core.actions.control import Restore, SkipUpdate, Snapshot, Stop
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.utils.pytree import Struct, static, strong_tree
-from jaxcb._src.utils.validate import number, one_of, whole
+from jaxcb._src.utils.pytree import Struct, static, to_strong_types
+from jaxcb._src.utils.validate import check_choice, check_int, check_number
 
 
 class SpikeDetectionState(Struct):
@@ -81,18 +81,18 @@ class SpikeDetection(Callback):
     verbose: int = static(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
-        self._set("factor", number("SpikeDetection", "factor", self.factor, least=0.0))
-        self._set("window", whole("SpikeDetection", "window", self.window, least=2))
-        one_of("SpikeDetection", "action", self.action, ("skip", "rollback"))
-        self._set("snapshot_every", whole("SpikeDetection", "snapshot_every", self.snapshot_every, least=1))
-        self._set("patience", whole("SpikeDetection", "patience", self.patience, least=1))
+        self._set("factor", check_number("SpikeDetection", "factor", self.factor, least=0.0))
+        self._set("window", check_int("SpikeDetection", "window", self.window, least=2))
+        check_choice("SpikeDetection", "action", self.action, ("skip", "rollback"))
+        self._set("snapshot_every", check_int("SpikeDetection", "snapshot_every", self.snapshot_every, least=1))
+        self._set("patience", check_int("SpikeDetection", "patience", self.patience, least=1))
         if self.max_skips is not None:
-            self._set("max_skips", whole("SpikeDetection", "max_skips", self.max_skips, least=1))
+            self._set("max_skips", check_int("SpikeDetection", "max_skips", self.max_skips, least=1))
         if self.warmup is not None:
-            self._set("warmup", whole("SpikeDetection", "warmup", self.warmup))
+            self._set("warmup", check_int("SpikeDetection", "warmup", self.warmup))
 
     def init(self) -> SpikeDetectionState:
-        return strong_tree(SpikeDetectionState(mean=0.0, variance=0.0, accepted=0, spikes=0, skipped=0, seen=-1))
+        return to_strong_types(SpikeDetectionState(mean=0.0, variance=0.0, accepted=0, spikes=0, skipped=0, seen=-1))
 
     def slots(self) -> dict[str, str]:
         return {"good": "optimizer"} if self.action == "rollback" else {}

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxcb._src.core.actions.control import Average, Restore, SetLearningRate
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.utils.pytree import Struct, static, strong_tree
-from jaxcb._src.utils.validate import number, one_of, whole
+from jaxcb._src.utils.pytree import Struct, static, to_strong_types
+from jaxcb._src.utils.validate import check_choice, check_int, check_number
 
 
 class StochasticWeightAveragingState(Struct):
@@ -58,15 +58,15 @@ class StochasticWeightAveraging(Callback):
     of: str = static(default="params")
 
     def __post_init__(self) -> None:
-        self._set("start_epoch", whole("StochasticWeightAveraging", "start_epoch", self.start_epoch))
-        self._set("every", whole("StochasticWeightAveraging", "every", self.every, least=1))
+        self._set("start_epoch", check_int("StochasticWeightAveraging", "start_epoch", self.start_epoch))
+        self._set("every", check_int("StochasticWeightAveraging", "every", self.every, least=1))
         if self.learning_rate is not None:
-            rate = number("StochasticWeightAveraging", "learning_rate", self.learning_rate, least=0.0)
+            rate = check_number("StochasticWeightAveraging", "learning_rate", self.learning_rate, least=0.0)
             self._set("learning_rate", rate)
-        one_of("StochasticWeightAveraging", "of", self.of, ("params", "model"))
+        check_choice("StochasticWeightAveraging", "of", self.of, ("params", "model"))
 
     def init(self) -> StochasticWeightAveragingState:
-        return strong_tree(StochasticWeightAveragingState(count=0))
+        return to_strong_types(StochasticWeightAveragingState(count=0))
 
     def slots(self) -> dict[str, str]:
         return {"average": self.of}

@@ -9,7 +9,7 @@ from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.callback import PopulationCallback
 from jaxcb._src.core.metrics import Metrics, resolve_mode
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import number, whole
+from jaxcb._src.utils.validate import check_int, check_number
 
 
 class SuccessiveHalving(PopulationCallback):
@@ -41,8 +41,8 @@ class SuccessiveHalving(PopulationCallback):
     mode: str = static(default="auto")
 
     def __post_init__(self) -> None:
-        self._set("first", whole("SuccessiveHalving", "first", self.first, least=1))
-        factor = number("SuccessiveHalving", "factor", self.factor)
+        self._set("first", check_int("SuccessiveHalving", "first", self.first, least=1))
+        factor = check_number("SuccessiveHalving", "factor", self.factor)
         if factor <= 1:
             raise ValueError(f"SuccessiveHalving: factor must be above 1, got {factor}.")
         self._set("factor", factor)

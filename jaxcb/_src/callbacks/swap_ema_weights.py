@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxcb._src.core.actions.control import Average, Swap
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.utils.pytree import Struct, static, strong_tree
-from jaxcb._src.utils.validate import between, one_of, whole
+from jaxcb._src.utils.pytree import Struct, static, to_strong_types
+from jaxcb._src.utils.validate import check_between, check_choice, check_int
 
 
 class SwapEMAWeightsState(Struct):
@@ -66,14 +66,14 @@ class SwapEMAWeights(Callback):
     of: str = static(default="params", kw_only=True)
 
     def __post_init__(self) -> None:
-        one_of("SwapEMAWeights", "swap_on_epoch", self.swap_on_epoch, (False, True))
-        self._set("decay", between("SwapEMAWeights", "decay", self.decay, 0.0, 1.0))
-        self._set("every", whole("SwapEMAWeights", "every", self.every, least=1))
-        self._set("start_step", whole("SwapEMAWeights", "start_step", self.start_step))
-        one_of("SwapEMAWeights", "of", self.of, ("params", "model"))
+        check_choice("SwapEMAWeights", "swap_on_epoch", self.swap_on_epoch, (False, True))
+        self._set("decay", check_between("SwapEMAWeights", "decay", self.decay, 0.0, 1.0))
+        self._set("every", check_int("SwapEMAWeights", "every", self.every, least=1))
+        self._set("start_step", check_int("SwapEMAWeights", "start_step", self.start_step))
+        check_choice("SwapEMAWeights", "of", self.of, ("params", "model"))
 
     def init(self) -> SwapEMAWeightsState:
-        return strong_tree(SwapEMAWeightsState(averaged=False, swapped=False))
+        return to_strong_types(SwapEMAWeightsState(averaged=False, swapped=False))
 
     def slots(self) -> dict[str, str]:
         return {"ema": self.of}

@@ -7,12 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxcb._src.core.actions.host import Profile
-from jaxcb._src.core.actions.tensorboard import Configuration, Embedding, Graph, Histogram, HParams, Image, Scalars
+from jaxcb._src.core.actions.tensorboard import Embedding, Graph, Histogram, HParams, Image, LogConfiguration, Scalars
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, fresh_scalars
 from jaxcb._src.utils.local_path import path_text
-from jaxcb._src.utils.pytree import Struct, static, strong_tree
-from jaxcb._src.utils.validate import one_of, whole
+from jaxcb._src.utils.pytree import Struct, static, to_strong_types
+from jaxcb._src.utils.validate import check_choice, check_int
 
 _TAGS = {"params": "weights", "grads": "gradients", "updates": "updates", "activations": "activations"}
 _VALIDATION = "val_"
@@ -78,20 +78,20 @@ class TensorBoard(Callback):
 
     def __post_init__(self) -> None:
         self._set("log_dir", path_text("TensorBoard", "log_dir", self.log_dir))
-        self._set("histogram_freq", whole("TensorBoard", "histogram_freq", self.histogram_freq))
+        self._set("histogram_freq", check_int("TensorBoard", "histogram_freq", self.histogram_freq))
         if isinstance(self.update_freq, str):
-            one_of("TensorBoard", "update_freq", self.update_freq, ("epoch", "batch"))
+            check_choice("TensorBoard", "update_freq", self.update_freq, ("epoch", "batch"))
         else:
-            self._set("update_freq", whole("TensorBoard", "update_freq", self.update_freq, least=1))
+            self._set("update_freq", check_int("TensorBoard", "update_freq", self.update_freq, least=1))
         self._set("histograms", (self.histograms,) if isinstance(self.histograms, str) else tuple(self.histograms))
         if self.write_images and not self.histogram_freq:
             raise ValueError(
                 "TensorBoard: write_images=True draws weights as often as histograms; pass histogram_freq=1."
             )
         for of in self.histograms:
-            one_of("TensorBoard", "histograms", of, tuple(_TAGS))
+            check_choice("TensorBoard", "histograms", of, tuple(_TAGS))
         self._set("profile_batch", _batches(self.profile_batch))
-        self._set("embeddings_freq", whole("TensorBoard", "embeddings_freq", self.embeddings_freq))
+        self._set("embeddings_freq", check_int("TensorBoard", "embeddings_freq", self.embeddings_freq))
         if self.embeddings_metadata is not None and not self.embeddings_freq:
             raise ValueError("TensorBoard: embeddings_metadata was given, but no embeddings_freq; pass 1, say.")
         self._set("embeddings_metadata", _labels(self.embeddings_metadata))
@@ -116,10 +116,10 @@ class TensorBoard(Callback):
         return frozenset(own)
 
     def init(self) -> TensorBoardState:
-        return strong_tree(TensorBoardState(looked=-1))
+        return to_strong_types(TensorBoardState(looked=-1))
 
     def on_train_begin(self, state: TensorBoardState, metrics: Metrics) -> Any:
-        actions: tuple[Any, ...] = (Configuration(log_dir=self.log_dir), HParams(self.hparams, log_dir=self.log_dir))
+        actions: tuple[Any, ...] = (LogConfiguration(log_dir=self.log_dir), HParams(self.hparams, log_dir=self.log_dir))
         if self.write_graph:
             actions += (Graph(log_dir=self.log_dir),)
         if self.profile_batch and self.profile_batch[0] == 1:
@@ -202,11 +202,11 @@ def _batches(profile_batch: Any) -> tuple[int, int] | None:
     if isinstance(profile_batch, tuple | list):
         if len(profile_batch) != 2:
             raise ValueError(f"TensorBoard: profile_batch must be a batch or (first, last), got {profile_batch!r}.")
-        first, last = (whole("TensorBoard", "profile_batch", batch, least=1) for batch in profile_batch)
+        first, last = (check_int("TensorBoard", "profile_batch", batch, least=1) for batch in profile_batch)
         if last < first:
             raise ValueError(f"TensorBoard: profile_batch={profile_batch!r} ends before it begins.")
         return first, last
-    batch = whole("TensorBoard", "profile_batch", profile_batch)
+    batch = check_int("TensorBoard", "profile_batch", profile_batch)
     return (batch, batch) if batch else None
 
 

@@ -9,7 +9,7 @@ from jaxcb._src.core.actions.host import Call
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import one_of
+from jaxcb._src.utils.validate import check_choice
 
 
 class TerminateOnNaN(Callback):
@@ -40,7 +40,7 @@ class TerminateOnNaN(Callback):
     monitor: str = static(default="loss")
 
     def __post_init__(self) -> None:
-        one_of("TerminateOnNaN", "raise_error", self.raise_error, (False, True))
+        check_choice("TerminateOnNaN", "raise_error", self.raise_error, (False, True))
 
     def on_batch_end(self, state: Any, metrics: Metrics) -> Any:
         value = metrics[self.monitor]

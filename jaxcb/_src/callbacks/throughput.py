@@ -10,7 +10,7 @@ from jaxcb._src.core.actions.tensorboard import Scalars
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import number, whole
+from jaxcb._src.utils.validate import check_int, check_number
 
 
 class Throughput(Callback):
@@ -49,10 +49,10 @@ class Throughput(Callback):
         if self.every != "epoch":
             if isinstance(self.every, str):
                 raise ValueError(f"Throughput: every must be 'epoch' or a number of steps, got {self.every!r}.")
-            self._set("every", whole("Throughput", "every", self.every, least=1))
+            self._set("every", check_int("Throughput", "every", self.every, least=1))
         for name in ("tokens_per_example", "peak_flops"):
             if getattr(self, name) is not None:
-                self._set(name, number("Throughput", name, getattr(self, name), least=0))
+                self._set(name, check_number("Throughput", name, getattr(self, name), least=0))
 
     def hooks(self) -> frozenset[str]:
         own = {"on_epoch_end" if self.every == "epoch" else "on_batch_end"}

@@ -9,7 +9,7 @@ from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.pytree import Struct
-from jaxcb._src.utils.validate import number
+from jaxcb._src.utils.validate import check_number
 
 
 class TimerState(Struct):
@@ -48,7 +48,7 @@ class Timer(Callback):
     duration: Any
 
     def __post_init__(self) -> None:
-        self._set("duration", number("Timer", "duration", _seconds(self.duration), least=0))
+        self._set("duration", check_number("Timer", "duration", _seconds(self.duration), least=0))
 
     def init(self) -> TimerState:
         return TimerState(up=jnp.full((), -1.0, jnp.float32))

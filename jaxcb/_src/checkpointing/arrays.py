@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcb._src.checkpointing.manifest import Entry, Saved
+from jaxcb._src.checkpointing.manifest import ArrayEntry, Saved
 from jaxcb._src.storage import orbax as _orbax
 
 # Orbax makes arrays in threads of its own, where `jax.enable_x64` may not hold; there it would cast these
@@ -18,7 +18,7 @@ _WIDE = ("float64", "int64", "uint64", "complex128")
 _SHOWN = 10  # leaves that an error lists
 
 
-def describe(leaves: Mapping[str, Any]) -> tuple[tuple[Entry, ...], dict[str, Any]]:
+def array_entries(leaves: Mapping[str, Any]) -> tuple[tuple[ArrayEntry, ...], dict[str, Any]]:
     """Returns what is to be known of each array, and what Orbax shall store, by key.
 
     The latter are the caller's own `jax.Array`s, not yet copied, and copies of all else.
@@ -26,7 +26,7 @@ def describe(leaves: Mapping[str, Any]) -> tuple[tuple[Entry, ...], dict[str, An
     Raises:
         TypeError: for what is no array of numbers, naming it.
     """
-    entries: list[Entry] = []
+    entries: list[ArrayEntry] = []
     arrays: dict[str, Any] = {}
     for number, (name, value) in enumerate(leaves.items()):
         impl = None
@@ -34,7 +34,7 @@ def describe(leaves: Mapping[str, Any]) -> tuple[tuple[Entry, ...], dict[str, An
             value = _copied(name, value)
         elif jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             impl, value = str(jax.random.key_impl(value)), jax.random.key_data(value)
-        entry = Entry(name, f"l{number:04d}", value.shape, value.dtype.name, impl)
+        entry = ArrayEntry(name, f"l{number:04d}", value.shape, value.dtype.name, impl)
         entries.append(entry)
         if not entry.empty:
             arrays[entry.key] = value
@@ -103,13 +103,13 @@ def _say(struct: jax.ShapeDtypeStruct) -> str:
     return f"{struct.dtype}[{','.join(map(str, struct.shape))}]"
 
 
-def _is_held(entry: Entry) -> bool:
+def _is_held(entry: ArrayEntry) -> bool:
     """Whether JAX has arrays of that dtype, as it is set at present."""
     dtype = np.dtype(entry.dtype)
     return jax.dtypes.canonicalize_dtype(dtype) == dtype
 
 
-def restore(directory: Path, wanted: Sequence[tuple[Entry, Any]]) -> dict[str, Any]:
+def restore(directory: Path, wanted: Sequence[tuple[ArrayEntry, Any]]) -> dict[str, Any]:
     """Returns arrays by name.
 
     Args:

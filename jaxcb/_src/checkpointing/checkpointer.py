@@ -1,4 +1,4 @@
-"""`Keeper`: when a run is saved, what is saved of it, and how it comes back."""
+"""`Checkpointer`: when a run is saved, what is saved of it, and how it comes back."""
 
 import re
 import time
@@ -35,7 +35,7 @@ _FIXED = (
 _WINDOW = re.compile(r"\.windows\[('.*?'|\".*?\")\]\.")
 
 
-class Keeper:
+class Checkpointer:
     """Saves a run and brings it back.
 
     A checkpoint holds the carry by the names of its leaves, and as facts what the host knows: where data and files
@@ -73,7 +73,7 @@ class Keeper:
 
     # Saving
 
-    def ask(self) -> None:
+    def request_save(self) -> None:
         """Asks for a save at the next place where nothing is under way."""
         self._asked = True
 
@@ -100,7 +100,7 @@ class Keeper:
 
     # Coming back
 
-    def look(self) -> tuple[Saved | None, Saved | None]:
+    def find_latest(self) -> tuple[Saved | None, Saved | None]:
         """Returns the newest checkpoint of the training and the finished result, where they are."""
         return self._training.latest(), self._result.latest(needed=False)
 
@@ -131,7 +131,7 @@ class Keeper:
             for name, leaf in new.items()
             if _form(stored.get(name)) == _form(leaf) and not name.startswith(tuple(dropped))
         }
-        self._refuse_swapped(store, saved, dropped)
+        self._check_ema_swapped(store, saved, dropped)
         loaded = store.load(saved, wanted)
         self._tell(saved, stored, new, dropped)
         return loaded
@@ -141,9 +141,9 @@ class Keeper:
         other = _others(before, self._callbacks)
         return [start for name in other for start in (f".callbacks['{name}']", f".train.weights['{name}/")]
 
-    def _refuse_swapped(self, store: Store, saved: Saved, dropped: list[str]) -> None:
+    def _check_ema_swapped(self, store: Store, saved: Saved, dropped: list[str]) -> None:
         """Raises an error where the training's own weights are with a callback that is gone."""
-        known = {f".callbacks['{name}']" for name, _ in self._callbacks.members()} - set(dropped)
+        known = {f".callbacks['{name}']" for name, _ in self._callbacks.items()} - set(dropped)
         for name, leaf in saved.leaves.items():
             owner, _, field = name.rpartition(".")
             gone = owner.startswith(".callbacks[") and field == "swapped" and owner not in known
@@ -203,12 +203,12 @@ def _shown(form: Any) -> str:
 
 def _fingerprints(callbacks: Chain) -> dict[str, str]:
     """What each callback is: its class, monitor and mode. Its numbers are configuration, and come from the code."""
-    return {name: " ".join((class_key(type(c)), *_facts_of(c))) for name, c in callbacks.members() if c.affects_run}
+    return {name: " ".join((class_key(type(c)), *_facts_of(c))) for name, c in callbacks.items() if c.affects_run}
 
 
 def _others(before: Mapping[str, str], callbacks: Chain) -> list[str]:
     """The names under which a checkpoint holds the state of another callback than the run now has."""
-    return [name for name, callback in callbacks.members() if name in before and not _is_same(before[name], callback)]
+    return [name for name, callback in callbacks.items() if name in before and not _is_same(before[name], callback)]
 
 
 def _is_same(fingerprint: str, callback: Any) -> bool:

@@ -17,7 +17,7 @@ from jaxcb._src.storage import exports as _exports
 from jaxcb._src.storage import orbax as _orbax
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.local_path import local_path
-from jaxcb._src.utils.validate import one_of
+from jaxcb._src.utils.validate import check_choice
 
 Parts = tuple[str, ...]  # the path of a leaf, such as ("params", "dense", "kernel")
 
@@ -67,7 +67,7 @@ def load(path: Any, target: Any = None, *, what: str | None = None) -> Any:
         ...     print(jc.load(f"{run_dir}/01", what="params"))
         {'w': Array([1., 1.], dtype=float32)}
     """
-    one_of("load", "what", what, (None, "params", "model", "state"))
+    check_choice("load", "what", what, (None, "params", "model", "state"))
     source = _open(local_path("load", "path", path))
     if target is None:
         part = source.part(what)

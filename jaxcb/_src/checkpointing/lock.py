@@ -11,7 +11,7 @@ _held: set[int] = set()  # descriptors of this process
 
 
 @contextlib.contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
+def lock_run_dir(directory: Path) -> Iterator[None]:
     """Keeps a directory for one run; it is free again when that ends, however it ends.
 
     Nothing is kept on Windows, or on a file system without locks.

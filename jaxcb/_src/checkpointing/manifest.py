@@ -30,7 +30,7 @@ class DamagedError(UnusableError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ArrayEntry:
     """An array as it is stored, under a made-up key: no name that a user gives can hurt a file.
 
     Args:
@@ -80,7 +80,7 @@ class Saved:
     path: Path
     step: int
     facts: dict[str, Any]
-    entries: tuple[Entry, ...] = dataclasses.field(repr=False, default=())
+    entries: tuple[ArrayEntry, ...] = dataclasses.field(repr=False, default=())
     best: float | None = None
 
     @property
@@ -95,7 +95,7 @@ class Saved:
         return {entry.name: entry.struct for entry in self.entries}
 
 
-def write(directory: Path, *, step: int, facts: str, entries: Sequence[Entry], best: float | None) -> None:
+def write(directory: Path, *, step: int, facts: str, entries: Sequence[ArrayEntry], best: float | None) -> None:
     """Makes all files of a directory durable, and then its manifest.
 
     Args:
@@ -145,7 +145,7 @@ def _read(directory: Path, called: str) -> tuple[Saved, dict[str, list[int]]]:
         manifest = json.loads(whole[2])
         if manifest["format"] > _FORMAT:
             raise UnusableError("a newer jaxcb wrote it")
-        entries = tuple(Entry(name, key, tuple(shape), *kind) for name, key, shape, *kind in manifest["leaves"])
+        entries = tuple(ArrayEntry(name, key, tuple(shape), *kind) for name, key, shape, *kind in manifest["leaves"])
         saved = Saved(directory, manifest["step"], dict(manifest["facts"]), entries, manifest["best"])
         files = {name: [size, checksum] for name, (size, checksum) in manifest["files"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

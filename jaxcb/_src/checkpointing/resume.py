@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxcb._src.checkpointing import manifest as _manifest
-from jaxcb._src.checkpointing.checkpointer import CHECKPOINTS, RESULT, Keeper
+from jaxcb._src.checkpointing.checkpointer import CHECKPOINTS, RESULT, Checkpointer
 from jaxcb._src.checkpointing.manifest import Saved
 from jaxcb._src.checkpointing.store import checkpoints_in, remove_store
 from jaxcb._src.core.chain import Chain
@@ -16,10 +16,10 @@ from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.history.reader import JOURNAL
 from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.utils.pytree import Struct
-from jaxcb._src.utils.validate import one_of
+from jaxcb._src.utils.validate import check_choice
 
 
-def joined(positions: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+def merge_process_positions(positions: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
     """Makes one position of those of all processes, in their order."""
     first = positions[0]
     if first is None or len(positions) == 1:
@@ -29,7 +29,7 @@ def joined(positions: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
     return common if None in states else common | {"iterators": states}
 
 
-def part_of(position: dict[str, Any] | None, index: int, count: int) -> dict[str, Any] | None:
+def position_for_process(position: dict[str, Any] | None, index: int, count: int) -> dict[str, Any] | None:
     """Returns a process's own position. Of another number of processes it is known only how far they were."""
     if position is None:
         return None
@@ -43,7 +43,7 @@ TABLE = "table.csv"  # in the directory of a sweep
 _STORES = (CHECKPOINTS, RESULT)
 
 
-class Start(NamedTuple):
+class ResumePlan(NamedTuple):
     """Where a run starts.
 
     Attributes:
@@ -56,18 +56,18 @@ class Start(NamedTuple):
     """
 
     record: RunRecord
-    keeper: Keeper | None = None
+    keeper: Checkpointer | None = None
     saved: Saved | None = None
-    finished: bool = False
-    released: bool = False
-    replaces: "Replaced | None" = None
+    completed: bool = False
+    stop_cleared: bool = False
+    to_delete: "Replaced | None" = None
 
     def begin(self) -> None:
         """Removes what is replaced, once nothing stands in the way of the run, and begins the record."""
-        if self.replaces is not None:
-            for store in self.replaces.stores:
-                remove_store(store, self.replaces.run)
-            for path in self.replaces.files:
+        if self.to_delete is not None:
+            for store in self.to_delete.stores:
+                remove_store(store, self.to_delete.run)
+            for path in self.to_delete.files:
                 path.unlink(missing_ok=True)
         if not self.record.begun:
             self.record.begin()
@@ -84,10 +84,10 @@ class Start(NamedTuple):
 
     def feed(self, processes: Processes) -> FeedStart | None:
         """Where this process's data goes on; None for its beginning."""
-        if self.saved is None or self.finished:
+        if self.saved is None or self.completed:
             return None
         facts = self.saved.facts
-        position = part_of(facts["feed"], processes.index, processes.count)
+        position = position_for_process(facts["feed"], processes.index, processes.count)
         return FeedStart(facts["epoch"], facts["cursor"], facts["step"], position)
 
 
@@ -132,7 +132,7 @@ def find_start(
     warn: Callable[[str], None],
     on_save_error: str,
     processes: Processes,
-) -> Start:
+) -> ResumePlan:
     """Looks at a run's directory.
 
     Args:
@@ -152,25 +152,25 @@ def find_start(
         OSError: for a directory that cannot be used.
         ValueError: for a run whose checkpoints are gone.
     """
-    one_of("fit", "resume", resume, (False, True, "auto"))
+    check_choice("fit", "resume", resume, (False, True, "auto"))
     if resume and overwrite:
         raise ValueError("resume and overwrite=True were both given: a run is either gone on with or replaced.")
-    there = processes.agree(lambda: _run_in(directory))
+    there = processes.broadcast_from_primary(lambda: _run_in(directory))
     if there.holds and not resume and not overwrite:
         raise FileExistsError(
             f"{directory} already holds a run. Pass resume='auto' to go on with it, overwrite=True to replace it, or "
             "another run_dir."
         )
-    run = processes.agree(lambda: RunRecord().run if overwrite or there.run is None else there.run)
-    record = RunRecord(directory if processes.leads else None, run)
-    if processes.leads and there.run == run:
+    run = processes.broadcast_from_primary(lambda: RunRecord().run if overwrite or there.run is None else there.run)
+    record = RunRecord(directory if processes.is_primary else None, run)
+    if processes.is_primary and there.run == run:
         record = RunRecord.read(directory) or record
     record.made |= there.made
-    keeper = Keeper(directory, callbacks, config, say, warn, on_save_error, processes, run)
+    keeper = Checkpointer(directory, callbacks, config, say, warn, on_save_error, processes, run)
     if overwrite:
         stores = tuple(directory / name for name in _STORES)
-        return Start(record, keeper, replaces=Replaced(there.run, stores, there.files))
-    training, result = keeper.look()
+        return ResumePlan(record, keeper, to_delete=Replaced(there.run, stores, there.files))
+    training, result = keeper.find_latest()
     if training is None:  # new, or killed before it was first saved
         if there.files:
             raise ValueError(
@@ -178,19 +178,19 @@ def find_start(
                 f"{directory / CHECKPOINTS}. Put it back from a copy to go on with it, or pass overwrite=True to begin "
                 "anew."
             )
-        return Start(record, keeper)
+        return ResumePlan(record, keeper)
     facts = training.facts
     released = _is_released(facts, config)
     if result is not None and result.step == training.step and facts["over"] and not released:
         how = "stopped" if result.facts["stops"] else "finished"
         say(f"jaxcb: the run in {directory} has {how} at step {result.step}; this is its result.")
-        return Start(record, keeper, result, finished=True)
+        return ResumePlan(record, keeper, result, completed=True)
     _refuse_other_data(directory, facts, config)
     changes = _changes(facts["config"], config)
     why = f"; changed: {'; '.join(changes)}" if changes else ""
     say(f"jaxcb: resuming {directory} at step {training.step}, in epoch {facts['epoch'] + 1}{why}.")
     stale = Replaced(run, (directory / RESULT,)) if result is not None else None
-    return Start(record, keeper, training, released=released, replaces=stale)
+    return ResumePlan(record, keeper, training, stop_cleared=released, to_delete=stale)
 
 
 def _run_in(directory: Path) -> _There:
@@ -236,11 +236,11 @@ def _refuse_other_data(directory: Path, facts: Mapping[str, Any], config: Mappin
         )
 
 
-def describe(
+def request_facts(
     callbacks: Chain, epochs: int | None, steps: int | None, data: Mapping[str, Any], layout: str
 ) -> dict[str, Any]:
     """What was asked for, in words that are the same in each process."""
-    named = {name: _words(callback) for name, callback in callbacks.members() if callback.affects_run}
+    named = {name: _words(callback) for name, callback in callbacks.items() if callback.affects_run}
     return {"epochs": epochs, "steps": steps, "callbacks": named, "data": dict(data), "layout": layout}
 
 

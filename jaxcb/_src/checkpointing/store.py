@@ -20,9 +20,9 @@ from typing import Any
 import jax
 
 from jaxcb._src.checkpointing import manifest as _manifest
-from jaxcb._src.checkpointing.arrays import check, copied_on_devices, describe, restore
-from jaxcb._src.checkpointing.manifest import DamagedError, Entry, Saved, UnusableError
-from jaxcb._src.distributed.processes import ALONE, Processes
+from jaxcb._src.checkpointing.arrays import array_entries, check, copied_on_devices, restore
+from jaxcb._src.checkpointing.manifest import ArrayEntry, DamagedError, Saved, UnusableError
+from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.storage import orbax as _orbax
 
 _CHECKPOINT = re.compile(r"step_(\d{9,})(?:-(\d+))?")  # the second number where a step was saved again
@@ -59,7 +59,7 @@ class Store:
         keep: int = 2,
         say: Callable[[str], None],
         on_error: str = "raise",
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}.")
@@ -75,7 +75,7 @@ class Store:
         self._unusable: dict[str, UnusableError] = {}
         self._unlock: Callable[[], Any] = lambda: None
         self._open = False
-        if processes.leads and self.directory.is_dir():
+        if processes.is_primary and self.directory.is_dir():
             self._clean()
 
     @property
@@ -109,12 +109,12 @@ class Store:
             raise ValueError(f"step must be at least 0, got {step}.")
         self._settle()
         text = json.dumps(dict(facts))
-        entries, arrays = describe(leaves)
+        entries, arrays = array_entries(leaves)
         half = self.directory / f"{_saving(self._run)}step_{step:09d}"
         # of several processes Orbax begins here: it is not to meet the others on the devices in the midst of a step
-        copies = None if self._processes.several else copied_on_devices(arrays)
+        copies = None if self._processes.is_multiprocess else copied_on_devices(arrays)
         try:
-            self._processes.agree(lambda: self._make(half))
+            self._processes.broadcast_from_primary(lambda: self._make(half))
             write_arrays = _begin(half / _ARRAYS, arrays, copies)
         except Exception as error:
             self._fail(error, half)
@@ -137,7 +137,7 @@ class Store:
             ValueError: where there are checkpoints, and none of them is whole.
         """
         self._join()
-        return self._processes.agree(lambda: self._latest(needed))
+        return self._processes.broadcast_from_primary(lambda: self._latest(needed))
 
     def _latest(self, needed: bool) -> Saved | None:
         reasons: dict[Path, UnusableError] = {}
@@ -216,7 +216,7 @@ class Store:
         half: Path,
         step: int,
         facts: str,
-        entries: tuple[Entry, ...],
+        entries: tuple[ArrayEntry, ...],
         best: float | None,
         write_arrays: Callable[[], None],
     ) -> None:
@@ -224,14 +224,14 @@ class Store:
         try:
             with _quiet():
                 write_arrays()
-            if not self._processes.leads:
+            if not self._processes.is_primary:
                 return
             _manifest.write(half, step=step, facts=facts, entries=entries, best=best)
             path = self.directory / self._free_name(step)
             half.rename(path)
             _manifest.sync_directory(self.directory)
         except Exception as error:
-            if self._processes.leads:
+            if self._processes.is_primary:
                 shutil.rmtree(half, ignore_errors=True)  # gives its room back
             self._fail(error, half)
             return

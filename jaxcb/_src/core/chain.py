@@ -13,7 +13,7 @@ from jaxcb._src.core.callback import Callback, PopulationCallback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.errors import CallbackError, MissingMetricError
 from jaxcb._src.utils.leaf_names import leaf_name
-from jaxcb._src.utils.pytree import conform, static, strong_tree
+from jaxcb._src.utils.pytree import cast_like, static, to_strong_types
 
 
 class Chain(Callback):
@@ -22,19 +22,19 @@ class Chain(Callback):
     callbacks: tuple[Callback, ...] = ()
     names: tuple[str, ...] = static(default=())
 
-    def members(self) -> tuple[tuple[str, Callback], ...]:
+    def items(self) -> tuple[tuple[str, Callback], ...]:
         """The callbacks with their names, in order."""
         return tuple(zip(self.names, self.callbacks, strict=True))
 
     def init(self) -> dict[str, Any]:
-        return {name: strong_tree(callback.init()) for name, callback in self.members()}
+        return {name: to_strong_types(callback.init()) for name, callback in self.items()}
 
     def slots(self) -> dict[str, str]:
-        return {f"{name}/{slot}": of for name, callback in self.members() for slot, of in callback.slots().items()}
+        return {f"{name}/{slot}": of for name, callback in self.items() for slot, of in callback.slots().items()}
 
     def probes(self) -> dict[str, Any]:
         found: dict[str, tuple[str, Any]] = {}
-        for name, callback in self.members():
+        for name, callback in self.items():
             for key, own in callback.probes().items():
                 other, known = found.setdefault(key, (name, own))
                 if known != own:
@@ -42,7 +42,7 @@ class Chain(Callback):
         return {key: own for key, (_, own) in found.items()}
 
     def setup(self, train_state: Any) -> Any:
-        for _, callback in self.members():
+        for _, callback in self.items():
             train_state = callback.setup(train_state)
         return train_state
 
@@ -52,7 +52,7 @@ class Chain(Callback):
     def _run(self, hook: str, state: Any, metrics: Metrics) -> tuple[dict[str, Any], tuple[Action, ...]]:
         states, actions = dict(state), ()
         together = metrics.alive is not None
-        for name, callback in self.members():
+        for name, callback in self.items():
             if hook in callback.hooks() and isinstance(callback, PopulationCallback) == together:
                 states[name], own = transition(callback, name, hook, state[name], metrics)
                 actions += own
@@ -197,7 +197,7 @@ def transition(
         flat = as_actions(actions)
     except TypeError as error:
         raise CallbackError(f"{where}: {error}") from None
-    return conform(new, state, where), tuple(_complete(a, name, where, metrics) for a in flat)
+    return cast_like(new, state, where), tuple(_complete(a, name, where, metrics) for a in flat)
 
 
 def _complete(action: Action, owner: str, where: str, metrics: Metrics) -> Action:
@@ -215,7 +215,7 @@ def _complete(action: Action, owner: str, where: str, metrics: Metrics) -> Actio
                 values[name] = metrics[name]
         changes["values"] = values
     try:
-        typed = strong_tree(action.replace(**changes))
+        typed = to_strong_types(action.replace(**changes))
     except TypeError as error:
         raise CallbackError(f"{where}: {type(action).__name__} holds what is not an array: {error}") from None
     shape = () if metrics.alive is None else metrics.alive.shape
@@ -237,7 +237,7 @@ def stacked_callbacks(chains: Sequence[Chain]) -> tuple[Chain, tuple[int | None,
     for column in columns:
         own = all(np.array_equal(x, column[0], equal_nan=True) for x in column)
         floats = any(isinstance(x, float) for x in column)  # a whole number among them is one of them
-        typed = strong_tree([float(x) if floats and isinstance(x, int) else x for x in column])
+        typed = to_strong_types([float(x) if floats and isinstance(x, int) else x for x in column])
         leaves.append(column[0] if own else jnp.stack(typed))
         axes.append(None if own else 0)
     return jax.tree.unflatten(jax.tree.structure(chains[0]), leaves), tuple(axes)

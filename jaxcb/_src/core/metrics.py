@@ -10,8 +10,8 @@ import numpy as np
 from jax import Array
 
 from jaxcb._src.utils.errors import MissingMetricError, did_you_mean
-from jaxcb._src.utils.pytree import Struct, static, strong
-from jaxcb._src.utils.validate import one_of
+from jaxcb._src.utils.pytree import Struct, static, to_strong_type
+from jaxcb._src.utils.validate import check_choice
 
 
 def is_mergeable(value: Any) -> bool:
@@ -64,15 +64,17 @@ class Metrics(Struct):
     def __post_init__(self) -> None:
         if not hasattr(self.values, "items"):
             raise TypeError(f"Metrics takes a mapping of names to values, got {type(self.values).__name__}.")
-        step = strong(jnp.int32(self.epoch) + 1 if self.step is None else self.step)
+        step = to_strong_type(jnp.int32(self.epoch) + 1 if self.step is None else self.step)
         given = self.reported or {}
         reported = {k: step if v is not None else jnp.int32(-1) for k, v in self.values.items()}
-        self._set("reported", {k: strong(given.get(k, r)) for k, r in reported.items()})
-        self._set("values", {k: strong(float("nan") if v is None else v) for k, v in self.values.items()})
+        self._set("reported", {k: to_strong_type(given.get(k, r)) for k, r in reported.items()})
+        self._set("values", {k: to_strong_type(float("nan") if v is None else v) for k, v in self.values.items()})
         self._set("step", step)
-        self._set("host", {k: strong(float(v) if isinstance(v, bool | int) else v) for k, v in self.host.items()})
+        self._set(
+            "host", {k: to_strong_type(float(v) if isinstance(v, bool | int) else v) for k, v in self.host.items()}
+        )
         for name in ("epoch", "total_steps", "closes_epoch"):
-            self._set(name, strong(getattr(self, name)))
+            self._set(name, to_strong_type(getattr(self, name)))
 
     def __getitem__(self, name: str) -> Array:
         """The last reported value of `name`; `MissingMetricError` lists the names that exist."""
@@ -140,7 +142,7 @@ def resolve_mode(owner: str, monitor: Any, mode: str) -> str:
     Raises:
         ValueError: for another mode, or where the name does not tell.
     """
-    one_of(owner, "mode", mode, ("auto", "min", "max"))
+    check_choice(owner, "mode", mode, ("auto", "min", "max"))
     if mode != "auto":
         return mode
     if isinstance(monitor, str):
@@ -156,7 +158,7 @@ def resolve_mode(owner: str, monitor: Any, mode: str) -> str:
     )
 
 
-def told_mode(name: str) -> str | None:
+def infer_mode_or_none(name: str) -> str | None:
     """Returns "min" or "max" where a name tells which way is better, else None."""
     try:
         return resolve_mode("", name, "auto")

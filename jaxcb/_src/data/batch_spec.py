@@ -12,7 +12,7 @@ _STACK_BYTES = 32 << 20  # of one stacked chunk
 MOST = 2048  # batches in one
 
 
-class Form(NamedTuple):
+class BatchSpec(NamedTuple):
     """What is known of a batch when it was looked at once. Equal ones are the same object.
 
     Attributes:
@@ -26,7 +26,7 @@ class Form(NamedTuple):
     most: int
 
 
-class Forms:
+class BatchValidator:
     """Requires of each batch that it is like the first one.
 
     A batch of numpy arrays with structure, shapes and dtypes of the one before is looked at no further: all else
@@ -49,14 +49,14 @@ class Forms:
         self._dtypes = [jax.dtypes.canonicalize_dtype(x.dtype) for x in leaves]
         self._shapes = [x.shape for x in leaves]
         self.rows = self._shapes[0][0]
-        self._form: Form | None = None  # of the batch before
+        self._form: BatchSpec | None = None  # of the batch before
 
-    def blank(self) -> Form:
+    def blank(self) -> BatchSpec:
         """The form of a batch as the first one was."""
         zeros = [np.zeros(x.shape, x.dtype) for x in self._first]
-        return self.take(self.tree.unflatten(zeros), 0, False)[1]
+        return self.validate(self.tree.unflatten(zeros), 0, False)[1]
 
-    def take(self, batch: Any, number: int, anew: bool) -> tuple[list[Any], Form]:
+    def validate(self, batch: Any, number: int, anew: bool) -> tuple[list[Any], BatchSpec]:
         """Returns a batch's arrays and their form.
 
         Args:
@@ -77,7 +77,7 @@ class Forms:
                 return leaves, form
         return self._look(batch, f"batch {number} of {self._what}", anew)
 
-    def _look(self, batch: Any, what: str, anew: bool) -> tuple[list[Any], Form]:
+    def _look(self, batch: Any, what: str, anew: bool) -> tuple[list[Any], BatchSpec]:
         arrays, rows = as_arrays(batch, what)
         leaves, found = jax.tree.flatten(arrays)
         if found != self.tree:
@@ -93,13 +93,13 @@ class Forms:
         room = 1  # a smaller one travels alone
         if rows == most:
             room = self._most or max(1, min(_STACK_BYTES // max(1, sum(x.nbytes for x in leaves)), MOST))
-        form = Form(tuple((x.shape, x.dtype) for x in leaves), rows < most, room)
+        form = BatchSpec(tuple((x.shape, x.dtype) for x in leaves), rows < most, room)
         if self._form is None or form != self._form:
             self._form = form
         return leaves, self._form
 
 
-def _are_of(leaves: list[Any], form: Form) -> bool:
+def _are_of(leaves: list[Any], form: BatchSpec) -> bool:
     """Whether these are numpy arrays of a form."""
     for x, (shape, dtype) in zip(leaves, form.leaves, strict=True):
         if type(x) is not np.ndarray or x.shape != shape or x.dtype != dtype:

@@ -6,17 +6,17 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
-from jaxcb._src.data.batch_spec import MOST, Form, Forms
+from jaxcb._src.data.batch_spec import MOST, BatchSpec, BatchValidator
 from jaxcb._src.data.feed import Chunk
 from jaxcb._src.data.inputs import copied
-from jaxcb._src.data.iterator import Pass, Position, Pulled
+from jaxcb._src.data.iterator import EpochIterator, Position, Pulled
 from jaxcb._src.data.sources import Source
-from jaxcb._src.data.staging import Stack, Stacks
+from jaxcb._src.data.staging import StagingBuffer, StagingPool
 from jaxcb._src.sharding.placement import ONE_DEVICE
 from jaxcb._src.utils.errors import DataError
 
 
-class Draft:
+class ChunkDraft:
     """Batches that are to be a chunk: of one epoch, or of several whole ones."""
 
     def __init__(self, epoch: int, base: int, step: int, epoch_len: int) -> None:
@@ -28,7 +28,7 @@ class Draft:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def joined(self, other: Self) -> Self:
+    def merged(self, other: Self) -> Self:
         """Takes another whole epoch behind these."""
         self.positions += other.positions
         self.leaves += other.leaves
@@ -52,14 +52,16 @@ class Draft:
         )
 
 
-_TOGETHER = 16  # batches in a chunk of several processes, which all have to cut alike
-_SLOW = 0.25  # seconds after which batches that came slowly travel without waiting for more
+MAX_BATCHES_MULTIPROCESS = 16  # batches in a chunk of several processes, which all have to cut alike
+FLUSH_AFTER_S = 0.25  # seconds after which batches that came slowly travel without waiting for more
 
-Kept = tuple[Position, Form, list[Any] | None]  # a batch: where its pass stands behind it, its form, and its arrays
+Kept = tuple[
+    Position, BatchSpec, list[Any] | None
+]  # a batch: where its pass stands behind it, its form, and its arrays
 _USED_UP = None, None
 
 
-class Span(NamedTuple):
+class DataRange(NamedTuple):
     """What a run needs of a stream.
 
     Attributes:
@@ -105,18 +107,20 @@ class Chunker:
         wanted: batches of a chunk, at most.
     """
 
-    def __init__(self, source: Source, span: Span, forms: Forms, *, train_remainder: bool, alike: bool) -> None:
+    def __init__(
+        self, source: Source, span: DataRange, forms: BatchValidator, *, train_remainder: bool, alike: bool
+    ) -> None:
         self._source, self._span, self._forms = source, span, forms
         self._train_remainder, self._alike = train_remainder, alike
-        self.stacks, self.stacked, self.placement = Stacks(), True, ONE_DEVICE
-        self.wanted = _TOGETHER if alike else MOST
+        self.stacks, self.stacked, self.placement = StagingPool(), True, ONE_DEVICE
+        self.wanted = MAX_BATCHES_MULTIPROCESS if alike else MOST
         self._begins: queue.Queue[dict[str, float] | None] = queue.Queue()  # controls of the epochs that begin
 
     def begin(self, controls: dict[str, float] | None) -> None:
         """Lets an epoch begin whose source follows the run; None where no more will. From any thread."""
         self._begins.put(controls)
 
-    def chunks(self, first: Pass, pulled: list[Pulled], behind: dict[str, Any]) -> Iterator[Chunk]:
+    def chunks(self, first: EpochIterator, pulled: list[Pulled], behind: dict[str, Any]) -> Iterator[Chunk]:
         """Gives the chunks.
 
         Args:
@@ -132,8 +136,8 @@ class Chunker:
         if cursor > 0 and (step >= span.end_step or cursor >= span.epoch_len):
             yield self._closing(epoch, cursor, step, span.epoch_len)
             epoch, cursor = epoch + 1, 0
-        whole: Draft | None = None  # epochs
-        part = Draft(epoch, cursor, step, span.epoch_len)  # of the one behind them
+        whole: ChunkDraft | None = None  # epochs
+        part = ChunkDraft(epoch, cursor, step, span.epoch_len)  # of the one behind them
         ragged, began = False, 0.0
         batches = self._batches(self._passes(first, pulled, behind))
         over = span.is_over(epoch, cursor, step)
@@ -146,13 +150,13 @@ class Chunker:
                         f"{epoch + 1}. Pass something that can be iterated again, or ask for fewer steps."
                     )
             except Exception:
-                yield from self._cut(whole, part)  # what was pulled before the error is trained on
+                yield from self._flush(whole, part)  # what was pulled before the error is trained on
                 raise
             if batch is None:  # nothing is left of the pass in which the run was cut short
                 if cursor > 0:
                     yield self._closing(epoch, cursor, step, cursor)
                     epoch, cursor = epoch + 1, 0
-                    part = Draft(epoch, cursor, step, span.epoch_len)
+                    part = ChunkDraft(epoch, cursor, step, span.epoch_len)
                     over = span.is_over(epoch, cursor, step)
                 continue
             position, form, leaves = batch
@@ -163,8 +167,8 @@ class Chunker:
                 )
             smaller = form.smaller
             if smaller:  # travels alone
-                yield from self._cut(whole, part)
-                whole, part = None, Draft(epoch, cursor, step, span.epoch_len)
+                yield from self._flush(whole, part)
+                whole, part = None, ChunkDraft(epoch, cursor, step, span.epoch_len)
             if whole is None and not part.positions:
                 began = time.monotonic()
             part.positions.append(position)
@@ -174,7 +178,7 @@ class Chunker:
             ragged = smaller and not ends
             most = min(form.most, self.wanted)
             closes = ends or step == span.end_step
-            due = smaller or (time.monotonic() - began > _SLOW and not self._alike)
+            due = smaller or (time.monotonic() - began > FLUSH_AFTER_S and not self._alike)
             if not (closes or due or len(part.positions) >= most or (whole and cursor == whole.epoch_len)):
                 continue
             if closes:
@@ -182,30 +186,30 @@ class Chunker:
             if whole and ends != (cursor == whole.epoch_len):  # this epoch has another length
                 yield self._chunk(whole)
                 whole = None
-            if ends and part.base == 0 and self._joins:
-                whole = whole.joined(part) if whole else part
-                part = Draft(epoch + 1, 0, step, span.epoch_len)
+            if ends and part.base == 0 and self._can_merge_epochs:
+                whole = whole.merged(part) if whole else part
+                part = ChunkDraft(epoch + 1, 0, step, span.epoch_len)
                 if due or len(whole) + cursor > most:
                     yield self._chunk(whole)
                     whole = None
             elif closes or due or len(part) >= most:
-                yield from self._cut(whole, part)
-                whole, part = None, Draft(epoch + ends, 0 if ends else cursor, step, span.epoch_len)
+                yield from self._flush(whole, part)
+                whole, part = None, ChunkDraft(epoch + ends, 0 if ends else cursor, step, span.epoch_len)
             if ends:
                 epoch, cursor = epoch + 1, 0
             over = closes and span.is_over(epoch, cursor, step)
-        yield from self._cut(whole)
+        yield from self._flush(whole)
 
     @property
-    def _joins(self) -> bool:
+    def _can_merge_epochs(self) -> bool:
         """Whether epochs may travel together: not where one that has ended may be kept waiting for the next one's data.
 
         That is what follows the controls, and a live stream.
         """
-        return self.stacked and not self._source.follows and not self._source.one_shot
+        return self.stacked and not self._source.per_epoch and not self._source.is_generator
 
     def _passes(
-        self, first: Pass, pulled: list[Pulled], behind: dict[str, Any]
+        self, first: EpochIterator, pulled: list[Pulled], behind: dict[str, Any]
     ) -> Iterator[tuple[int, bool, Iterator[Pulled]]]:
         """Gives each pass: its number, whether a part of it was done before, and its batches.
 
@@ -217,13 +221,13 @@ class Chunker:
             pulled = []
         yield number, resumed, itertools.chain(pulled, first)
         del pulled, first  # frees what they hold before the next pass begins
-        if self._source.one_shot:
+        if self._source.is_generator:
             return
         for later in itertools.count(number + 1):
-            controls = self._begins.get() if self._source.follows else {}
+            controls = self._begins.get() if self._source.per_epoch else {}
             if controls is None:
                 return
-            yield later, False, Pass(self._source, later, controls)
+            yield later, False, EpochIterator(self._source, later, controls)
 
     def _batches(
         self, passes: Iterator[tuple[int, bool, Iterator[Pulled]]]
@@ -235,10 +239,10 @@ class Chunker:
         """
         span, given = self._span, self._span.step
         for number, resumed, pulls in passes:
-            kept = self._kept(pulls)
+            kept = self._validated(pulls)
             ahead = next(kept, None)
             if ahead is None and not resumed:
-                again = "" if self._source.follows else " when it was walked again"
+                again = "" if self._source.per_epoch else " when it was walked again"
                 raise DataError(f"{self._source.describe(number)} gave no batch{again}.")
             if span.steps_per_epoch is not None:
                 if ahead is not None:
@@ -260,12 +264,12 @@ class Chunker:
                     raise
                 yield batch, ahead is None
 
-    def _kept(self, pulls: Iterator[Pulled]) -> Iterator[Kept]:
+    def _validated(self, pulls: Iterator[Pulled]) -> Iterator[Kept]:
         """Gives a pass's batches. Each is copied, since the next one is pulled before this one is trained on.
 
         Drops the smaller ones where that was asked for.
         """
-        take, add, follows = self._forms.take, self.stacks.add, self._source.follows
+        take, add, follows = self._forms.validate, self.stacks.add, self._source.per_epoch
         for batch, position in pulls:
             # each epoch of data that follows the run may have shapes of its own
             leaves, form = take(batch, position.batches, follows and position.batches == 1)
@@ -277,13 +281,13 @@ class Chunker:
             else:
                 yield position, form, copied(leaves)
 
-    def _cut(self, *drafts: Draft | None) -> Iterator[Chunk]:
+    def _flush(self, *drafts: ChunkDraft | None) -> Iterator[Chunk]:
         """Makes chunks of what there is."""
         for draft in drafts:
             if draft and len(draft):
                 yield self._chunk(draft)
 
-    def _chunk(self, draft: Draft) -> Chunk:
+    def _chunk(self, draft: ChunkDraft) -> Chunk:
         if not self.stacked:
             return draft.chunk(batches=[self._placed(leaves) for leaves in draft.leaves])
         stack = self.stacks.cut(len(draft))
@@ -296,5 +300,5 @@ class Chunker:
         """Makes a chunk without a batch, for a run that was resumed between an epoch's last step and its end."""
         data = None
         if self.stacked:
-            data = self._placed(Stack(self._forms.blank()).leaves)
+            data = self._placed(StagingBuffer(self._forms.blank()).leaves)
         return Chunk(data, None if self.stacked else [], epoch, cursor, 0, epoch_len, True, step)

@@ -18,7 +18,7 @@ from jaxcb._src.sharding.placement import Placement
 _SHARE = 0.5  # of a device's free memory that arrays may take; the rest is the model's
 
 
-def are_kept(
+def fits_on_device(
     arrays: Any,
     what: str,
     asked: bool | str,
@@ -42,7 +42,7 @@ def are_kept(
     # what one device holds already is not moved
     new = [x for x in jax.tree.leaves(arrays) if placement.mesh is not None or not isinstance(x, jax.Array)]
     needed = sum(x.nbytes for x in new)
-    free = processes.agree(lambda: free_bytes(placement.own_devices))
+    free = processes.broadcast_from_primary(lambda: free_bytes(placement.own_devices))
     if needed <= _SHARE * free:
         return True
     if say is not None:
@@ -61,10 +61,10 @@ def free_bytes(devices: list[Any]) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
 
 
-FOREVER = np.iinfo(np.int32).max  # a number of steps that is not known, or has no limit
+UNBOUNDED = np.iinfo(np.int32).max  # a number of steps that is not known, or has no limit
 
 
-class Layout(NamedTuple):
+class BatchLayout(NamedTuple):
     """How batches are found. Resident rows are gathered; stacked batches are indexed; single ones given."""
 
     kind: str  # "resident", "stacked" or "single"
@@ -178,8 +178,8 @@ class FeedStart(NamedTuple):
 class Feed:
     """Base of feeds."""
 
-    layout: Layout
-    epoch_len: int = FOREVER
+    layout: BatchLayout
+    epoch_len: int = UNBOUNDED
     key: Array | None = None
     example: Any = None  # a batch, or its shapes
     data: Any = None  # what every dispatch is given alike
@@ -242,7 +242,7 @@ class Resident(Feed):
         train_remainder: bool,
     ) -> None:
         rows = rows_of(arrays, "train_data")
-        self.layout = Layout("resident", rows, batch_size, shuffle, train_remainder)
+        self.layout = BatchLayout("resident", rows, batch_size, shuffle, train_remainder)
         self.epoch_len = epoch_len
         self.data = jax.tree.map(jnp.asarray, arrays)
         self.key = key
@@ -252,4 +252,4 @@ class Resident(Feed):
         self.data = placement.put_everywhere(self.data)  # the indices are split: a gather of whole rows exchanges none
 
     def next(self) -> Chunk:
-        return Chunk(self.data, None, -1, 0, FOREVER, self.epoch_len)
+        return Chunk(self.data, None, -1, 0, UNBOUNDED, self.epoch_len)

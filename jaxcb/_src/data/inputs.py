@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxcb._src.utils.errors import DataError
 from jaxcb._src.utils.leaf_names import leaf_name
-from jaxcb._src.utils.validate import between
+from jaxcb._src.utils.validate import check_between
 
 
 def is_table(data: Any) -> bool:
@@ -227,7 +227,7 @@ def copied(arrays: Any) -> Any:
 
 def split_off(train_data: Any, validation_data: Any, fraction: float) -> tuple[Any, Any]:
     """Takes the last rows of arrays for validation."""
-    between("fit", "validation_split", fraction, 0.0, 1.0)
+    check_between("fit", "validation_split", fraction, 0.0, 1.0)
     if validation_data is not None:
         raise ValueError("validation_split and validation_data were both given; pass one of them.")
     if not are_arrays(train_data):

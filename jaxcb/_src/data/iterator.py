@@ -12,7 +12,7 @@ from jaxcb._src.data.sources import Source, ran_out
 from jaxcb._src.utils.errors import DataError
 
 
-class Unkeepable(TypeError):
+class NotSerializableError(TypeError):
     """A state that JSON cannot keep."""
 
 
@@ -43,7 +43,7 @@ def as_json(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
         kind = "$array" if isinstance(value, np.ndarray) else "$scalar"
         return {kind: [value.dtype.str, list(value.shape), base64.b64encode(value.tobytes()).decode()]}
-    raise Unkeepable(f"an iterator's state cannot be kept, since a {type(value).__name__} is in it")
+    raise NotSerializableError(f"an iterator's state cannot be kept, since a {type(value).__name__} is in it")
 
 
 def from_json(value: Any) -> Any:
@@ -95,7 +95,7 @@ class Position(NamedTuple):
 Pulled = tuple[Any, Position]  # a batch as the source gave it, and where its pass stands behind it
 
 
-class Pass(Iterator[Pulled]):
+class EpochIterator(Iterator[Pulled]):
     """Pulls the batches of a pass; an error names the pass and the batch.
 
     Where the source's iterator has `get_state` and `set_state`, a position has its state. It is asked after each batch,
@@ -154,7 +154,7 @@ class Pass(Iterator[Pulled]):
                 raise DataError(ran_out(self._what, self.pulled, done))
 
     def _begin(self) -> Iterator[Any]:
-        batches = self._source.walk(self.number, self._controls)
+        batches = self._source.iterate(self.number, self._controls)
         self._tells = all(callable(getattr(batches, name, None)) for name in ("get_state", "set_state"))
         return batches
 
@@ -164,7 +164,7 @@ class Pass(Iterator[Pulled]):
         with contextlib.suppress(NotImplementedError):
             state = self._batches.get_state()
         if state is not None:
-            with contextlib.suppress(Unkeepable):
+            with contextlib.suppress(NotSerializableError):
                 return {"iterator": as_json(state)}
         self._tells = False
         return _NO_STATE

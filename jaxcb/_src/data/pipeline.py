@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._src.data import inputs as _data
-from jaxcb._src.data.feed import FOREVER, Feed, FeedStart, Resident, are_kept
+from jaxcb._src.data.feed import UNBOUNDED, Feed, FeedStart, Resident, fits_on_device
 from jaxcb._src.data.prefetch import Stream
-from jaxcb._src.data.sources import BATCH_SIZE, Asked, batches_in, key_of, source_of
-from jaxcb._src.distributed.processes import ALONE, Processes
+from jaxcb._src.data.sources import BATCH_SIZE, CallableSource, batches_in, key_of, source_of
+from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.utils.errors import DataError
 
@@ -31,7 +31,7 @@ def make_feed(
     controls: Mapping[str, Any] | None = None,
     start: FeedStart | None = None,
     say: Callable[[str], None] | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Feed:
     """Makes the feed for what a user gave as data.
 
@@ -69,7 +69,9 @@ def make_feed(
         size = min(batch_size or BATCH_SIZE, rows)
         length = _epoch_of(rows, batch_size or BATCH_SIZE, steps_per_epoch, shuffle, train_remainder)
         alone = isinstance(seed, int)  # members of a population have orders of their own, which the device draws
-        if not alone or are_kept(arrays, "train_data", resident, placement=placement, processes=processes, say=say):
+        if not alone or fits_on_device(
+            arrays, "train_data", resident, placement=placement, processes=processes, say=say
+        ):
             return Resident(
                 arrays,
                 batch_size=size,
@@ -85,15 +87,15 @@ def make_feed(
             "devices. Leave resident out, or pass arrays."
         )
     elif callable(train_data) and not isinstance(train_data, Iterable):
-        source, steps_per_epoch = Asked(train_data, "train_data", steps_per_epoch=steps_per_epoch, **how), None
+        source, steps_per_epoch = CallableSource(train_data, "train_data", steps_per_epoch=steps_per_epoch, **how), None
     else:
         source = source_of(train_data, "train_data", **how)
         _data.check_walkable(train_data, epochs=epochs, steps=steps, steps_per_epoch=steps_per_epoch)
     return Stream(
         source,
         steps_per_epoch=steps_per_epoch,
-        end_epoch=FOREVER if epochs is None else epochs,
-        end_step=FOREVER if steps is None else steps,
+        end_epoch=UNBOUNDED if epochs is None else epochs,
+        end_step=UNBOUNDED if steps is None else steps,
         steps_per_execution=steps_per_execution,
         train_remainder=train_remainder,
         controls=controls,

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxcb._src.data.batch_spec import Forms
-from jaxcb._src.data.chunking import Chunker, Span
-from jaxcb._src.data.feed import FOREVER, Chunk, Feed, FeedStart, Layout, Progress
+from jaxcb._src.data.batch_spec import BatchValidator
+from jaxcb._src.data.chunking import Chunker, DataRange
+from jaxcb._src.data.feed import UNBOUNDED, BatchLayout, Chunk, Feed, FeedStart, Progress
 from jaxcb._src.data.inputs import as_arrays
-from jaxcb._src.data.iterator import Pass
+from jaxcb._src.data.iterator import EpochIterator
 from jaxcb._src.data.sources import Source
-from jaxcb._src.distributed.processes import ALONE, Processes
+from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.utils.errors import DataError
 
@@ -56,12 +56,12 @@ class Stream(Feed):
         controls: Mapping[str, Any] | None = None,
         start: FeedStart | None = None,
         say: Callable[[str], None] | None = None,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         self._source, self._processes = source, processes
         self._steps_per_epoch = steps_per_epoch
         self._train_remainder = train_remainder
-        self.epoch_len = steps_per_epoch or source.batches or FOREVER
+        self.epoch_len = steps_per_epoch or source.batches or UNBOUNDED
         self._start = start or FeedStart()
         self._epoch = self._start.epoch  # that the run has confirmed
         self._behind = self._first_position()  # the batches done before
@@ -70,8 +70,8 @@ class Stream(Feed):
         self._given = _floats(controls or {}) | self._behind.pop("controls", {})  # what the first pass was given
         self._began_with = self._given  # the controls that the epoch told began with
         self._now = (self._start.epoch, self._given)
-        span = Span(*self._start[:3], self.epoch_len, steps_per_epoch, end_epoch, end_step)
-        self._begun = Pass(source, self._behind["pass"], self._given)
+        span = DataRange(*self._start[:3], self.epoch_len, steps_per_epoch, end_epoch, end_step)
+        self._begun = EpochIterator(source, self._behind["pass"], self._given)
         first = next(self._begun, None)
         if first is None:
             raise DataError(f"{source.what} ({source.kind}) is empty: it gave no batch.")
@@ -84,8 +84,8 @@ class Stream(Feed):
                 "are passed over, since its iterator told no position. One with get_state and set_state goes on where "
                 "it stood."
             )
-        forms = Forms(source.what, batch, steps_per_execution)
-        self._chunker = Chunker(source, span, forms, train_remainder=train_remainder, alike=processes.several)
+        forms = BatchValidator(source.what, batch, steps_per_execution)
+        self._chunker = Chunker(source, span, forms, train_remainder=train_remainder, alike=processes.is_multiprocess)
         self.choose(stacked=True)
         self._unconfirmed: deque[Chunk] = deque()
         self._dispatched = 0
@@ -98,15 +98,15 @@ class Stream(Feed):
     def _first_position(self) -> dict[str, Any]:
         """Where the source stands at the start."""
         epoch, cursor, step, position = self._start
-        if position is not None and (position["pass"] == epoch or not self._source.follows):
+        if position is not None and (position["pass"] == epoch or not self._source.per_epoch):
             return dict(position)
         # of another kind of data, which had none: as if each epoch had been a pass
-        return {"pass": 0, "batches": step} if self._source.one_shot else {"pass": epoch, "batches": cursor}
+        return {"pass": 0, "batches": step} if self._source.is_generator else {"pass": epoch, "batches": cursor}
 
     def choose(self, *, stacked: bool) -> None:
         self._chunker.stacked = stacked
         rows = self._rows * self._chunker.placement.processes
-        self.layout = Layout("stacked" if stacked else "single", 0, rows, False, self._train_remainder)
+        self.layout = BatchLayout("stacked" if stacked else "single", 0, rows, False, self._train_remainder)
 
     def place(self, placement: Placement) -> None:
         self._chunker.placement, several = placement, placement.processes
@@ -114,7 +114,7 @@ class Stream(Feed):
         self.example = jax.tree.map(lambda x: x.update(shape=(several * x.shape[0], *x.shape[1:])), self.example)
 
     def pace(self, steps: int) -> None:
-        if not self._processes.several:
+        if not self._processes.is_multiprocess:
             self._chunker.wanted = steps
 
     def next(self) -> Chunk | None:
@@ -137,7 +137,7 @@ class Stream(Feed):
         self._tell()
         if self._thread is None:
             if self._began_with != self._given:  # `on_train_begin` has set a control
-                self._begun, self._pulled = Pass(self._source, self._behind["pass"], self._began_with), []
+                self._begun, self._pulled = EpochIterator(self._source, self._behind["pass"], self._began_with), []
             self._thread = threading.Thread(target=self._work, args=(_settings(),), name="jaxcb-data", daemon=True)
             self._thread.start()
         try:
@@ -154,19 +154,19 @@ class Stream(Feed):
     def _tell(self) -> None:
         """Lets the thread begin the epoch that the run has reached, now that it asks for its data."""
         epoch, controls = self._now
-        if self._source.follows and epoch > self._told:
+        if self._source.per_epoch and epoch > self._told:
             self._told, self._began_with = epoch, controls
             self._chunker.begin(controls)
 
     def position(self) -> dict[str, Any]:
-        if not self._source.follows:
+        if not self._source.per_epoch:
             return dict(self._where)
         controls = self._began_with if self._epoch == self._told else self._now[1]
         return self._where | {"controls": dict(controls)}
 
     def confirm(self, status: Progress) -> None:
         epoch, step = int(status.epoch), int(status.step)
-        if self._source.follows:
+        if self._source.per_epoch:
             self._now = (epoch, _floats(status.controls))
             if self._thread is None and self._start.cursor == 0:  # the first epoch has not begun yet
                 self._began_with = self._now[1]
@@ -174,14 +174,14 @@ class Stream(Feed):
             if 0 < step - chunk.step <= len(chunk.positions):
                 self._where = chunk.positions[step - chunk.step - 1].as_json()
         closed = epoch > self._epoch and int(status.cursor) == 0
-        if closed and self._steps_per_epoch is None and not self._source.one_shot:  # with its pass
+        if closed and self._steps_per_epoch is None and not self._source.is_generator:  # with its pass
             self._where = {"pass": self._where["pass"] + 1, "batches": 0}
         self._epoch = epoch
         while self._unconfirmed and self._unconfirmed[0].consumed(status):
             chunk = self._unconfirmed.popleft()
             self._dispatched -= 1
             if chunk.memory is not None:
-                self._chunker.stacks.give_back(chunk.memory)
+                self._chunker.stacks.release(chunk.memory)
 
     def rewind(self) -> int:
         self._dispatched = 0

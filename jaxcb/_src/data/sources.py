@@ -58,16 +58,16 @@ class Source:
         what: its name in errors.
     """
 
-    follows = False  # whether a pass is an epoch, and is asked for with the controls of its begin
+    per_epoch = False  # whether a pass is an epoch, and is asked for with the controls of its begin
     most: int | None = None  # batches of a pass, where it is to be cut short
     batches: int | None = None  # of a pass, where that is known
 
     def __init__(self, data: Any, what: str) -> None:
         self.data, self.what = data, what
         self.kind = type(data).__name__
-        self.one_shot = _data.is_one_shot(data)
+        self.is_generator = _data.is_one_shot(data)
 
-    def walk(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
+    def iterate(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
         """Starts pass `number`, from 0."""
         del controls
         return _others.walk(self.data, number)
@@ -77,7 +77,7 @@ class Source:
         return f"pass {number + 1} over {self.what} ({self.kind})"
 
 
-class Cut(Source):
+class ArraySource(Source):
     """Rows that are cut into batches on the host: arrays, or a Hugging Face `Dataset`.
 
     Args:
@@ -132,10 +132,10 @@ class Cut(Source):
     def walk(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
         del controls
         order = None if self._key is None else drawn(self._key, number, self._rows)
-        return _Slices(self._at, self._end, self._size, order, self.describe(number), self._share)
+        return _BatchIterator(self._at, self._end, self._size, order, self.describe(number), self._share)
 
 
-class _Slices(Iterator[Any]):
+class _BatchIterator(Iterator[Any]):
     """The batches of a pass over rows. Its state is how many of them it has given."""
 
     def __init__(
@@ -170,7 +170,7 @@ class _Slices(Iterator[Any]):
         self._given = given
 
 
-class Asked(Source):
+class CallableSource(Source):
     """A function `(epoch, controls) -> data`, asked at the begin of each epoch.
 
     Args:
@@ -215,7 +215,7 @@ class Asked(Source):
         what = f"what {self.describe(number)} returned"
         if self.most is None and _data.is_endless(data):
             raise DataError(f"{what} is an endless stream, so its epoch never ends: pass steps_per_epoch=.")
-        return source_of(data, what, **self._cut).walk(number, controls)
+        return source_of(data, what, **self._cut).iterate(number, controls)
 
     def describe(self, number: int) -> str:
         return f"{self.what}(epoch={number}, controls)"
@@ -241,7 +241,7 @@ def source_of(
     """
     if _data.are_arrays(data) or _others.is_table(data):
         size = batch_size or BATCH_SIZE
-        return Cut(
+        return ArraySource(
             data,
             what,
             batch_size=size,
@@ -274,7 +274,7 @@ def batches_in(rows: int, batch_size: int, what: str, *, remainder: bool) -> int
     return -(-rows // batch_size) if remainder else rows // batch_size
 
 
-def in_order(data: Any, what: str, batch_size: int, placement: Placement = ONE_DEVICE) -> Source:
+def sequential_source(data: Any, what: str, batch_size: int, placement: Placement = ONE_DEVICE) -> Source:
     """Returns the source of what is walked in its own order; `batch_size` is for arrays and rows alone."""
     rows = _data.are_arrays(data) or _others.is_table(data)
     size = batch_size if rows else None

@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxcb._src.data.batch_spec import Form
+from jaxcb._src.data.batch_spec import BatchSpec
 
 _ALIGNED = 64  # bytes; a CPU device takes memory that is so aligned as its own
 
 
-class Stack:
+class StagingBuffer:
     """Room for a chunk of batches of one form."""
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form: BatchSpec) -> None:
         self.form, self.count = form, 0
         self.leaves = [_aligned((form.most, *shape), dtype) for shape, dtype in form.leaves]
 
@@ -24,7 +24,7 @@ class Stack:
             room[count] = leaf
         self.count = count + 1
 
-    def extend(self, other: "Stack", start: int) -> None:
+    def extend(self, other: "StagingBuffer", start: int) -> None:
         """Copies what another one holds from `start` on."""
         end = self.count + other.count - start
         for room, leaf in zip(self.leaves, other.leaves, strict=True):
@@ -32,7 +32,7 @@ class Stack:
         self.count = end
 
 
-class Stacks:
+class StagingPool:
     """Copies each batch once, to where it travels from: a loader may use its buffer for the next one.
 
     Memory goes round: what a run is done with, and has given back, is written anew. So it is neither cleared nor taken
@@ -40,11 +40,11 @@ class Stacks:
     """
 
     def __init__(self) -> None:
-        self._filling: deque[Stack] = deque()  # in the order of their batches
-        self._last: Stack | None = None  # of them
-        self._free: deque[Stack] = deque()
+        self._filling: deque[StagingBuffer] = deque()  # in the order of their batches
+        self._last: StagingBuffer | None = None  # of them
+        self._free: deque[StagingBuffer] = deque()
 
-    def add(self, leaves: list[Any], form: Form) -> None:
+    def add(self, leaves: list[Any], form: BatchSpec) -> None:
         """Copies a batch behind the last one, or into another stack where that one is full or of another form."""
         last = self._last
         if last is None or last.form is not form or last.count == form.most:
@@ -52,7 +52,7 @@ class Stacks:
             self._filling.append(last)
         last.add(leaves)
 
-    def cut(self, count: int) -> Stack:
+    def cut(self, count: int) -> StagingBuffer:
         """Takes the first batches out, all of one form; those behind them move on to another stack."""
         first = self._filling.popleft()
         if count < first.count:
@@ -66,17 +66,17 @@ class Stacks:
         self._last = self._filling[-1] if self._filling else None
         return first
 
-    def give_back(self, stack: Stack) -> None:
+    def release(self, stack: StagingBuffer) -> None:
         """Lets the memory be written again; no device may read it any more. From any thread."""
         self._free.append(stack)
 
-    def _new(self, form: Form) -> Stack:
+    def _new(self, form: BatchSpec) -> StagingBuffer:
         while self._free:
             stack = self._free.popleft()
             if stack.form is form:
                 stack.count = 0
                 return stack
-        return Stack(form)
+        return StagingBuffer(form)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxcb._src.data.feed import are_kept
+from jaxcb._src.data.feed import fits_on_device
 from jaxcb._src.data.inputs import are_arrays, as_arrays, copied, named_sets
-from jaxcb._src.data.sources import BATCH_SIZE, Source, in_order
-from jaxcb._src.distributed.processes import ALONE, Processes
+from jaxcb._src.data.sources import BATCH_SIZE, Source, sequential_source
+from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.utils.errors import DataError
 
@@ -39,13 +39,13 @@ class HostSet:
     """
 
     def __init__(self, source: Source, steps: int | None) -> None:
-        if source.one_shot:
+        if source.is_generator:
             raise DataError(
                 f"{source.what} is a {source.kind}, which is used up after one validation. Pass a list of its "
                 "batches, or something that can be iterated again."
             )
         self._source, self._steps = source, steps
-        first = next(source.walk(0, {}), None)
+        first = next(source.iterate(0, {}), None)
         if first is None:
             raise DataError(f"{source.what} is empty: it gave no batch.")
         batch, _ = as_arrays(first, f"the first batch of {source.what}")
@@ -53,7 +53,7 @@ class HostSet:
 
     def __iter__(self) -> Iterator[Any]:
         number, what = 0, self._source.what
-        batches = itertools.islice(self._source.walk(0, {}), self._steps)
+        batches = itertools.islice(self._source.iterate(0, {}), self._steps)
         while True:
             try:
                 batch = next(batches)
@@ -76,7 +76,7 @@ def validation_sets(
     like: Any = None,
     resident: bool | str = "auto",
     placement: Placement = ONE_DEVICE,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, ResidentSet | HostSet]:
     """Returns the validation sets by the prefix of their metrics' names.
@@ -99,8 +99,8 @@ def validation_sets(
             own, rows = as_arrays(own, what)
             rows = rows if steps is None else min(rows, steps * size)
             own = jax.tree.map(lambda x, rows=rows: x[:rows], own)
-            if are_kept(own, what, resident, placement=placement, processes=processes, say=say):
+            if fits_on_device(own, what, resident, placement=placement, processes=processes, say=say):
                 sets[prefix] = ResidentSet(jax.tree.map(jnp.asarray, own), rows, min(size, rows))
                 continue
-        sets[prefix] = HostSet(in_order(own, what, size, placement), steps)
+        sets[prefix] = HostSet(sequential_source(own, what, size, placement), steps)
     return sets

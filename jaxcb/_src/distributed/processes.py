@@ -46,16 +46,16 @@ class Processes:
     takes_sigterm = False
 
     @property
-    def leads(self) -> bool:
+    def is_primary(self) -> bool:
         """Whether this process decides, writes and speaks."""
         return self.index == 0
 
     @property
-    def several(self) -> bool:
+    def is_multiprocess(self) -> bool:
         """Whether there are others."""
         return self.count > 1
 
-    def agree(self, find: Callable[[], T]) -> T:
+    def broadcast_from_primary(self, find: Callable[[], T]) -> T:
         """Returns what process 0 finds; the function is called there alone. All processes come here in one order."""
         return find()
 
@@ -67,7 +67,7 @@ class Processes:
         """Whether all processes have reached the point at which they act on a preemption notice."""
         return False
 
-    def tell_signal(self, signum: int) -> None:
+    def report_signal(self, signum: int) -> None:
         """Tells process 0 of a signal that this one was sent."""
 
     def __enter__(self) -> Self:
@@ -79,14 +79,14 @@ class Processes:
         del kind, error, trace
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 def processes() -> Processes:
     """Returns the processes of a run that begins; to be entered."""
     global _runs
     if jax.process_count() == 1:
-        return ALONE
+        return SINGLE_PROCESS
     from jax._src import distributed
 
     if distributed.global_state.client is None:  # as on a TPU pod that was not initialized
@@ -95,10 +95,10 @@ def processes() -> Processes:
             "jc.distributed.initialize() before anything else."
         )
     _runs += 1
-    return Several(distributed.global_state, jax.process_index(), jax.process_count(), _runs)
+    return MultiProcess(distributed.global_state, jax.process_index(), jax.process_count(), _runs)
 
 
-class Several(Processes):
+class MultiProcess(Processes):
     """A run of several processes.
 
     Args:
@@ -121,7 +121,7 @@ class Several(Processes):
 
     def __enter__(self) -> Self:
         self._set(f"who/{self.index}", f"pid {os.getpid()} on {socket.gethostname()}")
-        if self.leads:
+        if self.is_primary:
             self._client.key_value_delete(self._past)  # all have left that run, as they were in the one after it
         self._watch.start()
         return self
@@ -143,7 +143,7 @@ class Several(Processes):
         number = self._number
         self._number += 1
         key = f"agreed/{number // _BLOCK}/{number}"
-        if not self.leads:
+        if not self.is_primary:
             return self._receive(key)
         self._raise_failure()
         try:
@@ -173,7 +173,7 @@ class Several(Processes):
     def gather(self, own: T) -> list[T]:
         number = self._number
         self._number += 1
-        if not self.leads:
+        if not self.is_primary:
             self._set_bytes(f"gathered/{number}/{self.index}", pickle.dumps((True, own)))
             return [own]
         found: list[T] = [own]
@@ -194,7 +194,7 @@ class Several(Processes):
         return multihost_utils.reached_preemption_sync_point(_points)
 
     def tell_signal(self, signum: int) -> None:
-        if not self._told_signal and not self.leads:
+        if not self._told_signal and not self.is_primary:
             self._told_signal = True
             self._tell(signum=signum)
 

@@ -7,26 +7,26 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxcb._src.checkpointing.checkpointer import Keeper
+from jaxcb._src.checkpointing.checkpointer import Checkpointer
 from jaxcb._src.core.chain import Chain
-from jaxcb._src.data.feed import FOREVER, Feed
+from jaxcb._src.data.feed import UNBOUNDED, Feed
 from jaxcb._src.data.validation import HostSet, ResidentSet
-from jaxcb._src.loop.compiled.executor import Executor, Live
+from jaxcb._src.loop.compiled.executor import DeviceState, Executor
 from jaxcb._src.loop.compiled.member_map import Over, Strategy, known, measured
-from jaxcb._src.loop.compiled.position import Cadence, Place
+from jaxcb._src.loop.compiled.position import EvalSchedule, HostPosition
 from jaxcb._src.loop.compiled.program import EvalSet, Program
 from jaxcb._src.loop.compiled.scan import Looped
-from jaxcb._src.loop.compiled.shapes import prepare
-from jaxcb._src.loop.compiled.state import Carry, Empty, Inputs, initial, owned
+from jaxcb._src.loop.compiled.shapes import infer_shapes
+from jaxcb._src.loop.compiled.state import InitialBuffers, Inputs, LoopState, copy_arrays, initial_state
 from jaxcb._src.loop.compiled.stepwise import Stepped
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.host_metrics import Evaluators, HostMetrics
-from jaxcb._src.loop.host.population import Members, Population
+from jaxcb._src.loop.host.population import ActiveMembers, Population
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.training.probes import Probe
 from jaxcb._src.training.train_state import TrainState
-from jaxcb._src.utils.pytree import strong_tree
-from jaxcb._src.utils.validate import one_of
+from jaxcb._src.utils.pytree import to_strong_types
+from jaxcb._src.utils.validate import check_choice
 from jaxcb._src.utils.xla import jaxpr_in
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.run_handle import Run
@@ -42,7 +42,7 @@ def choose(executor: str, jaxpr: Any) -> tuple[str, str]:
         executor: "auto", "looped" or "stepped".
         jaxpr: the traced step.
     """
-    one_of("fit", "executor", executor, ("auto", "looped", "stepped"))
+    check_choice("fit", "executor", executor, ("auto", "looped", "stepped"))
     if executor != "auto":
         return executor, "as asked"
     backend = jax.default_backend()
@@ -62,7 +62,7 @@ def _has_convolution(jaxpr: Any) -> bool:
     return False
 
 
-def assemble(
+def build_driver(
     *,
     step: Callable[..., Any],
     eval_step: Callable[..., Any] | None,
@@ -70,7 +70,7 @@ def assemble(
     train_state: TrainState,
     feed: Feed,
     sets: Mapping[str, ResidentSet | HostSet],
-    cadence: Cadence,
+    cadence: EvalSchedule,
     end: tuple[int | None, int | None],
     executor: str,
     steps_per_execution: int | None,
@@ -79,7 +79,7 @@ def assemble(
     probes: Mapping[str, Probe] | None = None,
     evaluators: Evaluators | None = None,
     host_metrics: Mapping[str, Callable[[], Any]] | None = None,
-    keeper: Keeper | None = None,
+    keeper: Checkpointer | None = None,
     debug: bool = False,
     population: Population | None = None,
     placement: Placement = ONE_DEVICE,
@@ -120,7 +120,7 @@ def assemble(
         host_metrics, examples_per_step=feed.layout.batch_size, step_flops=lambda: program.flops(state, batch)
     )
     members = None if population is None else population.size
-    settings = jax.tree.leaves(strong_tree(callbacks))
+    settings = jax.tree.leaves(to_strong_types(callbacks))
     tree = jax.tree.structure(callbacks)
     axes = None if population is None else jax.tree.unflatten(tree, list(population.axes))
     batch_axis = 0 if feed.key is not None and jnp.ndim(feed.key) and feed.layout.shuffle else None
@@ -131,7 +131,7 @@ def assemble(
             settings, state
         )
 
-    def build(size: int | None, over: Over = jax.vmap) -> tuple[Program, Empty]:
+    def build(size: int | None, over: Over = jax.vmap) -> tuple[Program, InitialBuffers]:
         """The program for so many members, with what it measures before the first step."""
         program = Program(
             step=step,
@@ -155,7 +155,7 @@ def assemble(
         own = [x if a is None else x[:size] for x, a in zip(settings, rows or [None] * len(settings), strict=True)]
         shapes = (state, states) if size == members else _resized((state, states), size)
         batch = example if batch_axis is None else _with_axis(example, size)
-        return program, prepare(program, shapes[0], shapes[1], own, batch, examples)
+        return program, infer_shapes(program, shapes[0], shapes[1], own, batch, examples)
 
     alone = ONE_DEVICE if population is not None else placement  # of a single run
     state, states = alone.shapes(jax.eval_shape(with_callbacks, train_state))
@@ -184,22 +184,22 @@ def assemble(
         numbers=None,
     )
 
-    def start(state: TrainState) -> Carry:
+    def start(state: TrainState) -> LoopState:
         order = jax.eval_shape(program.layout.new_order, feed.key, 0)
         order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)  # drawn when the epoch begins
-        return owned(initial(*with_callbacks(state), empty, order))
+        return copy_arrays(initial_state(*with_callbacks(state), empty, order))
 
     def executor_of(program: Program) -> Executor:
         program.layout = feed.layout
         return Looped(program, placement) if kind == "looped" else Stepped(program, placement)
 
-    context.steps_per_epoch = None if feed.epoch_len == FOREVER else feed.epoch_len
+    context.steps_per_epoch = None if feed.epoch_len == UNBOUNDED else feed.epoch_len
     inputs = alone.put_everywhere(inputs)
-    live, group = Live.of(alone.begun(start, train_state)), None
+    live, group = DeviceState.of(alone.init_sharded(start, train_state)), None
     if population is not None and strategy is not None:
         chosen = strategy
-        group = Members(population, chosen, lambda size: executor_of(build(size, chosen.over)[0]))
-        live, inputs = group.placed(live, inputs)
+        group = ActiveMembers(population, chosen, lambda size: executor_of(build(size, chosen.over)[0]))
+        live, inputs = group.put(live, inputs)
     driver = Driver(
         executor=executor_of(program),
         live=live,
@@ -269,20 +269,20 @@ def _all_probes(given: Mapping[str, Probe] | None, callbacks: Chain) -> dict[str
 def _with_callbacks(state: TrainState, callbacks: Chain) -> tuple[TrainState, Any]:
     """The train state as a new run starts it, with room for the named weights, and the callbacks' states."""
     kept = {key: own for key, own in state.weights.items() if key not in callbacks.slots()}
-    state = state.begun().replace(weights=kept, stop=jnp.zeros_like(state.stop))
+    state = state.init_optimizer().replace(weights=kept, stop=jnp.zeros_like(state.stop))
     return callbacks.setup(state).with_slots(callbacks), callbacks.init()
 
 
-def _place(end: tuple[int | None, int | None], feed: Feed, cadence: Cadence) -> Place:
+def _place(end: tuple[int | None, int | None], feed: Feed, cadence: EvalSchedule) -> HostPosition:
     epochs, steps = end
-    total = FOREVER if steps is None else steps
-    if epochs is not None and feed.epoch_len != FOREVER:
+    total = UNBOUNDED if steps is None else steps
+    if epochs is not None and feed.epoch_len != UNBOUNDED:
         total = min(total, epochs * feed.epoch_len)
-    return Place(
+    return HostPosition(
         epoch_len=feed.epoch_len,
-        end_step=FOREVER if steps is None else steps,
-        end_epoch=FOREVER if epochs is None else epochs,
-        total_steps=-1 if total == FOREVER else total,
+        end_step=UNBOUNDED if steps is None else steps,
+        end_epoch=UNBOUNDED if epochs is None else epochs,
+        total_steps=-1 if total == UNBOUNDED else total,
         eval_every=cadence.steps,
-        full=feed.layout.full if feed.layout.remainder else FOREVER,
+        full=feed.layout.full if feed.layout.remainder else UNBOUNDED,
     )

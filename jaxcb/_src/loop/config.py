@@ -11,11 +11,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcb._src.core.chain import Chain
-from jaxcb._src.data.feed import FOREVER
-from jaxcb._src.loop.compiled.position import Cadence
+from jaxcb._src.data.feed import UNBOUNDED
+from jaxcb._src.loop.compiled.position import EvalSchedule
 from jaxcb._src.training.probes import Probe
 from jaxcb._src.utils.local_path import local_path
-from jaxcb._src.utils.validate import one_of, whole
+from jaxcb._src.utils.validate import check_choice, check_int
 
 
 def settings_of(arguments: Mapping[str, Any], callbacks: Chain, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def settings_of(arguments: Mapping[str, Any], callbacks: Chain, more: Mapping[st
         more: what else was set.
     """
     found = dict(arguments)
-    for name, callback in callbacks.members():
+    for name, callback in callbacks.items():
         for field in dataclasses.fields(callback):  # pyright: ignore[reportArgumentType]
             value = getattr(callback, field.name)
             if not field.metadata.get("static") and np.ndim(value) == 0 and not isinstance(value, str | None):
@@ -50,7 +50,7 @@ def name_of(value: Any) -> Any:
 
 
 @dataclass
-class Asked:
+class RunArguments:
     """The arguments of a run that are about how long, on what, and where; as `Loop.run` describes them.
 
     Attributes:
@@ -99,19 +99,19 @@ class Asked:
         self.batch_size = _count("batch_size", self.batch_size)
         self.validation_batch_size = _count("validation_batch_size", self.validation_batch_size)
         self.validation_steps = _count("validation_steps", self.validation_steps)
-        self.cadence = Cadence(_frequency(self.validation_freq), _count("eval_every", self.eval_every))
+        self.cadence = EvalSchedule(_frequency(self.validation_freq), _count("eval_every", self.eval_every))
         measured = self.steps_per_execution == "auto"
         self.fixed_steps = None if measured else _count("steps_per_execution", self.steps_per_execution)
-        one_of("fit", "on_save_error", self.on_save_error, ("raise", "warn"))
-        one_of("fit", "resident", self.resident, ("auto", True, False))
+        check_choice("fit", "on_save_error", self.on_save_error, ("raise", "warn"))
+        check_choice("fit", "resident", self.resident, ("auto", True, False))
         self.resident = self.resident if self.resident == "auto" else bool(self.resident)
-        one_of("fit", "remainder", self.remainder, ("train", "drop"))
-        one_of("fit", "verbose", self.verbose, ("auto", 0, 1, 2))
-        self.seed = whole("fit", "seed", self.seed)
+        check_choice("fit", "remainder", self.remainder, ("train", "drop"))
+        check_choice("fit", "verbose", self.verbose, ("auto", 0, 1, 2))
+        self.seed = check_int("fit", "seed", self.seed)
         if self.fast_dev_run:
-            batches = whole("fit", "fast_dev_run", int(self.fast_dev_run), least=1)
+            batches = check_int("fit", "fast_dev_run", int(self.fast_dev_run), least=1)
             self.epochs, self.steps, self.validation_steps = 1, batches, batches
-            self.cadence = Cadence(1, None)
+            self.cadence = EvalSchedule(1, None)
 
     @property
     def order(self) -> dict[str, Any]:
@@ -126,10 +126,10 @@ class Asked:
 
 def _count(name: str, value: Any) -> int | None:
     """A count as the device holds it: one that is larger is for ever."""
-    return None if value is None else min(whole("fit", name, value, least=1), FOREVER)
+    return None if value is None else min(check_int("fit", name, value, least=1), UNBOUNDED)
 
 
 def _frequency(freq: Any) -> int | tuple[int, ...]:
     if isinstance(freq, Iterable) and not isinstance(freq, str):
-        return tuple(whole("fit", "each epoch of validation_freq", epoch, least=1) for epoch in freq)
-    return whole("fit", "validation_freq", freq, least=1)
+        return tuple(check_int("fit", "each epoch of validation_freq", epoch, least=1) for epoch in freq)
+    return check_int("fit", "validation_freq", freq, least=1)

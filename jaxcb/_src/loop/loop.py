@@ -8,9 +8,9 @@ from jax.sharding import Mesh
 
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
-from jaxcb._src.loop.config import Asked
+from jaxcb._src.loop.config import RunArguments
 from jaxcb._src.loop.result import Result
-from jaxcb._src.loop.run import conduct
+from jaxcb._src.loop.run import run_training
 from jaxcb._src.training.probes import Probe
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.local_path import local_path
@@ -139,14 +139,14 @@ class Loop:
         if run_dir is not None:
             run_dir = local_path("Loop.run", "run_dir", run_dir)
         given = [train_state]
-        del train_state  # see `conduct`
-        return conduct(
+        del train_state  # see `run_training`
+        return run_training(
             self.train_step,
             self.eval_step,
             self.callbacks,
             given.pop(),
             train_data,
-            Asked(
+            RunArguments(
                 epochs=epochs,
                 steps=steps,
                 steps_per_epoch=steps_per_epoch,

@@ -15,17 +15,17 @@ import numpy as np
 from jaxcb._src.callbacks.backup_and_restore import BackupAndRestore
 from jaxcb._src.callbacks.history import History
 from jaxcb._src.callbacks.progress_bar import ProgressBar
-from jaxcb._src.checkpointing.lock import alone_in
-from jaxcb._src.checkpointing.resume import Start, describe, find_start
+from jaxcb._src.checkpointing.lock import lock_run_dir
+from jaxcb._src.checkpointing.resume import ResumePlan, find_start, request_facts
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import Chain, chain
 from jaxcb._src.data.pipeline import make_feed
 from jaxcb._src.data.validation import validation_sets
 from jaxcb._src.distributed.processes import processes
-from jaxcb._src.loop.build import assemble
+from jaxcb._src.loop.build import build_driver
 from jaxcb._src.loop.compiled.program import debugging
-from jaxcb._src.loop.compiled.state import named, with_leaves
-from jaxcb._src.loop.config import Asked, settings_of
+from jaxcb._src.loop.compiled.state import named_leaves, with_leaves
+from jaxcb._src.loop.config import RunArguments, settings_of
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.host_metrics import Evaluators
 from jaxcb._src.loop.host.population import Population
@@ -62,13 +62,13 @@ def result_of(driver: Driver, directory: Path | None, context: Context) -> Resul
     )
 
 
-def conduct(
+def run_training(
     step: Callable[..., Any],
     eval_step: Callable[..., Any] | None,
     callbacks: Chain,
     train_state: TrainState,
     train_data: Any,
-    asked: Asked,
+    asked: RunArguments,
     *,
     settings: Mapping[str, Any] | None = None,
     population: Population | None = None,
@@ -95,7 +95,7 @@ def conduct(
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes())
         mesh = asked.mesh
-        if mesh is None and group.several:  # each by itself would train the same model
+        if mesh is None and group.is_multiprocess:  # each by itself would train the same model
             mesh = jax.make_mesh((jax.device_count(),), ("data",))
         placement = Placement.of(mesh, asked.sharding, train_state) if population is None else Placement.devices(mesh)
         run_dir, kept = asked.run_dir, not asked.fast_dev_run
@@ -103,14 +103,17 @@ def conduct(
             run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcb-"))
         directory = _directory(run_dir, callbacks)
         if directory is not None and kept:
-            stack.enter_context(alone_in(directory))
+            stack.enter_context(lock_run_dir(directory))
         run = Run(directory)
         context = Context(directory, run, asked.verbose, asked.epochs, trial=not kept, processes=group)
         stack.enter_context(debugging(asked.debug, context.say))
         callbacks = _all_callbacks(callbacks, asked.verbose)
-        start, executor = Start(RunRecord(run=group.agree(lambda: RunRecord().run))), asked.executor
+        start, executor = (
+            ResumePlan(RunRecord(run=group.broadcast_from_primary(lambda: RunRecord().run))),
+            asked.executor,
+        )
         order = asked.order if population is None else asked.order | {"seed": list(population.seeds)}
-        config = describe(callbacks, asked.epochs, asked.steps, order, placement.describe())
+        config = request_facts(callbacks, asked.epochs, asked.steps, order, placement.layout_text())
         arguments = {"epochs": asked.epochs, "steps": asked.steps, **order}
         arguments |= {"remainder": asked.remainder, "eval_every": asked.eval_every}
         run.callbacks = config["callbacks"]
@@ -164,9 +167,9 @@ def conduct(
                 executor = start.saved.facts["executor"]  # another one agrees to rounding only
             if start.saved is not None and population is not None and population.strategy == "auto":
                 population = population._replace(strategy=start.saved.facts["strategy"])
-            if group.several and population is not None and population.strategy == "auto":
+            if group.is_multiprocess and population is not None and population.strategy == "auto":
                 population = population._replace(strategy="shard")  # measured, each might choose another one
-            driver, why = assemble(
+            driver, why = build_driver(
                 step=step,
                 eval_step=eval_step,
                 callbacks=callbacks,
@@ -192,15 +195,15 @@ def conduct(
                 why = "as the run began"
                 assert start.keeper is not None
                 carry = driver.carry()
-                loaded = start.keeper.restore(start.saved, named(carry), finished=start.finished)
-                driver.resume(with_leaves(carry, loaded), start.saved.facts, anew=start.released)
+                loaded = start.keeper.restore(start.saved, named_leaves(carry), finished=start.completed)
+                driver.resume(with_leaves(carry, loaded), start.saved.facts, anew=start.stop_cleared)
         except BaseException:
             feed.close()
             raise
-        if start.finished:
+        if start.completed:
             driver.close()
         else:
-            if group.leads:
+            if group.is_primary:
                 start.begin()
             _train(driver, why, context)
         found = result(driver, directory, context)
@@ -236,7 +239,7 @@ def _all_callbacks(callbacks: Chain, verbose: int | str) -> Chain:
 def _train(driver: Driver, why: str, context: Context) -> None:
     """Runs a driver, between its first word and its last."""
     context.say(f"jaxcb: {driver.executor.name} executor ({why}); the first step compiles the run.")
-    if driver.executor.program.scales_ready_made:
+    if driver.executor.program.scales_final_updates:
         context.say(
             "jaxcb: the optimizer was handed over ready-made, so callbacks scale its final updates. That is exact "
             "where the rate is the last factor (not for adafactor, lars, schedule-free); optimizer=optax.adam with "

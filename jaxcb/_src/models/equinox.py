@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 
 from jaxcb._src.models.adapter import avals, check_callable, check_trainable, refuse_activations
-from jaxcb._src.utils.pytree import strong
+from jaxcb._src.utils.pytree import to_strong_type
 
 
 class Equinox:
@@ -59,7 +59,7 @@ class Equinox:
 
     def split(self) -> tuple[Any, Any, Any]:
         """Returns `(params, state, None)`."""
-        return jax.tree.map(strong, self._params), jax.tree.map(strong, self._state), None
+        return jax.tree.map(to_strong_type, self._params), jax.tree.map(to_strong_type, self._state), None
 
     def release(self) -> None:
         """Keeps the shapes alone."""

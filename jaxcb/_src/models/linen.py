@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from jaxcb._src.models.adapter import avals, by_call, check_trainable
-from jaxcb._src.utils.pytree import conform, strong
+from jaxcb._src.utils.pytree import cast_like, to_strong_type
 
 # How modules call the argument that says whether they train, and its value while they do.
 _TRAIN_ARGUMENTS = {"train": True, "training": True, "is_training": True, "deterministic": False}
@@ -121,7 +121,7 @@ class Linen:
             of=f"the Linen module {type(module).__name__}",
             elsewhere='Declare it with self.variable in a collection other than "params".',
         )
-        self._form = avals(jax.tree.map(strong, self._state))
+        self._form = avals(jax.tree.map(to_strong_type, self._state))
         self._warned: set[str] = set()  # streams, so that a run warns of each once
 
     @property
@@ -131,7 +131,7 @@ class Linen:
 
     def split(self) -> tuple[Any, Any, Any]:
         """Returns `(params, other collections, None)`; keys come from the step's."""
-        return jax.tree.map(strong, self._params), jax.tree.map(strong, self._state), None
+        return jax.tree.map(to_strong_type, self._params), jax.tree.map(to_strong_type, self._state), None
 
     def release(self) -> None:
         """Keeps the shapes alone."""
@@ -145,7 +145,7 @@ class Linen:
 
     def carried(self, model: "LinenModel") -> tuple[Any, Any]:
         """Returns the collections that the forward passes left, and None."""
-        return conform(model.state, self._form, "the collections after a forward pass: ", error=ValueError), None
+        return cast_like(model.state, self._form, "the collections after a forward pass: ", error=ValueError), None
 
     def deliver(self, params: Any, model_state: Any, rngs: Any) -> "LinenModel":
         """Returns a callable with these variables, in evaluation mode, for use outside of the run."""

@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 
 from jaxcb._src.models.adapter import avals, by_call, check_trainable, is_arrays
-from jaxcb._src.utils.pytree import conform, strong
+from jaxcb._src.utils.pytree import cast_like, to_strong_type
 
 _PARAMS, _MODEL_STATE, _RNGS = range(3)
 _MODES = ("deterministic", "use_running_average")
@@ -103,8 +103,8 @@ class NNX:
         """Returns the statistics and the rng counters that the forward pass left in `model`."""
         _, model_state, rngs = self._parts(model)
         return (
-            conform(model_state, self._form[_MODEL_STATE], "the Variables after a forward pass: ", error=ValueError),
-            conform(rngs, self._form[_RNGS], "the rng state after a forward pass: ", error=ValueError),
+            cast_like(model_state, self._form[_MODEL_STATE], "the Variables after a forward pass: ", error=ValueError),
+            cast_like(rngs, self._form[_RNGS], "the rng state after a forward pass: ", error=ValueError),
         )
 
     def deliver(self, params: Any, model_state: Any, rngs: Any) -> Any:
@@ -139,7 +139,7 @@ class NNX:
                     f"the Variable {_name(path)} was removed from {type(model).__name__}. The set of Variables must "
                     "stay the same from step to step."
                 )
-            _put(parts[part], path, jax.tree.map(strong, _value(found[path])))
+            _put(parts[part], path, jax.tree.map(to_strong_type, _value(found[path])))
         return parts
 
 

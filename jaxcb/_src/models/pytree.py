@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxcb._src.models.adapter import avals, check_callable, check_trainable, is_arrays, refuse_activations
-from jaxcb._src.utils.pytree import strong
+from jaxcb._src.utils.pytree import to_strong_type
 
 _ELSEWHERE = "Put what is not trained (counters, statistics) in jc.with_state(params, state)."
 
@@ -44,7 +44,7 @@ class Pytree:
 
     def split(self) -> tuple[Any, Any, Any]:
         """Returns `(params, state, None)`."""
-        return jax.tree.map(strong, self._params), jax.tree.map(strong, self._state), None
+        return jax.tree.map(to_strong_type, self._params), jax.tree.map(to_strong_type, self._state), None
 
     def release(self) -> None:
         """Keeps the shapes alone."""

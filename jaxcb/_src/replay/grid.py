@@ -12,8 +12,8 @@ from jaxcb._src.history.reader import Records, read_records
 from jaxcb._src.replay.program import program_of
 from jaxcb._src.sweep.overrides import with_overrides
 from jaxcb._src.sweep.space import Point, as_points
-from jaxcb._src.training.run_config import Configuration
-from jaxcb._src.utils.pytree import strong_tree
+from jaxcb._src.training.run_config import RunConfig
+from jaxcb._src.utils.pytree import to_strong_types
 
 NEVER = -1
 
@@ -68,7 +68,7 @@ def replay_grid(callbacks: Chain, source: Any, learning_rate: Any, over: Any) ->
     for path in points[0]:
         if not path.startswith("callbacks."):
             raise ValueError(f"over: {path!r} is no callback's, and a recorded run has no other numbers to change.")
-    base = Configuration(0, None, None, callbacks)
+    base = RunConfig(0, None, None, callbacks)
     chains = [with_overrides(base, point).callbacks for point in points]
     records = read_records(source)
     run, rows = program_of(records, learning_rate)
@@ -105,7 +105,7 @@ def _run(chains: Sequence[Chain], run: Any, rows: Any) -> tuple[np.ndarray, np.n
         return at, out.scale[at], ended
 
     with jax.default_device(host_device()):
-        leaves = jax.device_get(strong_tree(jax.tree.leaves(whole)))
+        leaves = jax.device_get(to_strong_types(jax.tree.leaves(whole)))
         if not any(axis == 0 for axis in axes):  # all are alike
             found = jax.device_get(jax.jit(one)(leaves, rows))
             return tuple(np.broadcast_to(x, (len(chains),)) for x in found)  # pyright: ignore[reportReturnType]

@@ -18,7 +18,7 @@ from jaxcb._src.history.reader import Records
 from jaxcb._src.training.learning_rate import LearningRate
 from jaxcb._src.training.train_state import TrainState, apply
 from jaxcb._src.utils.pytree import select
-from jaxcb._src.utils.validate import number
+from jaxcb._src.utils.validate import check_number
 
 SIMULATED = (Stop, ScaleLearningRate, SetLearningRate, WeightAction)  # what can change a later decision
 
@@ -43,7 +43,7 @@ class Rows(NamedTuple):
     next_base: Any  # float32 (), that of the first update after it
 
 
-class Form(NamedTuple):
+class ReplaySpec(NamedTuple):
     """What a program is made for.
 
     Attributes:
@@ -57,7 +57,7 @@ class Form(NamedTuple):
     same: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
-    def of(cls, records: Records) -> "Form":
+    def of(cls, records: Records) -> "ReplaySpec":
         """The form of all records like these."""
         return cls(records.names, frozenset(records.old.items()))
 
@@ -76,7 +76,7 @@ def program_of(
     """
     rows = to_rows(records, learning_rate)
     same = {name: x[0] for name, x in rows._asdict().items() if x.ndim == 1 and (x == x[0]).all()}
-    form = Form.of(records)._replace(same=tuple(same.items()))
+    form = ReplaySpec.of(records)._replace(same=tuple(same.items()))
     return partial(run, form=form), rows._replace(**dict.fromkeys(same))
 
 
@@ -124,7 +124,7 @@ def _bases(records: Records, before: np.ndarray, learning_rate: Any) -> tuple[np
         # a record holds the rate of the last update before it; within an epoch it is taken as constant
         return records.base, records.base, np.append(records.base[1:], records.base[-1:])
     value = 1.0 if learning_rate is None else learning_rate
-    number("replay", "learning_rate", value)
+    check_number("replay", "learning_rate", value)
     constant = np.full(len(records.step), value, np.float32)
     return constant, constant, constant
 
@@ -158,7 +158,7 @@ def _recorded(base: Any) -> Any:
     return base
 
 
-def run(callbacks: Chain, rows: Rows, form: Form) -> Replayed:
+def run(callbacks: Chain, rows: Rows, form: ReplaySpec) -> Replayed:
     """Runs the callbacks over all records; each hook is traced once.
 
     Args:

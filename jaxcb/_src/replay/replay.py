@@ -18,8 +18,8 @@ from jaxcb._src.history.reader import Records, read_records
 from jaxcb._src.replay.grid import ReplayGrid, host_device, replay_grid
 from jaxcb._src.replay.program import Replayed, program_of
 from jaxcb._src.sweep.space import Point
-from jaxcb._src.utils.pytree import strong_tree
-from jaxcb._src.utils.xla import quickly
+from jaxcb._src.utils.pytree import to_strong_types
+from jaxcb._src.utils.xla import fast_compile_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +160,8 @@ def replay(
     records = read_records(source)
     run, rows = program_of(records, learning_rate)
     with jax.default_device(device := host_device()):
-        whole = jax.device_get(strong_tree(whole))
-        out = jax.device_get(jax.jit(run, compiler_options=quickly(device.platform))(whole, rows))
+        whole = jax.device_get(to_strong_types(whole))
+        out = jax.device_get(jax.jit(run, compiler_options=fast_compile_options(device.platform))(whole, rows))
     return _result(records, out)
 
 
@@ -171,10 +171,10 @@ def _each(callbacks: Any) -> Iterable[Callback]:
 
 def _check_replayable(callbacks: Chain) -> None:
     """Says which hooks a history, which has no batches, cannot run, and which callbacks need more than one run."""
-    together = [name for name, c in callbacks.members() if isinstance(c, PopulationCallback)]
+    together = [name for name, c in callbacks.items() if isinstance(c, PopulationCallback)]
     if together:
         raise ValueError(f"{', '.join(together)} acts on a population, and a history is of one run.")
-    lost = {name: sorted(c.hooks() & set(STEP_HOOKS)) for name, c in callbacks.members() if c.hooks() & set(STEP_HOOKS)}
+    lost = {name: sorted(c.hooks() & set(STEP_HOOKS)) for name, c in callbacks.items() if c.hooks() & set(STEP_HOOKS)}
     if not lost:
         return
     shown = ", ".join(f"{name} ({', '.join(hooks)})" for name, hooks in lost.items())

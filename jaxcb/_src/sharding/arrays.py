@@ -26,7 +26,7 @@ def put_part(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_process_local_data(sharding, np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype)))
 
 
-def own(x: Any) -> Any:
+def local_copy(x: Any) -> Any:
     """Returns a copy on this process's own devices.
 
     Raises:
@@ -42,7 +42,7 @@ def own(x: Any) -> Any:
     return jnp.copy(x.addressable_data(0))
 
 
-def gathered(tree: Any) -> Any:
+def all_gather(tree: Any) -> Any:
     """Returns arrays that are whole on each device; all processes come here together, with nothing under way."""
     return jax.tree.map(_whole, tree)
 

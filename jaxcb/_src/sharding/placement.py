@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxcb._src.sharding.arrays import put, put_part
 from jaxcb._src.sharding.specs import axes_of, declared, specs_of
 from jaxcb._src.utils.errors import DataError
-from jaxcb._src.utils.xla import quickly
+from jaxcb._src.utils.xla import fast_compile_options
 
 _BATCH = ("data", "batch", "fsdp")  # axes of a mesh that a batch is split over, by their common names
 _WORDS = ("fsdp", "replicated")
@@ -91,7 +91,7 @@ class Placement:
         """Whole on each device; None for the default device."""
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
 
-    def along(self, axis: int) -> NamedSharding:
+    def batch_sharding(self, axis: int) -> NamedSharding:
         """Split over the batch's axes along one axis of an array."""
         assert self.mesh is not None
         return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, self.batch or None))
@@ -104,7 +104,7 @@ class Placement:
         specs = specs_of(train, mesh, self.sharding, over)
         return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
-    def describe(self) -> str:
+    def layout_text(self) -> str:
         """The layout in words that are the same in each process; checkpoints of equal layouts resume bit for bit."""
         if self.mesh is None:
             return "one device"
@@ -138,14 +138,14 @@ class Placement:
         """Puts a train state where it belongs."""
         return train if self.mesh is None else jax.tree.map(put, train, self.shardings(train))
 
-    def begun(self, start: Callable[[Any], Any], train: Any) -> Any:
+    def init_sharded(self, start: Callable[[Any], Any], train: Any) -> Any:
         """Runs `start(train)`, which makes a carry: the train state is made where it belongs, all else everywhere."""
         if self.mesh is None:
-            return jax.jit(start, compiler_options=quickly(self.platform))(train)
+            return jax.jit(start, compiler_options=fast_compile_options(self.platform))(train)
         train = self.put_state(train)
         carry = jax.eval_shape(start, train)
         shardings = jax.tree.map(lambda _: self.everywhere, carry).replace(train=self.shardings(carry.train))
-        return jax.jit(start, out_shardings=shardings, compiler_options=quickly(self.platform))(train)
+        return jax.jit(start, out_shardings=shardings, compiler_options=fast_compile_options(self.platform))(train)
 
     def put_batch(self, tree: Any, *, axis: int = 0) -> Any:
         """Puts batches on the devices, each process its own part of the rows.
@@ -158,7 +158,7 @@ class Placement:
             return jax.device_put(tree)
         rows = jax.tree.leaves(tree)[0].shape[axis]
         if self.divides(rows * self.processes):
-            return jax.tree.map(lambda x: put_part(x, self.along(axis)), tree)
+            return jax.tree.map(lambda x: put_part(x, self.batch_sharding(axis)), tree)
         if self.processes > 1:
             raise DataError(
                 f"a smaller batch of {rows} rows a process does not divide over the devices, and no process has all of "
@@ -180,7 +180,7 @@ class Placement:
         count = self.processes
         if count == 1:
             return 0, 1
-        own = self.along(0).addressable_devices_indices_map((self.parts,)).values()
+        own = self.batch_sharding(0).addressable_devices_indices_map((self.parts,)).values()
         first = min(index[0].start or 0 for index in own if index is not None)
         return first * count // self.parts, count
 
@@ -219,7 +219,7 @@ class Placement:
 
     # Inside a program
 
-    def inside(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def with_mesh(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Lets a function of the user name the mesh's axes by a bare `PartitionSpec`."""
         if self.mesh is None:
             return fn
@@ -237,9 +237,11 @@ class Placement:
         if self.mesh is None:
             return batch
         rows = jax.tree.leaves(batch)[0].shape[0]
-        return jax.lax.with_sharding_constraint(batch, self.along(0) if self.divides(rows) else self.everywhere)
+        return jax.lax.with_sharding_constraint(
+            batch, self.batch_sharding(0) if self.divides(rows) else self.everywhere
+        )
 
-    def kept(self, train: Any) -> Any:
+    def constrain_state(self, train: Any) -> Any:
         """Constrains a train state to lie where it belongs, so that it keeps its layout from step to step. Traced."""
         return train if self.mesh is None else jax.lax.with_sharding_constraint(train, self.shardings(train))
 
@@ -249,11 +251,11 @@ class Placement:
 
     # Around a program
 
-    def outputs(self, leaves: list[Any]) -> dict[str, Any]:
+    def jit_out_shardings(self, leaves: list[Any]) -> dict[str, Any]:
         """Arguments of `jax.jit` for a `fn(leaves, ...) -> (leaves, what the host reads)` that keeps their layout."""
         return {} if self.mesh is None else {"out_shardings": ([x.sharding for x in leaves], self.everywhere)}
 
-    def settle(self, out: Any) -> Any:
+    def block_if_needed(self, out: Any) -> Any:
         """Waits for a dispatch where another behind it could block it for ever.
 
         XLA's CPU backend needs a thread for each device that waits in a collective, and takes them from one pool: two

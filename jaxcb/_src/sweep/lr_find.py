@@ -14,8 +14,8 @@ from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.sweep.sweep import sweep
 from jaxcb._src.utils.local_path import local_path
-from jaxcb._src.utils.pytree import Struct, static, strong_tree
-from jaxcb._src.utils.validate import number, whole
+from jaxcb._src.utils.pytree import Struct, static, to_strong_types
+from jaxcb._src.utils.validate import check_int, check_number
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class _Smoothed(Callback):
     decay: float = static(default=0.9)
 
     def init(self) -> _SmoothedState:
-        return strong_tree(_SmoothedState(0.0, 0.0))
+        return to_strong_types(_SmoothedState(0.0, 0.0))
 
     def on_batch_end(self, state: _SmoothedState, metrics: Metrics) -> Any:
         loss = metrics["loss"].astype(jnp.float32)
@@ -137,10 +137,10 @@ def lr_find(
 
     Source: Smith, Cyclical Learning Rates for Training Neural Networks, WACV 2017; the suggestion is fastai's "steep".
     """
-    low, high = number("lr_find", "low", low), number("lr_find", "high", high)
+    low, high = check_number("lr_find", "low", low), check_number("lr_find", "high", high)
     if not 0 < low < high:
         raise ValueError(f"lr_find: low must be above 0 and below high, got {low} and {high}.")
-    count = whole("lr_find", "rates", rates, least=3)
+    count = check_int("lr_find", "rates", rates, least=3)
     values = np.geomspace(low, high, count)
     result = sweep(
         model_fn,
@@ -149,7 +149,7 @@ def lr_find(
         over={"optimizer.learning_rate": values.tolist()},
         optimizer=optimizer,
         callbacks=[_Smoothed(name="lr_find")],
-        steps=whole("lr_find", "steps", steps, least=1),
+        steps=check_int("lr_find", "steps", steps, least=1),
         batch_size=batch_size,
         seed=seed,
         strategy=strategy,

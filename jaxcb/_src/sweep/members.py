@@ -15,7 +15,7 @@ from jaxcb._src.models.adapter import Adapter, avals
 from jaxcb._src.sweep.overrides import with_overrides
 from jaxcb._src.sweep.space import Point
 from jaxcb._src.training.learning_rate import map_learning_rates, with_hyperparameters
-from jaxcb._src.training.run_config import Configuration
+from jaxcb._src.training.run_config import RunConfig
 from jaxcb._src.training.train_state import TrainState
 
 
@@ -31,12 +31,12 @@ class Member(NamedTuple):
 
     number: int
     point: Point
-    configuration: Configuration
+    configuration: RunConfig
     adapter: Adapter
 
 
 def make_members(
-    model_fn: Any, base: Configuration, points: Sequence[Point], check: Callable[[Member], None]
+    model_fn: Any, base: RunConfig, points: Sequence[Point], check: Callable[[Member], None]
 ) -> list[Member]:
     """Makes each member's configuration and model.
 
@@ -60,7 +60,7 @@ def make_members(
     return members
 
 
-def _maker(model_fn: Any, with_arguments: bool) -> Callable[[Configuration], Adapter]:
+def _maker(model_fn: Any, with_arguments: bool) -> Callable[[RunConfig], Adapter]:
     """How a member's model is made: of a function of the seed, or as a copy of the one that was given."""
     if isinstance(model_fn, type):
         raise TypeError(f"model_fn is the class {model_fn.__name__}, expected a function: `lambda seed: ...`.")
@@ -97,7 +97,7 @@ def _shape(struct: Any) -> str:
 # Which members share a program
 
 
-def grouped(members: Sequence[Member]) -> tuple[list[list[Member]], tuple[str, ...]]:
+def group_by_program(members: Sequence[Member]) -> tuple[list[list[Member]], tuple[str, ...]]:
     """Sorts members by what cannot be an array: numbers that a library insists on as Python values.
 
     Returns:
@@ -130,7 +130,7 @@ def _fixed_numbers(member: Member) -> tuple[str, ...]:
     configuration, fixed = member.configuration, []
     params = avals(member.adapter.split()[0])
     for name, value in configuration.hyperparameters.items():
-        own = Configuration(0, configuration.optimizer, 1.0, configuration.callbacks, {name: value})
+        own = RunConfig(0, configuration.optimizer, 1.0, configuration.callbacks, {name: value})
         try:
             tx = optax.with_extra_args_support(own.transformation(params))
             jax.eval_shape(lambda p, tx=tx: tx.update(p, tx.init(p), p, value=jnp.zeros(()), grad=p), params)
@@ -141,7 +141,7 @@ def _fixed_numbers(member: Member) -> tuple[str, ...]:
     return tuple(fixed)
 
 
-def varying(group: Sequence[Member], others: Sequence[Member]) -> str:
+def describe_group(group: Sequence[Member], others: Sequence[Member]) -> str:
     """Names the values in which a group differs from other members."""
     paths = [p for p in group[0].point if len({m.point[p] for m in group}) == 1]
     paths = [p for p in paths if any(m.point[p] != group[0].point[p] for m in others)]
@@ -151,7 +151,7 @@ def varying(group: Sequence[Member], others: Sequence[Member]) -> str:
 # As one
 
 
-class Together(NamedTuple):
+class MemberGroup(NamedTuple):
     """Members of a group as one population.
 
     Attributes:
@@ -167,11 +167,11 @@ class Together(NamedTuple):
     seeds: tuple[int, ...]
 
 
-def together(group: Sequence[Member], fixed: tuple[str, ...] = ()) -> Together:
+def stack_members(group: Sequence[Member], fixed: tuple[str, ...] = ()) -> MemberGroup:
     """Stacks members that share a program."""
     configurations = [m.configuration for m in group]
     callbacks, axes = stacked_callbacks([c.callbacks for c in configurations])
-    return Together(_stacked_state(group, fixed), callbacks, axes, tuple(c.seed for c in configurations))
+    return MemberGroup(_stacked_state(group, fixed), callbacks, axes, tuple(c.seed for c in configurations))
 
 
 def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...]) -> TrainState:
@@ -209,6 +209,6 @@ def bytes_of(member: Member) -> int:
     """Bytes that a member needs on the device: its train state with named weights, its gradients and updates."""
     configuration = member.configuration.without(tuple(member.configuration.hyperparameters))
     state = jax.eval_shape(
-        lambda: configuration.train_state(member.adapter).begun().with_slots(configuration.callbacks)
+        lambda: configuration.train_state(member.adapter).init_optimizer().with_slots(configuration.callbacks)
     )
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, state.params, state.params)))

@@ -8,15 +8,15 @@ import optax
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.sweep.space import Point
 from jaxcb._src.training.learning_rate import check_hyperparameters
-from jaxcb._src.training.run_config import Configuration
+from jaxcb._src.training.run_config import RunConfig
 from jaxcb._src.utils.errors import did_you_mean
-from jaxcb._src.utils.validate import number, whole
+from jaxcb._src.utils.validate import check_int, check_number
 
 _PLACES = ("seed", "optimizer.NAME", "controls.NAME", "callbacks.NAME.FIELD", "model.NAME")
 _HEADS = ("optimizer", "controls", "callbacks", "model")
 
 
-def with_overrides(configuration: Configuration, point: Point) -> Configuration:
+def with_overrides(configuration: RunConfig, point: Point) -> RunConfig:
     """Returns the configuration with a point's values, each checked where it belongs.
 
     Raises:
@@ -31,10 +31,10 @@ def with_overrides(configuration: Configuration, point: Point) -> Configuration:
     return new
 
 
-def _with(configuration: Configuration, path: str, value: Any) -> Configuration:
+def _with(configuration: RunConfig, path: str, value: Any) -> RunConfig:
     head, _, rest = path.partition(".")
     if path == "seed":
-        return dataclasses.replace(configuration, seed=whole("sweep", "seed", value))
+        return dataclasses.replace(configuration, seed=check_int("sweep", "seed", value))
     if head == "optimizer" and rest:
         return _with_optimizer(configuration, rest, value)
     if head == "controls" and rest:
@@ -45,7 +45,7 @@ def _with(configuration: Configuration, path: str, value: Any) -> Configuration:
                 f"Declare it with controls={{{rest!r}: 0.0}}."
             )
         return dataclasses.replace(
-            configuration, controls={**configuration.controls, rest: number("sweep", rest, value)}
+            configuration, controls={**configuration.controls, rest: check_number("sweep", rest, value)}
         )
     if head == "callbacks" and "." in rest:
         name, _, field = rest.rpartition(".")
@@ -55,13 +55,13 @@ def _with(configuration: Configuration, path: str, value: Any) -> Configuration:
     raise ValueError(f"expected a path such as {', '.join(_PLACES)}.{did_you_mean(head, ('seed', *_HEADS))}")
 
 
-def _with_optimizer(configuration: Configuration, name: str, value: Any) -> Configuration:
+def _with_optimizer(configuration: RunConfig, name: str, value: Any) -> RunConfig:
     if isinstance(configuration.optimizer, optax.GradientTransformation):
         raise ValueError(
             "the optimizer was handed over ready-made, with its numbers inside. Pass the factory: "
             "optimizer=optax.adamw, learning_rate=1e-3."
         )
-    value = number("sweep", name, value)
+    value = check_number("sweep", name, value)
     if name != "learning_rate":
         check_hyperparameters(configuration.optimizer, [name])
         return dataclasses.replace(configuration, hyperparameters={**configuration.hyperparameters, name: value})
@@ -76,7 +76,7 @@ def _with_optimizer(configuration: Configuration, name: str, value: Any) -> Conf
 
 def _with_field(callbacks: Chain, name: str, field: str, value: Any) -> Chain:
     """The chain with one number of one callback changed, which is made anew so that it is checked."""
-    own = dict(callbacks.members())
+    own = dict(callbacks.items())
     if name not in own:
         raise ValueError(f"no callback of that name; there are: {', '.join(own) or 'none'}.{did_you_mean(name, own)}")
     callback: Any = own[name]
@@ -90,4 +90,4 @@ def _with_field(callbacks: Chain, name: str, field: str, value: Any) -> Chain:
             f"swept. Those that can: {numbers}."
         )
     new = dataclasses.replace(callback, **{field: value})
-    return callbacks.replace(callbacks=tuple(new if n == name else c for n, c in callbacks.members()))
+    return callbacks.replace(callbacks=tuple(new if n == name else c for n, c in callbacks.items()))

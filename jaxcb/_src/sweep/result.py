@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxcb._src.core.metrics import resolve_mode, told_mode
+from jaxcb._src.core.metrics import infer_mode_or_none, resolve_mode
 from jaxcb._src.history.history import RunHistory
 from jaxcb._src.loop.host.stops import StopRecord
 from jaxcb._src.loop.result import Result, delivered
@@ -240,7 +240,7 @@ class SweepResult(Sequence[Result]):
             if name not in _RATES:
                 columns[name] = [_last(values[:, i]) for i in places]
         for name in [n for n in self.history if n not in _RATES]:
-            mode = told_mode(name)
+            mode = infer_mode_or_none(name)
             if mode is not None:
                 columns[f"best_{name}"] = self.bests(name, mode)[list(places)].tolist()
         return columns

@@ -15,20 +15,20 @@ from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
 from jaxcb._src.data.inputs import split_off
 from jaxcb._src.loop.compiled.member_map import STRATEGIES
-from jaxcb._src.loop.config import Asked
+from jaxcb._src.loop.config import RunArguments
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
-from jaxcb._src.loop.run import conduct
+from jaxcb._src.loop.run import run_training
 from jaxcb._src.storage.ownership import RunRecord
-from jaxcb._src.sweep.members import Member, bytes_of, grouped, make_members, together, varying
+from jaxcb._src.sweep.members import Member, bytes_of, describe_group, group_by_program, make_members, stack_members
 from jaxcb._src.sweep.result import Part, SweepResult
 from jaxcb._src.sweep.space import Point, as_points
 from jaxcb._src.training.probes import Probe
-from jaxcb._src.training.run_config import Configuration
+from jaxcb._src.training.run_config import RunConfig
 from jaxcb._src.training.train_step import EvalStep, Step
 from jaxcb._src.utils.errors import DataError
 from jaxcb._src.utils.local_path import local_path
-from jaxcb._src.utils.validate import one_of, whole
+from jaxcb._src.utils.validate import check_choice, check_int
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.history import HistoryWriter
 
@@ -149,14 +149,14 @@ def sweep(
     """
     directory = None if run_dir is None else local_path("sweep", "run_dir", run_dir)
     points = as_points(over)
-    at_once = None if at_once is None else whole("sweep", "at_once", at_once, least=1)
-    one_of("sweep", "strategy", strategy, STRATEGIES)
-    one_of("sweep", "repack", repack, (True, False, "auto"))
+    at_once = None if at_once is None else check_int("sweep", "at_once", at_once, least=1)
+    check_choice("sweep", "strategy", strategy, STRATEGIES)
+    check_choice("sweep", "repack", repack, (True, False, "auto"))
     if callable(train_data) and not isinstance(train_data, Iterable):
         raise DataError("train_data is a function, which follows the controls of one run; members share their data.")
     if validation_split:
         train_data, validation_data = split_off(train_data, validation_data, validation_split)
-    asked = Asked(
+    asked = RunArguments(
         epochs=epochs,
         steps=steps,
         steps_per_epoch=steps_per_epoch,
@@ -181,12 +181,12 @@ def sweep(
         verbose=verbose,
         fast_dev_run=fast_dev_run,
     )
-    base = Configuration(
+    base = RunConfig(
         asked.seed, optimizer, _given_rate(learning_rate, points), as_chain(callbacks), controls=controls or {}
     )
     together_at_most = min(at_once or len(points), len(points))
     members = make_members(model_fn, base, points, lambda first: _check_memory(bytes_of(first), together_at_most))
-    groups, fixed = grouped(members)
+    groups, fixed = group_by_program(members)
     where = list(_split(groups, at_once))
     if directory is not None and not fast_dev_run and jax.process_index() == 0:
         _refuse_others_table(directory)
@@ -196,8 +196,8 @@ def sweep(
     result = SweepResult(tuple(points), (), directory)
     for number, group in enumerate(where):
         asked.run_dir = directory if directory is None or len(where) == 1 else directory / f"part_{number}"
-        one = together(group, fixed)
-        result = conduct(
+        one = stack_members(group, fixed)
+        result = run_training(
             step,
             eval_step,
             one.callbacks,
@@ -250,7 +250,7 @@ def _say_groups(groups: Sequence[list[Member]], parts: int) -> None:
     everyone = [member for group in groups for member in group]
     count = f"jaxcb: a sweep of {len(everyone)} members"
     if len(groups) > 1:
-        named = "; ".join(f"{varying(group, everyone)} ({len(group)} members)" for group in groups)
+        named = "; ".join(f"{describe_group(group, everyone)} ({len(group)} members)" for group in groups)
         print(f"{count} in {len(groups)} groups, which share no program: {named}.", flush=True)
     elif parts > 1:
         print(f"{count}, in {parts} parts one after another.", flush=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from jaxcb._src.core.actions.logging import Remember
+from jaxcb._src.core.actions.logging import LogHistory
 from jaxcb._src.core.callback import Callback, make_callback
 from jaxcb._src.core.chain import chain
 from jaxcb._src.testing.compare import difference
@@ -60,7 +60,7 @@ def _witness(hooks: Iterable[str], name: str) -> Callback:
     """A callback that shows which metrics it sees."""
 
     def show(state: Any, metrics: Any) -> Any:
-        return state, Remember(dict(metrics.values), {})
+        return state, LogHistory(dict(metrics.values), {})
 
     shows: dict[str, Any] = dict.fromkeys(hooks, show)
     return make_callback(name=name, **shows)

@@ -16,9 +16,9 @@ from jaxcb._src.core.chain import Chain, transition
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.testing.compare import rounded_outputs, stack
 from jaxcb._src.testing.streams import Stream
-from jaxcb._src.testing.tracing import STANDARD, AnyNames, Asked
+from jaxcb._src.testing.tracing import STANDARD, AccessedNames, AnyNames
 from jaxcb._src.utils.errors import CallbackError
-from jaxcb._src.utils.pytree import Struct, select, strong_tree
+from jaxcb._src.utils.pytree import Struct, select, to_strong_types
 
 CAPACITY = 8
 SEES_PREVIOUS = ("on_train_begin", "on_epoch_begin", "on_batch_begin", "on_eval_begin")
@@ -60,15 +60,15 @@ class Subject:
         return "+".join(self.callback.names) if isinstance(self.callback, Chain) else self.name
 
     def init(self) -> Any:
-        return strong_tree(self.callback.init())
+        return to_strong_types(self.callback.init())
 
     def _find_names(self) -> set[str]:
         """Traces each hook with metrics that have any name, and returns the names that it asks for."""
         found: set[str] = set()
         for hook in self.hooks:
-            asked = Asked()
+            asked = AccessedNames()
 
-            def ask(state: Any, clock: Any, value: Any, asked: Asked = asked, hook: str = hook) -> Any:
+            def ask(state: Any, clock: Any, value: Any, asked: AccessedNames = asked, hook: str = hook) -> Any:
                 metrics = Metrics._make(
                     values=AnyNames(asked, value),
                     reported=AnyNames(asked, clock),
@@ -126,7 +126,7 @@ class Subject:
 
     def scanned(self, rows: Row, state: Any = None, start: int = 0, stop: int = CAPACITY) -> tuple[Any, Any]:
         """Runs moments `start` to `stop` of stacked rows in one compiled `lax.scan` of fixed capacity."""
-        return self._scan(strong_tree(self.callback), self.init() if state is None else state, rows, start, stop)
+        return self._scan(to_strong_types(self.callback), self.init() if state is None else state, rows, start, stop)
 
     def vmapped(self, members: Row) -> Any:
         """Runs several streams at once; the leading axis is the member."""

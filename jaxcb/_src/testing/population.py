@@ -14,8 +14,8 @@ from jaxcb._src.core.chain import transition
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.testing.compare import to_host, to_numpy
 from jaxcb._src.testing.drive import for_all
-from jaxcb._src.testing.tracing import AnyNames, Asked
-from jaxcb._src.utils.pytree import strong_tree
+from jaxcb._src.testing.tracing import AccessedNames, AnyNames
+from jaxcb._src.utils.pytree import to_strong_types
 
 _MEMBERS, _MOMENTS = 6, 4
 
@@ -62,7 +62,7 @@ def check_population(
 
     def run(history: _History, rows: np.ndarray, step: Any) -> list[Any]:
         """The states and actions of each moment, for these rows; a run that is packed starts with all of them."""
-        state = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(rows), *x.shape)), strong_tree(callback.init()))
+        state = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(rows), *x.shape)), to_strong_types(callback.init()))
         out = []
         for moment in range(_MOMENTS):
             state, actions = step(state, _seen(history, names, moment, rows))
@@ -107,12 +107,12 @@ def _seen(history: _History, names: tuple[str, ...], moment: int, rows: np.ndarr
 
 
 def _names_of(callback: PopulationCallback, hooks: list[str]) -> set[str]:
-    asked = Asked()
+    asked = AccessedNames()
     column, clock = jnp.zeros(_MEMBERS, jnp.float32), jnp.zeros((), jnp.int32)
-    state = jax.tree.map(lambda x: jnp.broadcast_to(x, (_MEMBERS, *x.shape)), strong_tree(callback.init()))
+    state = jax.tree.map(lambda x: jnp.broadcast_to(x, (_MEMBERS, *x.shape)), to_strong_types(callback.init()))
     seen = Metrics._make(
         values=AnyNames(asked, column),
-        reported=AnyNames(Asked(), clock),
+        reported=AnyNames(AccessedNames(), clock),
         step=clock,
         epoch=clock,
         total_steps=clock,

@@ -20,7 +20,7 @@ from jaxcb._src.testing.compare import to_numpy
 STANDARD = ("accuracy", "base_learning_rate", "learning_rate", "loss", "val_accuracy", "val_loss")
 
 
-class Asked:
+class AccessedNames:
     """Which metrics were asked for: these names, or all there are."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Asked:
 class AnyNames(dict[str, Any]):
     """A mapping that has every name, and notes which ones are asked for."""
 
-    def __init__(self, asked: Asked, value: Any) -> None:
+    def __init__(self, asked: AccessedNames, value: Any) -> None:
         super().__init__(dict.fromkeys(STANDARD, value))
         self._asked, self._value = asked, value
 

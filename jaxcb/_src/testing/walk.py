@@ -22,7 +22,7 @@ from jaxcb._src.training.learning_rate import LearningRate
 from jaxcb._src.training.train_state import TrainState, apply
 from jaxcb._src.utils.errors import DataError
 from jaxcb._src.utils.leaf_names import leaf_name
-from jaxcb._src.utils.validate import whole
+from jaxcb._src.utils.validate import check_int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def drive(
 
     Source: none.
     """
-    steps = whole("drive", "steps_per_epoch", steps_per_epoch, least=1)
+    steps = check_int("drive", "steps_per_epoch", steps_per_epoch, least=1)
     rate = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
     records, outside = read_records(metrics), dict(host_metrics or {})
     for name, column in outside.items():

@@ -248,7 +248,7 @@ def map_learning_rates(fn: Callable[[LearningRate], LearningRate], opt_state: An
     return jax.tree.map(lambda n: fn(n) if _is_rate(n) else n, opt_state, is_leaf=_is_rate)
 
 
-def steered_as(opt_state: Any, other: Any) -> Any:
+def with_callback_lr_from(opt_state: Any, other: Any) -> Any:
     """Returns the optimizer's state with what callbacks asked of the rates in another one of the same form."""
     rates = iter(learning_rates(other))
     return map_learning_rates(lambda rate: rate.steered_as(next(rates)), opt_state)

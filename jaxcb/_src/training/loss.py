@@ -12,7 +12,7 @@ from jax import Array
 from jaxcb._src.core.metrics import is_mergeable
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.pytree import Struct
-from jaxcb._src.utils.validate import whole
+from jaxcb._src.utils.validate import check_int
 
 _LABELS = ("label", "labels", "y", "target", "targets")
 _KEYWORDS = ("key", "train", "controls", "state", "sample_weight")
@@ -44,7 +44,7 @@ class LossFunction:
         self.asked = _asked(loss_fn)
         self.class_weight = dict(class_weight) if class_weight else None
         for label in self.class_weight or ():
-            whole("fit", "each label of class_weight", label)
+            check_int("fit", "each label of class_weight", label)
         if self.class_weight and "sample_weight" not in self.asked:
             raise ValueError(
                 "class_weight was given, but loss_fn does not use it. Ask for the weights of the rows by keyword: "

@@ -14,13 +14,13 @@ import optax
 from jax import Array
 
 from jaxcb._src.training.train_state import TrainState
-from jaxcb._src.training.train_step import Proposal
+from jaxcb._src.training.train_step import PendingUpdate
 from jaxcb._src.utils.leaf_names import leaf_name
 from jaxcb._src.utils.pytree import Struct, static
-from jaxcb._src.utils.validate import whole
+from jaxcb._src.utils.validate import check_int
 
 
-class Look(Struct):
+class StepView(Struct):
     """What a probe sees of a step: all is known, the update is not yet applied.
 
     Attributes:
@@ -62,24 +62,24 @@ class Probe(Struct):
     """What `probe` returns.
 
     Attributes:
-        fn: a pure function of a `Look`.
+        fn: a pure function of a `StepView`.
         every: steps between two looks.
     """
 
-    fn: Callable[[Look], Any] = static()
+    fn: Callable[[StepView], Any] = static()
     every: int = static(default=1)
 
     def __post_init__(self) -> None:
         if not callable(self.fn):
-            raise TypeError(f"probe takes a function of one `Look`, got {type(self.fn).__name__}.")
-        whole("probe", "every", self.every, least=1)
+            raise TypeError(f"probe takes a function of one `StepView`, got {type(self.fn).__name__}.")
+        check_int("probe", "every", self.every, least=1)
 
 
-def probe(fn: Callable[[Look], Any], *, every: int = 1) -> Probe:
+def probe(fn: Callable[[StepView], Any], *, every: int = 1) -> Probe:
     """Makes a look inside the training step. It runs in the compiled step, and only when it is due.
 
     Args:
-        fn: a pure function of a `Look` (`params`, `grads`, `updates`, `batch`, `values`, `aux`, `state`) that
+        fn: a pure function of a `StepView` (`params`, `grads`, `updates`, `batch`, `values`, `aux`, `state`) that
             returns an array of fixed shape, or a dict of them.
         every: how often, in steps: due where the number of updates done is a multiple of it.
 
@@ -100,13 +100,13 @@ def probe(fn: Callable[[Look], Any], *, every: int = 1) -> Probe:
 
 def look(
     state: TrainState,
-    proposal: Proposal,
+    proposal: PendingUpdate,
     batch: Any,
     forward: Callable[[TrainState, Any], dict[str, Array]] | None = None,
-) -> Look:
+) -> StepView:
     """What probes and requests see of a step."""
     gradients = proposal.gradients
-    return Look(
+    return StepView(
         params=state.params,
         grads=gradients.grads,
         updates=proposal.updates,
@@ -118,7 +118,7 @@ def look(
     )
 
 
-def readings(name: str, own: Probe, seen: Look) -> dict[str, Array]:
+def readings(name: str, own: Probe, seen: StepView) -> dict[str, Array]:
     """Runs a probe; what fails names it.
 
     Returns:
@@ -136,12 +136,12 @@ def readings(name: str, own: Probe, seen: Look) -> dict[str, Array]:
 
 
 class _Norm(Struct):
-    """The norm of one part of a `Look`. Compares by value, so that equal probes are one."""
+    """The norm of one part of a `StepView`. Compares by value, so that equal probes are one."""
 
     of: str = static()
     per_layer: bool = static(default=False)
 
-    def __call__(self, seen: Look) -> Any:
+    def __call__(self, seen: StepView) -> Any:
         return _norms(getattr(seen, self.of), self.per_layer)
 
 
@@ -150,7 +150,7 @@ class _Ratio(Struct):
 
     per_layer: bool = static(default=False)
 
-    def __call__(self, seen: Look) -> Any:
+    def __call__(self, seen: StepView) -> Any:
         updates, params = _norms(seen.updates, self.per_layer), _norms(seen.params, self.per_layer)
         return jax.tree.map(lambda u, p: u / jnp.maximum(p, jnp.finfo(jnp.float32).tiny), updates, params)
 

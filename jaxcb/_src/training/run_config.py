@@ -15,7 +15,7 @@ from jaxcb._src.training.train_state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class Configuration:
+class RunConfig:
     """The configuration of one run, as far as numbers in it can be swept.
 
     Attributes:
@@ -36,7 +36,7 @@ class Configuration:
     controls: Mapping[str, float] = dataclasses.field(default_factory=dict)
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def without(self, fixed: tuple[str, ...]) -> "Configuration":
+    def without(self, fixed: tuple[str, ...]) -> "RunConfig":
         """Returns the configuration with some of the factory's numbers given to it as the Python values they are."""
         if not fixed:
             return self

@@ -31,11 +31,11 @@ from jaxcb._src.training.learning_rate import (
     hyperparameters,
     learning_rates,
     map_learning_rates,
-    steered_as,
+    with_callback_lr_from,
     with_hyperparameters,
 )
 from jaxcb._src.utils.errors import did_you_mean
-from jaxcb._src.utils.pytree import Struct, select, static, strong
+from jaxcb._src.utils.pytree import Struct, select, static, to_strong_type
 
 _PARTS = {
     "params": ("params",),
@@ -121,16 +121,16 @@ class TrainState(Struct):
             >>> int(state.apply_gradients({"w": jnp.ones(3)}).step)
             1
         """
-        params = jax.tree.map(strong, params)
+        params = jax.tree.map(to_strong_type, params)
         if opt_state is None and tx is not None:
             opt_state = jax.jit(tx.init)(params)
         key = jax.random.key(int(seed)) if isinstance(seed, numbers.Integral) else jnp.asarray(seed)
         state = cls(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            opt_state=jax.tree.map(strong, opt_state),
-            model_state=jax.tree.map(strong, model_state),
-            rngs=jax.tree.map(strong, rngs),
+            opt_state=jax.tree.map(to_strong_type, opt_state),
+            model_state=jax.tree.map(to_strong_type, model_state),
+            rngs=jax.tree.map(to_strong_type, rngs),
             controls={k: jnp.asarray(v, jnp.float32) for k, v in (controls or {}).items()},
             weights={},
             stop=jnp.zeros((), bool),
@@ -140,11 +140,11 @@ class TrainState(Struct):
         )
         return state if callbacks is None else state.with_slots(callbacks)
 
-    def begun(self) -> "TrainState":
+    def init_optimizer(self) -> "TrainState":
         """Returns the state with the optimizer's, which a run makes where it begins, so that no second one is held."""
         if self.tx is None or self.opt_state is not None:
             return self
-        return self.replace(opt_state=jax.tree.map(strong, self.tx.init(self.params)))
+        return self.replace(opt_state=jax.tree.map(to_strong_type, self.tx.init(self.params)))
 
     @classmethod
     def from_nnx(cls, model: Any, optimizer: Any, **kwargs: Any) -> "TrainState":
@@ -378,7 +378,7 @@ def _apply_weights(action: WeightAction, state: TrainState) -> TrainState:
 
     current, slot = jax.lax.cond(jnp.any(when), due, lambda *same: same, current, slot)
     if "opt_state" in current:  # what callbacks asked of the rate is no part of the weights, and stays
-        current["opt_state"] = steered_as(current["opt_state"], state.opt_state)
+        current["opt_state"] = with_callback_lr_from(current["opt_state"], state.opt_state)
     return state.replace(**current, weights={**state.weights, action.key: slot})
 
 

@@ -10,11 +10,11 @@ from jax import Array
 
 from jaxcb._src.core.actions.control import Restore, ScaleUpdates, SkipUpdate, Swap
 from jaxcb._src.core.actions.utils import as_actions
-from jaxcb._src.training.learning_rate import steered_as
+from jaxcb._src.training.learning_rate import with_callback_lr_from
 from jaxcb._src.training.loss import LossFunction
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.leaf_names import check_pattern, leaf_name, matches
-from jaxcb._src.utils.pytree import Struct, conform, select
+from jaxcb._src.utils.pytree import Struct, cast_like, select
 
 _EVALUATION = 0x6576616C  # sets the keys of an evaluation apart from those of training
 
@@ -37,7 +37,7 @@ class Gradients(Struct):
     aux: Any = None
 
 
-class Proposal(Struct):
+class PendingUpdate(Struct):
     """A step between its halves: the update is known and not yet applied."""
 
     gradients: Gradients
@@ -65,7 +65,7 @@ class Step:
     """
 
     def __init__(self, loss_fn: Callable[..., Any], *, class_weight: Mapping[int, float] | None = None) -> None:
-        self._gradients: Callable[[TrainState, Any], Gradients] = _OfLoss(LossFunction(loss_fn, class_weight))
+        self._gradients: Callable[[TrainState, Any], Gradients] = LossGradients(LossFunction(loss_fn, class_weight))
 
     @classmethod
     def from_gradients(cls, fn: Callable[[TrainState, Any], Any]) -> "Step":
@@ -86,21 +86,21 @@ class Step:
             0.5
         """
         step = object.__new__(cls)
-        step._gradients = _Given(fn)
+        step._gradients = CustomGradients(fn)
         return step
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        proposal = self.propose(state, batch)
+        proposal = self.compute_update(state, batch)
         return self.update(state, proposal), proposal.gradients.values
 
-    def propose(self, state: TrainState, batch: Any) -> Proposal:
+    def compute_update(self, state: TrainState, batch: Any) -> PendingUpdate:
         """Computes loss, gradients and updates; changes nothing."""
         if state.tx is None:
             raise ValueError("this TrainState was made without tx=, so a Step has no optimizer to update it with.")
         gradients = self._gradients(state, batch)
         tx, loss = optax.with_extra_args_support(state.tx), gradients.values["loss"]
         updates, opt_state = tx.update(gradients.grads, state.opt_state, state.params, value=loss, grad=gradients.grads)
-        return Proposal(gradients, updates, opt_state)
+        return PendingUpdate(gradients, updates, opt_state)
 
     def activations(self, state: TrainState, batch: Any) -> dict[str, Array]:
         """Runs the training forward pass of a batch, and returns what the model's modules return, by path.
@@ -116,7 +116,7 @@ class Step:
             )
         return adapter.activations(state.model(train=True), lambda model: loss_fn(model, batch, state, train=True).loss)
 
-    def update(self, state: TrainState, proposal: Proposal, actions: Any = None) -> TrainState:
+    def update(self, state: TrainState, proposal: PendingUpdate, actions: Any = None) -> TrainState:
         """Applies what was proposed, as far as `actions` of `on_before_update` let it."""
         updates, gradients = proposal.updates, proposal.gradients
         for action in as_actions(actions):
@@ -125,7 +125,7 @@ class Step:
         new = state.replace(
             params=optax.apply_updates(state.params, updates),
             # what callbacks asked of the rate between the halves holds from the next update on
-            opt_state=steered_as(proposal.opt_state, state.opt_state),
+            opt_state=with_callback_lr_from(proposal.opt_state, state.opt_state),
             model_state=gradients.model_state,
         )
         for action in as_actions(actions):
@@ -136,7 +136,7 @@ class Step:
         return new.replace(step=state.step + 1, rngs=gradients.rngs)
 
 
-class _OfLoss:
+class LossGradients:
     """The gradients of a loss function, by differentiating it."""
 
     def __init__(self, loss_fn: LossFunction) -> None:
@@ -152,11 +152,11 @@ class _OfLoss:
             return out.loss, (out.metrics, model_state, rngs, out.aux)
 
         (_, (values, model_state, rngs, aux)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        model_state = conform(model_state, state.model_state, "the model's state after loss_fn: ", error=ValueError)
+        model_state = cast_like(model_state, state.model_state, "the model's state after loss_fn: ", error=ValueError)
         return Gradients(grads, values, model_state, rngs, aux)
 
 
-class _Given:
+class CustomGradients:
     """Gradients that a user's function computes."""
 
     def __init__(self, fn: Callable[[TrainState, Any], Any]) -> None:
@@ -174,7 +174,7 @@ class _Given:
         grads, values, *model = result
         if not isinstance(values, Mapping) or "loss" not in values:
             raise ValueError("the function of Step.from_gradients must report a metric named 'loss'.")
-        grads = conform(grads, state.params, "the gradients of Step.from_gradients: ", error=ValueError)
+        grads = cast_like(grads, state.params, "the gradients of Step.from_gradients: ", error=ValueError)
         model_state, rngs = state.carried(model[0]) if model else (state.model_state, state.rngs)
         return Gradients(grads, dict(values), model_state, rngs)
 

@@ -124,15 +124,15 @@ def _register(cls: type) -> None:
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
 
-def strong(x: Any) -> Array:
+def to_strong_type(x: Any) -> Array:
     """Returns `x` as a strongly typed array: Python numbers become int32, float32 or bool."""
     x = jnp.asarray(x, dtype=_PYTHON_DTYPES.get(type(x)))
     return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x  # a PRNG key has none
 
 
-def strong_tree(tree: Any) -> Any:
+def to_strong_types(tree: Any) -> Any:
     """`strong` for each leaf."""
-    return jax.tree.map(strong, tree)
+    return jax.tree.map(to_strong_type, tree)
 
 
 def select(mask: Any, new: Any, old: Any) -> Any:
@@ -150,7 +150,7 @@ def select(mask: Any, new: Any, old: Any) -> Any:
     return jax.tree.map(choose, new, old)
 
 
-def conform(new: Any, old: Any, where: str, *, error: type[Exception] = CallbackError) -> Any:
+def cast_like(new: Any, old: Any, where: str, *, error: type[Exception] = CallbackError) -> Any:
     """Returns `new` in exactly the form of `old`: same structure, shapes and dtypes.
 
     Weakly typed results, and others of the same kind of dtype, are cast back.
@@ -186,10 +186,10 @@ def conform(new: Any, old: Any, where: str, *, error: type[Exception] = Callback
 
 def _conform_leaf(new: Any, old: Any, where: str, error: type[Exception]) -> Any:
     try:
-        new = strong(new)
+        new = to_strong_type(new)
     except TypeError as cause:
         raise error(f"{where}: {cause}") from None
-    old_dtype = old.dtype if hasattr(old, "dtype") else strong(old).dtype
+    old_dtype = old.dtype if hasattr(old, "dtype") else to_strong_type(old).dtype
     shape = old.shape if hasattr(old, "shape") else ()
     if new.shape != shape:
         raise error(f"{where} has shape {new.shape}, expected {shape} as at the start.")

@@ -11,7 +11,7 @@ def _concrete(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
-def whole(owner: str, name: str, value: Any, *, least: int = 0) -> Any:
+def check_int(owner: str, name: str, value: Any, *, least: int = 0) -> Any:
     """Requires a whole number of at least `least`, and returns it as an int."""
     if hasattr(value, "shape") and not isinstance(value, np.number):
         return value
@@ -20,7 +20,7 @@ def whole(owner: str, name: str, value: Any, *, least: int = 0) -> Any:
     return int(value)
 
 
-def number(owner: str, name: str, value: Any, *, least: float = -math.inf) -> Any:
+def check_number(owner: str, name: str, value: Any, *, least: float = -math.inf) -> Any:
     """Requires a finite number of at least `least`, and returns it as a float."""
     if hasattr(value, "shape") and not isinstance(value, np.number):
         return value
@@ -30,7 +30,7 @@ def number(owner: str, name: str, value: Any, *, least: float = -math.inf) -> An
     return float(value)
 
 
-def between(owner: str, name: str, value: Any, low: float, high: float) -> Any:
+def check_between(owner: str, name: str, value: Any, low: float, high: float) -> Any:
     """Requires a number strictly between `low` and `high`, and returns it as a float."""
     if hasattr(value, "shape") and not isinstance(value, np.number):
         return value
@@ -39,7 +39,7 @@ def between(owner: str, name: str, value: Any, low: float, high: float) -> Any:
     return float(value)
 
 
-def one_of(owner: str, name: str, value: Any, known: tuple[Any, ...]) -> None:
+def check_choice(owner: str, name: str, value: Any, known: tuple[Any, ...]) -> None:
     """Requires one of the known values."""
     if value not in known:
         raise ValueError(f"{owner}: {name} must be one of {', '.join(map(repr, known))}, got {value!r}.")

@@ -11,7 +11,7 @@ _CPU = {"xla_cpu_use_fusion_emitters": False}
 
 
 @functools.cache
-def quickly(platform: str) -> dict[str, Any]:
+def fast_compile_options(platform: str) -> dict[str, Any]:
     """Returns the compiler options for programs that are not steps, as far as this version of XLA knows them.
 
     Args:

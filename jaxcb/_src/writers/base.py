@@ -13,18 +13,18 @@ import numpy as np
 from jaxcb._src.core.actions.base import Action
 from jaxcb._src.core.actions.host import Call, Checkpoint, Profile, Summarize
 from jaxcb._src.core.actions.logging import (
-    HandOver,
     JSONLine,
+    LogCSV,
+    LogHistory,
+    LogHTTP,
+    LogProgress,
+    LogToFunction,
     MLflowLog,
-    Post,
     Print,
-    Progress,
-    Remember,
-    Row,
     WandbLog,
 )
 from jaxcb._src.core.actions.tensorboard import TensorBoardAction
-from jaxcb._src.distributed.processes import ALONE, Processes
+from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.utils.local_path import local_path, working_directory
 from jaxcb._src.writers.files import AppendFile
@@ -59,7 +59,7 @@ class Context:
         epochs: int | None,
         *,
         trial: bool = False,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         self.run_dir = run_dir
         self.began_in = working_directory()
@@ -138,12 +138,12 @@ class Context:
 
     def say(self, text: str) -> None:
         """Prints a line, unless the run is silent."""
-        if self.verbose != 0 and self.processes.leads:
+        if self.verbose != 0 and self.processes.is_primary:
             print(text, flush=True)
 
     def warn(self, text: str) -> None:
         """Warns of what the run goes on without; a silent run warns, too."""
-        if self.processes.leads:
+        if self.processes.is_primary:
             warnings.warn(f"jaxcb: {text}", RuntimeWarning, stacklevel=2)
 
 
@@ -196,14 +196,14 @@ W = TypeVar("W", bound=type[Writer])
 
 # built-in ones by name, so that what they import loads when it is used
 _BUILT_IN = {
-    Row: "jaxcb._src.writers.csv:CSVWriter",
-    Remember: "jaxcb._src.writers.history:HistoryWriter",
-    HandOver: "jaxcb._src.writers.scalars:HandOverWriter",
+    LogCSV: "jaxcb._src.writers.csv:CSVWriter",
+    LogHistory: "jaxcb._src.writers.history:HistoryWriter",
+    LogToFunction: "jaxcb._src.writers.scalars:HandOverWriter",
     JSONLine: "jaxcb._src.writers.scalars:JSONLinesWriter",
-    Post: "jaxcb._src.writers.http:PostWriter",
+    LogHTTP: "jaxcb._src.writers.http:PostWriter",
     WandbLog: "jaxcb._src.writers.scalars:WandbWriter",
     MLflowLog: "jaxcb._src.writers.mlflow:MLflowWriter",
-    Progress: "jaxcb._src.writers.progress:ProgressWriter",
+    LogProgress: "jaxcb._src.writers.progress:ProgressWriter",
     Print: "jaxcb._src.writers.progress:ProgressWriter",
     TensorBoardAction: "jaxcb._src.writers.tensorboard.writer:TensorBoardWriter",
     Call: "jaxcb._src.writers.host:CallWriter",

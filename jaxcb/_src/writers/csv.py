@@ -1,4 +1,4 @@
-"""CSV files of `Row` actions."""
+"""CSV files of `LogCSV` actions."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""`Performer`: gives each record to its writer."""
+"""`WriterDispatcher`: gives each record to its writer."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from jaxcb._src.utils.class_keys import class_key, entry_of
 from jaxcb._src.writers.base import Context, Writer, writer_for
 
 
-class Performer:
+class WriterDispatcher:
     """The writers of a run, one a class, made for the actions that the run can have.
 
     Args:
@@ -37,7 +37,7 @@ class Performer:
                 cls = writer_for(kind)
             except LookupError as error:
                 raise LookupError(f"{action.owner}: {error}") from None
-            if not self.context.processes.leads and not cls.everywhere:
+            if not self.context.processes.is_primary and not cls.everywhere:
                 self._of[kind] = None
                 return None
             if cls not in self.writers:

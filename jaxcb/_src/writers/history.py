@@ -34,7 +34,7 @@ class HistoryWriter(Writer):
             return
         self._shape = np.shape(action.when)
         dtypes = {name: value.dtype for name, value in action.values.items()}
-        if self.context.processes.leads:
+        if self.context.processes.is_primary:
             rates = [n for n in _RATES if n in action.values]
             names = sorted(set(action.values) - set(rates))
             path = self.context.run_dir / "history.csv"
@@ -42,7 +42,7 @@ class HistoryWriter(Writer):
             file = self.context.append_file(path, "CSV file")
             whose = ["member"] if self._shape else []
             self._table = Table(file, [*whose, "step", "epoch", *rates, *names], grows=True)
-        for moment in self.context.processes.agree(lambda: self._read_back(dtypes)):
+        for moment in self.context.processes.broadcast_from_primary(lambda: self._read_back(dtypes)):
             self.history.add(*moment)
         self._gone = [name for name in self.history if name not in dtypes]
 

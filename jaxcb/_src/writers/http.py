@@ -1,4 +1,4 @@
-"""`Post` actions: records sent to a web service."""
+"""`LogHTTP` actions: records sent to a web service."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 from urllib.request import Request, urlopen
 
 from jaxcb._src.writers.base import Writer
-from jaxcb._src.writers.queue import Outbox, RefusedError
+from jaxcb._src.writers.queue import AsyncSender, RefusedError
 from jaxcb._src.writers.scalars import fresh_scalars_of, json_numbers
 
 _COME_AGAIN = (408, 425, 429)  # of the 4xx, those that ask for another attempt
@@ -19,12 +19,12 @@ class PostWriter(Writer):
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
-        self._outboxes: dict[str, tuple[Outbox, float]] = {}
+        self._outboxes: dict[str, tuple[AsyncSender, float]] = {}
 
     def prepare(self, action: Any) -> None:
         if action.owner not in self._outboxes:
             host = urlsplit(action.url).netloc.rpartition("@")[2]  # no password
-            outbox = Outbox(
+            outbox = AsyncSender(
                 f"{action.owner} at {host}",
                 lambda requests: _send(requests, action.timeout),
                 self.context.warn,

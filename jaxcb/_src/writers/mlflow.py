@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from jaxcb._src.writers.base import Writer
-from jaxcb._src.writers.queue import Outbox, RefusedError
+from jaxcb._src.writers.queue import AsyncSender, RefusedError
 from jaxcb._src.writers.scalars import fresh_floats
 
 _WAITING = 10_000  # records
@@ -20,7 +20,7 @@ class MLflowWriter(Writer):
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
-        self._outboxes: dict[str, Outbox] = {}
+        self._outboxes: dict[str, AsyncSender] = {}
 
     def prepare(self, action: Any) -> None:
         if importlib.util.find_spec("mlflow") is None:
@@ -32,7 +32,7 @@ class MLflowWriter(Writer):
             return
         if owner not in self._outboxes:
             send = _Run(record.action).send
-            outbox = Outbox(f"{owner}'s MLflow", send, self.context.warn, capacity=_WAITING, batch=_AT_ONCE)
+            outbox = AsyncSender(f"{owner}'s MLflow", send, self.context.warn, capacity=_WAITING, batch=_AT_ONCE)
             self._outboxes[owner] = outbox
             self._outboxes[owner].put({})  # makes the run
         values = fresh_floats(record.action)

@@ -54,7 +54,7 @@ class CheckpointWriter(Writer):
         zeros = jax.tree.map(lambda x: np.zeros((), x.dtype), action.values)
         path = self._path(action.replace(values=zeros), step=0, epoch=0, batch=0)
         _orbax.check_place(path)
-        if self.context.processes.leads:
+        if self.context.processes.is_primary:
             check_writable(path.parent, "checkpoints")
             if not action.when.shape:
                 _refuse_others(path)
@@ -103,11 +103,11 @@ class CheckpointWriter(Writer):
             note = f"This happened while saving {path} for {action.owner}, {place}."
             with _noted(note):
                 self.context.claim(path, action.owner)
-                if self.context.processes.leads:
+                if self.context.processes.is_primary:
                     _refuse_others(path)
                 _refuse_same_names(own)
                 # of several processes it is begun where no step is under way
-                if not action.async_ or self.context.processes.several:
+                if not action.async_ or self.context.processes.is_multiprocess:
                     self._save(own, facts, key, new, action, note)
                     continue
             self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="jaxcb-checkpoint")
@@ -131,7 +131,7 @@ class CheckpointWriter(Writer):
         stay = {k.path for k in kept[-(action.max_to_keep or 1) :] + ranked[: action.keep_best or 0]}
         for old in kept:
             if old.path not in stay:
-                if self.context.processes.leads:
+                if self.context.processes.is_primary:
                     self._delete(old)
                 if old.path in self.context.files:
                     self.context.files.remove(old.path)
@@ -249,7 +249,7 @@ def _fits(path: Path, template: Path, of_member: bool) -> bool:
 
 def _save(path: Path, tree: Any, facts: dict[str, Any], run: str, processes: Processes) -> None:
     """Saves so that at any time a complete checkpoint is there: the old one goes when the new one is complete."""
-    new = processes.agree(lambda: str(_exports.begin(path, run)))
+    new = processes.broadcast_from_primary(lambda: str(_exports.begin(path, run)))
     _orbax.save(new, tree, custom_metadata=facts)  # its overwrite=True deletes first and then saves
-    if processes.leads:
+    if processes.is_primary:
         _exports.finish(path, run)

@@ -9,11 +9,11 @@ import numpy as np
 
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.actions.utils import fill
-from jaxcb._src.core.metrics import told_mode
+from jaxcb._src.core.metrics import infer_mode_or_none
 from jaxcb._src.writers.base import Writer, by_member
 
 
-class Standing:
+class BestSoFar:
     """Keeps the best report of a population of the metric that tells most: of a validation, and a loss if there is one.
 
     Args:
@@ -23,10 +23,10 @@ class Standing:
 
     def __init__(self, members: int, names: Any) -> None:
         self.members, self.alive = members, members
-        known = [name for name in names if told_mode(name) is not None]
+        known = [name for name in names if infer_mode_or_none(name) is not None]
         order = sorted(known, key=lambda n: (not n.startswith("val_"), not n.endswith("loss"), len(n)))
         self.name = order[0] if order else None
-        self._mode = told_mode(self.name) if self.name else None
+        self._mode = infer_mode_or_none(self.name) if self.name else None
         self._best: tuple[float, int] | None = None
 
     def take(self, values: Mapping[str, Any], fresh: Mapping[str, Any], when: Any) -> None:
@@ -65,7 +65,7 @@ class ProgressWriter(Writer):
         self._lines: list[str] = []  # to be printed above the bar
         self._shown_epoch = 0
         self._last: tuple[float, int] | None = None
-        self._standing: Standing | None = None  # of a population
+        self._standing: BestSoFar | None = None  # of a population
 
     def prepare(self, action: Any) -> None:
         if isinstance(action, Print):
@@ -73,7 +73,7 @@ class ProgressWriter(Writer):
         tty = sys.stdout.isatty()
         self._live = action.verbose == 1 or (action.verbose == "auto" and tty)
         if np.shape(action.when):
-            self._standing = Standing(np.shape(action.when)[0], action.values)
+            self._standing = BestSoFar(np.shape(action.when)[0], action.values)
 
     def write(self, record: Any) -> None:
         if isinstance(record.action, Print):

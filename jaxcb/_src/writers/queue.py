@@ -1,4 +1,4 @@
-"""`Outbox`: sends records to a service from a thread, so that the run never waits for it."""
+"""`AsyncSender`: sends records to a service from a thread, so that the run never waits for it."""
 
 import threading
 from collections import deque
@@ -12,7 +12,7 @@ class RefusedError(Exception):
     """The service answered and will not take it, so that sending it again is of no use."""
 
 
-class Outbox:
+class AsyncSender:
     """A bounded queue and the thread that empties it, in order.
 
     What could not be sent is tried again, after pauses that grow, until the queue is full; then the oldest gives

@@ -9,13 +9,13 @@ import numpy as np
 
 from jaxcb._src.core.actions.base import HostAction, LogAction
 from jaxcb._src.core.actions.control import Stop
-from jaxcb._src.core.actions.utils import answers, as_actions, check_request, fill, is_request
+from jaxcb._src.core.actions.utils import as_actions, check_lazy, fill, is_lazy, materialize
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import chain
 from jaxcb._src.utils.local_path import local_path
-from jaxcb._src.utils.pytree import strong_tree
+from jaxcb._src.utils.pytree import to_strong_types
 from jaxcb._src.writers.base import Context
-from jaxcb._src.writers.dispatch import Performer, close_all
+from jaxcb._src.writers.dispatch import WriterDispatcher, close_all
 from jaxcb._src.writers.run_handle import Record, Run
 
 
@@ -56,7 +56,7 @@ class Recorder:
             directory.mkdir(parents=True, exist_ok=True)
         self._run = Run(directory)
         self._context = Context(directory, self._run, verbose, None)
-        self._performer = Performer(self._context)
+        self._performer = WriterDispatcher(self._context)
         given = (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks or ())
         self._owners = None if callbacks is None else set(chain(*given).names)
         self._known: set[Any] = set()
@@ -98,7 +98,7 @@ class Recorder:
                 raise ValueError("perform needs the moment: pass the train state, or step=.")
             step = train_state.step
         self._run._hold(train_state)
-        own = tuple(strong_tree(a) for a in as_actions(actions) if isinstance(a, LogAction | HostAction | Stop))
+        own = tuple(to_strong_types(a) for a in as_actions(actions) if isinstance(a, LogAction | HostAction | Stop))
         own = tuple(a for asked in own for a in _answered(asked, train_state))
         for action in own:
             self._prepare(action)
@@ -132,7 +132,7 @@ class Recorder:
 
 def _answered(action: Any, train_state: Any) -> tuple[Any, ...]:
     """What a request stands for; other actions as they are."""
-    if not is_request(action):
+    if not is_lazy(action):
         return (action,)
     if np.ndim(action.when):
         raise ValueError(
@@ -141,10 +141,10 @@ def _answered(action: Any, train_state: Any) -> tuple[Any, ...]:
         )
     if not action.when:
         return ()
-    check_request(action, "a hand-written loop")
+    check_lazy(action, "a hand-written loop")
     if train_state is None:
         raise ValueError(f"{type(action).__name__}(of={action.of!r}) looks at the run: pass the train state.")
-    return answers(action, train_state)
+    return materialize(action, train_state)
 
 
 def _records(actions: tuple[Any, ...], step: np.ndarray, epoch: int) -> Any:

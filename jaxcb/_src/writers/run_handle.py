@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxcb._src.inspection.traced_step import TracedStep
-from jaxcb._src.sharding.arrays import own
+from jaxcb._src.sharding.arrays import local_copy
 from jaxcb._src.training.train_state import TrainState
 
 
@@ -42,7 +42,7 @@ class Run:
     def state(self) -> TrainState:
         """The train state, as copies that stay valid; of several processes, on the devices of this one."""
         if self._state is None:
-            self._state = jax.tree.map(own, self._carry().train)
+            self._state = jax.tree.map(local_copy, self._carry().train)
         assert self._state is not None
         return self._state
 

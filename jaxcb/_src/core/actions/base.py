@@ -34,14 +34,14 @@ class HostAction(Action):
     """An action that needs the live run on the host."""
 
 
-class RequestAction(LogAction):
+class LazyLogAction(LogAction):
     """A log action that may be a request: the run computes what it carries on the device, only when it fires.
 
     A subclass defines `answer`.
 
     Attributes:
         of: what it is about: "params", "grads", "updates", "activations" (the outputs of a Flax model's modules), or
-            a function that returns a tree of arrays: in `on_before_update` of a `Look`, elsewhere of the train state.
+            a function that returns a tree of arrays: in `on_before_update` of a `StepView`, elsewhere of the train state.
             None where the action carries values of its own. Of the words "params" alone is known everywhere, the
             others in `on_before_update`.
         where: pattern of the paths that it is about.

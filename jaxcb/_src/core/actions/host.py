@@ -7,7 +7,7 @@ from typing import Any
 from jaxcb._src.core.actions.base import HostAction
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import one_of, whole
+from jaxcb._src.utils.validate import check_choice, check_int
 
 
 class Call(HostAction):
@@ -52,11 +52,11 @@ class Checkpoint(HostAction):
 
     def __post_init__(self) -> None:
         self._set("path", path_text("Checkpoint", "path", self.path))
-        one_of("Checkpoint", "what", self.what, ("model", "state"))
-        one_of("Checkpoint", "mode", self.mode, ("min", "max"))
+        check_choice("Checkpoint", "what", self.what, ("model", "state"))
+        check_choice("Checkpoint", "mode", self.mode, ("min", "max"))
         for name in ("max_to_keep", "keep_best"):
             if getattr(self, name) is not None:
-                self._set(name, whole("Checkpoint", name, getattr(self, name), least=1))
+                self._set(name, check_int("Checkpoint", name, getattr(self, name), least=1))
         if self.keep_best is not None and self.value is None:
             raise ValueError("Checkpoint: keep_best needs value=, which it ranks by.")
 

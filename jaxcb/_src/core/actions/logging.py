@@ -9,7 +9,7 @@ from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import static
 
 
-class Row(LogAction):
+class LogCSV(LogAction):
     """One row of a table in a file.
 
     Attributes:
@@ -30,14 +30,14 @@ class Row(LogAction):
         self._set("path", path_text("Row", "path", self.path))
 
 
-class Remember(LogAction):
+class LogHistory(LogAction):
     """One row of the run's own history (`result.history`, `history.csv`)."""
 
     values: dict[str, Any]
     fresh: dict[str, Any]
 
 
-class Progress(LogAction):
+class LogProgress(LogAction):
     """The figures of a finished epoch for the progress display.
 
     Attributes:
@@ -70,7 +70,7 @@ class ReportAction(LogAction):
     fresh: dict[str, Any]
 
 
-class HandOver(ReportAction):
+class LogToFunction(ReportAction):
     """Hands the fresh values to a function: `fn(step, {name: float})`."""
 
     fn: Callable[[int, dict[str, float]], Any] = static()
@@ -91,7 +91,7 @@ class JSONLine(ReportAction):
         self._set("path", path_text("JSONLine", "path", self.path))
 
 
-class Post(ReportAction):
+class LogHTTP(ReportAction):
     """Sends epoch, step and the fresh values to a web service, by HTTP POST.
 
     Attributes:

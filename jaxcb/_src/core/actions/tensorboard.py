@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
-from jaxcb._src.core.actions.base import LogAction, RequestAction
+from jaxcb._src.core.actions.base import LazyLogAction, LogAction
 from jaxcb._src.utils.images import as_picture, as_pixels
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import one_of
+from jaxcb._src.utils.validate import check_choice
 
 if TYPE_CHECKING:
     from jax.extend import core  # imports Pallas
@@ -49,7 +49,7 @@ class SeriesAction(TensorBoardAction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(type(self).__name__, "by", self.by, ("step", "epoch"))
+        check_choice(type(self).__name__, "by", self.by, ("step", "epoch"))
 
 
 class Scalars(SeriesAction):
@@ -73,7 +73,7 @@ class Scalars(SeriesAction):
                 )
 
 
-class OfArrays(SeriesAction, RequestAction):
+class OfArrays(SeriesAction, LazyLogAction):
     """Abstract: a series action of one array, or a request for one of each array of a tree."""
 
     tag: str = static()
@@ -114,7 +114,7 @@ class Histogram(OfArrays):
         tag: its name.
         bins: how many of equal width, from the smallest value to the largest.
         of: in place of values: "params", "grads", "updates" or "activations" (the outputs of a Flax model's modules),
-            or a function, as for every `RequestAction`.
+            or a function, as for every `LazyLogAction`.
         where: pattern of the paths that are looked at, for `of`.
         counts: values in each, int32 (bins,).
         limits: of the bins, float32 (bins + 1,).
@@ -229,7 +229,7 @@ class Embedding(OfArrays):
         sprites: a picture for each row, (rows, height, width), or with 1, 3 or 4 channels behind; uint8, or floats in
             [0, 1].
         of: in place of vectors: "params", or a function of the train state, such as one that runs the model; in
-            `on_before_update` of a `Look`. Of what it returns each matrix is one embedding, `tag/path`.
+            `on_before_update` of a `StepView`. Of what it returns each matrix is one embedding, `tag/path`.
         where: pattern of the paths that are looked at, for `of`.
 
     Example:
@@ -304,7 +304,7 @@ class Graph(TensorBoardAction):
         self._set("outputs", (self.outputs,) if isinstance(self.outputs, str) else tuple(self.outputs))
 
 
-class Configuration(TensorBoardAction):
+class LogConfiguration(TensorBoardAction):
     """What was set for the run, as a table on TensorBoard's Text page: `fit`'s arguments and the callbacks'.
 
     Attributes:
@@ -350,7 +350,7 @@ class HParams(TensorBoardAction):
                 raise ValueError(f"HParams: final takes scalars, got {name!r} of shape {jnp.shape(value)}.")
 
 
-class Figure(SeriesAction, RequestAction):
+class Figure(SeriesAction, LazyLogAction):
     """A picture in TensorBoard that a function draws on the host, with matplotlib or as an array.
 
     Attributes:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxcb._src.core.actions.base import Action, RequestAction
+from jaxcb._src.core.actions.base import Action, LazyLogAction
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.utils.leaf_names import leaf_name
 
@@ -91,12 +91,12 @@ _ALWAYS = ("params",)
 _BETWEEN = ("grads", "updates", "activations")  # known between the two halves of a step
 
 
-def is_request(action: Action) -> TypeGuard[RequestAction]:
+def is_lazy(action: Action) -> TypeGuard[LazyLogAction]:
     """Whether an action asks for what it is to carry."""
-    return isinstance(action, RequestAction) and action.of is not None
+    return isinstance(action, LazyLogAction) and action.of is not None
 
 
-def check_request(action: RequestAction, hook: str) -> None:
+def check_lazy(action: LazyLogAction, hook: str) -> None:
     """Requires that what an action asks for is known in a hook.
 
     Raises:
@@ -113,12 +113,12 @@ def check_request(action: RequestAction, hook: str) -> None:
         )
 
 
-def answers(action: RequestAction, seen: Any) -> tuple[RequestAction, ...]:
+def materialize(action: LazyLogAction, seen: Any) -> tuple[LazyLogAction, ...]:
     """Computes what an action asks for; pure.
 
     Args:
         action: a request.
-        seen: a `Look`, or elsewhere than between the halves of a step the train state.
+        seen: a `StepView`, or elsewhere than between the halves of a step the train state.
 
     Returns:
         Actions that carry it, of the same `when` and owner.

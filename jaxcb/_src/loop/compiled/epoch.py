@@ -7,31 +7,31 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcb._src.loop.compiled.metric_accumulator import Window
+from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator
 from jaxcb._src.loop.compiled.program import Program
-from jaxcb._src.loop.compiled.state import Carry, Inputs, Latest
+from jaxcb._src.loop.compiled.state import Inputs, LastReported, LoopState
 from jaxcb._src.utils.pytree import select
 
 
-def begin(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
+def begin(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
     """The moment before the first step of a run."""
     metrics = program.metrics(inputs, carry, {}, last=False)
-    carry, rings, _ = program.moment("on_train_begin", inputs, carry, rings, metrics)
+    carry, rings, _ = program.run_hook("on_train_begin", inputs, carry, rings, metrics)
     return carry, rings
 
 
-def open_epoch(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
+def open_epoch(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
     """Begins an epoch: its order of rows, and `on_epoch_begin`."""
     carry, rings = _part(program, inputs, carry, rings)  # who has stopped since the last one has no part in this one
     metrics = program.metrics(inputs, carry, {}, last=False)
     alive = _alive(program, carry)
-    carry, rings, _ = program.moment("on_epoch_begin", inputs, carry, rings, metrics, alive=alive)
+    carry, rings, _ = program.run_hook("on_epoch_begin", inputs, carry, rings, metrics, alive=alive)
     carry, rings = _part(program, inputs, carry, rings)
     order = program.layout.new_order(inputs.key, carry.epoch) if carry.order is not None else None
     return carry.replace(order=order, opened=jnp.ones((), bool)), rings
 
 
-def begin_eval(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
+def begin_eval(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
     """The moment before a validation."""
     alive = _alive(program, carry)
     metrics = program.metrics(
@@ -40,13 +40,13 @@ def begin_eval(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tu
         carry.latest.values,
         last=True,
         reported=carry.latest.reported,
-        closes=program.at.closing(inputs, carry),
+        closes=program.predicates.closing(inputs, carry),
     )
-    carry, rings, _ = program.moment("on_eval_begin", inputs, carry, rings, metrics, alive=alive)
+    carry, rings, _ = program.run_hook("on_eval_begin", inputs, carry, rings, metrics, alive=alive)
     return carry, rings
 
 
-def evaluate(program: Program, inputs: Inputs, carry: Carry) -> dict[str, Array]:
+def evaluate(program: Program, inputs: Inputs, carry: LoopState) -> dict[str, Array]:
     """Validates on the resident sets: full batches in a loop, and the smaller last one."""
     out = {}
     for own in program.evals:
@@ -56,7 +56,9 @@ def evaluate(program: Program, inputs: Inputs, carry: Carry) -> dict[str, Array]
         def rows(start: Any, size: int, data: Any = data) -> Any:
             return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), data)
 
-        def body(i: Array, window: Window, rows: Any = rows, size: int = own.batch_size) -> Window:
+        def body(
+            i: Array, window: MetricAccumulator, rows: Any = rows, size: int = own.batch_size
+        ) -> MetricAccumulator:
             return program.eval_batch(window, carry.train, rows(i * size, size), i)
 
         first = jax.eval_shape(lambda rows=rows, size=own.batch_size if full else rest: rows(0, size))
@@ -68,25 +70,25 @@ def evaluate(program: Program, inputs: Inputs, carry: Carry) -> dict[str, Array]
 
 
 def end_eval(
-    program: Program, inputs: Inputs, carry: Carry, rings: Any, values: Mapping[str, Any]
-) -> tuple[Carry, Any]:
+    program: Program, inputs: Inputs, carry: LoopState, rings: Any, values: Mapping[str, Any]
+) -> tuple[LoopState, Any]:
     """Takes a validation's values in, and runs `on_eval_end`."""
     alive = _alive(program, carry)
     latest = _report(carry, values, alive)
-    closes = program.at.closing(inputs, carry)
+    closes = program.predicates.closing(inputs, carry)
     carry = carry.replace(latest=latest, evaluated=carry.step)
     metrics = program.metrics(inputs, carry, latest.values, last=True, reported=latest.reported, closes=closes)
-    carry, rings, _ = program.moment("on_eval_end", inputs, carry, rings, metrics, alive=alive)
+    carry, rings, _ = program.run_hook("on_eval_end", inputs, carry, rings, metrics, alive=alive)
     return carry, rings
 
 
-def close_epoch(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
+def close_epoch(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
     """Ends an epoch: its means, `on_epoch_end`, and the position of the next one."""
     alive = _alive(program, carry)
     latest = _report_windows(carry, alive)
     carry = carry.replace(latest=latest)
     metrics = program.metrics(inputs, carry, latest.values, last=True, reported=latest.reported, closes=True)
-    carry, rings, _ = program.moment("on_epoch_end", inputs, carry, rings, metrics, alive=alive)
+    carry, rings, _ = program.run_hook("on_epoch_end", inputs, carry, rings, metrics, alive=alive)
     carry = carry.replace(
         windows={name: window.cleared() for name, window in carry.windows.items()},
         epoch=carry.epoch + 1,
@@ -98,30 +100,30 @@ def close_epoch(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> t
     return _part(program, inputs, carry, rings)
 
 
-def cross(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
+def validate_and_close_if_due(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
     """Does what stands between two stretches of steps: a validation on resident rows, the epoch's end."""
 
-    def validate(carry: Carry, rings: Any) -> tuple[Carry, Any]:
+    def validate(carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
         carry, rings = begin_eval(program, inputs, carry, rings)
         return end_eval(program, inputs, carry, rings, evaluate(program, inputs, carry))
 
     if program.evals and not program.host_eval:
-        carry, rings = jax.lax.cond(program.at.eval_due(inputs, carry), validate, _same, carry, rings)
-    return close_if_due(program, inputs, carry, rings)
+        carry, rings = jax.lax.cond(program.predicates.eval_due(inputs, carry), validate, _same, carry, rings)
+    return close_epoch_if_due(program, inputs, carry, rings)
 
 
-def close_if_due(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
+def close_epoch_if_due(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
     """Ends the epoch where it is to end."""
-    closing = program.at.closing(inputs, carry)
+    closing = program.predicates.closing(inputs, carry)
     return jax.lax.cond(closing, lambda c, r: close_epoch(program, inputs, c, r), _same, carry, rings)
 
 
-def end(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
+def end(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
     """The moment after the last epoch, for those who have not had it."""
     return _end(program, inputs, carry, rings, _alive(program, carry))
 
 
-def _part(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[Carry, Any]:
+def _part(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
     """Ends the run of members that have stopped: their last moment comes when it would come for each alone."""
     if program.members is None:
         return carry, rings
@@ -133,28 +135,28 @@ def _part(program: Program, inputs: Inputs, carry: Carry, rings: Any) -> tuple[C
     return carry.replace(ended=carry.ended | parting), rings
 
 
-def _end(program: Program, inputs: Inputs, carry: Carry, rings: Any, who: Any) -> tuple[Carry, Any]:
+def _end(program: Program, inputs: Inputs, carry: LoopState, rings: Any, who: Any) -> tuple[LoopState, Any]:
     """The last moment, of a run or of some of its members."""
     closed = carry.epoch
     carry = carry.replace(epoch=jnp.maximum(closed - 1, 0))  # it belongs to the last epoch
     metrics = program.metrics(
         inputs, carry, carry.latest.values, last=True, reported=carry.latest.reported, closes=True
     )
-    carry, rings, _ = program.moment("on_train_end", inputs, carry, rings, metrics, alive=who)
+    carry, rings, _ = program.run_hook("on_train_end", inputs, carry, rings, metrics, alive=who)
     return carry.replace(epoch=closed), rings
 
 
-def _report(carry: Carry, values: Mapping[str, Any], alive: Any) -> Latest:
+def _report(carry: LoopState, values: Mapping[str, Any], alive: Any) -> LastReported:
     new = {name: jnp.asarray(v, jnp.float32) for name, v in values.items()}
     if alive is not None:
         new = select(alive, new, {name: carry.latest.values[name] for name in new})
-    return Latest(
+    return LastReported(
         {**carry.latest.values, **new},
         {**carry.latest.reported, **dict.fromkeys(new, carry.step)},
     )
 
 
-def _report_windows(carry: Carry, alive: Any) -> Latest:
+def _report_windows(carry: LoopState, alive: Any) -> LastReported:
     """Takes the epoch's means in; a probe that was never due in it reports nothing."""
     latest = _report(carry, carry.windows[""].means(), alive)
     for name, window in carry.windows.items():
@@ -164,7 +166,7 @@ def _report_windows(carry: Carry, alive: Any) -> Latest:
     return latest
 
 
-def _alive(program: Program, carry: Carry) -> Any:
+def _alive(program: Program, carry: LoopState) -> Any:
     """The members whose last epoch is not closed yet; None in a single run."""
     return None if program.members is None else ~carry.ended
 

@@ -10,24 +10,24 @@ import numpy as np
 
 from jaxcb._src.loop.compiled import epoch as boundary
 from jaxcb._src.loop.compiled.program import Program
-from jaxcb._src.loop.compiled.record_buffer import Packing
-from jaxcb._src.loop.compiled.state import Carry, Inputs, Status
+from jaxcb._src.loop.compiled.record_buffer import TreePacker
+from jaxcb._src.loop.compiled.state import Inputs, LoopState, Status
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
-from jaxcb._src.utils.xla import quickly
+from jaxcb._src.utils.xla import fast_compile_options
 
 
-class Live(NamedTuple):
+class DeviceState(NamedTuple):
     """A carry between dispatches: flat, because flattening a large model costs more than a small step."""
 
     leaves: list[Any]
     tree: Any
 
     @classmethod
-    def of(cls, carry: Carry) -> "Live":
+    def of(cls, carry: LoopState) -> "DeviceState":
         """Flattens."""
         return cls(*jax.tree.flatten(carry))
 
-    def carry(self) -> Carry:
+    def carry(self) -> LoopState:
         """Rebuilds; the arrays are the run's own and are gone after its next dispatch."""
         return jax.tree.unflatten(self.tree, self.leaves)
 
@@ -88,16 +88,18 @@ class Compiled:
 
         self._part = part
 
-    def lower(self, live: Live, *rest: Any) -> Any:
+    def lower(self, live: DeviceState, *rest: Any) -> Any:
         """The program, lowered for these arguments."""
         return self._used(lambda program, *arguments: program.lower(*arguments), live, *rest)
 
-    def __call__(self, live: Live, *rest: Any) -> Any:
+    def __call__(self, live: DeviceState, *rest: Any) -> Any:
         self._count()
-        new, out = self._placement.settle(self._used(lambda program, *arguments: program(*arguments), live, *rest))
-        return (Live(_with(live.leaves, self._places, new), live.tree), *out)
+        new, out = self._placement.block_if_needed(
+            self._used(lambda program, *arguments: program(*arguments), live, *rest)
+        )
+        return (DeviceState(_with(live.leaves, self._places, new), live.tree), *out)
 
-    def _used(self, use: Callable[..., Any], live: Live, *rest: Any) -> Any:
+    def _used(self, use: Callable[..., Any], live: DeviceState, *rest: Any) -> Any:
         """Returns `use(program, *arguments)`: the leaves that travel are donated, the others are not."""
         while True:
             program = self._program(live)
@@ -108,13 +110,13 @@ class Compiled:
             except _Wider as wider:  # while it was traced, so that nothing is donated yet
                 self._places, self._jitted = wider.places, None
 
-    def _program(self, live: Live) -> Any:
+    def _program(self, live: DeviceState) -> Any:
         """The jitted function, for a carry that lies as this one does."""
         if self._jitted is None:
             if not self._narrow:
                 self._places = list(range(len(live.leaves)))
-            how: dict[str, Any] = self._placement.outputs([live.leaves[i] for i in self._places])
-            how["compiler_options"] = {} if self._steps else quickly(self._placement.platform)
+            how: dict[str, Any] = self._placement.jit_out_shardings([live.leaves[i] for i in self._places])
+            how["compiler_options"] = {} if self._steps else fast_compile_options(self._placement.platform)
             self._jitted = jax.jit(self._part, static_argnums=2, donate_argnums=self._donated, **how)
         return self._jitted
 
@@ -148,7 +150,7 @@ class Executor:
     def __init__(self, program: Program, placement: Placement = ONE_DEVICE) -> None:
         self.program, self.placement = program, placement
         self.dispatches = 0
-        self._packing: Packing | None = None  # of the status, known once a program was traced
+        self._packing: TreePacker | None = None  # of the status, known once a program was traced
         self._begin = self._compiled(self._run_begin)
         self._end = self._compiled(self._run_end)
         self._stop = self._compiled(
@@ -167,10 +169,10 @@ class Executor:
     def _count(self) -> None:
         self.dispatches += 1
 
-    def _tell(self, inputs: Inputs, carry: Carry) -> dict[str, Any]:
+    def _tell(self, inputs: Inputs, carry: LoopState) -> dict[str, Any]:
         """What the host is told, packed: each array that it fetches costs as much as many numbers in one. Traced."""
         status = self.program.status(inputs, carry)
-        self._packing = Packing(status)
+        self._packing = TreePacker(status)
         return self._packing.row(status)
 
     def told(self, status: dict[str, np.ndarray]) -> Status:
@@ -179,35 +181,37 @@ class Executor:
         rows = self._packing.unpack({name: row[None] for name, row in status.items()})
         return jax.tree.map(lambda x: x[0], rows)
 
-    def begin(self, live: Live, inputs: Inputs) -> tuple[Live, Output]:
+    def begin(self, live: DeviceState, inputs: Inputs) -> tuple[DeviceState, Output]:
         """Runs `on_train_begin`."""
         live, rings, status = self._begin(live, inputs)
         return live, Output(rings, status)
 
-    def end(self, live: Live, inputs: Inputs) -> tuple[Live, Output]:
+    def end(self, live: DeviceState, inputs: Inputs) -> tuple[DeviceState, Output]:
         """Runs `on_train_end`."""
         live, rings, status = self._end(live, inputs)
         return live, Output(rings, status)
 
-    def resume(self, live: Live) -> Live:
+    def resume(self, live: DeviceState) -> DeviceState:
         """Lets a run go on whose waiting host actions were performed."""
         return self._resume(live)[0]
 
-    def request_stop(self, live: Live) -> Live:
+    def request_stop(self, live: DeviceState) -> DeviceState:
         """Stops a run from the host."""
         return self._stop(live)[0]
 
-    def execute(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Any) -> tuple[Live, Output]:
+    def execute(
+        self, live: DeviceState, inputs: Inputs, batches: Iterable[Any], place: Any
+    ) -> tuple[DeviceState, Output]:
         """Runs a stretch of steps with the boundaries among them. Does not wait for it."""
         raise NotImplementedError
 
     def validate(
         self,
-        live: Live,
+        live: DeviceState,
         inputs: Inputs,
         sets: Mapping[str, Iterable[Any]],
-        evaluate: Callable[[Live], dict[str, Any]],
-    ) -> tuple[Live, Output]:
+        evaluate: Callable[[DeviceState], dict[str, Any]],
+    ) -> tuple[DeviceState, Output]:
         """Runs a validation whose batches, or values, come from the host.
 
         Args:
@@ -228,25 +232,25 @@ class Executor:
         live, rings, status = self._end_eval(live, inputs, rings, windows, evaluate(live))
         return live, Output(rings, status)
 
-    def _run_begin(self, carry: Carry, inputs: Inputs) -> Any:
-        carry, rings = boundary.begin(self.program, inputs, carry, self.program.rings.empty())
+    def _run_begin(self, carry: LoopState, inputs: Inputs) -> Any:
+        carry, rings = boundary.begin(self.program, inputs, carry, self.program.buffers.empty())
         return carry, rings, self._tell(inputs, carry)
 
-    def _run_end(self, carry: Carry, inputs: Inputs) -> Any:
-        carry, rings = boundary.end(self.program, inputs, carry, self.program.rings.empty())
+    def _run_end(self, carry: LoopState, inputs: Inputs) -> Any:
+        carry, rings = boundary.end(self.program, inputs, carry, self.program.buffers.empty())
         return carry, rings, self._tell(inputs, carry)
 
-    def _run_begin_eval(self, carry: Carry, inputs: Inputs) -> Any:
-        return boundary.begin_eval(self.program, inputs, carry, self.program.rings.empty())
+    def _run_begin_eval(self, carry: LoopState, inputs: Inputs) -> Any:
+        return boundary.begin_eval(self.program, inputs, carry, self.program.buffers.empty())
 
-    def _run_eval_batch(self, carry: Carry, window: Any, batch: Any, index: Any) -> Any:
+    def _run_eval_batch(self, carry: LoopState, window: Any, batch: Any, index: Any) -> Any:
         return carry, self.program.eval_batch(window, carry.train, batch, index)
 
-    def _run_end_eval(self, carry: Carry, inputs: Inputs, rings: Any, windows: Any, extra: Any) -> Any:
+    def _run_end_eval(self, carry: LoopState, inputs: Inputs, rings: Any, windows: Any, extra: Any) -> Any:
         program = self.program
         values = boundary.evaluate(program, inputs, carry) | dict(extra)
         for prefix, window in windows.items():
             values |= {prefix + name: value for name, value in window.means().items()}
         carry, rings = boundary.end_eval(program, inputs, carry, rings, values)
-        carry, rings = boundary.close_if_due(program, inputs, carry, rings)
+        carry, rings = boundary.close_epoch_if_due(program, inputs, carry, rings)
         return carry, rings, self._tell(inputs, carry)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
-from jaxcb._src.utils.validate import one_of
+from jaxcb._src.utils.validate import check_choice
 
 Over = Callable[[Callable[..., Any], Any], Callable[..., Any]]  # fn and its in_axes -> fn over members
 
@@ -86,7 +86,7 @@ def known(name: str, members: int, kind: str, mesh: Mesh | None = None) -> Strat
     Raises:
         ValueError: for another name, and for members that cannot be spread evenly over the devices.
     """
-    one_of("sweep", "strategy", name, STRATEGIES)
+    check_choice("sweep", "strategy", name, STRATEGIES)
     if name == "map":
         return Strategy("map", one_by_one if kind == "looped" else unrolled)
     if name != "shard":
@@ -148,7 +148,7 @@ def _seconds(own: Strategy, step: Any, state: Any, batch: Any, batch_axis: int |
 
         def run(s: Any, b: Any) -> Any:
             for _ in range(_STEPS):
-                s = own.placement.settle(once(s, b))
+                s = own.placement.block_if_needed(once(s, b))
             return s
 
     jax.block_until_ready(run(state, batch))

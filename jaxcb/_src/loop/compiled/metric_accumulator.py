@@ -12,7 +12,7 @@ from jaxcb._src.utils.exact import add_product, quotient
 from jaxcb._src.utils.pytree import Struct, select, static
 
 
-class Window(Struct):
+class MetricAccumulator(Struct):
     """Compensated sums: the mean of a constant is that constant, and a long epoch's is as exact as a short one's.
 
     All sums lie in one vector, since each array that a compiled loop updates costs something at every step.
@@ -31,7 +31,7 @@ class Window(Struct):
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = static()
 
     @classmethod
-    def empty(cls, values: dict[str, Any], members: int | None = None) -> "Window":
+    def empty(cls, values: dict[str, Any], members: int | None = None) -> "MetricAccumulator":
         """A window for values of these shapes; a population's counts rows a member, since each stops alone."""
         lead = () if members is None else (members,)
         plain = {name: v for name, v in values.items() if not is_mergeable(v)}
@@ -47,11 +47,11 @@ class Window(Struct):
         total, error = ({label: jnp.zeros((*lead, width), jnp.float32)} for _ in range(2))
         return cls(total, error, merged, shapes)
 
-    def cleared(self) -> "Window":
+    def cleared(self) -> "MetricAccumulator":
         """The same window with nothing in it."""
         return jax.tree.map(jnp.zeros_like, self)
 
-    def add(self, values: dict[str, Any], rows: int) -> "Window":
+    def add(self, values: dict[str, Any], rows: int) -> "MetricAccumulator":
         """Adds one step's values, each the mean over `rows` rows, or itself a metric of them.
 
         Nothing is lost of constants, integers and halves (see `add_product`), as far as float32 reaches: the sum over

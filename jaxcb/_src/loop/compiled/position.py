@@ -1,4 +1,4 @@
-"""`Place`: where the host believes a run to be, ahead of what it has read."""
+"""`HostPosition`: where the host believes a run to be, ahead of what it has read."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxcb._src.data.feed import FOREVER
-from jaxcb._src.loop.compiled.state import Carry, Inputs, Numbers, Status
+from jaxcb._src.data.feed import UNBOUNDED
+from jaxcb._src.loop.compiled.state import DispatchParams, Inputs, LoopState, Status
 
 
-class Cadence(NamedTuple):
+class EvalSchedule(NamedTuple):
     """When to validate: after which epochs (every n-th, or a set of 1-based ones), or every n steps."""
 
     epochs: int | tuple[int, ...]
     steps: int | None
 
 
-class Positions(NamedTuple):
+class PositionPredicates(NamedTuple):
     """Predicates of the carry; every dispatch asks them anew, so that it may run ahead of the host.
 
     Attributes:
@@ -26,34 +26,34 @@ class Positions(NamedTuple):
         validates: whether there is anything to validate on.
     """
 
-    cadence: Cadence
+    cadence: EvalSchedule
     validates: bool
 
-    def all_stopped(self, carry: Carry) -> Array:
+    def all_stopped(self, carry: LoopState) -> Array:
         """Whether nobody wants another step, bool ()."""
         return jnp.all(carry.train.stop | carry.ended)
 
-    def over(self, inputs: Inputs, carry: Carry) -> Array:
+    def over(self, inputs: Inputs, carry: LoopState) -> Array:
         """Whether the last epoch is closed, bool ()."""
         n = inputs.numbers
         return (carry.cursor == 0) & (
             self.all_stopped(carry) | (carry.epoch >= n.end_epoch) | (carry.step >= n.end_step)
         )
 
-    def closing(self, inputs: Inputs, carry: Carry) -> Array:
+    def closing(self, inputs: Inputs, carry: LoopState) -> Array:
         """Whether the epoch is to be closed now, bool ()."""
         n = inputs.numbers
         # the data may be of an epoch to come, whose length says nothing of this one
         full = self.is_own_epoch(inputs, carry) & (carry.cursor >= n.epoch_len)
         return (carry.cursor > 0) & (full | (carry.step >= n.end_step) | self.all_stopped(carry))
 
-    def is_own_epoch(self, inputs: Inputs, carry: Carry) -> Array:
+    def is_own_epoch(self, inputs: Inputs, carry: LoopState) -> Array:
         """Whether the given data belongs to this epoch, bool ()."""
         n = inputs.numbers
         within = (n.data_epoch <= carry.epoch) & (carry.epoch < n.data_epoch + n.epochs)
         return (n.data_epoch < 0) | within
 
-    def eval_due(self, inputs: Inputs, carry: Carry) -> Array:
+    def eval_due(self, inputs: Inputs, carry: LoopState) -> Array:
         """Whether a validation is due now, bool ()."""
         if not self.validates:
             return jnp.zeros((), bool)
@@ -67,25 +67,25 @@ class Positions(NamedTuple):
             due = closing & jnp.any(jnp.asarray(self.cadence.epochs) == carry.epoch + 1)
         return due & (carry.evaluated != carry.step)
 
-    def pending(self, inputs: Inputs, carry: Carry) -> Array:
+    def pending(self, inputs: Inputs, carry: LoopState) -> Array:
         """Whether a boundary comes before the next step, bool ()."""
         closing = self.closing(inputs, carry)
         # a validation that counts epochs is due where one closes
         return closing if self.cadence.steps is None else closing | self.eval_due(inputs, carry)
 
-    def has_data(self, inputs: Inputs, carry: Carry) -> Array:
+    def has_data(self, inputs: Inputs, carry: LoopState) -> Array:
         """Whether the given data holds the next batch, bool ()."""
         n = inputs.numbers
         index = n.batch_index(carry)
         fits = (index >= 0) & (index < n.size)
         return fits & self.is_own_epoch(inputs, carry)
 
-    def may_step(self, inputs: Inputs, carry: Carry) -> Array:
+    def may_step(self, inputs: Inputs, carry: LoopState) -> Array:
         """Whether the next thing to do is a step, bool ()."""
         free = ~carry.yielded & ~self.all_stopped(carry) & ~self.over(inputs, carry) & carry.opened
         return free & ~self.pending(inputs, carry) & self.has_data(inputs, carry)
 
-    def steps_to_boundary(self, inputs: Inputs, carry: Carry) -> Array:
+    def steps_to_boundary(self, inputs: Inputs, carry: LoopState) -> Array:
         """Steps until the next boundary or the end of the data, int32 ()."""
         n = inputs.numbers
         steps = jnp.minimum(n.epoch_len - carry.cursor, n.end_step - carry.step)
@@ -96,7 +96,7 @@ class Positions(NamedTuple):
 
 
 @dataclass
-class Place:
+class HostPosition:
     """The host's copy of a run's position.
 
     It runs ahead of the device on the assumption that nothing cuts a stretch short; the device checks every
@@ -106,12 +106,12 @@ class Place:
     epoch: int = 0
     cursor: int = 0
     step: int = 0
-    epoch_len: int = FOREVER
-    end_step: int = FOREVER
-    end_epoch: int = FOREVER
+    epoch_len: int = UNBOUNDED
+    end_step: int = UNBOUNDED
+    end_epoch: int = UNBOUNDED
     total_steps: int = -1
     eval_every: int | None = None
-    full: int = FOREVER  # full batches in an epoch; the one after them is smaller
+    full: int = UNBOUNDED  # full batches in an epoch; the one after them is smaller
     evaluated: int = 0
     stopping: bool = False
 
@@ -154,19 +154,19 @@ class Place:
         self.stopping = bool(status.stop)
         self.evaluated = int(status.evaluated)
 
-    def take(self, carry: Carry) -> None:
+    def take(self, carry: LoopState) -> None:
         """Takes over where a saved run stood."""
         self.epoch, self.cursor, self.step = int(carry.epoch), int(carry.cursor), int(carry.step)
         self.stopping = bool(np.all(np.asarray(carry.train.stop | carry.ended)))
         self.evaluated = int(carry.evaluated)
 
     def numbers(
-        self, *, data_epoch: int = -1, epochs: int = 1, base: int = 0, size: int = FOREVER, length: int = FOREVER
-    ) -> Numbers:
+        self, *, data_epoch: int = -1, epochs: int = 1, base: int = 0, size: int = UNBOUNDED, length: int = UNBOUNDED
+    ) -> DispatchParams:
         """The numbers of a dispatch."""
         ends = (self.end_step, self.end_epoch, self.total_steps)
-        return Numbers(data_epoch, epochs, base, size, self.epoch_len, length, *ends)
+        return DispatchParams(data_epoch, epochs, base, size, self.epoch_len, length, *ends)
 
-    def single(self) -> Numbers:
+    def single(self) -> DispatchParams:
         """The numbers of one batch at this place."""
         return self.numbers(data_epoch=self.epoch, base=self.cursor, size=1)

@@ -12,23 +12,23 @@ from jax.core import Tracer
 
 from jaxcb._src.core.actions.base import Action, HostAction
 from jaxcb._src.core.actions.control import Stop
-from jaxcb._src.core.actions.utils import answers
+from jaxcb._src.core.actions.utils import materialize
 from jaxcb._src.core.callback import STEP_HOOKS, PopulationCallback
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.data.feed import Layout, rows_in
+from jaxcb._src.data.feed import BatchLayout, rows_in
 from jaxcb._src.inspection.traced_step import TracedStep
-from jaxcb._src.loop.compiled.metric_accumulator import Window, computed
-from jaxcb._src.loop.compiled.position import Cadence, Positions
-from jaxcb._src.loop.compiled.record_buffer import Entry, Rings, any_fires
-from jaxcb._src.loop.compiled.state import Carry, Inputs, Reading, Status
+from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator, computed
+from jaxcb._src.loop.compiled.position import EvalSchedule, PositionPredicates
+from jaxcb._src.loop.compiled.record_buffer import RecordBuffers, RecordPosition, any_fires
+from jaxcb._src.loop.compiled.state import Inputs, LoopState, ProbeValue, Status
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.training.learning_rate import accumulations, learning_rates
 from jaxcb._src.training.probes import Probe, look, readings
 from jaxcb._src.training.train_state import TrainState, apply
-from jaxcb._src.training.train_step import Proposal, Step
+from jaxcb._src.training.train_step import PendingUpdate, Step
 from jaxcb._src.utils.leaf_names import leaf_name
-from jaxcb._src.utils.pytree import conform, select
+from jaxcb._src.utils.pytree import cast_like, select
 
 
 @contextlib.contextmanager
@@ -109,25 +109,25 @@ def members_hook(axes: Any, hook: str, tree: Any) -> Callable[..., Any]:
     return run
 
 
-def looker(name: str, own: Probe, forward: Callable[..., Any]) -> Callable[..., dict[str, Array]]:
+def probe_function(name: str, own: Probe, forward: Callable[..., Any]) -> Callable[..., dict[str, Array]]:
     """A probe as a function of the step's halves."""
 
-    def run(train: TrainState, proposal: Proposal, batch: Any) -> dict[str, Array]:
+    def run(train: TrainState, proposal: PendingUpdate, batch: Any) -> dict[str, Array]:
         return readings(name, own, look(train, proposal, batch, forward))
 
     return run
 
 
-def answerer(forward: Callable[..., Any]) -> Callable[..., Any]:
+def materializer(forward: Callable[..., Any]) -> Callable[..., Any]:
     """What a request between the halves of a step is answered with."""
 
-    def run(asked: Any, train: TrainState, proposal: Proposal, batch: Any) -> Any:
-        return answers(asked, look(train, proposal, batch, forward))
+    def run(asked: Any, train: TrainState, proposal: PendingUpdate, batch: Any) -> Any:
+        return materialize(asked, look(train, proposal, batch, forward))
 
     return run
 
 
-def forwarded(fn: Any, *args: Any) -> Any:
+def call_preserving_identity(fn: Any, *args: Any) -> Any:
     """Calls a jitted function inside a program; what it hands through comes back as the given array itself.
 
     JAX makes an array of its own of each result, and so would carry and select what stays as it is like what changes.
@@ -179,8 +179,8 @@ class Program:
         members: int | None,
         evals: Sequence[EvalSet],
         host_prefixes: Sequence[str],
-        cadence: Cadence,
-        layout: Layout,
+        cadence: EvalSchedule,
+        layout: BatchLayout,
         host_values: Sequence[str] = (),
         probes: Mapping[str, Probe] | None = None,
         host_names: Sequence[str] = (),
@@ -196,18 +196,18 @@ class Program:
         self.host_eval = bool(host_prefixes or host_values)
         self.host_values, self.host_names = tuple(host_values), tuple(host_names)
         self.probes = dict(probes or {})
-        self.at = Positions(cadence, bool(evals) or self.host_eval)
+        self.predicates = PositionPredicates(cadence, bool(evals) or self.host_eval)
         self.layout = layout
         self.batch_axis = batch_axis
         self.hooks = chain.hooks()
-        self.lookers: dict[str, Any] = {}
+        self.probe_functions: dict[str, Any] = {}
         self.host_read: tuple[str, ...] = ()  # host metrics that a hook makes use of
-        self.old: dict[str, frozenset[str]] = {}  # hook -> names of which nothing is reported at that moment
-        self.scales_ready_made = False  # whether callbacks scale the final updates of an optimizer made elsewhere
+        self.stale_names: dict[str, frozenset[str]] = {}  # hook -> names of which nothing is reported at that moment
+        self.scales_final_updates = False  # whether callbacks scale the final updates of an optimizer made elsewhere
         self.debug = debug
         looked_into = "on_before_update" in self.hooks or bool(self.probes)
-        self.halves = isinstance(step, Step) and (looked_into or debug)
-        if looked_into and not self.halves:
+        self.split_step = isinstance(step, Step) and (looked_into or debug)
+        if looked_into and not self.split_step:
             who = ", ".join(f"the probe {name!r}" for name in self.probes) or self._owners(chain)
             raise ValueError(
                 f"{who} needs the gradients before the update (on_before_update), but this train_step does not hand "
@@ -216,22 +216,22 @@ class Program:
         self.step = step
         over_members = (0, batch_axis)
         self._step = self._compiled(step, over_members)
-        if isinstance(step, Step) and self.halves:
-            self._propose = self._compiled(step.propose, over_members)
+        if isinstance(step, Step) and self.split_step:
+            self._propose = self._compiled(step.compute_update, over_members)
             self.update = self._compiled(step.update, (0, 0, 0))
-            self.lookers = {
-                name: self._compiled(looker(name, own, step.activations), (0, 0, batch_axis))
+            self.probe_functions = {
+                name: self._compiled(probe_function(name, own, step.activations), (0, 0, batch_axis))
                 for name, own in self.probes.items()
             }
-            self.answer_inside = self._compiled(answerer(step.activations), (0, 0, 0, batch_axis))
-        self.answer = self._compiled(answers, (0, 0))
+            self.answer_inside = self._compiled(materializer(step.activations), (0, 0, 0, batch_axis))
+        self.answer = self._compiled(materialize, (0, 0))
         self.eval_step = self._compiled(eval_step, (0, None)) if eval_step is not None else None
         self.chain = chain
         tree = jax.tree.structure(chain)
         axes = None if chain_axes is None else tree.flatten_up_to(chain_axes)
         make = functools.partial(members_hook, axes) if members is not None else hook_of
         self.hook = {hook: jax.jit(make(hook, tree)) for hook in self.hooks}
-        self.populations = tuple(n for n, callback in chain.members() if isinstance(callback, PopulationCallback))
+        self.populations = tuple(n for n, callback in chain.items() if isinstance(callback, PopulationCallback))
         if self.populations and members is None:
             raise ValueError(f"{', '.join(self.populations)} acts on a population: pass it to jc.sweep, not to fit.")
         self.expect({})
@@ -240,7 +240,7 @@ class Program:
         """One trace a shape, wherever it is called from; over members where there are some."""
         if fn.__hash__ is None:  # jax.jit wants a key; a partial is one by its identity
             fn = functools.partial(fn)
-        return jax.jit(self._over(fn, in_axes) if self.members is not None else self.placement.inside(fn))
+        return jax.jit(self._over(fn, in_axes) if self.members is not None else self.placement.with_mesh(fn))
 
     # What is known before the first step
 
@@ -251,17 +251,17 @@ class Program:
     def traced(self, train: TrainState, batch: Any) -> TracedStep:
         """The traced step, and where its metrics are."""
         traced = self.first_half.trace(train, batch)
-        return TracedStep.of(traced, train, batch, lambda out: out.gradients.values if self.halves else out[1])
+        return TracedStep.of(traced, train, batch, lambda out: out.gradients.values if self.split_step else out[1])
 
     @property
     def first_half(self) -> Any:
         """What computes the gradients: the whole step, where nobody looks between its halves."""
-        return self._propose if self.halves else self._step
+        return self._propose if self.split_step else self._step
 
     def flops(self, train: TrainState, batch: Any) -> float:
         """Floating point operations of a training step, from XLA's cost analysis; NaN where it does not tell."""
         lowered = [self.first_half.lower(train, batch)]
-        if self.halves:
+        if self.split_step:
             proposal = jax.eval_shape(self.first_half, train, batch)
             lowered.append(self.update.lower(train, proposal, self.actions.get("on_before_update", ())))
         return sum(float((part.cost_analysis() or {}).get("flops", jnp.nan)) for part in lowered)
@@ -278,11 +278,11 @@ class Program:
             answers: hook -> index of each request among its actions -> what it stands for.
         """
         self.actions = actions
-        self.rings = Rings(actions, answers)
+        self.buffers = RecordBuffers(actions, answers)
 
     @staticmethod
     def _owners(chain: Chain) -> str:
-        return ", ".join(name for name, callback in chain.members() if "on_before_update" in callback.hooks())
+        return ", ".join(name for name, callback in chain.items() if "on_before_update" in callback.hooks())
 
     @property
     def steps_may_stop(self) -> bool:
@@ -329,7 +329,9 @@ class Program:
             host=dict(host),
         )
 
-    def metrics(self, inputs: Inputs, carry: Carry, values: Mapping[str, Any], *, last: bool, **more: Any) -> Metrics:
+    def metrics(
+        self, inputs: Inputs, carry: LoopState, values: Mapping[str, Any], *, last: bool, **more: Any
+    ) -> Metrics:
         """The metrics of a moment: `values`, the learning rate (in force, or of the last update), host metrics."""
         return self.metrics_of(
             values,
@@ -345,22 +347,22 @@ class Program:
     def seen_in(self, hook: str, metrics: Metrics, alive: Any, member: Any) -> Metrics:
         """The metrics of a moment as a hook sees them; `alive` and `member` are for those who see the population."""
         together = {"alive": alive, "member": member} if self.populations else {}
-        return metrics.replace(old=self.old.get(hook, frozenset()), **together)
+        return metrics.replace(old=self.stale_names.get(hook, frozenset()), **together)
 
     # One moment
 
-    def moment(
+    def run_hook(
         self,
         hook: str,
         inputs: Inputs,
-        carry: Carry,
+        carry: LoopState,
         rings: Any,
         metrics: Metrics,
         *,
         alive: Any = None,
         ok: Any = True,
-        inside: tuple[Proposal, Any] | None = None,
-    ) -> tuple[Carry, Any, tuple[Action, ...]]:
+        inside: tuple[PendingUpdate, Any] | None = None,
+    ) -> tuple[LoopState, Any, tuple[Action, ...]]:
         """Runs a hook: new states, control actions applied, the rest recorded.
 
         Args:
@@ -377,14 +379,14 @@ class Program:
             return carry, rings, ()
         acting = ~carry.ended if alive is None else alive
         metrics = self.seen_in(hook, metrics, acting, carry.member)
-        states, actions = forwarded(self.hook[hook], inputs.settings, carry.callbacks, metrics)
+        states, actions = call_preserving_identity(self.hook[hook], inputs.settings, carry.callbacks, metrics)
         if alive is not None:
             states = select(alive, states, carry.callbacks)
             actions = tuple(a.replace(when=a.when & alive) for a in actions)
         waiting = tuple(a for a in actions if isinstance(a, HostAction))
-        at = Entry(carry.seq, carry.step, carry.epoch, carry.cursor)
+        at = RecordPosition(carry.seq, carry.step, carry.epoch, carry.cursor)
         new = carry.replace(
-            train=self.placement.kept(apply(actions, carry.train)),
+            train=self.placement.constrain_state(apply(actions, carry.train)),
             callbacks=states,
             yielded=carry.yielded | any_fires(waiting) if waiting else carry.yielded,
             seq=carry.seq + 1,
@@ -396,39 +398,39 @@ class Program:
                 self.answer(asked, carry.train) if inside is None else self.answer_inside(asked, carry.train, *inside)
             )
 
-        return new, self.rings.append(rings, hook, at, actions, ok, answer), actions
+        return new, self.buffers.append(rings, hook, at, actions, ok, answer), actions
 
-    def boundary_waits(self, inputs: Inputs, carry: Carry) -> Array:
+    def boundary_waits(self, inputs: Inputs, carry: LoopState) -> Array:
         """Whether the boundary must wait for the host, bool ()."""
-        return self.at.eval_due(inputs, carry) if self.host_eval else jnp.zeros((), bool)
+        return self.predicates.eval_due(inputs, carry) if self.host_eval else jnp.zeros((), bool)
 
     # What the host is told
 
-    def status(self, inputs: Inputs, carry: Carry) -> Status:
+    def status(self, inputs: Inputs, carry: LoopState) -> Status:
         """What the host is told."""
         return Status(
             step=carry.step,
             epoch=carry.epoch,
             cursor=carry.cursor,
             evaluated=carry.evaluated,
-            stop=self.at.all_stopped(carry),
+            stop=self.predicates.all_stopped(carry),
             alive=None if self.members is None else ~carry.ended,
             yielded=carry.yielded,
-            over=self.at.over(inputs, carry),
+            over=self.predicates.over(inputs, carry),
             awaits=self.boundary_waits(inputs, carry) & ~carry.yielded,
             window=carry.windows[""].means(),
             controls=dict(carry.train.controls),
         )
 
-    def halted(self, carry: Carry) -> Array:
+    def halted(self, carry: LoopState) -> Array:
         """Whether further steps would change nothing for now, bool ()."""
-        return carry.yielded | self.at.all_stopped(carry)
+        return carry.yielded | self.predicates.all_stopped(carry)
 
     # A step
 
-    def one_step(
-        self, inputs: Inputs, carry: Carry, rings: Any, batch: Any, rows: int, *, ok: Any = None
-    ) -> tuple[Carry, Any]:
+    def train_step_with_hooks(
+        self, inputs: Inputs, carry: LoopState, rings: Any, batch: Any, rows: int, *, ok: Any = None
+    ) -> tuple[LoopState, Any]:
         """One step with its moments.
 
         Args:
@@ -440,13 +442,13 @@ class Program:
             ok: where false, nothing changes; None where the caller has made sure.
         """
         # at both ends of a step: in between, and so in the loop around it, the partitioner would choose by itself
-        batch, carry = self.placement.split(batch), carry.replace(train=self.placement.kept(carry.train))
+        batch, carry = self.placement.split(batch), carry.replace(train=self.placement.constrain_state(carry.train))
         before, happens = carry, True if ok is None else ok
         alive = None if self.members is None else ~(carry.train.stop | carry.ended)
         metrics = self.metrics(inputs, carry, {}, last=False)
-        carry, rings, _ = self.moment("on_batch_begin", inputs, carry, rings, metrics, alive=alive, ok=happens)
+        carry, rings, _ = self.run_hook("on_batch_begin", inputs, carry, rings, metrics, alive=alive, ok=happens)
         due: dict[str, Any] = {}
-        if self.halves:
+        if self.split_step:
             proposal = self._propose(carry.train, batch)
             if self.debug:
                 own = proposal.gradients
@@ -458,15 +460,17 @@ class Program:
             # a look is noted at the step that it looked into, which here is not yet counted
             reported = {n: jnp.where(at < 0, at, at - 1) for n, at in reported.items()}
             metrics = self.metrics(inputs, carry, seen, last=False, reported=reported)
-            carry, rings, actions = self.moment(
+            carry, rings, actions = self.run_hook(
                 "on_before_update", inputs, carry, rings, metrics, alive=alive, ok=happens, inside=(proposal, batch)
             )
-            train = forwarded(self.update, carry.train, proposal, actions)
+            train = call_preserving_identity(self.update, carry.train, proposal, actions)
             carry = carry.replace(readings=readings)
         else:
-            train, merging = forwarded(self._step, carry.train, batch)
+            train, merging = call_preserving_identity(self._step, carry.train, batch)
             values = computed(merging, self.members is not None)
-        train = self.placement.kept(conform(train, carry.train, "train_step: the train state", error=ValueError))
+        train = self.placement.constrain_state(
+            cast_like(train, carry.train, "train_step: the train state", error=ValueError)
+        )
         if self.debug:
             refuse_nan(carry.step + 1, metric=values, parameter=train.params)
         windows = {"": carry.windows[""].add(merging, rows)}
@@ -483,7 +487,7 @@ class Program:
         )
         seen, reported = _with_readings(values, carry.readings)
         metrics = self.metrics(inputs, carry, seen, last=True, reported=reported)
-        carry, rings, _ = self.moment("on_batch_end", inputs, carry, rings, metrics, alive=alive, ok=happens)
+        carry, rings, _ = self.run_hook("on_batch_end", inputs, carry, rings, metrics, alive=alive, ok=happens)
         mask = alive if ok is None else (ok if alive is None else ok & alive)
         if mask is not None:
             frozen = {
@@ -496,16 +500,18 @@ class Program:
             carry = carry.replace(**{name: select(ok, getattr(carry, name), getattr(before, name)) for name in places})
         return carry, rings
 
-    def _look_inside(self, carry: Carry, proposal: Proposal, batch: Any) -> tuple[dict[str, Reading], dict[str, Any]]:
+    def _look_inside(
+        self, carry: LoopState, proposal: PendingUpdate, batch: Any
+    ) -> tuple[dict[str, ProbeValue], dict[str, Any]]:
         """Runs the probes that are due; the others keep what they saw last. Also returns which were due."""
         readings, due = {}, {}
         for name, own in self.probes.items():
-            looker, last = self.lookers[name], carry.readings[name]
+            looker, last = self.probe_functions[name], carry.readings[name]
             due[name] = (carry.step + 1) % own.every == 0
 
-            def look(last: Reading, looker: Any = looker) -> Reading:
+            def look(last: ProbeValue, looker: Any = looker) -> ProbeValue:
                 del last
-                return Reading(looker(carry.train, proposal, batch), carry.step + 1)
+                return ProbeValue(looker(carry.train, proposal, batch), carry.step + 1)
 
             if own.every == 1:
                 readings[name] = look(last)
@@ -515,12 +521,14 @@ class Program:
 
     # A validation batch
 
-    def empty_eval(self, train: TrainState, batch: Any) -> Window:
+    def empty_eval(self, train: TrainState, batch: Any) -> MetricAccumulator:
         """The window of a validation set before its first batch."""
         assert self.eval_step is not None
-        return Window.empty(jax.eval_shape(self.eval_step, train, self.placement.shapes(batch)), self.members)
+        return MetricAccumulator.empty(
+            jax.eval_shape(self.eval_step, train, self.placement.shapes(batch)), self.members
+        )
 
-    def eval_batch(self, window: Window, train: TrainState, batch: Any, index: Any) -> Window:
+    def eval_batch(self, window: MetricAccumulator, train: TrainState, batch: Any, index: Any) -> MetricAccumulator:
         """Adds one validation batch, weighted by its rows. Its index sets its key apart from the others'."""
         assert self.eval_step is not None
         fold = jax.random.fold_in if self.members is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))
@@ -528,7 +536,9 @@ class Program:
         return window.add(self.eval_step(train, self.placement.split(batch)), rows_in(batch))
 
 
-def _with_readings(values: Mapping[str, Any], readings: Mapping[str, Reading]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _with_readings(
+    values: Mapping[str, Any], readings: Mapping[str, ProbeValue]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """A step's values with what probes saw last, and the steps of their reports."""
     seen, reported = dict(values), {}
     for reading in readings.values():

@@ -19,7 +19,7 @@ _TOGETHER = 16  # numbers in one kernel, which looks at each of them for each pl
 _WORDS = ("int32", "uint32", "float32", "bool")  # what fits a row of int32; other types have rows of their own
 
 
-class Packing:
+class TreePacker:
     """How trees of one form become rows of few arrays, and come back.
 
     Every array that a compiled loop carries costs something at each step and at each transfer, however small it is.
@@ -88,13 +88,13 @@ def _words(array: Array) -> Array:
     return array
 
 
-RING_BYTES = 1 << 18  # of one ring; a full one ends the stretch
+BUFFER_BYTES = 1 << 18  # of one ring; a full one ends the stretch
 _LARGE = 1 << 12  # an action whose payload is larger has a ring of its own
 _MOST = 1 << 12  # entries
 _LEAST = 2  # a boundary may follow a boundary
 
 
-class Entry(Struct):
+class RecordPosition(Struct):
     """Where a record belongs."""
 
     seq: Any  # int32 (), counts the moments of a run that recorded anything
@@ -103,22 +103,22 @@ class Entry(Struct):
     batch: Any  # int32 (), steps done in this epoch
 
 
-class Ring(Struct):
+class RecordBuffer(Struct):
     """Entries of one record structure, oldest first."""
 
     count: Any  # int32 ()
     rows: dict[str, Any]  # packed `(Entry, actions)`, each (capacity, width)
 
-    def append(self, row: dict[str, Array], fired: Array) -> "Ring":
+    def append(self, row: dict[str, Array], fired: Array) -> "RecordBuffer":
         """Writes an entry; it counts only where `fired`, else the next one overwrites it."""
 
         def write(rows: Array, value: Array) -> Array:
             return jax.lax.dynamic_update_index_in_dim(rows, value, self.count, 0)
 
-        return Ring(self.count + fired.astype(jnp.int32), jax.tree.map(write, self.rows, row))
+        return RecordBuffer(self.count + fired.astype(jnp.int32), jax.tree.map(write, self.rows, row))
 
 
-class Layout(NamedTuple):
+class BufferLayout(NamedTuple):
     """One ring's place: which actions of which hook, and how many entries fit.
 
     A request's ring holds its answers, as many as they are, all under its index.
@@ -130,10 +130,10 @@ class Layout(NamedTuple):
     request: int | None = None
 
 
-Answer = Callable[[Any], tuple[Action, ...]]  # computes what a request stands for
+Materialize = Callable[[Any], tuple[Action, ...]]  # computes what a request stands for
 
 
-class Rings:
+class RecordBuffers:
     """The rings of a program.
 
     Args:
@@ -146,9 +146,9 @@ class Rings:
         actions: Mapping[str, tuple[Any, ...]],
         answers: Mapping[str, Mapping[int, tuple[Any, ...]]] | None = None,
     ) -> None:
-        self.layouts: dict[str, Layout] = {}
+        self.layouts: dict[str, BufferLayout] = {}
         self._shapes: dict[str, Any] = {}
-        self._packings: dict[str, Packing] = {}
+        self._packings: dict[str, TreePacker] = {}
         for hook, shapes in actions.items():
             asked = (answers or {}).get(hook, {})
             recorded = [
@@ -165,29 +165,29 @@ class Rings:
     def _add(
         self, name: str, hook: str, indices: tuple[int, ...], entry: tuple[Any, ...], request: int | None = None
     ) -> None:
-        capacity = int(np.clip(RING_BYTES // (_nbytes(entry) + 16), _LEAST, _MOST))
-        self.layouts[name] = Layout(hook, indices, capacity, request)
+        capacity = int(np.clip(BUFFER_BYTES // (_nbytes(entry) + 16), _LEAST, _MOST))
+        self.layouts[name] = BufferLayout(hook, indices, capacity, request)
         self._shapes[name] = entry
         word = jax.ShapeDtypeStruct((), jnp.int32)
-        self._packings[name] = Packing((Entry(word, word, word, word), entry))
+        self._packings[name] = TreePacker((RecordPosition(word, word, word, word), entry))
 
-    def empty(self) -> dict[str, Ring]:
+    def empty(self) -> dict[str, RecordBuffer]:
         """Makes the rings with nothing in them; in a program."""
         # what does not count is written behind the last entry
         return {
-            name: Ring(jnp.zeros((), jnp.int32), self._packings[name].empty(layout.capacity + 1))
+            name: RecordBuffer(jnp.zeros((), jnp.int32), self._packings[name].empty(layout.capacity + 1))
             for name, layout in self.layouts.items()
         }
 
     def append(
         self,
-        rings: dict[str, Ring],
+        rings: dict[str, RecordBuffer],
         hook: str,
-        at: Entry,
+        at: RecordPosition,
         actions: tuple[Action, ...],
         ok: Any,
-        answer: Answer | None = None,
-    ) -> dict[str, Ring]:
+        answer: Materialize | None = None,
+    ) -> dict[str, RecordBuffer]:
         """Writes a moment's recorded actions into their rings; `answer` computes what requests stand for."""
         out = dict(rings)
         for name, layout in self.layouts.items():
@@ -205,7 +205,7 @@ class Rings:
             out[name] = rings[name].append(self._packings[name].row((at, group)), fired)
         return out
 
-    def have_room(self, rings: dict[str, Ring], hooks: Container[str] | None = None) -> Array:
+    def have_room(self, rings: dict[str, RecordBuffer], hooks: Container[str] | None = None) -> Array:
         """Whether every ring, or every one of some hooks, can take one more entry."""
         room = jnp.ones((), bool)
         for name, layout in self.layouts.items():
@@ -213,7 +213,7 @@ class Rings:
                 room = room & (rings[name].count < layout.capacity)
         return room
 
-    def read(self, rings: dict[str, Ring]) -> Iterator[Record]:
+    def read(self, rings: dict[str, RecordBuffer]) -> Iterator[Record]:
         """Reads fetched rings (host): every action that fired, in order."""
         rows: list[tuple[int, int, Record]] = []
         for name, layout in self.layouts.items():
@@ -224,7 +224,7 @@ class Rings:
             # copies, as records may be kept, and a part of a ring would keep all of it
             packed = {key: rows[:count].copy() for key, rows in ring.rows.items()}
             column, actions = self._packings[name].unpack(packed)
-            at = [Entry(*place) for place in zip(*(c.tolist() for c in jax.tree.leaves(column)), strict=True)]
+            at = [RecordPosition(*place) for place in zip(*(c.tolist() for c in jax.tree.leaves(column)), strict=True)]
             for index, stack in zip(layout.indices, actions, strict=True):
                 leaves, tree = jax.tree.flatten(stack)
                 for entry in np.flatnonzero(stack.when.reshape(count, -1).any(axis=1)).tolist():

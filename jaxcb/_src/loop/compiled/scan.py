@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._src.core.callback import STEP_HOOKS
-from jaxcb._src.data.feed import FOREVER
+from jaxcb._src.data.feed import UNBOUNDED
 from jaxcb._src.loop.compiled import epoch as boundary
-from jaxcb._src.loop.compiled.executor import Executor, Live, Output
+from jaxcb._src.loop.compiled.executor import DeviceState, Executor, Output
 from jaxcb._src.loop.compiled.program import Program
-from jaxcb._src.loop.compiled.state import Carry, Inputs, fetch
+from jaxcb._src.loop.compiled.state import Inputs, LoopState, fetch_batch
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 
 
@@ -29,21 +29,23 @@ class Looped(Executor):
         super().__init__(program, placement)
         self._chunk = self._compiled(self._run_chunk, steps=True)
 
-    def execute(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Any) -> tuple[Live, Output]:
+    def execute(
+        self, live: DeviceState, inputs: Inputs, batches: Iterable[Any], place: Any
+    ) -> tuple[DeviceState, Output]:
         del batches, place
         live, rings, status = self._chunk(live, inputs)
         return live, Output(rings, status)
 
-    def _run_chunk(self, carry: Carry, inputs: Inputs) -> Any:
+    def _run_chunk(self, carry: LoopState, inputs: Inputs) -> Any:
         program = self.program
-        end = carry.step + jnp.minimum(inputs.numbers.length, FOREVER - carry.step)  # of this dispatch
+        end = carry.step + jnp.minimum(inputs.numbers.length, UNBOUNDED - carry.step)  # of this dispatch
 
         def more(loop: Any) -> Any:
             carry, rings = loop
-            at_boundary = program.at.pending(inputs, carry)
+            at_boundary = program.predicates.pending(inputs, carry)
             ready = at_boundary & ~program.boundary_waits(inputs, carry)
-            steps = ~at_boundary & (carry.step < end) & program.at.has_data(inputs, carry)
-            free = ~carry.yielded & ~program.at.over(inputs, carry) & program.rings.have_room(rings)
+            steps = ~at_boundary & (carry.step < end) & program.predicates.has_data(inputs, carry)
+            free = ~carry.yielded & ~program.predicates.over(inputs, carry) & program.buffers.have_room(rings)
             return free & (ready | steps)
 
         def segment(loop: Any) -> Any:
@@ -52,42 +54,48 @@ class Looped(Executor):
                 carry.opened, lambda c, r: (c, r), lambda c, r: boundary.open_epoch(program, inputs, c, r), carry, rings
             )
             carry, rings = self._steps(inputs, end, carry, rings)
-            go = program.at.pending(inputs, carry) & ~carry.yielded & ~program.boundary_waits(inputs, carry)
+            go = program.predicates.pending(inputs, carry) & ~carry.yielded & ~program.boundary_waits(inputs, carry)
             return jax.lax.cond(
-                go, lambda c, r: boundary.cross(program, inputs, c, r), lambda c, r: (c, r), carry, rings
+                go,
+                lambda c, r: boundary.validate_and_close_if_due(program, inputs, c, r),
+                lambda c, r: (c, r),
+                carry,
+                rings,
             )
 
-        carry, rings = jax.lax.while_loop(more, segment, (carry, program.rings.empty()))
+        carry, rings = jax.lax.while_loop(more, segment, (carry, program.buffers.empty()))
         return carry, rings, self._tell(inputs, carry)
 
-    def _steps(self, inputs: Inputs, end: Any, carry: Carry, rings: Any) -> Any:
+    def _steps(self, inputs: Inputs, end: Any, carry: LoopState, rings: Any) -> Any:
         """The bare steps of a segment: full batches in a loop, then the smaller last one where it is next."""
         program = self.program
         layout = program.layout
-        limit = jnp.minimum(program.at.steps_to_boundary(inputs, carry), end - carry.step)
+        limit = jnp.minimum(program.predicates.steps_to_boundary(inputs, carry), end - carry.step)
         if layout.remainder:
             limit = jnp.minimum(limit, layout.full - carry.cursor)
-        last = carry.step + jnp.where(program.at.may_step(inputs, carry), limit, 0)
+        last = carry.step + jnp.where(program.predicates.may_step(inputs, carry), limit, 0)
 
         def more(loop: Any) -> Any:
             # asked at every step, of members on several devices by a collective: only what a step can change
             carry, rings = loop
-            go = (carry.step < last) & program.rings.have_room(rings, STEP_HOOKS)
+            go = (carry.step < last) & program.buffers.have_room(rings, STEP_HOOKS)
             if program.yields_at(*STEP_HOOKS):
                 go = go & ~carry.yielded
-            return go & ~program.at.all_stopped(carry) if program.steps_may_stop else go
+            return go & ~program.predicates.all_stopped(carry) if program.steps_may_stop else go
 
         def step(loop: Any) -> Any:
             carry, rings = loop
-            return program.one_step(inputs, carry, rings, *fetch(program.layout, inputs, carry))
+            return program.train_step_with_hooks(inputs, carry, rings, *fetch_batch(program.layout, inputs, carry))
 
         carry, rings = jax.lax.while_loop(more, step, (carry, rings))
         if not layout.remainder:
             return carry, rings
 
-        def smaller(carry: Carry, rings: Any) -> Any:
-            return program.one_step(inputs, carry, rings, *fetch(program.layout, inputs, carry, remainder=True))
+        def smaller(carry: LoopState, rings: Any) -> Any:
+            return program.train_step_with_hooks(
+                inputs, carry, rings, *fetch_batch(program.layout, inputs, carry, remainder=True)
+            )
 
-        is_next = program.at.may_step(inputs, carry) & (carry.cursor == layout.full) & (carry.step < end)
-        is_next = is_next & program.rings.have_room(rings)
+        is_next = program.predicates.may_step(inputs, carry) & (carry.cursor == layout.full) & (carry.step < end)
+        is_next = is_next & program.buffers.have_room(rings)
         return jax.lax.cond(is_next, smaller, lambda *same: same, carry, rings)

@@ -8,24 +8,24 @@ import jax.numpy as jnp
 
 from jaxcb._src.core.actions.base import Action
 from jaxcb._src.core.actions.control import ScaleLearningRate, ScaleUpdates, SkipUpdate
-from jaxcb._src.core.actions.utils import check_request, is_request
+from jaxcb._src.core.actions.utils import check_lazy, is_lazy
 from jaxcb._src.core.callback import HOOKS
 from jaxcb._src.core.metrics import is_mergeable
-from jaxcb._src.loop.compiled.metric_accumulator import Window, computed
+from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator, computed
 from jaxcb._src.loop.compiled.program import Program
-from jaxcb._src.loop.compiled.state import Empty, Latest, Reading
+from jaxcb._src.loop.compiled.state import InitialBuffers, LastReported, ProbeValue
 from jaxcb._src.training.learning_rate import learning_rates
 from jaxcb._src.training.train_state import TrainState, check_actions
-from jaxcb._src.utils.pytree import conform
+from jaxcb._src.utils.pytree import cast_like
 
 RESERVED = ("learning_rate", "base_learning_rate", "lr_scale", "epoch", "step", "updates")
 
 Shapes = dict[str, Any]  # name -> shape
 
 
-def prepare(
+def infer_shapes(
     program: Program, train: TrainState, callbacks: Any, settings: Any, batch: Any, val: Mapping[str, Any]
-) -> Empty:
+) -> InitialBuffers:
     """Tells a program what its hooks will return, and makes what it measures before the first step.
 
     Args:
@@ -40,14 +40,14 @@ def prepare(
         The empty windows, and the values before the first report.
     """
     proposal = None
-    if program.halves:
+    if program.split_step:
         proposal = jax.eval_shape(program.first_half, train, batch)
         raw = proposal.gradients.values
     else:
         new, raw = _pair(jax.eval_shape(program.first_half, train, batch))
         _check_names("train_step", raw)
         _check_state(new, train)
-    looks = {name: jax.eval_shape(own, train, proposal, batch) for name, own in program.lookers.items()}
+    looks = {name: jax.eval_shape(own, train, proposal, batch) for name, own in program.probe_functions.items()}
     names: Shapes = {}
     _add(names, _computed(raw, program), "a metric of the step")
     for name, own in looks.items():
@@ -63,14 +63,18 @@ def prepare(
     for name in (*RESERVED, *program.host_names):
         if name in names or name in train.controls:  # a metric may have a control's name: what the step made of it
             raise ValueError(f"the metric {name!r} is one that jaxcb reports by itself; give yours another name.")
-    empty = Empty(
-        windows={"": Window.empty(raw, program.members)}
-        | {name: Window.empty(own, program.members) for name, own in looks.items()},
-        readings={name: Reading(_unknown(own), jnp.full((), -1, jnp.int32)) for name, own in looks.items()},
-        latest=Latest(_unknown(names), {name: jnp.full((), -1, jnp.int32) for name in names}),
+    empty = InitialBuffers(
+        windows={"": MetricAccumulator.empty(raw, program.members)}
+        | {name: MetricAccumulator.empty(own, program.members) for name, own in looks.items()},
+        readings={name: ProbeValue(_unknown(own), jnp.full((), -1, jnp.int32)) for name, own in looks.items()},
+        latest=LastReported(_unknown(names), {name: jnp.full((), -1, jnp.int32) for name in names}),
     )
     validated = frozenset(names.keys() - train_names.keys())
-    program.old = {"on_eval_end": frozenset(train_names), "on_epoch_end": validated, "on_train_end": frozenset(names)}
+    program.stale_names = {
+        "on_eval_end": frozenset(train_names),
+        "on_epoch_end": validated,
+        "on_train_end": frozenset(names),
+    }
     actions = _actions(program, train, callbacks, settings, train_names, names)
     program.expect(
         actions, {hook: _answers(program, hook, own, train, proposal, batch) for hook, own in actions.items()}
@@ -79,7 +83,7 @@ def prepare(
         actions = program.actions.get("on_before_update", ())
         _check_state(jax.eval_shape(program.update, train, proposal, actions), train)
     scaled = any(isinstance(a, ScaleLearningRate) for actions in program.actions.values() for a in actions)
-    program.scales_ready_made = scaled and any(r.schedule is None for r in learning_rates(train.opt_state))
+    program.scales_final_updates = scaled and any(r.schedule is None for r in learning_rates(train.opt_state))
     return empty
 
 
@@ -90,7 +94,7 @@ def _actions(
     out: dict[str, tuple[Any, ...]] = {}
     read: set[str] = set()
     for hook in sorted(program.hooks, key=HOOKS.index):
-        if hook in ("on_eval_begin", "on_eval_end") and not program.at.validates:
+        if hook in ("on_eval_begin", "on_eval_end") and not program.predicates.validates:
             continue
         given = {"on_batch_end": step_names, "on_before_update": step_names}.get(hook, {})
         if hook in ("on_eval_begin", "on_eval_end", "on_epoch_end", "on_train_end"):
@@ -123,8 +127,8 @@ def _answers(
     """The shapes of what the requests of a hook stand for."""
     found = {}
     for index, action in enumerate(actions):
-        if is_request(action):
-            check_request(action, hook)
+        if is_lazy(action):
+            check_lazy(action, hook)
             if hook == "on_before_update":
                 found[index] = jax.eval_shape(program.answer_inside, action, train, proposal, batch)
             else:
@@ -186,7 +190,7 @@ def _check_state(new: Any, train: TrainState) -> None:
         raise TypeError(
             f"train_step returned {type(new).__name__} first, expected the new TrainState: `return state, metrics`."
         )
-    jax.eval_shape(lambda n: conform(n, train, "train_step: the train state", error=ValueError), new)
+    jax.eval_shape(lambda n: cast_like(n, train, "train_step: the train state", error=ValueError), new)
 
 
 def _pair(result: Any) -> tuple[Any, Any]:

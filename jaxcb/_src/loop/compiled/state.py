@@ -7,35 +7,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcb._src.data.feed import Layout, rows_in
-from jaxcb._src.loop.compiled.metric_accumulator import Window
+from jaxcb._src.data.feed import BatchLayout, rows_in
+from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.pytree import Struct
 
 
-class Latest(Struct):
+class LastReported(Struct):
     """The epoch-level values last reported."""
 
     values: dict[str, Any]  # name -> float32 array, NaN before the first report
     reported: dict[str, Any]  # name -> int32 (), the step of the report, -1 for never
 
 
-class Reading(Struct):
+class ProbeValue(Struct):
     """What a probe has last seen."""
 
     values: dict[str, Any]  # metric's name -> float32 array, NaN before the first look
     step: Any  # int32 (), updates done when the step that it looked into was through; -1 for never
 
 
-class Empty(NamedTuple):
+class InitialBuffers(NamedTuple):
     """What a run has measured before its first step: nothing, in the form of what is to come."""
 
-    windows: dict[str, Window]
-    readings: dict[str, Reading]
-    latest: Latest
+    windows: dict[str, MetricAccumulator]
+    readings: dict[str, ProbeValue]
+    latest: LastReported
 
 
-class Carry(Struct):
+class LoopState(Struct):
     """A run between two dispatches. Donated to each program, and so never held by anyone else.
 
     With members, `train`, `callbacks`, `windows`, the values of `readings` and `latest`, and `ended` have a leading
@@ -44,9 +44,9 @@ class Carry(Struct):
 
     train: TrainState
     callbacks: dict[str, Any]
-    windows: dict[str, Window]  # the step's own values under "", and those of each probe
-    readings: dict[str, Reading]  # by probe
-    latest: Latest
+    windows: dict[str, MetricAccumulator]  # the step's own values under "", and those of each probe
+    readings: dict[str, ProbeValue]  # by probe
+    latest: LastReported
     step: Any  # int32 (), updates done
     epoch: Any  # int32 (), from 0
     began: Any  # int32 (), updates done when this epoch began
@@ -64,7 +64,7 @@ class Carry(Struct):
         return self.step - self.began
 
 
-class Numbers(NamedTuple):
+class DispatchParams(NamedTuple):
     """The integers that a dispatch is given, sent as one vector."""
 
     data_epoch: int  # the epoch that the data belongs to, or its first one; -1 for any
@@ -82,8 +82,8 @@ class Numbers(NamedTuple):
         return np.concatenate([np.asarray(self, np.int32), host.view(np.int32)])
 
 
-class Sent(NamedTuple):
-    """`Numbers` inside a program: the vector that was sent, of which each is read where it is used.
+class PackedParams(NamedTuple):
+    """`DispatchParams` inside a program: the vector that was sent, of which each is read where it is used.
 
     A number that is taken out of it before a loop would be a kernel of its own.
     """
@@ -91,11 +91,11 @@ class Sent(NamedTuple):
     vector: Any
 
     def __getattr__(self, name: str) -> Any:
-        if name not in Numbers._fields:
+        if name not in DispatchParams._fields:
             raise AttributeError(name)
-        return self.vector[Numbers._fields.index(name)]
+        return self.vector[DispatchParams._fields.index(name)]
 
-    def batch_index(self, carry: Carry) -> Any:
+    def batch_index(self, carry: LoopState) -> Any:
         """Which batch of the data is next, int32 (); says nothing of another epoch than the data's."""
         epochs = jnp.where(self.data_epoch < 0, 0, carry.epoch - self.data_epoch)
         return carry.cursor - self.base + epochs * self.epoch_len
@@ -113,11 +113,11 @@ class Inputs(Struct):
 
     def unpacked(self) -> "Inputs":
         """The same with the numbers under their names; traced, once a program."""
-        return self.replace(numbers=Sent(self.numbers), bits=self.numbers[len(Numbers._fields) :])
+        return self.replace(numbers=PackedParams(self.numbers), bits=self.numbers[len(DispatchParams._fields) :])
 
     def host_bits(self) -> np.ndarray:
         """The host metrics as the host has packed them, float32."""
-        return self.numbers[len(Numbers._fields) :].view(np.float32)
+        return self.numbers[len(DispatchParams._fields) :].view(np.float32)
 
     def host(self, names: Sequence[str]) -> dict[str, Any]:
         """The host metrics, traced: name -> float32 ()."""
@@ -140,10 +140,10 @@ class Status(Struct):
     controls: dict[str, Any]  # the train state's
 
 
-def initial(train: TrainState, callbacks: Any, empty: Empty, order: Any) -> Carry:
+def initial_state(train: TrainState, callbacks: Any, empty: InitialBuffers, order: Any) -> LoopState:
     """The carry before the first step."""
     zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-    return Carry(
+    return LoopState(
         train=train,
         callbacks=callbacks,
         windows=empty.windows,
@@ -162,7 +162,7 @@ def initial(train: TrainState, callbacks: Any, empty: Empty, order: Any) -> Carr
     )
 
 
-def fetch(layout: Layout, inputs: Inputs, carry: Carry, *, remainder: bool = False) -> tuple[Any, int]:
+def fetch_batch(layout: BatchLayout, inputs: Inputs, carry: LoopState, *, remainder: bool = False) -> tuple[Any, int]:
     """Returns the next batch and its rows; traced."""
     data = inputs.data
     if layout.kind == "single":
@@ -179,24 +179,24 @@ def fetch(layout: Layout, inputs: Inputs, carry: Carry, *, remainder: bool = Fal
     return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data), rows
 
 
-def named(carry: Carry) -> dict[str, Any]:
+def named_leaves(carry: LoopState) -> dict[str, Any]:
     """The leaves by the names under which checkpoints keep them; the order of the rows is a function of the key."""
     leaves = jax.tree_util.tree_leaves_with_path(carry.replace(order=None))
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-def with_leaves(carry: Carry, leaves: Mapping[str, Any]) -> Carry:
+def with_leaves(carry: LoopState, leaves: Mapping[str, Any]) -> LoopState:
     """Returns the carry with some leaves replaced, by name."""
     old, tree = jax.tree_util.tree_flatten_with_path(carry)
     return jax.tree.unflatten(tree, [leaves.get(jax.tree_util.keystr(path), leaf) for path, leaf in old])
 
 
-def allowed_on(carry: Carry) -> Carry:
+def clear_stop(carry: LoopState) -> LoopState:
     """Returns the carry of a run that has stopped, as one that may go on."""
     train = carry.train.replace(stop=jnp.zeros_like(carry.train.stop))
     return carry.replace(train=train, ended=jnp.zeros_like(carry.ended), yielded=jnp.zeros_like(carry.yielded))
 
 
-def owned(tree: Any) -> Any:
+def copy_arrays(tree: Any) -> Any:
     """Copies, so that donation takes nothing from the caller and no buffer stands twice."""
     return jax.tree.map(jnp.copy, tree)

@@ -7,10 +7,10 @@ import jax
 
 from jaxcb._src.core.callback import STEP_HOOKS
 from jaxcb._src.loop.compiled import epoch as boundary
-from jaxcb._src.loop.compiled.executor import Executor, Live, Output
-from jaxcb._src.loop.compiled.position import Place
+from jaxcb._src.loop.compiled.executor import DeviceState, Executor, Output
+from jaxcb._src.loop.compiled.position import HostPosition
 from jaxcb._src.loop.compiled.program import Program
-from jaxcb._src.loop.compiled.state import Carry, Inputs, fetch
+from jaxcb._src.loop.compiled.state import Inputs, LoopState, fetch_batch
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 
 IN_FLIGHT = 8  # steps dispatched and not known to be done; a stop seen late costs at most as many idle ones
@@ -30,7 +30,7 @@ class Stepped(Executor):
 
     def __init__(self, program: Program, placement: Placement = ONE_DEVICE) -> None:
         super().__init__(program, placement)
-        self._fresh = jax.jit(program.rings.empty, out_shardings=placement.everywhere)
+        self._fresh = jax.jit(program.buffers.empty, out_shardings=placement.everywhere)
         self._open = self._compiled(self._run_open, donate_rest=(1,))
         self._step = self._compiled(self._run_step, donate_rest=(1,), steps=True, narrow=not program.debug)
         self._remainder = self._compiled(self._run_remainder, donate_rest=(1,), steps=True, narrow=not program.debug)
@@ -39,18 +39,22 @@ class Stepped(Executor):
             self._run_status, static_argnums=1, out_shardings=placement.everywhere
         )  # takes nothing from the run
         # what a step writes to; a dispatch pays for each array that it takes and makes
-        self._written = [name for name, layout in program.rings.layouts.items() if layout.hook in STEP_HOOKS]
+        self._written = [name for name, layout in program.buffers.layouts.items() if layout.hook in STEP_HOOKS]
         hooks = _BOUNDARY_HOOKS if program.members is None else _BOUNDARY_HOOKS + _MEMBERS_TOO
         self._boundary_may_wait = program.host_eval or program.yields_at(*hooks)
 
-    def execute(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Place) -> tuple[Live, Output]:
+    def execute(
+        self, live: DeviceState, inputs: Inputs, batches: Iterable[Any], place: HostPosition
+    ) -> tuple[DeviceState, Output]:
         live, rings, may_wait = self._run(live, inputs, batches, place)
         self._count()
         return live, Output(
-            rings, self.placement.settle(self._status(live.leaves, live.tree, inputs)), may_wait=may_wait
+            rings, self.placement.block_if_needed(self._status(live.leaves, live.tree, inputs)), may_wait=may_wait
         )
 
-    def _run(self, live: Live, inputs: Inputs, batches: Iterable[Any], place: Place) -> tuple[Live, Any, bool]:
+    def _run(
+        self, live: DeviceState, inputs: Inputs, batches: Iterable[Any], place: HostPosition
+    ) -> tuple[DeviceState, Any, bool]:
         """Dispatches the steps; also returns the records, and whether the host may have to act before the next."""
         rings, flying, idle = self._new_rings(), list[Any](), not place.pending
         host = inputs.host_bits()
@@ -83,44 +87,48 @@ class Stepped(Executor):
         return live, rings, False
 
     def _new_rings(self) -> Any:
-        if not self.program.rings.layouts:
+        if not self.program.buffers.layouts:
             return {}
         self._count()
         return self._fresh()
 
-    def _pass_boundary(self, live: Live, inputs: Inputs, rings: Any, place: Place) -> Any:
+    def _pass_boundary(self, live: DeviceState, inputs: Inputs, rings: Any, place: HostPosition) -> Any:
         place.passed_boundary()
         return self._boundary(live, inputs, rings)
 
-    def _run_open(self, carry: Carry, inputs: Inputs, rings: Any) -> Any:
+    def _run_open(self, carry: LoopState, inputs: Inputs, rings: Any) -> Any:
         program = self.program
-        go = ~carry.opened & ~carry.yielded & ~program.at.over(inputs, carry) & program.rings.have_room(rings)
+        go = ~carry.opened & ~carry.yielded & ~program.predicates.over(inputs, carry) & program.buffers.have_room(rings)
         carry, rings = jax.lax.cond(
             go, lambda c, r: boundary.open_epoch(program, inputs, c, r), lambda c, r: (c, r), carry, rings
         )
         return carry, rings, program.halted(carry)
 
-    def _run_step(self, carry: Carry, inputs: Inputs, rings: Any) -> Any:
+    def _run_step(self, carry: LoopState, inputs: Inputs, rings: Any) -> Any:
         return self._guarded(carry, inputs, rings, remainder=False)
 
-    def _run_remainder(self, carry: Carry, inputs: Inputs, rings: Any) -> Any:
+    def _run_remainder(self, carry: LoopState, inputs: Inputs, rings: Any) -> Any:
         return self._guarded(carry, inputs, rings, remainder=True)
 
-    def _guarded(self, carry: Carry, inputs: Inputs, rings: Any, *, remainder: bool) -> Any:
+    def _guarded(self, carry: LoopState, inputs: Inputs, rings: Any, *, remainder: bool) -> Any:
         program, layout = self.program, self.program.layout
-        ok = program.at.may_step(inputs, carry) & program.rings.have_room(rings, STEP_HOOKS)
+        ok = program.predicates.may_step(inputs, carry) & program.buffers.have_room(rings, STEP_HOOKS)
         if layout.remainder:
             ok = ok & ((carry.cursor == layout.full) if remainder else (carry.cursor < layout.full))
-        batch, rows = fetch(program.layout, inputs, carry, remainder=remainder)
-        carry, rings = program.one_step(inputs, carry, rings, batch, rows, ok=ok)
+        batch, rows = fetch_batch(program.layout, inputs, carry, remainder=remainder)
+        carry, rings = program.train_step_with_hooks(inputs, carry, rings, batch, rows, ok=ok)
         return carry, rings, program.halted(carry)
 
-    def _run_boundary(self, carry: Carry, inputs: Inputs, rings: Any) -> Any:
+    def _run_boundary(self, carry: LoopState, inputs: Inputs, rings: Any) -> Any:
         program = self.program
-        go = program.at.pending(inputs, carry) & ~carry.yielded & ~program.boundary_waits(inputs, carry)
-        go = go & program.rings.have_room(rings)
+        go = program.predicates.pending(inputs, carry) & ~carry.yielded & ~program.boundary_waits(inputs, carry)
+        go = go & program.buffers.have_room(rings)
         carry, rings = jax.lax.cond(
-            go, lambda c, r: boundary.cross(program, inputs, c, r), lambda c, r: (c, r), carry, rings
+            go,
+            lambda c, r: boundary.validate_and_close_if_due(program, inputs, c, r),
+            lambda c, r: (c, r),
+            carry,
+            rings,
         )
         return carry, rings, program.halted(carry)
 

@@ -1,13 +1,13 @@
-"""`Saving`: checkpoints a run while no dispatch is pending."""
+"""`CheckpointHooks`: checkpoints a run while no dispatch is pending."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from jaxcb._src.checkpointing.checkpointer import Keeper
+from jaxcb._src.checkpointing.checkpointer import Checkpointer
 
 
-class Saving:
+class CheckpointHooks:
     """Checkpoints a run while no dispatch is pending.
 
     Args:
@@ -18,36 +18,36 @@ class Saving:
 
     def __init__(
         self,
-        keeper: Keeper | None,
+        keeper: Checkpointer | None,
         leaves: Callable[[], Mapping[str, Any]],
         facts: Callable[[], Mapping[str, Any]],
     ) -> None:
-        self.keeper, self._leaves, self._facts = keeper, leaves, facts
-        self.whole = True  # whether no moment is half done: only then a run that failed is saved
+        self.checkpointer, self._leaves, self._facts = keeper, leaves, facts
+        self.consistent = True  # whether no moment is half done: only then a run that failed is saved
 
     @contextlib.contextmanager
-    def moment(self) -> Iterator[None]:
+    def inconsistent(self) -> Iterator[None]:
         """A moment that is whole only when the host has done its part: one that fails has to come again."""
-        before, self.whole = self.whole, False
+        before, self.consistent = self.consistent, False
         yield
-        self.whole = before
+        self.consistent = before
 
     @property
     def due(self) -> bool:
         """Whether the run is to be saved."""
-        return self.keeper is not None and self.keeper.due
+        return self.checkpointer is not None and self.checkpointer.due
 
-    def ask(self) -> None:
+    def request_save(self) -> None:
         """Asks for a save at the next place where nothing is under way."""
-        if self.keeper is not None:
-            self.keeper.ask()
+        if self.checkpointer is not None:
+            self.checkpointer.request_save()
 
     def save(self, *, wait: bool = False) -> None:
         """Saves the training; nothing may be under way."""
-        if self.keeper is not None:
-            self.keeper.save(self._leaves(), self._facts(), wait=wait)
+        if self.checkpointer is not None:
+            self.checkpointer.save(self._leaves(), self._facts(), wait=wait)
 
     def save_result(self) -> None:
         """Saves what the run has come to, after `on_train_end`."""
-        if self.keeper is not None:
-            self.keeper.save_result(self._leaves(), self._facts())
+        if self.checkpointer is not None:
+            self.checkpointer.save_result(self._leaves(), self._facts())

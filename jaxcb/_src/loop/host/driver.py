@@ -10,28 +10,28 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxcb._src.checkpointing.checkpointer import Keeper
-from jaxcb._src.checkpointing.resume import joined
+from jaxcb._src.checkpointing.checkpointer import Checkpointer
+from jaxcb._src.checkpointing.resume import merge_process_positions
 from jaxcb._src.core.actions.base import HostAction
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.actions.host import Backup
-from jaxcb._src.data.feed import FOREVER, Chunk, Feed
-from jaxcb._src.loop.compiled.executor import Executor, Live, Output
-from jaxcb._src.loop.compiled.position import Place
-from jaxcb._src.loop.compiled.state import Carry, Inputs, Status, allowed_on, named, owned
-from jaxcb._src.loop.host.checkpoint_hooks import Saving
+from jaxcb._src.data.feed import UNBOUNDED, Chunk, Feed
+from jaxcb._src.loop.compiled.executor import DeviceState, Executor, Output
+from jaxcb._src.loop.compiled.position import HostPosition
+from jaxcb._src.loop.compiled.state import Inputs, LoopState, Status, clear_stop, copy_arrays, named_leaves
+from jaxcb._src.loop.host.checkpoint_hooks import CheckpointHooks
 from jaxcb._src.loop.host.host_metrics import Evaluators, HostMetrics
-from jaxcb._src.loop.host.pace import Pace
-from jaxcb._src.loop.host.population import Members
+from jaxcb._src.loop.host.pace import ChunkSizer
+from jaxcb._src.loop.host.population import ActiveMembers
 from jaxcb._src.loop.host.stops import Interrupted, Signals, StopRecord, check_text, stops_of
-from jaxcb._src.sharding.arrays import gathered
+from jaxcb._src.sharding.arrays import all_gather
 from jaxcb._src.utils.errors import DataError
 from jaxcb._src.writers.base import Context
-from jaxcb._src.writers.dispatch import Performer, close_all
+from jaxcb._src.writers.dispatch import WriterDispatcher, close_all
 from jaxcb._src.writers.run_handle import Record, Run
 
 
-class Orders(NamedTuple):
+class HostDecision(NamedTuple):
     """What the host does next. All that no device can decide alike on every process is in here.
 
     Attributes:
@@ -51,25 +51,25 @@ class Orders(NamedTuple):
     data: tuple[int, ...] = ()
 
     @property
-    def rest(self) -> bool:
+    def needs_idle_device(self) -> bool:
         """Whether there is something to do for which nothing may be under way."""
         return self.signum is not None or self.save or self.pack
 
 
-def placed(chunk: Chunk) -> tuple[int, ...]:
+def chunk_key(chunk: Chunk) -> tuple[int, ...]:
     """Where a chunk belongs: what process 0's data and that of each other process must have in common."""
     return chunk.epoch, chunk.base, chunk.size, chunk.epoch_len, int(chunk.closes), chunk.epochs
 
 
-def same_place(chunk: Chunk | None, wanted: tuple[int, ...], index: int) -> Chunk:
+def check_same_chunk(chunk: Chunk | None, wanted: tuple[int, ...], index: int) -> Chunk:
     """Returns this process's own chunk.
 
     Raises:
         DataError: where it is not of the steps that process 0 has data for.
     """
-    if chunk is not None and placed(chunk) == wanted:
+    if chunk is not None and chunk_key(chunk) == wanted:
         return chunk
-    got = "none any more" if chunk is None else _shown(placed(chunk))
+    got = "none any more" if chunk is None else _shown(chunk_key(chunk))
     raise DataError(
         f"process {index} has other data than process 0: {got}, where process 0 has {_shown(wanted)}. Each process "
         "must give as many batches an epoch as the others, of the same number of rows."
@@ -84,7 +84,7 @@ def _shown(place: tuple[int, ...]) -> str:
 _AHEAD = 2  # dispatches under way
 
 
-class _Flight(NamedTuple):
+class PendingDispatch(NamedTuple):
     """A dispatch under way."""
 
     chunk: Chunk
@@ -115,18 +115,18 @@ class Driver:
         self,
         *,
         executor: Executor,
-        live: Live,
+        live: DeviceState,
         feed: Feed,
         host_sets: Mapping[str, Iterable[Any]],
         evaluators: Evaluators,
         host_metrics: HostMetrics,
         inputs: Inputs,
-        place: Place,
+        place: HostPosition,
         context: Context,
         run: Run,
         steps_per_execution: int | None,
-        keeper: Keeper | None = None,
-        members: Members | None = None,
+        keeper: Checkpointer | None = None,
+        members: ActiveMembers | None = None,
     ) -> None:
         self.executor, self.live, self.feed = executor, live, feed
         self.host_sets, self.evaluators = host_sets, evaluators
@@ -134,21 +134,21 @@ class Driver:
         self.inputs, self.place = inputs, place
         self.context, self.run = context, run
         self.processes = context.processes
-        self.saving = Saving(keeper, lambda: named(self.carry()), self._facts)
+        self.saving = CheckpointHooks(keeper, lambda: named_leaves(self.carry()), self._facts)
         self.signals = Signals(sigterm=not self.processes.takes_sigterm)
         self.members = members
         self.stops: list[StopRecord] = []
         self.interrupted: int | None = None  # the signal that ended the run
         self._resumed = False
         self.begun = False  # whether on_train_begin is behind it
-        self._flying: deque[_Flight] = deque()
+        self._pending: deque[PendingDispatch] = deque()
         self.status: Status | None = None  # as last read
-        self._pace = Pace(steps_per_execution)
+        self._pace = ChunkSizer(steps_per_execution)
         feed.pace(self._pace.length)
         self._read_at = (0, 0, False)  # where the run stood when it was last read: epoch, step, whether evaluated
         self._waiting: list[Record] = []
         self._next: Chunk | None = None  # that process 0 has data for
-        self.performer = Performer(context)
+        self.performer = WriterDispatcher(context)
         for actions in executor.program.actions.values():
             for action in actions:
                 check_text(action, executor.program.members)
@@ -162,20 +162,20 @@ class Driver:
         return self.performer.writers.get(cls)
 
     @property
-    def lost(self) -> bool:
+    def buffers_lost(self) -> bool:
         """Whether a step that failed has taken the run's arrays with it."""
         return any(leaf.is_deleted() for leaf in self.live.leaves)
 
     def drain(self) -> None:
         """Reads what is under way; a writer that fails does not keep the others from their records."""
-        while self._flying:
-            flight = self._flying.popleft()
+        while self._pending:
+            flight = self._pending.popleft()
             with contextlib.suppress(Exception):
                 self._read(flight.output, flight.host)
 
-    def carry(self) -> Carry:
+    def carry(self) -> LoopState:
         """The run as it stands; of a population all members, in order."""
-        return self.live.carry() if self.members is None else self.members.whole(self.live)
+        return self.live.carry() if self.members is None else self.members.full_state(self.live)
 
     def stop_reason(self, member: int | None = None) -> str | None:
         """Who stopped the run, or a member, and why; None where it came to its end."""
@@ -197,15 +197,15 @@ class Driver:
                 if not self._resumed:
                     self.saving.save(wait=True)  # before anything is written: a killed run knows where its files stood
                 if not self.begun:
-                    self._edge("on_train_begin", self.executor.begin)
+                    self._run_single_hook("on_train_begin", self.executor.begin)
                     self.begun = True
                 self._steps()
                 self.saving.save()
-                self.saving.whole = False  # what follows is no training any more
-                self._edge("on_train_end", self.executor.end)
+                self.saving.consistent = False  # what follows is no training any more
+                self._run_single_hook("on_train_end", self.executor.end)
                 self.saving.save_result()
-                self.interrupted = self.processes.agree(
-                    self._asked
+                self.interrupted = self.processes.broadcast_from_primary(
+                    self._signal_received
                 )  # a signal that came too late to cut anything short
         except Interrupted as asked:
             failed, self.interrupted = asked, asked.signum
@@ -213,8 +213,8 @@ class Driver:
             self.update_model()
         except BaseException as error:
             failed = error
-            if not self.processes.several:  # of several, who knows where the others stand
-                self._save_after(error)
+            if not self.processes.is_multiprocess:  # of several, who knows where the others stand
+                self._save_on_error(error)
             raise
         finally:
             self.close(failed)
@@ -228,7 +228,7 @@ class Driver:
             "step": place.step,
             "epoch": place.epoch,
             "cursor": place.cursor,
-            "feed": joined(self.processes.gather(self.feed.position())),
+            "feed": merge_process_positions(self.processes.gather(self.feed.position())),
             "files": self.context.file_positions(),
             "writers": self.performer.positions(),
             "stops": [list(stop) for stop in self.stops],
@@ -237,17 +237,17 @@ class Driver:
             "strategy": None if self.members is None else self.members.strategy.name,
         }
 
-    def _save_after(self, error: BaseException) -> None:
+    def _save_on_error(self, error: BaseException) -> None:
         """Saves a run that failed where its state is consistent, and brings the caller's model up to date."""
-        if self.lost:
+        if self.buffers_lost:
             return
         with contextlib.suppress(Exception):
             self.drain()
             self.update_model()
         status = self.status
-        if self.saving.keeper is None or status is None:
+        if self.saving.checkpointer is None or status is None:
             return
-        if not self.saving.whole or bool(status.yielded) or bool(status.awaits):
+        if not self.saving.consistent or bool(status.yielded) or bool(status.awaits):
             return  # in the middle of a hook: the run resumes from the checkpoint before, and the hook runs again
         try:
             if int(self.live.carry().step) != int(status.step):
@@ -261,11 +261,11 @@ class Driver:
     def close(self, failed: BaseException | None = None) -> None:
         """Closes writers, feed and what saves the run; the first error is the one that the user sees."""
         self.context.failure = failed
-        keepers = () if self.saving.keeper is None else (self.saving.keeper,)
+        keepers = () if self.saving.checkpointer is None else (self.saving.checkpointer,)
         # the writers first: a feed may have to wait for a user's iterator, and be interrupted in it
         close_all((*self.performer.writers.values(), self.host_metrics, *keepers, self.feed), failed)
 
-    def resume(self, carry: Carry, facts: Mapping[str, Any], *, anew: bool = False) -> None:
+    def resume(self, carry: LoopState, facts: Mapping[str, Any], *, anew: bool = False) -> None:
         """Takes a run over as it was saved; `train` then goes on with its next step.
 
         Args:
@@ -274,10 +274,10 @@ class Driver:
             anew: whether a stop that has ended the run holds no more, because something else is asked for now.
         """
         if anew and facts["cursor"] == 0:
-            carry, facts = allowed_on(carry), {**facts, "stops": []}
-        self.live, self._resumed = Live.of(owned(self._with_order(carry))), True
+            carry, facts = clear_stop(carry), {**facts, "stops": []}
+        self.live, self._resumed = DeviceState.of(copy_arrays(self._with_order(carry))), True
         if self.members is not None:
-            self.live, self.inputs = self.members.placed(self.live, self.inputs)
+            self.live, self.inputs = self.members.put(self.live, self.inputs)
         self.begun = facts["begun"]
         self.place.take(carry)
         self._read_at = (self.place.epoch, self.place.step, self.place.evaluated == self.place.step)
@@ -285,41 +285,41 @@ class Driver:
         self.host_metrics.before = facts["elapsed"]
         self.performer.restore(facts["writers"])
 
-    def _with_order(self, carry: Carry) -> Carry:
+    def _with_order(self, carry: LoopState) -> LoopState:
         """The order of the rows is a function of the key and the epoch, and is not saved."""
         if carry.order is None:
             return carry
         return carry.replace(order=jax.jit(self.executor.program.layout.new_order)(self.inputs.key, carry.epoch))
 
-    def _asked(self) -> int | None:
+    def _signal_received(self) -> int | None:
         """The signal that asks for the end, sent to whichever process; asked on process 0."""
         return self.processes.signum if self.signals.asked is None else self.signals.asked
 
-    def _pause(self, orders: Orders) -> None:
+    def _act_while_idle(self, orders: HostDecision) -> None:
         """What is done where nothing is under way: a save or a smaller program that is due, the end that was asked."""
         if orders.save:
             self.saving.save()
         if orders.pack:
             assert self.members is not None
-            self.executor, self.live, self.inputs = self.members.pack(self.live, self.inputs)
-            self._pace.anew()
+            self.executor, self.live, self.inputs = self.members.compact(self.live, self.inputs)
+            self._pace.reset()
         if orders.signum is not None:
             raise Interrupted(orders.signum)
 
-    def _edge(self, hook: str, moment: Any) -> None:
+    def _run_single_hook(self, hook: str, moment: Any) -> None:
         """Runs one of the moments that stand alone, where a callback has it."""
         if hook not in self.executor.program.actions:
             return
-        host = self.processes.agree(lambda: self.host_metrics.read(self.place.step))
+        host = self.processes.broadcast_from_primary(lambda: self.host_metrics.read(self.place.step))
         self.live, output = moment(self.live, self._inputs(None, host))
-        self._settle(self._read(output, host))
+        self._synchronize(self._read(output, host))
 
     def _steps(self) -> None:
-        flying = self._flying
+        flying = self._pending
         while True:
-            orders = self._agreed()
-            if orders.rest and not flying:
-                self._pause(orders)
+            orders = self._next_decision()
+            if orders.needs_idle_device and not flying:
+                self._act_while_idle(orders)
                 continue
             if orders.host is not None:
                 flying.append(self._dispatch(orders, orders.host))
@@ -337,7 +337,7 @@ class Driver:
                     behind = self._read(output, host)
                     if not bool(status.awaits):  # those behind may not know that the epoch is to be closed
                         status = behind
-                self._settle(status)
+                self._synchronize(status)
             else:
                 self.feed.confirm(status)
                 if not flying:
@@ -349,55 +349,55 @@ class Driver:
                 self.place.correct(status)
                 return
 
-    def _agreed(self) -> Orders:
+    def _next_decision(self) -> HostDecision:
         """Asks what comes next; all processes are told the same."""
         if self.signals.asked is not None:
-            self.processes.tell_signal(self.signals.asked)
-        orders = self.processes.agree(self._decide)
+            self.processes.report_signal(self.signals.asked)
+        orders = self.processes.broadcast_from_primary(self._decide)
         if self.processes.notified():
             self.signals.asked = signal.SIGTERM
         return orders
 
-    def _decide(self) -> Orders:
+    def _decide(self) -> HostDecision:
         """What comes next, as process 0 sees it."""
-        flying = self._flying
-        orders = Orders(self._asked(), self.saving.due, self.members is not None and self.members.due)
+        flying = self._pending
+        orders = HostDecision(self._signal_received(), self.saving.due, self.members is not None and self.members.due)
         # where nothing is under way the data is waited for; else what is under way is read meanwhile
-        goes_on = not flying or (not orders.rest and not flying[-1].output.may_wait and self.feed.ready())
-        if (orders.rest and not flying) or not goes_on or self.place.over:
+        goes_on = not flying or (not orders.needs_idle_device and not flying[-1].output.may_wait and self.feed.ready())
+        if (orders.needs_idle_device and not flying) or not goes_on or self.place.over:
             return orders
         self.signals.waiting = not flying
         try:
             self._next = self.feed.next()
         except Interrupted as asked:
-            return Orders(asked.signum)
+            return HostDecision(asked.signum)
         finally:
             self.signals.waiting = False
         if self._next is None:
             return orders
         return orders._replace(
-            length=self._pace.length, host=self.host_metrics.read(self.place.step), data=placed(self._next)
+            length=self._pace.length, host=self.host_metrics.read(self.place.step), data=chunk_key(self._next)
         )
 
-    def _dispatch(self, orders: Orders, host: np.ndarray) -> _Flight:
+    def _dispatch(self, orders: HostDecision, host: np.ndarray) -> PendingDispatch:
         """Dispatches the next stretch."""
         place = self.place
-        own = self._next if self.processes.leads else self.feed.next()
-        chunk = same_place(own, orders.data, self.processes.index)
+        own = self._next if self.processes.is_primary else self.feed.next()
+        chunk = check_same_chunk(own, orders.data, self.processes.index)
         place.epoch_len = chunk.epoch_len
         self._pace.dispatched()
         inputs = self._inputs(chunk, host, orders.length)
         batches = chunk.left(place.epoch, place.cursor)
         batches = repeat(None, orders.length) if batches is None else batches
         self.live, output = self.executor.execute(self.live, inputs, batches, place)
-        return _Flight(chunk, output, host)
+        return PendingDispatch(chunk, output, host)
 
     def _inputs(self, chunk: Chunk | None, host: np.ndarray, length: int = 0) -> Inputs:
         """The inputs of a dispatch."""
         if chunk is None:
             numbers = self.place.numbers(size=0, length=0)
             return self.inputs.replace(numbers=numbers.packed(host))
-        length = length if chunk.epoch < 0 else FOREVER
+        length = length if chunk.epoch < 0 else UNBOUNDED
         numbers = self.place.numbers(
             data_epoch=chunk.epoch, epochs=chunk.epochs, base=chunk.base, size=chunk.size, length=length
         )
@@ -417,14 +417,16 @@ class Driver:
 
     def _read(self, output: Output, host: np.ndarray) -> Status:
         """Reads a stretch's records, waiting for them; performs the logs and keeps the host actions."""
-        with self.saving.moment():  # until its records are written: else they have to come again
+        with self.saving.inconsistent():  # until its records are written: else they have to come again
             rings, status = jax.device_get((output.rings, output.status))
             status = self.executor.told(status)
             self.status = status
             self.host_metrics.note(self._read_at, host)
             self._read_at = (int(status.epoch), int(status.step), int(status.evaluated) == int(status.step))
-            records = self.executor.program.rings.read(rings)
-            self.performer.perform(self._logs(records if self.members is None else self.members.spread(records)))
+            records = self.executor.program.buffers.read(rings)
+            self.performer.perform(
+                self._logs(records if self.members is None else self.members.scatter_records(records))
+            )
         self.performer.tick(status)
         return status
 
@@ -434,13 +436,13 @@ class Driver:
             if isinstance(record.action, Stop):
                 self.stops.extend(stops_of(record))
             elif isinstance(record.action, Backup):
-                self.saving.ask()
+                self.saving.request_save()
             elif isinstance(record.action, HostAction):
                 self._waiting.append(record)
             else:
                 yield record
 
-    def _settle(self, status: Status) -> None:
+    def _synchronize(self, status: Status) -> None:
         """Brings host and device to the same place: host actions, a validation by the host, batches again."""
         self.place.correct(status)
         self.feed.confirm(status)
@@ -450,18 +452,18 @@ class Driver:
             self.live = self.executor.resume(self.live)
         elif bool(status.awaits):
             self._validate()
-        self._pace.passed(self.place.step)  # what the host did is no time of the steps'
+        self._pace.exclude_host_time(self.place.step)  # what the host did is no time of the steps'
 
     def _call_host(self) -> None:
         waiting, self._waiting = self._waiting, []
         self.run._attach(self.carry)
         if not waiting:
             return
-        with self.saving.moment():
+        with self.saving.inconsistent():
             self.update_model()
             for record in waiting:
                 self.performer.perform([record])
-                reason = self.processes.agree(lambda: self.run.stop_reason)
+                reason = self.processes.broadcast_from_primary(lambda: self.run.stop_reason)
                 if reason is not None and record.hook != "on_train_end":
                     self.stops.append(StopRecord(record.action.owner, reason, record.step, record.epoch))
                     self.run.stop_reason = None
@@ -478,16 +480,16 @@ class Driver:
 
     def _validate(self) -> None:
         """Feeds a validation that the device cannot do by itself."""
-        with self.saving.moment():
-            host = self.processes.agree(lambda: self.host_metrics.read(self.place.step))
+        with self.saving.inconsistent():
+            host = self.processes.broadcast_from_primary(lambda: self.host_metrics.read(self.place.step))
             inputs = self._inputs(None, host)
             self.live, output = self.executor.validate(self.live, inputs, self.host_sets, self._evaluate)
-        self._settle(self._read(output, host))
+        self._synchronize(self._read(output, host))
 
-    def _evaluate(self, live: Live) -> dict[str, np.ndarray]:
+    def _evaluate(self, live: DeviceState) -> dict[str, np.ndarray]:
         """Asks the evaluators, with the weights that the validation is of."""
         if not self.evaluators.names:
             return {}
-        train = gathered(live.carry().train)
+        train = all_gather(live.carry().train)
         self.run._attach(lambda: live.carry().replace(train=train))
-        return self.processes.agree(lambda: self.evaluators(self.run, self.place.step))
+        return self.processes.broadcast_from_primary(lambda: self.evaluators(self.run, self.place.step))

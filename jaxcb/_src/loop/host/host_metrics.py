@@ -74,7 +74,7 @@ class HostMetrics:
     def use(self, read: Sequence[str], context: Context) -> None:
         """Says which ones callbacks make use of; what is used is journaled where there is a `run_dir`."""
         self._read = tuple(n for n in self.names if n in read)
-        if context.run_dir is not None and self._read and context.processes.leads:
+        if context.run_dir is not None and self._read and context.processes.is_primary:
             file = context.append_file(context.run_dir / JOURNAL, "journal")
             self._journal = Table(file, [*PLACE, *self._read], grows=True)
 

@@ -1,4 +1,4 @@
-"""`Pace`: how many steps a stretch of work has, so that it lasts about a quarter of a second."""
+"""`ChunkSizer`: how many steps a stretch of work has, so that it lasts about a quarter of a second."""
 
 import math
 import time
@@ -10,7 +10,7 @@ _TARGET = 0.25  # seconds of work in one: progress feels live, and a signal is a
 _FIRST = 16  # steps of the first one, before anything is measured
 
 
-class Lap(NamedTuple):
+class Timing(NamedTuple):
     """What a stretch took.
 
     Attributes:
@@ -22,7 +22,7 @@ class Lap(NamedTuple):
     to_build: float | None
 
 
-class Pace:
+class ChunkSizer:
     """Measures stretches, and sizes the next ones by them.
 
     Args:
@@ -44,14 +44,14 @@ class Pace:
         if self._last is None and self._began is None:
             self._began = time.monotonic()
 
-    def read(self, step: int) -> Lap:
+    def read(self, step: int) -> Timing:
         """Says that a stretch was read, with so many updates done."""
         now = time.monotonic()
         if self._last is None:
-            lap = Lap(0.0, None if self._began is None else now - self._began)
+            lap = Timing(0.0, None if self._began is None else now - self._began)
             self._began = None
         else:
-            lap = Lap(now - self._last[0], None)
+            lap = Timing(now - self._last[0], None)
             self._size(lap.seconds, step - self._last[1])
         self._last = (now, step)
         return lap
@@ -63,11 +63,11 @@ class Pace:
         if self._fixed is None:
             self.length = int(np.clip(_TARGET * self.speed, max(1, self.length // 4), self.length * 4))
 
-    def passed(self, step: int) -> None:
+    def exclude_host_time(self, step: int) -> None:
         """Says that the time since the last reading is none of the steps'."""
         if self._last is not None:
             self._last = (time.monotonic(), step)
 
-    def anew(self) -> None:
+    def reset(self) -> None:
         """Says that another program follows."""
         self._last = None

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcb._src.loop.compiled.executor import Executor, Live
+from jaxcb._src.loop.compiled.executor import DeviceState, Executor
 from jaxcb._src.loop.compiled.member_map import Strategy
-from jaxcb._src.loop.compiled.state import Carry, Inputs, Reading
+from jaxcb._src.loop.compiled.state import Inputs, LoopState, ProbeValue
 from jaxcb._src.writers.run_handle import Record
 
 
@@ -33,7 +33,7 @@ class Population(NamedTuple):
     repack: bool | str = "auto"
 
 
-def member_axes(carry: Carry) -> list[bool]:
+def member_axes(carry: LoopState) -> list[bool]:
     """For each leaf of a population's carry, whether it has the member axis."""
 
     def mark(tree: Any, has: bool) -> Any:
@@ -43,7 +43,7 @@ def member_axes(carry: Carry) -> list[bool]:
         train=mark(carry.train, True),
         callbacks=mark(carry.callbacks, True),
         windows=mark(carry.windows, True),
-        readings={name: Reading(mark(own.values, True), False) for name, own in carry.readings.items()},
+        readings={name: ProbeValue(mark(own.values, True), False) for name, own in carry.readings.items()},
         latest=mark(carry.latest, False).replace(values=mark(carry.latest.values, True)),
         ended=True,
         member=True,
@@ -52,7 +52,7 @@ def member_axes(carry: Carry) -> list[bool]:
     return jax.tree.leaves(marks)
 
 
-class Members:
+class ActiveMembers:
     """The members of a population that a program still holds, and those that have left it.
 
     A member that has ended trains no more and its rows of the carry are final, so that they may be put aside. The
@@ -107,7 +107,7 @@ class Members:
 
     # Repacking
 
-    def pack(self, live: Live, inputs: Inputs) -> tuple[Executor, Live, Inputs]:
+    def compact(self, live: DeviceState, inputs: Inputs) -> tuple[Executor, DeviceState, Inputs]:
         """Returns a smaller program, with the run and its inputs for it."""
         carry = live.carry()
         marks = member_axes(carry)
@@ -119,9 +119,11 @@ class Members:
         self.sizes.append(len(stay))
         settings = [x[stay] if axis == 0 else x for x, axis in zip(inputs.settings, self._axes, strict=True)]
         key = inputs.key[stay] if inputs.key is not None and jnp.ndim(inputs.key) else inputs.key
-        return self._build(len(stay)), *self.placed(Live(leaves, live.tree), inputs.replace(settings=settings, key=key))
+        return self._build(len(stay)), *self.put(
+            DeviceState(leaves, live.tree), inputs.replace(settings=settings, key=key)
+        )
 
-    def placed(self, live: Live, inputs: Inputs) -> tuple[Live, Inputs]:
+    def put(self, live: DeviceState, inputs: Inputs) -> tuple[DeviceState, Inputs]:
         """Puts the run and its inputs on the devices that they belong to."""
         place, axes = self.strategy.place, self._axes
         if self.strategy.placement.mesh is None:
@@ -130,9 +132,9 @@ class Members:
         settings = [place(x, axis == 0) for x, axis in zip(inputs.settings, axes, strict=True)]
         key = inputs.key if inputs.key is None else place(inputs.key, jnp.ndim(inputs.key) > 0)
         # the rows are the feed's to place
-        return Live(leaves, live.tree), inputs.replace(settings=settings, key=key, val=place(inputs.val, False))
+        return DeviceState(leaves, live.tree), inputs.replace(settings=settings, key=key, val=place(inputs.val, False))
 
-    def whole(self, live: Live) -> Carry:
+    def full_state(self, live: DeviceState) -> LoopState:
         """The carry of the whole population, members in order; the run's own arrays where nobody has left."""
         if not self._away:
             return live.carry()
@@ -144,7 +146,7 @@ class Members:
         ]
         return jax.tree.unflatten(live.tree, leaves)
 
-    def spread(self, records: Iterable[Record]) -> Iterator[Record]:
+    def scatter_records(self, records: Iterable[Record]) -> Iterator[Record]:
         """Gives records of the program's rows the axis of the whole population; for the others nothing fires."""
         packed = len(self.rows) < self.size
 

@@ -15,13 +15,13 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttribut
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from jaxcb._src.core.actions.tensorboard import (
-    Configuration,
     Embedding,
     Figure,
     Graph,
     Histogram,
     HParams,
     Image,
+    LogConfiguration,
     Scalars,
     Text,
 )
@@ -126,7 +126,7 @@ class TensorBoardWriter(Writer):
             case Text():
                 text = fill(action, step=record.step, epoch=record.epoch, batch=record.batch)
                 yield summary.text(action.tag + suffix, text)
-            case Configuration():
+            case LogConfiguration():
                 yield summary.text(action.tag + suffix, self._configuration())
             case HParams():
                 yield from self._hparams(action, suffix)
