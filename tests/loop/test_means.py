@@ -47,7 +47,7 @@ def fit(rows, size, executor, **more):
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize(("count", "size"), SIZES)
 def test_means_of_constants_and_halves(count, size, executor):
-    @settings(max_examples=5)
+    @settings(max_examples=3)
     @given(constants, st.integers(0, 2**32 - 1))
     def holds(values, seed):
         rows = make_rows(values, count, seed)
@@ -97,5 +97,5 @@ def test_means_of_members(executor, strategy):
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_a_threshold_of_exactly_one_is_reached(executor):
     rows = make_rows([1.0] * CONSTANTS, 41, seed=0)
-    stop = jc.EarlyStopping("val_c0", patience=9, stopping_threshold=1.0)
+    stop = jc.EarlyStopping("val_c0", mode="max", patience=9, stopping_threshold=1.0)
     assert fit(rows, 41, executor, epochs=3, validation_data=rows, callbacks=[stop]).stopped_epoch == 0
