@@ -56,7 +56,12 @@ class Start(NamedTuple):
     @property
     def files(self) -> dict[str, Any]:
         """Where its files stood."""
-        return {} if self.saved is None else self.saved.facts["files"]
+        if self.saved is None:
+            return {}
+        places = self.saved.facts.get("files")
+        if not isinstance(places, dict):
+            raise ValueError(f"{self.saved.path} does not say where the run's files stood, but {places!r}.")
+        return places
 
     @property
     def inherits(self) -> bool:
