@@ -198,7 +198,8 @@ def _run_in(directory: Path) -> _There:
             except _manifest.UnusableError:
                 continue
             run = saved.run or run
-            made |= {key: () for key in saved.facts.get("files", ()) if key in _FILES}
+            files = saved.facts.get("files")
+            made |= {key: () for key in _FILES if isinstance(files, dict) and key in files}
         if saves and (directory / TABLE).exists():
             made[TABLE] = ()
     files = tuple(directory / name for name in _FILES if (directory / name).exists())
