@@ -361,6 +361,7 @@ FORGED = {
     "embeddings that are none": embeddings("anything", 'x: "/etc/passwd"'),
     "files elsewhere": facts(files={"../victim/history.csv": 0, VICTIM + "/history.csv": 0, "history.csv": 3}),
     "places that are none": facts(files={"history.csv": [1], "log.csv": -1}),
+    "places in no mapping": facts(files=["history.csv"]),
     "places of others' lines": facts(files={"history.csv": {"end": 1}}),
     "another run": facts(run="0123456789abcdef"),
     "a run that is a path": facts(run="../../victim"),
@@ -414,7 +415,7 @@ def test_a_checkpoint_leads_nowhere_else(tmp_path, forgeable, case, how):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         with contextlib.suppress(ValueError, FileExistsError):
-            fit(root / "run", *own, **({"resume": "auto"} if how == "resume" else {"overwrite": True}))
+            fit(root / "run", *own, resume="auto" if how == "resume" else False, overwrite=how == "overwrite")
     assert files_in(victim) == before
 
 
@@ -457,5 +458,5 @@ def test_half_a_line_of_a_record_is_as_if_it_were_not_there(tmp_path):
         assert (again.run, set(again.made), again.writes("b")) == (record.run, {"a"}, [])
         again.write("b", 0, b"xyz")
         assert path.read_bytes() == whole
-    again.cut("b", 0)
+    record.cut("b", 0)
     assert RunRecord.read(tmp_path).writes("b") == []  # pyright: ignore[reportOptionalMemberAccess]

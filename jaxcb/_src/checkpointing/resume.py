@@ -75,7 +75,12 @@ class ResumePlan(NamedTuple):
     @property
     def files(self) -> dict[str, Any]:
         """Where its files stood."""
-        return {} if self.saved is None else self.saved.facts["files"]
+        if self.saved is None:
+            return {}
+        places = self.saved.facts.get("files")
+        if not isinstance(places, dict):
+            raise ValueError(f"{self.saved.path} does not say where the run's files stood, but {places!r}.")
+        return places
 
     @property
     def inherits(self) -> bool:
@@ -212,7 +217,8 @@ def _run_in(directory: Path) -> _There:
             except _manifest.UnusableError:
                 continue
             run = saved.run or run
-            made |= {key: () for key in saved.facts.get("files", ()) if key in _FILES}
+            files = saved.facts.get("files")
+            made |= {key: () for key in _FILES if isinstance(files, dict) and key in files}
         if saves and (directory / TABLE).exists():
             made[TABLE] = ()
     files = tuple(directory / name for name in _FILES if (directory / name).exists())

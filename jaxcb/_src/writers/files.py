@@ -5,6 +5,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class AppendFile:
         self._end = 0  # behind what the run has written to a shared file
         self._waiting: list[bytes] = []
         self._bytes = 0  # that wait
-        self._file: int | None = None  # descriptor
+        self._file: FileIO | None = None
         with self._named():
             path.parent.mkdir(parents=True, exist_ok=True)
             existed = path.exists()
@@ -142,7 +143,7 @@ class AppendFile:
         self.flush()
         if self._file is not None:
             with self._named():
-                os.fsync(self._file)
+                os.fsync(self._file.fileno())
         if self._shared:
             self._record.sync()
             return {"end": self._end}
@@ -232,20 +233,19 @@ class AppendFile:
             self.flush()
             if self._file is not None:
                 with self._named():
-                    os.fsync(self._file)
+                    os.fsync(self._file.fileno())
         finally:
             if self._file is not None:
-                os.close(self._file)
+                self._file.close()
                 self._file = None
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
-        """The open file, which no other run writes to meanwhile."""
+        """The open file's descriptor, while no other run writes to it."""
         if self._file is None:
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-            self._file = os.open(self.path, flags, 0o666)
-        with _lock(self._file):
-            yield self._file
+            self._file = FileIO(self.path, "a+")  # what is written goes to the end, wherever that is by then
+        with _lock(self._file.fileno()):
+            yield self._file.fileno()
 
 
 @contextlib.contextmanager
