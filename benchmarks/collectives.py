@@ -24,8 +24,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxcb as jc
 from jaxcb._src.data.pipeline import make_feed
-from jaxcb._src.loop.build import assemble
-from jaxcb._src.loop.compiled.position import Cadence
+from jaxcb._src.loop.build import build_driver
+from jaxcb._src.loop.compiled.position import EvalSchedule
 from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.writers.run_handle import Run
 from jaxcb.writers import Context
@@ -98,14 +98,14 @@ def ours(mesh, sharding, executor, callbacks):
     rows = np.zeros((ROWS, FEATURES), np.float32)
     how = {"epochs": 1, "steps": None, "steps_per_epoch": None, "batch_size": BATCH, "shuffle": True, "seed": 0}
     run = Run(None)
-    driver, _ = assemble(
+    driver, _ = build_driver(
         step=jc.Step(loss_fn),
         eval_step=None,
         callbacks=jc.chain(*callbacks, jc.History()),
         train_state=state,
         feed=make_feed((rows, rows), **how, train_remainder=True, steps_per_execution=None),
         sets={},
-        cadence=Cadence(1, None),
+        cadence=EvalSchedule(1, None),
         end=(1, None),
         executor=executor,
         steps_per_execution=None,

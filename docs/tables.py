@@ -23,7 +23,7 @@ import jaxcb.testing
 from jaxcb._src.core.actions import base, control, host, logging, tensorboard
 from jaxcb._src.core.callback import FunctionCallback
 from jaxcb._src.core.chain import transition
-from jaxcb._src.utils.pytree import strong_tree
+from jaxcb._src.utils.pytree import to_strong_types
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent / "tests"
@@ -92,7 +92,7 @@ def actions_of(kind: type) -> list[str]:
 
 def start(callback: jc.Callback) -> object:
     """Returns the state before the first moment; of two members for a callback of populations."""
-    state = strong_tree(callback.init())
+    state = to_strong_types(callback.init())
     if isinstance(callback, jc.PopulationCallback):
         state = jax.tree.map(lambda x: jnp.broadcast_to(x, (2, *x.shape)), state)
     return state
@@ -100,7 +100,7 @@ def start(callback: jc.Callback) -> object:
 
 def state_of(kind: type) -> str:
     """Returns what it remembers, with types."""
-    state = strong_tree(examples_of(kind)[0].init())
+    state = to_strong_types(examples_of(kind)[0].init())
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return ", ".join(f"`{jax.tree_util.keystr(path, simple=True)}` {leaf.dtype} {leaf.shape}" for path, leaf in leaves)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcb._src.loop.compiled.metric_accumulator import Window
+from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator
 from jaxcb._src.utils.exact import add_product
 
 WIDTH = 8
@@ -31,7 +31,7 @@ def compiled(level):
 def mean(level, batches):
     """Of `(values, rows)`, each value many times in an array."""
     add, means = compiled(level)
-    window = Window.empty({"a": jnp.zeros(WIDTH)})
+    window = MetricAccumulator.empty({"a": jnp.zeros(WIDTH)})
     for values, rows in batches:
         window = add(window, jnp.asarray(values, jnp.float32), rows)
     return np.asarray(means(window))
@@ -79,7 +79,7 @@ def test_any_mean_is_within_half_of_its_last_digit(level, batches):
 
 def test_a_long_run_of_a_constant():
     """Far beyond what the pair holds exactly: 2**40 rows."""
-    value, window = np.float32(0.1), Window.empty({"a": jnp.zeros(WIDTH)})
+    value, window = np.float32(0.1), MetricAccumulator.empty({"a": jnp.zeros(WIDTH)})
     add = jax.jit(lambda w: jax.lax.fori_loop(0, 2**12, lambda _, w: w.add({"a": jnp.full(WIDTH, value)}, 2**28), w))
     assert (add(window).means()["a"] == value).all()
 
@@ -95,7 +95,7 @@ def test_what_is_not_finite_stays_what_it_is(level):
 
 
 def test_nothing_added_has_no_mean():
-    assert np.isnan(np.asarray(Window.empty({"a": jnp.zeros(WIDTH)}).means()["a"])).all()
+    assert np.isnan(np.asarray(MetricAccumulator.empty({"a": jnp.zeros(WIDTH)}).means()["a"])).all()
 
 
 @given(st.lists(st.integers(-(2**23), 2**23), min_size=1, max_size=6), st.sampled_from(COUNTS[:-2]))

@@ -40,7 +40,7 @@ def of_step(model, loss_fn, batch=(X, Y)):
     state = jc.TrainState.create(
         params=params, model_state=model_state, rngs=rngs, adapter=adapter, tx=optax.adam(1e-3)
     )
-    traced = jax.jit(jc.Step(loss_fn).propose).trace(state, batch)
+    traced = jax.jit(jc.Step(loss_fn).compute_update).trace(state, batch)
     step = TracedStep.of(traced, state, batch, lambda out: out.gradients.values)
     names = input_names(step.jaxpr, ("", state), ("batch", batch))
     return by_name(draw(step.jaxpr, names, {"loss": step.metrics["loss"]}))

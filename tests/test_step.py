@@ -219,7 +219,7 @@ def flat_loss(params, batch):
 
 def updated(actions):
     step, state = jc.Step(flat_loss), state_of(PARAMS, model_state={"n": jnp.float32(1)})
-    return state, step.update(state, step.propose(state, LOSSES), actions)
+    return state, step.update(state, step.compute_update(state, LOSSES), actions)
 
 
 def test_skip_update_leaves_all_but_the_count():

@@ -17,9 +17,9 @@ def _packages() -> None:
     """Imports what is imported when it is used; tensorboardX brings torch with it, where that is installed."""
     import tensorboardX  # noqa: F401
 
-    import jaxcb
+    import jaxcb as jc
 
-    assert jaxcb._src.fit.fit
+    assert jc.fit
 
 
 def _timed_import(modules: str) -> str:

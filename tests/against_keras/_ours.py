@@ -14,8 +14,8 @@ from against_keras._theirs import rows
 import jaxcb as jc
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.history.reader import Records
-from jaxcb._src.replay.program import Form, run, to_rows
-from jaxcb._src.utils.pytree import strong_tree
+from jaxcb._src.replay.program import ReplaySpec, run, to_rows
+from jaxcb._src.utils.pytree import to_strong_types
 
 
 def outcome(case: Case) -> Any:
@@ -43,8 +43,8 @@ def _replayed(case: Case, *callbacks: jc.Callback) -> Any:
                 values[epoch, i], reported[epoch, i] = values[epoch - 1, i], reported[epoch - 1, i]
     step = np.arange(1, EPOCHS + 1, dtype=np.int32)
     records = Records(names, values, reported, step, step - 1, None)
-    chain = jax.device_get(strong_tree(jc.chain(*callbacks)))
-    return jax.device_get(_program(chain, to_rows(records, case.learning_rate), Form.of(records)))
+    chain = jax.device_get(to_strong_types(jc.chain(*callbacks)))
+    return jax.device_get(_program(chain, to_rows(records, case.learning_rate), ReplaySpec.of(records)))
 
 
 def _early_stopping(case: Case) -> Any:
@@ -102,7 +102,7 @@ class _Walk:
     """A run of one callback: its hooks in the order of moments."""
 
     def __init__(self, case: Case, callback: jc.Callback) -> None:
-        self.chain = jax.device_get(strong_tree(jc.chain(callback)))
+        self.chain = jax.device_get(to_strong_types(jc.chain(callback)))
         self.hooks, self.state = self.chain.hooks(), self.chain.init()
         self.values = dict.fromkeys(case.names, math.nan)
         self.reported = dict.fromkeys(case.names, -1)

@@ -5,13 +5,13 @@ import pytest
 
 import jaxcb as jc
 from jaxcb._src.core.chain import transition
-from jaxcb._src.utils.pytree import strong_tree
+from jaxcb._src.utils.pytree import to_strong_types
 
 
 def asked(callback, hook, *, step=0, epoch=0, host=None, **values):
     """The actions that fire in one hook."""
     metrics = jc.Metrics(values, step=step, epoch=epoch, host=host or {})
-    _, actions = transition(callback, "TensorBoard", hook, strong_tree(callback.init()), metrics)
+    _, actions = transition(callback, "TensorBoard", hook, to_strong_types(callback.init()), metrics)
     return jc.fired(actions)
 
 
@@ -67,8 +67,8 @@ def test_what_is_inside_a_step_is_looked_at_in_the_first_one_of_an_epoch():
     state, found = callback.init(), []
     for step in range(12):  # three steps an epoch
         metrics = jc.Metrics({"loss": 0.5}, step=step, epoch=step // 3)
-        state, actions = callback.on_before_update(strong_tree(state), metrics)
-        found += [(step, action.of) for action in jc.fired(strong_tree(actions))]
+        state, actions = callback.on_before_update(to_strong_types(state), metrics)
+        found += [(step, action.of) for action in jc.fired(to_strong_types(actions))]
     assert found == [(0, "grads"), (0, "updates"), (6, "grads"), (6, "updates")]
 
 

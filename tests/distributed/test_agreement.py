@@ -9,10 +9,10 @@ import jax
 import pytest
 from _patience import PATIENCE
 
-from jaxcb._src.checkpointing.resume import joined, part_of
+from jaxcb._src.checkpointing.resume import merge_process_positions, position_for_process
 from jaxcb._src.data.feed import Chunk
-from jaxcb._src.distributed.processes import ALONE, Several
-from jaxcb._src.loop.host.driver import Orders, placed, same_place
+from jaxcb._src.distributed.processes import SINGLE_PROCESS, MultiProcess
+from jaxcb._src.loop.host.driver import HostDecision, check_same_chunk, chunk_key
 from jaxcb.errors import DataError, ProcessError
 
 
@@ -56,7 +56,7 @@ def together(count, act, store=None):
 
     def one(index):
         try:
-            with Several(state, index, count, 1) as processes:
+            with MultiProcess(state, index, count, 1) as processes:
                 return act(processes)
         except Exception as error:
             return error
@@ -66,17 +66,17 @@ def together(count, act, store=None):
 
 
 def test_one_process_agrees_with_itself():
-    assert ALONE.agree(lambda: 3) == 3
-    assert ALONE.gather("own") == ["own"]
-    assert not ALONE.several
-    assert ALONE.leads
+    assert SINGLE_PROCESS.broadcast_from_primary(lambda: 3) == 3
+    assert SINGLE_PROCESS.gather("own") == ["own"]
+    assert not SINGLE_PROCESS.is_multiprocess
+    assert SINGLE_PROCESS.is_primary
 
 
 def test_all_act_on_what_process_0_finds():
     asked = []
 
     def act(processes):
-        return [processes.agree(lambda i=i: asked.append(i) or (processes.index, i)) for i in range(5)]
+        return [processes.broadcast_from_primary(lambda i=i: asked.append(i) or (processes.index, i)) for i in range(5)]
 
     assert together(3, act) == [[(0, i) for i in range(5)]] * 3
     assert asked == list(range(5))  # once each, by process 0
@@ -87,7 +87,7 @@ def test_what_all_have_read_is_forgotten():
 
     def act(processes):
         for i in range(1000):
-            processes.agree(lambda i=i: i)
+            processes.broadcast_from_primary(lambda i=i: i)
             if i % 50 == 0:
                 processes.gather(i)  # keeps them together, as steps do
 
@@ -102,7 +102,7 @@ def test_process_0_gathers():
 
 def test_an_error_at_process_0_is_told_where_the_others_wait():
     def act(processes):
-        return processes.agree(lambda: 1 // 0)
+        return processes.broadcast_from_primary(lambda: 1 // 0)
 
     first, second = together(2, act)
     assert isinstance(first, ZeroDivisionError)
@@ -117,7 +117,7 @@ def test_an_error_elsewhere_reaches_process_0():
             raise DataError("no more rows")
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
-            processes.agree(lambda: time.sleep(0.02))
+            processes.broadcast_from_primary(lambda: time.sleep(0.02))
 
     first, second, third = together(3, act)
     assert isinstance(second, DataError)
@@ -130,9 +130,9 @@ def test_an_error_elsewhere_reaches_process_0():
 def test_a_signal_elsewhere_reaches_process_0():
     def act(processes):
         if processes.index == 1:
-            processes.tell_signal(2)
+            processes.report_signal(2)
         until = time.monotonic() + PATIENCE
-        while processes.agree(lambda: processes.signum) is None:
+        while processes.broadcast_from_primary(lambda: processes.signum) is None:
             assert time.monotonic() < until
             time.sleep(0.02)
 
@@ -153,24 +153,24 @@ def test_who_is_missing_when_a_step_fails_is_named():
 
 
 def test_orders_rest_for_what_needs_a_pause():
-    assert not Orders(length=3).rest
-    assert all(orders.rest for orders in (Orders(signum=15), Orders(save=True), Orders(pack=True)))
+    assert not HostDecision(length=3).needs_idle_device
+    assert all(orders.needs_idle_device for orders in (HostDecision(signum=15), HostDecision(save=True), HostDecision(pack=True)))
 
 
 def test_other_data_than_process_0_s_is_refused():
     chunk = Chunk(None, None, epoch=1, base=4, size=3, epoch_len=9)
-    assert same_place(chunk, placed(chunk), 1) is chunk
+    assert check_same_chunk(chunk, chunk_key(chunk), 1) is chunk
     for other in (chunk._replace(size=2), chunk._replace(closes=True), None):
         with pytest.raises(DataError, match="process 1 has other data than process 0"):
-            same_place(other, placed(chunk), 1)
+            check_same_chunk(other, chunk_key(chunk), 1)
 
 
 def test_positions_of_as_many_processes_keep_their_own_states():
     own = [{"pass": 1, "batches": 4, "iterator": f"state {i}"} for i in range(2)]
-    saved = joined(own)
-    assert [part_of(saved, i, 2) for i in range(2)] == own
-    assert [part_of(saved, i, 4) for i in range(4)] == [{"pass": 1, "batches": 4}] * 4
-    assert part_of(own[0], 0, 1) == own[0]
-    assert part_of(own[0], 1, 2) == {"pass": 1, "batches": 4}
-    assert joined([None, None]) is None
-    assert part_of(None, 0, 2) is None
+    saved = merge_process_positions(own)
+    assert [position_for_process(saved, i, 2) for i in range(2)] == own
+    assert [position_for_process(saved, i, 4) for i in range(4)] == [{"pass": 1, "batches": 4}] * 4
+    assert position_for_process(own[0], 0, 1) == own[0]
+    assert position_for_process(own[0], 1, 2) == {"pass": 1, "batches": 4}
+    assert merge_process_positions([None, None]) is None
+    assert position_for_process(None, 0, 2) is None

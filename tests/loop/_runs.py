@@ -10,8 +10,8 @@ import optax
 import jaxcb as jc
 from jaxcb._src.data.feed import Resident
 from jaxcb._src.data.validation import validation_sets
-from jaxcb._src.loop.build import assemble
-from jaxcb._src.loop.compiled.position import Cadence
+from jaxcb._src.loop.build import build_driver
+from jaxcb._src.loop.compiled.position import EvalSchedule
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
 from jaxcb._src.writers.run_handle import Run
@@ -99,14 +99,14 @@ def make_driver(
     all_callbacks = jc.chain(*callbacks, jc.History())
     if axes is None:
         axes = [0 if jnp.ndim(x) else None for x in jax.tree.leaves(all_callbacks)]
-    driver, _ = assemble(
+    driver, _ = build_driver(
         step=step or jc.Step(loss_fn),
         eval_step=jc.EvalStep(loss_fn),
         callbacks=all_callbacks,
         train_state=state,
         feed=feed,
         sets=validation_sets(make_data(20, seed=1), 16, None),
-        cadence=Cadence(1, None),
+        cadence=EvalSchedule(1, None),
         end=(epochs, None),
         executor=executor,
         steps_per_execution=steps_per_execution,

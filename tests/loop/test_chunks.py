@@ -12,7 +12,7 @@ import jaxcb as jc
 from jaxcb._src.data import batch_spec as _forms
 from jaxcb._src.data import prefetch as _stream
 from jaxcb._src.data import staging as _stacks
-from jaxcb._src.data.feed import FOREVER
+from jaxcb._src.data.feed import UNBOUNDED
 from jaxcb._src.data.sources import Source
 from jaxcb._src.sharding.placement import Placement
 
@@ -34,7 +34,7 @@ class Passes:
 def chunks_of(data, **changes):
     """Pulls all chunks of a stream, as its thread does."""
     arguments = {
-        "steps_per_epoch": None, "end_epoch": FOREVER, "end_step": FOREVER, "steps_per_execution": None,
+        "steps_per_epoch": None, "end_epoch": UNBOUNDED, "end_step": UNBOUNDED, "steps_per_execution": None,
         "train_remainder": True,
     } | changes  # fmt: skip
     stream = _stream.Stream(Source(data, "train_data"), **arguments)
@@ -166,10 +166,10 @@ def test_a_batch_is_copied_once_and_looked_at_once_and_memory_goes_round(monkeyp
 
         monkeypatch.setattr(owner, name, wrapper)
 
-    counted(_stacks.Stack, "__init__", "stacks")
-    counted(_stacks.Stack, "add", "adds")
-    counted(_stacks.Stack, "extend", "moves")
-    counted(_forms.Forms, "_look", "looks")
+    counted(_stacks.StagingBuffer, "__init__", "stacks")
+    counted(_stacks.StagingBuffer, "add", "adds")
+    counted(_stacks.StagingBuffer, "extend", "moves")
+    counted(_forms.BatchValidator, "_look", "looks")
     watch("looped", numbered(5), epochs=40, steps_per_execution=10)
     assert counts["adds"] == 200
     assert counts["looks"] == 1

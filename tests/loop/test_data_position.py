@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 from loop._watch import threads
 
 import jaxcb as jc
-from jaxcb._src.data.feed import FOREVER, FeedStart
-from jaxcb._src.data.iterator import Unkeepable, as_json, from_json
+from jaxcb._src.data.feed import UNBOUNDED, FeedStart
+from jaxcb._src.data.iterator import NotSerializableError, as_json, from_json
 from jaxcb._src.data.pipeline import make_feed
 from jaxcb._src.loop.compiled.state import Status
 
@@ -238,7 +238,7 @@ def never(moment):
     return False
 
 
-def drive(data, how, stacked, start=None, confirms=always, moments=FOREVER, say=None):
+def drive(data, how, stacked, start=None, confirms=always, moments=UNBOUNDED, say=None):
     """Uses a feed as a run does, up to a moment. One comes after each batch, and after each epoch's end.
 
     Returns what happened, how much of it had happened at the last moment confirmed, and where that was.
@@ -247,7 +247,7 @@ def drive(data, how, stacked, start=None, confirms=always, moments=FOREVER, say=
     feed.choose(stacked=stacked)
     start = start or FeedStart()
     (epoch, cursor, step), moment = start[:3], 0
-    epochs, steps = how.get("epochs", 3) or FOREVER, how.get("steps") or FOREVER
+    epochs, steps = how.get("epochs", 3) or UNBOUNDED, how.get("steps") or UNBOUNDED
     happened, saved = [], (0, start)
 
     def over():
@@ -475,7 +475,7 @@ def test_a_run_of_more_epochs_goes_on_with_the_pass_after():
 
 
 def test_an_epoch_that_steps_cut_short_is_followed_by_a_pass_from_its_start():
-    start = stand(Loader(), {"epochs": None, "steps": 8}, FOREVER)
+    start = stand(Loader(), {"epochs": None, "steps": 8}, UNBOUNDED)
     assert (start.epoch, start.cursor, start.step) == (2, 0, 8)
     assert rest(Loader(), {"epochs": 3}, start) == whole_of(Loader(), {"epochs": 3})[14:]
 
@@ -589,5 +589,5 @@ def test_a_state_goes_through_json_as_it_is(state):
 
 @pytest.mark.parametrize("state", [object(), {1, 2}, [lambda: 0], np.array([None])], ids=type)
 def test_a_state_that_json_cannot_keep_is_refused(state):
-    with pytest.raises(Unkeepable):
+    with pytest.raises(NotSerializableError):
         as_json(state)

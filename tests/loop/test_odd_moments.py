@@ -11,9 +11,9 @@ from loop import test_resume
 from loop.test_resume import EXECUTORS, Cut, callbacks, same
 
 import jaxcb as jc
-from jaxcb._src.checkpointing.checkpointer import Keeper
+from jaxcb._src.checkpointing.checkpointer import Checkpointer
 from jaxcb._src.checkpointing.store import Store
-from jaxcb._src.loop.host.checkpoint_hooks import Saving
+from jaxcb._src.loop.host.checkpoint_hooks import CheckpointHooks
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.writers.csv import CSVWriter
 
@@ -49,7 +49,7 @@ def failing(monkeypatch, where, what, error, *, at=1, killed=False):
     with monkeypatch.context() as patched:
         patched.setattr(where, what, raising)
         if killed:
-            patched.setattr(Saving, "rescue", lambda *_: None)
+            patched.setattr(CheckpointHooks, "rescue", lambda *_: None)
         with pytest.raises(type(error)):
             yield
 
@@ -83,7 +83,7 @@ CASES = [("looped", 30, True), ("stepped", 3, False)]  # 30 are stopped before
 
 @pytest.mark.parametrize(("executor", "epochs", "killed"), CASES)
 def test_ended_between_the_last_save_and_the_result(tmp_path, monkeypatch, whole, executor, epochs, killed):
-    with failing(monkeypatch, Keeper, "save_result", Cut(), killed=killed):
+    with failing(monkeypatch, Checkpointer, "save_result", Cut(), killed=killed):
         run(tmp_path, executor, epochs=epochs, callbacks=own())
     ends_as(whole, tmp_path, executor, epochs)
 
@@ -103,7 +103,7 @@ def test_killed_at_the_end_of_the_epochs_that_were_added(tmp_path, monkeypatch):
     one = run(tmp_path / "one", epochs=30, callbacks=stops)
     assert one.stopped_epoch < 29
     run(tmp_path / "two", epochs=2, callbacks=stops)
-    with failing(monkeypatch, Keeper, "save_result", Cut(), killed=True):
+    with failing(monkeypatch, Checkpointer, "save_result", Cut(), killed=True):
         run(tmp_path / "two", epochs=30, callbacks=stops)
     two = run(tmp_path / "two", epochs=30, callbacks=stops, verbose=2)  # how much is said is no change
     same(one, two, tmp_path / "one", tmp_path / "two")

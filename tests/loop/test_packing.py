@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcb._src.loop.compiled.record_buffer import Packing
+from jaxcb._src.loop.compiled.record_buffer import TreePacker
 
 DTYPES = (np.float32, np.int32, np.uint32, np.bool_, np.float16, np.uint8)
 SHAPES = ((), (1,), (3,), (2, 3))
@@ -30,7 +30,7 @@ def trees(draw):
 @given(trees())
 def test_what_is_packed_comes_back_to_the_last_bit(given_):
     tree, rows = given_
-    packing = Packing(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree))
+    packing = TreePacker(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree))
     packed = packing.empty(rows)
     for i in range(rows):
         row = packing.row(jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), tree))

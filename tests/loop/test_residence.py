@@ -11,7 +11,7 @@ from loop import _runs
 
 import jaxcb as jc
 from jaxcb._src.data import feed as _residence
-from jaxcb._src.loop.config import Asked
+from jaxcb._src.loop.config import RunArguments
 
 REMAINDERS = ("train", "drop")
 
@@ -134,7 +134,7 @@ def test_a_file_is_never_in_memory_as_a_whole(tmp_path):
 
 @pytest.mark.parametrize(("given", "meant"), [(0, False), (1, True), (np.True_, True), ("auto", "auto")])
 def test_a_number_counts_as_the_truth_that_it_stands_for(given, meant):
-    assert Asked(epochs=1, resident=given).resident is meant
+    assert RunArguments(epochs=1, resident=given).resident is meant
 
 
 def test_what_cannot_be_kept_is_refused():

@@ -46,7 +46,7 @@ def test_complex_and_small_floats_are_trained():
 
 
 def test_a_pytree_that_can_be_called():
-    class Line(jc._struct.Struct):
+    class Line(jc.Struct):
         slope: jax.Array
 
         def __call__(self, x):

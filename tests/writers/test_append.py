@@ -187,7 +187,7 @@ def test_no_line_of_another_is_lost_whoever_is_killed_and_resumed(tmp_path_facto
 
 def test_runs_that_write_at_the_same_time_lose_nothing(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from jaxcb.writers._append import AppendFile\n"
+        "import sys; from pathlib import Path; from jaxcb._src.writers.files import AppendFile\n"
         "file = AppendFile(Path(sys.argv[1]), append=True, shared=True); file.head = 'head\\n'\n"
         "for i in range(300):\n    file.write(f'{sys.argv[2]} {i}\\n'); file.flush()\n"
         "file.close()"

@@ -5,7 +5,7 @@ import threading
 import pytest
 from _patience import PATIENCE, until
 
-from jaxcb._src.writers.queue import Outbox, RefusedError
+from jaxcb._src.writers.queue import AsyncSender, RefusedError
 
 
 class Service:
@@ -28,7 +28,7 @@ class Service:
 def outbox(send, **more):
     warned = []
     given = {"capacity": 100, "pause": 0.01} | more
-    return Outbox("it", send, warned.append, **given), warned
+    return AsyncSender("it", send, warned.append, **given), warned
 
 
 @pytest.mark.parametrize("batch", [1, 7])

@@ -7,7 +7,7 @@ from loop._runs import fit
 
 import jaxcb as jc
 from jaxcb._src.core.actions.host import Call
-from jaxcb._src.core.actions.logging import Print, Progress, Remember, Row
+from jaxcb._src.core.actions.logging import LogCSV, LogHistory, LogProgress, Print
 from jaxcb._src.writers.csv import CSVWriter
 from jaxcb._src.writers.history import HistoryWriter
 from jaxcb._src.writers.host import CallWriter
@@ -18,9 +18,9 @@ from jaxcb.writers import Context, writer_for
 @pytest.mark.parametrize(
     ("action", "writer"),
     [
-        (Row, CSVWriter),
-        (Remember, HistoryWriter),
-        (Progress, ProgressWriter),
+        (LogCSV, CSVWriter),
+        (LogHistory, HistoryWriter),
+        (LogProgress, ProgressWriter),
         (Print, ProgressWriter),
         (Call, CallWriter),
     ],

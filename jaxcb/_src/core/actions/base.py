@@ -41,7 +41,8 @@ class LazyLogAction(LogAction):
 
     Attributes:
         of: what it is about: "params", "grads", "updates", "activations" (the outputs of a Flax model's modules), or
-            a function that returns a tree of arrays: of a `StepView` in `on_before_update`, of the train state elsewhere.
+            a function that returns a tree of arrays: of a `StepView` in `on_before_update`, of the train state
+                elsewhere.
             None where the action carries values of its own. Of the words "params" alone is known everywhere, the
             others in `on_before_update`.
         where: pattern of the paths that it is about.
