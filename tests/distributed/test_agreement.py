@@ -154,7 +154,10 @@ def test_who_is_missing_when_a_step_fails_is_named():
 
 def test_orders_rest_for_what_needs_a_pause():
     assert not HostDecision(length=3).needs_idle_device
-    assert all(orders.needs_idle_device for orders in (HostDecision(signum=15), HostDecision(save=True), HostDecision(pack=True)))
+    assert all(
+        orders.needs_idle_device
+        for orders in (HostDecision(signum=15), HostDecision(save=True), HostDecision(pack=True))
+    )
 
 
 def test_other_data_than_process_0_s_is_refused():

@@ -8,6 +8,7 @@ import pytest
 from loop import _runs
 
 import jaxcb as jc
+from jaxcb._src.writers.history import HistoryWriter
 
 EXECUTORS = ("looped", "stepped")
 
@@ -200,13 +201,11 @@ def test_members_have_their_own_readings():
     probe = {"norm": jc.probes.grad_norm(every=3)}
     together = _runs.make_driver([], stacked, members=3, epochs=2, probes=probe)
     together.train()
-    rows = together.writer(jc.writers.history.HistoryWriter).history["norm"]
+    rows = together.writer(HistoryWriter).history["norm"]
     for i, state in enumerate(states):
         alone = _runs.make_driver([], state, epochs=2, probes=probe)
         alone.train()
-        np.testing.assert_allclose(
-            rows[:, i], alone.writer(jc.writers.history.HistoryWriter).history["norm"], rtol=1e-4
-        )
+        np.testing.assert_allclose(rows[:, i], alone.writer(HistoryWriter).history["norm"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
