@@ -65,6 +65,29 @@ def run(case: Case, *, rounds: int) -> Race:
             runner.close()
 
 
+def run_trees(case: Case, trees: dict[str, Path], *, rounds: int) -> dict[str, list[float]]:
+    """Measures our contestant of a case in several checkouts, which take turns; each runs its own benchmarks.
+
+    Returns:
+        Checkout -> what each round took, in the case's unit.
+    """
+    names = list(trees)
+    runners = {name: _Runner(case, case.ours, rounds + WARM_UP, tree) for name, tree in trees.items()}
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    try:
+        for number in range(rounds + WARM_UP):
+            for name in names if number % 2 else reversed(names):
+                said = runners[name].turn()
+                if number >= WARM_UP:
+                    taken[name].append(said["seconds"])
+        for runner in runners.values():
+            runner.end()
+        return taken
+    finally:
+        for runner in runners.values():
+            runner.close()
+
+
 def _run_fresh(case: Case, order: list[list[str]]) -> Race:
     taken: dict[str, list[float]] = {name: [] for name in case.contestants}
     outcomes: dict[str, dict[str, Any]] = {}
@@ -99,15 +122,17 @@ def _once(case: Case, name: str) -> dict[str, Any]:
 class _Runner:
     """A contestant's process, as the one who calls the turns sees it."""
 
-    def __init__(self, case: Case, name: str, turns: int) -> None:
+    def __init__(self, case: Case, name: str, turns: int, tree: Path | None = None) -> None:
         self._name = name
+        bench = _BENCH if tree is None else tree / "benchmarks" / _BENCH.name
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
-            [sys.executable, str(_BENCH), "--contestant", case.name, name, str(turns)],
+            [sys.executable, str(bench), "--contestant", case.name, name, str(turns)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            env=None if tree is None else {**os.environ, "PYTHONPATH": str(tree)},
         )
         self._running = True
 

@@ -1,6 +1,7 @@
 """Runs everything side by side: jaxcb, what one would write by hand, Keras and Lightning.
 
     python benchmarks/bench.py [--quick] [--only NAME ...] [--rounds 7] [--list] [--save]
+    python benchmarks/bench.py --quick --beside ../before     # this checkout beside another one, ours alone
 
 `make bench` installs the others in an environment of their own, runs all cases and writes benchmarks/results.md,
 benchmarks/results.json and docs/speed.png. Contestants take turns, a process each; a ratio is of medians over rounds,
@@ -10,12 +11,14 @@ with the quartiles of the ratios within a round. Before that a case's check comp
 import argparse
 import os
 import signal
+import statistics
 import sys
 import time
 import traceback
+from pathlib import Path
 
 from _case import Case, NotTheSame
-from _race import Baton, Failed, Terminal, run
+from _race import Baton, Failed, Terminal, run, run_trees
 from _results import FOUND, Row, load, machine, save, table
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
@@ -36,6 +39,21 @@ def contestant(case: Case, name: str, turns: int) -> None:
     baton.end(train(baton))
 
 
+def beside(cases: list[Case], other: Path, rounds: int) -> int:
+    """Prints how fast this checkout is, as a ratio to another one: above 1 where this one is faster."""
+    for case in cases:
+        if case.fresh or not callable(case.contestants[case.ours]):
+            continue
+        taken = run_trees(case, {"this": Path(__file__).parents[1], "other": other}, rounds=rounds)
+        ratio = statistics.median(taken["other"]) / statistics.median(taken["this"])
+        low, _, high = statistics.quantiles(b / a for a, b in zip(taken["this"], taken["other"], strict=True))
+        print(
+            f"{case.name:24} {ratio:.3f}   (quartiles within a round {low:.3f} to {high:.3f}, {rounds} rounds)",
+            flush=True,
+        )
+    return 0
+
+
 def main() -> int:
     """Measures what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -44,6 +62,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=None, help="counted ones (7, or 3 with --quick)")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     parser.add_argument("--save", action="store_true", help="write results.md, results.json and docs/speed.png")
+    parser.add_argument("--beside", type=Path, metavar="DIR", help="compare with another checkout instead, ours alone")
     parser.add_argument("--contestant", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     from cases import CASES
@@ -63,6 +82,8 @@ def main() -> int:
     if args.list:
         print("\n".join(f"{case.name:24} {case.title}" for case in chosen))
         return 0
+    if args.beside:
+        return beside(chosen, args.beside.resolve(), args.rounds or 15)
     rounds = args.rounds or (3 if args.quick else 7)
     rows, began = [], time.monotonic()
     for case in chosen:
