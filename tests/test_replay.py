@@ -260,7 +260,7 @@ def test_a_stop_before_an_epoch_leaves_it_out():
     )
     got = jc.replay([at_two, jc.History()], {"loss": [1.0] * 4})
     assert (got.stopped_epoch, got.stop_reason) == (2, "callback: two at 3")
-    assert kinds(got.actions) == [[("Remember", "History")]] * 2 + [[("Stop", "callback")], []]
+    assert kinds(got.actions) == [[("LogHistory", "History")]] * 2 + [[("Stop", "callback")], []]
 
 
 def test_begin_and_end():

@@ -22,7 +22,7 @@ def kinds(actions):
 def test_by_default_it_asks_for_curves_a_graph_and_what_was_set():
     callback = jc.TensorBoard()
     assert callback.hooks() == {"on_train_begin", "on_eval_end", "on_epoch_end", "on_train_end"}
-    assert kinds(asked(callback, "on_train_begin")) == ["Configuration", "HParams", "Graph"]
+    assert kinds(asked(callback, "on_train_begin")) == ["LogConfiguration", "HParams", "Graph"]
     train, validation = asked(callback, "on_epoch_end", loss=0.5, val_loss=0.75, learning_rate=0.1, lr_scale=1.0)
     assert (train.run, sorted(train.values), train.by) == ("train", ["epoch_learning_rate", "epoch_loss"], "epoch")
     assert (validation.run, sorted(validation.values)) == ("validation", ["epoch_loss"])
