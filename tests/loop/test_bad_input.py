@@ -440,9 +440,15 @@ def test_a_refused_run_touches_no_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["log.csv"]
 
 
-def test_a_directory_that_holds_a_run(tmp_path):
-    (tmp_path / "history.csv").write_text("step,epoch\n")
+def test_a_directory_that_holds_a_run(tmp_path, monkeypatch):
+    monkeypatch.undo()  # this one runs
+    fit(run_dir=tmp_path)
     refused(FileExistsError, "already holds a run.*overwrite=True", run_dir=tmp_path)
+
+
+def test_a_directory_that_holds_a_file_of_that_name(tmp_path):
+    (tmp_path / "history.csv").write_text("step,epoch\n")
+    refused(FileExistsError, r"history\.csv is in the way.*another run_dir", run_dir=tmp_path)
 
 
 def test_a_file_in_place_of_a_run_dir(tmp_path):

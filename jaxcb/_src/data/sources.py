@@ -184,7 +184,7 @@ class CallableSource(Source):
         placement: of the batches.
     """
 
-    follows = True
+    per_epoch = True
 
     def __init__(
         self,
