@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -99,8 +99,8 @@ CALLBACKS |= {
 
 def probed(network: Network, every: int, executor: str) -> Callable[[Baton], dict[str, Any]]:
     """Trains with a look at the gradients' norm every so many steps, and no callbacks."""
-    probes = {"grad_norm": jc.probes.grad_norm(every=every)}
-    return contestant(network, "none", verbose=0, executor=executor, probes=probes)
+    metrics = {"grad_norm": jc.probes.grad_norm(every=every)}
+    return contestant(network, "none", verbose=0, executor=executor, metrics=metrics)
 
 
 def contestant(
@@ -146,8 +146,8 @@ def fit(
     more: Sequence[jc.Callback] = (),
     data: Any = None,
     verbose: int = 1,
-    executor: str = "auto",
-    probes: Any = None,
+    executor: Literal["looped", "stepped"] | None = None,
+    metrics: Any = None,
 ) -> dict[str, Any]:
     """One run, on the network's arrays where no other data is given; returns what it did."""
     training, validation = (jax.device_put(part) for part in network.data())
@@ -157,7 +157,8 @@ def fit(
             jax.device_put(network.params()), loss_fn, training if data is None else data, optimizer=optax.adam,
             learning_rate=network.learning_rate, epochs=epochs, validation_data=validation,
             validation_batch_size=network.validation_rows, callbacks=[*own, *more], verbose=verbose,
-            batch_size=network.batch_size if data is None else None, executor=executor, probes=probes,
+            batch_size=network.batch_size if data is None else None, metrics=metrics,
+            execution=jc.Execution(executor=executor),
         )  # fmt: skip
         saves = len(list(Path(directory).glob("saves/*")))
     return done(result) | ({"saves": saves} if any(isinstance(c, jc.ModelCheckpoint) for c in own) else {})

@@ -114,7 +114,7 @@ def train(model, run_dir: Path, epochs: int, seed: int) -> float:
         ],
         seed=seed,
         run_dir=run_dir,
-        overwrite=True,
+        checkpointing=jc.Checkpointing(overwrite=True),
     )
     picture = run_dir / "curves.png"
     result.plot(picture)

@@ -64,10 +64,10 @@ def train(run_dir: Path, epochs: int) -> None:
             jc.TensorBoard("logs"),
             jc.BackupAndRestore(run_dir, save_freq="epoch"),
         ],
-        mesh=mesh,
         run_dir=run_dir,
-        resume="auto",
+        resume=True,
         verbose=2,
+        execution=jc.Execution(mesh=mesh),
     )
     measured = jc.evaluate(result.model, loss_fn, test, batch_size=64, mesh=mesh)  # all take part
     if jax.process_index() == 0:

@@ -149,8 +149,8 @@ def main(run_dir: Path, epochs: int, seed: int) -> jc.Result:
         validation_data=validation,
         validation_batch_size=len(validation),  # the distance is one between whole sets
         run_dir=run_dir,
-        overwrite=True,
         seed=seed,
+        checkpointing=jc.Checkpointing(overwrite=True),
     )
     end = {name: float(value) for name, value in eval_step(result.state, validation).items()}
     points = np.asarray(generate(result.params["generator"], jax.random.key(0), len(validation)))

@@ -132,8 +132,6 @@ def main(run_dir: Path, steps: int, batch_size: int, seed: int) -> jc.Result:
         steps_per_epoch=epoch,
         validation_data=held_out[:: len(held_out) // 128],
         validation_batch_size=64,
-        eval_every=epoch // 2,
-        probes={"grad_norm": jc.probes.grad_norm(every=10)},
         callbacks=[
             jc.callbacks.ModelSummary(depth=2),
             jc.SwapEMAWeights(swap_on_epoch=True, decay=0.98),
@@ -143,8 +141,10 @@ def main(run_dir: Path, steps: int, batch_size: int, seed: int) -> jc.Result:
             Sample(validation[-20_000:].tobytes().partition(b"\ndef ")[0] + b"\n\ndef "),
         ],
         run_dir=run_dir,
-        overwrite=True,
         seed=seed,
+        metrics={"grad_norm": jc.probes.grad_norm(every=10)},
+        execution=jc.Execution(eval_every=epoch // 2),
+        checkpointing=jc.Checkpointing(overwrite=True),
     )
     reached = result.history["val_bits_per_byte"][-1]
     print(f"trained on {len(training):,} bytes of {sysconfig.get_path('stdlib')}, bits for a byte of other modules:")

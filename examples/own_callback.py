@@ -86,8 +86,8 @@ def main(run_dir: Path = Path("runs/own_callback"), epochs: int = 200) -> None:
         validation_data=noisy_rows(seed=2),
         callbacks=[StopOnGap(ratio=4.0)],
         run_dir=run_dir,
-        overwrite=True,
         verbose=0,
+        checkpointing=jc.Checkpointing(overwrite=True),
     )
     print(f"the run:    {result.stop_reason or 'all epochs done'} (epoch {len(result.history.epoch)})")
     for ratio in (1.5, 2.0, 3.0):

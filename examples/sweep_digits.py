@@ -67,7 +67,7 @@ def train(run_dir: Path, members: int, epochs: int, seed: int) -> float:
             jc.TerminateOnNaN(),
         ],
         run_dir=run_dir,
-        overwrite=True,
+        checkpointing=jc.Checkpointing(overwrite=True),
     )
     picture = run_dir / "sweep.png"
     result.show("val_loss", rows=8)

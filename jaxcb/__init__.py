@@ -38,6 +38,7 @@ _NAMES = {
     "core.metrics": "Metrics",
     "fit": "evaluate fit predict",
     "inspection.summary": "model_summary",
+    "loop.config": "Checkpointing Execution",
     "loop.loop": "Loop",
     "loop.result": "Result last_result",
     "models.linen": "linen",

@@ -35,6 +35,8 @@ from jaxcb._src.fit import evaluate as evaluate
 from jaxcb._src.fit import fit as fit
 from jaxcb._src.fit import predict as predict
 from jaxcb._src.inspection.summary import model_summary as model_summary
+from jaxcb._src.loop.config import Checkpointing as Checkpointing
+from jaxcb._src.loop.config import Execution as Execution
 from jaxcb._src.loop.loop import Loop as Loop
 from jaxcb._src.loop.result import Result as Result
 from jaxcb._src.loop.result import last_result as last_result

@@ -1,16 +1,31 @@
-"""Probes that are often wanted: norms of gradients, updates and parameters.
+"""Further metrics of a run: probes of the training step, evaluators of the model, and metrics of the host.
 
-    jc.fit(..., probes={"grad_norm": jc.probes.grad_norm(every=100)})
+    jc.fit(..., metrics={"grad_norm": jc.probes.grad_norm(every=100)})
 
 Source of the ratio: A. Karpathy, "A Recipe for Training Neural Networks"; about 1e-3 is healthy.
 """
 
-from jaxcb._src.training.probes import Probe, StepView, grad_norm, param_norm, update_norm, update_ratio
+from jaxcb._src.training.probes import (
+    Evaluator,
+    HostMetric,
+    Probe,
+    StepView,
+    evaluator,
+    grad_norm,
+    host_metric,
+    param_norm,
+    update_norm,
+    update_ratio,
+)
 
 __all__ = [
+    "Evaluator",
+    "HostMetric",
     "Probe",
     "StepView",
+    "evaluator",
     "grad_norm",
+    "host_metric",
     "param_norm",
     "update_norm",
     "update_ratio",

@@ -236,9 +236,8 @@ def test_the_model_is_the_callers_own_module_brought_up_to_date(executor, copy):
         epochs=3,
         batch_size=16,
         verbose=0,
-        executor=executor,
         callbacks=watch,
-        copy=copy,
+        execution=jc.Execution(executor=executor, copy=copy),
     )
     assert all((m is net) is not copy for m in watch.models)
     assert watch.steps == [5, 10, 15]

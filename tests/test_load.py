@@ -265,7 +265,7 @@ def test_a_model_alone_is_no_state(saved):
 def test_a_run_dir_is_answered_with_the_checkpoints_that_lie_in_it(tmp_path):
     from flax import nnx
 
-    trained(nnx.Linear(3, 1, rngs=nnx.Rngs(0)), tmp_path, resume="auto")
+    trained(nnx.Linear(3, 1, rngs=nnx.Rngs(0)), tmp_path, resume=True)
     with pytest.raises(ValueError, match=r"is what a run saved for itself: .* Checkpoints in .*: saves/1, saves/2\.$"):
         jc.load(tmp_path)
     with pytest.raises(ValueError, match=r"is what a run saved for itself: .* can be loaded\.$"):
@@ -294,7 +294,7 @@ def test_what_is_no_checkpoint(saved, tmp_path):
     with pytest.raises(ValueError, match="torch is no Orbax checkpoint"):
         jc.load(tmp_path / "torch")
     (tmp_path / "torch" / "manifest.json").touch()
-    with pytest.raises(ValueError, match=r"is what a run saved for itself: .*resume='auto'"):
+    with pytest.raises(ValueError, match=r"is what a run saved for itself: .*resume=True"):
         jc.load(tmp_path / "torch")
     shutil.copytree(path, tmp_path / "a.orbax-checkpoint-tmp")
     with pytest.raises(ValueError, match=r"the save of .*a was never finished"):

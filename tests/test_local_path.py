@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _arguments import grouped
 from etils import epath
 from loop._runs import fit, loss_fn, make_data, make_params, make_state
 
@@ -39,12 +40,14 @@ BAD = [*ADDRESSES, "", "a\0b", "~nobody-of-that-name/run", *NO_PATHS]
 def sweep(**changes: Any) -> Any:
     over = {"optimizer.learning_rate": [0.1, 0.2]}
     return jc.sweep(
-        make_params(), loss_fn, make_data(), optimizer=optax.adam, over=over, epochs=1, verbose=0, **changes
+        make_params(), loss_fn, make_data(), **grouped(optimizer=optax.adam, over=over, epochs=1, verbose=0, **changes)
     )
 
 
 def run_loop(**changes: Any) -> Any:
-    return jc.Loop(jc.Step(loss_fn)).run(make_state(), make_data(), epochs=1, batch_size=16, verbose=0, **changes)
+    return jc.Loop(jc.Step(loss_fn)).run(
+        make_state(), make_data(), **grouped(epochs=1, batch_size=16, verbose=0, **changes)
+    )
 
 
 def backed_up(path: Any) -> Any:
@@ -294,7 +297,7 @@ def test_a_run_goes_on_whatever_its_files_are_called(tmp_path, odd):
             jc.TensorBoard(f"{odd}/logs", write_graph=False),
         ]
         run_dir = tmp_path / where / odd
-        return fit(epochs=epochs, callbacks=callbacks, run_dir=run_dir, resume="auto"), run_dir
+        return fit(epochs=epochs, callbacks=callbacks, run_dir=run_dir, resume=True), run_dir
 
     go(3, "cut")
     cut, run_dir = go(5, "cut")
@@ -364,7 +367,7 @@ def test_a_checkpoint_that_was_written_without_its_index_is_read(tmp_path, moved
 def test_a_run_that_was_saved_without_its_index_goes_on(tmp_path):
     def go(epochs: int, where: str) -> Any:
         save = jc.ModelCheckpoint("best", "loss", save_weights_only=True)
-        return fit(epochs=epochs, callbacks=[save], run_dir=tmp_path / where, resume="auto")
+        return fit(epochs=epochs, callbacks=[save], run_dir=tmp_path / where, resume=True)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_orbax, "local", str)

@@ -287,8 +287,8 @@ def test_fit_runs_what_stands_before_the_update(executor):
         epochs=2,
         batch_size=1,
         callbacks=[Freeze()],
-        executor=executor,
         verbose=0,
+        execution=jc.Execution(executor=executor),
     )
     assert int(result.state.step) == 8
     assert float(result.params["backbone"]["w"][0]) == 1.0

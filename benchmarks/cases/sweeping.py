@@ -57,7 +57,7 @@ CASES = [
         "sweep-repacked",
         "64 members that end at widely different epochs (3 to 96): repacked, and not",
         {
-            "repacked": lazily("_sweeps", "staggered", strategy="vmap", repack="auto"),
+            "repacked": lazily("_sweeps", "staggered", strategy="vmap", repack=None),
             "not repacked": lazily("_sweeps", "staggered", strategy="vmap", repack=False),
         },
         _same_ends(0, 1e-3),

@@ -1,9 +1,9 @@
-"""`fit`, `evaluate` and `predict`: a model, a loss and data, and nothing else to write."""
+"""`fit`, `evaluate` and `predict`: training, measuring and using a model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,12 @@ from jaxcb._src.data.feed import rows_in
 from jaxcb._src.data.inputs import split_off
 from jaxcb._src.data.sources import BATCH_SIZE, sequential_source
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator
-from jaxcb._src.loop.config import RunArguments, name_of
+from jaxcb._src.loop.config import Checkpointing, Execution, RunArguments, name_of
 from jaxcb._src.loop.result import Result
 from jaxcb._src.loop.run import run_training
 from jaxcb._src.models.adapt import adapt
 from jaxcb._src.sharding.placement import Placement
-from jaxcb._src.training.probes import Probe
+from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.training.run_config import RunConfig
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import EvalStep, Step
@@ -43,97 +43,70 @@ def fit(
     steps_per_epoch: int | None = None,
     batch_size: int | None = None,
     shuffle: bool = True,
-    remainder: str = "train",
-    resident: bool | str = "auto",
     validation_data: Any = None,
     validation_split: float = 0.0,
     validation_freq: int | Sequence[int] = 1,
-    eval_every: int | None = None,
     validation_steps: int | None = None,
     validation_batch_size: int | None = None,
     callbacks: Sequence[Callback | AsCallback] | Callback | AsCallback | None = (),
     class_weight: Mapping[int, float] | None = None,
     controls: Mapping[str, float] | None = None,
-    probes: Mapping[str, Probe] | None = None,
-    evaluators: Mapping[Any, Callable[[Any], Any]] | None = None,
-    host_metrics: Mapping[str, Callable[[], Any]] | None = None,
+    metrics: Mapping[Any, Probe | Evaluator | HostMetric] | None = None,
     seed: int = 0,
     run_dir: str | Path | None = None,
-    resume: bool | str = False,
-    overwrite: bool = False,
-    on_save_error: str = "raise",
-    steps_per_execution: int | str = "auto",
-    executor: str = "auto",
-    mesh: Mesh | None = None,
-    sharding: Any = None,
-    copy: bool = False,
-    verbose: int | str = "auto",
-    debug: bool = False,
-    fast_dev_run: int | bool = False,
+    resume: bool = False,
+    verbose: Literal[0, 1, 2] | None = None,
+    execution: Execution = Execution(),
+    checkpointing: Checkpointing = Checkpointing(),
 ) -> Result:
     """Trains a model.
 
     Args:
-        model: a Flax NNX module, `jc.linen(module, sample_input)`, an Equinox module, or any pytree of
-            floating arrays. An NNX module is brought up to date at the end, and `result.model is model`.
-        loss_fn: `loss_fn(model, batch)` returning a scalar `loss`, `(loss, {name: value})` or `jc.Out`. It
-            may ask by keyword for `key`, `train`, `controls`, `state` and `sample_weight` (float32 (rows,)).
-        train_data: a pytree of arrays with a common leading axis, such as `(x, y)`, kept on the device; an
-            iterable of batches (a list is one), such as a data loader or a grain dataset; a Hugging Face dataset; or
-            a function `(epoch, controls)` that returns an epoch's data.
-        optimizer: an optax factory such as `optax.adam`, together with `learning_rate`: then callbacks can
-            scale, set and read the rate. Or a ready-made optimizer, of which only the final updates are scaled.
-        learning_rate: a constant or an optax schedule (updates done -> rate).
-        epochs: how many epochs to train.
-        steps: how many updates to do; with `epochs`, whichever comes first.
-        steps_per_epoch: steps of an epoch; one pass over the data where None.
-        batch_size: rows of a batch, for arrays; 32 where None.
-        shuffle: whether arrays get a new order each epoch, drawn from `seed` and the epoch.
-        remainder: "train" on a smaller last batch, or "drop" it.
-        resident: whether arrays stay on the devices, whole on each; "auto" where they take no more than half of the
-            memory that is left there. Otherwise the host gathers each batch; the batches are the same.
+        model: a Flax NNX module, `jc.linen(module, sample_input)`, an Equinox module, or any pytree of floating
+            arrays. An NNX module is updated at the end, and `result.model is model`.
+        loss_fn: `loss_fn(model, batch)` returns a scalar `loss`, `(loss, {name: value})` or `jc.Out`. It gets `key`,
+            `train`, `controls`, `state` and `sample_weight` (float32 (rows,)) if it has parameters of these names.
+        train_data: a pytree of arrays with a common leading axis, such as `(x, y)`, kept on the device; an iterable of
+            batches (a list is one), such as a data loader or a grain dataset; a Hugging Face dataset; or a function
+            `(epoch, controls)` that returns the data of an epoch.
+        optimizer: an optax factory such as `optax.adam`, together with `learning_rate`: then callbacks can scale, set
+            and read the rate. Or a ready-made optimizer, of which only the final updates are scaled.
+        learning_rate: a constant or an optax schedule (number of updates -> rate).
+        epochs: number of epochs to train.
+        steps: number of updates to do; with `epochs`, whichever comes first.
+        steps_per_epoch: steps of an epoch. None is one pass over the data.
+        batch_size: rows of a batch, for arrays. None is 32.
+        shuffle: whether arrays get a new order in each epoch, drawn from `seed` and the epoch.
         validation_data: as `train_data`, or a dict of named sets.
         validation_split: the last fraction of the rows of arrays to validate on, as in Keras.
         validation_freq: validate every n-th epoch, or after the listed (1-based) epochs.
-        eval_every: validate every n steps instead, and at the end.
         validation_steps: at most that many validation batches.
-        validation_batch_size: rows of a validation batch; `batch_size` where None.
+        validation_batch_size: rows of a validation batch. None is `batch_size`.
         callbacks: callbacks in the order in which their actions apply.
-        class_weight: label -> weight, for a loss function that asks for `sample_weight`.
-        controls: name -> number: scalars that `SetControl` changes and the loss function may ask for.
-        probes: name -> `probe(fn, every=...)`: looks inside the step, whose results join the metrics.
-        evaluators: name -> `fn(model)`, run by the host at each validation, whose number joins the metrics; a tuple of
-            names for as many results.
-        host_metrics: name -> function of nothing that returns a number, read between two calls of the compiled loop:
-            `metrics["name"]` for callbacks.
-        seed: of the data's order and of the keys that the loss function is given.
-        run_dir: where the run's files go; its `history.csv` is always written. The run is saved there at least every
-            60 seconds, and at its end.
-        resume: "auto" goes on with the run that is in `run_dir`, where there is one: it then ends as if it had never
-            been cut short. A run that has come to its end returns its result at once.
-        overwrite: whether a run that is in `run_dir` may be replaced.
-        on_save_error: "raise" or "warn" where the run cannot be saved.
-        steps_per_execution: steps of one call of the compiled loop; "auto" measures.
-        executor: "auto", "looped" or "stepped".
-        mesh: the devices to train on, such as `jax.make_mesh((jax.device_count(),), ("data",))`; the default one where
-            None. `batch_size` is that of all of them together. See docs/devices.md.
-        sharding: how the train state is split over the mesh: "fsdp" by size; "replicated"; a dict of path patterns
-            to `PartitionSpec`, such as `{"**/kernel": P(None, "model")}`; by the model's own partition metadata,
-            where it has any, where None.
-        copy: for an NNX module, leave it as it is and return a trained copy.
-        verbose: "auto" for a bar on a terminal and a line an epoch elsewhere, 0, 1 for the bar, 2 for lines.
-        debug: run step by step without compiling, so that pdb and print work, and stop at the first NaN, naming step
-            and leaf. The functions are first called once with shapes alone.
-        fast_dev_run: try everything on that many batches (True for one), and leave no files.
+        class_weight: label -> weight, for a loss function with a parameter `sample_weight`.
+        controls: name -> number: scalars that `SetControl` changes and that the loss function may take.
+        metrics: name -> a further metric, made with `jc.probe(fn, every=...)` for a function of the training step, with
+            `jc.probes.evaluator(fn)` for a function of the model at each validation (the key may be a tuple of names,
+            for as many results), or with `jc.probes.host_metric(fn)` for a function without arguments, called between
+            dispatches.
+        seed: of the order of the data and of the keys of the loss function.
+        run_dir: directory of the run's files. It always has a `history.csv`, and the run is saved there at least every
+            60 seconds and at its end.
+        resume: whether a run in `run_dir` is resumed: it ends as if it had never been interrupted. A finished one
+            returns its result at once. If there is none, a new run begins.
+        verbose: 0 for silence, 1 for a progress bar, 2 for a line an epoch. None is the bar on a terminal, and lines
+            elsewhere.
+        execution: how the run is executed: executor, devices, debugging; see `Execution`.
+        checkpointing: how the run is saved; see `Checkpointing`.
 
     Returns:
         A `Result`: `model`, `params`, `state`, `history`, `stop_reason`, `stopped_epoch`, `callback_states`.
 
     Raises:
-        TypeError: for a model, loss function or optimizer of a kind that is not known.
-        ValueError: for arguments that do not fit together.
+        TypeError: for a model, loss function, optimizer or argument of an unsupported type.
+        ValueError: for arguments out of range, and for those that do not fit together.
         DataError: for data that cannot be trained on.
-        MissingMetricError: for a monitor that nothing reports, listing the names that exist.
+        MissingMetricError: for a monitor that is never reported; it lists the names that exist.
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp, optax
@@ -148,12 +121,30 @@ def fit(
 
     Source: `keras.Model.fit`.
     """
-    seed = check_int("fit", "seed", seed)
-    configuration = RunConfig(seed, optimizer, learning_rate, as_chain(callbacks), controls=controls or {})
-    adapter = adapt(model, copy=copy)
-    given = [configuration.train_state(adapter)]
     if validation_split:
-        train_data, validation_data = split_off(train_data, validation_data, validation_split)
+        train_data, validation_data = split_off("fit", train_data, validation_data, validation_split)
+    arguments = RunArguments(
+        "fit",
+        epochs=epochs,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        validation_data=validation_data,
+        validation_freq=validation_freq,
+        validation_steps=validation_steps,
+        validation_batch_size=validation_batch_size,
+        metrics=metrics,
+        seed=seed,
+        run_dir=run_dir,
+        resume=resume,
+        verbose=verbose,
+        execution=execution,
+        checkpointing=checkpointing,
+    )
+    configuration = RunConfig(arguments.seed, optimizer, learning_rate, as_chain(callbacks), controls=controls or {})
+    adapter = adapt(model, copy=execution.copy)
+    given = [configuration.train_state(adapter)]
     settings = {
         "model": type(getattr(model, "module", model)).__name__,
         "loss_fn": name_of(loss_fn),
@@ -162,39 +153,10 @@ def fit(
     }
     if adapter is not model:
         adapter.release()
-    del model  # the run has arrays of its own: where nobody else holds these, they are freed before the first step
-    asked = RunArguments(
-        epochs=epochs,
-        steps=steps,
-        steps_per_epoch=steps_per_epoch,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        remainder=remainder,
-        resident=resident,
-        validation_data=validation_data,
-        validation_freq=validation_freq,
-        eval_every=eval_every,
-        validation_steps=validation_steps,
-        validation_batch_size=validation_batch_size,
-        seed=seed,
-        run_dir=run_dir,
-        resume=resume,
-        overwrite=overwrite,
-        on_save_error=on_save_error,
-        steps_per_execution=steps_per_execution,
-        executor=executor,
-        mesh=mesh,
-        sharding=sharding,
-        verbose=verbose,
-        probes=probes,
-        evaluators=evaluators,
-        host_metrics=host_metrics,
-        debug=debug,
-        fast_dev_run=fast_dev_run,
-    )
+    del model  # the run has its own arrays; if the caller has no reference to these, they are freed before step 0
     step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn)
-    # few arguments: CPython holds those of a call with more than thirty for as long as it runs
-    return run_training(step, eval_step, configuration.callbacks, given.pop(), train_data, asked, settings=settings)
+    # few arguments: CPython keeps those of a call with more than thirty alive for as long as it runs
+    return run_training(step, eval_step, configuration.callbacks, given.pop(), train_data, arguments, settings=settings)
 
 
 def evaluate(
@@ -215,8 +177,8 @@ def evaluate(
         data: a pytree of arrays, or an iterable of batches.
         batch_size: rows of a batch, for arrays.
         seed: of the key that a loss function may ask for.
-        mesh: the devices, as for `fit`.
-        sharding: of the model, as for `fit`.
+        mesh: the devices, as for `Execution`.
+        sharding: of the model, as for `Execution`.
 
     Returns:
         name -> float.
@@ -259,8 +221,8 @@ def predict(
         x: an array, or a pytree of arrays with a common leading axis.
         batch_size: rows of a batch.
         fn: `fn(model, batch)`; calls the model on the batch where None (Equinox models a row at a time).
-        mesh: the devices, as for `fit`.
-        sharding: of the model, as for `fit`.
+        mesh: the devices, as for `Execution`.
+        sharding: of the model, as for `Execution`.
 
     Returns:
         The outputs for all rows, as numpy arrays in the form that the model returns.

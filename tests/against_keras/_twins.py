@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import optax
+from _arguments import grouped
 
 import jaxcb as jc
 
@@ -61,4 +62,4 @@ def jaxcb_fit(**given: Any) -> jc.Result:
         "verbose": 0,
         "executor": "looped",
     }
-    return jc.fit(params(), loss_fn, make_data(), **(defaults | given))
+    return jc.fit(params(), loss_fn, make_data(), **grouped(**(defaults | given)))

@@ -44,8 +44,8 @@ def run(callback, executor="looped", epochs=4, traces=None, optimizer=optax.adam
             epochs=epochs,
             batch_size=4,
             callbacks=[callback, watch],
-            executor=executor,
             verbose=0,
+            execution=jc.Execution(executor=executor),
         )
     return result, ends
 

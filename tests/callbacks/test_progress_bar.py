@@ -16,5 +16,5 @@ def test_silent(play):
 
 
 def test_verbose_is_checked():
-    with pytest.raises(ValueError, match="verbose must be one of 0, 1, 2, 'auto', got 3"):
+    with pytest.raises(ValueError, match="verbose must be one of None, 0, 1, 2, got 3"):
         jc.ProgressBar(verbose=3)

@@ -136,7 +136,13 @@ def without(rows, *steps):
 
 def run(callback, rows, executor="looped", **more):
     loop = jc.Loop(jc.Step(loss_fn), callbacks=[callback])
-    given = {"epochs": 1, "batch_size": 1, "shuffle": False, "verbose": 0, "executor": executor} | more
+    given = {
+        "epochs": 1,
+        "batch_size": 1,
+        "shuffle": False,
+        "verbose": 0,
+        "execution": jc.Execution(executor=executor),
+    } | more
     return loop.run(make_state(), rows, **given)
 
 

@@ -107,8 +107,8 @@ def fit_net(of, executor, ema_first=True, **more):
         shuffle=False,
         validation_data=make_data(20, seed=1),
         callbacks=callbacks if ema_first else callbacks[::-1],
-        executor=executor,
         verbose=0,
+        execution=jc.Execution(executor=executor),
     )
 
 

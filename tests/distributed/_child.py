@@ -150,15 +150,19 @@ def main(address, count, index, run_dir, out, **options):
             batch_size=None if options.get("data") == "stream" else 16,
             validation_data=held,
             callbacks=callbacks,
-            evaluators={"val_norm": lambda model: float(jnp.sum(model["v"] ** 2))},
-            host_metrics={"outside": host},
+            metrics={
+                "val_norm": jc.probes.evaluator(lambda model: float(jnp.sum(model["v"] ** 2))),
+                "outside": jc.probes.host_metric(host),
+            },
             run_dir=run_dir,
-            resume="auto",
-            executor=options.get("executor", "auto"),
-            resident=False if options.get("data") == "host" else "auto",
-            steps_per_execution=int(options["steps"]) if "steps" in options else "auto",
+            resume=True,
             verbose=2,
-            **more,
+            execution=jc.Execution(
+                executor=options.get("executor"),
+                resident=False if options.get("data") == "host" else None,
+                steps_per_execution=int(options["steps"]) if "steps" in options else None,
+                **more,
+            ),
         )
     except BaseException as error:
         print(f"ended with {type(error).__name__}: {error}", flush=True)

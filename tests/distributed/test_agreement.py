@@ -149,7 +149,7 @@ def test_who_is_missing_when_a_step_fails_is_named():
     for other in (first, third):
         assert isinstance(other, ProcessError)
         assert "process 1 (pid" in str(other)
-        assert "resume='auto'" in str(other)
+        assert "resume=True" in str(other)
 
 
 def test_orders_rest_for_what_needs_a_pause():

@@ -88,9 +88,9 @@ def train(run_dir: Path, executor: str, data: str, save_freq: int) -> jc.Result:
         callbacks=callbacks(save_freq),
         seed=1,
         run_dir=run_dir,
-        resume="auto",
-        executor=executor,
+        resume=True,
         verbose=2,
+        execution=jc.Execution(executor=executor),
     )
 
 

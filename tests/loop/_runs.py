@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _arguments import grouped
 
 import jaxcb as jc
 from jaxcb._src.data.feed import Resident
@@ -66,7 +67,7 @@ def fit(executor: str = "looped", **changes: Any) -> jc.Result:
     given |= changes
     data = given.pop("data", make_data())
     model = given.pop("model", None) or make_params()
-    return jc.fit(model, given.pop("loss_fn", loss_fn), data, executor=executor, **given)
+    return jc.fit(model, given.pop("loss_fn", loss_fn), data, **grouped(executor=executor, **given))
 
 
 def make_driver(

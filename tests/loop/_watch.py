@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _arguments import grouped
 
 import jaxcb as jc
 
@@ -56,7 +57,9 @@ def watch(executor, data, callbacks=(), **changes):
     """Runs over numbered batches; returns the (epoch, number) of each step."""
     SEEN.clear()
     changes = {"steps_per_execution": 3, "verbose": 0, "optimizer": optax.sgd, "learning_rate": 0.1} | changes
-    jc.fit({"w": jnp.ones(())}, number_loss, data, executor=executor, callbacks=[Watch(), *callbacks], **changes)
+    jc.fit(
+        {"w": jnp.ones(())}, number_loss, data, **grouped(executor=executor, callbacks=[Watch(), *callbacks], **changes)
+    )
     assert not threads()
     return list(SEEN)
 

@@ -156,7 +156,7 @@ def test_a_validation_split_that_cannot_be_made(changes, error, message):
 
 
 def test_nothing_says_how_long():
-    refused(ValueError, "nothing says how long to train: pass epochs= or steps=", epochs=None)
+    refused(ValueError, "fit: epochs and steps are both None; pass at least one of them", epochs=None)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, float("nan"), True, "3"], ids=str)
@@ -175,7 +175,8 @@ def test_nothing_says_how_long():
     ],
 )
 def test_counts_are_whole_numbers_from_one_on(name, value):
-    refused(ValueError, f"fit: {name} must be a whole number of at least 1", **{name: value})
+    owner = "Execution" if name in ("eval_every", "steps_per_execution") else "fit"
+    refused(ValueError, f"{owner}: {name} must be a whole number of at least 1", **{name: value})
 
 
 def test_validation_freq_lists_epochs_from_one_on():
@@ -190,15 +191,78 @@ def test_the_seed_is_a_whole_number(seed):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("error", "name", "value", "message"),
     [
-        ("executor", "loopd", "executor must be one of 'auto', 'looped', 'stepped', got 'loopd'"),
-        ("verbose", 3, "verbose must be one of 'auto', 0, 1, 2, got 3"),
-        ("remainder", "keep", "remainder must be one of 'train', 'drop'"),
+        (ValueError, "executor", "loopd", "Execution: executor must be one of None, 'looped', 'stepped', got 'loopd'"),
+        (ValueError, "executor", "auto", "Execution: executor must be one of None, 'looped', 'stepped', got 'auto'"),
+        (ValueError, "verbose", 3, "fit: verbose must be one of None, 0, 1, 2, got 3"),
+        (ValueError, "verbose", "auto", "fit: verbose must be one of None, 0, 1, 2, got 'auto'"),
+        (TypeError, "drop_remainder", "keep", "Execution: drop_remainder must be True or False, got 'keep'"),
+        (TypeError, "shuffle", "epoch", "fit: shuffle must be True or False, got 'epoch'"),
+        (TypeError, "resume", "auto", "fit: resume must be True or False, got 'auto'"),
+        (TypeError, "debug", None, "Execution: debug must be True or False, got None"),
+        (TypeError, "copy", 2, "Execution: copy must be True or False, got 2"),
+        (TypeError, "mesh", 8, "Execution: mesh must be a jax.sharding.Mesh, .* got a int"),
+        (ValueError, "sharding", "zero", "Execution: sharding must be 'fsdp', 'replicated', .* got 'zero'"),
+        (ValueError, "fast_dev_run", -1, "Execution: fast_dev_run must be a whole number of at least 0, got -1"),
+        (TypeError, "overwrite", "yes", "Checkpointing: overwrite must be True or False, got 'yes'"),
+        (ValueError, "on_error", "ignore", "Checkpointing: on_error must be one of 'raise', 'warn', got 'ignore'"),
+        (TypeError, "execution", {}, "fit: execution must be a jc.Execution, got a dict"),
+        (TypeError, "checkpointing", True, "fit: checkpointing must be a jc.Checkpointing, got a bool"),
+        (TypeError, "metrics", ["norm"], "fit: metrics must be a mapping of names, got a list"),
     ],
 )
-def test_options_list_what_they_may_be(name, value, message):
-    refused(ValueError, message, **{name: value})
+def test_options_list_what_they_may_be(error, name, value, message):
+    refused(error, message, **{name: value})
+
+
+PROBE, HOST = jc.probes.grad_norm(), jc.probes.host_metric(lambda: 1)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "error", "message"),
+    [
+        (
+            {"f1": lambda model: 1},
+            TypeError,
+            r"metrics\['f1'\] is a function. Make it with jc.probe\(fn, every=...\) for",
+        ),
+        ({"f1": 3}, TypeError, r"metrics\['f1'\] is a int.*jc.probes.evaluator\(fn\).*jc.probes.host_metric\(fn\)"),
+        ({"": PROBE}, TypeError, "a name in metrics must be a string that is not empty, got ''"),
+        ({3: HOST}, TypeError, "a name in metrics must be a string that is not empty, got 3"),
+        ({("a", "b"): HOST}, TypeError, r"a string that is not empty, got \('a', 'b'\)"),
+        (
+            {"a": HOST, ("b", "a"): jc.probes.evaluator(lambda model: (1, 2))},
+            ValueError,
+            "metrics has more than one result of the name 'a'",
+        ),
+    ],
+)
+def test_metrics_that_are_none(metrics, error, message):
+    refused(error, f"fit: {message}", metrics=metrics)
+
+
+def test_errors_name_the_function_that_was_called():
+    loop, state = jc.Loop(jc.Step(loss_fn)), jc.TrainState.create(params=make_params(), tx=optax.sgd(0.1))
+    over = {"seed": [0]}
+    with pytest.raises(ValueError, match="^Loop.run: epochs must be a whole number"):
+        loop.run(state, (X, Y), epochs=0)
+    with pytest.raises(TypeError, match="^Loop.run: resume must be True or False, got 'auto'"):
+        loop.run(state, (X, Y), epochs=1, resume="auto")
+    with pytest.raises(ValueError, match=r"^Loop.run does not take Execution\(copy=True\)"):
+        loop.run(state, (X, Y), epochs=1, execution=jc.Execution(copy=True))
+    with pytest.raises(ValueError, match="^sweep: verbose must be one of None, 0, 1, 2, got 3"):
+        jc.sweep(make_params, loss_fn, (X, Y), over=over, optimizer=optax.sgd(0.1), epochs=1, verbose=3)
+    with pytest.raises(ValueError, match=r"^sweep: validation_split must lie strictly between"):
+        jc.sweep(make_params, loss_fn, (X, Y), over=over, optimizer=optax.sgd(0.1), epochs=1, validation_split=2.0)
+    for execution in (jc.Execution(debug=True), jc.Execution(sharding="fsdp"), jc.Execution(resident=False)):
+        with pytest.raises(ValueError, match=r"^sweep does not take Execution\((debug|sharding|resident)="):
+            jc.sweep(make_params, loss_fn, (X, Y), over=over, optimizer=optax.sgd(0.1), epochs=1, execution=execution)
+    with pytest.raises(ValueError, match=r"^sweep: metrics has an evaluator, 'norm', which needs the model of one run"):
+        metrics = {"norm": jc.probes.evaluator(lambda model: 1)}
+        jc.sweep(make_params, loss_fn, (X, Y), over=over, optimizer=optax.sgd(0.1), epochs=1, metrics=metrics)
+    with pytest.raises(ValueError, match="^lr_find: strategy must be one of None, 'vmap', 'map', 'shard', got 'auto'"):
+        jc.lr_find(make_params, loss_fn, (X, Y), optimizer=optax.sgd, strategy="auto")
 
 
 # Optimizer and loss
@@ -443,7 +507,7 @@ def test_a_refused_run_touches_no_file(tmp_path):
 def test_a_directory_that_holds_a_run(tmp_path, monkeypatch):
     monkeypatch.undo()  # this one runs
     fit(run_dir=tmp_path)
-    refused(FileExistsError, "already holds a run.*overwrite=True", run_dir=tmp_path)
+    refused(FileExistsError, r"already holds a run.*resume=True.*Checkpointing\(overwrite=True\)", run_dir=tmp_path)
 
 
 def test_a_directory_that_holds_a_file_of_that_name(tmp_path):

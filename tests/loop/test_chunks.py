@@ -143,7 +143,7 @@ def test_a_run_that_was_cut_short_amid_several_epochs_goes_on_with_the_next_batc
         watch("looped", numbered(5), [SaveAt(at), CallAt(at + 2, fails)], **arguments)
     whole = in_epochs([i % 5 for i in range(30)], 5)
     assert whole[: at + 2] == SEEN
-    assert watch("looped", numbered(5), [SaveAt(at), CallAt(100, fails)], resume="auto", **arguments) == whole[at:]
+    assert watch("looped", numbered(5), [SaveAt(at), CallAt(100, fails)], resume=True, **arguments) == whole[at:]
 
 
 def test_short_epochs_are_few_dispatches(monkeypatch):

@@ -55,7 +55,7 @@ def test_bad_input():
 
 def test_a_second_run_accumulates_as_the_first_one():
     loop = jc.Loop(jc.Step(_runs.loss_fn), callbacks=[jc.callbacks.GradientAccumulation(2)])
-    given = {"batch_size": 16, "epochs": 1, "verbose": 0, "remainder": "drop"}
+    given = {"batch_size": 16, "epochs": 1, "verbose": 0, "execution": jc.Execution(drop_remainder=True)}
     first = loop.run(_runs.make_state(), _runs.make_data(64), **given)
     second = loop.run(first.state, _runs.make_data(64), **given)
     assert second.history["updates"].tolist() == [4]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _arguments import grouped
 from loop._runs import fit, make_data
 
 import jaxcb as jc
@@ -19,7 +20,9 @@ def loss_fn(params, batch):
 
 def run(executor, callbacks, **changes):
     given = {"optimizer": optax.sgd, "learning_rate": 0.1, "batch_size": 3, "epochs": 2, "validation_data": X} | changes
-    return jc.fit({"w": jnp.ones(())}, loss_fn, X, executor=executor, callbacks=callbacks, verbose=0, **given)
+    return jc.fit(
+        {"w": jnp.ones(())}, loss_fn, X, **grouped(executor=executor, callbacks=callbacks, verbose=0, **given)
+    )
 
 
 class Every(jc.Callback):
@@ -148,10 +151,12 @@ def test_a_host_function_can_stop_the_run(executor, streamed, where):
         {"w": jnp.ones(())},
         loss_fn,
         data,
-        **({"optimizer": optax.sgd, "learning_rate": 0.1, "batch_size": 3, "epochs": 5, "verbose": 0} | changes),
-        validation_data=X,
-        executor=executor,
-        callbacks=[CallAt(asks_to_stop, **at)],
+        **grouped(
+            validation_data=X,
+            executor=executor,
+            callbacks=[CallAt(asks_to_stop, **at)],
+            **({"optimizer": optax.sgd, "learning_rate": 0.1, "batch_size": 3, "epochs": 5, "verbose": 0} | changes),
+        ),
     )
     assert result.history.step.tolist() == steps
     assert result.history.reported("val_loss").all()

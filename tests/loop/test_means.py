@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _arguments import grouped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,7 +42,7 @@ def exact(rows, size):
 
 def fit(rows, size, executor, **more):
     given = {"optimizer": optax.sgd(0.0), "batch_size": size, "shuffle": False, "executor": executor, "verbose": 0}
-    return jc.fit({"w": jnp.zeros(())}, loss_fn, rows, **(given | more))
+    return jc.fit({"w": jnp.zeros(())}, loss_fn, rows, **grouped(**(given | more)))
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -86,9 +87,9 @@ def test_means_of_members(executor, strategy):
         epochs=2,
         batch_size=7,
         validation_data=rows,
-        executor=executor,
         strategy=strategy,
         verbose=0,
+        execution=jc.Execution(executor=executor),
     )
     for name in ("own", "val_own"):
         np.testing.assert_array_equal(result.history[name], np.stack([values] * 2))

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _arguments import grouped
 
 import jaxcb as jc
 from jaxcb._src.core.callback import HOOKS
@@ -79,11 +80,13 @@ def run(executor, stop, *, epochs=3, validation_data=X, **changes):
         {"w": jnp.zeros(())},
         loss_fn,
         changes.pop("data", X),
-        epochs=epochs,
-        validation_data=validation_data,
-        callbacks=[RECORDER, stop],
-        executor=executor,
-        **{k: v for k, v in given.items() if k != "data"},
+        **grouped(
+            epochs=epochs,
+            validation_data=validation_data,
+            callbacks=[RECORDER, stop],
+            executor=executor,
+            **{k: v for k, v in given.items() if k != "data"},
+        ),
     )
     return result, list(SEEN)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _arguments import grouped
 from loop._watch import SEEN, Watch, threads
 
 import jaxcb as jc
@@ -34,7 +35,9 @@ def loss_fn(params, batch):
 def run(data, executor="looped", **changes):
     changes = {"epochs": 2, "steps_per_execution": 2, "verbose": 0, "callbacks": [Watch()]} | changes
     SEEN.clear()
-    result = jc.fit({"w": jnp.ones(2)}, loss_fn, data, optimizer=optax.sgd(0.0), executor=executor, **changes)
+    result = jc.fit(
+        {"w": jnp.ones(2)}, loss_fn, data, **grouped(optimizer=optax.sgd(0.0), executor=executor, **changes)
+    )
     assert not threads()
     return result
 
@@ -374,7 +377,7 @@ def test_a_hugging_face_dataset_is_cut_into_batches(table, executor):
     assert first != second
     assert [first, second] == rows(table, executor, batch_size=4, seed=1)
     assert first != rows(table, executor, batch_size=4, seed=2)[0]
-    dropped = rows(table, executor, batch_size=4, remainder="drop")
+    dropped = rows(table, executor, batch_size=4, drop_remainder=True)
     assert [len(b) for epoch in dropped for b in epoch] == [4, 4, 4, 4]
 
 
@@ -468,7 +471,7 @@ def test_named_validation_sets_of_all_kinds_together(table, grain, executor):
         "torch": TorchLoader(BatchSampler(range(ROWS))),
     }
     # what a last batch is does not matter here: every row counts
-    result = run((X, Y), executor, validation_data=sets, batch_size=4, remainder="drop", epochs=1, callbacks=[])
+    result = run((X, Y), executor, validation_data=sets, batch_size=4, drop_remainder=True, epochs=1, callbacks=[])
     expected = {"arrays": X[:3], "dict": X[2:5], "list": X[:3], "grain": X[5:], "hub": X, "torch": X}
     for name, x in expected.items():
         np.testing.assert_allclose(result.history[f"val_{name}_loss"], [loss(x)], rtol=1e-5)

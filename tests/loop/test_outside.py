@@ -55,7 +55,10 @@ def test_evaluators_join_the_metrics_of_each_validation(executor, validation):
         validation_data=_runs.make_data(20, seed=1) if validation else None,
         validation_freq=2,
         callbacks=[jc.EarlyStopping("val_size", mode="min", patience=1)],
-        evaluators={"val_size": size, ("val_a", "val_b"): lambda params: (1.0, params["b"])},
+        metrics={
+            "val_size": jc.probes.evaluator(size),
+            ("val_a", "val_b"): jc.probes.evaluator(lambda params: (1.0, params["b"])),
+        },
     )
     history = result.history
     assert history.reported("val_size").tolist() == [False, True, False, True]
@@ -72,14 +75,16 @@ def test_evaluators_see_the_weights_that_are_validated():
     result = _runs.fit(
         epochs=3,
         callbacks=[jc.SwapEMAWeights(decay=0.9)],
-        evaluators={"val_again": lambda params: loss.append(1) or _runs.loss_fn(params, (x, y))[0]},
+        metrics={"val_again": jc.probes.evaluator(lambda params: loss.append(1) or _runs.loss_fn(params, (x, y))[0])},
     )
     np.testing.assert_allclose(result.history["val_again"], result.history["val_loss"], rtol=1e-5)
     assert len(loss) == 3
 
 
 def test_evaluators_in_the_middle_of_epochs():
-    result = _runs.fit(steps=10, epochs=None, eval_every=3, callbacks=[], evaluators={"val_one": lambda params: 1})
+    result = _runs.fit(
+        steps=10, epochs=None, eval_every=3, callbacks=[], metrics={"val_one": jc.probes.evaluator(lambda params: 1)}
+    )
     assert result.history.step[result.history.reported("val_one")].tolist() == [3, 6, 9, 10]
 
 
@@ -88,14 +93,14 @@ def test_an_evaluator_that_fails_names_itself_and_the_step():
         raise RuntimeError("no such language")
 
     with pytest.raises(RuntimeError, match="no such language") as caught:
-        _runs.fit(evaluators={"val_bleu": broken}, callbacks=[])
+        _runs.fit(callbacks=[], metrics={"val_bleu": jc.probes.evaluator(broken)})
     assert "This happened in the evaluator val_bleu, at step 5." in caught.value.__notes__
     with pytest.raises(ValueError, match="val_f1 is an array of shape \\(2,\\), expected a number"):
-        _runs.fit(evaluators={"val_f1": lambda params: [1.0, 2.0]}, callbacks=[])
+        _runs.fit(callbacks=[], metrics={"val_f1": jc.probes.evaluator(lambda params: [1.0, 2.0])})
     with pytest.raises(ValueError, match="'val_loss' is the name of an evaluator's metric"):
-        _runs.fit(evaluators={"val_loss": lambda params: 1.0}, callbacks=[])
-    with pytest.raises(TypeError, match="'val_f1' must be a function of the model, got 3"):
-        _runs.fit(evaluators={"val_f1": 3}, callbacks=[])
+        _runs.fit(callbacks=[], metrics={"val_loss": jc.probes.evaluator(lambda params: 1.0)})
+    with pytest.raises(TypeError, match="evaluator takes a function of the model, got int"):
+        jc.probes.evaluator(3)
 
 
 # Host metrics
@@ -110,7 +115,7 @@ def test_a_host_metric_stops_the_run_between_two_calls_of_the_loop(executor):
         steps_per_execution=5,
         validation_data=None,
         callbacks=[StopOn()],
-        host_metrics={"stop_file": lambda: calls.append(1) or len(calls) > 12},
+        metrics={"stop_file": jc.probes.host_metric(lambda: calls.append(1) or len(calls) > 12)},
     )
     # one read at the begin, then one a call; the step after the 13th read stops
     assert result.stop_reason == "StopOn: stop_file"
@@ -138,9 +143,9 @@ def test_the_journal_replays_to_the_same_decisions(tmp_path, executor, streamed)
         epochs=40,
         steps_per_execution=2,
         callbacks=[Keep()],
-        host_metrics={"reading": reading},
         validation_data=[(x, y)] if streamed else (x, y),  # one that the host feeds has a dispatch of its own
         run_dir=tmp_path,
+        metrics={"reading": jc.probes.host_metric(reading)},
     )
     assert result.stop_reason == "Keep: the reading is 6"
     replay = jc.replay([Keep()], tmp_path)
@@ -160,14 +165,14 @@ def test_a_host_metric_that_fails_names_itself_and_the_step():
         raise OSError("the sensor is gone")
 
     with pytest.raises(OSError, match="the sensor is gone") as caught:
-        _runs.fit(host_metrics={"sensor": broken}, callbacks=[])
+        _runs.fit(callbacks=[], metrics={"sensor": jc.probes.host_metric(broken)})
     assert any("the host metric 'sensor', read near step 0" in note for note in caught.value.__notes__)
     with pytest.raises(TypeError, match=r"'sensor' returned an array of shape \(2,\), not a number"):
-        _runs.fit(host_metrics={"sensor": lambda: [1, 2]}, callbacks=[])
+        _runs.fit(callbacks=[], metrics={"sensor": jc.probes.host_metric(lambda: [1, 2])})
     with pytest.raises(ValueError, match="'elapsed' is one of jaxcb's own"):
-        _runs.fit(host_metrics={"elapsed": lambda: 1}, callbacks=[])
-    with pytest.raises(TypeError, match="'sensor' must be a function of nothing, got 3"):
-        _runs.fit(host_metrics={"sensor": 3}, callbacks=[])
+        _runs.fit(callbacks=[], metrics={"elapsed": jc.probes.host_metric(lambda: 1)})
+    with pytest.raises(TypeError, match="host_metric takes a function without arguments, got int"):
+        jc.probes.host_metric(3)
 
 
 def test_a_monitor_may_be_a_host_metric():
@@ -175,7 +180,7 @@ def test_a_monitor_may_be_a_host_metric():
     result = _runs.fit(
         epochs=5,
         callbacks=[jc.EarlyStopping("temperature", mode="min", patience=2)],
-        host_metrics={"temperature": lambda: next(count)},
+        metrics={"temperature": jc.probes.host_metric(lambda: next(count))},
     )
     assert result.stopped_epoch == 2
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _arguments import grouped
 
 import jaxcb as jc
 from jaxcb._src.storage.ownership import RunRecord, is_inside, remove_files
@@ -39,7 +40,8 @@ def fit(run_dir, *callbacks, epochs=4, stop=None, **more):
     with contextlib.nullcontext() if stop is None else pytest.raises(KeyboardInterrupt):
         return jc.fit(
             {"w": jnp.zeros((1, 1))}, lambda p, b: jnp.mean((b[0] @ p["w"] - b[1]) ** 2), (X, 3 * X),
-            optimizer=optax.sgd(0.1), epochs=epochs, batch_size=8, run_dir=run_dir, callbacks=own, verbose=0, **more,
+            optimizer=optax.sgd(0.1), epochs=epochs, batch_size=8, run_dir=run_dir, callbacks=own, verbose=0,
+            **grouped(**more),
         )  # fmt: skip
 
 
@@ -137,17 +139,17 @@ def test_foreign_files_survive_any_sequence_of_what_a_run_does(tmp_path, seed):
                 epochs = 2
                 fit(run, *everything(), epochs=epochs, overwrite=True)
             elif act == "resume":
-                fit(run, *everything(), epochs=epochs, resume="auto")
+                fit(run, *everything(), epochs=epochs, resume=True)
             elif act == "crash":
                 with pytest.raises(Crash):
-                    fit(run, *everything(), crash(epochs), epochs=epochs + 2, resume="auto")
+                    fit(run, *everything(), crash(epochs), epochs=epochs + 2, resume=True)
                 epochs += 2
-                fit(run, *everything(), idle(), epochs=epochs, resume="auto")
+                fit(run, *everything(), idle(), epochs=epochs, resume=True)
             else:
                 epochs += 2
                 if act == "stop":
-                    fit(run, *everything(), epochs=epochs, stop=epochs - 2, resume="auto")
-                fit(run, *everything(), epochs=epochs, resume="auto")
+                    fit(run, *everything(), epochs=epochs, stop=epochs - 2, resume=True)
+                fit(run, *everything(), epochs=epochs, resume=True)
         for path, content in foreign.items():
             assert path.exists(), (act, path)
             if path.name == "projector_config.pbtxt":
@@ -162,7 +164,7 @@ def test_foreign_files_survive_any_sequence_of_what_a_run_does(tmp_path, seed):
 def test_a_run_leaves_nothing_of_its_own_that_it_no_longer_keeps(tmp_path):
     """What is not deleted for a stranger's sake is still deleted otherwise."""
     for epochs in (2, 4, 6):
-        fit(tmp_path / "run", *everything(), epochs=epochs, resume="auto")
+        fit(tmp_path / "run", *everything(), epochs=epochs, resume=True)
     fit(tmp_path / "run", *everything(), epochs=2, overwrite=True)
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
     assert len(list((tmp_path / "run" / "result").iterdir())) == 1
@@ -174,7 +176,7 @@ def test_a_run_leaves_nothing_of_its_own_that_it_no_longer_keeps(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["history.csv", "host_metrics.csv"])
-@pytest.mark.parametrize("how", [{}, {"overwrite": True}, {"resume": "auto"}])
+@pytest.mark.parametrize("how", [{}, {"overwrite": True}, {"resume": True}])
 def test_a_file_in_the_way_is_named_and_stays(tmp_path, name, how):
     (tmp_path / name).write_text("mine")
     with pytest.raises(FileExistsError, match=rf"{name} is in the way.*Move it, or pass another run_dir"):
@@ -186,7 +188,8 @@ def test_a_table_in_the_way_of_a_sweeps_is_named_and_stays(tmp_path):
     def sweep(**more):
         return jc.sweep(
             {"w": jnp.zeros((1, 1))}, lambda p, b: jnp.mean((b[0] @ p["w"] - b[1]) ** 2), (X, 3 * X), epochs=1,
-            over={"optimizer.learning_rate": [0.1, 0.2]}, optimizer=optax.sgd, run_dir=tmp_path, verbose=0, **more,
+            over={"optimizer.learning_rate": [0.1, 0.2]}, optimizer=optax.sgd, run_dir=tmp_path, verbose=0,
+            **grouped(**more),
         )  # fmt: skip
 
     (tmp_path / "table.csv").write_text("mine")
@@ -195,7 +198,7 @@ def test_a_table_in_the_way_of_a_sweeps_is_named_and_stays(tmp_path):
     assert files_in(tmp_path) == {tmp_path / "table.csv": b"mine"}
     (tmp_path / "table.csv").unlink()
     sweep()
-    sweep(resume="auto")
+    sweep(resume=True)
     sweep(overwrite=True)
 
 
@@ -204,10 +207,10 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path):
     (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
     before = files_in(tmp_path)
     with pytest.raises(ValueError, match=r"has history.csv of a run, but no checkpoint of it in .*checkpoints"):
-        fit(tmp_path, resume="auto")
+        fit(tmp_path, resume=True)
     assert files_in(tmp_path) == before
     (tmp_path / "elsewhere").rename(tmp_path / "checkpoints")
-    assert len(fit(tmp_path, epochs=6, resume="auto").history["loss"]) == 6
+    assert len(fit(tmp_path, epochs=6, resume=True).history["loss"]) == 6
 
 
 def test_a_run_whose_record_is_lost_goes_on_as_itself(tmp_path):
@@ -217,7 +220,7 @@ def test_a_run_whose_record_is_lost_goes_on_as_itself(tmp_path):
     run = RunRecord.read(tmp_path)
     (tmp_path / ".jaxcb" / "run.jsonl").unlink()
     (tmp_path / ".jaxcb").rmdir()
-    assert len(fit(tmp_path, log, resume="auto").history["loss"]) == 4
+    assert len(fit(tmp_path, log, resume=True).history["loss"]) == 4
     again = RunRecord.read(tmp_path)
     assert run is not None
     assert again is not None
@@ -232,7 +235,7 @@ def test_a_broken_record_is_one_clear_error(tmp_path, text):
     fit(tmp_path)
     (tmp_path / ".jaxcb" / "run.jsonl").write_text(text)
     with pytest.raises(ValueError, match=r"run.jsonl, the record of what the run made, is not as it was written"):
-        fit(tmp_path, epochs=6, resume="auto")
+        fit(tmp_path, epochs=6, resume=True)
 
 
 # Logs that several runs share
@@ -252,7 +255,7 @@ def test_a_killed_run_has_each_of_its_rows_once_in_a_shared_log(tmp_path, logger
     save = jc.BackupAndRestore("unused", save_freq=8)
     with pytest.raises(KeyError):
         fit(tmp_path / "a", log(), save, jc.LambdaCallback(on_epoch_end=lambda e, logs: {}[e] if e == 2 else None))
-    fit(tmp_path / "a", log(), save, jc.LambdaCallback(on_epoch_end=lambda e, logs: None), resume="auto")
+    fit(tmp_path / "a", log(), save, jc.LambdaCallback(on_epoch_end=lambda e, logs: None), resume=True)
     assert path.read_text().startswith(theirs)
     rows = path.read_text().removeprefix(theirs).splitlines()
     assert len(rows) == len(set(rows)) == 4
@@ -267,7 +270,7 @@ def test_rows_among_those_of_others_are_refused_and_stay(tmp_path):
     fit(tmp_path / "a", log(), stop=1)
     with path.open("a") as file:
         file.write("theirs,1,2\n")
-    fit(tmp_path / "a", log(), stop=2, resume="auto")  # others' rows alone stand behind the checkpoint
+    fit(tmp_path / "a", log(), stop=2, resume=True)  # others' rows alone stand behind the checkpoint
     assert "theirs,1,2\n" in path.read_text()
     before = path.read_bytes()
     record = RunRecord.read(tmp_path / "a")
@@ -275,7 +278,7 @@ def test_rows_among_those_of_others_are_refused_and_stay(tmp_path):
     record.write(str(path), len(before), b"3,16,1.0\n")  # of a process that was killed
     path.write_bytes(before + b"3,16,1.0\ntheirs,3,4\n")
     with pytest.raises(ValueError, match=r"all.csv holds lines that this run wrote after its checkpoint, and lines of"):
-        fit(tmp_path / "a", log(), resume="auto")
+        fit(tmp_path / "a", log(), resume=True)
     assert path.read_bytes() == before + b"3,16,1.0\ntheirs,3,4\n"
 
 
@@ -286,7 +289,7 @@ def test_a_shared_log_that_was_replaced_is_refused(tmp_path):
     before = path.read_bytes()
     path.write_bytes(before.replace(b"0", b"1"))
     with pytest.raises(ValueError, match=r"all.csv does not hold what this run has written to it"):
-        fit(tmp_path / "a", jc.CSVLogger(path), resume="auto")
+        fit(tmp_path / "a", jc.CSVLogger(path), resume=True)
     assert path.read_bytes() == before.replace(b"0", b"1")
 
 
@@ -415,7 +418,7 @@ def test_a_checkpoint_leads_nowhere_else(tmp_path, forgeable, case, how):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         with contextlib.suppress(ValueError, FileExistsError):
-            fit(root / "run", *own, resume="auto" if how == "resume" else False, overwrite=how == "overwrite")
+            fit(root / "run", *own, resume=how == "resume", overwrite=how == "overwrite")
     assert files_in(victim) == before
 
 

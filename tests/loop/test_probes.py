@@ -50,8 +50,8 @@ def test_a_probe_sees_the_gradients_of_a_hand_written_loop_when_it_is_due(tmp_pa
         epochs=3,
         shuffle=False,
         callbacks=[Watch()],
-        probes={"norm": jc.probe(lambda look: optax.tree.norm(look.grads), every=every)},
         run_dir=tmp_path,
+        metrics={"norm": jc.probe(lambda look: optax.tree.norm(look.grads), every=every)},
     )
     rows = (tmp_path / "watch.csv").read_text().splitlines()[1:]
     norms, _ = by_hand(15)
@@ -71,7 +71,7 @@ def test_the_history_holds_the_mean_over_the_looks_of_an_epoch(executor):
         shuffle=False,
         callbacks=[],
         validation_data=None,
-        probes={"norm": jc.probes.update_norm(every=7)},
+        metrics={"norm": jc.probes.update_norm(every=7)},
     ).history
     _, norms = by_hand(20)
     looks = {6: 1, 13: 2}  # steps 7 and 14 lie in the epochs 1 and 2
@@ -82,7 +82,7 @@ def test_the_history_holds_the_mean_over_the_looks_of_an_epoch(executor):
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_probes_change_nothing_of_the_run(executor):
     bare = _runs.fit(executor, epochs=3)
-    probed = _runs.fit(executor, epochs=3, probes={"n": jc.probes.grad_norm(every=3)})
+    probed = _runs.fit(executor, epochs=3, metrics={"n": jc.probes.grad_norm(every=3)})
     for name in bare.history:
         np.testing.assert_allclose(bare.history[name], probed.history[name], rtol=1e-5)
 
@@ -94,7 +94,7 @@ def test_a_probe_that_is_not_due_is_not_run():
         jax.debug.callback(lambda: ran.append(1))
         return optax.tree.norm(seen.grads)
 
-    _runs.fit(epochs=4, callbacks=[], validation_data=None, probes={"norm": jc.probe(look, every=8)})
+    _runs.fit(epochs=4, callbacks=[], validation_data=None, metrics={"norm": jc.probe(look, every=8)})
     jax.effects_barrier()
     assert len(ran) == 2  # of 20 steps
 
@@ -110,7 +110,7 @@ def test_layers_have_their_own_norms():
         loss_fn=loss_fn,
         epochs=1,
         callbacks=[],
-        probes={"p": jc.probes.param_norm(per_layer=True), "r": jc.probes.update_ratio()},
+        metrics={"p": jc.probes.param_norm(per_layer=True), "r": jc.probes.update_ratio()},
     )
     assert {"p/a", "p/c", "r"} <= set(result.history)
     assert 0 < result.history["r"][0] < 1
@@ -123,7 +123,7 @@ def test_a_probe_sees_outputs_that_the_loss_hands_out():
         return jc.Out(jnp.mean((outputs - y) ** 2), aux={"outputs": outputs})
 
     result = _runs.fit(
-        loss_fn=loss_fn, epochs=1, callbacks=[], probes={"rows": jc.probe(lambda p: p.aux["outputs"].shape[0])}
+        loss_fn=loss_fn, epochs=1, callbacks=[], metrics={"rows": jc.probe(lambda p: p.aux["outputs"].shape[0])}
     )
     assert 6 < result.history["rows"][0] <= 16
 
@@ -146,14 +146,14 @@ def test_callbacks_see_probes_before_the_update():
 
 def test_what_fails_names_the_probe():
     with pytest.raises(AttributeError) as caught:
-        _runs.fit(probes={"odd": jc.probe(lambda look: look.gradients, every=10)})
+        _runs.fit(metrics={"odd": jc.probe(lambda look: look.gradients, every=10)})
     assert "This happened in the probe 'odd'" in "\n".join(caught.value.__notes__)
     with pytest.raises(TypeError, match=r"probes: 'norm' must be made with jc\.probe"):
-        _runs.fit(probes={"norm": lambda look: 0.0})
+        _runs.fit(metrics={"norm": lambda look: 0.0})
     with pytest.raises(ValueError, match=r"every must be a whole number of at least 1, got 0"):
         jc.probe(lambda look: 0.0, every=0)
     with pytest.raises(ValueError, match="'loss' is the name of the probe 'loss'"):
-        _runs.fit(probes={"loss": jc.probes.grad_norm()})
+        _runs.fit(metrics={"loss": jc.probes.grad_norm()})
 
 
 def test_a_step_that_hides_its_gradients_is_refused_before_the_first_step():
@@ -162,7 +162,7 @@ def test_a_step_that_hides_its_gradients_is_refused_before_the_first_step():
 
     with pytest.raises(ValueError, match=r"the probe 'norm' needs the gradients before the update"):
         jc.Loop(train_step).run(
-            _runs.make_state(), _runs.make_data(), epochs=1, verbose=0, probes={"norm": jc.probes.grad_norm()}
+            _runs.make_state(), _runs.make_data(), epochs=1, verbose=0, metrics={"norm": jc.probes.grad_norm()}
         )
 
 
@@ -187,8 +187,8 @@ def test_gradients_of_ones_own_serve_probes_and_before_update(executor):
             step, callbacks=[jc.callbacks.SpikeDetection(), jc.callbacks.NormMonitor(every=1, of="grad_norm")]
         )
         result = loop.run(
-            _runs.make_state(), _runs.make_data(), epochs=2, batch_size=16, verbose=0, executor=executor,
-            run_dir=None, fast_dev_run=10,
+            _runs.make_state(), _runs.make_data(), epochs=2, batch_size=16, verbose=0, run_dir=None,
+            execution=jc.Execution(executor=executor, fast_dev_run=10),
         )  # fmt: skip
         ends.append(result)
     np.testing.assert_allclose(ends[0].history["grad_norm"], ends[1].history["grad_norm"], rtol=1e-5)
@@ -220,7 +220,7 @@ def test_a_look_is_fresh_once_before_the_update_and_once_after_the_step(executor
         def on_batch_end(self, state, metrics):
             return {**state, "after": state["after"] + metrics.fresh("g")}, None
 
-    result = _runs.fit(executor, epochs=2, callbacks=[Count()], probes={"g": jc.probes.grad_norm(every=3)})
+    result = _runs.fit(executor, epochs=2, callbacks=[Count()], metrics={"g": jc.probes.grad_norm(every=3)})
     counted = result.callback_states["Count"]
     assert (int(counted["before"]), int(counted["after"])) == (3, 3)  # of 10 steps
 

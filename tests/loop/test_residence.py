@@ -11,9 +11,6 @@ from loop import _runs
 
 import jaxcb as jc
 from jaxcb._src.data import feed as _residence
-from jaxcb._src.loop.config import RunArguments
-
-REMAINDERS = ("train", "drop")
 
 
 def seen(**how):
@@ -35,12 +32,12 @@ def seen(**how):
     rows=st.integers(2, 12),
     size=st.integers(1, 5),
     shuffle=st.booleans(),
-    remainder=st.sampled_from(REMAINDERS),
+    drop=st.booleans(),
     seed=st.integers(0, 3),
     length=st.sampled_from([None, 1]),
 )
-def test_the_host_gathers_the_batches_that_the_device_would(rows, size, shuffle, remainder, seed, length):
-    how = {"rows": rows, "batch_size": min(size, rows), "shuffle": shuffle, "remainder": remainder, "seed": seed}
+def test_the_host_gathers_the_batches_that_the_device_would(rows, size, shuffle, drop, seed, length):
+    how = {"rows": rows, "batch_size": min(size, rows), "shuffle": shuffle, "drop_remainder": drop, "seed": seed}
     how |= {"epochs": 3, "steps_per_epoch": length if shuffle else None}
     how |= {"validation_data": None, "executor": "stepped"}
     assert seen(resident=False, **how) == seen(resident=True, **how)
@@ -67,7 +64,7 @@ def test_a_run_goes_on_where_the_rows_lie_elsewhere(tmp_path, first):
         raise Cut
 
     at = jc.make_callback(on_batch_end=lambda s, m: (s, jc.actions.Call(cut, when=m.step == 12)), name="CutAt")
-    how = {"run_dir": tmp_path, "resume": "auto", "epochs": 5}
+    how = {"run_dir": tmp_path, "resume": True, "epochs": 5}
     saves = jc.BackupAndRestore("unused", save_freq=1)
     with pytest.raises(Cut):
         _runs.fit(callbacks=[saves, at], resident=first, **how)
@@ -132,18 +129,18 @@ def test_a_file_is_never_in_memory_as_a_whole(tmp_path):
     assert max(held) < mapped.nbytes / 2
 
 
-@pytest.mark.parametrize(("given", "meant"), [(0, False), (1, True), (np.True_, True), ("auto", "auto")])
+@pytest.mark.parametrize(("given", "meant"), [(0, False), (1, True), (np.True_, True), (None, None)])
 def test_a_number_counts_as_the_truth_that_it_stands_for(given, meant):
-    assert RunArguments(epochs=1, resident=given).resident is meant
+    assert jc.Execution(resident=given).resident is meant
 
 
 def test_what_cannot_be_kept_is_refused():
     batches = [_runs.make_data(16)] * 3
-    with pytest.raises(jc.errors.DataError, match="resident=True was given, but train_data is a list"):
+    with pytest.raises(jc.errors.DataError, match=r"Execution\(resident=True\) was given, but train_data is a list"):
         _runs.fit(data=batches, batch_size=None, resident=True)
-    with pytest.raises(ValueError, match="resident must be"):
+    with pytest.raises(TypeError, match="Execution: resident must be True or False, got 'host'"):
         _runs.fit(resident="host")
     with pytest.raises(jc.errors.DataError, match="leaves nothing to train on"):
-        _runs.fit(batch_size=100, remainder="drop", resident=False)
+        _runs.fit(batch_size=100, drop_remainder=True, resident=False)
     with pytest.raises(jc.errors.DataError, match="steps_per_epoch=9, but one pass over 70 rows has 5"):
         _runs.fit(steps_per_epoch=9, resident=False)

@@ -55,7 +55,7 @@ def callbacks(every=1):
 
 def run(directory, executor="looped", at=None, **changes):
     own = changes.pop("callbacks", None) or callbacks()
-    given = {"epochs": 6, "resume": "auto", "run_dir": directory, "callbacks": own} | changes
+    given = {"epochs": 6, "resume": True, "run_dir": directory, "callbacks": own} | changes
     if at is None:
         return _runs.fit(executor, **given)
     given["callbacks"] = [*own, CutAt(at)]
@@ -200,7 +200,9 @@ def test_more_patience_goes_on_after_a_stop(tmp_path):
 
 def test_a_run_that_is_there_is_neither_replaced_nor_resumed_unasked(tmp_path):
     run(tmp_path, epochs=1)
-    with pytest.raises(FileExistsError, match="Pass resume='auto' to go on with it, overwrite=True to replace it"):
+    with pytest.raises(
+        FileExistsError, match=r"Pass resume=True to resume it, checkpointing=jc.Checkpointing\(overwrite=True\) to"
+    ):
         run(tmp_path, epochs=1, resume=False)
     again = run(tmp_path, epochs=1, resume=False, overwrite=True)
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 2
@@ -273,7 +275,7 @@ def kill(epoch, logs):
     if epoch == 3 and signum and not (directory / "told").exists():
         (directory / "told").touch()
         os.kill(os.getpid(), signum)
-result = _runs.fit(sys.argv[3], epochs=8, run_dir=directory, resume="auto", verbose=2,
+result = _runs.fit(sys.argv[3], epochs=8, run_dir=directory, resume=True, verbose=2,
                    callbacks=[jc.LambdaCallback(on_epoch_end=kill), jc.CSVLogger("log.csv")])
 print("done", int(result.state.step))
 """
@@ -361,7 +363,7 @@ def test_an_error_in_the_data_saves_what_was_trained(tmp_path, executor):
     def go(directory):
         return _runs.fit(
             executor, data=Data(), batch_size=None, epochs=3, callbacks=[jc.CSVLogger("log.csv")],
-            run_dir=directory, resume="auto", validation_data=None,
+            run_dir=directory, resume=True, validation_data=None,
         )  # fmt: skip
 
     with pytest.raises(OSError, match="the disk is gone"):
@@ -472,7 +474,7 @@ def test_metrics_that_exchange_their_shapes_do_not_mix(tmp_path):
         )
         result = jc.fit(
             {"w": jnp.ones(())}, loss_fn, Again(), optimizer=optax.sgd(0.1), epochs=1, run_dir=tmp_path,
-            callbacks=[keeping], resume="auto", steps_per_execution=1, verbose=0,
+            callbacks=[keeping], resume=True, execution=jc.Execution(steps_per_execution=1), verbose=0,
         )  # fmt: skip
         return result.callback_states[f"keeping {shapes}"]
 
@@ -498,7 +500,7 @@ def test_a_run_is_replaced_only_when_the_new_one_begins(tmp_path):
     with pytest.raises(jc.errors.MissingMetricError):
         run(tmp_path, resume=False, overwrite=True, callbacks=[jc.EarlyStopping("val_los", mode="min")])
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 2
-    with pytest.raises(ValueError, match="resume and overwrite=True were both given"):
+    with pytest.raises(ValueError, match=r"resume=True and Checkpointing\(overwrite=True\) were both given"):
         run(tmp_path, overwrite=True)
     run(tmp_path, epochs=2, resume=False, overwrite=True)
     assert (tmp_path / "result" / "thesis.txt").read_text() == "mine"

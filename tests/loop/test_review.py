@@ -56,9 +56,9 @@ def test_streams_of_uneven_epochs_close_each_epoch_at_its_own_length_when_record
         data,
         optimizer=optax.sgd(0.1),
         epochs=4,
-        executor=executor,
         callbacks=[jc.make_callback(on_batch_end=lambda state, metrics: (state, Line()))],
         verbose=0,
+        execution=jc.Execution(executor=executor),
     )
     assert result.history.step.tolist() == [6, 9, 15, 18]
     assert seen == list(range(1, 19))
@@ -153,7 +153,7 @@ def test_what_was_computed_is_recorded_when_the_data_fails(tmp_path):
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("length", [1, "auto"])
+@pytest.mark.parametrize("length", [1, None])
 def test_a_stop_before_the_data_is_used_up_is_a_stop(length):
     batches = (np.ones((2, 1), np.float32) for _ in range(10))
     stop = jc.make_callback(on_batch_end=lambda state, metrics: (state, jc.actions.Stop(metrics.step >= 3, "enough")))
@@ -164,8 +164,8 @@ def test_a_stop_before_the_data_is_used_up_is_a_stop(length):
         optimizer=optax.sgd(0.1),
         steps=20,
         callbacks=[stop],
-        steps_per_execution=length,
         verbose=0,
+        execution=jc.Execution(steps_per_execution=length),
     )
     assert result.history.step.tolist() == [3]
 
@@ -220,7 +220,7 @@ def test_keras_lists_of_arrays_and_halves_of_data_are_refused():
     with pytest.raises(jc.errors.DataError, match="on the first rows alone"):
         fit(shuffle=False, steps_per_epoch=2)
     with pytest.raises(jc.errors.DataError, match="leaves nothing to train on"):
-        fit(batch_size=100, remainder="drop")
+        fit(batch_size=100, drop_remainder=True)
 
 
 def test_a_ready_made_optimizer_says_how_it_is_scaled(capsys):
@@ -274,8 +274,8 @@ def test_the_results_of_a_slow_stream_are_told_while_it_is_waited_for():
         steps=5,
         steps_per_epoch=5,
         callbacks=[jc.make_callback(on_batch_end=lambda state, metrics: (state, Told()))],
-        steps_per_execution=1,
         verbose=0,
+        execution=jc.Execution(steps_per_execution=1),
     )
 
 

@@ -257,5 +257,5 @@ def test_a_smaller_batch_may_change_what_the_others_leave_alone(executor):
 
     data = [np.ones((rows, 1), np.float32) for rows in (4, 4, 2)]
     state = jc.TrainState.create(params={"w": jnp.zeros(())}, model_state={"tails": jnp.zeros((), jnp.int32)})
-    result = jc.Loop(step).run(state, data, epochs=5, executor=executor, verbose=0)
+    result = jc.Loop(step).run(state, data, epochs=5, verbose=0, execution=jc.Execution(executor=executor))
     assert int(result.state.model_state["tails"]) == 5

@@ -115,8 +115,8 @@ def test_batches_may_be_dicts_and_integers():
 
 def test_a_smaller_last_batch_can_be_dropped(listed):
     executor, _ = listed
-    stream = plain(executor, remainder="drop")
-    arrays = plain(executor, (X, Y), batch_size=16, shuffle=False, remainder="drop")
+    stream = plain(executor, drop_remainder=True)
+    arrays = plain(executor, (X, Y), batch_size=16, shuffle=False, drop_remainder=True)
     assert stream.history.step.tolist() == arrays.history.step.tolist() == [4, 8]
     np.testing.assert_allclose(stream.history["loss"], arrays.history["loss"], rtol=1e-5)
 
@@ -308,14 +308,14 @@ def test_data_is_asked_for_once_an_epoch_with_the_controls_as_they_are_then(exec
     "changes",
     [
         {"steps_per_execution": 1},
-        {"steps_per_execution": "auto"},
+        {"steps_per_execution": None},
         {"validation_data": numbered(2)},  # fed by the host at each epoch's end
         {"eval_every": 2, "validation_data": numbered(2)},
         {"give": lambda epoch: (b for b in numbered(5, 10 * epoch))},
         {"give": lambda epoch: np.concatenate(numbered(5, 10 * epoch)), "batch_size": 2, "shuffle": False},
         {"give": lambda epoch: itertools.chain(numbered(5, 10 * epoch), numbered(1)), "steps_per_epoch": 5},
     ],
-    ids=["chunks of 1", "auto", "validation", "validation within", "generators", "arrays", "cut"],
+    ids=["chunks of 1", "measured", "validation", "validation within", "generators", "arrays", "cut"],
 )
 def test_whatever_stands_between_epochs_the_controls_are_those_of_the_begin(executor, changes):
     called = []
@@ -499,9 +499,9 @@ def test_a_run_ends_although_its_iterable_never_answers(kind, monkeypatch):
                 optimizer=optax.sgd(0.1),
                 steps=100,
                 steps_per_epoch=100,
-                steps_per_execution=3,
                 callbacks=[CallAt(15, fails)],
                 verbose=0,
+                execution=jc.Execution(steps_per_execution=3),
             )
         (thread,) = threads()
     finally:
@@ -543,8 +543,8 @@ def test_a_buffer_that_is_used_again_spoils_no_batch():
             optimizer=optax.sgd(0.0),
             epochs=2,
             callbacks=[Watch()],
-            executor=executor,
             verbose=0,
+            execution=jc.Execution(executor=executor),
         )
         assert [n for _, n in SEEN] == [*range(40), *range(40)]
 

@@ -76,7 +76,7 @@ def run(directory, at=None, executor="looped", **changes):
     )
     given = {
         "model": make_model(), "loss_fn": loss_fn, "data": make_data(), "validation_data": make_data(),
-        "epochs": EPOCHS, "run_dir": directory, "resume": "auto",
+        "epochs": EPOCHS, "run_dir": directory, "resume": True,
         "callbacks": [board, More(), jc.ReduceLROnPlateau(patience=3), jc.BackupAndRestore("below", save_freq=3), stop],
     }  # fmt: skip
     with warnings.catch_warnings():
@@ -268,7 +268,7 @@ def test_a_run_that_was_cut_short_has_written_the_same(tmp_path, whole, at):
 def test_a_run_that_goes_on_for_longer_has_one_end(tmp_path):
     board = jc.TensorBoard(write_graph=False)
     for epochs in (1, 2):
-        _runs.fit(epochs=epochs, callbacks=[board], run_dir=tmp_path, resume="auto")
+        _runs.fit(epochs=epochs, callbacks=[board], run_dir=tmp_path, resume=True)
     ends = [v.tag for e in events_of(tmp_path / "logs" / "hparams") for v in e.summary.value]
     assert ends.count("_hparams_/session_end_info") == 1
     assert points(read(tmp_path / "logs" / "train"), "epoch_loss")[0] == [0, 1]
@@ -309,8 +309,8 @@ def test_a_run_that_fails_at_its_beginning_has_begun_once(tmp_path):
         jc.make_callback(on_train_begin=lambda s, m: (s, jc.actions.Call(once)), name="Once"),
     ]
     with pytest.raises(Cut):
-        _runs.fit(epochs=1, callbacks=callbacks, run_dir=tmp_path, resume="auto")
-    _runs.fit(epochs=1, callbacks=callbacks, run_dir=tmp_path, resume="auto")
+        _runs.fit(epochs=1, callbacks=callbacks, run_dir=tmp_path, resume=True)
+    _runs.fit(epochs=1, callbacks=callbacks, run_dir=tmp_path, resume=True)
     events = events_of(tmp_path / "logs" / "train")
     assert len([e for e in events if e.HasField("graph_def")]) == 1
     tags = [v.tag for e in events for v in e.summary.value]

@@ -304,8 +304,8 @@ def test_a_validation_warns_of_them_too(executor, streamed):
             optimizer=optax.sgd(0.1),
             epochs=2,
             validation_data=val,
-            executor=executor,
             verbose=0,
+            execution=jc.Execution(executor=executor),
         )
 
     assert len(warned(run)) == 1

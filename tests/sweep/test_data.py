@@ -16,7 +16,8 @@ def batches(seed, rows=16, count=4):
 
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
 def test_members_share_streams(executor):
-    common = {"epochs": 8, "validation_data": batches(1), "callbacks": control(), "executor": executor, "verbose": 0}
+    common = {"epochs": 8, "validation_data": batches(1), "callbacks": control(), "verbose": 0}
+    common["execution"] = jc.Execution(executor=executor)
     rates = [0.05, 0.3]
     result = jc.sweep(
         make_params,
@@ -45,8 +46,8 @@ def test_a_trial_leaves_no_files(tmp_path):
         epochs=50,
         callbacks=[jc.CSVLogger("log.csv")],
         run_dir=tmp_path / "run",
-        fast_dev_run=2,
         verbose=0,
+        execution=jc.Execution(fast_dev_run=2),
     )
     assert result.table()["steps"] == [2, 2]
     assert not (tmp_path / "run").exists()

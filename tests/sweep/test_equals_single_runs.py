@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from _arguments import grouped
 from loop._runs import control, loss_fn, make_data, make_params
 
 import jaxcb as jc
@@ -54,7 +55,9 @@ def alone(index):
 
 def sweep(points, **more):
     given = {"strategy": "vmap", "repack": True, "callbacks": callbacks(), **COMMON} | more
-    return jc.sweep(make_params, loss_fn, make_data(), over=points, optimizer=optax.adamw, learning_rate=0.1, **given)
+    return jc.sweep(
+        make_params, loss_fn, make_data(), **grouped(over=points, optimizer=optax.adamw, learning_rate=0.1, **given)
+    )
 
 
 def assert_equal(member, single):

@@ -65,7 +65,7 @@ def test_resumed_it_ends_as_if_never_cut_short(whole, tmp_path, quit_at):
     result, directory = whole
     with pytest.raises(Quit):
         sweep(tmp_path, quit_at=quit_at)
-    again = sweep(tmp_path, resume="auto")
+    again = sweep(tmp_path, resume=True)
     assert again.table() == result.table()
     for a, b in zip(again, result, strict=True):
         jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
@@ -78,7 +78,7 @@ def test_resumed_it_ends_as_if_never_cut_short(whole, tmp_path, quit_at):
 
 def test_a_finished_sweep_returns_its_result(whole):
     result, directory = whole
-    again = sweep(directory, resume="auto")
+    again = sweep(directory, resume=True)
     assert again.table() == result.table()
-    with pytest.raises(FileExistsError, match="resume='auto'"):
+    with pytest.raises(FileExistsError, match="resume=True"):
         sweep(directory)

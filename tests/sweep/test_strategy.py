@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _arguments import grouped
 from flax import nnx
 from loop._runs import loss_fn, make_data, make_params
 
@@ -16,7 +17,7 @@ from jaxcb._src.loop.compiled import member_map as _strategy
 
 def sweep(points=None, **more):
     given = {"optimizer": optax.adam, "epochs": 4, "batch_size": 16, "verbose": 0, "learning_rate": 0.1} | more
-    return jc.sweep(make_params, loss_fn, make_data(), over=points or {"seed": range(4)}, **given)
+    return jc.sweep(make_params, loss_fn, make_data(), **grouped(over=points or {"seed": range(4)}, **given))
 
 
 @pytest.mark.parametrize("fastest", ["vmap", "map"])

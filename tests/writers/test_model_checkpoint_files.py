@@ -171,7 +171,13 @@ def test_the_latest_and_the_best_stay_together(async_, tmp_path):
     (tmp_path / "saves" / "99" / "mine").touch()
     values = iter([5.0, 1.0, 4.0, 2.0, 3.0, 6.0, 7.0])
     save = jc.ModelCheckpoint("saves/{epoch}", "value", mode="min", max_to_keep=2, keep_best=2, async_=async_)
-    result = fit(callbacks=[save], run_dir=tmp_path, epochs=7, evaluators={"value": lambda _: next(values)}, **RISING)
+    result = fit(
+        callbacks=[save],
+        run_dir=tmp_path,
+        epochs=7,
+        metrics={"value": jc.probes.evaluator(lambda _: next(values))},
+        **RISING,
+    )
     wanted = {"6", "7", "2", "4", "99"}
     assert set(directories(tmp_path / "saves")) == wanted
     assert {p.name for p in result.files if p.parent.name == "saves"} == wanted - {"99"}

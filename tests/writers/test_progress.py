@@ -26,7 +26,7 @@ def test_verbose_0_is_silent(capsys):
     assert (out.out, out.err) == ("", "")
 
 
-@pytest.mark.parametrize("verbose", [1, 2, "auto"])
+@pytest.mark.parametrize("verbose", [1, 2, None])
 def test_without_a_terminal_there_is_a_line_an_epoch(capsys, verbose):
     result = run(verbose=verbose)
     lines = capsys.readouterr().out.splitlines()
@@ -71,7 +71,7 @@ def test_a_callbacks_own_lines_are_printed_even_where_the_run_is_silent(capsys):
 
 
 def test_the_users_own_progress_bar_is_not_doubled(capsys):
-    run(verbose="auto", callbacks=[jc.ProgressBar(verbose=2)])
+    run(verbose=None, callbacks=[jc.ProgressBar(verbose=2)])
     assert capsys.readouterr().out.count("epoch 1/3 ") == 1
 
 
@@ -86,7 +86,7 @@ def terminal(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
 
 
-@pytest.mark.parametrize("verbose", [1, "auto"])
+@pytest.mark.parametrize("verbose", [1, None])
 def test_on_a_terminal_a_bar_shows_and_goes_away(capsys, terminal, monkeypatch, verbose):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr(

@@ -1,6 +1,6 @@
 """`BackupAndRestore`: how often a run is saved, so that it survives being killed."""
 
-from typing import Any
+from typing import Any, Literal
 
 from jaxcb._src.core.actions.host import Backup
 from jaxcb._src.core.callback import Callback
@@ -13,7 +13,7 @@ from jaxcb._src.utils.validate import check_int
 class BackupAndRestore(Callback):
     """Saves the whole run now and then, so that the same command goes on where it was killed.
 
-    A run with a `run_dir` is saved anyway, at least every 60 seconds and at its end, and `resume="auto"` takes it up.
+    A run with a `run_dir` is saved anyway, at least every 60 seconds and at its end, and `resume=True` resumes it.
     This callback makes it more often, at places that you choose. Without a `run_dir` it makes its `backup_dir` one,
     and resumes from it by itself, as Keras's does.
 
@@ -37,7 +37,7 @@ class BackupAndRestore(Callback):
     """
 
     backup_dir: str = static()
-    save_freq: int | str = static(default="epoch")
+    save_freq: int | Literal["epoch"] = static(default="epoch")
     delete_checkpoint: bool = static(default=True, kw_only=True)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """`EarlyStopping`: stop when a metric no longer improves."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array
@@ -81,12 +81,12 @@ class EarlyStopping(Callback):
     min_delta: Any = 0.0
     patience: Any = 0
     verbose: int = static(default=0)
-    mode: str = static(default="auto")
+    mode: Literal["auto", "min", "max"] = static(default="auto")
     baseline: Any = None
     restore_best_weights: bool = static(default=False)
     start_from_epoch: Any = 0
-    threshold_mode: str = static(default="abs", kw_only=True)
-    patience_in: str = static(default="reports", kw_only=True)
+    threshold_mode: Literal["abs", "rel"] = static(default="abs", kw_only=True)
+    patience_in: Literal["reports", "epochs", "steps"] = static(default="reports", kw_only=True)
     stopping_threshold: Any = dataclasses.field(default=None, kw_only=True)
     divergence_threshold: Any = dataclasses.field(default=None, kw_only=True)
     check_finite: bool = static(default=False, kw_only=True)

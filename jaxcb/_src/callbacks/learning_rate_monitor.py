@@ -1,6 +1,6 @@
 """`LearningRateMonitor`: the learning rate as a curve in TensorBoard."""
 
-from typing import Any
+from typing import Any, Literal
 
 from jaxcb._src.core.actions.tensorboard import Scalars
 from jaxcb._src.core.callback import Callback
@@ -33,7 +33,7 @@ class LearningRateMonitor(Callback):
     Source: `lightning.pytorch.callbacks.LearningRateMonitor`.
     """
 
-    every: int | str = static(default="epoch")
+    every: int | Literal["epoch"] = static(default="epoch")
 
     def __post_init__(self) -> None:
         if self.every == "epoch":

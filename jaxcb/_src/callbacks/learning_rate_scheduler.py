@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class LearningRateScheduler(Callback):
 
     schedule: Callable[..., Any] = static()
     verbose: int = static(default=0)
-    by: str = static(default="epoch", kw_only=True)
+    by: Literal["epoch", "step"] = static(default="epoch", kw_only=True)
 
     def __post_init__(self) -> None:
         if not callable(self.schedule):

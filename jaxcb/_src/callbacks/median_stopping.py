@@ -1,6 +1,6 @@
 """`MedianStopping`: a member stops that is worse than the median of the others."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -46,7 +46,7 @@ class MedianStopping(PopulationCallback):
     monitor: str = static(default="val_loss")
     warmup: int = static(default=1)
     least: int = static(default=3)
-    mode: str = static(default="auto")
+    mode: Literal["auto", "min", "max"] = static(default="auto")
 
     def __post_init__(self) -> None:
         self._set("warmup", check_int("MedianStopping", "warmup", self.warmup))

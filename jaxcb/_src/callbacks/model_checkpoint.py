@@ -1,7 +1,7 @@
 """`ModelCheckpoint`: save the weights while training."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array
@@ -86,8 +86,8 @@ class ModelCheckpoint(Callback):
     verbose: int = static(default=0)
     save_best_only: bool = static(default=False)
     save_weights_only: bool = static(default=False)
-    mode: str = static(default="auto")
-    save_freq: int | str = static(default="epoch")
+    mode: Literal["auto", "min", "max"] = static(default="auto")
+    save_freq: int | Literal["epoch"] = static(default="epoch")
     initial_value_threshold: Any = None
     max_to_keep: int | None = static(default=None, kw_only=True)
     keep_best: int | None = static(default=None, kw_only=True)

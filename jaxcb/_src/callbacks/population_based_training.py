@@ -1,6 +1,6 @@
 """`PopulationBasedTraining`: the worst members go on from the best ones, with other numbers."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ class PopulationBasedTraining(PopulationCallback):
     numbers: tuple[str, ...] = static(default=("optimizer.learning_rate",))
     factors: tuple[float, ...] = static(default=(0.8, 1.25))
     seed: int = static(default=0)
-    mode: str = static(default="auto")
+    mode: Literal["auto", "min", "max"] = static(default="auto")
 
     def __post_init__(self) -> None:
         own = "PopulationBasedTraining"

@@ -1,6 +1,6 @@
-"""`ProgressBar`: what a run shows while it goes."""
+"""`ProgressBar`: the display of a run's progress."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from jaxcb._src.core.actions.logging import LogProgress
 from jaxcb._src.core.callback import Callback
@@ -12,11 +12,11 @@ from jaxcb._src.utils.validate import check_choice
 class ProgressBar(Callback):
     """Shows a live bar on a terminal, and a line an epoch elsewhere.
 
-    `fit` adds one by itself unless `verbose=0`.
+    `fit` adds one unless `verbose=0`.
 
     Args:
-        verbose: 1 for the bar (metrics, time left, steps a second), 2 for a line an epoch, 0 for nothing,
-            "auto" for the bar on a terminal and lines elsewhere.
+        verbose: 0 for silence, 1 for the bar (metrics, time left, steps a second), 2 for a line an epoch. None is the
+            bar on a terminal, and lines elsewhere.
 
     Raises:
         ValueError: for another `verbose`.
@@ -31,10 +31,10 @@ class ProgressBar(Callback):
 
     affects_run: ClassVar[bool] = False  # `fit` adds and drops it with `verbose`
 
-    verbose: int | str = static(default="auto")
+    verbose: Literal[0, 1, 2] | None = static(default=None)
 
     def __post_init__(self) -> None:
-        check_choice("ProgressBar", "verbose", self.verbose, (0, 1, 2, "auto"))
+        check_choice("ProgressBar", "verbose", self.verbose, (None, 0, 1, 2))
 
     def on_eval_end(self, state: Any, metrics: Metrics) -> Any:
         return state, self._progress(metrics, when=~metrics.closes_epoch)

@@ -1,6 +1,6 @@
 """`ReduceLROnPlateau`: cut the learning rate when a metric no longer improves."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -71,12 +71,12 @@ class ReduceLROnPlateau(Callback):
     factor: Any = 0.1
     patience: Any = 10
     verbose: int = static(default=0)
-    mode: str = static(default="auto")
+    mode: Literal["auto", "min", "max"] = static(default="auto")
     min_delta: Any = 1e-4
     cooldown: Any = 0
     min_lr: Any = 0.0
-    threshold_mode: str = static(default="abs", kw_only=True)
-    patience_in: str = static(default="reports", kw_only=True)
+    threshold_mode: Literal["abs", "rel"] = static(default="abs", kw_only=True)
+    patience_in: Literal["reports", "epochs", "steps"] = static(default="reports", kw_only=True)
     reads_rate: bool = static(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """`Reporter`: what the loggers share that take scalars by step."""
 
-from typing import Any
+from typing import Any, Literal
 
 from jaxcb._src.core.actions.base import Action
 from jaxcb._src.core.callback import Callback
@@ -15,7 +15,7 @@ _RATES = ("learning_rate", "base_learning_rate", "lr_scale")
 class Reporter(Callback):
     """Abstract base of loggers that get the fresh scalars at epochs' ends, and every so many steps."""
 
-    every: int | str = static(default="epoch", kw_only=True)
+    every: int | Literal["epoch"] = static(default="epoch", kw_only=True)
 
     def _report(self, values: dict[str, Any], fresh: dict[str, Any], when: Any) -> Action:
         """Returns the action that takes these values to where they go."""

@@ -1,7 +1,7 @@
 """`SpikeDetection`: drop the updates of bad batches, and roll back from bad weights."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array
@@ -73,7 +73,7 @@ class SpikeDetection(Callback):
     monitor: Monitor = static(default="loss")
     factor: Any = dataclasses.field(default=6.0, kw_only=True)
     window: Any = dataclasses.field(default=128, kw_only=True)
-    action: str = static(default="skip", kw_only=True)
+    action: Literal["skip", "rollback"] = static(default="skip", kw_only=True)
     snapshot_every: int = static(default=100, kw_only=True)
     patience: Any = dataclasses.field(default=2, kw_only=True)
     max_skips: Any = dataclasses.field(default=None, kw_only=True)

@@ -1,6 +1,6 @@
 """`StochasticWeightAveraging`: end with the equal average of the weights of the last epochs."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -55,7 +55,7 @@ class StochasticWeightAveraging(Callback):
     start_epoch: Any
     every: int = static(default=1)
     learning_rate: Any = None
-    of: str = static(default="params")
+    of: Literal["params", "model"] = static(default="params")
 
     def __post_init__(self) -> None:
         self._set("start_epoch", check_int("StochasticWeightAveraging", "start_epoch", self.start_epoch))

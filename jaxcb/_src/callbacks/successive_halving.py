@@ -1,6 +1,6 @@
 """`SuccessiveHalving`: the worse part of a population stops, rung by rung."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -38,7 +38,7 @@ class SuccessiveHalving(PopulationCallback):
     monitor: str = static(default="val_loss")
     first: int = static(default=1)
     factor: float = static(default=3.0)
-    mode: str = static(default="auto")
+    mode: Literal["auto", "min", "max"] = static(default="auto")
 
     def __post_init__(self) -> None:
         self._set("first", check_int("SuccessiveHalving", "first", self.first, least=1))

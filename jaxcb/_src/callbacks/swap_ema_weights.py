@@ -1,7 +1,7 @@
 """`SwapEMAWeights`: validate and end with a moving average of the weights."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -63,7 +63,7 @@ class SwapEMAWeights(Callback):
     decay: Any = dataclasses.field(default=0.99, kw_only=True)
     every: int = static(default=1, kw_only=True)
     start_step: Any = dataclasses.field(default=0, kw_only=True)
-    of: str = static(default="params", kw_only=True)
+    of: Literal["params", "model"] = static(default="params", kw_only=True)
 
     def __post_init__(self) -> None:
         check_choice("SwapEMAWeights", "swap_on_epoch", self.swap_on_epoch, (False, True))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -69,7 +69,7 @@ class TensorBoard(Callback):
     write_graph: bool = static(default=True)
     write_images: bool = static(default=False)
     write_steps_per_second: bool = static(default=False)
-    update_freq: int | str = static(default="epoch")
+    update_freq: int | Literal["epoch", "batch"] = static(default="epoch")
     profile_batch: Any = static(default=0)
     embeddings_freq: int = static(default=0)
     embeddings_metadata: Any = static(default=None)

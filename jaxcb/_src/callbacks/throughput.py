@@ -1,6 +1,6 @@
 """`Throughput`: how fast a run trains."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array
@@ -40,7 +40,7 @@ class Throughput(Callback):
     Source: PaLM (Chowdhery et al. 2022), appendix B, for the utilization.
     """
 
-    every: int | str = static(default="epoch")
+    every: int | Literal["epoch"] = static(default="epoch")
     tokens_per_example: Any = None
     peak_flops: Any = None
     verbose: int = static(default=0)

@@ -1,6 +1,6 @@
 """`WandbLogger`: the metrics in Weights & Biases."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from jaxcb._src.callbacks.options import Options
 from jaxcb._src.callbacks.reporter import Reporter
@@ -40,7 +40,7 @@ class WandbLogger(Reporter):
 
     options: Options | None = static(default=None)
 
-    def __init__(self, project: str | None = None, *, every: int | str = "epoch", **init: Any) -> None:
+    def __init__(self, project: str | None = None, *, every: int | Literal["epoch"] = "epoch", **init: Any) -> None:
         given = ({} if project is None else {"project": project}) | init
         if init.get("dir") is not None:
             given["dir"] = path_text("WandbLogger", "dir", init["dir"])

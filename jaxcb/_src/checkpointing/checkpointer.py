@@ -189,7 +189,8 @@ def _refuse_misfits(saved: Saved, stored: Mapping[str, Any], new: Mapping[str, A
         listed = "\n".join(misfits[:20]) + (f"\n  and {len(misfits) - 20} more" if len(misfits) > 20 else "")
         raise ValueError(
             f"the run in {saved.path.parent.parent} was saved with another model or optimizer:\n{listed}\n"
-            "Resume with the code that saved it, or pass another run_dir, or overwrite=True."
+            "Resume with the code that saved it, or pass another run_dir, or "
+            "checkpointing=jc.Checkpointing(overwrite=True)."
         )
 
 

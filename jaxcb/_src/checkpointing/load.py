@@ -161,7 +161,7 @@ def _complete(path: Path) -> Path:
     saves = ("step_*/manifest.json", "*/step_*/manifest.json")  # of a run_dir
     if own or (not _is_checkpoint(path) and any(any(path.glob(at)) for at in saves)):
         raise ValueError(
-            f"{path} is what a run saved for itself: fit(..., run_dir=, resume='auto') goes on from it. What "
+            f"{path} is what a run saved for itself: fit(..., run_dir=, resume=True) resumes it. What "
             f"ModelCheckpoint saves can be loaded.{'' if own else _those_in(path)}"
         )
     if not _is_checkpoint(path):

@@ -16,7 +16,6 @@ from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.history.reader import JOURNAL
 from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.utils.pytree import Struct
-from jaxcb._src.utils.validate import check_choice
 
 
 def merge_process_positions(positions: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
@@ -131,7 +130,7 @@ def find_start(
     *,
     callbacks: Chain,
     config: Mapping[str, Any],
-    resume: bool | str,
+    resume: bool,
     overwrite: bool,
     say: Callable[[str], None],
     warn: Callable[[str], None],
@@ -157,14 +156,15 @@ def find_start(
         OSError: for a directory that cannot be used.
         ValueError: for a run whose checkpoints are gone.
     """
-    check_choice("fit", "resume", resume, (False, True, "auto"))
     if resume and overwrite:
-        raise ValueError("resume and overwrite=True were both given: a run is either gone on with or replaced.")
+        raise ValueError(
+            "resume=True and Checkpointing(overwrite=True) were both given: a run is either resumed or replaced."
+        )
     there = processes.broadcast_from_primary(lambda: _run_in(directory))
     if there.holds and not resume and not overwrite:
         raise FileExistsError(
-            f"{directory} already holds a run. Pass resume='auto' to go on with it, overwrite=True to replace it, or "
-            "another run_dir."
+            f"{directory} already holds a run. Pass resume=True to resume it, "
+            "checkpointing=jc.Checkpointing(overwrite=True) to replace it, or another run_dir."
         )
     run = processes.broadcast_from_primary(lambda: RunRecord().run if overwrite or there.run is None else there.run)
     record = RunRecord(directory if processes.is_primary else None, run)
@@ -180,8 +180,8 @@ def find_start(
         if there.files:
             raise ValueError(
                 f"{directory} has {', '.join(path.name for path in there.files)} of a run, but no checkpoint of it in "
-                f"{directory / CHECKPOINTS}. Put it back from a copy to go on with it, or pass overwrite=True to begin "
-                "anew."
+                f"{directory / CHECKPOINTS}. Put it back from a copy to go on with it, or pass "
+                "checkpointing=jc.Checkpointing(overwrite=True) to begin again."
             )
         return ResumePlan(record, keeper)
     facts = training.facts
@@ -238,7 +238,8 @@ def _refuse_other_data(directory: Path, facts: Mapping[str, Any], config: Mappin
     if other and facts["cursor"]:
         raise ValueError(
             f"the run in {directory} was saved in the middle of an epoch, whose order of the data no longer holds: "
-            f"{'; '.join(other)}. Resume with what it was, or pass another run_dir, or overwrite=True."
+            f"{'; '.join(other)}. Resume with what it was, or pass another run_dir, or "
+            "checkpointing=jc.Checkpointing(overwrite=True)."
         )
 
 

@@ -21,7 +21,7 @@ _SHARE = 0.5  # of a device's free memory that arrays may take; the rest is the 
 def fits_on_device(
     arrays: Any,
     what: str,
-    asked: bool | str,
+    asked: bool | None,
     *,
     placement: Placement,
     processes: Processes,
@@ -32,7 +32,7 @@ def fits_on_device(
     Args:
         arrays: a pytree of arrays.
         what: its name in what is said.
-        asked: True or False as the user has said, or "auto".
+        asked: True or False as the user has said, or None.
         placement: the devices.
         processes: of the run; process 0 decides for all.
         say: takes a line for the user.
@@ -48,7 +48,7 @@ def fits_on_device(
     if say is not None:
         say(
             f"jaxcb: {what} has {needed / 1e9:.3g} GB, and a device {free / 1e9:.3g} GB left: it stays with the host, "
-            "which gathers each batch. resident=True keeps it on the devices."
+            "which gathers each batch. Execution(resident=True) keeps it on the devices."
         )
     return False
 

@@ -225,11 +225,11 @@ def copied(arrays: Any) -> Any:
     return jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, arrays)
 
 
-def split_off(train_data: Any, validation_data: Any, fraction: float) -> tuple[Any, Any]:
+def split_off(owner: str, train_data: Any, validation_data: Any, fraction: float) -> tuple[Any, Any]:
     """Takes the last rows of arrays for validation."""
-    check_between("fit", "validation_split", fraction, 0.0, 1.0)
+    check_between(owner, "validation_split", fraction, 0.0, 1.0)
     if validation_data is not None:
-        raise ValueError("validation_split and validation_data were both given; pass one of them.")
+        raise ValueError(f"{owner}: validation_split and validation_data were both given; pass one of them.")
     if not are_arrays(train_data):
         raise DataError(f"validation_split needs arrays, got a {type(train_data).__name__}; pass validation_data.")
     train_data, rows = as_arrays(train_data, "train_data")

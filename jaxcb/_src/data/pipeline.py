@@ -26,7 +26,7 @@ def make_feed(
     seed: int | Sequence[int],
     train_remainder: bool,
     steps_per_execution: int | None,
-    resident: bool | str = "auto",
+    resident: bool | None = None,
     placement: Placement = ONE_DEVICE,
     controls: Mapping[str, Any] | None = None,
     start: FeedStart | None = None,
@@ -46,7 +46,7 @@ def make_feed(
             members share a stream, in the first one's order.
         train_remainder: whether a smaller last batch is trained on.
         steps_per_execution: batches of a chunk; None chooses by their size.
-        resident: whether arrays are kept on the devices; "auto" where these have room for them.
+        resident: whether arrays are kept on the devices; None: where these have room for them.
         placement: of the batches.
         controls: the run's, as they are before its first step.
         start: where the run stood that is to be resumed; None for a new one.
@@ -83,8 +83,8 @@ def make_feed(
         source, steps_per_epoch = source_of(arrays, "train_data", most=length, **how), None
     elif resident is True:
         raise DataError(
-            f"resident=True was given, but train_data is a {type(train_data).__name__}: only arrays can be kept on the "
-            "devices. Leave resident out, or pass arrays."
+            f"Execution(resident=True) was given, but train_data is a {type(train_data).__name__}: only arrays can be "
+            "kept on the devices. Leave resident out, or pass arrays."
         )
     elif callable(train_data) and not isinstance(train_data, Iterable):
         source, steps_per_epoch = CallableSource(train_data, "train_data", steps_per_epoch=steps_per_epoch, **how), None

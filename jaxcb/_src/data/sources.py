@@ -126,7 +126,7 @@ class ArraySource(Source):
             if smaller and not placement.divides(smaller):
                 raise DataError(
                     f"{what} has {rows} rows, so that the last batch of {smaller} does not divide over "
-                    f"{placement.parts} devices. Pass remainder='drop', or leave some rows out."
+                    f"{placement.parts} devices. Pass Execution(drop_remainder=True), or leave some rows out."
                 )
 
     def iterate(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
@@ -269,7 +269,8 @@ def batches_in(rows: int, batch_size: int, what: str, *, remainder: bool) -> int
     """
     if batch_size > rows and not remainder:
         raise DataError(
-            f"remainder='drop' leaves nothing to train on: {what} has {rows} rows, less than a batch of {batch_size}."
+            f"drop_remainder=True leaves nothing to train on: {what} has {rows} rows, less than a batch of "
+            f"{batch_size}."
         )
     return -(-rows // batch_size) if remainder else rows // batch_size
 

@@ -74,7 +74,7 @@ def validation_sets(
     steps: int | None,
     *,
     like: Any = None,
-    resident: bool | str = "auto",
+    resident: bool | None = None,
     placement: Placement = ONE_DEVICE,
     processes: Processes = SINGLE_PROCESS,
     say: Callable[[str], None] | None = None,
@@ -86,7 +86,7 @@ def validation_sets(
         batch_size: rows of a batch, for arrays and rows.
         steps: at most that many batches of each; all where None.
         like: a training batch, which tells whether a dict is a batch itself; None where there is none.
-        resident: whether arrays are kept on the devices; "auto" where these have room for them.
+        resident: whether arrays are kept on the devices; None: where these have room for them.
         placement: of the batches.
         processes: of the run.
         say: takes a line for the user.

@@ -232,7 +232,7 @@ class MultiProcess(Processes):
                 names = ", ".join(self._name(index) for index in missing)
                 raise ProcessError(
                     f"{names} died or cannot be reached, so that a step of this process failed. Start all processes "
-                    "again with the same command: with resume='auto' the run goes on from where it was saved last."
+                    "again with the same command: with resume=True the run is resumed from where it was saved last."
                 ) from error
         self._tell(error=_words(error))
 

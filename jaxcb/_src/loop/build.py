@@ -26,24 +26,22 @@ from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.training.probes import Probe
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.pytree import to_strong_types
-from jaxcb._src.utils.validate import check_choice
 from jaxcb._src.utils.xla import jaxpr_in
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.run_handle import Run
 
 
-def choose(executor: str, jaxpr: Any) -> tuple[str, str]:
+def choose(executor: str | None, jaxpr: Any) -> tuple[str, str]:
     """Returns "looped" or "stepped", and why.
 
     XLA's CPU backend runs convolution gradients 10 to 33 times slower inside any loop or branch; nothing
     else that was measured is slower there, and on accelerators nothing is.
 
     Args:
-        executor: "auto", "looped" or "stepped".
+        executor: "looped", "stepped", or None to choose.
         jaxpr: the traced step.
     """
-    check_choice("fit", "executor", executor, ("auto", "looped", "stepped"))
-    if executor != "auto":
+    if executor is not None:
         return executor, "as asked"
     backend = jax.default_backend()
     if backend == "cpu" and _has_convolution(jaxpr):
@@ -72,7 +70,7 @@ def build_driver(
     sets: Mapping[str, ResidentSet | HostSet],
     cadence: EvalSchedule,
     end: tuple[int | None, int | None],
-    executor: str,
+    executor: str | None,
     steps_per_execution: int | None,
     context: Context,
     run: Run,
@@ -95,7 +93,7 @@ def build_driver(
         sets: validation sets by prefix.
         cadence: when to validate.
         end: epochs and steps after which the run is over, None for no such end.
-        executor: "auto", "looped" or "stepped".
+        executor: "looped", "stepped", or None to choose.
         steps_per_execution: steps of a dispatch, None to measure.
         context: for the writers.
         run: for host functions.
@@ -236,7 +234,7 @@ def _strategy(
     mesh: Mesh | None,
 ) -> tuple[Strategy, str]:
     """How the program goes over the members, and why."""
-    if population.strategy != "auto":
+    if population.strategy is not None:
         return known(population.strategy, population.size, kind, mesh), f"{population.strategy}, as asked"
     if feed.data is None:
         rows = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), batch)
@@ -259,10 +257,8 @@ def _all_probes(given: Mapping[str, Probe] | None, callbacks: Chain) -> dict[str
     """The user's probes and those of the callbacks; a name stands for one of them."""
     probes = callbacks.probes()
     for name, own in (given or {}).items():
-        if not isinstance(own, Probe):
-            raise TypeError(f"probes: {name!r} must be made with jc.probe(fn, every=...), got a {type(own).__name__}.")
         if probes.setdefault(name, own) != own:
-            raise ValueError(f"probes: {name!r} is also the name of another look that a callback asks for.")
+            raise ValueError(f"metrics: {name!r} is also the name of another probe, which a callback has.")
     return probes
 
 

@@ -1,30 +1,31 @@
-"""`Asked`: what a run is asked to do, checked."""
+"""The arguments of a run: `Execution`, `Checkpointing`, and all of them together, checked."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.data.feed import UNBOUNDED
 from jaxcb._src.loop.compiled.position import EvalSchedule
-from jaxcb._src.training.probes import Probe
+from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.utils.local_path import local_path
-from jaxcb._src.utils.validate import check_choice, check_int
+from jaxcb._src.utils.validate import check_bool, check_choice, check_int
 
 
 def settings_of(arguments: Mapping[str, Any], callbacks: Chain, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns name -> number, text or boolean.
+    """Returns the settings that tables of runs show: name -> number, text or boolean.
 
     Args:
-        arguments: of the run; what is None is left out.
-        callbacks: theirs are the numbers that a sweep can change, as `EarlyStopping.patience`.
-        more: what else was set.
+        arguments: arguments of the run; those that are None are left out.
+        callbacks: the run's callbacks; the numbers that a sweep can change are shown, such as
+            `EarlyStopping.patience`.
+        more: further settings.
     """
     found = dict(arguments)
     for name, callback in callbacks.items():
@@ -41,7 +42,10 @@ def _is_shown(value: Any) -> bool:
 
 
 def name_of(value: Any) -> Any:
-    """Returns a number as it is, and of a function its name; of one that another made, that one's."""
+    """Returns a number as a float, and a function's name; None for anything else.
+
+    A function that another function returned has the name of that one, such as `cosine_decay_schedule`.
+    """
     if isinstance(value, Callable):
         name = getattr(value, "__qualname__", None) or getattr(getattr(value, "func", None), "__qualname__", None)
         return (name or type(value).__qualname__).split(".<locals>")[0]
@@ -49,87 +53,237 @@ def name_of(value: Any) -> Any:
     return float(value) if is_number else None
 
 
-@dataclass
-class RunArguments:
-    """The arguments of a run that are about how long, on what, and where; as `Loop.run` describes them.
+def _count(owner: str, name: str, value: Any) -> int | None:
+    """Checks a count, and limits it to int32, in which the device counts: a larger one means no limit."""
+    return None if value is None else min(check_int(owner, name, value, least=1), UNBOUNDED)
 
-    Attributes:
-        cadence: when to validate.
-        fixed_steps: steps of one call of the compiled loop, None to measure.
+
+def _frequency(owner: str, freq: Any) -> int | tuple[int, ...]:
+    if isinstance(freq, Iterable) and not isinstance(freq, str):
+        return tuple(check_int(owner, "each epoch of validation_freq", epoch, least=1) for epoch in freq)
+    return check_int(owner, "validation_freq", freq, least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a run is executed: the choices of `fit`, `Loop.run` and `sweep` that are rarely needed.
+
+    Args:
+        executor: "looped" runs many steps in one call of a compiled loop; "stepped" calls a compiled step for each
+            batch. None selects the one that is faster for the step and the backend.
+        steps_per_execution: steps of one call of the compiled loop. None measures.
+        resident: whether arrays are kept on the devices, whole on each. If False, the host gathers each batch; the
+            batches are the same. None keeps them there if they take at most half of the free memory.
+        drop_remainder: whether a last batch of fewer rows is left out.
+        eval_every: steps between two validations, in place of `validation_freq`; there is one at the end, too.
+        mesh: the devices to train on, such as `jax.make_mesh((jax.device_count(),), ("data",))`. `batch_size` is that
+            of all of them together. None uses the default device; a sweep with `strategy="shard"` uses all devices.
+        sharding: how the train state is split over the mesh: "fsdp" by size; "replicated"; or a mapping of path
+            patterns to `PartitionSpec`, such as `{"**/kernel": P(None, "model")}`. None follows the partition metadata
+            of the model, if it has any.
+        copy: whether `fit` leaves an NNX module as it is and returns a trained copy.
+        debug: whether to run step by step without compilation, so that pdb and print work, and to stop at the first
+            NaN with its step and leaf. Each function is first called once with abstract arrays.
+        fast_dev_run: number of batches to try everything on, without leaving files; True means 1, and 0 is a real
+            run.
 
     Raises:
+        TypeError: for a value of another type.
+        ValueError: for a value out of range.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp, optax
+        >>> result = jc.fit(jnp.ones(()), lambda w, x: jnp.mean(w * x), jnp.ones(7), optimizer=optax.sgd(0.1),
+        ...                 epochs=1, batch_size=2, execution=jc.Execution(drop_remainder=True), verbose=0)
+        >>> int(result.state.step)
+        3
+    """
+
+    executor: Literal["looped", "stepped"] | None = None
+    steps_per_execution: int | None = None
+    resident: bool | None = None
+    drop_remainder: bool = False
+    eval_every: int | None = None
+    mesh: Mesh | None = None
+    sharding: Mapping[str, PartitionSpec] | Literal["fsdp", "replicated"] | None = None
+    copy: bool = False
+    debug: bool = False
+    fast_dev_run: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("Execution", "executor", self.executor, (None, "looped", "stepped"))
+        for name in ("steps_per_execution", "eval_every"):
+            object.__setattr__(self, name, _count("Execution", name, getattr(self, name)))
+        for name in ("drop_remainder", "copy", "debug"):
+            object.__setattr__(self, name, check_bool("Execution", name, getattr(self, name)))
+        if self.resident is not None:
+            object.__setattr__(self, "resident", check_bool("Execution", "resident", self.resident))
+        if self.mesh is not None and not isinstance(self.mesh, Mesh):
+            raise TypeError(
+                "Execution: mesh must be a jax.sharding.Mesh, such as jax.make_mesh((jax.device_count(),), ('data',)), "
+                f"got a {type(self.mesh).__name__}."
+            )
+        if not isinstance(self.sharding, Mapping) and self.sharding not in (None, "fsdp", "replicated"):
+            raise ValueError(
+                "Execution: sharding must be 'fsdp', 'replicated', a mapping of path patterns to "
+                f"jax.sharding.PartitionSpec, or None, got {self.sharding!r}."
+            )
+        batches = int(self.fast_dev_run) if isinstance(self.fast_dev_run, bool) else self.fast_dev_run
+        object.__setattr__(self, "fast_dev_run", check_int("Execution", "fast_dev_run", batches))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpointing:
+    """How a run with a `run_dir` is saved.
+
+    Args:
+        overwrite: whether a run that is already in `run_dir` is replaced.
+        on_error: "raise" or "warn" if the run cannot be saved.
+
+    Raises:
+        TypeError: for a value of another type.
+        ValueError: for another `on_error`.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> jc.Checkpointing(overwrite=True)
+        Checkpointing(overwrite=True, on_error='raise')
+    """
+
+    overwrite: bool = False
+    on_error: Literal["raise", "warn"] = "raise"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "overwrite", check_bool("Checkpointing", "overwrite", self.overwrite))
+        check_choice("Checkpointing", "on_error", self.on_error, ("raise", "warn"))
+
+
+class FurtherMetrics(NamedTuple):
+    """The `metrics=` of a run, by kind.
+
+    Attributes:
+        probes: name -> probe.
+        evaluators: names of the results -> function of the model.
+        host_metrics: name -> function without arguments.
+    """
+
+    probes: dict[str, Probe]
+    evaluators: dict[tuple[str, ...], Callable[[Any], Any]]
+    host_metrics: dict[str, Callable[[], Any]]
+
+
+def split_metrics(owner: str, metrics: Mapping[Any, Any] | None) -> FurtherMetrics:
+    """Sorts the `metrics=` of a run by kind.
+
+    Raises:
+        TypeError: for a value of no known kind, and for a name that is not a string.
+        ValueError: for a name that is used twice.
+    """
+    found = FurtherMetrics({}, {}, {})
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise TypeError(f"{owner}: metrics must be a mapping of names, got a {type(metrics).__name__}.")
+    known: set[str] = set()
+    for key, value in (metrics or {}).items():
+        if not isinstance(value, Probe | Evaluator | HostMetric):
+            raise TypeError(
+                f"{owner}: metrics[{key!r}] is a {type(value).__name__}. Make it with jc.probe(fn, every=...) for a "
+                "function of the training step, with jc.probes.evaluator(fn) for a function of the model, or with "
+                "jc.probes.host_metric(fn) for a function without arguments."
+            )
+        names: tuple[Any, ...] = key if isinstance(key, tuple) and isinstance(value, Evaluator) else (key,)
+        for name in names:
+            if not isinstance(name, str) or not name:
+                raise TypeError(f"{owner}: a name in metrics must be a string that is not empty, got {name!r}.")
+            if name in known:
+                raise ValueError(f"{owner}: metrics has more than one result of the name {name!r}.")
+            known.add(name)
+        if isinstance(value, Probe):
+            found.probes[names[0]] = value
+        elif isinstance(value, Evaluator):
+            found.evaluators[names] = value.fn
+        else:
+            found.host_metrics[names[0]] = value.fn
+    return found
+
+
+@dataclass
+class RunArguments:
+    """The arguments of a run, checked; `fit` describes them.
+
+    Internal code reads the fields of `execution`, `checkpointing` and `metrics` as attributes of their own.
+
+    Attributes:
+        owner: the function that was called, which errors name.
+        cadence: when to validate.
+        unsupported: fields of `execution` that the owner does not take.
+
+    Raises:
+        TypeError: for arguments of another type.
         ValueError: for arguments out of range.
     """
 
+    owner: str
+    _: KW_ONLY
     epochs: int | None = None
     steps: int | None = None
     steps_per_epoch: int | None = None
     batch_size: int | None = None
     shuffle: bool = True
-    remainder: str = "train"
-    resident: bool | str = "auto"
     validation_data: Any = None
     validation_freq: int | Sequence[int] = 1
-    eval_every: int | None = None
     validation_steps: int | None = None
     validation_batch_size: int | None = None
-    probes: Mapping[str, Probe] | None = None
-    evaluators: Mapping[Any, Callable[[Any], Any]] | None = None
-    host_metrics: Mapping[str, Callable[[], Any]] | None = None
+    metrics: Mapping[Any, Any] | None = None
     seed: int = 0
     run_dir: str | Path | None = None
-    resume: bool | str = False
-    overwrite: bool = False
-    on_save_error: str = "raise"
-    steps_per_execution: int | str = "auto"
-    executor: str = "auto"
-    mesh: Mesh | None = None
-    sharding: Any = None
-    verbose: int | str = "auto"
-    debug: bool = False
-    fast_dev_run: int | bool = False
+    resume: bool = False
+    verbose: Literal[0, 1, 2] | None = None
+    execution: Execution = Execution()
+    checkpointing: Checkpointing = Checkpointing()
+    unsupported: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        owner = self.owner
         if self.run_dir is not None:
-            self.run_dir = local_path("fit", "run_dir", self.run_dir)
+            self.run_dir = local_path(owner, "run_dir", self.run_dir)
         if self.epochs is None and self.steps is None:
-            raise ValueError("nothing says how long to train: pass epochs= or steps=.")
-        self.epochs, self.steps = _count("epochs", self.epochs), _count("steps", self.steps)
-        self.steps_per_epoch = _count("steps_per_epoch", self.steps_per_epoch)
-        self.batch_size = _count("batch_size", self.batch_size)
-        self.validation_batch_size = _count("validation_batch_size", self.validation_batch_size)
-        self.validation_steps = _count("validation_steps", self.validation_steps)
-        self.cadence = EvalSchedule(_frequency(self.validation_freq), _count("eval_every", self.eval_every))
-        measured = self.steps_per_execution == "auto"
-        self.fixed_steps = None if measured else _count("steps_per_execution", self.steps_per_execution)
-        check_choice("fit", "on_save_error", self.on_save_error, ("raise", "warn"))
-        check_choice("fit", "resident", self.resident, ("auto", True, False))
-        self.resident = self.resident if self.resident == "auto" else bool(self.resident)
-        check_choice("fit", "remainder", self.remainder, ("train", "drop"))
-        check_choice("fit", "verbose", self.verbose, ("auto", 0, 1, 2))
-        self.seed = check_int("fit", "seed", self.seed)
+            raise ValueError(f"{owner}: epochs and steps are both None; pass at least one of them.")
+        for name in ("epochs", "steps", "steps_per_epoch", "batch_size", "validation_batch_size", "validation_steps"):
+            setattr(self, name, _count(owner, name, getattr(self, name)))
+        self.shuffle = check_bool(owner, "shuffle", self.shuffle)
+        self.resume = check_bool(owner, "resume", self.resume)
+        check_choice(owner, "verbose", self.verbose, (None, 0, 1, 2))
+        self.seed = check_int(owner, "seed", self.seed)
+        self._unpack_execution()
+        if not isinstance(self.checkpointing, Checkpointing):
+            raise TypeError(
+                f"{owner}: checkpointing must be a jc.Checkpointing, got a {type(self.checkpointing).__name__}."
+            )
+        self.overwrite, self.on_save_error = self.checkpointing.overwrite, self.checkpointing.on_error
+        self.probes, self.evaluators, self.host_metrics = split_metrics(owner, self.metrics)
+        self.cadence = EvalSchedule(_frequency(owner, self.validation_freq), self.eval_every)
         if self.fast_dev_run:
-            batches = check_int("fit", "fast_dev_run", int(self.fast_dev_run), least=1)
-            self.epochs, self.steps, self.validation_steps = 1, batches, batches
+            self.epochs, self.steps, self.validation_steps = 1, self.fast_dev_run, self.fast_dev_run
             self.cadence = EvalSchedule(1, None)
+
+    def _unpack_execution(self) -> None:
+        own, default = self.execution, Execution()
+        if not isinstance(own, Execution):
+            raise TypeError(f"{self.owner}: execution must be a jc.Execution, got a {type(own).__name__}.")
+        for name in self.unsupported:
+            if getattr(own, name) != getattr(default, name):
+                raise ValueError(f"{self.owner} does not take Execution({name}={getattr(own, name)!r}).")
+        self.executor, self.fixed_steps = own.executor, own.steps_per_execution
+        self.resident, self.drop_remainder = own.resident, own.drop_remainder
+        self.eval_every, self.fast_dev_run = own.eval_every, own.fast_dev_run
+        self.mesh, self.sharding, self.debug = own.mesh, own.sharding, own.debug
 
     @property
     def order(self) -> dict[str, Any]:
-        """What the order of the data depends on, as JSON."""
+        """The arguments that the order of the data depends on, as JSON."""
         return {
             "batch_size": self.batch_size,
             "steps_per_epoch": self.steps_per_epoch,
             "shuffle": self.shuffle,
             "seed": self.seed,
         }
-
-
-def _count(name: str, value: Any) -> int | None:
-    """A count as the device holds it: one that is larger is for ever."""
-    return None if value is None else min(check_int("fit", name, value, least=1), UNBOUNDED)
-
-
-def _frequency(freq: Any) -> int | tuple[int, ...]:
-    if isinstance(freq, Iterable) and not isinstance(freq, str):
-        return tuple(check_int("fit", "each epoch of validation_freq", epoch, least=1) for epoch in freq)
-    return check_int("fit", "validation_freq", freq, least=1)

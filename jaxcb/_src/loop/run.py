@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -101,7 +101,7 @@ def run_training(
         run_dir, kept = asked.run_dir, not asked.fast_dev_run
         if not kept:
             run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcb-"))
-        directory = _directory(run_dir, callbacks)
+        directory = _directory(asked.owner, run_dir, callbacks)
         if directory is not None and kept:
             stack.enter_context(lock_run_dir(directory))
         run = Run(directory)
@@ -115,7 +115,7 @@ def run_training(
         order = asked.order if population is None else asked.order | {"seed": list(population.seeds)}
         config = request_facts(callbacks, asked.epochs, asked.steps, order, placement.layout_text())
         arguments = {"epochs": asked.epochs, "steps": asked.steps, **order}
-        arguments |= {"remainder": asked.remainder, "eval_every": asked.eval_every}
+        arguments |= {"drop_remainder": asked.drop_remainder, "eval_every": asked.eval_every}
         run.callbacks = config["callbacks"]
         run.settings = settings_of(arguments, callbacks, settings or {})
         if directory is not None and kept:
@@ -123,7 +123,7 @@ def run_training(
                 directory,
                 callbacks=callbacks,
                 config=config,
-                resume=asked.resume or (run_dir is None and "auto"),
+                resume=asked.resume or run_dir is None,  # then a `BackupAndRestore` names the directory, which resumes
                 overwrite=asked.overwrite,
                 say=context.say,
                 warn=context.warn,
@@ -139,7 +139,7 @@ def run_training(
             batch_size=asked.batch_size,
             shuffle=asked.shuffle,
             seed=asked.seed if population is None else population.seeds,
-            train_remainder=asked.remainder == "train",
+            train_remainder=not asked.drop_remainder,
             steps_per_execution=asked.fixed_steps,
             resident=asked.resident,
             placement=placement,
@@ -161,13 +161,14 @@ def run_training(
             )
             if sets and eval_step is None:
                 raise ValueError(
-                    "validation_data was given, but there is no eval_step: pass Loop(train_step, eval_step)."
+                    f"{asked.owner}: validation_data was given, but there is no eval_step: pass "
+                    "Loop(train_step, eval_step)."
                 )
-            if start.saved is not None and executor == "auto":
+            if start.saved is not None and executor is None:
                 executor = start.saved.facts["executor"]  # another one agrees to rounding only
-            if start.saved is not None and population is not None and population.strategy == "auto":
+            if start.saved is not None and population is not None and population.strategy is None:
                 population = population._replace(strategy=start.saved.facts["strategy"])
-            if group.is_multiprocess and population is not None and population.strategy == "auto":
+            if group.is_multiprocess and population is not None and population.strategy is None:
                 population = population._replace(strategy="shard")  # measured, each might choose another one
             driver, why = build_driver(
                 step=step,
@@ -212,9 +213,9 @@ def run_training(
         return found
 
 
-def _directory(run_dir: str | Path | None, callbacks: Chain) -> Path | None:
+def _directory(owner: str, run_dir: str | Path | None, callbacks: Chain) -> Path | None:
     """The run's directory; a `BackupAndRestore` names one where nobody else does."""
-    owner, name = "fit", "run_dir"
+    name = "run_dir"
     if run_dir is None:
         run_dir = next((c.backup_dir for c in callbacks.callbacks if isinstance(c, BackupAndRestore)), None)
         owner, name = "BackupAndRestore", "backup_dir"
@@ -225,7 +226,7 @@ def _directory(run_dir: str | Path | None, callbacks: Chain) -> Path | None:
     return directory
 
 
-def _all_callbacks(callbacks: Chain, verbose: int | str) -> Chain:
+def _all_callbacks(callbacks: Chain, verbose: Literal[0, 1, 2] | None) -> Chain:
     """The user's callbacks, then the history and the progress display, where they are not among them."""
     kinds = {type(c) for c in callbacks.callbacks}
     extra: list[Callback] = []

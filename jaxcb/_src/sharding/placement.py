@@ -162,7 +162,7 @@ class Placement:
         if self.processes > 1:
             raise DataError(
                 f"a smaller batch of {rows} rows a process does not divide over the devices, and no process has all of "
-                "it. Pass remainder='drop'."
+                "it. Pass Execution(drop_remainder=True)."
             )
         return self.put_everywhere(tree)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +12,11 @@ import optax
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.loop.compiled.member_map import STRATEGIES
 from jaxcb._src.sweep.sweep import sweep
 from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
-from jaxcb._src.utils.validate import check_int, check_number
+from jaxcb._src.utils.validate import check_choice, check_int, check_number
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def lr_find(
     steps: int = 100,
     batch_size: int | None = None,
     seed: int = 0,
-    strategy: str = "auto",
+    strategy: Literal["vmap", "map", "shard"] | None = None,
 ) -> LRFind:
     """Looks for a learning rate: trains the same model with many of them for a while, all in one program.
 
@@ -141,6 +142,8 @@ def lr_find(
     if not 0 < low < high:
         raise ValueError(f"lr_find: low must be above 0 and below high, got {low} and {high}.")
     count = check_int("lr_find", "rates", rates, least=3)
+    batch_size = None if batch_size is None else check_int("lr_find", "batch_size", batch_size, least=1)
+    check_choice("lr_find", "strategy", strategy, (None, *STRATEGIES))
     values = np.geomspace(low, high, count)
     result = sweep(
         model_fn,
@@ -151,7 +154,7 @@ def lr_find(
         callbacks=[_Smoothed(name="lr_find")],
         steps=check_int("lr_find", "steps", steps, least=1),
         batch_size=batch_size,
-        seed=seed,
+        seed=check_int("lr_find", "seed", seed),
         strategy=strategy,
         verbose=0,
     )

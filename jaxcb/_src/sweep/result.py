@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -195,7 +195,7 @@ class SweepResult(Sequence[Result]):
                     full[: len(column), at] = column
         return found
 
-    def best(self, monitor: str = "val_loss", mode: str = "auto") -> Result:
+    def best(self, monitor: str = "val_loss", mode: Literal["auto", "min", "max"] = "auto") -> Result:
         """The member whose best report is the best of all; a NaN is never one.
 
         Args:
@@ -256,11 +256,13 @@ class SweepResult(Sequence[Result]):
             rows.writerows(zip(*columns.values(), strict=True))
         return path
 
-    def show(self, monitor: str = "val_loss", mode: str = "auto", *, rows: int = 20) -> None:
+    def show(self, monitor: str = "val_loss", mode: Literal["auto", "min", "max"] = "auto", *, rows: int = 20) -> None:
         """Prints the table with rich, the best members first."""
         show(self, monitor, mode, rows)
 
-    def plot(self, path: str | Path | None = None, *, monitor: str = "val_loss", mode: str = "auto") -> Any:
+    def plot(
+        self, path: str | Path | None = None, *, monitor: str = "val_loss", mode: Literal["auto", "min", "max"] = "auto"
+    ) -> Any:
         """Draws the curves of all members with their ends marked, and a picture of parallel coordinates.
 
         Args:

@@ -3,11 +3,10 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
-from jax.sharding import Mesh
 
 from jaxcb._src.checkpointing.checkpointer import CHECKPOINTS
 from jaxcb._src.checkpointing.resume import TABLE
@@ -15,7 +14,7 @@ from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
 from jaxcb._src.data.inputs import split_off
 from jaxcb._src.loop.compiled.member_map import STRATEGIES
-from jaxcb._src.loop.config import RunArguments
+from jaxcb._src.loop.config import Checkpointing, Execution, RunArguments
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
 from jaxcb._src.loop.run import run_training
@@ -23,12 +22,11 @@ from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.sweep.members import Member, bytes_of, describe_group, group_by_program, make_members, stack_members
 from jaxcb._src.sweep.result import Part, SweepResult
 from jaxcb._src.sweep.space import Point, as_points
-from jaxcb._src.training.probes import Probe
+from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.training.run_config import RunConfig
 from jaxcb._src.training.train_step import EvalStep, Step
 from jaxcb._src.utils.errors import DataError
-from jaxcb._src.utils.local_path import local_path
-from jaxcb._src.utils.validate import check_choice, check_int
+from jaxcb._src.utils.validate import check_bool, check_choice, check_int
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.history import HistoryWriter
 
@@ -41,97 +39,87 @@ def sweep(
     over: Mapping[str, Iterable[Any]] | Sequence[Point],
     optimizer: optax.GradientTransformation | Callable[..., optax.GradientTransformation],
     learning_rate: float | optax.Schedule | None = None,
-    callbacks: Sequence[Callback | AsCallback] | Callback | AsCallback | None = (),
     epochs: int | None = None,
     steps: int | None = None,
     steps_per_epoch: int | None = None,
     batch_size: int | None = None,
     shuffle: bool = True,
-    remainder: str = "train",
     validation_data: Any = None,
     validation_split: float = 0.0,
     validation_freq: int | Sequence[int] = 1,
-    eval_every: int | None = None,
     validation_steps: int | None = None,
     validation_batch_size: int | None = None,
+    callbacks: Sequence[Callback | AsCallback] | Callback | AsCallback | None = (),
     class_weight: Mapping[int, float] | None = None,
     controls: Mapping[str, float] | None = None,
-    probes: Mapping[str, Probe] | None = None,
-    host_metrics: Mapping[str, Callable[[], Any]] | None = None,
+    metrics: Mapping[Any, Probe | Evaluator | HostMetric] | None = None,
     seed: int = 0,
     run_dir: str | Path | None = None,
-    resume: bool | str = False,
-    overwrite: bool = False,
-    on_save_error: str = "raise",
-    steps_per_execution: int | str = "auto",
-    executor: str = "auto",
-    mesh: Mesh | None = None,
-    strategy: str = "auto",
-    repack: bool | str = "auto",
+    resume: bool = False,
+    verbose: Literal[0, 1, 2] | None = None,
+    execution: Execution = Execution(),
+    checkpointing: Checkpointing = Checkpointing(),
+    strategy: Literal["vmap", "map", "shard"] | None = None,
+    repack: bool | None = None,
     at_once: int | None = None,
-    verbose: int | str = "auto",
-    fast_dev_run: int | bool = False,
 ) -> SweepResult:
     """Trains a population of runs in one program, each with its own callbacks.
 
     A member does what it would do alone: `sweep(model_fn, ..., over=points).member(i)` is the result of
     `fit(model_fn(seed), ...)` with the values of `points[i]`. It stops alone, keeps its own best weights and its own
-    learning rate, and once it has stopped it costs nothing. Members differ in arrays, so that one compiled program
-    serves them all. Numbers that a library insists on as Python values, such as Flax's dropout rate, sort the members
-    into groups, with a program each.
+    learning rate, and costs nothing after it has stopped. Members differ in arrays, so one compiled program serves all
+    of them. Numbers that a library needs as Python values, such as Flax's dropout rate, split the members into groups
+    with one program each.
 
     Args:
         model_fn: `model_fn(seed)` returns a member's model, as for `fit`; it is called with the seed and the values of
             `model.NAME`. Or a model, of which each member trains a copy.
         loss_fn: as for `fit`.
-        train_data: as for `fit`; all members share a stream, and arrays come in the order of each one's seed.
+        train_data: as for `fit`, without the function. All members share a stream of batches; arrays are in the order
+            of each member's seed.
         over: what the members differ in, by path: `seed`, `optimizer.NAME` (the learning rate, or another number of
             the factory), `controls.NAME`, `callbacks.NAME.FIELD`, `model.NAME`. A dict of paths to values is a grid;
-            else a list of points, such as `jc.search.draws(n, {...})` makes.
-        optimizer: as for `fit`; a factory where its numbers are swept.
-        learning_rate: as for `fit`; where it is swept, what is given here is not used.
-        callbacks: as for `fit`.
-        epochs: how many epochs to train, at most.
-        steps: how many updates to do, at most.
-        steps_per_epoch: as for `fit`; so what follows, where it is not told.
-        batch_size: rows of a batch.
-        shuffle: whether arrays get a new order each epoch.
-        remainder: "train" on a smaller last batch, or "drop" it.
-        validation_data: as for `fit`.
-        validation_split: the last fraction of the rows of arrays to validate on.
-        validation_freq: validate every n-th epoch, or after the listed ones.
-        eval_every: validate every n steps instead.
+            otherwise a list of points, such as `jc.search.draws(n, {...})` makes.
+        optimizer: as for `fit`; a factory if its numbers are swept.
+        learning_rate: as for `fit`; not used if it is swept.
+        epochs: number of epochs to train.
+        steps: number of updates to do; with `epochs`, whichever comes first.
+        steps_per_epoch: steps of an epoch. None is one pass over the data.
+        batch_size: rows of a batch, for arrays. None is 32.
+        shuffle: whether arrays get a new order in each epoch, drawn from `seed` and the epoch.
+        validation_data: as `train_data`, or a dict of named sets.
+        validation_split: the last fraction of the rows of arrays to validate on, as in Keras.
+        validation_freq: validate every n-th epoch, or after the listed (1-based) epochs.
         validation_steps: at most that many validation batches.
-        validation_batch_size: rows of a validation batch.
-        class_weight: label -> weight.
-        controls: name -> number.
-        probes: looks inside the step.
-        host_metrics: what is read of the outside world, by all members alike.
-        seed: of the members whose seed is not swept.
-        run_dir: where the files go: `history.csv` with a row for each member and epoch, `table.csv` with one a member.
-        resume: "auto" goes on with the sweep that is there.
-        overwrite: whether a sweep that is there may be replaced.
-        on_save_error: "raise" or "warn" where it cannot be saved.
-        steps_per_execution: steps of one call of the compiled loop.
-        executor: "auto", "looped" or "stepped".
-        mesh: the devices that "shard" spreads members over; all of them where None.
-        strategy: how a step goes over the members: "vmap" all at once, "map" one after another, "shard" over the
-            devices, or "auto", which measures a few steps and says what it has picked.
-        repack: whether those that have stopped leave the program: whenever half of it is idle (True), never (False),
-            or once they have cost as much as a smaller program takes to make ("auto").
-        at_once: members that train at the same time, where all are too many for the memory.
-        verbose: as for `fit`.
-        fast_dev_run: as for `fit`.
+        validation_batch_size: rows of a validation batch. None is `batch_size`.
+        callbacks: callbacks in the order in which their actions apply.
+        class_weight: label -> weight, for a loss function with a parameter `sample_weight`.
+        controls: name -> number: scalars that `SetControl` changes and that the loss function may take.
+        metrics: as for `fit`, without evaluators. All members share a host metric.
+        seed: as for `fit`, of the members whose seed is not swept.
+        run_dir: as for `fit`; `history.csv` has a row for each member and epoch, and `table.csv` a row for each member.
+        resume: whether a run in `run_dir` is resumed: it ends as if it had never been interrupted. A finished one
+            returns its result at once. If there is none, a new run begins.
+        verbose: 0 for silence, 1 for a progress bar, 2 for a line an epoch. None is the bar on a terminal, and lines
+            elsewhere.
+        execution: as for `fit`, without `resident`, `sharding`, `copy` and `debug`; the `mesh` is that of
+            `strategy="shard"`.
+        checkpointing: how the run is saved; see `Checkpointing`.
+        strategy: how a step covers the members: "vmap" all at once, "map" one after another, "shard" over the devices.
+            None measures a few steps, and prints which one it selects.
+        repack: whether stopped members leave the program when half of it is idle. None lets them leave when they have
+            cost as much time as it takes to build a smaller program.
+        at_once: number of members that train at the same time, if all are too many for the memory.
 
     Returns:
         A `SweepResult`: `best(...)`, `table()`, `plot()`, and `member(i)` as an ordinary result.
 
     Raises:
-        TypeError: for a swept value that is no number, naming it.
-        ValueError: for a path that leads nowhere, a value out of range or one that changes a shape, naming it; and for
-            arguments that do not fit together.
+        TypeError: for an argument of an unsupported type, and for a swept value that is no number; it names the path.
+        ValueError: for a path that does not exist, a value out of range or one that changes a shape; it names the
+            path. And for arguments that do not fit together.
         DataError: for data that cannot be trained on.
-        MemoryError: for more members than fit, saying what they need and how many would.
+        MemoryError: for more members than fit; it states how much they need and how many would fit.
 
     Example:
         >>> import jaxcb as jc, jax, jax.numpy as jnp, optax
@@ -147,42 +135,44 @@ def sweep(
         >>> len(result), result.best("loss").point["optimizer.learning_rate"]
         (4, 0.1)
     """
-    directory = None if run_dir is None else local_path("sweep", "run_dir", run_dir)
     points = as_points(over)
     at_once = None if at_once is None else check_int("sweep", "at_once", at_once, least=1)
-    check_choice("sweep", "strategy", strategy, STRATEGIES)
-    check_choice("sweep", "repack", repack, (True, False, "auto"))
+    check_choice("sweep", "strategy", strategy, (None, *STRATEGIES))
+    repack = None if repack is None else check_bool("sweep", "repack", repack)
     if callable(train_data) and not isinstance(train_data, Iterable):
         raise DataError("train_data is a function, which follows the controls of one run; members share their data.")
     if validation_split:
-        train_data, validation_data = split_off(train_data, validation_data, validation_split)
-    asked = RunArguments(
+        train_data, validation_data = split_off("sweep", train_data, validation_data, validation_split)
+    arguments = RunArguments(
+        "sweep",
         epochs=epochs,
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         batch_size=batch_size,
         shuffle=shuffle,
-        remainder=remainder,
         validation_data=validation_data,
         validation_freq=validation_freq,
-        eval_every=eval_every,
         validation_steps=validation_steps,
         validation_batch_size=validation_batch_size,
-        probes=probes,
-        host_metrics=host_metrics,
+        metrics=metrics,
         seed=seed,
-        run_dir=directory,
+        run_dir=run_dir,
         resume=resume,
-        overwrite=overwrite,
-        on_save_error=on_save_error,
-        steps_per_execution=steps_per_execution,
-        executor=executor,
-        mesh=mesh,
         verbose=verbose,
-        fast_dev_run=fast_dev_run,
+        execution=execution,
+        checkpointing=checkpointing,
+        unsupported=("resident", "sharding", "copy", "debug"),
     )
+    if arguments.evaluators:
+        names = ", ".join(next(iter(arguments.evaluators)))
+        raise ValueError(
+            f"sweep: metrics has an evaluator, {names!r}, which needs the model of one run. Return the value "
+            "from loss_fn as a metric, or compute it from result.member(i).model."
+        )
+    directory, fast_dev_run = arguments.run_dir, arguments.fast_dev_run
+    assert not isinstance(directory, str)
     base = RunConfig(
-        asked.seed, optimizer, _given_rate(learning_rate, points), as_chain(callbacks), controls=controls or {}
+        arguments.seed, optimizer, _given_rate(learning_rate, points), as_chain(callbacks), controls=controls or {}
     )
     together_at_most = min(at_once or len(points), len(points))
     members = make_members(model_fn, base, points, lambda first: _check_memory(bytes_of(first), together_at_most))
@@ -195,7 +185,7 @@ def sweep(
     step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn)
     result = SweepResult(tuple(points), (), directory)
     for number, group in enumerate(where):
-        asked.run_dir = directory if directory is None or len(where) == 1 else directory / f"part_{number}"
+        arguments.run_dir = directory if directory is None or len(where) == 1 else directory / f"part_{number}"
         one = stack_members(group, fixed)
         result = run_training(
             step,
@@ -203,7 +193,7 @@ def sweep(
             one.callbacks,
             one.state,
             train_data,
-            asked,
+            arguments,
             population=Population(len(group), one.axes, one.seeds, strategy, repack),
             result=lambda driver, at, context, group=group, done=result.parts: SweepResult(
                 tuple(points), (*done, _part(group, driver, at, context)), directory

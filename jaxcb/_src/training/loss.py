@@ -44,7 +44,7 @@ class LossFunction:
         self.asked = _asked(loss_fn)
         self.class_weight = dict(class_weight) if class_weight else None
         for label in self.class_weight or ():
-            check_int("fit", "each label of class_weight", label)
+            check_int("class_weight", "each label", label)
         if self.class_weight and "sample_weight" not in self.asked:
             raise ValueError(
                 "class_weight was given, but loss_fn does not use it. Ask for the weights of the rows by keyword: "

@@ -1,6 +1,6 @@
 """Probes that are often wanted: norms of gradients, updates and parameters.
 
-    jc.fit(..., probes={"grad_norm": jc.probes.grad_norm(every=100)})
+    jc.fit(..., metrics={"grad_norm": jc.probes.grad_norm(every=100)})
 
 Source of the ratio: A. Karpathy, "A Recipe for Training Neural Networks"; about 1e-3 is healthy.
 """
@@ -84,18 +84,90 @@ def probe(fn: Callable[[StepView], Any], *, every: int = 1) -> Probe:
         every: how often, in steps: due where the number of updates done is a multiple of it.
 
     Returns:
-        A `Probe`, for `fit(probes={"name": ...})` or a callback's `probes()`. Its result joins the metrics under its
+        A `Probe`, for `fit(metrics={"name": ...})` or a callback's `probes()`. Its result joins the metrics under its
         name, or as `name/key` for each key of a dict; between two looks it keeps its value and is not fresh.
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp, optax
         >>> norm = jc.probe(lambda look: optax.tree.norm(look.grads), every=2)
         >>> result = jc.fit(jnp.ones(()), lambda w, x: jnp.mean(w * x), jnp.ones(8), batch_size=2,
-        ...                 optimizer=optax.sgd(0.1), epochs=1, probes={"grad_norm": norm}, verbose=0)
+        ...                 optimizer=optax.sgd(0.1), epochs=1, metrics={"grad_norm": norm}, verbose=0)
         >>> result.history["grad_norm"].shape
         (1,)
     """
     return Probe(fn, every)
+
+
+class Evaluator(Struct):
+    """A function of the model that the host calls at each validation; `evaluator` makes it.
+
+    Attributes:
+        fn: a function of the model that returns a number, or several: as a sequence, or as a dict by name.
+    """
+
+    fn: Callable[[Any], Any] = static()
+
+    def __post_init__(self) -> None:
+        if not callable(self.fn):
+            raise TypeError(f"evaluator takes a function of the model, got {type(self.fn).__name__}.")
+
+
+def evaluator(fn: Callable[[Any], Any]) -> Evaluator:
+    """Makes a metric that the host computes from the model at each validation.
+
+    Args:
+        fn: `fn(model)` returns a number. If the metric's key in `metrics=` is a tuple of names, it returns as many
+            numbers, as a sequence in their order or as a dict.
+
+    Returns:
+        An `Evaluator`, for `fit(metrics={"name": ...})`.
+
+    Raises:
+        TypeError: if `fn` is not callable.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp, optax
+        >>> weight = jc.probes.evaluator(lambda w: float(w))
+        >>> result = jc.fit(jnp.ones(()), lambda w, x: jnp.mean(w * x), jnp.ones(8), optimizer=optax.sgd(0.5),
+        ...                 epochs=1, validation_data=jnp.ones(8), metrics={"val_weight": weight}, verbose=0)
+        >>> result.history["val_weight"].tolist()
+        [0.5]
+    """
+    return Evaluator(fn)
+
+
+class HostMetric(Struct):
+    """A function without arguments that the host calls between two dispatches; `host_metric` makes it.
+
+    Attributes:
+        fn: a function without arguments that returns a number.
+    """
+
+    fn: Callable[[], Any] = static()
+
+    def __post_init__(self) -> None:
+        if not callable(self.fn):
+            raise TypeError(f"host_metric takes a function without arguments, got {type(self.fn).__name__}.")
+
+
+def host_metric(fn: Callable[[], Any]) -> HostMetric:
+    """Makes a metric that the host reads between two calls of the compiled loop, such as a temperature.
+
+    Args:
+        fn: a function without arguments that returns a number. Callbacks read it as `metrics["name"]`.
+
+    Returns:
+        A `HostMetric`, for `fit(metrics={"name": ...})`.
+
+    Raises:
+        TypeError: if `fn` is not callable.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> jc.probes.host_metric(lambda: 21.5).fn()
+        21.5
+    """
+    return HostMetric(fn)
 
 
 def look(

@@ -57,7 +57,7 @@ class RunConfig:
             if self.learning_rate is not None:
                 raise ValueError(
                     "learning_rate was given together with a ready-made optimizer, which has its own. Pass the "
-                    "factory: fit(optimizer=optax.adam, learning_rate=1e-3)."
+                    "factory: optimizer=optax.adam, learning_rate=1e-3."
                 )
             has_rate = bool(learning_rates(jax.eval_shape(optimizer.init, params)))
             return optimizer if has_rate else scaled_updates(optimizer)
@@ -66,9 +66,7 @@ class RunConfig:
                 f"optimizer must be an optax optimizer or a factory such as optax.adam, got {type(optimizer).__name__}."
             )
         if self.learning_rate is None:
-            raise ValueError(
-                "optimizer is a factory, so it needs its rate: fit(optimizer=optax.adam, learning_rate=1e-3)."
-            )
+            raise ValueError("optimizer is a factory, so it needs its rate: optimizer=optax.adam, learning_rate=1e-3.")
         return adjustable_lr(optimizer, learning_rate=self.learning_rate, hyperparameters=self.hyperparameters)
 
     def train_state(self, adapter: Adapter) -> TrainState:

@@ -43,3 +43,10 @@ def check_choice(owner: str, name: str, value: Any, known: tuple[Any, ...]) -> N
     """Requires one of the known values."""
     if value not in known:
         raise ValueError(f"{owner}: {name} must be one of {', '.join(map(repr, known))}, got {value!r}.")
+
+
+def check_bool(owner: str, name: str, value: Any) -> bool:
+    """Requires True or False, or a number equal to one of them, and returns it as a bool."""
+    if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
+        raise TypeError(f"{owner}: {name} must be True or False, got {value!r}.")
+    return bool(value)

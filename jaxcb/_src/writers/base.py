@@ -5,7 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -55,7 +55,7 @@ class Context:
         self,
         run_dir: Path | None,
         run: Any,
-        verbose: int | str,
+        verbose: Literal[0, 1, 2] | None,
         epochs: int | None,
         *,
         trial: bool = False,

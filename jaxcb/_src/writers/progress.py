@@ -71,7 +71,7 @@ class ProgressWriter(Writer):
         if isinstance(action, Print):
             return
         tty = sys.stdout.isatty()
-        self._live = action.verbose == 1 or (action.verbose == "auto" and tty)
+        self._live = action.verbose == 1 or (action.verbose is None and tty)
         if np.shape(action.when):
             self._standing = BestSoFar(np.shape(action.when)[0], action.values)
 

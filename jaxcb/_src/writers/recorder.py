@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import jax
 import numpy as np
@@ -49,7 +49,7 @@ class Recorder:
     """
 
     def __init__(
-        self, run_dir: str | Path | None = None, *, callbacks: Any = None, verbose: int | str = "auto"
+        self, run_dir: str | Path | None = None, *, callbacks: Any = None, verbose: Literal[0, 1, 2] | None = None
     ) -> None:
         directory = None if run_dir is None else local_path("Recorder", "run_dir", run_dir)
         if directory is not None:

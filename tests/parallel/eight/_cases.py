@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _arguments import grouped
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -78,7 +79,9 @@ def fit(**changes: Any) -> jc.Result:
     given |= {"batch_size": None} if "data" in changes else {}
     given |= changes
     data = given.pop("data", None)
-    return jc.fit(make_params(), given.pop("loss_fn", loss_fn), make_data() if data is None else data, **given)
+    return jc.fit(
+        make_params(), given.pop("loss_fn", loss_fn), make_data() if data is None else data, **grouped(**given)
+    )
 
 
 def check_same(found: jc.Result, expected: jc.Result) -> None:

@@ -56,20 +56,34 @@ def test_the_metadata_places_parameters_and_moments(make):
     devices = mesh(4, 2, names=("data", "model"))
     given = {"optimizer": optax.adam, "learning_rate": 0.01, "epochs": 2, "batch_size": 32, "verbose": 0}
     with nn.logical_axis_rules([("mlp", "model")]):
-        found = jc.fit(make(automatic(devices)), loss_fn, make_data(), mesh=devices, **given)
+        found = jc.fit(make(automatic(devices)), loss_fn, make_data(), execution=jc.Execution(mesh=devices), **given)
     one = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
     with nn.logical_axis_rules([("mlp", "model")]):
-        expected = jc.fit(make(one), loss_fn, make_data(), mesh=one, **given)
+        expected = jc.fit(make(one), loss_fn, make_data(), execution=jc.Execution(mesh=one), **given)
     np.testing.assert_allclose(found.history["loss"], expected.history["loss"], rtol=1e-5)
     specs = [x.sharding.spec for x in jax.tree.leaves((found.params, found.state.opt_state)) if x.ndim == 2]
     # each kernel and its two moments
     assert sum(spec == P(None, "model") for spec in specs) == 3, specs
     assert sum(tuple(spec)[:1] == ("model",) for spec in specs) == 3, specs
-    replicated = jc.fit(make(automatic(devices)), loss_fn, make_data(), mesh=devices, sharding="replicated", **given)
+    replicated = jc.fit(
+        make(automatic(devices)),
+        loss_fn,
+        make_data(),
+        execution=jc.Execution(mesh=devices, sharding="replicated"),
+        **given,
+    )
     assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(replicated.params))
 
 
 def test_metadata_of_an_axis_that_the_mesh_does_not_have():
     model = jc.linen(Module(), jnp.zeros((1, 64)))
     with pytest.raises(ValueError, match=r"a/kernel.*no axis 'model'.*sharding='replicated'"):
-        jc.fit(model, loss_fn, make_data(), optimizer=optax.sgd(0.1), epochs=1, mesh=mesh(), verbose=0)
+        jc.fit(
+            model,
+            loss_fn,
+            make_data(),
+            optimizer=optax.sgd(0.1),
+            epochs=1,
+            verbose=0,
+            execution=jc.Execution(mesh=mesh()),
+        )

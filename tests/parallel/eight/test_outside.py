@@ -21,10 +21,12 @@ def test_probes_evaluators_and_host_validation_see_the_same(tmp_path, monkeypatc
         x, y = make_data(50, seed=1)
         return fit(
             epochs=3,
-            probes={"norm": jc.probe(lambda look: optax.tree.norm(look.grads), every=2)},
-            evaluators={"weight": lambda params: jnp.sum(params["b"]["kernel"])},
             validation_data=[(x[:32], y[:32]), (x[32:], y[32:])],  # fed by the host; the last does not divide
             callbacks=[jc.callbacks.NormMonitor(every=3), _Note(note)],
+            metrics={
+                "norm": jc.probe(lambda look: optax.tree.norm(look.grads), every=2),
+                "weight": jc.probes.evaluator(lambda params: jnp.sum(params["b"]["kernel"])),
+            },
             **how,
         )
 

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from _arguments import grouped
 from loop._runs import control, loss_fn, make_data, make_params
 from parallel.eight._cases import mesh
 
@@ -14,7 +15,7 @@ def sweep(members=16, **changes):
     given = {"optimizer": optax.adam, "epochs": 10, "batch_size": 16, "validation_data": make_data(20, seed=1)}
     given |= {"callbacks": control(), "repack": True, "verbose": 0}
     over = {"seed": range(members // 2), "optimizer.learning_rate": [0.05, 0.3]}
-    return jc.sweep(make_params, loss_fn, make_data(), over=over, **given | changes)
+    return jc.sweep(make_params, loss_fn, make_data(), **grouped(over=over, **(given | changes)))
 
 
 @pytest.mark.parametrize("executor", ["looped", "stepped"])

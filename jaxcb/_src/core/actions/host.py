@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from jaxcb._src.core.actions.base import HostAction
 from jaxcb._src.utils.local_path import path_text
@@ -40,10 +40,10 @@ class Checkpoint(HostAction):
     """
 
     path: str = static()
-    what: str = static(default="model")
+    what: Literal["model", "state"] = static(default="model")
     values: dict[str, Any] = dataclasses.field(default_factory=dict, kw_only=True)
     value: Any = dataclasses.field(default=None, kw_only=True)
-    mode: str = static(default="min", kw_only=True)
+    mode: Literal["min", "max"] = static(default="min", kw_only=True)
     max_to_keep: int | None = static(default=None, kw_only=True)
     keep_best: int | None = static(default=None, kw_only=True)
     async_: bool = static(default=False, kw_only=True)

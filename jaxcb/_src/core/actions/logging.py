@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from jaxcb._src.core.actions.base import LogAction
 from jaxcb._src.utils.local_path import path_text
@@ -41,12 +41,13 @@ class LogProgress(LogAction):
     """The figures of a finished epoch for the progress display.
 
     Attributes:
-        verbose: 1 for a live bar on a terminal, 2 for a line an epoch.
+        verbose: 1 for a live bar on a terminal, 2 for a line an epoch, None for the bar on a terminal and lines
+            elsewhere.
     """
 
     values: dict[str, Any]
     fresh: dict[str, Any]
-    verbose: int | str = static(default="auto")
+    verbose: Literal[0, 1, 2] | None = static(default=None)
 
 
 class Print(LogAction):

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 
@@ -45,7 +45,7 @@ class SeriesAction(TensorBoardAction):
         by: what stands on the x axis: "step" for the updates done, "epoch" for the epoch, from 0.
     """
 
-    by: str = static(default="step", kw_only=True)
+    by: Literal["step", "epoch"] = static(default="step", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -50,7 +50,7 @@ def _merged(args: tuple[Any, ...], own: list[Any], in_axes: tuple[int | None, ..
     return [next(rest) if axis == 0 else arg for arg, axis in zip(args, in_axes, strict=True)]
 
 
-STRATEGIES = ("auto", "vmap", "map", "shard")
+STRATEGIES = ("vmap", "map", "shard")
 _STEPS, _ROUNDS = 4, 3
 _UNROLLED = 16  # members up to which a program is written out for each
 

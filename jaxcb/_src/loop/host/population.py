@@ -21,16 +21,16 @@ class Population(NamedTuple):
         axes: for each number of the callbacks, in the order of their leaves, 0 where each member has its own, None
             where all share one.
         seeds: of each member's order of the data.
-        strategy: how a step goes over the members: "vmap", "map", "shard", or "auto".
+        strategy: how a step goes over the members: "vmap", "map" or "shard"; None measures.
         repack: whether members that have ended leave the program: at each power of two (True), never (False), or once
-            what they waste has cost as much as a new program ("auto").
+            what they waste has cost as much as a new program (None).
     """
 
     size: int
     axes: tuple[int | None, ...]
     seeds: tuple[int, ...]
-    strategy: str = "auto"
-    repack: bool | str = "auto"
+    strategy: str | None = None
+    repack: bool | None = None
 
 
 def member_axes(carry: LoopState) -> list[bool]:
@@ -101,7 +101,7 @@ class ActiveMembers:
     @property
     def due(self) -> bool:
         """Whether a smaller program is worth its making: never more than twice what the best choice would cost."""
-        if not self._repack or not self.alive or self._wanted == len(self.rows):
+        if self._repack is False or not self.alive or self._wanted == len(self.rows):
             return False
         return self._repack is True or self._wasted > self._seconds_to_build
 
