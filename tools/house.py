@@ -25,7 +25,7 @@ LIMITS = {
     "median lines": (120, 10_000),
     f"percent under {SHORT} lines, outside callbacks": (0, 12),
     "most modules in one folder, outside callbacks": (0, 25),
-    "circles": (0, 0),
+    "import cycles": (0, 0),
 }
 
 
@@ -51,14 +51,14 @@ def figures(graph: grimp.ImportGraph) -> dict[str, float]:
             100 * sum(n < SHORT for n in others.values()) / len(others), 1
         ),
         "most modules in one folder, outside callbacks": max(folders.values()),
-        "circles": circles(graph, set(lines)),
+        "import cycles": cycles(graph, set(lines)),
         "names at the top level": len(jaxcb.__all__),
         "lines": sum(lines.values()),
         "longest module": max(lines.values()),
     }
 
 
-def circles(graph: grimp.ImportGraph, names: set[str]) -> int:
+def cycles(graph: grimp.ImportGraph, names: set[str]) -> int:
     """Returns the number of modules that import themselves through others."""
     imports = {name: graph.find_modules_directly_imported_by(name) for name in names}
     return sum(any(graph.chain_exists(importer=other, imported=name) for other in imports[name]) for name in names)
