@@ -44,6 +44,7 @@ test: .venv/.dev lint
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell -D - -D tools/old_words.txt jaxcb docs examples README.md
 	$(BIN)/lint-imports
 	$(BIN)/python tools/house.py
 	$(BIN)/pyright --pythonpath $(BIN)/python

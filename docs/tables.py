@@ -1,11 +1,11 @@
 """Writes the generated parts of the pages.
 
-Those of `callbacks.md` and `actions.md` come from the library itself, those of `differences_from_keras.md` from the
-rules that the tests hold both libraries to, and those of `speed.md` from what was measured.
+The parts of `callbacks.md` and `actions.md` are made from docstrings, those of `differences_from_keras.md` from the
+rules of `tests/against_keras`, and those of `speed.md` from the saved measurements.
 
     python docs/tables.py [PAGE ...]
 
-`tests/test_docs.py` fails where they are out of date.
+`tests/test_docs.py` fails if they are out of date.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ SEEN = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "base_l
 HOST = ("elapsed", "steps_per_second", "examples_per_step", "step_flops", "peak_flops", "device_memory")
 KINDS = {jc.actions.ControlAction: "control", jc.actions.LogAction: "log", jc.actions.HostAction: "host"}
 
-# public for those who write their own, and nothing to choose
+# base classes: public, but not listed
 BASES = (
     jc.callbacks.Chain,
     jc.actions.WeightAction,
@@ -54,24 +54,24 @@ def sections(doc: str) -> dict[str, dict[str, str]]:
 
 
 def first_line(kind: type) -> str:
-    """Returns the first line of a docstring, without its full stop, safe in a table."""
+    """Returns the first line of a docstring, without its full stop, escaped for a table."""
     return cell(inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].replace("\n", " ").rstrip("."))
 
 
 def cell(text: str) -> str:
-    """Escapes what would end a table's cell."""
+    """Escapes characters that end a cell of a table."""
     return text.replace("|", "\\|")
 
 
 def examples_of(kind: type) -> list[jc.Callback]:
-    """Returns the configurations that the laws are tested on."""
+    """Returns the instances of a class on which the laws are tested."""
     return [c for c in jaxcb.testing.builtin_examples() if type(c) is kind]
 
 
 def hooks_of(kind: type) -> str:
-    """Returns the hooks that its examples define, in the order of moments."""
+    """Returns the hooks that its examples define, in the order of a run."""
     if issubclass(kind, FunctionCallback):
-        return "those that are given"
+        return "the given ones"
     return code([hook for hook in jc.callbacks.HOOKS if any(hook in c.hooks() for c in examples_of(kind))])
 
 
@@ -91,7 +91,7 @@ def actions_of(kind: type) -> list[str]:
 
 
 def start(callback: jc.Callback) -> object:
-    """Returns the state before the first moment; of two members for a callback of populations."""
+    """Returns the initial state; with two members for a `PopulationCallback`."""
     state = to_strong_types(callback.init())
     if isinstance(callback, jc.PopulationCallback):
         state = jax.tree.map(lambda x: jnp.broadcast_to(x, (2, *x.shape)), state)
@@ -99,14 +99,14 @@ def start(callback: jc.Callback) -> object:
 
 
 def state_of(kind: type) -> str:
-    """Returns what it remembers, with types."""
+    """Returns the leaves of its state, with types."""
     state = to_strong_types(examples_of(kind)[0].init())
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return ", ".join(f"`{jax.tree_util.keystr(path, simple=True)}` {leaf.dtype} {leaf.shape}" for path, leaf in leaves)
 
 
 def example_of(kind: type) -> str:
-    """Returns the example of a docstring, which runs as a doctest."""
+    """Returns the example of a docstring."""
     found = re.search(r"^Example:\n((?:    .*\n|\n)+)", inspect.cleandoc(kind.__doc__ or "") + "\n", re.MULTILINE)
     if found is None:
         raise LookupError(f"{kind.__name__} has no Example in its docstring.")
@@ -114,12 +114,12 @@ def example_of(kind: type) -> str:
 
 
 def code(names: list[str]) -> str:
-    """Returns names as code, with commas."""
+    """Returns names as code, separated by commas."""
     return ", ".join(f"`{name}`" for name in names) or "none"
 
 
 def callbacks() -> str:
-    """Returns a table of all callbacks and a section on each."""
+    """Returns a table of all callbacks and a section for each."""
     public = [getattr(jaxcb.callbacks, name) for name in jaxcb.callbacks.__all__]
     kinds = [kind for kind in public if isinstance(kind, type) and issubclass(kind, jc.Callback) and kind not in BASES]
     lines = ["| callback | what it does | actions |", "|---|---|---|"]
@@ -138,7 +138,7 @@ def callbacks() -> str:
             lines += ["| argument | default | meaning |", "|---|---|---|"]
         for parameter in parameters:
             default = "required" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
-            if parameter.kind is parameter.VAR_KEYWORD:  # there may be any number of them
+            if parameter.kind is parameter.VAR_KEYWORD:
                 default = "none"
             lines.append(f"| `{parameter.name}` | {default} | {cell(texts[parameter.name])} |")
         lines += [""] * bool(parameters) + [
@@ -158,7 +158,7 @@ def actions() -> str:
     kinds = [
         k for k in (getattr(jc.actions, n) for n in names) if isinstance(k, type) and issubclass(k, jc.actions.Action)
     ]
-    lines = ["| action | kind | what it asks for | fields |", "|---|---|---|---|"]
+    lines = ["| action | kind | what it does | fields |", "|---|---|---|---|"]
     for kind in kinds:
         if kind is jc.actions.Action or kind in KINDS or kind in BASES:
             continue
@@ -184,7 +184,7 @@ def differences() -> str:
 
 
 def speed() -> str:
-    """Returns what `make bench` has measured last, and on what."""
+    """Returns the last results of `make bench`, and the machine."""
     benchmarks = HERE.parent / "benchmarks"
     sys.path.insert(0, str(benchmarks))
     try:
@@ -210,7 +210,7 @@ PAGES = {
 
 
 def renewed(page: str) -> str:
-    """Returns a page with its generated part made anew."""
+    """Returns a page with an up-to-date generated part."""
     text = (HERE / page).read_text()
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n\n{PAGES[page]()}\n\n{END}{rest.split(END)[1]}"
