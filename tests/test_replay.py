@@ -397,7 +397,7 @@ def test_other_sources_are_refused(tmp_path):
         jc.replay([jc.History()], tmp_path / "none.csv")
     with pytest.raises(TypeError, match="got int"):
         jc.replay([jc.History()], 3)
-    with pytest.raises(TypeError, match="Call it to make one"):
+    with pytest.raises(TypeError, match="Call it to make an instance"):
         jc.replay([jc.EarlyStopping], {"loss": [1.0]})  # pyright: ignore[reportArgumentType]
 
 

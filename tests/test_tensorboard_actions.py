@@ -20,7 +20,7 @@ def read(directory):
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: jc.actions.Embedding("e"), "one of two"),
+        (lambda: jc.actions.Embedding("e"), "takes either an array or of="),
         (lambda: jc.actions.Embedding("e", jnp.ones(3)), r"vectors of shape \(3,\), expected \(rows, size\)"),
         (lambda: jc.actions.Embedding("e", jnp.ones((3, 2)), ("a", "b")), "has 3 rows and 2 labels"),
         (
@@ -33,7 +33,7 @@ def read(directory):
             lambda: jc.actions.Embedding("e", jnp.ones((3, 2)), sprites=jnp.ones((3, 4))),
             r"expected \(rows, height, width\)",
         ),
-        (lambda: jc.actions.Figure("f", max, {"x": 1.0}, of="params"), "one of two"),
+        (lambda: jc.actions.Figure("f", max, {"x": 1.0}, of="params"), "takes either values or of="),
         (lambda: jc.actions.HParams(final={"loss": jnp.ones(2)}), "final takes scalars, got 'loss' of shape"),
     ],
 )
@@ -46,7 +46,7 @@ def test_what_does_not_fit_together_is_refused(make, match):
     ("make", "match"),
     [
         (lambda: jc.actions.Figure("f", "draw"), "takes a function of its values, got a str"),
-        (lambda: jc.actions.Graph(jnp.sin), "what jax.make_jaxpr"),
+        (lambda: jc.actions.Graph(jnp.sin), "takes the result of jax.make_jaxpr"),
         (lambda: jc.actions.Embedding("e", jnp.ones((3, 2), jnp.complex64)), "expected real numbers"),
     ],
 )

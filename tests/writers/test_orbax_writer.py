@@ -440,7 +440,7 @@ REFUSED = {
     "unknown metric": (
         "{val_auc:.2f}",
         jc.errors.MissingMetricError,
-        "Checkpoint asks for 'val_auc'; known: .*val_loss",
+        "Checkpoint uses 'val_auc'; available: .*val_loss",
     ),
     "format of another type": ("{val_loss:02d}", ValueError, "saves: the text of its Checkpoint.*cannot be filled"),
     "no name": ("{}", ValueError, "cannot be filled"),
