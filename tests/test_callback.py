@@ -125,7 +125,7 @@ def test_a_python_if_on_a_metric_shows_where():
         (lambda s, m: ({"n": jnp.zeros(3, int)}, None), r"mine.on_epoch_end\['n'\] has shape \(3,\), expected \(\)"),
         (lambda s, m: ({"n": m["loss"]}, None), r"mine.on_epoch_end\['n'\] has dtype float32, expected int32"),
         (lambda s, m: ({"n": "three"}, None), r"mine.on_epoch_end\['n'\]"),
-        (lambda s, m: (s, jc.actions.Stop("yes")), "mine.on_epoch_end: Stop holds what is not an array"),
+        (lambda s, m: (s, jc.actions.Stop("yes")), "mine.on_epoch_end: Stop has a field that is not an array"),
         (
             lambda s, m: (s, jc.actions.Stop(m["loss"])),
             r"mine.on_epoch_end: when= of its Stop is float32\[\], expected one boolean",

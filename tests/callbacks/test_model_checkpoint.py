@@ -155,14 +155,14 @@ def test_it_saves_what_keras_would_under_the_same_names(moments, template, given
 
 REFUSED = {
     "no path": ({"filepath": ""}, ValueError, "filepath is an empty text, expected a path"),
-    "no template": ({"filepath": "{epoch"}, ValueError, "is no template"),
+    "no template": ({"filepath": "{epoch"}, ValueError, "is not a valid template"),
     "freq": ({"save_freq": "batch"}, ValueError, "must be \"epoch\" or a number of steps, got 'batch'"),
     "freq 0": ({"save_freq": 0}, ValueError, "save_freq must be a whole number of at least 1, got 0"),
     "keep 0": ({"keep_best": 0}, ValueError, "keep_best must be a whole number of at least 1, got 0"),
     "latest 0": ({"max_to_keep": 0}, ValueError, "max_to_keep must be a whole number of at least 1"),
     "minutes": ({"every_minutes": -1}, ValueError, "every_minutes must be a finite number of at least 0, got -1"),
-    "two": ({"save_freq": 3, "every_minutes": 1}, ValueError, "save_freq=3 and every_minutes=1.0 are two cadences"),
-    "end": ({"save_best_only": True, "save_at_end": True}, ValueError, "would put the last weights among the best"),
+    "two": ({"save_freq": 3, "every_minutes": 1}, ValueError, "save_freq=3 and every_minutes=1.0 conflict"),
+    "end": ({"save_best_only": True, "save_at_end": True}, ValueError, "would save the last weights among the best"),
     "mode": ({"mode": "up"}, ValueError, "mode must be one of"),
     "auto": ({"monitor": "val_x", "keep_best": 1}, ValueError, "cannot tell from the name 'val_x'"),
     "threshold": ({"initial_value_threshold": "a"}, ValueError, "initial_value_threshold must be a finite number"),
