@@ -213,7 +213,7 @@ def test_a_rate_for_a_ready_made_optimizer():
 
 
 def test_a_factory_without_a_rate():
-    refused(ValueError, "optimizer is a factory, so it needs its rate", learning_rate=None)
+    refused(ValueError, "optimizer is a factory, so it needs a learning rate", learning_rate=None)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", None, 0.1])
@@ -249,7 +249,7 @@ def test_a_loss_that_is_no_function():
     ("loss", "error", "message"),
     [
         (lambda p, b: p["w"], ValueError, r"loss of shape \(3, 1\), expected a scalar"),
-        (lambda p, b: 3, ValueError, "dtype int32, expected a floating one"),
+        (lambda p, b: 3, ValueError, "dtype int32, expected a floating-point one"),
         (lambda p, b: None, TypeError, "`return` missing"),
         (lambda p, b: (p["b"], [p["b"]]), TypeError, "metrics as list, expected a dict"),
     ],
