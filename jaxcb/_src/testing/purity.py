@@ -1,4 +1,4 @@
-"""Law 1, purity: same input, same output, and nothing else is read or written."""
+"""Law 1, purity: the same input gives the same output, and nothing else is read or written."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -20,11 +20,11 @@ def check_purity(
 
     Args:
         callback: any callback.
-        metrics: names of the metrics that it reads; found by tracing where None.
-        max_examples: Hypothesis examples.
+        metrics: names of the metrics that it reads; found by tracing if None.
+        max_examples: number of Hypothesis examples.
 
     Raises:
-        AssertionError: naming callback, hook and leaf.
+        AssertionError: if the law is broken; names the callback, hook and leaf.
 
     Example:
         >>> import jaxcb as jc, jaxcb.testing
@@ -38,14 +38,14 @@ def check_purity(
             return transition(subject.callback, subject.name, hook, state, row.now)
 
         read: list[str] = []
-        jax.make_jaxpr(run)(subject.init(), row)  # fills the caches of what is imported or read once
+        jax.make_jaxpr(run)(subject.init(), row)  # fills the caches of imports and of files that are read once
         here = jax.make_jaxpr(lambda s, r: run(s, r))(subject.init(), row)
         with another_world(read):
             there = jax.make_jaxpr(lambda s, r: run(s, r))(subject.init(), row)
         if read:
-            raise broken("purity", subject, f"{hook} looks at the file {read[0]!r}")
+            raise broken("purity", subject, f"{hook} reads the file {read[0]!r}")
         if not same_program(here, there):
-            raise broken("purity", subject, f"{hook} gives another program when traced again, a year later")
+            raise broken("purity", subject, f"{hook} gives another program when it is traced again, a year later")
         try:
             with jax.checking_leaks():
                 jax.make_jaxpr(lambda s, r: run(s, r))(subject.init(), row)
@@ -63,10 +63,10 @@ def check_purity(
                 once = transition(subject.callback, subject.name, hook, state, given)
                 after = {hook: (state, given)}
                 if said := difference({hook: before}, after, labels=("before", "after"), moments=False):
-                    raise broken("purity", subject, f"it changes its input at moment {moment}: {said}")
+                    raise broken("purity", subject, f"it changes its input at row {moment}: {said}")
                 twice = transition(subject.callback, subject.name, hook, state, given)
                 if said := difference({hook: once}, {hook: twice}, labels=("once", "twice"), moments=False):
-                    raise broken("purity", subject, f"same input, other output at moment {moment}: {said}")
+                    raise broken("purity", subject, f"same input, other output at row {moment}: {said}")
                 state = to_host(once[0])
 
     for_all(check, streams(subject.names, max_size=3), max_examples)
