@@ -123,7 +123,7 @@ def test_errors_name_what_is_wrong():
         drive(jc.EarlyStopping(), {"val_loss": [1.0]}, steps_per_epoch=0)
     with pytest.raises(TypeError, match="expected a jaxcb callback, got a list"):
         drive([jc.EarlyStopping()], {"val_loss": [1.0]})
-    with pytest.raises(jc.errors.DataError, match="'elapsed' has 2 values, expected one an epoch: 1"):
+    with pytest.raises(jc.errors.DataError, match="'elapsed' has 2 values, expected one per epoch: 1"):
         drive(jc.EarlyStopping(), {"val_loss": [1.0]}, host_metrics={"elapsed": [1.0, 2.0]})
 
 

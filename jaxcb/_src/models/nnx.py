@@ -210,7 +210,7 @@ def write_optimizer(optimizer: Any, opt_state: Any, step: Any) -> None:
 
 
 def _views(model: Any) -> tuple[Any, Any, Any, list[tuple[Any, Any]]]:
-    """Returns the graphs of the model as given, in training and in evaluation, and its leaves; leaves its modes alone."""
+    """Returns the graphs of the model as given, in training and in evaluation, and the leaves; changes no mode."""
     twin = nnx.clone(model, graph=True)
     nnx.pop(twin, nnx.Intermediate)
     given = nnx.graphdef(twin, graph=True)
