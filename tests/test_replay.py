@@ -354,10 +354,10 @@ def test_no_callbacks_do_nothing():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({}, "holds no records"),
-        ([], "holds no records"),
+        ({}, "has no records"),
+        ([], "has no records"),
         ([{}], "empty dicts"),
-        ({"loss": []}, "holds no records"),
+        ({"loss": []}, "has no records"),
         ({"loss": [1.0], "val_loss": [1.0, 2.0]}, r"different lengths \(loss: 1, val_loss: 2\)"),
         ({"loss": "text"}, "expected a list"),
         ({"loss": 1.0}, "expected a list"),
@@ -365,7 +365,7 @@ def test_no_callbacks_do_nothing():
         ([{"loss": 1.0}, 2.0], "record 1 is of type float"),
         ([{"loss": 1.0, "step": 2}, {"loss": 1.0, "step": 2}], "record 1: step is 2 after 2"),
         ({"loss": [1.0, 1.0], "epoch": [1, 0]}, "record 1: epoch is 0 after 1"),
-        ({"loss": [1.0, 1.0], "epoch": [0, 0.5]}, "record 1: epoch is 0.5, expected a whole number"),
+        ({"loss": [1.0, 1.0], "epoch": [0, 0.5]}, "record 1: epoch is 0.5, expected an integer"),
         ({"loss": [1.0], "step": [None]}, "record 0: step is NA"),
     ],
 )
