@@ -158,8 +158,8 @@ def _from_columns(source: Mapping[Any, Any]) -> Records:
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise DataError(
-            f"the columns have different lengths ({shown}). Each column needs one entry per record: None where a metric "
-            "was not reported."
+            f"the columns have different lengths ({shown}). Each column needs one entry per record: None where a "
+            "metric was not reported."
         )
     if not lengths or not next(iter(lengths.values())):
         raise DataError("the source has no records, so there is nothing to replay.")
