@@ -91,7 +91,7 @@ def test_a_recorder_performs_them_all(tmp_path):
 def test_a_recorder_knows_no_step_to_draw(tmp_path):
     with (
         jc.Recorder(tmp_path, verbose=0) as recorder,
-        pytest.raises(ValueError, match="a hand-written loop does not tell: pass Graph"),
+        pytest.raises(ValueError, match="not available in a hand-written loop: pass Graph"),
     ):
         recorder.perform(jc.actions.Graph(), step=0)
 
@@ -99,7 +99,7 @@ def test_a_recorder_knows_no_step_to_draw(tmp_path):
 def test_labels_that_are_no_file_are_refused(tmp_path):
     with (
         jc.Recorder(tmp_path, verbose=0) as recorder,
-        pytest.raises(FileNotFoundError, match=r"labels of Embedding 'e' are to come from .*words.tsv, which is no"),
+        pytest.raises(FileNotFoundError, match=r"labels of Embedding 'e' are in .*words.tsv, which is not a file"),
     ):
         recorder.perform(jc.actions.Embedding("e", jnp.eye(2), str(tmp_path / "words.tsv")), step=0)
 
@@ -166,7 +166,7 @@ def test_two_runs_have_their_embeddings_in_one_directory(tmp_path):
 def test_a_profile_beside_another_is_an_error_that_says_so(tmp_path):
     jax.profiler.start_trace(str(tmp_path / "other"))
     try:
-        with jc.Recorder(tmp_path, verbose=0) as recorder, pytest.raises(RuntimeError, match="end the other first"):
+        with jc.Recorder(tmp_path, verbose=0) as recorder, pytest.raises(RuntimeError, match="stop the other one first"):
             recorder.perform(jc.actions.Profile(True), jc.TrainState.create(params={"w": jnp.ones(1)}), step=0)
     finally:
         jax.profiler.stop_trace()

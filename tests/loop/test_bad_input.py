@@ -382,7 +382,7 @@ class Odd(jc.actions.LogAction):
 
 def test_an_action_that_nothing_performs():
     odd = hook("Strange", on_epoch_end=lambda s, m: (s, Odd(m["loss"])))
-    refused(LookupError, r"Strange: nothing performs the action Odd.*@jc.writers.writer\(Odd\)", callbacks=[odd])
+    refused(LookupError, r"Strange: no writer performs the action Odd.*@jc.writers.writer\(Odd\)", callbacks=[odd])
 
 
 # Files

@@ -445,7 +445,7 @@ REFUSED = {
     "format of another type": ("{val_loss:02d}", ValueError, "saves: the text of its Checkpoint.*cannot be filled"),
     "no name": ("{}", ValueError, "cannot be filled"),
     "below a file": ("file/best", NotADirectoryError, "cannot write checkpoints: .*file"),
-    "a directory of others": ("data", FileExistsError, "is no Orbax checkpoint, so it is not replaced"),
+    "a directory of others": ("data", FileExistsError, "is not an Orbax checkpoint, so it is not replaced"),
 }
 
 
