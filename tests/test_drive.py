@@ -135,4 +135,6 @@ def test_hooks_see_what_the_host_reads():
         host_metrics={"elapsed": [5.0, 12.0, 18.0]},
         show=lines.append,
     )
-    assert lines == ['epoch 2 step 2 on_batch_end: Stop("the time limit of 10 s was reached after 12.0 s"); up -1 -> 10']
+    assert lines == [
+        'epoch 2 step 2 on_batch_end: Stop("the time limit of 10 s was reached after 12.0 s"); up -1 -> 10'
+    ]

@@ -79,7 +79,9 @@ def test_what_is_wrong_is_said():
     with jc.Recorder(callbacks=jc.chain(jc.History())) as recorder:
         with pytest.raises(ValueError, match="perform needs the step: pass the train state, or step="):
             recorder.perform(action)
-        with pytest.raises(ValueError, match="got an action of an unknown callback, but the recorder was made for History"):
+        with pytest.raises(
+            ValueError, match="got an action of an unknown callback, but the recorder was made for History"
+        ):
             recorder.perform(action, step=1)
 
 

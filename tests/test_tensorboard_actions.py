@@ -166,7 +166,10 @@ def test_two_runs_have_their_embeddings_in_one_directory(tmp_path):
 def test_a_profile_beside_another_is_an_error_that_says_so(tmp_path):
     jax.profiler.start_trace(str(tmp_path / "other"))
     try:
-        with jc.Recorder(tmp_path, verbose=0) as recorder, pytest.raises(RuntimeError, match="stop the other one first"):
+        with (
+            jc.Recorder(tmp_path, verbose=0) as recorder,
+            pytest.raises(RuntimeError, match="stop the other one first"),
+        ):
             recorder.perform(jc.actions.Profile(True), jc.TrainState.create(params={"w": jnp.ones(1)}), step=0)
     finally:
         jax.profiler.stop_trace()

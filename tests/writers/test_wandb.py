@@ -131,7 +131,9 @@ def test_a_service_that_cannot_be_reached_is_told_once_and_loses_nothing(tmp_pat
         raise wandb.errors.CommError("nobody there")
 
     monkeypatch.setattr(wandb, "init", init)
-    with pytest.warns(RuntimeWarning, match=r"could not be reached: CommError.*continues without WandbLogger") as caught:
+    with pytest.warns(
+        RuntimeWarning, match=r"could not be reached: CommError.*continues without WandbLogger"
+    ) as caught:
         result = fit(
             epochs=3,
             validation_data=None,

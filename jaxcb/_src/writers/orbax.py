@@ -64,8 +64,8 @@ class CheckpointWriter(Writer):
         for own in _OF_THE_RUN if self.context.run_dir is not None else ():
             if self.context.path(own).absolute() in (template, *template.parents):
                 raise ValueError(
-                    f"{owner} saves to {template}, but {own!r} below run_dir is where the run saves the checkpoints that "
-                    "it resumes from. Give another path."
+                    f"{owner} saves to {template}, but {own!r} below run_dir is where the run saves the checkpoints "
+                    "that it resumes from. Give another path."
                 )
         for other, known in self._owners.items():
             if other == template and known != owner:
