@@ -225,7 +225,7 @@ def test_two_callbacks_with_one_name_are_refused():
 
 
 def test_what_is_no_callback_is_refused():
-    with pytest.raises(TypeError, match=r"got the class EarlyStopping. Call it to make one"):
+    with pytest.raises(TypeError, match=r"got the class EarlyStopping. Call it to make an instance"):
         jc.chain(jc.EarlyStopping)
     with pytest.raises(TypeError, match=r"expected a jaxcb callback, got a function"):
         jc.chain(run)

@@ -189,7 +189,7 @@ def test_what_stands_for_a_callback_is_taken_by_chain():
 
 @pytest.mark.parametrize(
     ("what", "says"),
-    [(Everything, "got the class Everything. Call it"), (3, "got a int. Keras classes port by their base class")],
+    [(Everything, "got the class Everything. Call it"), (3, "got a int. To port a Keras callback, inherit from")],
 )
 def test_what_is_no_callback_is_refused_with_a_cure(what, says):
     with pytest.raises(TypeError, match=says):

@@ -271,7 +271,8 @@ def test_resume_is_found_broken():
 
 def test_chain_is_found_broken():
     with pytest.raises(
-        AssertionError, match=r"Law 6 \(chain\) is broken by broken: .*the metrics that others see: on_epoch_end"
+        AssertionError,
+        match=r"Law 6 \(chain\) is broken by broken: .*the metrics that other callbacks see: on_epoch_end",
     ):
         testing.check_chain(on_epoch_end(changes_input), max_examples=10)
 

@@ -319,8 +319,8 @@ class KerasLike:
 @pytest.mark.parametrize(
     ("callbacks", "message"),
     [
-        ([jc.EarlyStopping], "got the class EarlyStopping. Call it to make one"),
-        (jc.EarlyStopping, "got the class EarlyStopping. Call it to make one"),
+        ([jc.EarlyStopping], "got the class EarlyStopping. Call it to make an instance"),
+        (jc.EarlyStopping, "got the class EarlyStopping. Call it to make an instance"),
         ([KerasLike()], "got a KerasLike.*jc.HostCallback"),
         (KerasLike(), "got a KerasLike"),
         ([None], "got a NoneType"),

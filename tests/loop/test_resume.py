@@ -403,7 +403,7 @@ def test_the_time_goes_on(tmp_path):
     elapsed = Store(tmp_path / "checkpoints", say=print).latest().facts["elapsed"]
     assert elapsed > 0
     result = run(tmp_path, callbacks=[*callbacks(), jc.callbacks.Timer(elapsed)])
-    assert "Timer: the time of" in result.stop_reason
+    assert "Timer: the time limit of" in result.stop_reason
     assert int(result.state.step) <= 10
 
 

@@ -149,5 +149,5 @@ def test_arguments_out_of_range(make, message):
 
 
 def test_a_number_that_does_not_live_in_the_optimizer():
-    with pytest.raises(ValueError, match=r"scales the optimizer's 'weight_decay', which does not live"):
+    with pytest.raises(ValueError, match=r"scales the optimizer's 'weight_decay', which is not kept"):
         sweep([jc.callbacks.PopulationBasedTraining(numbers=("optimizer.weight_decay",))], epochs=1)

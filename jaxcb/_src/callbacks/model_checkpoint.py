@@ -103,23 +103,8 @@ class ModelCheckpoint(Callback):
             template_names(path)
         except ValueError as error:
             raise ValueError(f"{own}: filepath {self.filepath!r} is not a valid template: {error}.") from None
-        if self.save_freq != "epoch":
-            if isinstance(self.save_freq, str):
-                raise ValueError(f'{own}: save_freq must be "epoch" or a number of steps, got {self.save_freq!r}.')
-            self._set("save_freq", check_int(own, "save_freq", self.save_freq, least=1))
-        for name in ("max_to_keep", "keep_best", "every_n_epochs"):
-            if getattr(self, name) is not None:
-                self._set(name, check_int(own, name, getattr(self, name), least=1))
-        if self.every_minutes is not None:
-            self._set("every_minutes", check_number(own, "every_minutes", self.every_minutes, least=0))
-        cadences = {
-            f"save_freq={self.save_freq!r}": self.save_freq != "epoch",
-            f"every_n_epochs={self.every_n_epochs}": self.every_n_epochs != 1,
-            f"every_minutes={self.every_minutes}": self.every_minutes is not None,
-        }
-        given = [text for text, is_given in cadences.items() if is_given]
-        if len(given) > 1:
-            raise ValueError(f"{own}: {' and '.join(given)} conflict; use a second {own} for one of them.")
+        self._check_numbers(own)
+        self._check_cadences(own)
         if self.save_best_only and self.save_at_end:
             raise ValueError(
                 f"{own}: save_at_end=True would save the last weights among the best ones. Use a second {own} with "
@@ -132,6 +117,27 @@ class ModelCheckpoint(Callback):
             self._set("mode", resolve_mode(own, self.monitor, self.mode))
         else:  # the monitor is not read, so its name need not imply a mode
             check_choice(own, "mode", self.mode, ("auto", "min", "max"))
+
+    def _check_numbers(self, own: str) -> None:
+        if self.save_freq != "epoch":
+            if isinstance(self.save_freq, str):
+                raise ValueError(f'{own}: save_freq must be "epoch" or a number of steps, got {self.save_freq!r}.')
+            self._set("save_freq", check_int(own, "save_freq", self.save_freq, least=1))
+        for name in ("max_to_keep", "keep_best", "every_n_epochs"):
+            if getattr(self, name) is not None:
+                self._set(name, check_int(own, name, getattr(self, name), least=1))
+        if self.every_minutes is not None:
+            self._set("every_minutes", check_number(own, "every_minutes", self.every_minutes, least=0))
+
+    def _check_cadences(self, own: str) -> None:
+        cadences = {
+            f"save_freq={self.save_freq!r}": self.save_freq != "epoch",
+            f"every_n_epochs={self.every_n_epochs}": self.every_n_epochs != 1,
+            f"every_minutes={self.every_minutes}": self.every_minutes is not None,
+        }
+        given = [text for text, is_given in cadences.items() if is_given]
+        if len(given) > 1:
+            raise ValueError(f"{own}: {' and '.join(given)} conflict; use a second {own} for one of them.")
 
     @property
     def _compares(self) -> bool:

@@ -74,14 +74,7 @@ def check_population(
         plain = run(history, everyone, jitted)
         for label, other in (("eager", run(history, everyone, one)), ("run again", run(history, everyone, jitted))):
             _same("purity and one meaning", callback, plain, other, everyone, everyone, label)
-        for moment, (_, actions) in enumerate(plain):
-            dead = moment > history.last
-            for hook, own in actions.items():
-                for action in own:
-                    if np.any(np.asarray(action.when) & dead):
-                        raise _broken(
-                            "packing", callback, f"{hook}: {type(action).__name__} fires for a stopped member"
-                        )
+        _check_stopped(callback, history, plain)
         order = np.roll(everyone, 2)
         _same("equal treatment", callback, plain, run(history, order, jitted), everyone, order, "another order")
         first = np.flatnonzero(history.last >= 1)  # the members that train after the first row
@@ -124,6 +117,16 @@ def _names_of(callback: PopulationCallback, hooks: list[str]) -> set[str]:
     for hook in hooks:
         transition(callback, type(callback).__name__, hook, state, seen)
     return asked.names
+
+
+def _check_stopped(callback: Any, history: _History, plain: list[Any]) -> None:
+    """Checks that no action fires for members that no longer train."""
+    for moment, (_, actions) in enumerate(plain):
+        dead = moment > history.last
+        for hook, own in actions.items():
+            for action in own:
+                if np.any(np.asarray(action.when) & dead):
+                    raise _broken("packing", callback, f"{hook}: {type(action).__name__} fires for a stopped member")
 
 
 def _same(
