@@ -1,4 +1,4 @@
-"""Actions: what a callback can ask for, as data."""
+"""Actions: the values that a callback returns to change, log or act on the run."""
 
 from jaxcb._src.core.actions.base import Action, ControlAction, HostAction, LazyLogAction, LogAction
 from jaxcb._src.core.actions.control import (

@@ -1,4 +1,4 @@
-"""Several processes, on one machine or on many: JAX's own, begun with one call."""
+"""Multi-process runs, on one machine or on many, on top of `jax.distributed`."""
 
 from jaxcb._src.distributed.initialize import initialize
 

@@ -1,4 +1,4 @@
-"""The errors that jaxcb raises for what a user wrote."""
+"""The errors that jaxcb raises for mistakes in user code."""
 
 from jaxcb._src.utils.errors import CallbackError, DataError, MissingMetricError, ProcessError
 

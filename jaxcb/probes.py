@@ -2,7 +2,7 @@
 
     jc.fit(..., metrics={"grad_norm": jc.probes.grad_norm(every=100)})
 
-Source of the ratio: A. Karpathy, "A Recipe for Training Neural Networks"; about 1e-3 is healthy.
+Source of the update ratio: A. Karpathy, "A Recipe for Training Neural Networks"; about 1e-3 is healthy.
 """
 
 from jaxcb._src.training.probes import (

@@ -1,12 +1,12 @@
-"""The laws of callbacks as property tests, for ours and for the user's own.
+"""Property tests of the callback laws, for the built-in callbacks and for your own.
 
     import jaxcb.testing
 
     def test_my_callback():
         jaxcb.testing.check_callback(MyCallback(patience=3))
 
-`check_callback` holds a callback to laws 1 to 7; there is one function a law besides. They need no more than
-the callback: which metrics it reads is found by tracing it. Needs `pip install jaxcb[testing]`.
+`check_callback` verifies laws 1 to 7; each law also has a function of its own. They need only the callback: the
+metrics that it reads are found by tracing it. Requires `pip install jaxcb[testing]`.
 """
 
 try:

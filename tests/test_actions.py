@@ -49,7 +49,7 @@ def test_fired_on_the_stack_of_a_scan_goes_moment_by_moment():
 
 
 def test_fired_refuses_two_axes():
-    with pytest.raises(ValueError, match="one moment or of one scan"):
+    with pytest.raises(ValueError, match="one hook call or of one scan"):
         jc.fired(jc.actions.Stop(jnp.ones((2, 3), bool)))
 
 

@@ -33,7 +33,7 @@ def test_a_misspelt_hook_is_refused():
 
 
 def test_kerass_name_of_a_hook_is_translated():
-    with pytest.raises(jc.errors.CallbackError, match=r"It is called 'on_batch_end' here"):
+    with pytest.raises(jc.errors.CallbackError, match=r"The hook's name here is 'on_batch_end'"):
 
         class FromKeras(jc.Callback):
             def on_train_batch_end(self, state, metrics): ...
@@ -125,7 +125,7 @@ def test_a_python_if_on_a_metric_shows_where():
         (lambda s, m: ({"n": jnp.zeros(3, int)}, None), r"mine.on_epoch_end\['n'\] has shape \(3,\), expected \(\)"),
         (lambda s, m: ({"n": m["loss"]}, None), r"mine.on_epoch_end\['n'\] has dtype float32, expected int32"),
         (lambda s, m: ({"n": "three"}, None), r"mine.on_epoch_end\['n'\]"),
-        (lambda s, m: (s, jc.actions.Stop("yes")), "mine.on_epoch_end: Stop holds what is not an array"),
+        (lambda s, m: (s, jc.actions.Stop("yes")), "mine.on_epoch_end: Stop has a field that is not an array"),
         (
             lambda s, m: (s, jc.actions.Stop(m["loss"])),
             r"mine.on_epoch_end: when= of its Stop is float32\[\], expected one boolean",
@@ -148,7 +148,7 @@ def test_a_missing_metric_names_callback_and_hook():
 
 def test_a_text_that_asks_for_a_missing_metric_lists_what_it_may():
     with pytest.raises(
-        jc.errors.MissingMetricError, match=r"the text of its Stop asks for 'acc'; known: batch, epoch, loss, step"
+        jc.errors.MissingMetricError, match=r"the text of its Stop uses 'acc'; available: batch, epoch, loss, step"
     ):
         run(with_hook(lambda s, m: (s, jc.actions.Stop(True, "at {acc}"))))
 
@@ -220,12 +220,12 @@ def test_two_unnamed_function_callbacks_may_stand_together():
 def test_two_callbacks_with_one_name_are_refused():
     with pytest.raises(ValueError, match=r"2 callbacks are named 'x'; give each its own name="):
         jc.chain(jc.EarlyStopping(name="x"), jc.TerminateOnNaN(name="x"))
-    with pytest.raises(ValueError, match=r"cannot hold '/'"):
+    with pytest.raises(ValueError, match=r"cannot contain '/'"):
         jc.chain(jc.EarlyStopping(name="a/b"))
 
 
 def test_what_is_no_callback_is_refused():
-    with pytest.raises(TypeError, match=r"got the class EarlyStopping. Call it to make one"):
+    with pytest.raises(TypeError, match=r"got the class EarlyStopping. Call it to make an instance"):
         jc.chain(jc.EarlyStopping)
     with pytest.raises(TypeError, match=r"expected a jaxcb callback, got a function"):
         jc.chain(run)

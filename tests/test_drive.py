@@ -123,7 +123,7 @@ def test_errors_name_what_is_wrong():
         drive(jc.EarlyStopping(), {"val_loss": [1.0]}, steps_per_epoch=0)
     with pytest.raises(TypeError, match="expected a jaxcb callback, got a list"):
         drive([jc.EarlyStopping()], {"val_loss": [1.0]})
-    with pytest.raises(jc.errors.DataError, match="'elapsed' has 2 values, expected one an epoch: 1"):
+    with pytest.raises(jc.errors.DataError, match="'elapsed' has 2 values, expected one per epoch: 1"):
         drive(jc.EarlyStopping(), {"val_loss": [1.0]}, host_metrics={"elapsed": [1.0, 2.0]})
 
 
@@ -135,4 +135,6 @@ def test_hooks_see_what_the_host_reads():
         host_metrics={"elapsed": [5.0, 12.0, 18.0]},
         show=lines.append,
     )
-    assert lines == ['epoch 2 step 2 on_batch_end: Stop("the time of 10 s is up after 12.0 s"); up -1 -> 10']
+    assert lines == [
+        'epoch 2 step 2 on_batch_end: Stop("the time limit of 10 s was reached after 12.0 s"); up -1 -> 10'
+    ]

@@ -189,7 +189,7 @@ def test_what_stands_for_a_callback_is_taken_by_chain():
 
 @pytest.mark.parametrize(
     ("what", "says"),
-    [(Everything, "got the class Everything. Call it"), (3, "got a int. Keras classes port by their base class")],
+    [(Everything, "got the class Everything. Call it"), (3, "got a int. To port a Keras callback, inherit from")],
 )
 def test_what_is_no_callback_is_refused_with_a_cure(what, says):
     with pytest.raises(TypeError, match=says):
@@ -288,15 +288,15 @@ def test_what_a_method_raises_names_it():
     ("name", "method", "says"),
     [
         ("on_epoch_ends", lambda self, epoch, logs=None: None, "not a hook. Did you mean 'on_epoch_end'"),
-        ("on_test_batch_end", lambda self, batch, logs=None: None, "not called. A validation is one moment here"),
+        ("on_test_batch_end", lambda self, batch, logs=None: None, "not called. A validation is a single event here"),
         ("on_eval_end", lambda self, logs=None: None, "Keras's name for it is on_test_end"),
         ("on_before_update", lambda self, logs=None: None, "a hook of pure callbacks"),
         ("set_model", lambda self, model: None, "The model is self.model"),
         ("on_epoch_end", lambda self, logs=None: None, r"takes \(self, logs=None\), expected \(self, epoch, logs\)"),
         ("on_train_begin", lambda self: None, r"takes \(self\), expected \(self, logs\)"),
         ("on_batch_end", lambda self: None, r"expected \(self, batch, logs\)"),
-        ("on_epoch_end", lambda self, state, metrics: None, "Pure hooks belong to a subclass of jc.Callback"),
-        ("on_train_end", lambda self, state, metrics: None, "Pure hooks belong to a subclass of jc.Callback"),
+        ("on_epoch_end", lambda self, state, metrics: None, "Pure hooks belong in a subclass of jc.Callback"),
+        ("on_train_end", lambda self, state, metrics: None, "Pure hooks belong in a subclass of jc.Callback"),
     ],
 )
 def test_what_would_not_be_called_is_refused(name, method, says):

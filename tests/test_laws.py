@@ -152,10 +152,10 @@ def changes_input(state, metrics):
         (clock, "another program"),
         (dice, "another program"),
         (numpy_dice, "another program"),
-        (reads_file, "looks at the file '.*test_laws.py'"),
-        (looks_at_file, "looks at the file 'STOP'"),
+        (reads_file, "reads the file '.*test_laws.py'"),
+        (looks_at_file, "reads the file 'STOP'"),
         (keeps_tracer, "keeps a traced value"),
-        (changes_input, "changes its input at moment 0: on_epoch_end"),
+        (changes_input, "changes its input at row 0: on_epoch_end"),
     ],
 )
 def test_purity_is_found_broken(hook, says):
@@ -271,7 +271,8 @@ def test_resume_is_found_broken():
 
 def test_chain_is_found_broken():
     with pytest.raises(
-        AssertionError, match=r"Law 6 \(chain\) is broken by broken: .*the metrics that others see: on_epoch_end"
+        AssertionError,
+        match=r"Law 6 \(chain\) is broken by broken: .*the metrics that other callbacks see: on_epoch_end",
     ):
         testing.check_chain(on_epoch_end(changes_input), max_examples=10)
 

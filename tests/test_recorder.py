@@ -77,9 +77,11 @@ def test_everything_is_durable_on_every_way_out(tmp_path):
 def test_what_is_wrong_is_said():
     _, action = jc.CSVLogger("log.csv").on_epoch_end((), jc.Metrics({"loss": 1.0}))
     with jc.Recorder(callbacks=jc.chain(jc.History())) as recorder:
-        with pytest.raises(ValueError, match="perform needs the moment: pass the train state, or step="):
+        with pytest.raises(ValueError, match="perform needs the step: pass the train state, or step="):
             recorder.perform(action)
-        with pytest.raises(ValueError, match="an action of nobody came, but the recorder was made for History"):
+        with pytest.raises(
+            ValueError, match="got an action of an unknown callback, but the recorder was made for History"
+        ):
             recorder.perform(action, step=1)
 
 

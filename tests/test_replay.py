@@ -354,10 +354,10 @@ def test_no_callbacks_do_nothing():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({}, "holds no records"),
-        ([], "holds no records"),
+        ({}, "has no records"),
+        ([], "has no records"),
         ([{}], "empty dicts"),
-        ({"loss": []}, "holds no records"),
+        ({"loss": []}, "has no records"),
         ({"loss": [1.0], "val_loss": [1.0, 2.0]}, r"different lengths \(loss: 1, val_loss: 2\)"),
         ({"loss": "text"}, "expected a list"),
         ({"loss": 1.0}, "expected a list"),
@@ -365,7 +365,7 @@ def test_no_callbacks_do_nothing():
         ([{"loss": 1.0}, 2.0], "record 1 is of type float"),
         ([{"loss": 1.0, "step": 2}, {"loss": 1.0, "step": 2}], "record 1: step is 2 after 2"),
         ({"loss": [1.0, 1.0], "epoch": [1, 0]}, "record 1: epoch is 0 after 1"),
-        ({"loss": [1.0, 1.0], "epoch": [0, 0.5]}, "record 1: epoch is 0.5, expected a whole number"),
+        ({"loss": [1.0, 1.0], "epoch": [0, 0.5]}, "record 1: epoch is 0.5, expected an integer"),
         ({"loss": [1.0], "step": [None]}, "record 0: step is NA"),
     ],
 )
@@ -397,7 +397,7 @@ def test_other_sources_are_refused(tmp_path):
         jc.replay([jc.History()], tmp_path / "none.csv")
     with pytest.raises(TypeError, match="got int"):
         jc.replay([jc.History()], 3)
-    with pytest.raises(TypeError, match="Call it to make one"):
+    with pytest.raises(TypeError, match="Call it to make an instance"):
         jc.replay([jc.EarlyStopping], {"loss": [1.0]})  # pyright: ignore[reportArgumentType]
 
 

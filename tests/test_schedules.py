@@ -147,11 +147,9 @@ def test_a_ready_made_optimizer_hides_its_rate(action):
 
 def test_without_a_rate_the_error_says_what_to_do():
     state = jc.TrainState.create(params={}, tx=optax.adam(0.1))
-    with pytest.raises(
-        ValueError, match=r"ReduceLROnPlateau: a callback wants to change the learning rate.*adjustable_lr"
-    ):
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau: a callback changes the learning rate.*adjustable_lr"):
         jc.apply(jc.actions.ScaleLearningRate(0.5, owner="ReduceLROnPlateau"), state)
-    with pytest.raises(ValueError, match=r"gives it no way to"):
+    with pytest.raises(ValueError, match=r"does not support that"):
         _ = state.learning_rate
 
 

@@ -79,15 +79,15 @@ ROWS = LOSSES.size
     [
         (np.ones((ROWS, 1), np.float32), r"shape \(4, 1\)", r"reshape\(-1\).*squeeze"),
         (np.ones((1, ROWS), np.float32), r"shape \(1, 4\)", "reshape"),
-        (np.ones((ROWS, ROWS), np.float32), r"shape \(4, 4\)", "one number a row"),
-        (np.ones((ROWS, 2, 1), np.int32), r"shape \(4, 2, 1\)", "one number a row"),
+        (np.ones((ROWS, ROWS), np.float32), r"shape \(4, 4\)", "one number per row"),
+        (np.ones((ROWS, 2, 1), np.int32), r"shape \(4, 2, 1\)", "one number per row"),
         (np.ones(1, np.float32), r"shape \(1,\)", "as many rows"),
         (np.ones(ROWS - 1, np.float32), r"shape \(3,\)", "as many rows"),
         (np.float32(1.0), r"shape \(\)", "as many rows"),
         (1.0, r"shape \(\)", "as many rows"),
         (np.ones(ROWS, bool), r"dtype bool and shape \(4,\)", r"astype\(np.float32\)"),
         (np.ones(ROWS, np.complex64), "dtype complex64", "astype"),
-        ("heavy", "a str", "one number a row"),
+        ("heavy", "a str", "one number per row"),
     ],
 )
 def test_sample_weights_of_another_form_are_refused(step, kind, weights, received, cure):
@@ -185,7 +185,7 @@ BAD_RETURNS = {
     "nothing": (lambda p, b: None, TypeError, "returned a loss of type NoneType.*`return` missing"),
     "a dict": (lambda p, b: {"loss": p["w"]}, TypeError, "a loss of type dict"),
     "a loss a row": (lambda p, b: p["w"] * b, ValueError, r"shape \(4,\), expected a scalar; take its mean"),
-    "an integer": (lambda p, b: jnp.int32(3), ValueError, "dtype int32, expected a floating one"),
+    "an integer": (lambda p, b: jnp.int32(3), ValueError, "dtype int32, expected a floating-point one"),
     "three values": (lambda p, b: (p["w"], {}, {}), TypeError, r"tuple of 3, expected `loss`, `\(loss, metrics\)`"),
     "metrics in a list": (lambda p, b: (p["w"], [p["w"]]), TypeError, "metrics as list, expected a dict"),
     "a metric that is a text": (lambda p, b: (p["w"], {"acc": "high"}), TypeError, "the metric 'acc' of type str"),

@@ -88,7 +88,7 @@ def test_a_run_prints_the_step_that_it_trains(capsys):
 def test_a_run_shows_the_flops_of_its_step(capsys):
     fit(epochs=1, batch_size=35, callbacks=[jc.callbacks.ModelSummary(), jc.callbacks.ModelSummary(verbose=0)])
     out = capsys.readouterr().out
-    assert out.count("forward pass 210 FLOP a batch · training step") == 2
+    assert out.count("forward pass 210 FLOP per batch · training step") == 2
 
 
 def test_a_writer_without_a_step_makes_do_with_the_arrays(capsys):

@@ -20,7 +20,7 @@ def read(directory):
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: jc.actions.Embedding("e"), "one of two"),
+        (lambda: jc.actions.Embedding("e"), "takes either an array or of="),
         (lambda: jc.actions.Embedding("e", jnp.ones(3)), r"vectors of shape \(3,\), expected \(rows, size\)"),
         (lambda: jc.actions.Embedding("e", jnp.ones((3, 2)), ("a", "b")), "has 3 rows and 2 labels"),
         (
@@ -33,7 +33,7 @@ def read(directory):
             lambda: jc.actions.Embedding("e", jnp.ones((3, 2)), sprites=jnp.ones((3, 4))),
             r"expected \(rows, height, width\)",
         ),
-        (lambda: jc.actions.Figure("f", max, {"x": 1.0}, of="params"), "one of two"),
+        (lambda: jc.actions.Figure("f", max, {"x": 1.0}, of="params"), "takes either values or of="),
         (lambda: jc.actions.HParams(final={"loss": jnp.ones(2)}), "final takes scalars, got 'loss' of shape"),
     ],
 )
@@ -46,7 +46,7 @@ def test_what_does_not_fit_together_is_refused(make, match):
     ("make", "match"),
     [
         (lambda: jc.actions.Figure("f", "draw"), "takes a function of its values, got a str"),
-        (lambda: jc.actions.Graph(jnp.sin), "what jax.make_jaxpr"),
+        (lambda: jc.actions.Graph(jnp.sin), "takes the result of jax.make_jaxpr"),
         (lambda: jc.actions.Embedding("e", jnp.ones((3, 2), jnp.complex64)), "expected real numbers"),
     ],
 )
@@ -91,7 +91,7 @@ def test_a_recorder_performs_them_all(tmp_path):
 def test_a_recorder_knows_no_step_to_draw(tmp_path):
     with (
         jc.Recorder(tmp_path, verbose=0) as recorder,
-        pytest.raises(ValueError, match="a hand-written loop does not tell: pass Graph"),
+        pytest.raises(ValueError, match="not available in a hand-written loop: pass Graph"),
     ):
         recorder.perform(jc.actions.Graph(), step=0)
 
@@ -99,7 +99,7 @@ def test_a_recorder_knows_no_step_to_draw(tmp_path):
 def test_labels_that_are_no_file_are_refused(tmp_path):
     with (
         jc.Recorder(tmp_path, verbose=0) as recorder,
-        pytest.raises(FileNotFoundError, match=r"labels of Embedding 'e' are to come from .*words.tsv, which is no"),
+        pytest.raises(FileNotFoundError, match=r"labels of Embedding 'e' are in .*words.tsv, which is not a file"),
     ):
         recorder.perform(jc.actions.Embedding("e", jnp.eye(2), str(tmp_path / "words.tsv")), step=0)
 
@@ -166,7 +166,10 @@ def test_two_runs_have_their_embeddings_in_one_directory(tmp_path):
 def test_a_profile_beside_another_is_an_error_that_says_so(tmp_path):
     jax.profiler.start_trace(str(tmp_path / "other"))
     try:
-        with jc.Recorder(tmp_path, verbose=0) as recorder, pytest.raises(RuntimeError, match="end the other first"):
+        with (
+            jc.Recorder(tmp_path, verbose=0) as recorder,
+            pytest.raises(RuntimeError, match="stop the other one first"),
+        ):
             recorder.perform(jc.actions.Profile(True), jc.TrainState.create(params={"w": jnp.ones(1)}), step=0)
     finally:
         jax.profiler.stop_trace()

@@ -76,18 +76,7 @@ def run(case: Case, *callbacks: Any) -> Model:
         model.epoch, model.batch = epoch, None
         for callback in callbacks:
             callback.on_epoch_begin(epoch)
-        seen = np.float32(0.0)
-        for batch, loss in enumerate(case.batches[epoch] if case.batches else ()):
-            model.batch = batch
-            with np.errstate(over="ignore", invalid="ignore"):
-                seen = np.add(seen, np.float32(loss), dtype=np.float32)
-            if (batch + 1) % case.steps_per_execution:
-                continue
-            value = float(seen / np.float32(batch + 1)) if case.running_mean else loss
-            for callback in callbacks:
-                callback.on_train_batch_end(batch, {"loss": value})
-            if model.stop_training:
-                break
+        _batches(case, model, epoch, callbacks)
         for callback in callbacks:
             callback.on_epoch_end(epoch, dict(logs))
         if model.stop_training:
@@ -95,6 +84,22 @@ def run(case: Case, *callbacks: Any) -> Model:
     for callback in callbacks:
         callback.on_train_end()
     return model
+
+
+def _batches(case: Case, model: Model, epoch: int, callbacks: tuple[Any, ...]) -> None:
+    """Calls the hooks of an epoch's batches."""
+    seen = np.float32(0.0)
+    for batch, loss in enumerate(case.batches[epoch] if case.batches else ()):
+        model.batch = batch
+        with np.errstate(over="ignore", invalid="ignore"):
+            seen = np.add(seen, np.float32(loss), dtype=np.float32)
+        if (batch + 1) % case.steps_per_execution:
+            continue
+        value = float(seen / np.float32(batch + 1)) if case.running_mean else loss
+        for callback in callbacks:
+            callback.on_train_batch_end(batch, {"loss": value})
+        if model.stop_training:
+            break
 
 
 def _early_stopping(case: Case, amendments: tuple[type, ...]) -> Any:

@@ -301,7 +301,7 @@ def test_what_a_callback_sees_does_not_depend_on_its_place():
 
 
 def test_keras_hook_names_are_refused_with_the_new_ones():
-    with pytest.raises(jc.errors.CallbackError, match=r"which is not a hook\. It is called 'on_batch_end'"):
+    with pytest.raises(jc.errors.CallbackError, match=r"which is not a hook\. The hook's name here is 'on_batch_end'"):
         type("Mine", (jc.Callback,), {"on_train_batch_end": lambda self, state, metrics: (state, None)})
     with pytest.raises(jc.errors.CallbackError, match="has Keras's signature"):
         type("Mine", (jc.Callback,), {"on_epoch_end": lambda self, epoch, logs: None})

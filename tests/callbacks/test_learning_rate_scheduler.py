@@ -116,5 +116,5 @@ def test_by_step_needs_what_jax_can_trace():
 
 def test_a_state_without_a_rate_says_what_to_do():
     actions = jc.LearningRateScheduler(lambda e: 0.1).on_epoch_begin((), jc.Metrics({}))[1]
-    with pytest.raises(ValueError, match=r"no way to. Use fit\(optimizer=optax.adam, learning_rate=1e-3\)"):
+    with pytest.raises(ValueError, match=r"does not support that. Use fit\(optimizer=optax.adam, learning_rate=1e-3\)"):
         jc.apply(actions, jc.TrainState.create(params={}, tx=optax.sgd(0.1)))

@@ -70,11 +70,37 @@ def arguments(draw):
     return given
 
 
+def is_due(moment, given, saved_at):
+    """Whether a save is due, if its value is good enough."""
+    by_step, minutes = given.get("save_freq"), given.get("every_minutes")
+    by_epoch = by_step is None and minutes is None
+    if minutes is not None:
+        due = moment.step - saved_at >= minutes
+    elif by_step is not None:
+        due = moment.step % by_step == 0
+    else:
+        due = (moment.epoch + 1) % given.get("every_n_epochs", 1) == 0
+    match moment.hook:
+        case "on_batch_end":
+            return due and not by_epoch
+        case "on_eval_end":
+            return due and given["save_best_only"] and not (by_epoch and moment.closes)
+        case "on_epoch_end":
+            return due and by_epoch
+        case "on_train_end":
+            return given["save_at_end"]
+    return due
+
+
+def beats(value, best, mode):
+    """Whether a value is better than the best so far, None for none."""
+    return not math.isnan(value) and (best is None or (value > best if mode == "max" else value < best))
+
+
 def reference(moments, template, given):
     """What is saved: place in the run, name, and the value that ranks it."""
-    monitor, by_step = given["monitor"], given.get("save_freq")
-    minutes, nth = given.get("every_minutes"), given.get("every_n_epochs", 1)
-    by_epoch = by_step is None and minutes is None
+    monitor = given["monitor"]
+    by_epoch = given.get("save_freq") is None and given.get("every_minutes") is None
     compares = given["save_best_only"] or given["keep_best"] is not None
     best, saved_at, used = given["initial_value_threshold"], 0, -1
     last, seen, means, saves = (NAN, -1), {}, {}, []
@@ -87,26 +113,11 @@ def reference(moments, template, given):
         seen |= moment.new if moment.hook == "on_batch_end" else visible
         if monitor in moment.new and moment.step > last[1] and (moment.hook != "on_batch_end" or not by_epoch):
             last = (moment.new[monitor], moment.step)
-        if minutes is not None:
-            due = moment.step - saved_at >= minutes
-        elif by_step is not None:
-            due = moment.step % by_step == 0
-        else:
-            due = (moment.epoch + 1) % nth == 0
-        match moment.hook:
-            case "on_batch_end":
-                due = due and not by_epoch
-            case "on_eval_end":
-                due = due and given["save_best_only"] and not (by_epoch and moment.closes)
-            case "on_epoch_end":
-                due = due and by_epoch
-            case "on_train_end":
-                due = given["save_at_end"]
+        due = is_due(moment, given, saved_at)
         if due and given["save_best_only"]:
-            value = last[0]
-            if math.isnan(value) or not (best is None or (value > best if given["mode"] == "max" else value < best)):
+            if not beats(last[0], best, given["mode"]):
                 continue
-            best = value
+            best = last[0]
         if due:
             saved_at = moment.step
             ranks = last[0] if last[1] > used or last[1] == moment.step else NAN
@@ -155,14 +166,14 @@ def test_it_saves_what_keras_would_under_the_same_names(moments, template, given
 
 REFUSED = {
     "no path": ({"filepath": ""}, ValueError, "filepath is an empty text, expected a path"),
-    "no template": ({"filepath": "{epoch"}, ValueError, "is no template"),
+    "no template": ({"filepath": "{epoch"}, ValueError, "is not a valid template"),
     "freq": ({"save_freq": "batch"}, ValueError, "must be \"epoch\" or a number of steps, got 'batch'"),
     "freq 0": ({"save_freq": 0}, ValueError, "save_freq must be a whole number of at least 1, got 0"),
     "keep 0": ({"keep_best": 0}, ValueError, "keep_best must be a whole number of at least 1, got 0"),
     "latest 0": ({"max_to_keep": 0}, ValueError, "max_to_keep must be a whole number of at least 1"),
     "minutes": ({"every_minutes": -1}, ValueError, "every_minutes must be a finite number of at least 0, got -1"),
-    "two": ({"save_freq": 3, "every_minutes": 1}, ValueError, "save_freq=3 and every_minutes=1.0 are two cadences"),
-    "end": ({"save_best_only": True, "save_at_end": True}, ValueError, "would put the last weights among the best"),
+    "two": ({"save_freq": 3, "every_minutes": 1}, ValueError, "save_freq=3 and every_minutes=1.0 conflict"),
+    "end": ({"save_best_only": True, "save_at_end": True}, ValueError, "would save the last weights among the best"),
     "mode": ({"mode": "up"}, ValueError, "mode must be one of"),
     "auto": ({"monitor": "val_x", "keep_best": 1}, ValueError, "cannot tell from the name 'val_x'"),
     "threshold": ({"initial_value_threshold": "a"}, ValueError, "initial_value_threshold must be a finite number"),

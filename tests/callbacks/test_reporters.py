@@ -69,11 +69,11 @@ def test_loggers_of_equal_arguments_are_one_program(make):
     [
         (lambda: jc.callbacks.LogTo(3), "LogTo: fn must be a function"),
         (lambda: jc.callbacks.JSONLogger(3), "JSONLogger: filename must be a path, got 3"),
-        (lambda: jc.RemoteMonitor(headers=["a"]), "headers must be a dict of texts"),
-        (lambda: jc.RemoteMonitor(headers={"a": 1}), "headers must be a dict of texts"),
-        (lambda: jc.RemoteMonitor(3), "root and path must be texts"),
+        (lambda: jc.RemoteMonitor(headers=["a"]), "headers must be a dict of strings"),
+        (lambda: jc.RemoteMonitor(headers={"a": 1}), "headers must be a dict of strings"),
+        (lambda: jc.RemoteMonitor(3), "root and path must be strings"),
         (lambda: jc.callbacks.MLflowLogger(tags=["a"]), "tags must be a dict"),
-        (lambda: jc.callbacks.MLflowLogger(3), "experiment must be a text, got 3"),
+        (lambda: jc.callbacks.MLflowLogger(3), "experiment must be a string, got 3"),
     ],
 )
 def test_arguments_of_another_kind_are_refused(make, says):

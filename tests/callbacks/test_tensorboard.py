@@ -115,7 +115,7 @@ def test_labels_are_given_for_all_embeddings_or_by_pattern():
         ({"profile_batch": (3, 2)}, r"profile_batch=\(3, 2\) ends before it begins"),
         ({"profile_batch": (1, 2, 3)}, "profile_batch must be a batch or"),
         ({"profile_batch": "2"}, "profile_batch must be a whole number"),
-        ({"embeddings_metadata": "a.tsv"}, "no embeddings_freq"),
+        ({"embeddings_metadata": "a.tsv"}, "needs embeddings_freq"),
         ({"hparams": {"a": float("nan")}}, "'a' is nan, expected a finite number"),
     ],
     ids=str,

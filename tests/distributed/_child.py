@@ -84,6 +84,33 @@ def sweep(train, held, run_dir):
     return np.asarray(found.history["val_loss"]).tolist()
 
 
+def callbacks_of(options, run_dir, slowed):
+    callbacks = [
+        jc.EarlyStopping(patience=int(options.get("patience", 3)), min_delta=0.02, restore_best_weights=True),
+        jc.ReduceLROnPlateau(factor=0.5, patience=1, min_delta=0.02),
+        jc.CSVLogger("log.csv"),
+        jc.LambdaCallback(on_epoch_end=slowed),
+        jc.ModelCheckpoint("best", save_best_only=True, save_weights_only=True),
+        jc.make_callback(
+            init=lambda: jnp.int32(0), on_epoch_end=lambda s, m: (s, jc.actions.Stop(m["outside"] > 99)), name="Outside"
+        ),
+    ]
+    if "save" in options:
+        callbacks.append(jc.BackupAndRestore(run_dir, save_freq=int(options["save"]), delete_checkpoint=False))
+    if options.get("tensorboard"):
+        callbacks.append(jc.TensorBoard("tb"))
+    return callbacks
+
+
+def placement_of(options):
+    if options.get("mesh") == "model":  # every process sees each row
+        sharding = {"w": PartitionSpec(None, "model"), "v": PartitionSpec("model")}
+        return {"mesh": jax.make_mesh((jax.device_count(),), ("model",)), "sharding": sharding}
+    if options.get("mesh", "1") == "1":
+        return {"mesh": jax.make_mesh((jax.device_count(),), ("data",)), "sharding": options.get("sharding")}
+    return {}
+
+
 def main(address, count, index, run_dir, out, **options):
     count, index = int(count), int(index)
     if count > 1:
@@ -119,26 +146,6 @@ def main(address, count, index, run_dir, out, **options):
             time.sleep(0.3)  # process 0 looks once a second at what the others tell
         return index + 1.0
 
-    callbacks = [
-        jc.EarlyStopping(patience=int(options.get("patience", 3)), min_delta=0.02, restore_best_weights=True),
-        jc.ReduceLROnPlateau(factor=0.5, patience=1, min_delta=0.02),
-        jc.CSVLogger("log.csv"),
-        jc.LambdaCallback(on_epoch_end=slowed),
-        jc.ModelCheckpoint("best", save_best_only=True, save_weights_only=True),
-        jc.make_callback(
-            init=lambda: jnp.int32(0), on_epoch_end=lambda s, m: (s, jc.actions.Stop(m["outside"] > 99)), name="Outside"
-        ),
-    ]
-    if "save" in options:
-        callbacks.append(jc.BackupAndRestore(run_dir, save_freq=int(options["save"]), delete_checkpoint=False))
-    if options.get("tensorboard"):
-        callbacks.append(jc.TensorBoard("tb"))
-    more = {}
-    if options.get("mesh") == "model":  # every process sees each row
-        more = {"mesh": jax.make_mesh((jax.device_count(),), ("model",))}
-        more["sharding"] = {"w": PartitionSpec(None, "model"), "v": PartitionSpec("model")}
-    elif options.get("mesh", "1") == "1":
-        more = {"mesh": jax.make_mesh((jax.device_count(),), ("data",)), "sharding": options.get("sharding")}
     try:
         result = jc.fit(
             params(),
@@ -149,7 +156,7 @@ def main(address, count, index, run_dir, out, **options):
             epochs=int(options.get("epochs", 12)),
             batch_size=None if options.get("data") == "stream" else 16,
             validation_data=held,
-            callbacks=callbacks,
+            callbacks=callbacks_of(options, run_dir, slowed),
             metrics={
                 "val_norm": jc.probes.evaluator(lambda model: float(jnp.sum(model["v"] ** 2))),
                 "outside": jc.probes.host_metric(host),
@@ -161,7 +168,7 @@ def main(address, count, index, run_dir, out, **options):
                 executor=options.get("executor"),
                 resident=False if options.get("data") == "host" else None,
                 steps_per_execution=int(options["steps"]) if "steps" in options else None,
-                **more,
+                **placement_of(options),
             ),
         )
     except BaseException as error:

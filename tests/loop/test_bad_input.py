@@ -277,7 +277,7 @@ def test_a_rate_for_a_ready_made_optimizer():
 
 
 def test_a_factory_without_a_rate():
-    refused(ValueError, "optimizer is a factory, so it needs its rate", learning_rate=None)
+    refused(ValueError, "optimizer is a factory, so it needs a learning rate", learning_rate=None)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", None, 0.1])
@@ -313,7 +313,7 @@ def test_a_loss_that_is_no_function():
     ("loss", "error", "message"),
     [
         (lambda p, b: p["w"], ValueError, r"loss of shape \(3, 1\), expected a scalar"),
-        (lambda p, b: 3, ValueError, "dtype int32, expected a floating one"),
+        (lambda p, b: 3, ValueError, "dtype int32, expected a floating-point one"),
         (lambda p, b: None, TypeError, "`return` missing"),
         (lambda p, b: (p["b"], [p["b"]]), TypeError, "metrics as list, expected a dict"),
     ],
@@ -383,8 +383,8 @@ class KerasLike:
 @pytest.mark.parametrize(
     ("callbacks", "message"),
     [
-        ([jc.EarlyStopping], "got the class EarlyStopping. Call it to make one"),
-        (jc.EarlyStopping, "got the class EarlyStopping. Call it to make one"),
+        ([jc.EarlyStopping], "got the class EarlyStopping. Call it to make an instance"),
+        (jc.EarlyStopping, "got the class EarlyStopping. Call it to make an instance"),
         ([KerasLike()], "got a KerasLike.*jc.HostCallback"),
         (KerasLike(), "got a KerasLike"),
         ([None], "got a NoneType"),
@@ -446,7 +446,7 @@ class Odd(jc.actions.LogAction):
 
 def test_an_action_that_nothing_performs():
     odd = hook("Strange", on_epoch_end=lambda s, m: (s, Odd(m["loss"])))
-    refused(LookupError, r"Strange: nothing performs the action Odd.*@jc.writers.writer\(Odd\)", callbacks=[odd])
+    refused(LookupError, r"Strange: no writer performs the action Odd.*@jc.writers.writer\(Odd\)", callbacks=[odd])
 
 
 # Files

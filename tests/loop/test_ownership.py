@@ -277,7 +277,9 @@ def test_rows_among_those_of_others_are_refused_and_stay(tmp_path):
     assert record is not None
     record.write(str(path), len(before), b"3,16,1.0\n")  # of a process that was killed
     path.write_bytes(before + b"3,16,1.0\ntheirs,3,4\n")
-    with pytest.raises(ValueError, match=r"all.csv holds lines that this run wrote after its checkpoint, and lines of"):
+    with pytest.raises(
+        ValueError, match=r"all.csv contains lines that this run wrote after its checkpoint, and lines of"
+    ):
         fit(tmp_path / "a", log(), resume=True)
     assert path.read_bytes() == before + b"3,16,1.0\ntheirs,3,4\n"
 
@@ -288,7 +290,7 @@ def test_a_shared_log_that_was_replaced_is_refused(tmp_path):
     fit(tmp_path / "b", jc.CSVLogger(path))
     before = path.read_bytes()
     path.write_bytes(before.replace(b"0", b"1"))
-    with pytest.raises(ValueError, match=r"all.csv does not hold what this run has written to it"):
+    with pytest.raises(ValueError, match=r"all.csv does not contain what this run wrote to it"):
         fit(tmp_path / "a", jc.CSVLogger(path), resume=True)
     assert path.read_bytes() == before.replace(b"0", b"1")
 

@@ -169,7 +169,7 @@ def test_a_step_that_hides_its_gradients_is_refused_before_the_first_step():
 def test_two_callbacks_share_a_look_and_cannot_differ_in_it():
     pair = [jc.callbacks.NormMonitor(every=2, of="grad_norm"), jc.callbacks.NormMonitor(every=2, of="grad_norm")]
     assert list(jc.chain(*pair).probes()) == ["grad_norm"]
-    with pytest.raises(ValueError, match="NormMonitor and NormMonitor_2 both look inside the step as 'grad_norm'"):
+    with pytest.raises(ValueError, match="NormMonitor and NormMonitor_2 both define the probe 'grad_norm'"):
         jc.chain(pair[0], jc.callbacks.NormMonitor(every=3, of="grad_norm")).probes()
 
 

@@ -405,7 +405,7 @@ def test_the_time_goes_on(tmp_path):
     elapsed = Store(tmp_path / "checkpoints", say=print).latest().facts["elapsed"]
     assert elapsed > 0
     result = run(tmp_path, callbacks=[*callbacks(), jc.callbacks.Timer(elapsed)])
-    assert "Timer: the time of" in result.stop_reason
+    assert "Timer: the time limit of" in result.stop_reason
     assert int(result.state.step) <= 10
 
 
@@ -529,7 +529,7 @@ def test_averages_in_place_of_the_weights_do_not_become_the_training(tmp_path):
 def test_a_second_budget_of_time_is_one(tmp_path):
     run(tmp_path, epochs=1_000_000, callbacks=[jc.callbacks.Timer(0.0)], validation_data=None)
     result = run(tmp_path, epochs=1_000_000, callbacks=[jc.callbacks.Timer(1.0)], validation_data=None)
-    assert "Timer: the time of 1 s is up" in result.stop_reason
+    assert "Timer: the time limit of 1 s was reached" in result.stop_reason
 
 
 def test_another_order_of_the_data_is_refused_in_the_middle_of_an_epoch(tmp_path):

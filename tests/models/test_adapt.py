@@ -89,7 +89,7 @@ def test_more_errors():
             adapt(empty)
     with pytest.raises(TypeError, match=r"holds Flax NNX modules.*nnx\.Dict"):
         adapt({"a": nnx.Linear(1, 1, rngs=nnx.Rngs(0))})
-    with pytest.raises(TypeError, match=r"module of flax\.nnx, whose state is carried"):
+    with pytest.raises(TypeError, match=r"module of flax\.nnx, whose state is kept"):
         with_state(nnx.Linear(1, 1, rngs=nnx.Rngs(0)), {"n": 0})
     with pytest.raises(TypeError, match="state without arrays"):
         with_state({"w": jnp.ones(1)}, {})

@@ -132,7 +132,7 @@ def test_integer_arrays_are_not_trained(nets):
 
 def test_errors(nets):
     model, _ = eqx.nn.make_with_state(nets.equinox_norm)(jax.random.key(0))
-    with pytest.raises(ValueError, match=r"came without it.*jc\.with_state\(model, state\)"):
+    with pytest.raises(ValueError, match=r"no state was given.*jc\.with_state\(model, state\)"):
         adapt(model)
     with pytest.raises(ValueError, match="no parameters to train"):
         adapt(eqx.nn.Dropout(0.5))

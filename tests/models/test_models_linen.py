@@ -285,7 +285,7 @@ def test_draws_of_a_module_that_always_trains_are_warned_of_once(module, stream,
     (text,) = [str(w.message) for w in first]
     for part in ("argument of __call__", "deterministic", f"rngs={{{stream!r}: key}}"):
         assert part in text
-    assert ("dropout is on" in text) == (stream == "dropout")
+    assert ("dropout is active" in text) == (stream == "dropout")
     assert not warned(runs[0])
     assert not warned(runs[1])
     again = linen(module, X[:1], rngs=(stream,))

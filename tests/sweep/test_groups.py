@@ -96,5 +96,5 @@ def test_a_sweep_too_large_for_memory_says_what_it_needs_and_splits(monkeypatch)
 def test_what_is_no_model_function_is_refused():
     with pytest.raises(TypeError, match="the class Net, expected a function"):
         jc.sweep(Net, net_loss, make_data(), over={"seed": [0]}, optimizer=optax.sgd(0.1), epochs=1)
-    with pytest.raises(TypeError, match="a model was given, not a function"):
+    with pytest.raises(TypeError, match="model_fn is a model, not a function"):
         jc.sweep(make_params(), loss_fn, make_data(), over={"model.a": [0]}, optimizer=optax.sgd(0.1), epochs=1)

@@ -50,12 +50,12 @@ def configuration(**changes):
     [
         ("sead", 1, "Did you mean 'seed'"),
         ("optimizer.weight_decy", 0.1, "Did you mean 'weight_decay'"),
-        ("controls.gamma", 0.1, "there are: beta"),
+        ("controls.gamma", 0.1, "controls: beta"),
         ("callbacks.EarlyStoping.patience", 1, "Did you mean 'EarlyStopping'"),
         ("callbacks.EarlyStopping.patienc", 1, "Did you mean 'patience'"),
         ("callbacks.EarlyStopping.patience", -1, "at least 0"),
         ("callbacks.EarlyStopping.patience", 0.5, "whole number"),
-        ("callbacks.EarlyStopping.monitor", 1, "no number"),
+        ("callbacks.EarlyStopping.monitor", 1, "not a number"),
         ("callbacks.ReduceLROnPlateau.factor", 2.0, "between 0.0 and 1.0"),
         ("optimizer.learning_rate", math.nan, "finite"),
     ],
@@ -78,8 +78,8 @@ def test_numbers_of_a_ready_made_optimizer_and_of_a_schedule():
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ({"callbacks.EarlyStopping.monitor": ["loss"]}, "'loss', a str, which is no number"),
-        ({"callbacks.EarlyStopping.restore_best_weights": [True]}, "no number"),
+        ({"callbacks.EarlyStopping.monitor": ["loss"]}, "'loss', a str, not a number"),
+        ({"callbacks.EarlyStopping.restore_best_weights": [True]}, "not a number"),
         ({"seed": 3}, "list of values"),
         (3, "a dict of paths to values"),
     ],

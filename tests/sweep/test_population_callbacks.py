@@ -139,7 +139,7 @@ def test_a_run_by_itself_refuses_them():
         (lambda: jc.callbacks.SuccessiveHalving(first=0), "at least 1"),
         (lambda: jc.callbacks.PopulationBasedTraining(fraction=0.6), "at most 0.5"),
         (lambda: jc.callbacks.PopulationBasedTraining(numbers=("seed",)), "paths such as"),
-        (lambda: jc.callbacks.PopulationBasedTraining(factors=()), "nothing to draw from"),
+        (lambda: jc.callbacks.PopulationBasedTraining(factors=()), "at least one factor is needed"),
         (lambda: jc.callbacks.MedianStopping(least=1), "at least 2"),
     ],
 )
@@ -149,5 +149,5 @@ def test_arguments_out_of_range(make, message):
 
 
 def test_a_number_that_does_not_live_in_the_optimizer():
-    with pytest.raises(ValueError, match=r"scales the optimizer's 'weight_decay', which does not live"):
+    with pytest.raises(ValueError, match=r"scales the optimizer's 'weight_decay', which is not kept"):
         sweep([jc.callbacks.PopulationBasedTraining(numbers=("optimizer.weight_decay",))], epochs=1)

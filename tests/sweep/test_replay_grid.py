@@ -48,7 +48,7 @@ def test_ten_thousand_configurations_over_a_thousand_epochs_in_one_call():
 
 
 def test_what_a_recorded_run_has_not():
-    with pytest.raises(ValueError, match="'seed' is no callback's"):
+    with pytest.raises(ValueError, match="'seed' is not in a callback"):
         jc.replay([jc.EarlyStopping()], {"val_loss": [1.0]}, over={"seed": [0]})
     with pytest.raises(ValueError, match="Did you mean 'patience'"):
         jc.replay([jc.EarlyStopping()], {"val_loss": [1.0]}, over={"callbacks.EarlyStopping.patienc": [0]})

@@ -227,7 +227,7 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_line(tmp_path, monkeypatch):
 def test_a_place_that_is_none_is_refused(tmp_path, position):
     path = tmp_path / "log.csv"
     path.write_text("one\n")
-    with pytest.raises(ValueError, match=r"for the place in .*log.csv, which is none"):
+    with pytest.raises(ValueError, match=r"for .*log.csv, which is not valid"):
         AppendFile(path).restore(position)
     assert path.read_text() == "one\n"
 
@@ -236,6 +236,6 @@ def test_lines_behind_an_old_checkpoints_are_not_cut_from_a_file_that_others_may
     path = tmp_path / "log.csv"
     path.write_text("one\ntwo\n")
     AppendFile(path, append=True, shared=True).restore(2)
-    with pytest.raises(ValueError, match=r"log.csv has 2 lines, and 1 when the run was saved.*may be another run's"):
+    with pytest.raises(ValueError, match=r"log.csv has 2 lines, and had 1 at the checkpoint.*may be another run's"):
         AppendFile(path, append=True, shared=True).restore(1)
     assert path.read_text() == "one\ntwo\n"

@@ -113,7 +113,7 @@ def test_a_server_that_is_down_is_told_once_and_loses_nothing_of_the_run(tmp_pat
     texts = [str(w.message) for w in caught]
     assert ["could not be reached" in t for t in texts] == [True, False]
     assert "RemoteMonitor at 127.0.0.1" in texts[0]
-    assert "was not given 4 of 4 messages" in texts[1]
+    assert "did not receive 4 of 4 messages" in texts[1]
     assert int(result.state.step) == 20
     assert len(path.read_text().splitlines()) == 4
 
@@ -153,7 +153,7 @@ def test_a_server_that_hangs_does_not_hold_the_run(server):
     server.hang = threading.Event()
     with pytest.warns(RuntimeWarning) as caught:
         result = fit(epochs=3, callbacks=[jc.RemoteMonitor(server.root, timeout=0.2)])
-    assert "was not given 3 of 3 messages" in str(caught[-1].message)
+    assert "did not receive 3 of 3 messages" in str(caught[-1].message)
     assert int(result.state.step) == 15
 
 

@@ -227,10 +227,10 @@ def test_two_that_save_to_one_path_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"ModelCheckpoint(_2)? and ModelCheckpoint(_2)? both save to"):
         fit(callbacks=both, run_dir=tmp_path)
     nested = [jc.ModelCheckpoint("all"), jc.ModelCheckpoint("all/{epoch}"), watch]
-    with pytest.raises(ValueError, match=r"lies within the checkpoint .*all"):
+    with pytest.raises(ValueError, match=r"is within the checkpoint .*all"):
         fit(callbacks=nested, run_dir=tmp_path, overwrite=True)
     for own in ("checkpoints", "checkpoints/{epoch}", "result/{epoch}"):
-        with pytest.raises(ValueError, match="below run_dir is where the run keeps what it resumes from"):
+        with pytest.raises(ValueError, match="below run_dir is where the run saves the checkpoints"):
             fit(callbacks=[jc.ModelCheckpoint(own), watch], run_dir=tmp_path, overwrite=True)
     meet = [jc.ModelCheckpoint("{epoch}"), jc.ModelCheckpoint("{val_loss:.0f}")]
     assert steps == []

@@ -440,12 +440,12 @@ REFUSED = {
     "unknown metric": (
         "{val_auc:.2f}",
         jc.errors.MissingMetricError,
-        "Checkpoint asks for 'val_auc'; known: .*val_loss",
+        "Checkpoint uses 'val_auc'; available: .*val_loss",
     ),
     "format of another type": ("{val_loss:02d}", ValueError, "saves: the text of its Checkpoint.*cannot be filled"),
     "no name": ("{}", ValueError, "cannot be filled"),
     "below a file": ("file/best", NotADirectoryError, "cannot write checkpoints: .*file"),
-    "a directory of others": ("data", FileExistsError, "is no Orbax checkpoint, so it is not replaced"),
+    "a directory of others": ("data", FileExistsError, "is not an Orbax checkpoint, so it is not replaced"),
 }
 
 

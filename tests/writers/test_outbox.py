@@ -70,7 +70,7 @@ def test_a_full_queue_drops_the_oldest_and_counts():
     box.close(PATIENCE)
     assert service.taken == [3, 4, 5]
     assert (box.sent, box.lost) == (3, 3)
-    assert warned[-1] == "it was not given 3 of 6 messages."
+    assert warned[-1] == "it did not receive 3 of 6 messages."
 
 
 def test_what_is_down_to_the_end_is_counted_and_not_waited_for():
@@ -108,7 +108,7 @@ def test_a_service_that_hangs_does_not_hold_the_run():
         box.put(i)  # none of these waits
     box.close(0.05)
     assert box.lost == 3
-    assert warned == ["it was not given 3 of 3 messages."]
+    assert warned == ["it did not receive 3 of 3 messages."]
     hang.set()
     box._thread.join(PATIENCE)
     assert not box._thread.is_alive()

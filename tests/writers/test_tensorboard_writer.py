@@ -184,7 +184,7 @@ def test_pictures_are_uint8_before_they_travel():
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match=r"Scalars takes scalars, got 'w' of shape \(3,\)"):
         jc.actions.Scalars({"w": jnp.ones(3)})
-    with pytest.raises(ValueError, match="Histogram 'h': bins must be a whole number above 0, got 0"):
+    with pytest.raises(ValueError, match="Histogram 'h': bins must be an integer above 0, got 0"):
         jc.actions.Histogram("h", jnp.ones(3), bins=0)
     with pytest.raises(ValueError, match=r"Histogram 'h' got an array of shape \(0,\)"):
         jc.actions.Histogram("h", jnp.ones(0))

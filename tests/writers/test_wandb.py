@@ -131,7 +131,9 @@ def test_a_service_that_cannot_be_reached_is_told_once_and_loses_nothing(tmp_pat
         raise wandb.errors.CommError("nobody there")
 
     monkeypatch.setattr(wandb, "init", init)
-    with pytest.warns(RuntimeWarning, match=r"could not be reached: CommError.*goes on without WandbLogger") as caught:
+    with pytest.warns(
+        RuntimeWarning, match=r"could not be reached: CommError.*continues without WandbLogger"
+    ) as caught:
         result = fit(
             epochs=3,
             validation_data=None,
@@ -147,7 +149,7 @@ def test_a_service_that_goes_down_later_is_told_once(tmp_path, monkeypatch):
         raise ConnectionError("gone")
 
     monkeypatch.setattr(wandb.Run, "log", log)
-    with pytest.warns(RuntimeWarning, match="could not be given the metrics: ConnectionError") as caught:
+    with pytest.warns(RuntimeWarning, match="could not receive the metrics: ConnectionError") as caught:
         result = fit(epochs=3, validation_data=None, callbacks=[jc.callbacks.WandbLogger("a", dir=str(tmp_path))])
     assert len(caught) == 1
     assert int(result.state.step) == 15

@@ -70,7 +70,7 @@ def test_an_action_that_nothing_performs_says_how_to_register_one():
     class Silent(jc.actions.LogAction):
         pass
 
-    with pytest.raises(LookupError, match=r"nothing performs the action Silent.*@jc.writers.writer\(Silent\)"):
+    with pytest.raises(LookupError, match=r"no writer performs the action Silent.*@jc.writers.writer\(Silent\)"):
         writer_for(Silent)
 
 

@@ -1,1 +1,1 @@
-"""The built-in callbacks, one a file."""
+"""The built-in callbacks, one per file."""

@@ -1,4 +1,4 @@
-"""`BackupAndRestore`: how often a run is saved, so that it survives being killed."""
+"""`BackupAndRestore`: saves the run at chosen intervals, so that it can resume after being killed."""
 
 from typing import Any, Literal
 
@@ -11,20 +11,20 @@ from jaxcb._src.utils.validate import check_int
 
 
 class BackupAndRestore(Callback):
-    """Saves the whole run now and then, so that the same command goes on where it was killed.
+    """Saves the whole run at chosen intervals, so that the same command resumes it after it was killed.
 
-    A run with a `run_dir` is saved anyway, at least every 60 seconds and at its end, and `resume=True` resumes it.
-    This callback makes it more often, at places that you choose. Without a `run_dir` it makes its `backup_dir` one,
-    and resumes from it by itself, as Keras's does.
+    A run with a `run_dir` is saved in any case, at least every 60 seconds and at its end, and `resume=True` resumes
+    it. This callback adds saves at intervals that you choose. Without a `run_dir`, its `backup_dir` becomes the run's
+    directory, and the run resumes from it automatically, as in Keras.
 
     Args:
-        backup_dir: the directory of the run where `fit` is given no `run_dir`.
-        save_freq: "epoch", or a number of steps: due where `step % save_freq == 0`.
-        delete_checkpoint: whether the training's checkpoints go when the run has come to its end; its result stays
-            in Keras's sense: in memory.
+        backup_dir: the directory of the run if `fit` gets no `run_dir`.
+        save_freq: "epoch", or a number of steps: a save is due where `step % save_freq == 0`.
+        delete_checkpoint: whether to delete the checkpoints of the training once the run has completed; its result
+            stays in memory, as in Keras.
 
     Raises:
-        ValueError: for another `save_freq`.
+        ValueError: for an invalid `save_freq`.
 
     Example:
         >>> import jaxcb as jc
@@ -33,7 +33,7 @@ class BackupAndRestore(Callback):
         >>> bool(action.when)
         True
 
-    Source: `keras.callbacks.BackupAndRestore`, which keeps neither callbacks' states nor the data's order.
+    Source: `keras.callbacks.BackupAndRestore`, which saves neither the states of callbacks nor the order of the data.
     """
 
     backup_dir: str = static()

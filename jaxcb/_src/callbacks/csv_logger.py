@@ -1,4 +1,4 @@
-"""`CSVLogger`: a row an epoch in a CSV file."""
+"""`CSVLogger`: writes the metrics of each epoch to a CSV file."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ from jaxcb._src.utils.pytree import static
 
 
 class CSVLogger(Callback):
-    """Writes the metrics of each epoch to a CSV file, and of each validation in an epoch's middle.
+    """Writes the metrics of each epoch, and of each validation within an epoch, to a CSV file.
 
-    Columns are `epoch` (from 0), `step`, and the metrics' names in order, known before the first step. What
-    was not reported stands as `NA`.
+    The columns are `epoch` (from 0), `step`, and the names of the metrics in order. They are fixed before the first
+    step. Values that were not reported are written as `NA`.
 
     Args:
-        filename: the file; a relative path lies below `run_dir` where there is one.
-        separator: what stands between columns.
-        append: True goes on in a file that is there, whose header must be the same; False replaces it.
+        filename: the file; a relative path is below `run_dir` if there is one.
+        separator: the character between columns.
+        append: True appends to an existing file, which must have the same header; False replaces it.
 
     Raises:
-        TypeError: for a filename that is no path, or an empty separator.
-        ValueError: for a filename that is empty or an address.
+        TypeError: if the filename is not a path, or the separator not a single character.
+        ValueError: if the filename is empty or a URL.
 
     Example:
         >>> import jaxcb as jc

@@ -1,4 +1,4 @@
-"""`EarlyStopping`: stop when a metric no longer improves."""
+"""`EarlyStopping`: stops the run when a metric no longer improves."""
 
 import dataclasses
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from jaxcb._src.utils.validate import check_choice, check_int, check_number
 
 
 class EarlyStoppingState(Struct):
-    """What `EarlyStopping` remembers."""
+    """State of `EarlyStopping`."""
 
     best: Any  # float32 (), NaN before the first improvement
     best_epoch: Any  # int32 (), from 0; -1 before the first improvement
@@ -41,27 +41,27 @@ class EarlyStopping(Callback):
 
     Args:
         monitor: a metric's name, or a pure function of `Metrics` that returns a scalar.
-        min_delta: an improvement must be larger than its absolute value, in the metric's unit.
-        patience: reports of the monitor without improvement after which to stop; 0 acts as 1. The first report that
-            counts never uses it up.
+        min_delta: an improvement must exceed the absolute value of this number, in units of the metric.
+        patience: number of reports of the monitor without improvement after which to stop; 0 acts as 1. The first
+            report never counts against it.
         verbose: 1 prints a line at the stop.
-        mode: "min", "max", or "auto" to follow the name.
-        baseline: nothing counts as improvement that does not beat it; None for no baseline.
+        mode: "min", "max", or "auto" to derive it from the name.
+        baseline: a value that an improvement must also beat; None for no baseline.
         restore_best_weights: whether the run ends with the weights (params and model state) of the best
             report. They are a copy on the device, taken when the metric improves.
-        start_from_epoch: reports before this epoch (from 0) are passed over.
-        threshold_mode: "abs", or "rel" for a `min_delta` that is a share of the best's (the baseline's) absolute value.
-        patience_in: what `patience` counts: "reports" of the monitor, "epochs" or "steps". It is looked at where the
+        start_from_epoch: reports before this epoch (from 0) are ignored.
+        threshold_mode: "abs", or "rel" for a `min_delta` relative to the absolute value of the best (or baseline).
+        patience_in: unit of `patience`: "reports" of the monitor, "epochs" or "steps". It is checked whenever the
             monitor is reported.
-        stopping_threshold: stop at the first report that is at least as good; None for no such rule.
-        divergence_threshold: stop at the first report that is worse; None for no such rule.
+        stopping_threshold: stop at the first report that is at least as good; None for no threshold.
+        divergence_threshold: stop at the first report that is worse; None for no threshold.
         check_finite: stop at the first report that is NaN or infinite.
 
     State:
         `best`, `best_epoch`, `wait`, `seen`.
 
     Raises:
-        ValueError: for arguments out of range, or a mode that cannot be told from the name.
+        ValueError: if an argument is out of range, or the mode cannot be derived from the name.
 
     Example:
         >>> import jaxcb as jc
@@ -71,10 +71,10 @@ class EarlyStopping(Callback):
         >>> jc.replay([good_enough], {"val_accuracy": [0.5, 0.75, 1.0, 1.0]}).stop_reason
         'EarlyStopping: val_accuracy is 1 and has reached 0.9'
 
-    Source: `keras.callbacks.EarlyStopping`. Differs in NaN (never an improvement), in `baseline` (patience
-    ends a run that never beats it) and in counting reports, so that validation may be rarer than epochs. The
-    thresholds and `check_finite` (off by default here) are those of `lightning.pytorch.callbacks.EarlyStopping`, whose
-    `stopping_threshold` must be passed, not reached.
+    Source: `keras.callbacks.EarlyStopping`. Differs in NaN (never an improvement), in `baseline` (a run that never
+    beats it stops when patience runs out) and in counting reports, so that a run may validate less often than every
+    epoch. The thresholds and `check_finite` (off by default here) are those of
+    `lightning.pytorch.callbacks.EarlyStopping`, where the metric must pass `stopping_threshold`, not just reach it.
     """
 
     monitor: Monitor = static(default="val_loss")
@@ -120,6 +120,8 @@ class EarlyStopping(Callback):
             return state, None
         value, reported = read("EarlyStopping", self.monitor, metrics)
         now = Reported(reported, metrics.epoch)
+        # Two conditions, because a report before `start_from_epoch` is ignored but must still be recorded as seen:
+        # otherwise it would count as new at the first hook call after that epoch.
         anew = reported > state.seen.step
         new = anew & (metrics.epoch >= self.start_from_epoch)
         better = new & self._improved(value, state.best)
@@ -148,7 +150,7 @@ class EarlyStopping(Callback):
         return improved(value, jnp.asarray(reference, jnp.float32), self.min_delta, self.mode, self.threshold_mode)
 
     def _reasons(self, value: Array, impatient: Array) -> list[tuple[Array, str]]:
-        """When to stop, and why."""
+        """Returns the conditions under which to stop, each with its reason."""
         name = monitor_name(self.monitor)
         lacks = "improved" if self.baseline is None else "beaten both its best and the baseline {baseline:.5g}"
         best = "best {best:.5g} at epoch {best_epoch}"
@@ -164,7 +166,7 @@ class EarlyStopping(Callback):
         return found
 
     def _limits(self) -> dict[str, Any]:
-        """The given limits, by name."""
+        """Returns the thresholds that are set: name -> value."""
         names = ("baseline", "stopping_threshold", "divergence_threshold")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 

@@ -1,4 +1,4 @@
-"""`Freeze`: keep some of the parameters as they are."""
+"""`Freeze`: keeps some of the parameters unchanged."""
 
 from typing import Any
 
@@ -12,20 +12,20 @@ from jaxcb._src.utils.validate import check_int
 
 
 class Freeze(Callback):
-    """Keeps the parameters that match a pattern as they are, until an epoch or for the whole run.
+    """Keeps the parameters that match a pattern unchanged, until an epoch or for the whole run.
 
-    Their updates are multiplied by 0, weight decay included, so that freezing and unfreezing retraces nothing. The
-    gradients are still computed, and what an optimizer remembers of them (Adam's moments) moves on, as do the
-    statistics of batch norms. Needs the gradients before the update: `fit`, or `Loop` with `Step`.
+    Their updates, weight decay included, are multiplied by 0, so freezing and unfreezing never retraces. Gradients are
+    still computed, and the optimizer's statistics of them (Adam's moments) still change, as do the statistics of batch
+    norms. Requires a hook before the update: `fit`, or `Loop` with `Step`.
 
     Args:
-        where: pattern of parameter paths, or a tuple of them: `*` stands for anything within a part of a path,
-            `**` across parts.
-        until_epoch: the first epoch, from 0, in which they are trained; None freezes them for ever.
+        where: pattern of parameter paths, or a tuple of patterns: `*` matches any text within one part of a path,
+            `**` any number of parts.
+        until_epoch: the first epoch, from 0, in which they are trained; None freezes them for the whole run.
 
     Raises:
-        TypeError: for a pattern that is no string.
-        ValueError: for an epoch below 0; before the first step for a pattern that matches no parameter.
+        TypeError: if a pattern is not a string.
+        ValueError: if the epoch is below 0, or, before the first step, if a pattern matches no parameter.
 
     Example:
         >>> import jaxcb as jc
@@ -36,7 +36,7 @@ class Freeze(Callback):
         1 backbone/** 0.0 True
         2 backbone/** 0.0 False
 
-    Source: Lightning's `BaseFinetuning`, which changes what the optimizer holds.
+    Source: Lightning's `BaseFinetuning`, which changes the parameter groups of the optimizer.
     """
 
     where: str | tuple[str, ...] = static()
@@ -46,7 +46,7 @@ class Freeze(Callback):
         patterns = (self.where,) if isinstance(self.where, str) else self.where
         if not isinstance(patterns, tuple | list) or not patterns or not all(isinstance(p, str) for p in patterns):
             raise TypeError(
-                f"Freeze: where must be a pattern such as 'backbone/**', or some of them, got {patterns!r}."
+                f"Freeze: where must be a pattern such as 'backbone/**', or a tuple of patterns, got {patterns!r}."
             )
         self._set("where", tuple(patterns))
         if self.until_epoch is not None:

@@ -12,16 +12,16 @@ from jaxcb._src.utils.validate import check_int
 
 
 class GradientAccumulation(Callback):
-    """Updates once for several steps, with the mean of their gradients: a large batch in small pieces.
+    """Applies one update every few steps, with the mean of their gradients, as for one large batch.
 
-    The optimizer, and with it a learning-rate schedule, counts updates; `metrics["updates"]` is their number, and
-    `metrics.step` goes on counting batches. What is accumulated goes on over the end of an epoch.
+    The optimizer, and so the learning rate schedule, counts updates; `metrics["updates"]` is their number.
+    `metrics.step` still counts batches. Accumulation continues across the end of an epoch.
 
     Args:
-        steps: batches an update; or a function, jittable, of the number of updates done.
+        steps: batches per update; or a jittable function of the number of updates done.
 
     Raises:
-        ValueError: for a number below 1, and for a run without an optimizer.
+        ValueError: if the number is below 1, or the run has no optimizer.
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp, optax
@@ -41,10 +41,10 @@ class GradientAccumulation(Callback):
             self._set("steps", check_int("GradientAccumulation", "steps", self.steps, least=1))
 
     def setup(self, train_state: TrainState) -> TrainState:
-        """Wraps the optimizer, unless that is `optax.MultiSteps` already; what its state holds stays."""
+        """Wraps the optimizer in `optax.MultiSteps`, unless it is wrapped already, and keeps its state."""
         if train_state.tx is None:
             raise ValueError("GradientAccumulation needs a train state with an optimizer: TrainState.create(tx=...).")
-        if isinstance(train_state.opt_state, optax.MultiStepsState):  # of an earlier run: it accumulates already
+        if isinstance(train_state.opt_state, optax.MultiStepsState):  # from an earlier run
             return train_state
         several = optax.MultiSteps(optax.with_extra_args_support(train_state.tx), self.steps)
         start = several.init(train_state.params)._replace(inner_opt_state=train_state.opt_state)

@@ -1,4 +1,4 @@
-"""`History`: what every run remembers of itself."""
+"""`History`: records the metrics of the run."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from jaxcb._src.core.metrics import Metrics, fresh_scalars
 
 
 class History(Callback):
-    """Records a row at each epoch's end and at each validation in its middle.
+    """Records a row at the end of each epoch and at each validation within an epoch.
 
-    `fit` and `Loop` add one by themselves; the rows are `result.history` and, with a `run_dir`, its
+    `fit` and `Loop` add one automatically; the rows are `result.history` and, with a `run_dir`, its
     `history.csv`.
 
     Example:

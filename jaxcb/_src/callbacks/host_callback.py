@@ -1,4 +1,4 @@
-"""`HostCallback`: a Keras callback class, ported by its base class."""
+"""`HostCallback`: base class to port Keras callbacks."""
 
 import dataclasses
 import inspect
@@ -11,7 +11,7 @@ from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.errors import CallbackError, did_you_mean
 from jaxcb._src.utils.pytree import Struct, static
 
-# Keras's method -> our hook, and what it counts
+# Keras's method -> the jaxcb hook, and the counter that is passed as the first argument
 _HOOKS = {
     "on_train_begin": ("on_train_begin", None),
     "on_train_end": ("on_train_end", None),
@@ -23,11 +23,11 @@ _HOOKS = {
     "on_test_end": ("on_eval_end", None),
 }
 _ALIASES = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}
-# of `predict`, which takes no callbacks: in `fit` Keras does not call them either
+# Hooks of `predict`, which takes no callbacks. They are allowed because Keras does not call them in `fit` either.
 _PREDICT = ("on_predict_begin", "on_predict_end", "on_predict_batch_begin", "on_predict_batch_end")
 _CURES = {
-    "on_test_batch_begin": "A validation is one moment here: on_test_begin and on_test_end.",
-    "on_test_batch_end": "A validation is one moment here: on_test_begin and on_test_end.",
+    "on_test_batch_begin": "A validation is a single event here: on_test_begin and on_test_end.",
+    "on_test_batch_end": "A validation is a single event here: on_test_begin and on_test_end.",
     "on_eval_begin": "Keras's name for it is on_test_begin.",
     "on_eval_end": "Keras's name for it is on_test_end.",
     "on_before_update": "That is a hook of pure callbacks: subclass jc.Callback.",
@@ -37,19 +37,19 @@ _CURES = {
 
 
 class HostCallback:
-    """Base of callbacks in Keras's style: impure Python on the host, with a `self` that may change.
+    """Base class of callbacks in Keras's style: impure Python on the host, with a mutable `self`.
 
     A subclass defines the methods that it needs, with Keras's names and arguments: `on_train_begin(logs)`,
     `on_train_end(logs)`, `on_epoch_begin(epoch, logs)`, `on_epoch_end(epoch, logs)`,
     `on_train_batch_begin(batch, logs)` and `on_train_batch_end(batch, logs)` (or `on_batch_begin` and
-    `on_batch_end`), `on_test_begin(logs)` and `on_test_end(logs)`. Counts are from 0; `logs` is what was reported at
-    this moment, name -> float. `on_predict_*` may stand and are not called: `predict` takes no callbacks. An
-    `__init__` of its own need not call this one's.
+    `on_batch_end`), `on_test_begin(logs)` and `on_test_end(logs)`. Counters start at 0; `logs` has the values reported
+    in this hook call, name -> float. `on_predict_*` may be defined but are never called, because `predict` takes no
+    callbacks. An `__init__` need not call `super().__init__()`.
 
-    `self.stop()` ends the run, as `self.model.stop_training = True` does in Keras. What a method changes in
-    `self.model` does not reach the run, and what it keeps in `self` is not part of a checkpoint. Each method that
-    is defined brings the run back to the host at its moment, so one for batches costs a round trip a step: a pure
-    `jc.Callback` with a log action is free.
+    `self.stop()` ends the run, as `self.model.stop_training = True` does in Keras. Changes to `self.model` do not
+    affect the run, and attributes of `self` are not part of a checkpoint. Each defined method returns control to the
+    host whenever it is called, so a batch method costs one round trip per step. A pure `jc.Callback` with a log action
+    has no such cost.
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp, optax
@@ -76,11 +76,11 @@ class HostCallback:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _check_class(cls)
-        # a class of its own, so that chains and errors know it by the user's name
+        # A class per user class, so that chains and errors show the user's class name.
         cls._pure = type(cls.__name__, (FunctionCallback,), {"__module__": cls.__module__})
 
     def as_callback(self) -> Callback:
-        """Returns the pure callback that asks for this one's methods to be called; `chain` and `fit` call it."""
+        """Returns the pure callback that calls this object's methods; `chain` and `fit` use it."""
         functions = [
             (hook, _Ask(_Visit(self._visit, method, counter)))
             for method, (hook, counter) in _HOOKS.items()
@@ -92,12 +92,12 @@ class HostCallback:
         return getattr(getattr(self, method), "__func__", None) is not getattr(HostCallback, method)
 
     def _visit(self, run: Any, method: str, *arguments: Any) -> None:
-        """Calls a method while `run` waits."""
+        """Calls a method while `run` waits for it."""
         self._run, self._model = run, None
         getattr(self, method)(*arguments)
         if getattr(self._model, "stop_training", False):
             raise CallbackError(
-                f"{type(self).__name__}.{method} set self.model.stop_training, which stops nothing here. Call "
+                f"{type(self).__name__}.{method} set self.model.stop_training, which has no effect here. Call "
                 "self.stop() instead."
             )
 
@@ -106,13 +106,13 @@ class HostCallback:
         """The live run: `step`, `epoch`, `state`, `run_dir`..."""
         if self._run is None:
             raise RuntimeError(
-                f"{type(self).__name__} is not part of a run yet; self.run and self.model exist in hooks."
+                f"{type(self).__name__} is not part of a run yet; self.run and self.model are available in hooks."
             )
         return self._run
 
     @property
     def model(self) -> Any:
-        """The model with the weights of this moment: the caller's own NNX module, else a copy for evaluation."""
+        """The model with the current weights: the caller's own NNX module, else a copy for evaluation."""
         if self._model is None:
             state = self.run.state
             adapter = state.adapter
@@ -124,59 +124,59 @@ class HostCallback:
 
     @property
     def params(self) -> dict[str, Any]:
-        """Keras's: `epochs`, `steps` (of an epoch; both None where not known) and `verbose`."""
+        """Keras's `params`: `epochs`, `steps` (per epoch; both None if unknown) and `verbose`."""
         return self.run.params
 
     def stop(self, reason: str = "stopped by a host callback") -> None:
-        """Asks the run to stop: its epoch is validated and closed first, as in Keras."""
+        """Stops the run. Its current epoch is validated and closed first, as in Keras."""
         self.run.stop(reason)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Before the first step of a run that is not resumed."""
+        """Called before the first step, except in a resumed run."""
 
     def on_train_end(self, logs: Any = None) -> None:
-        """After the last epoch, however the run ended."""
+        """Called after the last epoch, however the run ended."""
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Before the first step of an epoch."""
+        """Called before the first step of an epoch."""
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """After an epoch and its validation."""
+        """Called after each epoch and its validation."""
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Before each step."""
+        """Called before each step."""
         self.on_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """After each step, with this step's own values."""
+        """Called after each step, with the values of that step."""
         self.on_batch_end(batch, logs)
 
     def on_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Keras's other name of `on_train_batch_begin`."""
+        """Keras's alias of `on_train_batch_begin`."""
 
     def on_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Keras's other name of `on_train_batch_end`."""
+        """Keras's alias of `on_train_batch_end`."""
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Before a validation."""
+        """Called before each validation."""
 
     def on_test_end(self, logs: Any = None) -> None:
-        """After a validation, with its `val_` values."""
+        """Called after each validation, with its `val_` metrics."""
 
 
 HostCallback._pure = FunctionCallback
 
 
 class Visit(Call):
-    """A `Call` that tells what is fresh: in Keras, `logs` holds no validation of an earlier epoch."""
+    """A `Call` that also holds which values are fresh: Keras's `logs` has no values of an earlier validation."""
 
     fresh: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class _Visit(Struct):
-    """Calls a method with the arguments that Keras gives it."""
+    """Calls a method with Keras's arguments."""
 
-    visit: Callable[..., None] = static()  # the instance's own, bound: compared and hashed by identity
+    visit: Callable[..., None] = static()  # a bound method of the instance, so it compares and hashes by identity
     method: str = static()
     counter: str | None = static()
 
@@ -186,7 +186,7 @@ class _Visit(Struct):
 
 
 class _Ask(Struct):
-    """The pure hook that asks for a method to be called."""
+    """The pure hook whose action calls a method."""
 
     visit: _Visit = static()
 
@@ -196,7 +196,12 @@ class _Ask(Struct):
 
 
 def _check_class(cls: type) -> None:
-    """Refuses what looks like a hook and would never be called as one."""
+    """Rejects methods that look like hooks but would never be called.
+
+    A signature is checked by binding the names of the arguments, not by comparing them: Keras calls hooks by position,
+    so any names, defaults and `*args` are valid. Only a pure hook's `(self, state, metrics)` is rejected although it
+    binds, because it has the right number of arguments and the wrong meaning.
+    """
     known = [*_HOOKS, *_ALIASES.values()]
     for name, value in vars(cls).items():
         if name in _CURES:
@@ -212,7 +217,7 @@ def _check_class(cls: type) -> None:
         expected = ["self", *([counter] if counter else []), "logs"]
         try:
             signature = inspect.signature(value)
-        except (TypeError, ValueError):  # some builtins tell none
+        except (TypeError, ValueError):  # some builtins have no signature
             continue
         try:
             signature.bind(*expected)
@@ -222,5 +227,5 @@ def _check_class(cls: type) -> None:
         else:
             if not pure:
                 continue
-        cure = " Pure hooks belong to a subclass of jc.Callback." if pure or "metrics" in signature.parameters else ""
+        cure = " Pure hooks belong in a subclass of jc.Callback." if pure or "metrics" in signature.parameters else ""
         raise CallbackError(f"{cls.__name__}.{name} takes {signature}, expected ({', '.join(expected)}).{cure}")

@@ -1,4 +1,4 @@
-"""`JSONLogger`: a line of JSON an epoch."""
+"""`JSONLogger`: writes the metrics to a JSON Lines file."""
 
 from typing import Any
 
@@ -9,21 +9,21 @@ from jaxcb._src.utils.pytree import static
 
 
 class JSONLogger(Reporter):
-    """Writes the metrics of each epoch to a file, a JSON object a line, and of each validation in an epoch's middle.
+    """Writes the metrics of each epoch, and of each validation within an epoch, to a JSON Lines file.
 
-    An object holds `epoch` (from 0), `step`, and what was reported, as the shortest decimals that read back. JSON
-    has no numbers that are not finite: they stand as "NaN", "Infinity" and "-Infinity", which `float` and
-    `jc.replay` read. Metrics that are arrays are left out.
+    Each object has `epoch` (from 0), `step`, and the reported values, as the shortest decimals that parse to the same
+    float. JSON has no non-finite numbers: they are written as the strings "NaN", "Infinity" and "-Infinity", which
+    `float` and `jc.replay` read. Metrics that are arrays are left out.
 
     Args:
-        filename: the file; a relative path lies below `run_dir` where there is one.
-        every: "epoch" for the values at the end of each epoch and at each validation in its middle; a number of
-            steps for those and, when `step % every == 0`, the step's own values, as `batch_loss`.
-        append: True goes on in a file that is there; False replaces it.
+        filename: the file; a relative path is below `run_dir` if there is one.
+        every: "epoch" for the values at the end of each epoch and at each validation within an epoch. A number of
+            steps adds, when `step % every == 0`, the step's own values as `batch_loss` and so on.
+        append: True appends to an existing file; False replaces it.
 
     Raises:
-        TypeError: for a filename that is no path.
-        ValueError: for a filename that is empty or an address, or another `every`.
+        TypeError: if the filename is not a path.
+        ValueError: if the filename is empty or a URL, or for an invalid `every`.
 
     Example:
         >>> import jaxcb as jc

@@ -1,4 +1,4 @@
-"""`LambdaCallback`: impure Python at a moment, where that is wanted."""
+"""`LambdaCallback`: calls impure Python functions in hooks."""
 
 import inspect
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jaxcb._src.utils.pytree import Struct, static
 
 
 class _Invoke(Struct):
-    """Calls a user's function with the arguments that Keras gives it. Compares by that function."""
+    """Calls a user's function with Keras's arguments. Compares by that function."""
 
     function: Callable[..., Any] = static()
     counter: str | None = static()
@@ -23,7 +23,7 @@ class _Invoke(Struct):
 
 
 class _AsCall(Struct):
-    """The pure hook that asks for a user's function to be called."""
+    """The pure hook whose action calls a user's function."""
 
     invoke: _Invoke = static()
 
@@ -42,10 +42,10 @@ _COUNTERS = {
 
 
 class LambdaCallback(FunctionCallback):
-    """Calls ordinary, impure Python functions at moments of the run.
+    """Calls ordinary, impure Python functions in hooks.
 
-    Each call brings the run back to the host, so a batch function costs a round trip a step: for values
-    alone, a pure callback with a log action is free.
+    Each call returns control to the host, so a batch function costs one round trip per step. To only log values, use a
+    pure callback with a log action, which has no such cost.
 
     Args:
         on_epoch_begin: `fn(epoch, logs)`, epoch from 0.
@@ -57,7 +57,7 @@ class LambdaCallback(FunctionCallback):
         name: the callback's name.
 
     Raises:
-        TypeError: for an unknown hook, or a function that does not take these arguments.
+        TypeError: for an unknown hook, or a function that does not accept these arguments.
 
     Example:
         >>> import jaxcb as jc
@@ -108,8 +108,8 @@ def _check_function(hook: str, function: Any) -> None:
         inspect.signature(function).bind(*expected)
     except TypeError:
         raise TypeError(
-            f"LambdaCallback: {hook} is called as fn({', '.join(expected)}), but got a function of "
+            f"LambdaCallback: {hook} is called as fn({', '.join(expected)}), but got a function with the signature "
             f"{inspect.signature(function)}."
         ) from None
-    except ValueError:  # some builtins, such as print, tell no signature
+    except ValueError:  # some builtins, such as print, have no signature
         pass

@@ -1,4 +1,4 @@
-"""`LearningRateMonitor`: the learning rate as a curve in TensorBoard."""
+"""`LearningRateMonitor`: logs the learning rate to TensorBoard."""
 
 from typing import Any, Literal
 
@@ -10,18 +10,18 @@ from jaxcb._src.utils.validate import check_int
 
 
 class LearningRateMonitor(Callback):
-    """Writes the learning rate of the last update to TensorBoard.
+    """Logs the learning rate of the last update to TensorBoard.
 
-    It is the effective rate, with the factors of all callbacks in it: `learning_rate`. An optimizer that was handed
-    over ready-made hides its rate; then it is the callbacks' factor alone: `lr_scale`.
+    It is the effective rate, including the factors of all callbacks: `learning_rate`. A ready-made optimizer hides its
+    rate; then only the callbacks' factor is logged: `lr_scale`.
 
     Args:
-        every: "epoch" for a point at the end of each epoch, or a number of steps; then one is due when
+        every: "epoch" for a point at the end of each epoch, or a number of steps for a point where
             `step % every == 0`.
 
     Raises:
-        ValueError: for another `every`.
-        MissingMetricError: before the first step, where the optimizer has no rate that callbacks can see.
+        ValueError: for an invalid `every`.
+        MissingMetricError: before the first step, if the optimizer has no learning rate that callbacks can read.
 
     Example:
         >>> import jaxcb as jc

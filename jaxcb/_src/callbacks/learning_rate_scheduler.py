@@ -1,4 +1,4 @@
-"""`LearningRateScheduler`: the base learning rate as a function of the epoch or the step."""
+"""`LearningRateScheduler`: sets the base learning rate as a function of the epoch or the step."""
 
 import functools
 import inspect
@@ -17,27 +17,27 @@ from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.pytree import static
 from jaxcb._src.utils.validate import check_choice
 
-_EPOCHS = 10_000  # of a Python function that cannot be traced, this many are tabulated; later ones keep the last
-_PROBED = (0, 1, 2, 5, 10, 31, 32, 100, 1000)  # epochs at which a traced schedule is held against Python
-_PROBES = (1.0, 0.37, 2.9e-3)  # rates at which a Python function of (epoch, lr) is measured
+_EPOCHS = 10_000  # epochs tabulated for a Python function that cannot be traced; later epochs keep the last value
+_PROBED = (0, 1, 2, 5, 10, 31, 32, 100, 1000)  # epochs at which a traced schedule is compared with Python
+_PROBES = (1.0, 0.37, 2.9e-3)  # rates at which a Python function of (epoch, lr) is sampled
 
 
 class LearningRateScheduler(Callback):
     """Sets the base learning rate at the start of each epoch or step.
 
-    The callbacks' factors, such as a plateau's, still multiply what it sets. Needs the exact form of the
-    rate (`fit(optimizer=optax.adam, learning_rate=...)` or `adjustable_lr`).
+    The factors of other callbacks, such as a plateau's, still multiply it. Requires a learning rate that callbacks can
+    set (`fit(optimizer=optax.adam, learning_rate=...)` or `adjustable_lr`).
 
     Args:
-        schedule: an optax schedule, or Keras's `fn(epoch)` or `fn(epoch, lr)`, epoch from 0 and lr the base
-            rate in force. What jax can trace is traced; an ordinary Python function of the epoch (`if epoch <
-            10`, `math.exp`) is folded into a table of 10,000 epochs on the host, and may use `lr` linearly.
+        schedule: an optax schedule, or Keras's `fn(epoch)` or `fn(epoch, lr)`, with the epoch from 0 and the current
+            base rate `lr`. Functions that jax can trace are traced. Other Python functions of the epoch
+            (`if epoch < 10`, `math.exp`) are tabulated on the host for 10,000 epochs, and must be linear in `lr`.
         verbose: 1 prints a line at each epoch.
         by: "epoch", or "step" for a schedule of the updates done.
 
     Raises:
-        TypeError: for a schedule that is not callable, or that can be neither traced nor tabulated.
-        ValueError: for another `by`.
+        TypeError: if the schedule is not callable, or can be neither traced nor tabulated.
+        ValueError: for an invalid `by`.
 
     Example:
         >>> import jaxcb as jc
@@ -46,7 +46,7 @@ class LearningRateScheduler(Callback):
         >>> round(float(action.value), 6)
         0.01
 
-    Source: `keras.callbacks.LearningRateScheduler`, which overrides a plateau's cuts at each epoch.
+    Source: `keras.callbacks.LearningRateScheduler`, which overrides a plateau's reductions at each epoch.
     """
 
     schedule: Callable[..., Any] = static()
@@ -83,7 +83,7 @@ class LearningRateScheduler(Callback):
             raise
         return _checked(self.schedule(*arguments))
 
-    @functools.cached_property  # on the value: the function is looked at once, however often a hook is traced
+    @functools.cached_property  # cached on the value: the function is examined once, however often a hook is traced
     def _traces_well(self) -> bool:
         return _traces_well(self.schedule)
 
@@ -108,22 +108,22 @@ def _takes_rate(schedule: Callable[..., Any]) -> bool:
 
 
 def _traces_well(schedule: Callable[..., Any]) -> bool:
-    """Whether jax can trace the schedule, and means the same by it as Python does.
+    """Returns whether jax can trace the schedule and gets the same values as Python.
 
-    Python's integers have no end: `0.1 / 2**epoch` overflows int32 at epoch 31, and `10**-epoch` is 0 there.
+    Python's integers are unbounded: in int32, `0.1 / 2**epoch` overflows at epoch 31, and `10**-epoch` is 0.
     """
     rates = (_PROBES[0],) if _takes_rate(schedule) else ()
     try:
         with jax.ensure_compile_time_eval():
             epochs = jnp.asarray(_PROBED, jnp.int32)
             traced = jax.jit(jax.vmap(lambda epoch: jnp.asarray(schedule(epoch, *rates), jnp.float32)))(epochs)
-    except Exception:  # whatever it is, calling it with Python numbers will tell
+    except Exception:  # of any kind: the call with Python numbers below shows the user's error
         return False
     _checked(traced[0])
     for epoch, value in zip(_PROBED, np.asarray(traced), strict=True):
         try:
             expected = float(schedule(epoch, *rates))
-        except Exception:  # only arrays will do
+        except Exception:  # it accepts arrays only
             return True
         if not np.isclose(value, expected, rtol=1e-4, atol=0.0, equal_nan=True):
             return False
@@ -138,7 +138,7 @@ def _checked(rate: Any) -> Array:
 
 
 def _tabulated(schedule: Callable[..., Any]) -> np.ndarray:
-    """Folds a Python function into an array: `fn(epoch, lr) = slope[epoch] * lr + offset[epoch]`, (2, epochs)."""
+    """Tabulates a Python function as `fn(epoch, lr) = slope[epoch] * lr + offset[epoch]`; float32 (2, epochs)."""
     rows, takes_rate = [], _takes_rate(schedule)
     with jax.ensure_compile_time_eval():
         for index in range(_EPOCHS):
@@ -148,7 +148,7 @@ def _tabulated(schedule: Callable[..., Any]) -> np.ndarray:
                 if not rows or isinstance(error, TypeError):
                     error.add_note(f"LearningRateScheduler called the schedule with epoch {index}.")
                     raise
-                break  # such as a list of rates that has come to its end: the last one stays
+                break  # such as the end of a list of rates: later epochs keep the last one
     return np.asarray(rows, np.float32).T
 
 

@@ -1,4 +1,4 @@
-"""`LogTo`: a logger for any service in five lines."""
+"""`LogTo`: passes the metrics to a function, to log to any service."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,20 +9,20 @@ from jaxcb._src.utils.pytree import static
 
 
 class LogTo(Reporter):
-    """Hands the metrics to a function of yours, without interrupting the run.
+    """Passes the metrics to a function, without interrupting the run.
 
-    The function is called on the run's thread when the values have arrived from the device, in order. An `OSError`
-    (a service that is down, a full disk) is warned of once, and the function is called again the next time; any
-    other exception ends the run. Metrics that are arrays are left out.
+    The function is called on the run's thread, in order, when the values have arrived from the device. An `OSError`
+    (a service that is down, a full disk) leads to one warning, and later calls still take place; any other exception
+    ends the run. Metrics that are arrays are left out.
 
     Args:
-        fn: `fn(step, {name: float})`, given what was reported at this moment.
-        every: "epoch" for the values at the end of each epoch and at each validation in its middle; a number of
-            steps for those and, when `step % every == 0`, the step's own values, as `batch_loss`.
+        fn: `fn(step, {name: float})`, called with the values reported in this hook call.
+        every: "epoch" for the values at the end of each epoch and at each validation within an epoch. A number of
+            steps adds, when `step % every == 0`, the step's own values as `batch_loss` and so on.
 
     Raises:
-        TypeError: for what is no function.
-        ValueError: for another `every`.
+        TypeError: if `fn` is not callable.
+        ValueError: for an invalid `every`.
 
     Example:
         >>> import jaxcb as jc

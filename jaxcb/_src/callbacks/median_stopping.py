@@ -1,4 +1,4 @@
-"""`MedianStopping`: a member stops that is worse than the median of the others."""
+"""`MedianStopping`: stops members of a sweep that are worse than the median."""
 
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from jaxcb._src.utils.validate import check_int
 
 
 class MedianStoppingState(Struct):
-    """What `MedianStopping` remembers of a member."""
+    """State of `MedianStopping` for one member."""
 
     best: Any  # float32 (), lower is better
     total: Any  # float32 (), sum of the reports
@@ -21,26 +21,26 @@ class MedianStoppingState(Struct):
 
 
 class MedianStopping(PopulationCallback):
-    """Stops a member of a sweep whose best report is worse than the median of the others' running means.
+    """Stops a member of a sweep whose best report is worse than the median of the members' running means.
 
     Args:
         monitor: a metric's name.
-        warmup: epochs in which nobody is stopped.
-        least: members that must still train for one to be stopped.
-        mode: "min", "max", or "auto" to follow the name.
+        warmup: number of epochs in which no member is stopped.
+        least: minimum number of training members for one to be stopped.
+        mode: "min", "max", or "auto" to derive it from the name.
 
     State:
         `best`, `total`, `count`.
 
     Raises:
-        ValueError: for arguments out of range, or a mode that cannot be told from the name.
+        ValueError: if an argument is out of range, or the mode cannot be derived from the name.
 
     Example:
         >>> import jaxcb as jc
         >>> jc.callbacks.MedianStopping(warmup=3).least
         3
 
-    Source: Golovin et al., Google Vizier, KDD 2017; over the members that still train.
+    Source: Golovin et al., Google Vizier, KDD 2017; here over the members that still train.
     """
 
     monitor: str = static(default="val_loss")
@@ -66,7 +66,7 @@ class MedianStopping(PopulationCallback):
         )
         known = metrics.alive & (after.count > 0)
         mean = after.total / jnp.maximum(after.count, 1).astype(jnp.float32)
-        # rounding may take a mean below the best of its reports; then members that are all the same would stop
+        # Rounding can make a mean lower than the best of its reports; then members that are all equal would stop.
         means = jnp.where(known, jnp.maximum(mean, after.best), jnp.nan)
         worse = new & (after.best > jnp.nanmedian(means))
         enough = (known.sum() >= self.least) & (metrics.epoch >= self.warmup)

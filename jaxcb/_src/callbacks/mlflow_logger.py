@@ -1,4 +1,4 @@
-"""`MLflowLogger`: the metrics in MLflow."""
+"""`MLflowLogger`: logs the metrics to MLflow."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,24 +10,24 @@ from jaxcb._src.utils.pytree import static
 
 
 class MLflowLogger(Reporter):
-    """Logs the metrics to a run in MLflow, by step. Needs `pip install jaxcb[mlflow]`.
+    """Logs the metrics to a run in MLflow, by step. Requires `pip install jaxcb[mlflow]`.
 
-    A thread sends them, so the training never waits for the server. A server that is down is warned of once; what
-    waits is sent when it is back. Metrics that are arrays are left out.
+    A thread sends them, so training never waits for the server. If the server is down, there is one warning; waiting
+    values are sent when it is up again. Metrics that are arrays are left out.
 
     Args:
-        experiment: the experiment's name, made where there is none; where None the one that `MLFLOW_EXPERIMENT_ID`
-            or `MLFLOW_EXPERIMENT_NAME` in the environment name, else "Default".
-        tracking_uri: of the server or the local store; where None what `mlflow.set_tracking_uri` or
-            `MLFLOW_TRACKING_URI` say.
-        run_name: the run's name; MLflow chooses one where None.
-        tags: of the run, a dict.
-        every: "epoch" for the values at the end of each epoch and at each validation in its middle; a number of
-            steps for those and, when `step % every == 0`, the step's own values, as `batch_loss`.
+        experiment: the experiment's name, created if it does not exist; None for the one that the environment variables
+            `MLFLOW_EXPERIMENT_ID` or `MLFLOW_EXPERIMENT_NAME` set, else "Default".
+        tracking_uri: URI of the server or the local store; None for the one set by `mlflow.set_tracking_uri` or
+            `MLFLOW_TRACKING_URI`.
+        run_name: the run's name; None lets MLflow choose one.
+        tags: tags of the run, a dict.
+        every: "epoch" for the values at the end of each epoch and at each validation within an epoch. A number of
+            steps adds, when `step % every == 0`, the step's own values as `batch_loss` and so on.
 
     Raises:
-        TypeError: for an argument that is no text, or tags that are no dict.
-        ValueError: for another `every`.
+        TypeError: if an argument is not a string, or `tags` not a dict.
+        ValueError: for an invalid `every`.
 
     Example:
         >>> import jaxcb as jc
@@ -46,7 +46,7 @@ class MLflowLogger(Reporter):
         for name in ("experiment", "tracking_uri", "run_name"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                raise TypeError(f"MLflowLogger: {name} must be a text, got {value!r}.")
+                raise TypeError(f"MLflowLogger: {name} must be a string, got {value!r}.")
         tags = {} if self.tags is None else self.tags
         if not isinstance(tags, Mapping):
             raise TypeError(f"MLflowLogger: tags must be a dict, got {tags!r}.")
@@ -54,7 +54,7 @@ class MLflowLogger(Reporter):
         self._check_every()
 
     def on_train_begin(self, state: Any, metrics: Metrics) -> Any:
-        return state, self._report({}, {}, when=True)  # so that it opens, or fails, before the first step
+        return state, self._report({}, {}, when=True)  # opens the run, or fails, before the first step
 
     def _report(self, values: dict[str, Any], fresh: dict[str, Any], when: Any) -> MLflowLog:
         return MLflowLog(values, fresh, self.experiment, self.tracking_uri, self.run_name, self.tags, when=when)

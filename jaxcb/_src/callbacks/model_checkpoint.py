@@ -1,4 +1,4 @@
-"""`ModelCheckpoint`: save the weights while training."""
+"""`ModelCheckpoint`: saves the weights while training."""
 
 import math
 from typing import Any, Literal
@@ -20,54 +20,53 @@ _NAN = math.nan
 
 
 class ModelCheckpointState(Struct):
-    """What `ModelCheckpoint` remembers."""
+    """State of `ModelCheckpoint`."""
 
     best: Any  # float32 (), the value of the last save with save_best_only; NaN before the first
     value: Any  # float32 (), the monitor's last report; NaN before the first
     reported: Any  # int32 (), step of that report; -1 before the first
     ranked: Any  # int32 (), step of the report that the last save was ranked by; -1 before the first
-    saved_at: Any  # float32 (), seconds of the run at the last save by the clock
-    known: dict[str, Any]  # name -> float32 (), what the path asks for and a batch does not know, as last seen
+    saved_at: Any  # float32 (), seconds of the run at the last save with every_minutes
+    known: dict[str, Any]  # name -> float32 (), last values of the path's metrics that batches do not report
 
 
 class ModelCheckpoint(Callback):
-    """Saves the weights while training: each epoch, every so many steps or minutes, or where a metric improves.
+    """Saves the weights while training: each epoch, every few steps or minutes, or when a metric improves.
 
-    Each save is a directory that Orbax wrote; `jc.load` reads it. A save is complete or not there, also when the
-    process is killed, and replaces an older one of the same name. These are exports: a run resumes from its
-    `run_dir`.
+    Each save is an Orbax directory; `jc.load` reads it. Saves are atomic, even if the process is killed, and replace an
+    older save of the same name. They are exports: a run resumes from its `run_dir`.
 
     Args:
-        filepath: the directory of a save, a template: `"{epoch:02d}-{val_loss:.2f}"`. It may ask for metrics, `epoch`
-            and `batch` (within the epoch), both from 1, and `step` (updates done). A relative path lies below
-            `run_dir` where there is one, outside of the run's own `checkpoints` and `result`.
-        monitor: a metric's name, or a pure function of `Metrics` that returns a scalar. Read with `save_best_only`
-            and `keep_best` alone.
-        verbose: 1 prints a line at each save, and with `save_best_only` where the monitor did not improve.
-        save_best_only: save only what is better than anything before. With `save_freq="epoch"` every report of the
-            monitor is compared, also in an epoch's middle; else the last report, where a save is due.
-        save_weights_only: save `params` and `model_state`; else the whole train state, with optimizer, keys, controls
-            and named weights, from which training can go on.
-        mode: "min", "max", or "auto" to follow the name.
+        filepath: the directory of a save, a template: `"{epoch:02d}-{val_loss:.2f}"`. It may use metrics, `epoch`
+            and `batch` (within the epoch), both from 1, and `step` (updates done). A relative path is below
+            `run_dir` if there is one, and must not be in the run's own `checkpoints` and `result`.
+        monitor: a metric's name, or a pure function of `Metrics` that returns a scalar. Used only with
+            `save_best_only` and `keep_best`.
+        verbose: 1 prints a line at each save, and with `save_best_only` also when the monitor did not improve.
+        save_best_only: save only if the monitor is better than ever before. With `save_freq="epoch"` every report of
+            the monitor is compared, also within an epoch; else the last report before each due save.
+        save_weights_only: save only `params` and `model_state`; else the whole train state, with optimizer, keys,
+            controls and named weights, from which training can continue.
+        mode: "min", "max", or "auto" to derive it from the name.
         save_freq: "epoch", or a number of steps: a save is due when `step % save_freq == 0`.
-        initial_value_threshold: only what is better is saved with `save_best_only`; None for no threshold.
-        max_to_keep: how many of the latest saves stay; None for all, or for one where `keep_best` is given.
-        keep_best: how many of the best saves stay besides, by the monitor as last reported before the save; None for
-            no such rule. A NaN, or no report since the save before, is never among the best.
-        every_n_epochs: with `save_freq="epoch"`, only every n-th epoch counts.
-        every_minutes: in place of the end of epochs, a save is due that many minutes after the last one; the clock is
-            read a few times a second. None for no clock.
-        save_at_end: save also what the run ends with, restored or averaged weights where callbacks bring them back;
-            it replaces a save of the same name.
-        async_: save in the background; one save is under way at a time, and the run's end waits for it.
+        initial_value_threshold: with `save_best_only`, the value that the first save must beat; None for no threshold.
+        max_to_keep: how many of the newest saves to keep; None for all, or for one if `keep_best` is given.
+        keep_best: how many of the best saves to keep besides these, by the last report of the monitor before each
+            save; None for no such rule. A NaN, or no report since the save before, is never among the best.
+        every_n_epochs: with `save_freq="epoch"`, save only every n-th epoch.
+        every_minutes: instead of at the end of epochs, a save is due this many minutes after the last one; the clock is
+            read a few times per second. None for no clock.
+        save_at_end: also save the final weights, after callbacks have restored or averaged them; replaces a save of the
+            same name.
+        async_: save in the background; one save is in progress at a time, and the end of the run waits for it.
 
     State:
         `best`, `value`, `reported`, `ranked`, `saved_at`, `known`.
 
     Raises:
-        TypeError: for a filepath that is none.
-        ValueError: for a filepath that is empty or an address, for arguments out of range or that do not fit together,
-            and for a mode that the name does not tell.
+        TypeError: if `filepath` is not a path.
+        ValueError: if `filepath` is empty or a URL, if arguments are out of range or contradict each other, or if the
+            mode cannot be derived from the name.
 
     Example:
         >>> import jaxcb as jc
@@ -76,9 +75,9 @@ class ModelCheckpoint(Callback):
         >>> [jc.actions.fill(action, epoch=epoch) for epoch, fired in enumerate(replay.actions) for action in fired]
         ['01-0.5', '03-0.2']
 
-    Source: `keras.callbacks.ModelCheckpoint`; `lightning.pytorch.callbacks.ModelCheckpoint` for the cadences and for
-    what stays. Differs from Keras in NaN (never the best), in a missing monitor (an error), in `save_freq=n` (steps of
-    the run, never drifting), which `save_best_only` works with, and in saving atomically.
+    Source: `keras.callbacks.ModelCheckpoint`; `lightning.pytorch.callbacks.ModelCheckpoint` for the intervals and for
+    the saves to keep. Differs from Keras in NaN (never the best), in a missing monitor (an error), in `save_freq=n`
+    (steps of the run, without drift; works with `save_best_only`), and in atomic saves.
     """
 
     filepath: Any = static()
@@ -103,7 +102,23 @@ class ModelCheckpoint(Callback):
         try:
             template_names(path)
         except ValueError as error:
-            raise ValueError(f"{own}: filepath {self.filepath!r} is no template: {error}.") from None
+            raise ValueError(f"{own}: filepath {self.filepath!r} is not a valid template: {error}.") from None
+        self._check_numbers(own)
+        self._check_cadences(own)
+        if self.save_best_only and self.save_at_end:
+            raise ValueError(
+                f"{own}: save_at_end=True would save the last weights among the best ones. Use a second {own} with "
+                "another path, or keep_best= instead of save_best_only=True."
+            )
+        if self.initial_value_threshold is not None:
+            threshold = check_number(own, "initial_value_threshold", self.initial_value_threshold)
+            self._set("initial_value_threshold", threshold)
+        if self._compares:
+            self._set("mode", resolve_mode(own, self.monitor, self.mode))
+        else:  # the monitor is not read, so its name need not imply a mode
+            check_choice(own, "mode", self.mode, ("auto", "min", "max"))
+
+    def _check_numbers(self, own: str) -> None:
         if self.save_freq != "epoch":
             if isinstance(self.save_freq, str):
                 raise ValueError(f'{own}: save_freq must be "epoch" or a number of steps, got {self.save_freq!r}.')
@@ -113,6 +128,8 @@ class ModelCheckpoint(Callback):
                 self._set(name, check_int(own, name, getattr(self, name), least=1))
         if self.every_minutes is not None:
             self._set("every_minutes", check_number(own, "every_minutes", self.every_minutes, least=0))
+
+    def _check_cadences(self, own: str) -> None:
         cadences = {
             f"save_freq={self.save_freq!r}": self.save_freq != "epoch",
             f"every_n_epochs={self.every_n_epochs}": self.every_n_epochs != 1,
@@ -120,19 +137,7 @@ class ModelCheckpoint(Callback):
         }
         given = [text for text, is_given in cadences.items() if is_given]
         if len(given) > 1:
-            raise ValueError(f"{own}: {' and '.join(given)} are two cadences; use a second {own} for one of them.")
-        if self.save_best_only and self.save_at_end:
-            raise ValueError(
-                f"{own}: save_at_end=True would put the last weights among the best ones. Use a second {own} with a "
-                "path of its own, or keep_best= in place of save_best_only=True."
-            )
-        if self.initial_value_threshold is not None:
-            threshold = check_number(own, "initial_value_threshold", self.initial_value_threshold)
-            self._set("initial_value_threshold", threshold)
-        if self._compares:
-            self._set("mode", resolve_mode(own, self.monitor, self.mode))
-        else:  # nobody reads the monitor, so its name need not tell
-            check_choice(own, "mode", self.mode, ("auto", "min", "max"))
+            raise ValueError(f"{own}: {' and '.join(given)} conflict; use a second {own} for one of them.")
 
     @property
     def _compares(self) -> bool:
@@ -145,7 +150,7 @@ class ModelCheckpoint(Callback):
 
     @property
     def _remembers(self) -> tuple[str, ...]:
-        """What the path asks for that a batch may not know."""
+        """The names that the path uses and a batch may not report."""
         return () if self._by_epoch else tuple(dict.fromkeys(n for n in self._asked if n not in PLACES))
 
     @property
@@ -180,7 +185,7 @@ class ModelCheckpoint(Callback):
         state = self._note(state, metrics)
         if not self.save_best_only:
             return state, None
-        # a validation at an epoch's end is compared with the epoch's own means at hand
+        # At the end of an epoch, on_epoch_end compares this report, because only there the path may use epoch means.
         due = self._is_due(state, metrics)
         return self._save(state, metrics, due & ~metrics.closes_epoch if self._by_epoch else due)
 
@@ -199,7 +204,7 @@ class ModelCheckpoint(Callback):
         return (metrics.epoch + 1) % self.every_n_epochs == 0
 
     def _note(self, state: ModelCheckpointState, metrics: Metrics, *, all_known: bool = True) -> ModelCheckpointState:
-        """Remembers what was reported. A batch knows its own values alone; elsewhere a missing name is an error."""
+        """Records the last reports. Batches report only their own values; in other hooks a missing name is an error."""
         known = {n: metrics[n] if all_known or n in metrics else state.known[n] for n in self._remembers}
         state = state.replace(known={n: v.astype(jnp.float32) for n, v in known.items()})
         if not self._compares or is_old(self, self.monitor, metrics):
@@ -218,7 +223,7 @@ class ModelCheckpoint(Callback):
     def _save(self, state: ModelCheckpointState, metrics: Metrics, due: Array) -> Any:
         better = improved(state.value, state.best, 0.0, self.mode) if self.save_best_only else jnp.ones_like(due)
         when = due & better
-        # what was ranked by a report is not ranked by it again at a later step
+        # A report ranks only one save: a later save without a new report has no rank.
         fresh = (state.reported > state.ranked) | (state.reported == metrics.step)
         after = state
         if self.save_best_only:

@@ -1,4 +1,4 @@
-"""`ModelSummary`: what the model is made of, printed before the first step."""
+"""`ModelSummary`: prints a summary of the model before the first step."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ from jaxcb._src.utils.validate import check_choice, check_int
 class ModelSummary(Callback):
     """Prints a table of the model's arrays: path, shape, dtype, parameters, bytes and FLOPs, with totals.
 
-    FLOPs are those of one forward pass on a training batch: matrix products and convolutions, each given to the
-    parameter that it uses, read off the traced step. `jc.model_summary` makes the same table outside a run.
+    FLOPs are those of one forward pass on a training batch: matrix products and convolutions, attributed to the
+    parameters that they use and counted in the traced step. `jc.model_summary` returns the same table outside a run.
 
     Args:
-        depth: one line for all arrays that share so many first parts of their path; None for a line an array.
+        depth: the number of leading path parts to group arrays by, one line per group; None for one line per array.
         verbose: 1 for the table, 0 for one line with the totals.
 
     Raises:
-        ValueError: for a depth that is no whole number above 0, or another `verbose`.
+        ValueError: if the depth is not an integer above 0, or for another `verbose`.
 
     Example:
         >>> import jaxcb as jc

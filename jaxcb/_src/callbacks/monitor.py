@@ -1,4 +1,4 @@
-"""What the callbacks that watch a metric share: which way is better, when it was reported anew, and how long ago."""
+"""Shared functions of callbacks that monitor a metric: comparing values, and finding new reports."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,13 +14,13 @@ Monitor = str | Callable[[Metrics], Array]
 
 
 def monitor_name(monitor: Monitor) -> str:
-    """Returns what a monitor is called in a sentence; a function that has a name goes by it."""
+    """Returns the monitor's name for messages; a function's own name, if it has one."""
     name = monitor if isinstance(monitor, str) else getattr(monitor, "__name__", "<lambda>")
     return "the monitor" if name == "<lambda>" else name
 
 
 class _Reads:
-    """Metrics that note which names are read."""
+    """A view of `Metrics` that records which names are read."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -41,7 +41,7 @@ class _Reads:
 
     @property
     def values(self) -> Mapping[str, Array]:
-        """All of them, and so all are read."""
+        """All values; this counts as reading each of them."""
         self.names.update(self._metrics)
         return self._metrics.values
 
@@ -50,12 +50,12 @@ def read(owner: str, monitor: Monitor, metrics: Metrics) -> tuple[Array, Array]:
     """Reads the monitored value.
 
     Returns:
-        The value, float32 (), and the step at which it was reported, int32 (), -1 for never. A derived
-        monitor is reported when each metric that it reads has been reported anew.
+        The value, float32 (), and the step at which it was last reported, int32 (), -1 for never. A derived
+        monitor counts as reported when each metric that it reads has been reported again.
 
     Raises:
-        MissingMetricError: listing the names that exist.
-        TypeError: for a value that is not a scalar.
+        MissingMetricError: for an unknown name; lists the existing ones.
+        TypeError: if the value is not a scalar.
     """
     if isinstance(monitor, str):
         value, reported = metrics[monitor], metrics.reported_at(monitor)
@@ -70,11 +70,14 @@ def read(owner: str, monitor: Monitor, metrics: Metrics) -> tuple[Array, Array]:
     return value.astype(jnp.float32), reported
 
 
-_REPORTS = {"on_eval_end", "on_epoch_end"}  # the moments at which something is reported
+_REPORTS = {"on_eval_end", "on_epoch_end"}  # the hooks in which metrics are reported
 
 
 def is_old(callback: Callback, monitor: Monitor, metrics: Metrics) -> bool:
-    """Whether a callback has seen all that its monitor reads at an earlier moment, as far as tracing can tell."""
+    """Returns whether all metrics of the monitor are known at trace time not to be new in this hook call.
+
+    A callback that acts in every hook that reports has then already seen them, so the hook can be skipped.
+    """
     if not metrics.old or not callback.hooks() >= _REPORTS:
         return False
     if isinstance(monitor, str):
@@ -89,20 +92,20 @@ NO_BEST = float("nan")
 
 
 def improved(value: Array, best: Array, min_delta: Any, mode: str, threshold_mode: str = "abs") -> Array:
-    """Whether `value` is strictly better than `best` by more than `min_delta`, bool ().
+    """Returns whether `value` is strictly better than `best` by more than `min_delta`, bool ().
 
-    With `threshold_mode="rel"` the delta is a share of the best's absolute value, so that it is right on both sides
-    of zero. A NaN is never an improvement, and a best of NaN stands for "none yet", which any other value beats.
+    With `threshold_mode="rel"` the delta is a fraction of the absolute value of `best`, so it is correct on both sides
+    of zero. A NaN is never an improvement. A `best` of NaN means "none yet": any other value improves on it.
     """
     delta = jnp.abs(min_delta)
-    if threshold_mode == "rel":  # an infinite best would leave nothing that could be better
+    if threshold_mode == "rel":  # with an infinite best, no value could be better
         delta = jnp.where(jnp.isinf(best), 0.0, delta * jnp.abs(best))
     better = value + delta < best if mode == "min" else value - delta > best
     return ~jnp.isnan(value) & (jnp.isnan(best) | better)
 
 
 def reaches(value: Array, threshold: Any, mode: str) -> Array:
-    """Whether `value` is at least as good as `threshold`, bool (); a NaN never is."""
+    """Returns whether `value` is at least as good as `threshold`, bool (); false for NaN."""
     return value <= threshold if mode == "min" else value >= threshold
 
 
@@ -110,14 +113,14 @@ PATIENCE_UNITS = ("reports", "epochs", "steps")
 
 
 class Reported(Struct):
-    """Where in the run a monitor was last reported."""
+    """The position in the run of the last report of a monitor."""
 
     step: Any = -1  # int32 (), updates done; -1 before the first report
     epoch: Any = -1  # int32 (), from 0; -1 before the first report
 
 
 def elapsed(now: Reported, before: Reported, unit: str) -> Array:
-    """How much patience a report uses up, int32 (): what has passed since the one before, or since the run began."""
+    """Returns the patience that a report uses up, int32 (): the time since the report before, or since the start."""
     if unit == "epochs":
         return now.epoch - before.epoch
     if unit == "steps":

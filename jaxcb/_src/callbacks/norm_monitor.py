@@ -1,4 +1,4 @@
-"""`NormMonitor`: norms of gradients, updates and parameters, in the metrics and as curves."""
+"""`NormMonitor`: norms of gradients, updates and parameters, as metrics and as curves."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,17 +20,18 @@ _MAKERS = {
 
 
 class NormMonitor(Callback):
-    """Measures norms inside the step, now and then, and writes them to TensorBoard.
+    """Measures norms within the training step, every few steps, and logs them to TensorBoard.
 
-    They join the metrics under their names, and so the history holds their means over an epoch's looks.
+    They are metrics under their names, so the history has their means over the measured steps of an epoch.
 
     Args:
-        every: steps between two looks.
-        of: which ones: "grad_norm", "update_norm", "param_norm", and "update_ratio" (updates over parameters).
-        per_layer: a norm for each layer, `grad_norm/path/of/layer`, in place of one for all.
+        every: steps between two measurements.
+        of: the norms to measure: "grad_norm", "update_norm", "param_norm", and "update_ratio" (updates over
+            parameters).
+        per_layer: a norm for each layer, `grad_norm/path/of/layer`, instead of one for all parameters.
 
     Raises:
-        ValueError: for a norm that it does not know.
+        ValueError: for an unknown norm.
 
     Example:
         >>> import jaxcb as jc

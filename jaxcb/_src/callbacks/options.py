@@ -1,11 +1,11 @@
-"""`Options`: keyword arguments of somebody else's function, as a value that can be static."""
+"""`Options`: keyword arguments of a third-party function, as a hashable value for a static field."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 
 class Options(Mapping[str, Any]):
-    """A read-only mapping that can be hashed, whatever it holds."""
+    """A read-only mapping that is hashable even if its values are not."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self._given = dict(given)
@@ -20,14 +20,14 @@ class Options(Mapping[str, Any]):
         return len(self._given)
 
     def __hash__(self) -> int:
-        return hash(frozenset(self._given))  # the values may be dicts and lists
+        return hash(frozenset(self._given))  # of the names only: the values may be dicts and lists
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Options) or self._given.keys() != other._given.keys():
             return False
         try:
             return all(value is other[name] or bool(value == other[name]) for name, value in self._given.items())
-        except ValueError:  # arrays do not say whether they are equal
+        except ValueError:  # comparing arrays gives no single truth value
             return False
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""`PopulationBasedTraining`: the worst members go on from the best ones, with other numbers."""
+"""`PopulationBasedTraining`: the worst members of a sweep copy the best ones and change their hyperparameters."""
 
 from typing import Any, Literal
 
@@ -14,23 +14,23 @@ from jaxcb._src.utils.validate import check_int, check_number
 
 
 class PopulationBasedTraining(PopulationCallback):
-    """Every so many epochs the worst members copy the best ones and perturb their numbers: exploit and explore.
+    """Every few epochs, the worst members copy the best ones and perturb their hyperparameters.
 
-    A member is copied with its weights, model state, optimizer state and controls. Then each of the numbers is
-    multiplied by one of the factors, drawn anew for each member and number.
+    A member is copied with its weights, model state, optimizer state and controls (exploit). Then each hyperparameter
+    is multiplied by one of the factors, drawn independently for each member and hyperparameter (explore).
 
     Args:
         monitor: a metric's name.
         every: epochs between two exchanges.
-        fraction: of the members that copy, and that are copied; above 0, at most 0.5.
-        numbers: what is perturbed, by path: `optimizer.learning_rate`, `optimizer.NAME` of a number that is swept,
+        fraction: fraction of members that copy, and that are copied; above 0, at most 0.5.
+        numbers: paths of the hyperparameters: `optimizer.learning_rate`, `optimizer.NAME` of a swept number,
             `controls.NAME`.
-        factors: to draw from.
-        seed: of the draws.
-        mode: "min", "max", or "auto" to follow the name.
+        factors: the factors to draw from.
+        seed: seed of the draws.
+        mode: "min", "max", or "auto" to derive it from the name.
 
     Raises:
-        ValueError: for arguments out of range, or a mode that cannot be told from the name.
+        ValueError: if an argument is out of range, or the mode cannot be derived from the name.
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp
@@ -61,7 +61,7 @@ class PopulationBasedTraining(PopulationCallback):
         self._set("numbers", tuple(self.numbers))
         self._set("factors", tuple(check_number(own, "each of factors", f) for f in self.factors))
         if not self.factors:
-            raise ValueError(f"{own}: factors is empty, so there is nothing to draw from.")
+            raise ValueError(f"{own}: factors is empty, but at least one factor is needed.")
         for path in self.numbers:
             if path.partition(".")[0] not in ("optimizer", "controls") or not path.partition(".")[2]:
                 raise ValueError(f"{own}: numbers must be paths such as optimizer.learning_rate, got {path!r}.")
@@ -72,16 +72,16 @@ class PopulationBasedTraining(PopulationCallback):
         place, alive = ranks(score, metrics.member), metrics.alive.sum()
         count = jnp.floor(alive.astype(jnp.float32) * self.fraction + 1e-6).astype(jnp.int32)
         due = is_due(metrics, self.every) & (count > 0)
-        # the worst of all copies the best, the one before it the second best, and so on
+        # The worst member copies the best, the second worst the second best, and so on.
         partner = alive - 1 - place
         when = metrics.alive & (partner < count) & (partner < place) & due
-        at = jnp.argsort(place)  # the row of each place
+        at = jnp.argsort(place)  # rank -> row
         source = jnp.where(when, at[jnp.clip(partner, 0, len(place) - 1)], jnp.arange(len(place)))
         explore = (self._perturb(p, self._drawn(i, metrics), metrics, source, when) for i, p in enumerate(self.numbers))
         return state, (Exploit(source, when=when), *explore)
 
     def _drawn(self, index: int, metrics: Metrics) -> Any:
-        """A factor for each member: a function of the seed, the epoch, the number and the member alone."""
+        """Returns a factor per member, which depends only on the seed, the epoch, the hyperparameter and the member."""
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), index), metrics.epoch)
         known = jnp.asarray(self.factors, jnp.float32)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, metrics.member)

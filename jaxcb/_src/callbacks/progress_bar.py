@@ -1,4 +1,4 @@
-"""`ProgressBar`: the display of a run's progress."""
+"""`ProgressBar`: shows the progress of the run."""
 
 from typing import Any, ClassVar, Literal
 
@@ -10,16 +10,16 @@ from jaxcb._src.utils.validate import check_choice
 
 
 class ProgressBar(Callback):
-    """Shows a live bar on a terminal, and a line an epoch elsewhere.
+    """Shows a live bar on a terminal, and one line per epoch elsewhere.
 
-    `fit` adds one unless `verbose=0`.
+    `fit` adds one automatically unless `verbose=0`.
 
     Args:
-        verbose: 0 for silence, 1 for the bar (metrics, time left, steps a second), 2 for a line an epoch. None is the
-            bar on a terminal, and lines elsewhere.
+        verbose: 1 for the bar (metrics, time left, steps per second), 2 for one line per epoch, 0 for no output.
+            None is the bar on a terminal and lines elsewhere.
 
     Raises:
-        ValueError: for another `verbose`.
+        ValueError: for an invalid `verbose`.
 
     Example:
         >>> import jaxcb as jc

@@ -1,4 +1,4 @@
-"""`ReduceLROnPlateau`: cut the learning rate when a metric no longer improves."""
+"""`ReduceLROnPlateau`: reduces the learning rate when a metric no longer improves."""
 
 from typing import Any, Literal
 
@@ -24,38 +24,38 @@ from jaxcb._src.utils.validate import check_between, check_choice, check_int, ch
 
 
 class ReduceLROnPlateauState(Struct):
-    """What `ReduceLROnPlateau` remembers."""
+    """State of `ReduceLROnPlateau`."""
 
     best: Any  # float32 (), NaN before the first improvement
-    wait: Any  # int32 (), reports (epochs, steps) since the last improvement, cut or cooldown
-    cooldown: Any  # int32 (), reports (epochs, steps) in which still to skip
+    wait: Any  # int32 (), reports (epochs, steps) since the last improvement, reduction or cooldown
+    cooldown: Any  # int32 (), reports (epochs, steps) that remain to be skipped
     seen: Reported  # the last report
 
 
 class ReduceLROnPlateau(Callback):
     """Multiplies the learning rate by `factor` when the monitored metric has stopped improving.
 
-    The cut is a factor on whatever schedule is in force, so it composes with warm-up and decay.
+    The factor applies to the current schedule, so it combines with warm-up and decay.
 
     Args:
         monitor: a metric's name, or a pure function of `Metrics` that returns a scalar.
         factor: the multiplier, strictly between 0 and 1.
-        patience: reports without improvement after which to cut; 0 acts as 1.
-        verbose: 1 prints a line at each cut.
-        mode: "min", "max", or "auto" to follow the name.
-        min_delta: an improvement must be larger than its absolute value, in the metric's unit.
-        cooldown: reports to skip after a cut.
-        min_lr: the effective rate is not cut below it. Above 0 it needs the exact form of the rate
+        patience: number of reports without improvement after which to reduce; 0 acts as 1.
+        verbose: 1 prints a line at each reduction.
+        mode: "min", "max", or "auto" to derive it from the name.
+        min_delta: an improvement must exceed the absolute value of this number, in units of the metric.
+        cooldown: number of reports to skip after a reduction.
+        min_lr: lower bound of the effective learning rate. Above 0 it needs a learning rate that the run can read
             (`fit(optimizer=optax.adam, learning_rate=...)` or `adjustable_lr`).
-        threshold_mode: "abs", or "rel" for a `min_delta` that is a share of the best's absolute value.
-        patience_in: what `patience` and `cooldown` count: "reports" of the monitor, "epochs" or "steps". They are
-            looked at where the monitor is reported.
+        threshold_mode: "abs", or "rel" for a `min_delta` relative to the absolute value of the best.
+        patience_in: unit of `patience` and `cooldown`: "reports" of the monitor, "epochs" or "steps". They are
+            checked whenever the monitor is reported.
 
     State:
         `best`, `wait`, `cooldown`, `seen`.
 
     Raises:
-        ValueError: for arguments out of range, or a mode that cannot be told from the name.
+        ValueError: if an argument is out of range, or the mode cannot be derived from the name.
 
     Example:
         >>> import jaxcb as jc
@@ -63,8 +63,8 @@ class ReduceLROnPlateau(Callback):
         >>> jc.replay([plateau], {"val_loss": [1.0, 1.0, 0.5]}).lr_scale.tolist()
         [1.0, 0.5, 0.5]
 
-    Source: `keras.callbacks.ReduceLROnPlateau`. Differs in `cooldown` (skips exactly that many reports; in
-    Keras one fewer), in NaN (never an improvement), and in multiplying with schedules.
+    Source: `keras.callbacks.ReduceLROnPlateau`. Differs in `cooldown` (skips exactly that many reports; Keras
+    one fewer), in NaN (never an improvement), and in multiplying schedules instead of replacing them.
     """
 
     monitor: Monitor = static(default="val_loss")

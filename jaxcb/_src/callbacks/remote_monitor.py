@@ -11,27 +11,28 @@ from jaxcb._src.utils.validate import check_int, check_number
 
 
 class RemoteMonitor(Reporter):
-    """Posts the metrics of each epoch to a server, and of each validation in an epoch's middle.
+    """Posts the metrics of each epoch, and of each validation within an epoch, to a web service.
 
-    A thread sends them, so the run never waits. A server that is down is warned of once; what waits is sent when it
-    is back, in order. A record may arrive twice (an answer that was lost), and `step` tells. Metrics that are
-    arrays are left out; numbers that are not finite are "NaN", "Infinity" and "-Infinity".
+    A thread sends them, so the run never waits. If the server is down, there is one warning; waiting records are sent
+    in order when it is up again. A record may arrive twice (if a response is lost); `step` identifies it. Metrics that
+    are arrays are left out; non-finite numbers are sent as "NaN", "Infinity" and "-Infinity".
 
     Args:
         root: the server's address, http or https.
-        path: follows the root.
-        field: the form's field that holds the JSON text: an object of `epoch` (from 0), `step` and what was
-            reported.
-        headers: more headers of the request, a dict.
-        send_as_json: whether the JSON text is the body itself, as application/json; `field` is not used then.
-        every: "epoch" for the values at the end of each epoch and at each validation in its middle; a number of
-            steps for those and, when `step % every == 0`, the step's own values, as `batch_loss`.
-        timeout: seconds until a request is given up; and the longest that the run's end waits for what is not sent.
-        queue_size: how many records may wait to be sent; beyond it the oldest is dropped.
+        path: appended to `root`.
+        field: the form field that holds the JSON text: an object with `epoch` (from 0), `step` and the reported
+            values.
+        headers: further HTTP headers, a dict.
+        send_as_json: whether the JSON text is the body itself, as application/json; `field` is then not used.
+        every: "epoch" for the values at the end of each epoch and at each validation within an epoch. A number of
+            steps adds, when `step % every == 0`, the step's own values as `batch_loss` and so on.
+        timeout: seconds before a POST request fails; also the longest time that the end of the run waits for unsent
+            records.
+        queue_size: number of records that may wait; when the queue is full, the oldest is dropped.
 
     Raises:
-        TypeError: for headers that are no dict of texts.
-        ValueError: for an address that is none, or another number out of its range.
+        TypeError: if the headers are not a dict of strings.
+        ValueError: for an invalid address, or another number out of range.
 
     Example:
         >>> import jaxcb as jc
@@ -54,7 +55,7 @@ class RemoteMonitor(Reporter):
         _check_address(self.root, self.path)
         headers = {} if self.headers is None else self.headers
         if not isinstance(headers, Mapping) or not all(isinstance(x, str) for pair in headers.items() for x in pair):
-            raise TypeError(f"RemoteMonitor: headers must be a dict of texts, got {self.headers!r}.")
+            raise TypeError(f"RemoteMonitor: headers must be a dict of strings, got {self.headers!r}.")
         timeout = check_number("RemoteMonitor", "timeout", self.timeout)
         if not timeout > 0:
             raise ValueError(f"RemoteMonitor: timeout must be above 0 seconds, got {self.timeout!r}.")
@@ -71,14 +72,14 @@ class RemoteMonitor(Reporter):
 
 
 def _check_address(root: Any, path: Any) -> None:
-    """Refuses what is no address, and a path that leads to another host, such as "@elsewhere"."""
+    """Rejects invalid addresses, and paths that change the host, such as "@elsewhere"."""
     if not isinstance(root, str) or not isinstance(path, str):
-        raise TypeError(f"RemoteMonitor: root and path must be texts, got {root!r} and {path!r}.")
+        raise TypeError(f"RemoteMonitor: root and path must be strings, got {root!r} and {path!r}.")
     try:
         server, whole_url = urlsplit(root), urlsplit(root + path)
         sound = server.scheme in ("http", "https") and bool(server.hostname)
         same = (server.hostname, server.port) == (whole_url.hostname, whole_url.port)
-    except ValueError:  # a port that is no number
+    except ValueError:  # the port is not a number
         sound = same = False
     if not sound or not same:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""`Reporter`: what the loggers share that take scalars by step."""
+"""`Reporter`: base class of the loggers that take scalars by step."""
 
 from typing import Any, Literal
 
@@ -8,17 +8,17 @@ from jaxcb._src.core.metrics import Metrics, fresh_scalars
 from jaxcb._src.utils.pytree import static
 from jaxcb._src.utils.validate import check_int
 
-# they are no means over an epoch, and so one name serves both curves
+# Not means over an epoch: one name serves the curves by step and by epoch.
 _RATES = ("learning_rate", "base_learning_rate", "lr_scale")
 
 
 class Reporter(Callback):
-    """Abstract base of loggers that get the fresh scalars at epochs' ends, and every so many steps."""
+    """Abstract base of loggers of the fresh scalars, at the end of epochs and every few steps."""
 
     every: int | Literal["epoch"] = static(default="epoch", kw_only=True)
 
     def _report(self, values: dict[str, Any], fresh: dict[str, Any], when: Any) -> Action:
-        """Returns the action that takes these values to where they go."""
+        """Returns the action that logs these values."""
         raise NotImplementedError
 
     def _check_every(self) -> None:
@@ -33,7 +33,7 @@ class Reporter(Callback):
         return own - {"on_batch_end"} if self.every == "epoch" else own
 
     def on_batch_end(self, state: Any, metrics: Metrics) -> Any:
-        # a step's own loss is not the epoch's mean, and both are reported at an epoch's last step
+        # At an epoch's last step both a step's own loss and the epoch's mean are reported, so they need two names.
         values, fresh = (
             {name if name in _RATES else f"batch_{name}": x for name, x in part.items()}
             for part in fresh_scalars(metrics)

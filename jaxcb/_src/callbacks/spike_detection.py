@@ -1,4 +1,4 @@
-"""`SpikeDetection`: drop the updates of bad batches, and roll back from bad weights."""
+"""`SpikeDetection`: drops the updates of bad batches, and rolls back bad weights."""
 
 import dataclasses
 from typing import Any, Literal
@@ -16,46 +16,46 @@ from jaxcb._src.utils.validate import check_choice, check_int, check_number
 
 
 class SpikeDetectionState(Struct):
-    """What `SpikeDetection` remembers."""
+    """State of `SpikeDetection`."""
 
     mean: Any  # float32 (), of the accepted values
     variance: Any  # float32 (), of the accepted values
     accepted: Any  # int32 (), steps that did not spike
-    spikes: Any  # int32 (), spikes in a row up to now
+    spikes: Any  # int32 (), consecutive spikes up to now
     skipped: Any  # int32 (), updates dropped in the whole run
     seen: Any  # int32 (), step of the last report; -1 before the first
 
 
 class SpikeDetection(Callback):
-    """Drops the update of a step whose loss spikes; rolls back to the last good weights where it goes on.
+    """Drops the update of a step whose loss spikes; restores the last good weights after repeated spikes.
 
-    A spike is a value that is not finite, or after `warmup` accepted steps one above `mean + factor * std`, both
-    over the accepted values alone. It is found when loss and gradients are known and nothing is applied yet, so
-    the update of a bad batch never happens; step and rng advance. Needs `fit`, or `Loop` with `Step`.
+    A spike is a non-finite value, or, after `warmup` accepted steps, one above `mean + factor * std`, both over the
+    accepted values only. It is detected after the loss and gradients are computed and before the update is applied, so
+    the update of a bad batch never takes place; step and rng advance. Requires `fit`, or `Loop` with `Step`.
 
     With `action="rollback"` the run keeps a copy of parameters, model state and optimizer state, taken at a step
-    whose value did not spike, before its update: that value vouches for the weights that it was computed with. A
-    single spike is the batch's fault, and only its update is dropped. The `patience`-th in a row, from other
-    batches at the same weights, is the weights' fault, and brings the copy back. What callbacks asked of the
-    learning rate stays.
+    whose value did not spike, before its update: that value shows that the weights it was computed with are good. A
+    single spike is attributed to the batch, and only its update is dropped. The `patience`-th consecutive spike, from
+    different batches at the same weights, is attributed to the weights, and restores the copy. Changes that callbacks
+    made to the learning rate are kept.
 
     Args:
         monitor: a metric's name, or a pure function of `Metrics` that returns a scalar; lower must be better.
-        factor: standard deviations above the mean from which on a value is a spike.
-        window: accepted steps over which mean and variance run: their decay is `1 - 2 / (window + 1)`.
+        factor: number of standard deviations above the mean beyond which a value is a spike.
+        window: number of accepted steps that mean and variance average over: their decay is `1 - 2 / (window + 1)`.
         action: "skip", or "rollback".
-        snapshot_every: accepted steps from one copy of the good weights to the next.
-        patience: spikes in a row at which to roll back. 1 rolls back at once, and so loses the updates since the
-            copy to a bad batch, too.
-        max_skips: spikes in a row at which to stop the run; None never stops it.
-        warmup: accepted steps before values are compared with the mean; half of `window` where None.
+        snapshot_every: accepted steps between two copies of the good weights.
+        patience: number of consecutive spikes at which to roll back. With 1, a single bad batch also discards all
+            updates since the last copy.
+        max_skips: number of consecutive spikes at which to stop the run; None never stops it.
+        warmup: accepted steps before values are compared with the mean; half of `window` if None.
         verbose: 1 prints a line at each spike.
 
     State:
         `mean`, `variance`, `accepted`, `spikes`, `skipped`, `seen`.
 
     Raises:
-        ValueError: for arguments out of range.
+        ValueError: if an argument is out of range.
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp, optax
@@ -66,7 +66,7 @@ class SpikeDetection(Callback):
         >>> float(result.params), int(result.callback_states["SpikeDetection"].skipped)
         (-4.0, 1)
 
-    Source: `SkipStepOptimizer` of OLMo-core (skips at 6 standard deviations over 128 steps); for rolling back,
+    Source: `SkipStepOptimizer` of OLMo-core (skips at 6 standard deviations over 128 steps); for the rollback,
     Chowdhery et al. 2022, "PaLM", section 5.1.
     """
 
@@ -101,7 +101,7 @@ class SpikeDetection(Callback):
         value, reported = read("SpikeDetection", self.monitor, metrics)
         new = reported > state.seen
         mean, variance = self._moments(state, value)
-        # a value whose square is beyond float32 would spoil the moments for ever
+        # A value whose square overflows float32 would make the moments infinite for the rest of the run.
         ordinary = jnp.isfinite(value) & jnp.isfinite(mean) & jnp.isfinite(variance)
         spike = new & (~ordinary | self._is_above(state, value))
         accepted = new & ~spike
@@ -133,7 +133,7 @@ class SpikeDetection(Callback):
         return after, tuple(actions)
 
     def _moments(self, state: SpikeDetectionState, value: Array) -> tuple[Array, Array]:
-        """Mean and variance with one more value: of all of them equally until the window is full."""
+        """Returns mean and variance including `value`: of all values equally until the window is full."""
         count = state.accepted.astype(jnp.float32)
         weight = jnp.maximum(2 / (jnp.asarray(self.window, jnp.float32) + 1), 1 / (count + 1))
         change = value - state.mean
@@ -143,5 +143,5 @@ class SpikeDetection(Callback):
     def _is_above(self, state: SpikeDetectionState, value: Array) -> Array:
         warmup = self.window // 2 if self.warmup is None else self.warmup
         limit = state.mean + self.factor * jnp.sqrt(state.variance)
-        # with a warm-up of 0 there is still no mean to compare the first value with
+        # Even with a warmup of 0, the first value has no mean to be compared with.
         return (state.accepted >= jnp.maximum(warmup, 1)) & (value > limit)

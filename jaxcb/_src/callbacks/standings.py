@@ -1,4 +1,4 @@
-"""What the callbacks share that compare the members of a population."""
+"""Shared functions of callbacks that compare the members of a population."""
 
 from typing import Any
 
@@ -9,23 +9,23 @@ from jaxcb._src.core.metrics import Metrics
 
 
 def scores(owner: str, monitor: str, mode: str, metrics: Metrics) -> Array:
-    """The monitored value of each member so that lower is better, float32 (members,).
+    """Returns the monitored value of each member, with the sign such that lower is better, float32 (members,).
 
-    NaN is the worst a member can be, and who trains no more is worse than all.
+    NaN is worse than any number, and a member that no longer trains is worse than NaN.
 
     Raises:
-        TypeError: for a value that is not one number a member.
+        TypeError: if the value is not one number per member.
     """
     value = metrics[monitor]
     if value.shape != metrics.alive.shape:
-        raise TypeError(f"{owner}: {monitor!r} has shape {value.shape}, expected one number a member.")
+        raise TypeError(f"{owner}: {monitor!r} has shape {value.shape}, expected one number per member.")
     score = value.astype(jnp.float32) * (1.0 if mode == "min" else -1.0)
     score = jnp.where(jnp.isnan(score), jnp.finfo(jnp.float32).max, score)
     return jnp.where(metrics.alive, score, jnp.inf)
 
 
 def ranks(score: Array, member: Array) -> Array:
-    """The place of each score, 0 the best, int32 (members,); of equal ones the member of the lower number is before."""
+    """Returns the rank of each score, 0 the best, int32 (members,); of equal scores, the lower member is first."""
     before = (score[None, :] < score[:, None]) | (
         (score[None, :] == score[:, None]) & (member[None, :] < member[:, None])
     )
@@ -33,5 +33,5 @@ def ranks(score: Array, member: Array) -> Array:
 
 
 def is_due(metrics: Metrics, every: int) -> Any:
-    """Whether this epoch is the last of `every`, bool ()."""
+    """Returns whether this epoch is the last of a period of `every` epochs, bool ()."""
     return (metrics.epoch + 1) % every == 0

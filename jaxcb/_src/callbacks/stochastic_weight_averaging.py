@@ -1,4 +1,4 @@
-"""`StochasticWeightAveraging`: end with the equal average of the weights of the last epochs."""
+"""`StochasticWeightAveraging`: ends the run with the average of the weights of its last epochs."""
 
 from typing import Any, Literal
 
@@ -12,34 +12,34 @@ from jaxcb._src.utils.validate import check_choice, check_int, check_number
 
 
 class StochasticWeightAveragingState(Struct):
-    """What `StochasticWeightAveraging` remembers."""
+    """State of `StochasticWeightAveraging`."""
 
     count: Any  # int32 (), epochs in the average
 
 
 class StochasticWeightAveraging(Callback):
-    """Ends the run with the equal average of the weights at the ends of epochs, from `start_epoch` on.
+    """Ends the run with the equally weighted average of the weights at the ends of epochs, from `start_epoch` on.
 
-    Training and validation go on with the raw weights; the average takes their place when the run ends, also when
-    it is stopped early. A run that ends before `start_epoch` keeps its weights.
+    Training and validation use the raw weights; the average replaces them when the run ends, also if it is stopped
+    early. A run that ends before `start_epoch` keeps its weights.
 
     Batch norms: the statistics in the model's state belong to the raw weights, not to their average. `of="params"`
-    leaves those of the last epoch, `of="model"` averages them as well, which is closer. Exact ones need a forward
-    pass over the training data with the averaged weights, in training mode, after the run.
+    keeps those of the last epoch; `of="model"` averages them as well, which is more accurate. Exact statistics need a
+    forward pass over the training data with the averaged weights, in training mode, after the run.
 
     Args:
         start_epoch: the first epoch, from 0, whose weights are averaged.
-        every: epochs from one to the next, counted from `start_epoch`.
-        learning_rate: the base rate from `start_epoch` on, usually high and constant; None leaves it. It is set as
-            each of these epochs begins, the callbacks' factors still multiply it, and it needs the exact form of
-            the rate (`fit(optimizer=optax.sgd, learning_rate=...)` or `adjustable_lr`).
+        every: epochs between two averaged ones, counted from `start_epoch`.
+        learning_rate: the base rate from `start_epoch` on, usually high and constant; None for no change. It is set at
+            the start of each of these epochs and still multiplied by the callbacks' factors. Requires a learning rate
+            that callbacks can set (`fit(optimizer=optax.sgd, learning_rate=...)` or `adjustable_lr`).
         of: "params", or "model" to average the floating arrays of the model's state as well.
 
     State:
         `count`.
 
     Raises:
-        ValueError: for arguments out of range.
+        ValueError: if an argument is out of range.
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp, optax

@@ -1,4 +1,4 @@
-"""`SuccessiveHalving`: the worse part of a population stops, rung by rung."""
+"""`SuccessiveHalving`: stops the worse members of a sweep, rung by rung."""
 
 from typing import Any, Literal
 
@@ -17,12 +17,12 @@ class SuccessiveHalving(PopulationCallback):
 
     Args:
         monitor: a metric's name.
-        first: epochs until the first rung.
-        factor: one in so many goes on at each rung, rounded up; above 1.
-        mode: "min", "max", or "auto" to follow the name.
+        first: epochs before the first rung.
+        factor: at each rung, one in `factor` members continues, rounded up; above 1.
+        mode: "min", "max", or "auto" to derive it from the name.
 
     Raises:
-        ValueError: for arguments out of range, or a mode that cannot be told from the name.
+        ValueError: if an argument is out of range, or the mode cannot be derived from the name.
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp

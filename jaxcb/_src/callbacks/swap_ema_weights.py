@@ -1,4 +1,4 @@
-"""`SwapEMAWeights`: validate and end with a moving average of the weights."""
+"""`SwapEMAWeights`: validates and ends with a moving average of the weights."""
 
 import dataclasses
 from typing import Any, Literal
@@ -13,39 +13,38 @@ from jaxcb._src.utils.validate import check_between, check_choice, check_int
 
 
 class SwapEMAWeightsState(Struct):
-    """What `SwapEMAWeights` remembers."""
+    """State of `SwapEMAWeights`."""
 
     averaged: Any  # bool (), whether the named weights "ema" hold an average
-    swapped: Any  # bool (), whether the average stands in the model, and the raw weights in "ema"
+    swapped: Any  # bool (), whether the average is in the model, and the raw weights in "ema"
 
 
 class SwapEMAWeights(Callback):
-    """Keeps an exponential moving average of the weights, validates with it and ends with it.
+    """Keeps an exponential moving average of the weights, validates with it and ends the run with it.
 
-    `ema = decay * ema + (1 - decay) * weights`; the first one copies the weights. Training itself always goes on
-    from the raw weights. The averages are swapped in before each validation, and out at the epoch's end or before
-    the next step, whichever comes first. So whatever acts on a validation, such as the copy of the best weights in
-    `EarlyStopping`, sees the weights that were validated, in any order of callbacks.
+    `ema = decay * ema + (1 - decay) * weights`; the first update copies the weights. Training itself always uses the
+    raw weights. The averages are swapped in before each validation, and out at the end of the epoch or before the
+    next step, whichever comes first. So a callback that acts on a validation, such as `EarlyStopping` when it copies
+    the best weights, sees the weights that were validated, in any order of callbacks.
 
-    The run ends with the averages, also when it is stopped early. To end with the best averaged weights instead,
-    put `EarlyStopping(restore_best_weights=True)` behind this callback: of two that set the weights the later one
-    holds.
+    The run ends with the averages, also if it is stopped early. To end with the best averaged weights instead,
+    put `EarlyStopping(restore_best_weights=True)` after this callback: of two callbacks that set the weights, the
+    later one takes effect.
 
     Args:
-        swap_on_epoch: whether the averages also stand in the model at the end of each epoch, until the next one
-            begins, so that host actions there (a checkpoint, a function of yours) see them. Without it these see
-            the raw weights.
-        decay: how much of the average is kept at each update of it, strictly between 0 and 1.
-        every: steps from one update of the average to the next; due when `step % every == 0`.
-        start_step: the average begins at the first step due that is not below it.
+        swap_on_epoch: whether the averages are also in the model from the end of each epoch until the next one begins,
+            so that host actions in between (a checkpoint, your own function) see them instead of the raw weights.
+        decay: factor of the old average at each update, strictly between 0 and 1.
+        every: steps between two updates of the average; an update is due when `step % every == 0`.
+        start_step: the first step at which an update may be due.
         of: "params", or "model" to average the floating arrays of the model's state as well, such as the
-            statistics of batch norms. With "params" the averaged weights meet the statistics of the raw ones.
+            statistics of batch norms. With "params", the averaged weights use the statistics of the raw ones.
 
     State:
         `averaged`, `swapped`.
 
     Raises:
-        ValueError: for arguments out of range.
+        ValueError: if an argument is out of range.
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp, optax
@@ -55,7 +54,7 @@ class SwapEMAWeights(Callback):
         >>> float(result.params)  # of -1, -2 and -3
         -2.25
 
-    Source: `keras.callbacks.SwapEMAWeights`, where the optimizer keeps the averages and only that of the
+    Source: `keras.callbacks.SwapEMAWeights`, where the optimizer keeps the averages, and only of the
     parameters. Differs in ending with the averages when the run is stopped early, and with `swap_on_epoch=True`.
     """
 
@@ -79,7 +78,7 @@ class SwapEMAWeights(Callback):
         return {"ema": self.of}
 
     def hooks(self) -> frozenset[str]:
-        # without swap_on_epoch the raw weights are back before an epoch begins
+        # without swap_on_epoch the raw weights are back before the next epoch begins
         return super().hooks() - (frozenset() if self.swap_on_epoch else {"on_epoch_begin"})
 
     def on_epoch_begin(self, state: SwapEMAWeightsState, metrics: Metrics) -> Any:
@@ -102,6 +101,6 @@ class SwapEMAWeights(Callback):
         return self._swap(state, into=True)
 
     def _swap(self, state: SwapEMAWeightsState, *, into: bool) -> Any:
-        """Brings the averages into the model, where there are any, or the raw weights back."""
+        """Swaps the averages into the model, if there are any, or the raw weights back."""
         swapped = state.averaged if into else jnp.zeros_like(state.swapped)
         return state.replace(swapped=swapped), Swap("ema", when=swapped != state.swapped)

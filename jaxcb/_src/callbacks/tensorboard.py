@@ -1,4 +1,4 @@
-"""`TensorBoard`: curves, histograms, pictures and more of a run, for TensorBoard."""
+"""`TensorBoard`: logs curves, histograms, images and more for TensorBoard."""
 
 import os
 from collections.abc import Mapping
@@ -16,42 +16,44 @@ from jaxcb._src.utils.validate import check_choice, check_int
 
 _TAGS = {"params": "weights", "grads": "gradients", "updates": "updates", "activations": "activations"}
 _VALIDATION = "val_"
-_EMBEDDINGS = "**embedding"  # as Flax calls them
-_NO_CURVES = ("base_learning_rate", "lr_scale")  # beside the rate in force
+_EMBEDDINGS = "**embedding"  # Flax's name for them
+_NO_CURVES = ("base_learning_rate", "lr_scale")  # redundant next to the effective rate
 _RATES = ("learning_rate", *_NO_CURVES)
 
 
 class TensorBoardState(Struct):
-    """What `TensorBoard` remembers."""
+    """State of `TensorBoard`."""
 
-    looked: Any  # int32 (), the last epoch whose first step it has looked into; -1 before the first
+    looked: Any  # int32 (), the last epoch whose first step was logged from within; -1 before the first
 
 
 class TensorBoard(Callback):
-    """Writes a run for TensorBoard. Neither TensorFlow nor a wait for the device is needed.
+    """Logs a run for TensorBoard, without TensorFlow and without waiting for the device.
 
     Args:
-        log_dir: directory of the event files; a relative one lies below `run_dir` where there is one.
-        histogram_freq: epochs between two histograms of what `histograms` names, from the first epoch on; 0 for none.
-        write_graph: whether the operations that make the loss are drawn.
-        write_images: whether weights are drawn as pictures, as often as histograms.
-        write_steps_per_second: whether the pace is written as well.
+        log_dir: directory of the event files; a relative path is below `run_dir` if there is one.
+        histogram_freq: epochs between two histograms of the arrays that `histograms` names, from the first epoch on; 0
+            for none.
+        write_graph: whether to draw the operations that compute the loss.
+        write_images: whether to draw the weights as images, as often as histograms.
+        write_steps_per_second: whether to log the steps per second as well.
         update_freq: "epoch", "batch", or a number of steps between two points of the `batch_` curves.
-        profile_batch: the training batch, counted from 1, that is profiled by `jax.profiler`, or the first and the last
-            of several; 0 for none.
+        profile_batch: the training batch, counted from 1, to profile with `jax.profiler`, or the first and the last
+            one of several; 0 for none.
         embeddings_freq: epochs between two copies of embeddings for the projector, from the first epoch on; 0 for none.
-        embeddings_metadata: a text for each row of an embedding, or the path of a file with a line for each; or pattern
-            of the parameters -> that, or None. Without patterns, parameters whose name ends in `embedding` are taken.
-        histograms: of what: "params", and where the loop knows them "grads", "updates" and "activations" of a Flax
-            model, which are those of the first step of an epoch.
-        hparams: what was set besides what `fit` knows, for the HParams page: name -> number, text or boolean.
+        embeddings_metadata: a text for each row of an embedding, or the path of a file with one line per row; or a dict
+            of parameter pattern -> one of these, or None. Without patterns, all parameters whose name ends in
+            `embedding` are logged.
+        histograms: the arrays to log: "params", and where the loop has them "grads", "updates" and "activations" of a
+            Flax model, which are those of the first step of an epoch.
+        hparams: further settings for the HParams page, besides those of `fit`: name -> number, text or boolean.
 
     State:
         `looked`.
 
     Raises:
-        TypeError: for a path that is none.
-        ValueError: for arguments out of range, and a path that is empty or an address.
+        TypeError: if a path is not a path.
+        ValueError: if an argument is out of range, or a path is empty or a URL.
 
     Example:
         >>> import jaxcb as jc
@@ -93,18 +95,18 @@ class TensorBoard(Callback):
         self._set("profile_batch", _batches(self.profile_batch))
         self._set("embeddings_freq", check_int("TensorBoard", "embeddings_freq", self.embeddings_freq))
         if self.embeddings_metadata is not None and not self.embeddings_freq:
-            raise ValueError("TensorBoard: embeddings_metadata was given, but no embeddings_freq; pass 1, say.")
+            raise ValueError("TensorBoard: embeddings_metadata needs embeddings_freq, such as embeddings_freq=1.")
         self._set("embeddings_metadata", _labels(self.embeddings_metadata))
         self._set("hparams", HParams(self.hparams or ()).settings)
 
     @property
     def _every(self) -> int | None:
-        """Steps between two points of the batch curves."""
+        """Steps between two points of the batch curves; None for no such curves."""
         return {"epoch": None, "batch": 1}.get(self.update_freq, self.update_freq)  # pyright: ignore
 
     @property
     def _inside(self) -> tuple[str, ...]:
-        """What is looked at between the halves of a step."""
+        """The arrays to log that exist only within a step."""
         return tuple(of for of in self.histograms if of != "params") if self.histogram_freq else ()
 
     def hooks(self) -> frozenset[str]:
@@ -171,7 +173,7 @@ class TensorBoard(Callback):
     def _scalars(
         self, prefix: str, values: dict[str, Any], fresh: dict[str, Any], metrics: Metrics, due: Any, *, by: str
     ) -> tuple[Scalars, ...]:
-        """A point of each curve of the two runs; `val_` names go to the validation's."""
+        """Returns a point of each curve of the two runs; `val_` names go to the run "validation"."""
         runs: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         for name, value in values.items():
             if name in _NO_CURVES and "learning_rate" in values:
@@ -198,7 +200,7 @@ class TensorBoard(Callback):
 
 
 def _batches(profile_batch: Any) -> tuple[int, int] | None:
-    """The first and the last batch of a profile."""
+    """Returns the first and the last batch to profile; None for no profile."""
     if isinstance(profile_batch, tuple | list):
         if len(profile_batch) != 2:
             raise ValueError(f"TensorBoard: profile_batch must be a batch or (first, last), got {profile_batch!r}.")
@@ -211,7 +213,7 @@ def _batches(profile_batch: Any) -> tuple[int, int] | None:
 
 
 def _labels(metadata: Any) -> tuple[tuple[str, Any], ...]:
-    """Pairs of a pattern and the labels of what fits it."""
+    """Returns pairs of a pattern and the labels of the parameters that match it."""
     pairs = metadata.items() if isinstance(metadata, Mapping) else [(_EMBEDDINGS, metadata)]
     return tuple((pattern, _label(own)) for pattern, own in pairs)
 

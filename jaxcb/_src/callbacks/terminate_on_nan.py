@@ -1,4 +1,4 @@
-"""`TerminateOnNaN`: stop when the loss is no longer a number."""
+"""`TerminateOnNaN`: stops the run when the loss is NaN or infinite."""
 
 from typing import Any
 
@@ -15,16 +15,16 @@ from jaxcb._src.utils.validate import check_choice
 class TerminateOnNaN(Callback):
     """Stops the run at the first step whose loss is NaN or infinite.
 
-    Looks at each step's own loss, inside the compiled loop.
+    It checks each step's own loss, within the compiled loop.
 
     Args:
-        raise_error: raise a `RuntimeError` out of the run instead of ending it in order: no hook runs any more and
-            nothing is saved. The run must then be able to come back to the host at every step, which costs what one
-            method of a `HostCallback` costs.
-        monitor: the metric to look at.
+        raise_error: raise a `RuntimeError` instead of ending the run in order: no further hook is called and nothing
+            is saved. The run must then return control to the host at every step, which costs as much as a batch method
+            of a `HostCallback`.
+        monitor: the metric to check.
 
     Raises:
-        ValueError: for a `raise_error` that is neither True nor False.
+        ValueError: if `raise_error` is neither True nor False.
 
     Example:
         >>> import jaxcb as jc
@@ -33,7 +33,7 @@ class TerminateOnNaN(Callback):
         >>> bool(action.when)
         True
 
-    Source: `keras.callbacks.TerminateOnNaN`, which looks at a running mean.
+    Source: `keras.callbacks.TerminateOnNaN`, which checks a running mean.
     """
 
     raise_error: bool = static(default=False)

@@ -1,4 +1,4 @@
-"""`Throughput`: how fast a run trains."""
+"""`Throughput`: logs how fast a run trains."""
 
 from typing import Any, Literal
 
@@ -14,20 +14,20 @@ from jaxcb._src.utils.validate import check_int, check_number
 
 
 class Throughput(Callback):
-    """Writes steps, examples and tokens per second, the model's FLOPs utilization and the device's memory.
+    """Logs steps, examples and tokens per second, the model's FLOPs utilization and the device's memory.
 
-    The rates are of the last stretch of steps that the host has seen the end of, without validation and compilation;
-    nothing waits to be measured. They are curves in TensorBoard under `throughput/`.
+    The rates are those of the last dispatched chunk of steps whose end the host has seen, without validation and
+    compilation; measuring never waits for the device. They are curves in TensorBoard under `throughput/`.
 
     Args:
         every: "epoch", or a number of steps.
-        tokens_per_example: tokens in a row of a batch; none are counted where it is None.
-        peak_flops: what the devices can do in a second, all together; known for common ones where it is None. The
-            utilization (MFU) is the FLOPs of a step, as XLA counts them, over what could have been done in its time.
-        verbose: 1 prints a line each time, and the averages of the whole run at its end.
+        tokens_per_example: tokens per row of a batch; None for no token rate.
+        peak_flops: peak FLOPs per second of all devices together; None to look up known devices. The utilization
+            (MFU) is the FLOPs of a step, as XLA counts them, divided by the peak FLOPs of its duration.
+        verbose: 1 prints a line at each report, and the averages of the whole run at its end.
 
     Raises:
-        ValueError: for arguments out of range.
+        ValueError: if an argument is out of range.
 
     Example:
         >>> import jaxcb as jc

@@ -1,4 +1,4 @@
-"""`Timer`: a wall-clock budget."""
+"""`Timer`: stops the run after a time limit."""
 
 import datetime
 from typing import Any
@@ -13,16 +13,16 @@ from jaxcb._src.utils.validate import check_number
 
 
 class TimerState(Struct):
-    """What `Timer` remembers."""
+    """State of `Timer`."""
 
-    up: Any  # float32 (), the duration after which it has asked for the stop; -1 before. Another one may follow
+    up: Any  # float32 (), the duration at which it stopped the run, so that a longer one can follow; -1 before
 
 
 class Timer(Callback):
-    """Stops the run when its time is up; the epoch that is under way is validated and closed.
+    """Stops the run after a duration; the current epoch is validated and closed.
 
-    It reads the host metric `elapsed`: seconds of the whole run, resumes included, as read between two calls of the
-    compiled loop, a few times a second.
+    It reads the host metric `elapsed`: seconds of the whole run, earlier parts of a resumed run included, measured
+    between two dispatches, a few times per second.
 
     Args:
         duration: seconds, a `datetime.timedelta`, or "HH:MM:SS" or "DD:HH:MM:SS".
@@ -31,7 +31,7 @@ class Timer(Callback):
         `up`.
 
     Raises:
-        ValueError: for a duration that is none.
+        ValueError: for an invalid duration.
 
     Example:
         >>> import jaxcb as jc
@@ -62,13 +62,13 @@ class Timer(Callback):
     def _look(self, state: TimerState, metrics: Metrics) -> Any:
         duration = jnp.asarray(self.duration, jnp.float32)
         up = jnp.where(metrics["elapsed"] >= duration, duration, -1.0)
-        reason = "the time of {duration:.0f} s is up after {elapsed:.1f} s"
+        reason = "the time limit of {duration:.0f} s was reached after {elapsed:.1f} s"
         stop = Stop((up >= 0) & (up != state.up), reason, values={"duration": self.duration})
         return TimerState(up=up), stop
 
 
 def _seconds(duration: Any) -> Any:
-    """A duration in seconds; what is none is left for the check of numbers to refuse."""
+    """Returns a duration in seconds; other types are returned unchanged, for the check of numbers to reject."""
     if isinstance(duration, datetime.timedelta):
         return duration.total_seconds()
     if not isinstance(duration, str):

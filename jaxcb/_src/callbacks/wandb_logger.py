@@ -1,4 +1,4 @@
-"""`WandbLogger`: the metrics in Weights & Biases."""
+"""`WandbLogger`: logs the metrics to Weights & Biases."""
 
 from typing import Any, ClassVar, Literal
 
@@ -11,21 +11,21 @@ from jaxcb._src.utils.pytree import static
 
 
 class WandbLogger(Reporter):
-    """Logs the metrics to a run in Weights & Biases, by step. Needs `pip install jaxcb[wandb]`.
+    """Logs the metrics to a run in Weights & Biases, by step. Requires `pip install jaxcb[wandb]`.
 
-    Without arguments, and where a run is open (`wandb.run`), it logs to that one and leaves it open. Else it makes a
-    run of its own and finishes it. Its files lie below `run_dir` where there is one. A service that cannot be
-    reached is warned of once, and the run goes on without it; `mode="offline"` needs none. Metrics that are arrays
+    Without arguments, and if there is an active run (`wandb.run`), it logs to that run and leaves it open. Otherwise it
+    starts a run and finishes it; its files are below `run_dir` if there is one. If the service cannot be reached,
+    there is one warning, and the run continues without it; `mode="offline"` needs no service. Metrics that are arrays
     are left out.
 
     Args:
         project: the project.
-        every: "epoch" for the values at the end of each epoch and at each validation in its middle; a number of
-            steps for those and, when `step % every == 0`, the step's own values, as `batch_loss`.
+        every: "epoch" for the values at the end of each epoch and at each validation within an epoch. A number of
+            steps adds, when `step % every == 0`, the step's own values as `batch_loss` and so on.
         init: further arguments of `wandb.init`, by name: `name` (of the W&B run), `config`, `mode`, `settings`...
 
     Raises:
-        ValueError: for another `every`.
+        ValueError: for an invalid `every`.
 
     Example:
         >>> import jaxcb as jc
@@ -50,7 +50,7 @@ class WandbLogger(Reporter):
         self._check_every()
 
     def on_train_begin(self, state: Any, metrics: Metrics) -> Any:
-        return state, self._report({}, {}, when=True)  # so that it opens, or fails, before the first step
+        return state, self._report({}, {}, when=True)  # opens the run, or fails, before the first step
 
     def _report(self, values: dict[str, Any], fresh: dict[str, Any], when: Any) -> WandbLog:
         return WandbLog(values, fresh, self.options, when=when)

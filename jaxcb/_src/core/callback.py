@@ -19,7 +19,7 @@ HOOKS = (
     "on_epoch_end",
     "on_train_end",
 )
-STEP_HOOKS = ("on_batch_begin", "on_before_update", "on_batch_end")  # those of every step
+STEP_HOOKS = ("on_batch_begin", "on_before_update", "on_batch_end")  # called in every step
 
 _KERAS_HOOKS = {
     "on_train_batch_begin": "on_batch_begin",
@@ -36,14 +36,14 @@ class Hook(Protocol):
 
 
 class Callback(Struct):
-    """Base of all callbacks. Inheriting makes the frozen dataclass and registers it as a pytree.
+    """Base class of all callbacks; a subclass becomes a frozen dataclass and is registered as a pytree.
 
-    A subclass defines `init` (what it remembers: any pytree of arrays) and the hooks that it needs.
-    A hook that nobody defines costs nothing. Fields that are numbers can be swept; everything else
-    is declared with `jc.static(...)`. Arguments are checked in `__post_init__`.
+    A subclass defines `init`, which returns its initial state (any pytree of arrays), and the hooks that it needs.
+    A hook that no callback defines costs nothing. Fields that are numbers can be swept; declare all others with
+    `jc.static(...)`. Check the arguments in `__post_init__`.
 
     Attributes:
-        name: the name under which its state is kept; the class name where none is given.
+        name: the name under which the state is kept; the class name if None.
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp
@@ -59,7 +59,7 @@ class Callback(Struct):
         True
     """
 
-    affects_run: ClassVar[bool] = True  # False for one that a resume may add or drop unnoticed, such as a progress bar
+    affects_run: ClassVar[bool] = True  # False if a resumed run may add or drop it silently, such as a progress bar
 
     name: str | None = static(default=None, kw_only=True)
 
@@ -68,59 +68,59 @@ class Callback(Struct):
         super().__init_subclass__(**kwargs)
 
     def init(self) -> Any:
-        """Returns the state before the first moment: a pytree of arrays with a fixed form."""
+        """Returns the initial state: a pytree of arrays whose structure, shapes and dtypes never change."""
         return ()
 
     def slots(self) -> Mapping[str, str]:
-        """Returns the named weights it needs: slot -> "params", "model" or "optimizer"."""
+        """Returns the named weights that the callback needs: slot -> "params", "model" or "optimizer"."""
         return {}
 
     def probes(self) -> Mapping[str, Any]:
-        """Returns the looks inside the step that it needs: metric's name -> `Probe`."""
+        """Returns the probes of the training step that the callback needs: metric name -> `Probe`."""
         return {}
 
     def setup(self, train_state: Any) -> Any:
-        """Returns the train state as it needs it, made of the one before the run; pure and jittable."""
+        """Returns the train state to start the run with, given the user's; pure and jittable."""
         return train_state
 
     def hooks(self) -> frozenset[str]:
-        """Returns the names of the hooks that it defines."""
+        """Returns the names of the hooks that the callback defines."""
         return frozenset(h for h in HOOKS if getattr(type(self), h) is not getattr(Callback, h))
 
     def on_train_begin(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
-        """Before the first step of a run that is not resumed."""
+        """Called before the first step, except in a resumed run."""
         return state, None
 
     def on_epoch_begin(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
-        """Before the first step of an epoch."""
+        """Called before the first step of an epoch."""
         return state, None
 
     def on_batch_begin(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
-        """Before each step."""
+        """Called before each step."""
         return state, None
 
     def on_before_update(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
-        """When a step's loss and gradients are known and its update is not yet applied."""
+        """Called once a step's loss and gradients are computed, before its update is applied."""
         return state, None
 
     def on_batch_end(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
-        """After each step, with this step's own values."""
+        """Called after each step, with the values of that step."""
         return state, None
 
     def on_eval_begin(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
-        """Before a validation."""
+        """Called before each validation."""
         return state, None
 
     def on_eval_end(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
-        """After a validation, with its `val_` values."""
+        """Called after each validation, with its `val_` metrics."""
         return state, None
 
     def on_epoch_end(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
-        """After an epoch and its validation, with the sample-weighted means over the epoch."""
+        """Called after each epoch and its validation, with means over the epoch, weighted by rows."""
         return state, None
 
     def on_train_end(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
-        """After the last epoch, however the run ended."""
+        """Called after the last epoch, however the run ended."""
         return state, None
 
 
@@ -128,18 +128,22 @@ _PARAMETERS = ["self", "state", "metrics"]
 
 
 def _check_class(cls: type) -> None:
-    """Refuses what looks like a callback and would not act as one."""
+    """Rejects a class that looks like a callback but would not work as one.
+
+    The mistakes that it finds (an `__init__`, a misspelt hook, Keras's signature) would otherwise be silent: the hook
+    would never be called, or would fail inside a trace, far from its cause.
+    """
     if "__init__" in vars(cls) and not cls.__dict__.get("_builds_itself"):
         raise CallbackError(
             f"{cls.__name__} defines __init__, but a callback is a frozen dataclass. Declare its arguments as "
-            "fields, check them in __post_init__, and keep what it remembers in the state that init() returns."
+            "fields, check them in __post_init__, and keep changing values in the state that init() returns."
         )
     for name, value in vars(cls).items():
         if not name.startswith("on_") or not callable(value):
             continue
         if name not in HOOKS:
             cure = _KERAS_HOOKS.get(name)
-            hint = f" It is called {cure!r} here." if cure else did_you_mean(name, HOOKS)
+            hint = f" The hook's name here is {cure!r}." if cure else did_you_mean(name, HOOKS)
             raise CallbackError(
                 f"{cls.__name__} defines {name!r}, which is not a hook.{hint} Hooks: {', '.join(HOOKS)}."
             )
@@ -161,19 +165,20 @@ def _check_class(cls: type) -> None:
 
 
 class PopulationCallback(Callback):
-    """Base of callbacks that see all members of a sweep at once, and act on each.
+    """Base class of callbacks that see all members of a sweep at once and act on each of them.
 
-    `init` makes the state of one member; a hook gets those of all with a leading member axis, and metrics whose values
-    have it too. `metrics.alive` says who still trains, bool (members,), and `metrics.member` the number of each row:
-    those of members that have stopped may be gone, so that what is decided must not depend on them. `when` of an action
-    has one entry a member, and so have its arrays, unless one value serves all. In `jc.fit` it is refused.
+    `init` returns the state of one member. A hook receives the states of all members, with a leading member axis, and
+    metrics whose values have that axis too. `metrics.alive`, bool (members,), is true for members that still train;
+    `metrics.member` is the number of each row. Rows of stopped members may be removed, so a decision must not depend
+    on them. `when` and the arrays of an action have one entry per member; a value without that axis applies to all
+    members. `jc.fit` rejects such callbacks.
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp
         >>> class StopWorst(jc.PopulationCallback):
         ...     def on_epoch_end(self, state, metrics):
         ...         loss = jnp.where(metrics.alive, metrics["loss"], -jnp.inf)
-        ...         return state, jc.actions.Stop(loss == loss.max(), "the worst of all")
+        ...         return state, jc.actions.Stop(loss == loss.max(), "highest loss of all members")
         >>> metrics = jc.Metrics({"loss": jnp.array([0.1, 0.3])}, alive=jnp.array([True, True]))
         >>> StopWorst().on_epoch_end((), metrics)[1].when.tolist()
         [False, True]
@@ -181,7 +186,7 @@ class PopulationCallback(Callback):
 
 
 class FunctionCallback(Callback):
-    """The callback that `make_callback` makes of pure functions."""
+    """The callback that `make_callback` returns."""
 
     functions: tuple[tuple[str, Hook], ...] = static(default=())
     make_state: Callable[[], Any] | None = static(default=None)
@@ -206,18 +211,18 @@ for _hook in HOOKS:
 
 
 def make_callback(*, init: Callable[[], Any] | None = None, name: str | None = None, **hooks: Hook) -> Callback:
-    """Makes a callback of pure functions.
+    """Makes a callback from pure functions.
 
     Args:
-        init: a function of nothing that returns the state, a pytree of arrays; no state where None.
-        name: the name under which its state is kept, "FunctionCallback" (numbered) where it is None.
-        **hooks: functions `(state, metrics) -> (state, actions)` by the name of their hook.
+        init: a function without arguments that returns the initial state, a pytree of arrays; None for no state.
+        name: the name under which the state is kept; "FunctionCallback" (numbered) if None.
+        **hooks: hook name -> function `(state, metrics) -> (state, actions)`.
 
     Returns:
-        A callback like any other.
+        A callback with these hooks.
 
     Raises:
-        CallbackError: for a name that is not a hook.
+        CallbackError: if a name is not a hook.
 
     Example:
         >>> import jaxcb as jc

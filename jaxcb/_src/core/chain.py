@@ -1,4 +1,4 @@
-"""`chain`: the one way to compose callbacks, and the one place where their results are held to a form."""
+"""`chain` composes callbacks; `transition` calls one hook and checks the structure of its result."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -17,13 +17,13 @@ from jaxcb._src.utils.pytree import cast_like, static, to_strong_types
 
 
 class Chain(Callback):
-    """Several callbacks as one: what `chain` returns. States are kept by name."""
+    """The callback that `chain` returns: several callbacks as one, with their states in a dict by name."""
 
     callbacks: tuple[Callback, ...] = ()
     names: tuple[str, ...] = static(default=())
 
     def items(self) -> tuple[tuple[str, Callback], ...]:
-        """The callbacks with their names, in order."""
+        """Returns the callbacks with their names, in order."""
         return tuple(zip(self.names, self.callbacks, strict=True))
 
     def init(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class Chain(Callback):
             for key, own in callback.probes().items():
                 other, known = found.setdefault(key, (name, own))
                 if known != own:
-                    raise ValueError(f"{other} and {name} both look inside the step as {key!r}, but not alike.")
+                    raise ValueError(f"{other} and {name} both define the probe {key!r}, but differently.")
         return {key: own for key, (_, own) in found.items()}
 
     def setup(self, train_state: Any) -> Any:
@@ -87,7 +87,7 @@ class Chain(Callback):
 
 
 class AsCallback(Protocol):
-    """What stands for a callback, such as a `HostCallback`."""
+    """An object that can be converted to a callback, such as a `HostCallback`."""
 
     def as_callback(self) -> Callback:
         """Returns the callback."""
@@ -97,26 +97,28 @@ class AsCallback(Protocol):
 def chain(*callbacks: Callback | AsCallback) -> Chain:
     """Composes callbacks into one.
 
-    All see the same metrics; none sees another's effect within a moment. Chains within chains are laid
-    flat, so that grouping changes nothing, and `chain()` does nothing. States and named weights are kept
-    by name: `name=` where it is given, else the class name, numbered from the second one on.
+    All callbacks of a hook call see the same metrics; none sees the effect of another before the next hook call.
+    Nested chains are flattened, so grouping changes nothing, and `chain()` does nothing. States and named weights are
+    kept by name: `name=` if given, else the class name, numbered from the second one on.
 
     Args:
-        *callbacks: callbacks, chains, or what has a method `as_callback` that returns one (`HostCallback`), in the
-            order in which their actions apply.
+        *callbacks: callbacks, chains, or objects with a method `as_callback` that returns a callback (`HostCallback`),
+            in the order in which their actions apply.
 
     Returns:
         A `Chain`, which is a callback.
 
     Raises:
-        TypeError: for what is not a callback.
-        ValueError: for two callbacks given the same name.
+        TypeError: if an argument is not a callback.
+        ValueError: if two callbacks have the same `name=`.
 
     Example:
         >>> import jaxcb as jc
         >>> jc.chain(jc.EarlyStopping(), jc.chain(jc.EarlyStopping(monitor="loss"))).names
         ('EarlyStopping', 'EarlyStopping_2')
     """
+    # Flattening first makes `chain` associative: names are numbered over the flat list, never within a nested chain,
+    # so chain(a, chain(b, c)) and chain(a, b, c) keep their states under the same names.
     flat: list[Callback] = []
     for given in callbacks:
         callback: Any = given
@@ -129,15 +131,16 @@ def chain(*callbacks: Callback | AsCallback) -> Chain:
             flat.append(callback)
         else:
             what = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
-            cure = "Keras classes port by their base class, jc.HostCallback"
-            cure = "Call it to make one" if isinstance(callback, type) else cure
+            cure = "To port a Keras callback, inherit from jc.HostCallback"
+            cure = "Call it to make an instance" if isinstance(callback, type) else cure
             raise TypeError(f"expected a jaxcb callback, got {what}. {cure}.")
     fixed = [c.name for c in flat if c.name is not None]
     for name in fixed:
         if fixed.count(name) > 1:
             raise ValueError(f"{fixed.count(name)} callbacks are named {name!r}; give each its own name=.")
         if "/" in name:
-            raise ValueError(f"a callback's name is also a part of a path and cannot hold '/', got {name!r}.")
+            raise ValueError(f"a callback's name is also part of a path and cannot contain '/', got {name!r}.")
+    # Explicit names are reserved before any is made up, so that a class name never takes a name the user chose.
     taken, names = set(fixed), []
     for callback in flat:
         name = base = callback.name or type(callback).__name__
@@ -151,19 +154,19 @@ def chain(*callbacks: Callback | AsCallback) -> Chain:
 
 
 def as_chain(callbacks: Any) -> Chain:
-    """Returns what a user gave as callbacks, several, one or None, as a chain."""
+    """Returns a chain of the user's `callbacks` argument: several callbacks, one, or None."""
     given = () if callbacks is None else callbacks
     return chain(*given) if isinstance(given, Iterable) else chain(given)
 
 
 def _check_fields(callback: Callback) -> None:
-    """Refuses fields that should have been declared static: what is no number cannot be swept or compiled."""
+    """Rejects non-numeric fields that are not static: they can be neither swept nor traced."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(callback):
         if isinstance(leaf, bool) or not isinstance(leaf, int | float | np.number | np.ndarray | jax.Array):
             name = leaf_name(path)
             field = name.split("/")[0]
             raise CallbackError(
-                f"{type(callback).__name__}.{name} is a {type(leaf).__name__}, {leaf!r}, which is no number. "
+                f"{type(callback).__name__}.{name} is a {type(leaf).__name__}, {leaf!r}, not a number. "
                 f"Declare the field as `{field}: {type(leaf).__name__} = jc.static(default=...)`."
             )
 
@@ -171,9 +174,12 @@ def _check_fields(callback: Callback) -> None:
 def transition(
     callback: Callback, name: str, hook: str, state: Any, metrics: Metrics
 ) -> tuple[Any, tuple[Action, ...]]:
-    """Runs one hook and holds its result to the fixed form: same structure, shapes and dtypes.
+    """Calls one hook and casts its result to the fixed structure, shapes and dtypes of the state.
 
-    Weakly typed or wider results are cast back. What fails is reported with callback and hook.
+    Weakly typed or wider results are cast back. An error names the callback and the hook.
+
+    Returns:
+        The new state, and the actions as a flat tuple with their owner and the values of their texts filled in.
     """
     where = f"{name}.{hook}"
     try:
@@ -201,7 +207,7 @@ def transition(
 
 
 def _complete(action: Action, owner: str, where: str, metrics: Metrics) -> Action:
-    """Types the arrays of an action, names its owner and adds the metrics that its text asks for."""
+    """Casts the arrays of an action, sets its owner and adds the metrics that its template uses."""
     changes: dict[str, Any] = {"owner": action.owner or owner}
     if action.template:
         values = dict(getattr(action, "values", {}))
@@ -210,33 +216,38 @@ def _complete(action: Action, owner: str, where: str, metrics: Metrics) -> Actio
                 if name not in metrics:
                     names = ", ".join(sorted({*metrics.values, *values, *PLACES}))
                     raise MissingMetricError(
-                        f"{where}: the text of its {type(action).__name__} asks for {name!r}; known: {names}."
+                        f"{where}: the text of its {type(action).__name__} uses {name!r}; available: {names}."
                     )
                 values[name] = metrics[name]
         changes["values"] = values
     try:
         typed = to_strong_types(action.replace(**changes))
     except TypeError as error:
-        raise CallbackError(f"{where}: {type(action).__name__} holds what is not an array: {error}") from None
+        raise CallbackError(f"{where}: {type(action).__name__} has a field that is not an array: {error}") from None
     shape = () if metrics.alive is None else metrics.alive.shape
     if shape:
         typed = jax.tree.map(lambda x: x if x.shape[:1] == shape else jnp.broadcast_to(x, shape + x.shape), typed)
     if (typed.when.shape, typed.when.dtype) != (shape, jnp.bool_):
         raise CallbackError(
             f"{where}: when= of its {type(action).__name__} is {typed.when.dtype}{list(typed.when.shape)}, expected "
-            f"one boolean{' a member' if shape else ''}, such as `metrics['loss'] > 1`; reduce several with jnp.any or "
-            "jnp.all."
+            f"one boolean{' per member' if shape else ''}, such as `metrics['loss'] > 1`; reduce several with jnp.any "
+            "or jnp.all."
         )
     return typed
 
 
 def stacked_callbacks(chains: Sequence[Chain]) -> tuple[Chain, tuple[int | None, ...]]:
-    """One chain whose numbers are arrays where chains of the same structure differ, and which those are."""
+    """Stacks chains of equal structure into one.
+
+    Returns:
+        A chain whose differing numbers are arrays with a leading axis over the given chains, and for each leaf its
+        vmap axis: 0 where the chains differ, None where they are equal.
+    """
     columns = list(zip(*(jax.tree.leaves(c) for c in chains), strict=True))
     leaves, axes = [], []
     for column in columns:
         own = all(np.array_equal(x, column[0], equal_nan=True) for x in column)
-        floats = any(isinstance(x, float) for x in column)  # a whole number among them is one of them
+        floats = any(isinstance(x, float) for x in column)  # then an int among them is a float as well
         typed = to_strong_types([float(x) if floats and isinstance(x, int) else x for x in column])
         leaves.append(column[0] if own else jnp.stack(typed))
         axes.append(None if own else 0)

@@ -1,4 +1,4 @@
-"""`Metrics`: what a callback sees at one moment."""
+"""`Metrics`: the values that a callback sees in a hook call."""
 
 import dataclasses
 import re
@@ -15,33 +15,34 @@ from jaxcb._src.utils.validate import check_choice
 
 
 def is_mergeable(value: Any) -> bool:
-    """Whether `value` is reduced by its own `merge` and `compute`."""
+    """Returns whether `value` is reduced by its own `merge` and `compute`."""
     return callable(getattr(value, "merge", None)) and callable(getattr(value, "compute", None))
 
 
 _RATES = ("learning_rate", "base_learning_rate")
 _NO_RATE = (
-    " A ready-made optimizer hides its rate; use fit(optimizer=optax.adam, learning_rate=1e-3), or "
+    " A ready-made optimizer hides its learning rate; use fit(optimizer=optax.adam, learning_rate=1e-3), or "
     "jc.adjustable_lr(optax.adam, learning_rate=1e-3)."
 )
 
 
 class Metrics(Struct):
-    """An immutable record of one moment of a run.
+    """An immutable record of the run at one hook call.
 
     Attributes:
-        values: name -> array of fixed shape; a value given as None is not reported now.
-        step: updates done, int32 (). Defaults to `epoch + 1`, one update an epoch.
+        values: name -> array of fixed shape; None for a value that is not reported in this hook call.
+        step: updates done, int32 (). Defaults to `epoch + 1`, one update per epoch.
         epoch: index of the epoch, from 0, int32 ().
-        total_steps: updates that the run will do, int32 (), -1 where that is not known.
-        reported: name -> the step at which it was last reported, int32 (), -1 for never.
-        closes_epoch: whether this moment ends an epoch, bool (); false at a validation in its middle.
-        alive: of a population, the members that still train, bool (members,), and `member` the number of each row,
-            int32 (members,); then all values have that axis. None for callbacks that see one run alone.
-        host: what the host has read of the outside world, such as `elapsed` (seconds of the whole run), name ->
-            float32 (). `metrics["elapsed"]` finds it, but loggers of measured values do not see it.
-        old: names that only an earlier moment can have reported, as far as that is known when this one is traced: a
-            callback that watches one of them, and acts at both `on_eval_end` and `on_epoch_end`, has nothing to do.
+        total_steps: updates that the run will do, int32 (); -1 if unknown.
+        reported: name -> the step at which it was last reported, int32 (); -1 for never.
+        closes_epoch: whether this hook call ends an epoch, bool (); false at a validation within an epoch.
+        host: values that the host measured, such as `elapsed` (seconds of the whole run), name -> float32 ().
+            `metrics["elapsed"]` finds them, but iteration, and so the loggers, leaves them out.
+        alive: for population callbacks, the members that still train, bool (members,); None for all other callbacks.
+            Where it is set, all values have the member axis.
+        member: the number of each row, int32 (members,); None where `alive` is None.
+        old: names that are known at trace time not to be reported in this hook call. A callback that monitors such a
+            name, and acts in both `on_eval_end` and `on_epoch_end`, can be skipped.
 
     Example:
         >>> import jaxcb as jc
@@ -77,14 +78,14 @@ class Metrics(Struct):
             self._set(name, to_strong_type(getattr(self, name)))
 
     def __getitem__(self, name: str) -> Array:
-        """The last reported value of `name`; `MissingMetricError` lists the names that exist."""
+        """Returns the last reported value of `name`; raises a `MissingMetricError` that lists the existing names."""
         if name in self.values:
             return self.values[name]
         if name in self.host:
             return self.host[name]
         names, host = ", ".join(sorted(self.values)) or "none", ", ".join(sorted(self.host))
         raise MissingMetricError(
-            f"there is no metric {name!r} here. Metrics here: {names}.{f' Of the host: {host}.' if host else ''}"
+            f"there is no metric {name!r} here. Metrics here: {names}.{f' On the host: {host}.' if host else ''}"
             f"{did_you_mean(str(name), [*self.values, *self.host])}{_NO_RATE if name in _RATES else ''}"
         )
 
@@ -95,11 +96,11 @@ class Metrics(Struct):
         return iter(self.values)
 
     def fresh(self, name: str) -> Array:
-        """Whether `name` was reported at this very moment, bool ()."""
+        """Returns whether `name` is reported in this hook call, bool ()."""
         return self.reported_at(name) == self.step
 
     def reported_at(self, name: str) -> Array:
-        """The step at which `name` was last reported, int32 (), -1 for never; now, for what the host has read."""
+        """Returns the step of the last report of `name`, int32 (), -1 for never; the current one for host values."""
         self[name]
         return self.reported[name] if name in self.values else self.step
 
@@ -108,13 +109,13 @@ MISSING = "NA"
 
 
 def fresh_scalars(metrics: Metrics) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the scalar metrics, and for each whether it was reported now, bool ()."""
+    """Returns the scalar metrics, and for each whether it is reported in this hook call, bool ()."""
     names = [name for name in metrics if jnp.ndim(metrics[name]) == 0]
     return {n: metrics[n] for n in names}, {n: metrics.fresh(n) for n in names}
 
 
 def as_text(value: Any) -> str:
-    """Writes a number as the shortest decimal that reads back as the same number of its own dtype."""
+    """Formats a number as the shortest decimal that parses to the same number of its dtype."""
     value = np.asarray(value)
     if value.dtype.kind in "iub":
         return str(int(value))
@@ -122,11 +123,11 @@ def as_text(value: Any) -> str:
 
 
 def row_text(values: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, str]:
-    """Writes a row's values; what was not reported is `NA`."""
+    """Formats the values of a row; values that were not reported become `NA`."""
     return {name: as_text(value) if bool(fresh[name]) else MISSING for name, value in values.items()}
 
 
-# the words that tell which way is better
+# words of a metric's name that say which direction is better
 _MIN = re.compile(
     "loss|error|err|perplexity|ppl|mse|mae|rmse|mape|msle|nll|nlp|bpc|bpd|cer|wer|fid|divergence|kl|regret|crossentropy|bce"
 )
@@ -137,10 +138,10 @@ _MAX = re.compile(
 
 
 def resolve_mode(owner: str, monitor: Any, mode: str) -> str:
-    """Returns "min" or "max"; "auto" follows the words of the name, from the last one back.
+    """Returns "min" or "max"; for "auto", the last word of the metric's name with a known direction decides.
 
     Raises:
-        ValueError: for another mode, or where the name does not tell.
+        ValueError: for an unknown mode, or if no word of the name has a known direction.
     """
     check_choice(owner, "mode", mode, ("auto", "min", "max"))
     if mode != "auto":
@@ -159,7 +160,7 @@ def resolve_mode(owner: str, monitor: Any, mode: str) -> str:
 
 
 def infer_mode_or_none(name: str) -> str | None:
-    """Returns "min" or "max" where a name tells which way is better, else None."""
+    """Returns "min" or "max" if a metric's name implies the direction, else None."""
     try:
         return resolve_mode("", name, "auto")
     except ValueError:

@@ -1,1 +1,1 @@
-"""What a run reported, in memory and read back from files."""
+"""The metrics that a run reported, in memory and read from files."""

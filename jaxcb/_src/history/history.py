@@ -1,4 +1,4 @@
-"""`RunHistory`: what a run reported, as arrays by name."""
+"""`RunHistory`: the metrics that a run reported, as arrays by name."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,9 +9,9 @@ from jaxcb._src.utils.errors import did_you_mean
 
 
 class RunHistory(Mapping[str, np.ndarray]):
-    """The rows of a run: one an epoch, and one a validation in an epoch's middle.
+    """The rows of a run: one per epoch, and one per validation within an epoch.
 
-    Those of a population have a second axis, the members; what a member has not reported is NaN.
+    For a population, columns have a second axis, the members; values that a member has not reported are NaN.
 
     Attributes:
         step: updates done at each row, int64 (rows,).
@@ -33,13 +33,13 @@ class RunHistory(Mapping[str, np.ndarray]):
         self._when: list[Any] = []
 
     def declare(self, names: Any) -> None:
-        """Names the columns before there are rows."""
+        """Adds columns before there are rows."""
         for name in names:
             self._values.setdefault(name, [])
             self._reported.setdefault(name, [])
 
     def add(self, step: int, epoch: int, values: Mapping[str, Any], fresh: Mapping[str, Any], when: Any = True) -> None:
-        """Adds a row; of a population the values have an axis of members, and `when` says whose row it is."""
+        """Adds a row; for a population, values have a member axis, and `when` selects the members that have the row."""
         self.declare(values)
         self._steps.append(step)
         self._epochs.append(epoch)
@@ -50,7 +50,7 @@ class RunHistory(Mapping[str, np.ndarray]):
             self._reported[name].append(new)
 
     def member(self, index: int) -> "RunHistory":
-        """The rows of one member of a population, as those of a run by itself."""
+        """Returns the rows of one member of a population as the history of a single run."""
         own = RunHistory()
         own.declare(self)
         for row in self.rows_of(index):
@@ -60,7 +60,7 @@ class RunHistory(Mapping[str, np.ndarray]):
         return own
 
     def rows_of(self, index: int) -> np.ndarray:
-        """Which rows are a member's, int64 (rows,)."""
+        """Returns the indices of a member's rows, int64 (rows,)."""
         return np.flatnonzero([bool(np.asarray(when)[index]) for when in self._when])
 
     @property
@@ -74,12 +74,12 @@ class RunHistory(Mapping[str, np.ndarray]):
         return np.asarray(self._epochs, np.int64)
 
     def reported(self, name: str) -> np.ndarray:
-        """Whether each row's value was reported then, bool (rows,)."""
+        """Returns whether each row's value was reported in that row, bool (rows,)."""
         self._check(name)
         return np.asarray(self._reported[name], bool)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The values of each row, float32 (rows,); NaN where there was no report."""
+        """The value of each row, float32 (rows,); NaN where it was not reported."""
         self._check(name)
         return np.asarray(self._values[name])
 

@@ -1,6 +1,6 @@
-"""Records: what a run reported, moment by moment, read from a file, columns or rows.
+"""Records: the metrics that a run reported, read from a file, columns or rows.
 
-Looked at and not used for reading: `numpy.loadtxt` knows no missing cells, `numpy.genfromtxt` is ten times
+Why the parser is our own: `numpy.loadtxt` does not support missing cells, `numpy.genfromtxt` is ten times
 slower than the standard library's `csv`, and pandas would be a dependency.
 """
 
@@ -20,20 +20,20 @@ from jaxcb._src.utils.local_path import local_path
 
 POSITIONS = ("step", "epoch")
 RATES = ("learning_rate", "base_learning_rate", "lr_scale")
-JOURNAL = "host_metrics.csv"  # beside a run's history: what the host read, and from where on it held
-_BLOCK = 65_536  # lines of a file in memory at a time as text
+JOURNAL = "host_metrics.csv"  # next to a run's history: host metrics, each row with the position from which it holds
+_BLOCK = 65_536  # lines of a file that are in memory as text at the same time
 
 
 class Records(NamedTuple):
-    """A recorded run; one row an epoch's end or a validation in an epoch's middle.
+    """A recorded run; each record is the end of an epoch or a validation within it.
 
     Attributes:
-        names: of the metrics, in order.
-        values: the last reported value at each record, float32 (records, names); NaN before the first one.
-        reported: the step of that report, int32 (records, names); -1 before the first one.
-        step: updates done, int32 (records,), rising.
+        names: the names of the metrics, in order.
+        values: the last reported value at each record, float32 (records, names); NaN before the first report.
+        reported: the step of that report, int32 (records, names); -1 before the first report.
+        step: updates done, int32 (records,), increasing.
         epoch: from 0, int32 (records,).
-        base: the recorded base learning rate, float32 (records,); None where there is none.
+        base: the recorded base learning rate, float32 (records,); None if there is none.
     """
 
     names: tuple[str, ...]
@@ -60,12 +60,12 @@ class Records(NamedTuple):
 
     @property
     def old(self) -> dict[str, frozenset[str]]:
-        """Hook -> names of which no record has anything new at that moment."""
+        """Hook -> names that no record reports in it."""
         others = frozenset(self.names) - self.validated
         old = {
             "on_epoch_end": self.validated,
             "on_train_end": frozenset(self.names),
-        }  # the validation before has told of it
+        }  # reported by the validation before
         return old | {"on_eval_end": others} if self.closes.all() else old
 
 
@@ -78,17 +78,17 @@ def read_records(source: Any) -> Records:
     """Reads a recorded run.
 
     Args:
-        source: the path of a CSV file (or of the directory of a run, which holds `history.csv`), a dict of
-            columns, or a sequence of dicts. None, "NA" and an absent key mean not reported; nan is a value.
+        source: the path of a CSV file (or of a run's directory, which contains `history.csv`), a dict of
+            columns, or a sequence of dicts. None, "NA" and a missing key mean not reported; nan is a value.
 
     Returns:
         The records.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        DataError: for no records, columns of different lengths, a cell that is no number, or steps that do
-            not rise.
-        TypeError: for another kind of source.
+        FileNotFoundError: if the file does not exist.
+        DataError: if there are no records, columns of different lengths, a cell that is not a number, or steps that do
+            not increase.
+        TypeError: for another type of source.
     """
     if isinstance(source, str | os.PathLike | bytes):
         path = local_path("replay", "source", source)
@@ -101,7 +101,7 @@ def read_records(source: Any) -> Records:
         return _from_rows(source)
     raise TypeError(
         f"replay takes the path of a history.csv, a dict of lists or a list of dicts, got {type(source).__name__}. "
-        'A data frame goes in as `frame.to_dict("list")`.'
+        'Pass a data frame as `frame.to_dict("list")`.'
     )
 
 
@@ -117,18 +117,18 @@ def _from_file(path: Path) -> Records:
         names = next(csv.reader([first], delimiter=separator), [])
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
-            raise DataError(f"{path}: the header names the column {twice[0]!r} {names.count(twice[0])} times.")
+            raise DataError(f"{path}: the header has the column {twice[0]!r} {names.count(twice[0])} times.")
         parts: list[list[_Column]] = []
         lines: list[np.ndarray] = []
         reader, line = csv.reader(file, delimiter=separator), 2
         while block := list(itertools.islice(reader, _BLOCK)):
             kept = range(len(block)) if [] not in block else [i for i, cells in enumerate(block) if cells]
-            numbers = line + np.asarray(kept, np.int64)  # a blank line is no record
+            numbers = line + np.asarray(kept, np.int64)  # blank lines are skipped
             parts.append(_block(path, names, [block[i] for i in kept], numbers))
             lines.append(numbers)
             line += len(block)
     if not any(len(n) for n in lines):
-        raise DataError(f"{path}: there are no records in it, so there is nothing to replay.")
+        raise DataError(f"{path}: it has no records, so there is nothing to replay.")
     at = np.concatenate(lines)
     joined = [_Column(*map(np.concatenate, zip(*part, strict=True))) for part in zip(*parts, strict=True)]
     return _records(dict(zip(names, joined, strict=True)), lambda i: f"{path}, line {at[i]}")
@@ -139,7 +139,7 @@ def _block(path: Path, names: Sequence[str], rows: list[list[str]], lines: np.nd
         cells, line = next((c, n) for c, n in zip(rows, lines, strict=True) if len(c) != len(names))
         raise DataError(
             f"{path}, line {line}: {len(cells)} cells, expected {len(names)} as in the header. "
-            "Was the file cut off while it was written?"
+            "Was the file truncated while it was written?"
         )
     columns = zip(*rows, strict=True) if rows else ((),) * len(names)
     return [
@@ -152,17 +152,17 @@ def _from_columns(source: Mapping[Any, Any]) -> Records:
     columns, lengths = {}, {}
     for name, cells in source.items():
         if isinstance(cells, str | bytes | Mapping) or not hasattr(cells, "__len__") or getattr(cells, "ndim", 1) != 1:
-            raise DataError(f"the column {name!r} is {cells!r}, expected a list with one value a record.")
+            raise DataError(f"the column {name!r} is {cells!r}, expected a list with one value per record.")
         lengths[str(name)] = len(cells)
         columns[str(name)] = cells
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise DataError(
-            f"the columns have different lengths ({shown}). Each record needs an entry in each; where a metric was "
-            "not reported, it is None."
+            f"the columns have different lengths ({shown}). Each column needs one entry per record: None where a "
+            "metric was not reported."
         )
     if not lengths or not next(iter(lengths.values())):
-        raise DataError("the source holds no records, so there is nothing to replay.")
+        raise DataError("the source has no records, so there is nothing to replay.")
 
     def number(name: str, cells: Any) -> _Column:
         return _numbers(cells, lengths[name], lambda i: f"record {i}, column {name!r}")
@@ -178,7 +178,7 @@ def _from_rows(source: Sequence[Any]) -> Records:
         if row.keys() != names.keys():
             names.update(dict.fromkeys(row))
     if not source:
-        raise DataError("the source holds no records, so there is nothing to replay.")
+        raise DataError("the source has no records, so there is nothing to replay.")
     if not names:
         raise DataError("the records are empty dicts, so there is nothing to replay.")
     return _from_columns({name: [row.get(name) for row in source] for name in names})
@@ -189,13 +189,13 @@ def _is_missing(cell: Any) -> bool:
 
 
 def _with_journal(records: Records, path: Path) -> Records:
-    """Adds what the host had read to each record: the last row that stood before it."""
+    """Adds the host metrics at each record: those of the last journal row before it."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     header, table = rows[0], np.asarray(rows[1:], np.float64).reshape(len(rows) - 1, len(rows[0]))
     if not len(table):
         return records
-    # a record in an epoch's middle is its validation, one that closes it comes after that
+    # Sorted by (epoch, step, closes): a record that closes an epoch comes after a validation at the same step.
     starts = [tuple(row[:3]) for row in table.tolist()]
     moments = zip(records.epoch.tolist(), records.step.tolist(), records.closes.tolist(), strict=True)
     last = np.asarray([bisect.bisect_right(starts, moment) - 1 for moment in moments]).clip(0)
@@ -207,13 +207,13 @@ def _with_journal(records: Records, path: Path) -> Records:
 
 
 def _numbers(cells: Iterable[Any], count: int, where: Callable[[int], str]) -> _Column:
-    """Reads cells as numbers; `where` names one for an error."""
+    """Parses cells as numbers; `where` describes the position of a cell for an error."""
     if getattr(getattr(cells, "dtype", None), "kind", "O") in "biuf":
         return _Column(np.asarray(cells, np.float64), np.ones(count, bool))
     cells = cells if isinstance(cells, Sequence) else list(cells)
     try:
         return _Column(np.fromiter(map(float, cells), np.float64, count), np.ones(count, bool))
-    except (TypeError, ValueError):  # some are missing, or are no numbers
+    except (TypeError, ValueError):  # some are missing or not numbers
         present = np.fromiter((not _is_missing(c) for c in cells), bool, count)
     values = np.full(count, np.nan)
     for i in np.flatnonzero(present).tolist():
@@ -221,7 +221,7 @@ def _numbers(cells: Iterable[Any], count: int, where: Callable[[int], str]) -> _
             values[i] = float(cells[i])
         except (TypeError, ValueError):
             raise DataError(
-                f"{where(i)}: {cells[i]!r} is not a number. What was not reported is written as "
+                f"{where(i)}: {cells[i]!r} is not a number. Write unreported values as "
                 f"{MISSING} (or None); nan is a value."
             ) from None
     return _Column(values, present)
@@ -233,7 +233,7 @@ def _records(columns: dict[str, _Column], where: Callable[[int], str]) -> Record
     positions = {name: _whole(columns[name], name, where) if name in columns else None for name in POSITIONS}
     epoch = index.astype(np.int32) if positions["epoch"] is None else positions["epoch"]
     step = (index + 1).astype(np.int32) if positions["step"] is None else positions["step"]
-    # a stop at a validation in an epoch's middle closes the epoch at that very step
+    # a stop in a validation within an epoch closes the epoch at the same step
     stands = (np.diff(step) == 0) & (np.diff(epoch) != 0)
     for name, falls, rule in (
         ("step", (np.diff(step) < 0) | stands, "rises from record to record"),
@@ -256,12 +256,12 @@ def _records(columns: dict[str, _Column], where: Callable[[int], str]) -> Record
 
 
 def _last(present: np.ndarray) -> np.ndarray:
-    """For each record, the index of the last one up to it that is present, -1 for none."""
+    """Returns for each record the index of the last present value up to it, -1 for none."""
     return np.maximum.accumulate(np.where(present, np.arange(len(present)), -1))
 
 
 def _filled(column: _Column) -> np.ndarray | None:
-    """A column with its gaps filled from before, and its beginning from after; None where it is all gap."""
+    """Fills the gaps of a column from before, and its start from after; None if no value is present."""
     if not column.present.any():
         return None
     last = _last(column.present)
@@ -276,5 +276,5 @@ def _whole(column: _Column, name: str, where: Callable[[int], str]) -> np.ndarra
     if bad.any():
         at = int(np.argmax(bad))
         got = column.values[at] if column.present[at] else MISSING
-        raise DataError(f"{where(at)}: {name} is {got}, expected a whole number from 0 to {limit}.")
+        raise DataError(f"{where(at)}: {name} is {got}, expected an integer from 0 to {limit}.")
     return column.values.astype(np.int32)

@@ -1,1 +1,1 @@
-"""What a traced step tells of a model: parameters, floating-point operations, its graph."""
+"""Inspection of a traced step: parameters, floating-point operations, graph."""

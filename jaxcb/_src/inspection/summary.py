@@ -1,4 +1,4 @@
-"""`Summary`: a model's arrays, what they hold and what they cost, as a value that others print."""
+"""`Summary`: a model's arrays, their sizes and their costs, as a value that can be printed."""
 
 import dataclasses
 import io
@@ -19,17 +19,17 @@ _PARTS = ("params", "model_state")
 
 
 class Line(NamedTuple):
-    """One array of a model, or a group of them.
+    """One array of a model, or a group of arrays.
 
     Attributes:
-        path: its path, such as `encoder/kernel`; of a group what its arrays share.
+        path: its path, such as `encoder/kernel`; of a group, the common part.
         shape: None for a group.
-        dtype: those of a group, each once.
-        parameters: numbers in it.
-        bytes: that they take.
-        flops: of one forward pass on a batch; None where no step is known.
-        trainable: whether the optimizer has it; batch statistics it has not.
-        arrays: how many it stands for.
+        dtype: its dtype; of a group, each dtype once.
+        parameters: number of elements.
+        bytes: size in bytes.
+        flops: FLOPs of one forward pass on a batch; None without a step.
+        trainable: whether it is trained; batch statistics are not.
+        arrays: number of arrays.
     """
 
     path: str
@@ -44,13 +44,13 @@ class Line(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a model is made of.
+    """The arrays of a model with their sizes and costs.
 
     Attributes:
         lines: the trained arrays, then the others.
-        between: FLOPs of a forward pass that no parameter is an operand of, such as an attention's scores; None
-            where no step is known.
-        step: FLOPs of all that was traced, such as a training step with its gradients; None likewise.
+        between: FLOPs of a forward pass without parameters as operands, such as attention scores; None
+            without a step.
+        step: FLOPs of everything that was traced, such as a training step with its gradients; None without a step.
     """
 
     lines: tuple[Line, ...]
@@ -59,17 +59,17 @@ class Summary:
 
     @property
     def parameters(self) -> int:
-        """Numbers in all arrays."""
+        """Number of elements of all arrays."""
         return sum(line.parameters for line in self.lines)
 
     @property
     def trainable(self) -> int:
-        """Numbers that are trained."""
+        """Number of elements that are trained."""
         return sum(line.parameters for line in self.lines if line.trainable)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all arrays."""
+        """Size of all arrays in bytes."""
         return sum(line.bytes for line in self.lines)
 
     @property
@@ -80,7 +80,7 @@ class Summary:
         return math.fsum(line.flops or 0.0 for line in self.lines) + self.between
 
     def grouped(self, depth: int | None) -> "Summary":
-        """Returns one line for all arrays that share the first `depth` parts of their paths; all where None."""
+        """Returns one line for all arrays that share the first `depth` parts of their paths; no grouping if None."""
         if depth is None:
             return self
         groups: dict[tuple[bool, str], list[Line]] = {}
@@ -110,10 +110,10 @@ def _group(path: str, lines: list[Line]) -> Line:
 
 
 def summarize(train_state: Any, traced: TracedStep | None = None) -> Summary:
-    """Makes the summary of a train state, or of its shapes.
+    """Makes the summary of a train state.
 
     Args:
-        train_state: arrays, or shapes and dtypes in their place.
+        train_state: arrays, or their shapes and dtypes.
         traced: a step; None leaves out the FLOPs.
 
     Returns:
@@ -150,7 +150,7 @@ _PREFIXES = {1000: ("", "k", "M", "G", "T", "P"), 1024: ("", "Ki", "Mi", "Gi", "
 
 
 def as_text(summary: Summary) -> str:
-    """Draws the table; on a terminal within its width and in colour, elsewhere as wide as it needs to be."""
+    """Formats the table: on a terminal within its width and in colour, elsewhere as wide as needed."""
     from rich.console import Console
 
     tty = sys.stdout.isatty()
@@ -199,14 +199,14 @@ def totals(summary: Summary) -> str:
         shown(summary.bytes, "B", base=1024),
     ]
     if summary.flops is not None:
-        parts.append(f"forward pass {shown(summary.flops, 'FLOP')} a batch")
+        parts.append(f"forward pass {shown(summary.flops, 'FLOP')} per batch")
         if summary.step is not None and summary.step > summary.flops:
             parts.append(f"training step {shown(summary.step, 'FLOP')}")
     return " · ".join(parts)
 
 
 def shown(quantity: float, unit: str, *, base: int = 1000) -> str:
-    """Writes a quantity for reading: `shown(1.5e9, "FLOP")` is `1.50 GFLOP`."""
+    """Formats a quantity with a unit prefix: `shown(1.5e9, "FLOP")` is `1.50 GFLOP`."""
     names, power = _PREFIXES[base], 0
     while quantity >= base and power < len(names) - 1:
         quantity, power = quantity / base, power + 1
@@ -217,20 +217,20 @@ def shown(quantity: float, unit: str, *, base: int = 1000) -> str:
 def model_summary(
     model: Any, loss_fn: Callable[..., Any] | None = None, batch: Any = None, *, depth: int | None = None
 ) -> Summary:
-    """Looks at a model: its arrays, what they hold, and the FLOPs of a forward pass.
+    """Summarizes a model: its arrays, their sizes, and the FLOPs of a forward pass.
 
     Args:
-        model: as for `fit`.
-        loss_fn: as for `fit`; traced for the FLOPs, nothing is run.
-        batch: a batch of data, or shapes and dtypes (`jax.ShapeDtypeStruct`) in its place.
-        depth: one line for all arrays that share so many first parts of their path.
+        model: as in `fit`.
+        loss_fn: as in `fit`; traced for the FLOPs, but not run.
+        batch: a batch of data, or its shapes and dtypes (`jax.ShapeDtypeStruct`).
+        depth: the number of leading path parts to group arrays by, one line per group; None for one line per array.
 
     Returns:
-        A `Summary`: `lines`, `parameters`, `trainable`, `bytes`, `flops`. `str` makes the table of it that
+        A `Summary`: `lines`, `parameters`, `trainable`, `bytes`, `flops`. `str` formats it as the table that
         `ModelSummary` prints.
 
     Raises:
-        ValueError: for a loss function without a batch, or a batch without one.
+        ValueError: if only one of `loss_fn` and `batch` is given.
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp
@@ -244,7 +244,7 @@ def model_summary(
     """
     if (loss_fn is None) is not (batch is None):
         given, missing = ("a batch", "loss_fn") if loss_fn is None else ("a loss_fn", "batch")
-        raise ValueError(f"model_summary got {given} and no {missing}; it counts FLOPs with both, or leaves them out.")
+        raise ValueError(f"model_summary got {given} but no {missing}; pass both to count FLOPs, or neither.")
     adapter = adapt(model)
     params, model_state, rngs = adapter.split()
     state = TrainState.create(params=params, model_state=model_state, rngs=rngs, adapter=adapter)

@@ -1,4 +1,4 @@
-"""`TracedStep`: a training or evaluation step as it was traced, and what its inputs and results are."""
+"""`TracedStep`: a traced training or evaluation step with its inputs and results, and the count of its FLOPs."""
 
 import math
 from collections import defaultdict
@@ -14,8 +14,8 @@ import jax
 
 from jaxcb._src.utils.leaf_names import leaf_name
 
-BATCH = object()  # marks an input that comes with the batch
-_Tally = dict[Any, float]  # what uses them (a set of parameters, or a key below) -> operations
+BATCH = object()  # marks an input that is part of the batch
+_Tally = dict[Any, float]  # operands (a set of parameters, or a key below) -> operations
 _BETWEEN, _STEP = "between", "step"
 
 
@@ -23,10 +23,10 @@ class Flops(NamedTuple):
     """Floating-point operations of matrix products and convolutions; a multiplication and an addition are two.
 
     Attributes:
-        by_parameter: name -> those of the forward pass that use it. What several parameters make together (a sum,
-            a product) is shared among them by their sizes.
-        between: those of the forward pass between activations, such as the scores of an attention.
-        step: those of all that was traced, with gradients and optimizer.
+        by_parameter: name -> operations of the forward pass that use it. If several parameters form one operand (a
+            sum, a product), its operations are divided among them by size.
+        between: operations of the forward pass between activations, such as attention scores.
+        step: operations of everything that was traced, with gradients and optimizer.
     """
 
     by_parameter: dict[str, float]
@@ -35,26 +35,26 @@ class Flops(NamedTuple):
 
     @property
     def forward(self) -> float:
-        """Those of one forward pass."""
+        """Operations of one forward pass."""
         return math.fsum(self.by_parameter.values()) + self.between
 
 
 class _Origin(NamedTuple):
-    """What a value was made of."""
+    """The inputs that a value was computed from."""
 
-    parameters: frozenset[int] = frozenset()  # inputs; none where the batch is in it too
+    parameters: frozenset[int] = frozenset()  # indices of inputs; empty if it also depends on the batch
     batch: bool = False
-    backward: bool = False  # a gradient is in it
+    backward: bool = False  # whether it depends on a gradient
 
 
 def count_flops(closed: "core.ClosedJaxpr", inputs: Sequence[Any]) -> Flops:
     """Counts the operations of a traced step.
 
-    A product belongs to a parameter where one operand was made of it alone: as it is, cast, reshaped, sliced,
-    scaled, and through functions, loops and checkpoints. What stands behind a derivative (the transposed half of
-    `jax.grad`, or anything made of its results) is no part of the forward pass. A loop counts as often as it runs;
-    one whose end depends on data counts once, and of a branch the larger side counts. What is done element by
-    element is not counted.
+    A product is attributed to a parameter if one operand was computed from that parameter only: cast, reshaped, sliced,
+    scaled, also within functions, loops and checkpoints. Operations after a derivative (the transposed half of
+    `jax.grad`, or anything computed from its results) are not part of the forward pass. A loop counts as often as it
+    runs; one whose end depends on data counts once; of a branch the larger side counts. Elementwise operations are not
+    counted.
 
     Args:
         closed: a traced function.
@@ -92,11 +92,11 @@ def _joined(origins: Iterable[_Origin]) -> _Origin:
 
 
 def _walk(jaxpr: "core.Jaxpr", inputs: Sequence[_Origin], backward: bool) -> tuple[list[_Origin], _Tally]:
-    """Returns the origins of the outputs, and the operations by what they use."""
+    """Returns the origins of the outputs, and the operations by their operands."""
     known = dict(zip(map(id, jaxpr.invars), inputs, strict=True))
     tally: _Tally = defaultdict(float)
     for equation in jaxpr.eqns:
-        # JAX names what a reverse-mode derivative made; within an inner program the names begin anew
+        # JAX marks reverse-mode equations in the name stack; an inner program has a name stack of its own
         behind = backward or "transpose(" in str(equation.source_info.name_stack)
         given = [known.get(id(v), _Origin()) for v in equation.invars]
         results, counted = _equation(equation, given, behind)
@@ -139,9 +139,10 @@ def _equation(equation: Any, given: list[_Origin], backward: bool) -> tuple[list
 
 
 def _carried(scan: Any, body: Any) -> slice:
-    """Where a scan's carry stands among its inputs: constants come before it, what is sliced after it.
+    """Returns the position of a scan's carry among its inputs: after the constants, before the scanned arrays.
 
-    Versions of JAX say it in different parameters; but what is sliced has one axis more outside.
+    The names of the parameters that say so differ between versions of JAX; but scanned arrays have one more axis
+    outside.
     """
     sliced = sum(o.aval.ndim > i.aval.ndim for o, i in zip(scan.invars, body.invars, strict=True))
     carry = sum(o.aval.ndim == i.aval.ndim for o, i in zip(scan.outvars, body.outvars, strict=True))
@@ -152,7 +153,7 @@ def _carried(scan: Any, body: Any) -> slice:
 def _loop(
     body: "core.Jaxpr", given: list[_Origin], carried: slice, backward: bool, times: int = 1
 ) -> tuple[list[_Origin], _Tally]:
-    """A loop's body, with what it carries traced round until nothing new comes in."""
+    """Walks a loop's body until the origins of its carry no longer change."""
     while True:
         outs, tally = _walk(body, given, backward)
         before = given[carried]
@@ -169,7 +170,7 @@ def _dot(equation: Any) -> float:
 
 
 def _convolution(equation: Any) -> float:
-    """Counts the taps that lie on the image, as XLA does: not those on its padding or between dilated pixels."""
+    """Counts the taps on the image, as XLA does: not those on its padding or between dilated pixels."""
     params, (image, kernel), out = equation.params, equation.invars, equation.outvars[0].aval.shape
     numbers = params["dimension_numbers"]
     taps = 1
@@ -184,13 +185,13 @@ def _convolution(equation: Any) -> float:
 
 
 class TracedStep(NamedTuple):
-    """A step as it was traced.
+    """A traced step.
 
     Attributes:
         jaxpr: the closed jaxpr of a function of train state and batch.
         state: shapes of the train state.
         batch: shapes of a batch.
-        metrics: name -> which of the results it is.
+        metrics: name -> index of the result.
     """
 
     jaxpr: Any
@@ -200,13 +201,13 @@ class TracedStep(NamedTuple):
 
     @classmethod
     def of(cls, traced: Any, state: Any, batch: Any, metrics: Any) -> "TracedStep":
-        """Takes what `jax.jit(step).trace(state, batch)` returns.
+        """Makes it from the result of `jax.jit(step).trace(state, batch)`.
 
         Args:
-            traced: that.
-            state: the train state, or its shapes; so the batch.
-            batch: a batch.
-            metrics: a function that finds the metrics among what the step returns.
+            traced: the result of `trace`.
+            state: the train state, or its shapes.
+            batch: a batch, or its shapes.
+            metrics: a function that returns the metrics, given the step's result.
         """
         results = jax.tree.structure(traced.out_info)
         numbered = metrics(jax.tree.unflatten(results, range(results.num_leaves)))

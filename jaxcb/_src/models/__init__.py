@@ -1,1 +1,1 @@
-"""Adapters: one a model library, between its models and pytrees of arrays."""
+"""Adapters between the models of each library and pytrees of arrays, one module per library."""

@@ -1,4 +1,4 @@
-"""Adapters: how the models of each library become trees of arrays, and models again."""
+"""`adapt`: selects the adapter of a model."""
 
 import sys
 from typing import Any
@@ -18,19 +18,19 @@ _ACCEPTED = (
 def adapt(model: Any, *, copy: bool = False) -> Adapter:
     """Returns the adapter of a user's model.
 
-    No library is imported that the model does not come from.
+    Imports only the library that the model comes from.
 
     Args:
-        model: an NNX or Equinox module, a pytree of floating arrays, what `jc.linen` and
-            `jc.with_state` return, or the model that an earlier run returned.
-        copy: whether an NNX module is left as it is, and the trained one is a new one.
+        model: an NNX or Equinox module, a pytree of floating arrays, the result of `jc.linen` or
+            `jc.with_state`, or a model that an earlier run returned.
+        copy: whether to leave an NNX module unchanged and train a copy of it.
 
     Returns:
-        An `Adapter`; one that is given comes back as it is.
+        An `Adapter`; an adapter is returned unchanged.
 
     Raises:
-        TypeError: for a model that is none of these.
-        ValueError: for a model with nothing to train.
+        TypeError: if the model is none of these.
+        ValueError: if the model has nothing to train.
 
     Example:
         >>> import jax.numpy as jnp
@@ -42,8 +42,9 @@ def adapt(model: Any, *, copy: bool = False) -> Adapter:
         raise TypeError(f"the model is the class {model.__name__}, expected an instance of it: {model.__name__}(...).")
     if isinstance(model, Adapter):
         return model
-    if isinstance(model, LinenModel):  # what an earlier run delivered
+    if isinstance(model, LinenModel):  # the result of an earlier run
         return Linen(model.module, model.variables, rngs=model.streams)
+    # `sys.modules` instead of an import: if a library was never imported, the model cannot be one of its modules.
     nnx, linen = sys.modules.get("flax.nnx"), sys.modules.get("flax.linen")
     if nnx is not None and isinstance(model, nnx.Module):
         from jaxcb._src.models.nnx import NNX
@@ -54,6 +55,7 @@ def adapt(model: Any, *, copy: bool = False) -> Adapter:
             f"the model is {type(model).__name__}, a Flax Linen module without parameters. Give it a sample input: "
             f"jc.linen({type(model).__name__}(...), x[:1])."
         )
+    # Plain containers of NNX modules are pytrees without arrays, so this must come before the check for pytrees.
     if nnx is not None and any(_are(nnx.Module, model)):
         raise TypeError(
             f"the model is a {type(model).__name__} that holds Flax NNX modules. Make them attributes of one "

@@ -1,4 +1,4 @@
-"""`Adapter`: what a run needs to know of a model, and what all adapters share."""
+"""`Adapter`: the interface between a run and a model, and shared functions of all adapters."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Protocol, runtime_checkable
@@ -12,20 +12,20 @@ from jaxcb._src.utils.leaf_names import leaf_name
 
 @runtime_checkable
 class Adapter(Protocol):
-    """A user's model as trees of arrays, and the way back.
+    """Converts a user's model to trees of arrays, and back.
 
-    An adapter is a static field of `TrainState`: it is hashable and compares by identity. It holds what
-    never changes in a run (the model's structure); the arrays come and go as arguments.
+    An adapter is a static field of `TrainState`: it is hashable and compares by identity. It holds the parts of the
+    model that never change in a run (its structure); the arrays are arguments.
 
     Attributes:
-        explicit_state: whether the loss function is handed the non-trained state as `state` and returns
-            the new one in `jc.Out`. Then a merged model knows nothing of it, and `carried` returns
+        explicit_state: whether the loss function receives the non-trained state as `state` and returns
+            the new one in `jc.Out`. Then a merged model does not contain it, and `carried` returns
             `(None, None)`.
     """
 
     @property
     def explicit_state(self) -> bool:
-        """Whether state goes through the loss function's `state` and `jc.Out`."""
+        """Whether the loss function receives and returns the state, by `state` and `jc.Out`."""
         ...
 
     @property
@@ -35,35 +35,35 @@ class Adapter(Protocol):
 
     @property
     def form(self) -> Any:
-        """What never changes in a run: models of equal form differ in arrays alone."""
+        """The parts that never change in a run: models with equal forms differ only in their arrays."""
         ...
 
     def split(self) -> tuple[Any, Any, Any]:
-        """Returns `(params, model_state, rngs)` of the model as it is now: its arrays, not copies."""
+        """Returns `(params, model_state, rngs)` of the model: its current arrays, not copies."""
         ...
 
     def release(self) -> None:
-        """Lets go of arrays that are only kept for `split`, which is not called any more."""
+        """Drops the references to arrays that only `split` needs; `split` is not called afterwards."""
         ...
 
     def merge(self, params: Any, model_state: Any, rngs: Any, *, train: bool, key: Any = None) -> Any:
         """Returns the object that `loss_fn(model, batch)` receives; works inside every transformation.
 
         Args:
-            params: in the form of `split`'s.
-            model_state: in the form of `split`'s.
-            rngs: in the form of `split`'s.
-            train: which view: dropout and batch statistics are active in the training view.
-            key: the step's PRNG key, for models that keep no keys of their own.
+            params: with the structure of the one of `split`.
+            model_state: with the structure of the one of `split`.
+            rngs: with the structure of the one of `split`.
+            train: the view: dropout and batch statistics are active in the training view.
+            key: the step's PRNG key, for models without keys of their own.
         """
         ...
 
     def carried(self, model: Any) -> tuple[Any, Any]:
-        """Returns `(model_state, rngs)` after the forward pass, in exactly the form of `split`'s."""
+        """Returns `(model_state, rngs)` after the forward pass, with exactly the structure of those of `split`."""
         ...
 
     def deliver(self, params: Any, model_state: Any, rngs: Any) -> Any:
-        """Returns the trained model for the user. It holds the arrays that were given, not copies."""
+        """Returns the trained model for the user. It holds the given arrays, not copies."""
         ...
 
     def call(self, model: Any, x: Any, model_state: Any = None) -> Any:
@@ -71,37 +71,37 @@ class Adapter(Protocol):
         ...
 
     def activations(self, model: Any, run: Callable[[Any], Any]) -> dict[str, Any]:
-        """Returns what the model's modules return while `run(model)` runs: path -> array.
+        """Returns the outputs of the model's modules during `run(model)`: path -> array.
 
         Raises:
-            ValueError: for a model that does not tell.
+            ValueError: if the model does not expose them.
         """
         ...
 
 
 def avals(tree: Any) -> Any:
-    """The shapes and dtypes of a tree of arrays."""
+    """Returns the shapes and dtypes of a tree of arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), tree)
 
 
 def is_arrays(tree: Any) -> bool:
-    """Whether all leaves can live on the device."""
+    """Returns whether all leaves can be put on the device."""
     return all(
         isinstance(x, jax.Array | np.ndarray | np.generic | int | float | complex) for x in jax.tree.leaves(tree)
     )
 
 
 def check_trainable(params: Any, *, of: str, elsewhere: str) -> None:
-    """Raises an error unless there are parameters and all of them can have a gradient.
+    """Checks that there are parameters and that all of them can have a gradient.
 
     Args:
         params: a pytree.
-        of: says whose parameters they are.
-        elsewhere: says where other arrays belong.
+        of: the owner of the parameters, for messages.
+        elsewhere: a sentence for messages that says where other arrays belong.
 
     Raises:
-        TypeError: for a leaf that is no floating or complex array.
-        ValueError: where there is no leaf.
+        TypeError: if a leaf is not a floating or complex array.
+        ValueError: if there is no leaf.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
@@ -121,7 +121,7 @@ def check_trainable(params: Any, *, of: str, elsewhere: str) -> None:
 
 
 def by_call(tree: Any) -> dict[str, Any]:
-    """Names what Flax has captured: each module's path, numbered from its second call on.
+    """Returns the arrays that Flax captured by their module's path; from the second call on, the path is numbered.
 
     Args:
         tree: nested mappings by module, with the arrays of a method's calls as a tuple under its name.
@@ -142,18 +142,18 @@ def by_call(tree: Any) -> dict[str, Any]:
 
 
 def refuse_activations(kind: str) -> NoReturn:
-    """Raises the error of a model whose modules do not tell what they return."""
+    """Raises the error for a model whose modules do not expose their outputs."""
     raise ValueError(
-        f"activations are known for Flax NNX and Linen modules, and not for {kind}. Hand out what is to be looked at "
-        "as jc.Out(aux=...), and ask for it with of=lambda look: look.aux."
+        f"activations are available for Flax NNX and Linen modules, and not for {kind}. Return the arrays as "
+        "jc.Out(aux=...), and select them with of=lambda look: look.aux."
     )
 
 
 def check_callable(model: Any) -> None:
-    """Raises an error for a model that cannot be called on inputs.
+    """Checks that a model can be called on inputs.
 
     Raises:
-        TypeError: says what to do instead.
+        TypeError: if not; the message says what to do instead.
     """
     if not callable(model):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Equinox modules: floating arrays are the parameters, everything else stays with the adapter."""
+"""Adapter of Equinox modules: floating arrays are the parameters, the adapter keeps everything else."""
 
 import inspect
 from typing import Any
@@ -13,19 +13,19 @@ from jaxcb._src.utils.pytree import to_strong_type
 class Equinox:
     """Adapter of an Equinox module.
 
-    `params` are its floating arrays, as the module that `eqx.partition` returns. All else is static. The
+    `params` are its floating arrays, as the module that `eqx.partition` returns. Everything else is static. The
     loss function receives the module, in inference mode for evaluation, and vmaps it over the batch
-    itself; keys come by the keyword `key`, an `eqx.nn.State` by `state` and `jc.Out`.
+    itself; it takes keys by the keyword `key`, and an `eqx.nn.State` by `state` and `jc.Out`.
 
-    A module that is partly in inference mode is trained as it stands, so that a layer that the user
-    froze stays frozen; one that is wholly in inference mode is put in training mode.
+    A module that is partly in inference mode keeps its modes in training, so that layers that the user
+    froze stay frozen; a module that is entirely in inference mode is put in training mode.
 
     Args:
         model: the module, or a pytree of modules.
         state: an `eqx.nn.State`, or any pytree of non-trained arrays.
 
     Raises:
-        ValueError: for a module without floating arrays, and for one that needs an `eqx.nn.State`.
+        ValueError: if the module has no floating arrays, or needs an `eqx.nn.State` and has none.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp
@@ -41,7 +41,7 @@ class Equinox:
         name = type(model).__name__
         if state is None and any(map(_is_index, jax.tree.leaves(model, is_leaf=_is_index))):
             raise ValueError(
-                f"the Equinox model {name} has layers with state, such as BatchNorm, and came without it. Make both "
+                f"the Equinox model {name} has layers with state, such as BatchNorm, but no state was given. Make both "
                 f"with `model, state = eqx.nn.make_with_state({name})(...)` and pass jc.with_state(model, state)."
             )
         self._params, self._static = eqx.partition(model, eqx.is_inexact_array)
@@ -53,7 +53,7 @@ class Equinox:
 
     @property
     def form(self) -> Any:
-        """The structure, and what is no parameter; arrays among it compare by identity."""
+        """The structure and the non-parameters; arrays among these compare by identity."""
         leaves, tree = jax.tree.flatten(self._static)
         return jax.tree.structure(self._params), tree, [id(x) if eqx.is_array(x) else x for x in leaves]
 
@@ -62,7 +62,7 @@ class Equinox:
         return jax.tree.map(to_strong_type, self._params), jax.tree.map(to_strong_type, self._state), None
 
     def release(self) -> None:
-        """Keeps the shapes alone."""
+        """Keeps only the shapes."""
         self._params, self._state = avals(self.split()[:2])
 
     def merge(self, params: Any, model_state: Any, rngs: Any, *, train: bool, key: Any = None) -> Any:
@@ -75,11 +75,11 @@ class Equinox:
         return None, None
 
     def deliver(self, params: Any, model_state: Any, rngs: Any) -> Any:
-        """Returns the module with these parameters, in the mode that the caller's is in."""
+        """Returns the module with these parameters, in the mode of the caller's module."""
         return eqx.combine(params, self._static)
 
     def call(self, model: Any, x: Any, model_state: Any = None) -> Any:
-        """Returns the outputs for a batch; the module itself takes one example, as is the way in Equinox."""
+        """Returns the outputs for a batch; the module itself takes one example, as is usual in Equinox."""
         check_callable(model)
         required = [
             p.name
@@ -88,12 +88,12 @@ class Equinox:
         ]
         kwargs = dict.fromkeys(required)
         if isinstance(model_state, eqx.nn.State):
-            # a State may be used once; the copy is the one that is used up
+            # a State may be used only once, so each call gets a copy
             return jax.vmap(lambda row: model(row, jax.tree.map(lambda v: v, model_state), **kwargs)[0])(x)
         return jax.vmap(lambda row: model(row, **kwargs))(x)
 
     def activations(self, model: Any, run: Any) -> dict[str, Any]:
-        """Refuses: its modules do not tell what they return."""
+        """Raises an error: Equinox modules do not expose their outputs."""
         refuse_activations("an Equinox module")
 
 
@@ -102,7 +102,7 @@ def _is_index(x: Any) -> bool:
 
 
 def _inference_flags(tree: Any) -> list[Any]:
-    """The `inference` attributes of all layers, of layers within layers too."""
+    """Returns the `inference` attributes of all layers, nested ones included."""
 
     def is_layer(x: Any) -> bool:
         return x is not tree and hasattr(x, "inference")

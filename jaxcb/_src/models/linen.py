@@ -1,6 +1,6 @@
-"""Flax Linen modules: initialised once, then a callable that carries their collections and keys.
+"""Adapter of Flax Linen modules: a callable with the module's collections and keys.
 
-Nothing here imports Flax: a module that the user made brings `init` and `apply` with it.
+This module never imports Flax: a Linen module already has `init` and `apply`.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ import jax
 from jaxcb._src.models.adapter import avals, by_call, check_trainable
 from jaxcb._src.utils.pytree import cast_like, to_strong_type
 
-# How modules call the argument that says whether they train, and its value while they do.
+# The names of a module's training argument, and their values in training.
 _TRAIN_ARGUMENTS = {"train": True, "training": True, "is_training": True, "deterministic": False}
 
 _CURE = (
-    "Its mode seems to be fixed where the module is made. Make it an argument of __call__, which the run passes: `def "
+    "The module seems to have a fixed mode. Make the mode an argument of __call__, which the run passes: `def "
     "__call__(self, x, *, train): ... {example}`; or pass `deterministic` or `train` to the model in loss_fn, which "
-    "may ask for `train` by keyword."
+    "may take the keyword `train`."
 )
 
-_CAPTURED = "intermediates"  # Linen's collection of what modules return
+_CAPTURED = "intermediates"  # Linen's collection of the outputs of modules
 
 
 def linen(
@@ -36,28 +36,28 @@ def linen(
     variables: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> "Linen":
-    """Makes a model of a Flax Linen module and sample inputs.
+    """Makes a model from a Flax Linen module and sample inputs.
 
-    The loss function calls it as `model(x)`, or `model.apply(x, method="encode")`; parameters, batch
+    The loss function calls it as `model(x)`, or `model.apply(x, method="encode")`. Parameters, batch
     statistics, dropout keys and the module's own `train`, `training` or `deterministic` argument are
-    passed for it, and may be passed by it. A module whose mode is fixed where it is made is warned of when it
-    draws random numbers in evaluation. Without `variables`, the initial values are those of
+    passed automatically; the loss function may also pass them. If a module has a fixed mode and draws random numbers
+    in evaluation, there is a warning. Without `variables`, the initial values are those of
     `module.init(jax.random.key(seed), *inputs)`.
 
     Args:
         module: an instance of `flax.linen.Module`.
         *inputs: sample inputs of the module, for their shapes.
         seed: an integer or a PRNG key, for the initial values.
-        rngs: names of the random streams that the module draws from. Each call gets a key of its own
-            for each, a function of the step's key.
-        variables: the initial variables, where there are some already; then no inputs are needed.
+        rngs: names of the random streams that the module uses. Each call gets a new key for
+            each stream, a function of the step's key.
+        variables: existing initial variables; then no inputs are needed.
         **kwargs: further arguments of the module at its initialisation.
 
     Returns:
-        What `jc.fit` takes as its model.
+        A model for `jc.fit`.
 
     Raises:
-        TypeError: for something else than an instance of a Linen module, and without sample inputs.
+        TypeError: if `module` is not an instance of a Linen module, or there are no sample inputs.
 
     Example:
         >>> import jax.numpy as jnp
@@ -70,13 +70,11 @@ def linen(
     """
     if isinstance(module, type) or not (hasattr(module, "init") and hasattr(module, "apply")):
         what = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
-        raise TypeError(
-            f"linen() was given {what}, expected an instance of a flax.linen module: jc.linen(MyModule(...), x)."
-        )
+        raise TypeError(f"linen() got {what}, expected an instance of a flax.linen module: jc.linen(MyModule(...), x).")
     if variables is None:
         if not inputs and not kwargs:
             raise TypeError(
-                f"linen({type(module).__name__}) was given no sample input, which Linen needs to find the shapes of "
+                f"linen({type(module).__name__}) got no sample input, which Linen needs to infer the shapes of "
                 "its parameters: jc.linen(module, x[:1])."
             )
         key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
@@ -98,11 +96,11 @@ class Linen:
     Args:
         module: an instance of `flax.linen.Module`.
         variables: its variables, with the collection `params`.
-        rngs: names of the random streams that it draws from.
+        rngs: names of the random streams that it uses.
 
     Raises:
-        TypeError: for a parameter that is no floating array, naming it.
-        ValueError: where there are no parameters.
+        TypeError: if a parameter is not a floating array; the message names it.
+        ValueError: if there are no parameters.
     """
 
     explicit_state = False
@@ -110,7 +108,7 @@ class Linen:
 
     def __init__(self, module: Any, variables: Mapping[str, Any], *, rngs: Sequence[str] = ("dropout",)) -> None:
         if isinstance(rngs, str):
-            raise TypeError(f"rngs= was given the string {rngs!r}, expected a tuple of names: rngs=({rngs!r},).")
+            raise TypeError(f"rngs= got the string {rngs!r}, expected a tuple of names: rngs=({rngs!r},).")
         variables = _plain(variables)
         self.module = module
         self.streams = tuple(rngs)
@@ -122,7 +120,7 @@ class Linen:
             elsewhere='Declare it with self.variable in a collection other than "params".',
         )
         self._form = avals(jax.tree.map(to_strong_type, self._state))
-        self._warned: set[str] = set()  # streams, so that a run warns of each once
+        self._warned: set[str] = set()  # streams, so that a run warns once about each
 
     @property
     def form(self) -> Any:
@@ -130,11 +128,11 @@ class Linen:
         return self.module, self.streams, jax.tree.structure((self._params, self._state))
 
     def split(self) -> tuple[Any, Any, Any]:
-        """Returns `(params, other collections, None)`; keys come from the step's."""
+        """Returns `(params, other collections, None)`; keys are derived from the step's key."""
         return jax.tree.map(to_strong_type, self._params), jax.tree.map(to_strong_type, self._state), None
 
     def release(self) -> None:
-        """Keeps the shapes alone."""
+        """Keeps only the shapes."""
         self._params, self._state = avals(self.split()[:2])
 
     def merge(self, params: Any, model_state: Any, rngs: Any, *, train: bool, key: Any = None) -> "LinenModel":
@@ -144,7 +142,7 @@ class Linen:
         )
 
     def carried(self, model: "LinenModel") -> tuple[Any, Any]:
-        """Returns the collections that the forward passes left, and None."""
+        """Returns the collections after the forward passes, and None."""
         return cast_like(model.state, self._form, "the collections after a forward pass: ", error=ValueError), None
 
     def deliver(self, params: Any, model_state: Any, rngs: Any) -> "LinenModel":
@@ -156,7 +154,7 @@ class Linen:
         return model(x)
 
     def activations(self, model: "LinenModel", run: Any) -> dict[str, Any]:
-        """Returns the outputs of all modules while `run(model)` runs, and what they sow."""
+        """Returns the outputs of all modules during `run(model)`, and the values that they sow."""
         model.captured = []
         run(model)
         found: dict[str, Any] = {}
@@ -166,12 +164,12 @@ class Linen:
 
 
 class LinenModel:
-    """A Linen module bound to its variables: what a loss function receives, and what `fit` returns.
+    """A Linen module bound to its variables: the model that a loss function receives and `fit` returns.
 
     Attributes:
         module: the Linen module.
         params: its parameters.
-        state: its other collections; training calls move them on.
+        state: its other collections; calls in training update them.
         streams: the names of its random streams.
     """
 
@@ -194,7 +192,7 @@ class LinenModel:
         self._key = key
         self._calls = 0
         self._warned = set[str]() if warned is None else warned
-        self.captured: list[Any] | None = None  # collects the outputs of modules, a tree a call, where it is a list
+        self.captured: list[Any] | None = None  # if a list: collects the outputs of modules, one tree per call
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -218,18 +216,18 @@ class LinenModel:
         Args:
             *args: its arguments.
             method: the name of a method, or a function of the module.
-            rngs: keys by stream, in place of those that the step gives. Draws from them are meant, and not warned of.
+            rngs: keys by stream, instead of those of the step. Draws from them are intended and cause no warning.
             mutable: further collections to return, such as `"intermediates"`.
-            **kwargs: its keyword arguments. Its `train`, `training`, `is_training` or `deterministic`
-                follows the run where it is not among them.
+            **kwargs: its keyword arguments. `train`, `training`, `is_training` or `deterministic`
+                is set by the run unless it is among them.
 
         Returns:
-            What the module returns; with `mutable`, a pair of that and the collections, as in Linen.
+            The module's result; with `mutable`, a pair of the result and the collections, as in Linen.
 
         Warns:
-            UserWarning: once for each stream, where the module draws from it in evaluation as if it trained: dropout
-                whose mode is a field of the module. Draws of a module without such a mode are taken to be meant, as in
-                a variational model with a stream of its own.
+            UserWarning: once for each stream, if the module draws from it in evaluation as in training: for example
+                dropout whose mode is a field of the module. Draws of a module without such a mode are assumed to be
+                intended, as in a variational model with a stream of its own.
         """
         asked = (mutable,) if isinstance(mutable, str) else tuple(mutable)
         added, given = _train_arguments(self.module, method, args, kwargs, train=self._train)
@@ -258,8 +256,8 @@ class LinenModel:
                 )
             if type(error).__name__ == "InvalidRngError":
                 error.add_note(
-                    f"jaxcb: this model has keys for the streams {self.streams} (none where it is used outside of a "
-                    "run). Name those that the module draws from: jc.linen(module, x, rngs=('dropout', 'noise'))."
+                    f"jaxcb: this model has keys for the streams {self.streams} (none outside of a run). "
+                    "Name the streams that the module uses: jc.linen(module, x, rngs=('dropout', 'noise'))."
                 )
             raise
         if not collections:
@@ -267,18 +265,18 @@ class LinenModel:
         result, new = result[0], _plain(result[1])
         if self.captured is not None:
             self.captured.append(new.get(_CAPTURED, {}))
-        if self._train:  # an evaluation view never moves, even where a call asks for dropout
+        if self._train:  # the evaluation view never changes, even if a call enables dropout
             self.state = {name: new.get(name, old) for name, old in self.state.items()}
         return (result, {name: new[name] for name in asked if name in new}) if asked else result
 
     @contextlib.contextmanager
     def _watching_draws(self) -> Iterator[None]:
-        """Warns of streams that are drawn from meanwhile, although no module should train."""
+        """Warns about streams that modules draw from within the context, although none should be in training mode."""
         drawn: dict[str, Any] = {}
 
         def note(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
             result = next_method(*args, **kwargs)
-            # Linen counts the keys that each module has made of each stream
+            # Linen counts the keys that each module has drawn from each stream
             for stream, count in getattr(context.module.scope, "rng_counters", {}).items():
                 if isinstance(stream, str) and count and _is_training(context.module, stream):
                     drawn.setdefault(stream, context.module)
@@ -299,12 +297,12 @@ class LinenModel:
         own = type(module).__name__
         at = "/".join(module.path)
         where = f"{own} at {at}" if at else own
-        dropout = "dropout is on there and " if "drop" in f"{stream} {own}".lower() else ""
+        dropout = "dropout is active there and " if "drop" in f"{stream} {own}".lower() else ""
         return (
             f"jaxcb: {type(self.module).__name__} draws random numbers from the stream {stream!r} in evaluation (in "
             f"{where}), as in training, so that {dropout}its values are random. "
-            f"{_CURE.format(example='nn.Dropout(0.5, deterministic=not train)(x)')} Where the draws are meant, say so "
-            f"with keys of your own: model.apply(x, rngs={{{stream!r}: key}})."
+            f"{_CURE.format(example='nn.Dropout(0.5, deterministic=not train)(x)')} If the draws are intended, pass "
+            f"your own keys: model.apply(x, rngs={{{stream!r}: key}})."
         )
 
     def _keys(self) -> dict[str, Any] | None:
@@ -312,18 +310,19 @@ class LinenModel:
             return None
         key = jax.random.fold_in(self._key, self._calls)
         self._calls += 1
-        # The name decides, not its place, so that a further stream changes no other.
+        # Folding in the name, not the index, keeps the keys of other streams when a stream is added.
         return {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in self.streams}
 
 
 def _is_training(module: Any, stream: str) -> bool:
-    """Whether a module that has drawn from a stream did so because it is in training mode.
+    """Returns whether a module drew from a stream because it is in training mode.
 
-    By the names that say so; a module that has no mode, such as a variational one, always draws.
+    The names of the stream, the module and its attributes decide; a module without a mode, such as a variational one,
+    always draws.
     """
     if "drop" in stream.lower() or "drop" in type(module).__name__.lower():
         return True
-    while hasattr(module, "parent"):  # at the top this is no module
+    while hasattr(module, "parent"):  # the parent of the top module is not a module
         if any(getattr(module, name, None) is value for name, value in _TRAIN_ARGUMENTS.items()):
             return True
         module = module.parent
@@ -333,7 +332,7 @@ def _is_training(module: Any, stream: str) -> bool:
 def _train_arguments(
     module: Any, method: Any, args: Any, kwargs: Any, *, train: bool
 ) -> tuple[dict[str, bool], dict[str, Any]]:
-    """The training argument that the method takes and was not given, and all that it was given."""
+    """Returns the training argument to add to the call, and the arguments that the call has already."""
     function, lead = (module if method is None else method), ()
     if isinstance(method, str):
         function = getattr(module, method)
@@ -342,9 +341,9 @@ def _train_arguments(
     try:
         signature = inspect.signature(function)
         given = signature.bind_partial(*lead, *args, **kwargs).arguments
-    except (TypeError, ValueError):  # the call itself says better what is wrong with it
+    except (TypeError, ValueError):  # the call itself gives a better error message
         return {}, dict(kwargs)
-    # Linen's merge_param refuses an argument that is an attribute already.
+    # Linen's merge_param rejects an argument that is also an attribute.
     names = [
         n for n in _TRAIN_ARGUMENTS if n in signature.parameters and n not in given and getattr(module, n, None) is None
     ]
@@ -352,7 +351,7 @@ def _train_arguments(
 
 
 def _growing(adapter: Linen, inputs: Any, kwargs: Any) -> set[str]:
-    """The collections that a call makes longer: what is sown, which must not be carried."""
+    """Returns the collections that grow with each call, such as sown values; these must not be kept."""
     params, model_state, _ = adapter.split()
 
     def call(params: Any, model_state: Any) -> Any:
@@ -365,11 +364,11 @@ def _growing(adapter: Linen, inputs: Any, kwargs: Any) -> set[str]:
         return set()
     try:
         new = jax.eval_shape(call, params, model_state)
-    except Exception:  # a module that cannot train on its sample input says so when it trains
+    except Exception:  # a module that cannot train on its sample input fails later, when it trains
         return set()
     return {n for n in model_state if jax.tree.structure(new[n]) != jax.tree.structure(model_state[n])}
 
 
 def _plain(tree: Any) -> Any:
-    """Dicts in place of Flax's frozen ones."""
+    """Replaces Flax's frozen dicts by dicts."""
     return {k: _plain(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree

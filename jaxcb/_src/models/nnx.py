@@ -1,4 +1,4 @@
-"""Flax NNX modules: split once, carried as plain dicts, rebuilt with fresh Variables inside each trace."""
+"""Adapter of Flax NNX modules: split once into plain dicts, rebuilt with new Variables inside each trace."""
 
 from typing import Any
 
@@ -19,20 +19,20 @@ class NNX:
 
     `params` are its `nnx.Param` Variables, `rngs` its keys and counters (`nnx.RngState`), `model_state`
     all other Variables and arrays. Each is a plain nested dict by attribute name, as `nnx.to_pure_dict`
-    makes it. What was sown (`nnx.Intermediate`) is not carried.
+    returns it. Sown values (`nnx.Intermediate`) are dropped.
 
     The evaluation view is the module after `.eval()`. The training view is the module after `.train()`,
-    except that a module that is partly in training mode is trained as it stands, so that a batch norm
-    that the user froze stays frozen. The caller's own module changes in `deliver` only.
+    but a module that is partly in training mode keeps its modes, so that a batch norm
+    that the user froze stays frozen. Only `deliver` changes the caller's own module.
 
     Args:
         model: the module.
         copy: whether `deliver` makes a new module; otherwise it writes into the caller's.
-        wrt: a filter of the Variables to train, as `nnx.Optimizer` has it.
+        wrt: a filter of the Variables to train, as in `nnx.Optimizer`.
 
     Raises:
-        TypeError: for a trained Variable that holds integers, for Variables that are references.
-        ValueError: where nothing is there to train.
+        TypeError: if a trained Variable holds integers, or a Variable is a reference.
+        ValueError: if there is nothing to train.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -54,7 +54,7 @@ class NNX:
         self.in_place = not copy
         self._given, self._train, self._eval, leaves = _views(model)
         is_param = nnx.filterlib.to_predicate(wrt)
-        # For each leaf of the graph, in its order: which part holds it, where, or else its constant value.
+        # For each leaf of the graph, in order: the part that holds it (or None), its path, and the value of a constant.
         self._slots: list[tuple[int | None, tuple[Any, ...], Any]] = []
         for path, leaf in leaves:
             if isinstance(leaf, nnx.Variable) and leaf.get_metadata().get("ref"):
@@ -73,13 +73,13 @@ class NNX:
         check_trainable(
             parts[_PARAMS],
             of=f"the NNX module {type(model).__name__}",
-            elsewhere="Make it another kind of nnx.Variable than nnx.Param; it is carried then, and not trained.",
+            elsewhere="Make it another kind of nnx.Variable than nnx.Param; then it is kept and not trained.",
         )
         self._form = avals(parts)
         self._partitions = {path: nnx.spmd.get_var_pspec(leaf) for path, leaf in leaves if _is_split(leaf)}
 
     def partitions(self) -> dict[Any, Any]:
-        """Path -> `PartitionSpec`, of the Variables whose metadata names mesh axes, as `nnx.with_partitioning` does."""
+        """Returns path -> `PartitionSpec`, for Variables whose metadata names mesh axes (`nnx.with_partitioning`)."""
         return {tuple(jax.tree_util.DictKey(part) for part in path): spec for path, spec in self._partitions.items()}
 
     @property
@@ -88,19 +88,19 @@ class NNX:
         return self._given, self._train, self._eval, self._slots
 
     def split(self) -> tuple[Any, Any, Any]:
-        """Returns `(params, model_state, rngs)` of the caller's module as it is now."""
+        """Returns the current `(params, model_state, rngs)` of the caller's module."""
         params, model_state, rngs = self._parts(self.model)
         return params, model_state, rngs
 
     def release(self) -> None:
-        """Does nothing: the module is the caller's."""
+        """Does nothing: the module belongs to the caller."""
 
     def merge(self, params: Any, model_state: Any, rngs: Any, *, train: bool, key: Any = None) -> Any:
-        """Returns the module in its training or evaluation view; keys are its own, and `key` is unused."""
+        """Returns the module in its training or evaluation view; it has its own keys, so `key` is unused."""
         return self._build(self._train if train else self._eval, (params, model_state, rngs))
 
     def carried(self, model: Any) -> tuple[Any, Any]:
-        """Returns the statistics and the rng counters that the forward pass left in `model`."""
+        """Returns the statistics and the rng counters of `model` after the forward pass."""
         _, model_state, rngs = self._parts(model)
         return (
             cast_like(model_state, self._form[_MODEL_STATE], "the Variables after a forward pass: ", error=ValueError),
@@ -108,7 +108,7 @@ class NNX:
         )
 
     def deliver(self, params: Any, model_state: Any, rngs: Any) -> Any:
-        """Brings the caller's module up to date and returns it; a new module with `copy=True`."""
+        """Updates the caller's module and returns it; returns a new module with `copy=True`."""
         if self.copy:
             return self._build(self._given, (params, model_state, rngs))
         write(self.model, params, model_state, rngs)
@@ -119,13 +119,13 @@ class NNX:
         return model(x)
 
     def activations(self, model: Any, run: Any) -> dict[str, Any]:
-        """Returns the outputs of all modules while `run(model)` runs, and what they sow."""
+        """Returns the outputs of all modules during `run(model)`, and the values that they sow."""
         _, found = nnx.capture(run, nnx.Intermediate, method_outputs=nnx.Intermediate)(model)
         return by_call(_plain(nnx.as_pure(found)))
 
     def _build(self, graphdef: Any, parts: tuple[Any, Any, Any]) -> Any:
         leaves = [value if part is None else _at(parts[part], path) for part, path, value in self._slots]
-        # From bare arrays, merge makes new Variables, which belong to the trace that we are in.
+        # Given plain arrays, merge makes new Variables, which belong to the current trace.
         return nnx.merge(graphdef, leaves)
 
     def _parts(self, model: Any) -> list[dict[Any, Any]]:
@@ -148,9 +148,9 @@ def write(model: Any, params: Any, model_state: Any, rngs: Any) -> None:
 
     Args:
         model: an `nnx.Module`.
-        params: a nested dict by attribute name, as `NNX.split` returns it; so the others.
-        model_state: the other Variables.
-        rngs: keys and counters.
+        params: a nested dict by attribute name, as `NNX.split` returns it.
+        model_state: the other Variables, likewise.
+        rngs: keys and counters, likewise.
 
     Example:
         >>> import jax.numpy as jnp
@@ -167,7 +167,7 @@ def write(model: Any, params: Any, model_state: Any, rngs: Any) -> None:
 
 
 def read_optimizer(optimizer: Any) -> tuple[Any, Array]:
-    """Returns the state of an `nnx.Optimizer` as optax would hold it for plain dicts, and its step.
+    """Returns the state of an `nnx.Optimizer` as optax's state for plain dicts, and its step.
 
     Args:
         optimizer: an `nnx.Optimizer`.
@@ -192,16 +192,16 @@ def write_optimizer(optimizer: Any, opt_state: Any, step: Any) -> None:
 
     Args:
         optimizer: an `nnx.Optimizer`.
-        opt_state: in the form that `read_optimizer` returned.
+        opt_state: with the structure that `read_optimizer` returned.
         step: the number of updates done.
 
     Raises:
-        ValueError: where the state is one of another optimizer.
+        ValueError: if the state is that of another optimizer.
     """
     variables = jax.tree.leaves(optimizer.opt_state, is_leaf=lambda x: isinstance(x, nnx.Variable))
     if jax.tree.structure(_plain(nnx.as_pure(optimizer.opt_state))) != jax.tree.structure(opt_state):
         raise ValueError(
-            "the optimizer state has another structure than the nnx.Optimizer that should hold it; write it into "
+            "the optimizer state has another structure than the nnx.Optimizer to write it into; write it into "
             "the optimizer that TrainState.from_nnx was given, or into one made in the same way."
         )
     for variable, leaf in zip(variables, jax.tree.leaves(opt_state), strict=True):
@@ -210,7 +210,7 @@ def write_optimizer(optimizer: Any, opt_state: Any, step: Any) -> None:
 
 
 def _views(model: Any) -> tuple[Any, Any, Any, list[tuple[Any, Any]]]:
-    """The graph as given, in training and in evaluation, and its leaves; the caller's modes are not touched."""
+    """Returns the graphs of the model as given, in training and in evaluation, and the leaves; changes no mode."""
     twin = nnx.clone(model, graph=True)
     nnx.pop(twin, nnx.Intermediate)
     given = nnx.graphdef(twin, graph=True)
@@ -226,7 +226,7 @@ def _views(model: Any) -> tuple[Any, Any, Any, list[tuple[Any, Any]]]:
 
 
 def _leaves(model: Any) -> list[tuple[Any, Any]]:
-    """Paths and Variables (or arrays that are attributes), in the order of the graph."""
+    """Returns paths and Variables (or arrays that are attributes), in the order of the graph."""
     return list(nnx.to_flat_state(nnx.state(model, graph=True)))
 
 
@@ -255,7 +255,7 @@ def _put(tree: dict[Any, Any], path: tuple[Any, ...], value: Any) -> None:
 
 
 def _plain(tree: Any) -> Any:
-    """The tree with `nnx.State` replaced by dicts, at any depth."""
+    """Replaces `nnx.State` by dicts, at any depth."""
 
     def node(x: Any) -> Any:
         return {k: _plain(v) for k, v in x.raw_mapping.items()} if isinstance(x, nnx.State) else x

@@ -1,4 +1,4 @@
-"""Plain pytrees of parameters, alone or with a pytree of non-trained state."""
+"""Adapter of plain pytrees of parameters, alone or with a pytree of non-trained state."""
 
 import sys
 from typing import Any
@@ -8,7 +8,7 @@ import jax
 from jaxcb._src.models.adapter import avals, check_callable, check_trainable, is_arrays, refuse_activations
 from jaxcb._src.utils.pytree import to_strong_type
 
-_ELSEWHERE = "Put what is not trained (counters, statistics) in jc.with_state(params, state)."
+_ELSEWHERE = "Put arrays that are not trained (counters, statistics) in jc.with_state(params, state)."
 
 
 class Pytree:
@@ -16,11 +16,11 @@ class Pytree:
 
     Args:
         params: the parameters.
-        state: a pytree of arrays that the loss function gets as `state` and returns in `jc.Out`.
+        state: a pytree of arrays that the loss function receives as `state` and returns in `jc.Out`.
 
     Raises:
-        TypeError: for a parameter that is no floating or complex array, naming it.
-        ValueError: for a tree without leaves.
+        TypeError: if a parameter is not a floating or complex array; the message names it.
+        ValueError: if the tree has no leaves.
 
     Example:
         >>> import jax.numpy as jnp
@@ -47,7 +47,7 @@ class Pytree:
         return jax.tree.map(to_strong_type, self._params), jax.tree.map(to_strong_type, self._state), None
 
     def release(self) -> None:
-        """Keeps the shapes alone."""
+        """Keeps only the shapes."""
         self._params, self._state = avals(self.split()[:2])
 
     def merge(self, params: Any, model_state: Any, rngs: Any, *, train: bool, key: Any = None) -> Any:
@@ -55,7 +55,7 @@ class Pytree:
         return params
 
     def carried(self, model: Any) -> tuple[Any, Any]:
-        """Returns `(None, None)`: a tree of parameters carries nothing; state goes through `jc.Out`."""
+        """Returns `(None, None)`: parameters contain no state; state goes through `jc.Out`."""
         return None, None
 
     def deliver(self, params: Any, model_state: Any, rngs: Any) -> Any:
@@ -63,34 +63,34 @@ class Pytree:
         return params
 
     def call(self, model: Any, x: Any, model_state: Any = None) -> Any:
-        """Returns `model(x)` for a pytree that can be called.
+        """Returns `model(x)` if the pytree is callable.
 
         Raises:
-            TypeError: for one that cannot.
+            TypeError: if it is not.
         """
         check_callable(model)
         return model(x)
 
     def activations(self, model: Any, run: Any) -> dict[str, Any]:
-        """Refuses: its modules do not tell what they return."""
+        """Raises an error: a plain pytree has no modules with outputs."""
         refuse_activations("a plain pytree")
 
 
 def with_state(model: Any, state: Any) -> Any:
     """Pairs a model with a pytree of non-trained state.
 
-    The loss function asks for it by keyword, `loss_fn(model, batch, state)`, and returns the new one,
+    The loss function takes it as the keyword `state`, `loss_fn(model, batch, state)`, and returns the new one,
     `jc.Out(loss, metrics, state)`.
 
     Args:
         model: a pytree of parameters, or an Equinox module.
-        state: a pytree of arrays, or an `eqx.nn.State`. Its form stays the same from step to step.
+        state: a pytree of arrays, or an `eqx.nn.State`. Its structure, shapes and dtypes must not change.
 
     Returns:
-        What `jc.fit` takes as its model.
+        A model for `jc.fit`.
 
     Raises:
-        TypeError: for a Flax module, which carries its own state, and for a state that holds no arrays.
+        TypeError: if the model is a Flax module, which has its own state, or the state has no arrays.
 
     Example:
         >>> import jax.numpy as jnp
@@ -103,14 +103,14 @@ def with_state(model: Any, state: Any) -> Any:
         module = sys.modules.get(library)
         if module is not None and isinstance(model, module.Module):
             raise TypeError(
-                f"with_state was given {type(model).__name__}, a module of {library}, whose state is carried for you. "
+                f"with_state got {type(model).__name__}, a module of {library}, whose state is kept automatically. "
                 "Pass the model itself (a Linen one as jc.linen(module, sample_input))."
             )
     if not jax.tree.leaves(state):
-        raise TypeError("with_state was given a state without arrays; pass the model alone.")
+        raise TypeError("with_state got a state without arrays; pass the model alone.")
     if not is_arrays(state):
         odd = next(type(x).__name__ for x in jax.tree.leaves(state) if not is_arrays(x))
-        raise TypeError(f"with_state was given a state that holds a {odd}; expected a pytree of arrays.")
+        raise TypeError(f"with_state got a state that contains a {odd}; expected a pytree of arrays.")
     if is_equinox(model):
         from jaxcb._src.models.equinox import Equinox
 
@@ -119,7 +119,7 @@ def with_state(model: Any, state: Any) -> Any:
 
 
 def is_equinox(model: Any) -> bool:
-    """Whether `model` is an Equinox module or a pytree that holds one."""
+    """Returns whether `model` is an Equinox module or a pytree that contains one."""
     equinox = sys.modules.get("equinox")
     if equinox is None:
         return False

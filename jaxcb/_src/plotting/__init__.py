@@ -1,1 +1,1 @@
-"""Pictures of curves, with matplotlib."""
+"""Plots of curves, with matplotlib."""

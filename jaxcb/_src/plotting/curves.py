@@ -1,4 +1,4 @@
-"""Pictures of a run's curves."""
+"""Plots of a run's curves."""
 
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,17 @@ from jaxcb._src.utils.local_path import local_path
 
 _RATES = ("learning_rate", "base_learning_rate", "lr_scale")
 _LOG_RATIO = 20  # a loss that falls by more than this factor is drawn on a logarithmic axis
-_MARKED_ROWS = 60  # up to so many rows each one gets a dot
+_MARKED_ROWS = 60  # up to this number of rows, each one is marked by a dot
 
 
 def curves(result: Any, path: str | Path | None = None) -> Any:
-    """Draws each metric with its validation twin, and the learning rate, over the epochs.
+    """Draws each metric together with its validation metric, and the learning rate, over the epochs.
 
-    Marks the stop, the best epoch of an `EarlyStopping`, and the callbacks' cuts of the rate.
+    Marks the stop, the best epoch of an `EarlyStopping`, and the callbacks' reductions of the learning rate.
 
     Args:
         result: a `Result`.
-        path: a picture file to save.
+        path: an image file to save.
 
     Returns:
         The matplotlib figure.
@@ -62,21 +62,21 @@ def curves(result: Any, path: str | Path | None = None) -> Any:
 
 
 def _panels(history: Any) -> dict[str, list[tuple[str, str]]]:
-    """The panels by name, the loss first, each with its lines: what is drawn, and as what."""
+    """Returns the panels by name, the loss first, each with its lines: a metric's name and a label."""
     scalars = [n for n in history if n not in _RATES and history[n].ndim == 1]
     train = sorted((n for n in scalars if not n.startswith("val_")), key=lambda n: n != "loss")
     panels = {n: [(n, "train")] for n in train}
     for name in (n for n in scalars if n.startswith("val_")):
         own = name.removeprefix("val_")
         twins = [n for n in train if own == n or own.endswith(f"_{n}")]
-        twin = max(twins, key=len, default=own)  # val_wiki_loss belongs to loss, where there is no wiki_loss
+        twin = max(twins, key=len, default=own)  # val_wiki_loss belongs to loss if there is no wiki_loss
         label = "validation" if own == twin else own.removesuffix(f"_{twin}")
         panels.setdefault(twin, []).append((name, label))
     return panels
 
 
 def _positions(history: Any) -> np.ndarray:
-    """Where each row stands, in epochs: an epoch's end at its number, a validation within it in between."""
+    """Returns the position of each row in epochs: the end of epoch n at n + 1, validations within it in between."""
     ends = np.r_[history.epoch[1:] != history.epoch[:-1], True] if len(history.epoch) else np.zeros(0, bool)
     steps = np.interp(history.step, np.r_[0, history.step[ends]], np.r_[0, history.epoch[ends] + 1])
     return np.asarray(steps, float)
@@ -98,7 +98,7 @@ def _draw_metric(axis: Any, history: Any, at: np.ndarray, name: str, lines: list
 
 def _draw_rate(axis: Any, history: Any, at: np.ndarray, name: str) -> None:
     rate, base = history[name], history.get("base_learning_rate")
-    # a row tells the rate of its last update, and so of the epoch that ends there
+    # a row has the rate of its last update, which is that of the epoch that ends there
     if base is not None and name == "learning_rate" and not np.allclose(rate, base, rtol=1e-3):
         axis.plot(
             at, base, color="tab:gray", linestyle="--", linewidth=1.2, drawstyle="steps-pre", label="schedule alone"
@@ -124,7 +124,7 @@ def _mark(axis: Any, result: Any, at: np.ndarray) -> dict[str, Any]:
 
 
 def cuts(history: Any) -> list[float]:
-    """Returns where the callbacks' factor on the rate went down, in epochs."""
+    """Returns the positions at which the callbacks' factor on the learning rate decreased, in epochs."""
     if "lr_scale" in history:
         scale = history["lr_scale"]
     elif "learning_rate" in history:
@@ -133,5 +133,5 @@ def cuts(history: Any) -> list[float]:
     else:
         return []
     at = _positions(history)
-    # a row shows the rate of its last update, so a cut stands at the row before the one that shows it
+    # a row has the rate of its last update, so a reduction took place at the row before the first lower rate
     return [float(at[i]) for i in range(len(scale) - 1) if scale[i + 1] < scale[i] * 0.999]

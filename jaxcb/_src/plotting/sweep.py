@@ -1,4 +1,4 @@
-"""Pictures of a sweep: everybody's curve, and parallel coordinates."""
+"""Plots of a sweep: the curves of all members, and parallel coordinates."""
 
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ def picture(result: Any, monitor: str, mode: str, path: str | Path | None) -> An
         result: a `SweepResult`.
         monitor: the metric.
         mode: "min" or "max".
-        path: a picture file to save.
+        path: an image file to save.
 
     Returns:
-        The matplotlib figure: above the curve of each member with its end marked, below a line for each through its
-        values and its best report.
+        The matplotlib figure: at the top the curve of each member with its end marked, at the bottom a line per member
+        through its swept values and its best report.
     """
     path = None if path is None else local_path("SweepResult.plot", "path", path)
     try:
@@ -46,7 +46,7 @@ def picture(result: Any, monitor: str, mode: str, path: str | Path | None) -> An
 
 
 def _ranked(score: np.ndarray) -> np.ndarray:
-    """The place of each in the order of scores, so that one outlier does not take all the colours."""
+    """Returns the rank of each score, because ranks spread the colours evenly, whatever the outliers."""
     order = np.argsort(np.argsort(np.where(np.isnan(score), np.inf, score), kind="stable"), kind="stable")
     return order.astype(float)
 
@@ -101,7 +101,7 @@ def _coordinates(axis: Any, result: Any, monitor: str, best: np.ndarray, colors:
 
 
 def _height(column: np.ndarray) -> np.ndarray:
-    """Where each value stands on its axis, from 0 to 1; by its logarithm where the values span decades."""
+    """Returns the height of each value on its axis, from 0 to 1; logarithmic if the values span decades."""
     known = column[np.isfinite(column)]
     if not known.size:
         return np.full(len(column), np.nan)

@@ -1,1 +1,1 @@
-"""Replay: what callbacks would have done on a recorded run."""
+"""Replay: simulates callbacks on a recorded run."""

@@ -1,4 +1,4 @@
-"""Many configurations of callbacks over one recorded run, in one program."""
+"""`ReplayGrid`: many configurations of callbacks on one recorded run, in one program."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,13 +20,13 @@ NEVER = -1
 
 @dataclass(frozen=True)
 class ReplayGrid:
-    """What many configurations of callbacks would have done on a recorded run.
+    """The result of many configurations of callbacks on a recorded run.
 
     Attributes:
         points: the values of each configuration, by path.
-        stopped_epoch: the epoch (from 0) in which each first asked to stop, int64 (configurations,); -1 where none did.
-        lr_scale: the callbacks' factor on the rate at the end, float32 (configurations,).
-        values: metric's name -> its value at the last record that each configuration saw, float32 (configurations,).
+        stopped_epoch: the epoch (from 0) in which each first stopped the run, int64 (configurations,); -1 if never.
+        lr_scale: the callbacks' factor on the learning rate at the end, float32 (configurations,).
+        values: metric name -> its value at the last record that each configuration saw, float32 (configurations,).
 
     Example:
         >>> import jaxcb as jc
@@ -45,7 +45,7 @@ class ReplayGrid:
         return len(self.points)
 
     def table(self) -> dict[str, list[Any]]:
-        """One row a configuration, as columns by name, ready for `pandas.DataFrame`; None for who never stopped."""
+        """Returns one row per configuration, as columns by name, for `pandas.DataFrame`; None if it never stopped."""
         columns: dict[str, list[Any]] = {path: [p[path] for p in self.points] for path in self.points[0]}
         columns["stopped_epoch"] = [None if e == NEVER else e for e in self.stopped_epoch.tolist()]
         columns["lr_scale"] = self.lr_scale.tolist()
@@ -53,7 +53,7 @@ class ReplayGrid:
 
 
 def replay_grid(callbacks: Chain, source: Any, learning_rate: Any, over: Any) -> ReplayGrid:
-    """Replays each configuration; those that share a structure run in one program.
+    """Replays each configuration; those with equal structure run in one program.
 
     Args:
         callbacks: the chain.
@@ -61,13 +61,16 @@ def replay_grid(callbacks: Chain, source: Any, learning_rate: Any, over: Any) ->
         learning_rate: the base rate.
         over: a grid, or points.
 
+    Returns:
+        A `ReplayGrid`.
+
     Raises:
-        ValueError: for a path that leads nowhere, or not to a callback, and a value out of range.
+        ValueError: for an unknown path, one outside of callbacks, or a value out of range.
     """
     points = as_points(over)
     for path in points[0]:
         if not path.startswith("callbacks."):
-            raise ValueError(f"over: {path!r} is no callback's, and a recorded run has no other numbers to change.")
+            raise ValueError(f"over: {path!r} is not in a callback; a recorded run has no other numbers to change.")
     base = RunConfig(0, None, None, callbacks)
     chains = [with_overrides(base, point).callbacks for point in points]
     records = read_records(source)
@@ -94,7 +97,7 @@ def _by_structure(chains: Sequence[Chain]) -> list[list[int]]:
 
 
 def _run(chains: Sequence[Chain], run: Any, rows: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The record at which each stops, or the last one; the factor there; and whether it stopped."""
+    """Returns the record at which each stops, or the last one; the factor there; and whether it stopped."""
     whole, axes = stacked_callbacks(chains)
     tree = jax.tree.structure(whole)
 
@@ -106,7 +109,7 @@ def _run(chains: Sequence[Chain], run: Any, rows: Any) -> tuple[np.ndarray, np.n
 
     with jax.default_device(host_device()):
         leaves = jax.device_get(to_strong_types(jax.tree.leaves(whole)))
-        if not any(axis == 0 for axis in axes):  # all are alike
+        if not any(axis == 0 for axis in axes):  # all configurations are equal
             found = jax.device_get(jax.jit(one)(leaves, rows))
             return tuple(np.broadcast_to(x, (len(chains),)) for x in found)  # pyright: ignore[reportReturnType]
         return jax.device_get(jax.jit(jax.vmap(one, in_axes=(list(axes), None)))(leaves, rows))
@@ -120,8 +123,8 @@ def _result(
 
 
 def host_device() -> Any:
-    """The CPU: of thousands of tiny dependent steps, an accelerator would only wait for its launches."""
+    """Returns the CPU: for thousands of tiny dependent steps, kernel launches would dominate on an accelerator."""
     try:
         return jax.devices("cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+    except RuntimeError:  # JAX_PLATFORMS excludes the CPU
         return None

@@ -1,4 +1,4 @@
-"""The device program of a replay: begin, one scan over the records, end."""
+"""The device program of a replay: `on_train_begin`, one scan over the records, `on_train_end`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,36 +20,36 @@ from jaxcb._src.training.train_state import TrainState, apply
 from jaxcb._src.utils.pytree import select
 from jaxcb._src.utils.validate import check_number
 
-SIMULATED = (Stop, ScaleLearningRate, SetLearningRate, WeightAction)  # what can change a later decision
+SIMULATED = (Stop, ScaleLearningRate, SetLearningRate, WeightAction)  # actions that can affect later decisions
 
 
 class Rows(NamedTuple):
-    """What the scan reads at each record; None for a number that is the same at all of them."""
+    """The inputs of the scan at each record; None for a number that is equal at all records."""
 
-    values: Any  # float32 (names,), as `on_epoch_end` sees them
+    values: Any  # float32 (names,), in `on_epoch_end`
     reported: Any  # int32 (names,)
-    eval_values: Any  # float32 (names,), as `on_eval_end` sees them: what comes with the epoch's end is not there yet
+    eval_values: Any  # float32 (names,), in `on_eval_end`: without those reported only at the end of the epoch
     eval_reported: Any  # int32 (names,)
-    past_values: Any  # float32 (names,), as they were at the record before
+    past_values: Any  # float32 (names,), of the record before
     past_reported: Any  # int32 (names,)
-    before: Any  # int32 (), updates done before it
+    before: Any  # int32 (), updates done at the record before
     step: Any  # int32 ()
     epoch: Any  # int32 ()
     opens: Any  # bool (), whether it is the first record of an epoch
     evaluates: Any  # bool (), whether a validation ends here
     closes: Any  # bool (), whether it ends an epoch
     first_base: Any  # float32 (), the base rate of the first update since the record before
-    last_base: Any  # float32 (), that of the last update before this one
-    next_base: Any  # float32 (), that of the first update after it
+    last_base: Any  # float32 (), that of the last update before this record
+    next_base: Any  # float32 (), that of the first update after this record
 
 
 class ReplaySpec(NamedTuple):
-    """What a program is made for.
+    """The static properties of the records that a program is compiled for.
 
     Attributes:
-        names: of the metrics.
-        old: hook and names of which no record has anything new at that moment.
-        same: the numbers that all records have in common, by their names in `Rows`; constants of the program.
+        names: the names of the metrics.
+        old: pairs of a hook and the names that no record reports in it.
+        same: the numbers that are equal at all records, by their names in `Rows`; constants of the program.
     """
 
     names: tuple[str, ...]
@@ -58,18 +58,18 @@ class ReplaySpec(NamedTuple):
 
     @classmethod
     def of(cls, records: Records) -> "ReplaySpec":
-        """The form of all records like these."""
+        """Returns the specification for these records."""
         return cls(records.names, frozenset(records.old.items()))
 
 
 def program_of(
     records: Records, learning_rate: float | optax.Schedule | None
 ) -> tuple[Callable[[Chain, Rows], "Replayed"], Rows]:
-    """Makes the program for some records alone, and lays these out for it.
+    """Makes the program for the given records, and converts them to its inputs.
 
     Args:
         records: the recorded run.
-        learning_rate: as for `to_rows`.
+        learning_rate: as in `to_rows`.
 
     Returns:
         `fn(callbacks, rows)`, and the rows.
@@ -81,7 +81,7 @@ def program_of(
 
 
 def to_rows(records: Records, learning_rate: float | optax.Schedule | None) -> Rows:
-    """Lays records out for the scan, with the base rates of a number, a schedule or the recording (None)."""
+    """Converts records to inputs of the scan; base rates come from a number, a schedule or the recording (None)."""
     closes, fresh = records.closes, records.fresh
     validation = np.asarray([name in records.validated for name in records.names], bool)
     before = _shifted(records.step, 0)
@@ -108,12 +108,12 @@ def to_rows(records: Records, learning_rate: float | optax.Schedule | None) -> R
 
 
 def _shifted(column: np.ndarray, first: Any) -> np.ndarray:
-    """Each record's entry of the record before it."""
+    """Shifts a column by one record, with `first` as the first entry."""
     return np.concatenate([np.full_like(column[:1], first), column[:-1]])
 
 
 def _bases(records: Records, before: np.ndarray, learning_rate: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The base rates around each record, float32 (records,) each."""
+    """Returns the base rates around each record, float32 (records,) each."""
     if callable(learning_rate):
 
         def at(count: np.ndarray) -> np.ndarray:
@@ -121,7 +121,7 @@ def _bases(records: Records, before: np.ndarray, learning_rate: Any) -> tuple[np
 
         return at(before), at(records.step - 1), at(records.step)
     if learning_rate is None and records.base is not None:
-        # a record holds the rate of the last update before it; within an epoch it is taken as constant
+        # A record has the rate of the last update before it; within an epoch it is assumed to be constant.
         return records.base, records.base, np.append(records.base[1:], records.base[-1:])
     value = 1.0 if learning_rate is None else learning_rate
     check_number("replay", "learning_rate", value)
@@ -130,20 +130,20 @@ def _bases(records: Records, before: np.ndarray, learning_rate: Any) -> tuple[np
 
 
 class Replayed(NamedTuple):
-    """What the program returns."""
+    """The result of the program."""
 
     begin: Any  # the actions of on_train_begin
-    actions: Any  # those of each record, stacked
-    end: Any  # those of on_train_end
-    scale: Any  # float32 (records,), the callbacks' factor after each
-    stopped: Any  # bool (records,), whether a stop has been asked for by then
-    states: Any  # the callbacks', at the end
+    actions: Any  # the actions of each record, stacked
+    end: Any  # the actions of on_train_end
+    scale: Any  # float32 (records,), the callbacks' factor after each record
+    stopped: Any  # bool (records,), whether the run has stopped by then
+    states: Any  # the callbacks' states at the end
 
 
 class _Carry(NamedTuple):
-    train: TrainState  # without parameters; its optimizer is the learning rate alone
+    train: TrainState  # without parameters; its optimizer state is only the learning rate
     states: Any
-    ran: Any  # int32 (), records that took place before the stop
+    ran: Any  # int32 (), records before the stop
 
     @property
     def rate(self) -> LearningRate:
@@ -154,7 +154,7 @@ class _Carry(NamedTuple):
 
 
 def _recorded(base: Any) -> Any:
-    """The schedule of a replay: where others count updates, it holds the base rate itself."""
+    """The schedule of a replay: its `count` is not a number of updates, but the base rate itself."""
     return base
 
 
@@ -162,12 +162,12 @@ def run(callbacks: Chain, rows: Rows, form: ReplaySpec) -> Replayed:
     """Runs the callbacks over all records; each hook is traced once.
 
     Args:
-        callbacks: the chain, its numbers as arrays.
+        callbacks: the chain, with its numbers as arrays.
         rows: the records.
-        form: theirs.
+        form: the specification of the records.
 
     Returns:
-        What happened; actions keep their `when`.
+        A `Replayed`; actions keep their `when`.
     """
     names, old, same = form.names, dict(form.old), dict(form.same)
 
@@ -205,7 +205,7 @@ def run(callbacks: Chain, rows: Rows, form: ReplaySpec) -> Replayed:
         carry = carry.with_rate(carry.rate.replace(count=row.first_base))
         seen = begins(carry.rate, row.before, row.epoch)
         carry, fired = moment("on_epoch_begin", carry, seen, row.opens & ~carry.train.stop)
-        alive = ~carry.train.stop  # whoever stops at an epoch's begin stops before its first step
+        alive = ~carry.train.stop  # a stop in on_epoch_begin takes effect before the first step
         applied = carry.rate.replace(count=row.last_base).effective()
         applied = jnp.where(alive, applied, carry.rate.applied)
         carry = carry.with_rate(carry.rate.replace(count=row.next_base, applied=applied))

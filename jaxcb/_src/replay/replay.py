@@ -1,4 +1,4 @@
-"""`replay`: what would these callbacks have done on that recorded run?"""
+"""`replay`: runs callbacks on a recorded run."""
 
 import dataclasses
 import warnings
@@ -24,17 +24,17 @@ from jaxcb._src.utils.xla import fast_compile_options
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """What callbacks did on a recorded run.
+    """The result of replaying callbacks on a recorded run.
 
     Attributes:
-        stopped_epoch: the epoch (from 0) in which a callback first asked to stop; None where none did.
-        stop_reason: the reasons of that moment, each behind the name of its owner; None where none stopped.
-        actions: for each recorded epoch the actions that fired, in order; what fired at a validation in an
-            epoch's middle stands in that epoch. A sequence that makes its entries when they are looked at.
-        lr_scale: the callbacks' factor on the rate in force after each epoch, float32 (epochs,).
+        stopped_epoch: the epoch (from 0) in which a callback first stopped the run; None if none did.
+        stop_reason: the reasons of that stop, each preceded by the name of its callback; None if none stopped.
+        actions: for each recorded epoch the actions that fired, in order, including those of validations within the
+            epoch. A sequence that makes its entries when they are accessed.
+        lr_scale: the callbacks' factor on the learning rate after each epoch, float32 (epochs,).
         states: the callbacks' states at the end, by name.
         begin: the actions that fired in `on_train_begin`.
-        end: those that fired in `on_train_end`.
+        end: the actions that fired in `on_train_end`.
     """
 
     stopped_epoch: int | None
@@ -47,7 +47,7 @@ class Replay:
 
 
 class FiredByEpoch(Sequence[tuple[Action, ...]]):
-    """The actions that fired, epoch by epoch, kept as the arrays that the scan made."""
+    """The actions that fired, epoch by epoch, stored as the arrays that the scan returned."""
 
     def __init__(self, stacked: tuple[Action, ...], starts: np.ndarray, ends: np.ndarray) -> None:
         self._parts = [(np.asarray(a.when), *jax.tree.flatten(a)) for a in stacked]
@@ -106,39 +106,39 @@ def replay(
     learning_rate: float | optax.Schedule | None = None,
     over: Any = None,
 ) -> Any:
-    """Runs callbacks over a recorded run, as if they had been there.
+    """Runs callbacks on a recorded run, as if they had been part of it.
 
-    A decision depends on the metrics alone, so this is exact as long as the decisions would not have
-    changed the run itself: what comes after a first difference is what the callbacks would have done had
-    the run gone on as recorded. The callbacks' learning rate is simulated and given to them. One compiled
-    scan goes over all records.
+    A decision depends only on the metrics, so this is exact as long as the decisions would not have
+    changed the run itself. After the first different decision, the result shows what the callbacks would have done
+    if the run had continued as recorded. The callbacks' learning rate is simulated and shown to them. One compiled
+    scan processes all records.
 
-    Each record runs `on_epoch_begin` (the first one of an epoch), `on_eval_begin` and `on_eval_end` (where
-    it has new `val_` values or stands in an epoch's middle) and `on_epoch_end` (the last one of an epoch).
-    After the first record that stops, the states no longer change and nothing fires until `on_train_end`.
+    Each record calls `on_epoch_begin` (at the first record of an epoch), `on_eval_begin` and `on_eval_end` (at records
+    with new `val_` values or within an epoch) and `on_epoch_end` (at the last record of an epoch).
+    After the first record that stops the run, states no longer change and nothing fires until `on_train_end`.
     Log and host actions are returned, not performed.
 
     Args:
         callbacks: callbacks, or a chain of them.
-        source: the path of a `history.csv` or of the `run_dir` that holds it (what the host had read, such as
-            `elapsed`, is taken from the journal beside it), a dict of lists, or a list of dicts. None, "NA" and an
-            absent key mean that a metric was not reported then; nan is a value. The names `epoch` (from 0; the
-            record's index where it is absent) and `step` (rising; counted from 1 where it is absent) are
-            positions; records of the same epoch before its last one are validations in its middle.
-        learning_rate: the base rate, a number or an optax schedule of the step. None takes the recorded
-            `base_learning_rate`, or 1 where there is none.
-        over: many configurations of the callbacks at once, as for `jc.sweep`: a grid by path, such as
+        source: the path of a `history.csv` or of its `run_dir` (host metrics, such as
+            `elapsed`, are read from the journal next to it), a dict of lists, or a list of dicts. None, "NA" and a
+            missing key mean that a metric was not reported; nan is a value. The names `epoch` (from 0; the
+            record's index if missing) and `step` (increasing; counted from 1 if missing) are
+            positions; records of an epoch before its last one are validations within it.
+        learning_rate: the base rate, a number or an optax schedule of the step. None for the recorded
+            `base_learning_rate`, or 1 if there is none.
+        over: many configurations of the callbacks at once, as in `jc.sweep`: a grid by path, such as
             `{"callbacks.EarlyStopping.patience": range(20)}`, or a list of points.
 
     Returns:
-        A `Replay`; with `over` a `ReplayGrid`, which tells of each configuration when it stops.
+        A `Replay`; with `over` a `ReplayGrid`, which has the stop of each configuration.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        DataError: for a source without records, with columns of different lengths, or with a cell that is
+        FileNotFoundError: if the file does not exist.
+        DataError: if the source has no records, columns of different lengths, or a cell that is
             not a number.
-        MissingMetricError: for a monitor that was not recorded; it lists the names that were.
-        ValueError: where no callback has a hook that a recorded run can replay.
+        MissingMetricError: if a monitor was not recorded; lists the names that were.
+        ValueError: if no callback has a hook that a recorded run can replay.
 
     Example:
         >>> import jaxcb as jc
@@ -151,7 +151,7 @@ def replay(
         >>> [type(action).__name__ for action in result.actions[3]]
         ['ScaleLearningRate']
 
-    Source: none; Keras, Lightning and their kin cannot, since their callbacks read the live trainer.
+    Source: none; Keras, Lightning and others cannot, because their callbacks read the live trainer.
     """
     whole = callbacks if isinstance(callbacks, Chain) else chain(*_each(callbacks))
     _check_replayable(whole)
@@ -170,10 +170,10 @@ def _each(callbacks: Any) -> Iterable[Callback]:
 
 
 def _check_replayable(callbacks: Chain) -> None:
-    """Says which hooks a history, which has no batches, cannot run, and which callbacks need more than one run."""
+    """Rejects population callbacks, and warns about hooks that need batches, which a history does not have."""
     together = [name for name, c in callbacks.items() if isinstance(c, PopulationCallback)]
     if together:
-        raise ValueError(f"{', '.join(together)} acts on a population, and a history is of one run.")
+        raise ValueError(f"{', '.join(together)} acts on a population, but a history is of a single run.")
     lost = {name: sorted(c.hooks() & set(STEP_HOOKS)) for name, c in callbacks.items() if c.hooks() & set(STEP_HOOKS)}
     if not lost:
         return
@@ -184,7 +184,7 @@ def _check_replayable(callbacks: Chain) -> None:
             "Replay callbacks that define on_epoch_end or on_eval_end."
         )
     warnings.warn(
-        f"replay leaves out hooks that act at every batch, since a history records epochs and validations: {shown}.",
+        f"replay skips hooks that act at every batch, because a history records epochs and validations: {shown}.",
         stacklevel=3,
     )
 

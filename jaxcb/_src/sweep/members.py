@@ -1,4 +1,4 @@
-"""Members of a sweep: their configurations, which of them share a program, and their states as one."""
+"""Members of a sweep: making their configurations, grouping them by program, and stacking their states."""
 
 import functools
 import inspect
@@ -23,10 +23,10 @@ class Member(NamedTuple):
     """One run of a sweep.
 
     Attributes:
-        number: of the member, from 0.
-        point: the values that it was given.
-        configuration: what it is.
-        adapter: of its model.
+        number: the member's number, from 0.
+        point: its swept values.
+        configuration: its configuration.
+        adapter: the adapter of its model.
     """
 
     number: int
@@ -41,13 +41,16 @@ def make_members(
     """Makes each member's configuration and model.
 
     Args:
-        model_fn: as for `sweep`.
-        base: what members have in common.
-        points: the values of each.
-        check: is called with the first member, before the models of the others are made.
+        model_fn: as in `sweep`.
+        base: the configuration that members share.
+        points: the swept values of each member.
+        check: called with the first member, before the models of the others are made.
+
+    Returns:
+        The members, in the order of `points`.
 
     Raises:
-        ValueError: for a path that leads nowhere, a value out of range, or one that changes a shape.
+        ValueError: for an unknown path, a value out of range, or one that changes a shape.
     """
     make = _maker(model_fn, any(path.startswith("model.") for path in points[0]))
     configurations = [with_overrides(base, point) for point in points]
@@ -61,19 +64,19 @@ def make_members(
 
 
 def _maker(model_fn: Any, with_arguments: bool) -> Callable[[RunConfig], Adapter]:
-    """How a member's model is made: of a function of the seed, or as a copy of the one that was given."""
+    """Returns how to make a member's model: by a function of the seed, or as a copy of the given model."""
     if isinstance(model_fn, type):
         raise TypeError(f"model_fn is the class {model_fn.__name__}, expected a function: `lambda seed: ...`.")
     if inspect.isroutine(model_fn) or isinstance(model_fn, functools.partial) or hasattr(model_fn, "__wrapped__"):
         return lambda c: adapt(model_fn(c.seed, **c.model), copy=True)
     if with_arguments:
-        raise TypeError("over: 'model.' values are arguments of model_fn, but a model was given, not a function.")
+        raise TypeError("over: 'model.' values are arguments of model_fn, but model_fn is a model, not a function.")
     adapter = adapt(model_fn, copy=True)
     return lambda _: adapter
 
 
 def _check_shapes(one: Member, first: Any, other: Member) -> None:
-    """Requires that members differ in numbers alone."""
+    """Checks that members differ only in numbers."""
     now = avals(other.adapter.split())
     if jax.tree.leaves(first) == jax.tree.leaves(now):
         return
@@ -86,7 +89,7 @@ def _check_shapes(one: Member, first: Any, other: Member) -> None:
     raise ValueError(
         f"over: {values} changes the shape of the model at {where}: {_shape(before.get(where))} in member "
         f"{one.number}, {_shape(after.get(where))} in member {other.number}. Members of a sweep differ "
-        "in numbers alone; run a sweep for each shape."
+        "only in numbers; run one sweep for each shape."
     )
 
 
@@ -98,10 +101,10 @@ def _shape(struct: Any) -> str:
 
 
 def group_by_program(members: Sequence[Member]) -> tuple[list[list[Member]], tuple[str, ...]]:
-    """Sorts members by what cannot be an array: numbers that a library insists on as Python values.
+    """Groups members that can share a program: those that differ only in numbers that can be arrays.
 
     Returns:
-        The groups, and the optimizer's numbers that it reads as Python values.
+        The groups, and the names of the optimizer's numbers that must be Python values.
     """
     fixed = _fixed_numbers(members[0])
     groups: list[list[Member]] = []
@@ -121,12 +124,12 @@ def _share(one: Member, other: Member, fixed: tuple[str, ...]) -> bool:
         return False
     if jax.tree.structure(a.callbacks) != jax.tree.structure(b.callbacks):
         return False
-    # what the same call has made is the same, even where it holds functions that it makes anew each time
+    # Equal arguments make equal models, even if their forms differ because of functions that are new in each call.
     return a.model == b.model or one.adapter.form == other.adapter.form
 
 
 def _fixed_numbers(member: Member) -> tuple[str, ...]:
-    """The optimizer's numbers that cannot be arrays, because it decides by them in Python."""
+    """Returns the optimizer's numbers that cannot be arrays, because it uses them in a Python `if`."""
     configuration, fixed = member.configuration, []
     params = avals(member.adapter.split()[0])
     for name, value in configuration.hyperparameters.items():
@@ -136,13 +139,13 @@ def _fixed_numbers(member: Member) -> tuple[str, ...]:
             jax.eval_shape(lambda p, tx=tx: tx.update(p, tx.init(p), p, value=jnp.zeros(()), grad=p), params)
         except (jax.errors.TracerBoolConversionError, jax.errors.ConcretizationTypeError):
             fixed.append(name)
-        except Exception:  # what else is wrong with the optimizer is said where it is used
+        except Exception:  # other errors of the optimizer are raised where it is used
             continue
     return tuple(fixed)
 
 
 def describe_group(group: Sequence[Member], others: Sequence[Member]) -> str:
-    """Names the values in which a group differs from other members."""
+    """Describes the values in which a group differs from other members."""
     paths = [p for p in group[0].point if len({m.point[p] for m in group}) == 1]
     paths = [p for p in paths if any(m.point[p] != group[0].point[p] for m in others)]
     return ", ".join(f"{p}={group[0].point[p]:g}" for p in paths)
@@ -152,13 +155,13 @@ def describe_group(group: Sequence[Member], others: Sequence[Member]) -> str:
 
 
 class MemberGroup(NamedTuple):
-    """Members of a group as one population.
+    """The members of a group as one population.
 
     Attributes:
         state: their train states, each array with a leading member axis.
-        callbacks: the chain whose numbers are arrays of the members' where they differ.
-        axes: for each number of it, 0 where it has the member axis, else None.
-        seeds: of each member.
+        callbacks: one chain, whose numbers are arrays (members,) where the members differ.
+        axes: for each number of the chain, 0 if it has the member axis, else None.
+        seeds: the seed of each member.
     """
 
     state: TrainState
@@ -206,7 +209,7 @@ def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...]) -> TrainStat
 
 
 def bytes_of(member: Member) -> int:
-    """Bytes that a member needs on the device: its train state with named weights, its gradients and updates."""
+    """Returns the bytes that a member needs on the device: its train state, its gradients and its updates."""
     configuration = member.configuration.without(tuple(member.configuration.hyperparameters))
     state = jax.eval_shape(
         lambda: configuration.train_state(member.adapter).init_optimizer().with_slots(configuration.callbacks)

@@ -1,4 +1,4 @@
-"""How a point of a sweep changes a run's configuration."""
+"""`with_overrides`: changes a run's configuration by the values of a sweep's point."""
 
 import dataclasses
 from typing import Any
@@ -17,10 +17,10 @@ _HEADS = ("optimizer", "controls", "callbacks", "model")
 
 
 def with_overrides(configuration: RunConfig, point: Point) -> RunConfig:
-    """Returns the configuration with a point's values, each checked where it belongs.
+    """Returns the configuration with a point's values, each validated by its new owner.
 
     Raises:
-        ValueError: for a path that leads nowhere, and for a value that is out of range there.
+        ValueError: for an unknown path, or a value out of range.
     """
     new = configuration
     for path, value in point.items():
@@ -41,7 +41,7 @@ def _with(configuration: RunConfig, path: str, value: Any) -> RunConfig:
         if rest not in configuration.controls:
             known = ", ".join(sorted(configuration.controls)) or "none"
             raise ValueError(
-                f"no control of that name; there are: {known}.{did_you_mean(rest, configuration.controls)} "
+                f"there is no such control; controls: {known}.{did_you_mean(rest, configuration.controls)} "
                 f"Declare it with controls={{{rest!r}: 0.0}}."
             )
         return dataclasses.replace(
@@ -58,7 +58,7 @@ def _with(configuration: RunConfig, path: str, value: Any) -> RunConfig:
 def _with_optimizer(configuration: RunConfig, name: str, value: Any) -> RunConfig:
     if isinstance(configuration.optimizer, optax.GradientTransformation):
         raise ValueError(
-            "the optimizer was handed over ready-made, with its numbers inside. Pass the factory: "
+            "the optimizer is ready-made, so its numbers cannot be changed. Pass the factory: "
             "optimizer=optax.adamw, learning_rate=1e-3."
         )
     value = check_number("sweep", name, value)
@@ -67,7 +67,7 @@ def _with_optimizer(configuration: RunConfig, name: str, value: Any) -> RunConfi
         return dataclasses.replace(configuration, hyperparameters={**configuration.hyperparameters, name: value})
     if callable(configuration.learning_rate):
         raise ValueError(
-            "the learning rate is a schedule, which has no one number. Give the schedule's numbers to the "
+            "the learning rate is a schedule, not a number. Make a number of the schedule an argument of the "
             "optimizer: optimizer=lambda learning_rate, scale: optax.chain(optax.adam(learning_rate), "
             "optax.scale(scale)), and sweep optimizer.scale."
         )
@@ -75,10 +75,10 @@ def _with_optimizer(configuration: RunConfig, name: str, value: Any) -> RunConfi
 
 
 def _with_field(callbacks: Chain, name: str, field: str, value: Any) -> Chain:
-    """The chain with one number of one callback changed, which is made anew so that it is checked."""
+    """Returns the chain with one number of one callback changed; the callback is made again, to validate it."""
     own = dict(callbacks.items())
     if name not in own:
-        raise ValueError(f"no callback of that name; there are: {', '.join(own) or 'none'}.{did_you_mean(name, own)}")
+        raise ValueError(f"there is no such callback; callbacks: {', '.join(own) or 'none'}.{did_you_mean(name, own)}")
     callback: Any = own[name]
     fields = {f.name: not f.metadata.get("static") for f in dataclasses.fields(callback) if f.name != "name"}
     if field not in fields:
@@ -86,8 +86,8 @@ def _with_field(callbacks: Chain, name: str, field: str, value: Any) -> Chain:
     if not fields[field]:
         numbers = ", ".join(own for own, is_number in fields.items() if is_number) or "none"
         raise ValueError(
-            f"it is {getattr(callback, field)!r} in {name}, which is part of the program and no number that can be "
-            f"swept. Those that can: {numbers}."
+            f"it is {getattr(callback, field)!r} in {name}, a part of the program and not a number that can be "
+            f"swept. Numbers that can: {numbers}."
         )
     new = dataclasses.replace(callback, **{field: value})
     return callbacks.replace(callbacks=tuple(new if n == name else c for n, c in callbacks.items()))

@@ -1,4 +1,4 @@
-"""`SweepResult`: what a sweep hands back."""
+"""`SweepResult`: the result of a sweep."""
 
 import csv
 import math
@@ -30,7 +30,7 @@ def show(result: Any, monitor: str, mode: str, rows: int) -> None:
         result: a `SweepResult`.
         monitor: the metric to sort by.
         mode: "min", "max" or "auto".
-        rows: at most so many members.
+        rows: maximum number of members to print.
     """
     from rich.console import Console
     from rich.table import Table
@@ -46,12 +46,12 @@ def show(result: Any, monitor: str, mode: str, rows: int) -> None:
         table.add_column(name, justify="left" if name == "end" else "right", overflow="fold")
     for i in order[:rows]:
         own = [columns[name][i] for name in ("member", *paths, "epochs", monitor)]
-        ended = (columns["stop_reason"][i] or "ran to its end").split(":")[0]
+        ended = (columns["stop_reason"][i] or "ran to completion").split(":")[0]
         table.add_row(*map(_text, [*own, float(best[own[0]])]), ended)
     if len(result) > rows:
         table.caption = f"and {len(result) - rows} more"
     console = Console()
-    if not console.is_terminal:  # a file has no width
+    if not console.is_terminal:  # a file has no width of its own
         console = Console(width=_WIDE)
     console.print(table)
 
@@ -63,7 +63,7 @@ def _rank(value: float, mode: str) -> float:
 
 
 def _short(paths: list[str]) -> list[str]:
-    """The last part of each path, where it is the only one of that name."""
+    """Returns the last part of each path, or the whole path if that part is not unique."""
     ends = [path.rpartition(".")[2] for path in paths]
     return [end if ends.count(end) == 1 else path for end, path in zip(ends, paths, strict=True)]
 
@@ -76,20 +76,20 @@ _RATES = ("learning_rate", "base_learning_rate", "lr_scale")
 
 
 class Part(NamedTuple):
-    """Members that trained in one program, and what became of them.
+    """The results of the members that trained in one program.
 
     Attributes:
         members: in the order of the member axis.
-        state: their final train states, with a leading member axis; so the callbacks' states.
-        callback_states: by name.
-        history: of all of them.
-        stops: that fired.
+        state: their final train states, with a leading member axis.
+        callback_states: name -> the callback's states, with a leading member axis.
+        history: the history of all of them.
+        stops: the stops that fired.
         interrupted: whether a signal ended it.
         executor: "looped" or "stepped".
         strategy: "vmap", "map" or "shard".
-        sizes: members of each program that it ran in, one after another.
-        run_dir: its directory, or None.
-        files: that were written.
+        sizes: number of members of each successive program.
+        run_dir: the directory, or None.
+        files: the files that were written.
     """
 
     members: tuple[Member, ...]
@@ -105,7 +105,7 @@ class Part(NamedTuple):
     files: tuple[Path, ...]
 
     def result(self, row: int) -> Result:
-        """One member as the result of a run by itself."""
+        """Returns one member as the result of a single run."""
         own, stops = self.members[row], self._stops_of(row)
         state, states = jax.tree.map(lambda x: x[row], (self.state, self.callback_states))
         state = state.replace(adapter=own.adapter)
@@ -127,24 +127,24 @@ class Part(NamedTuple):
         return [s for s in self.stops if s.member == row]
 
     def reason_of(self, row: int) -> str | None:
-        """Who stopped a member and why; None where it came to its end."""
+        """Returns which callback stopped a member and why; None if it completed."""
         stops = self._stops_of(row)
         reason = "; ".join(f"{s.owner}: {s.reason}" if s.owner else s.reason for s in stops) or None
         return "interrupted" if self.interrupted and not stops else reason
 
     def epochs_of(self, row: int) -> int:
-        """Epochs that a member has done."""
+        """Returns the number of epochs that a member has done."""
         done = self.history.epoch[self.history.rows_of(row)]
         return int(done[-1]) + 1 if len(done) else 0
 
 
 @dataclass(frozen=True)
 class SweepResult(Sequence[Result]):
-    """What a sweep hands back: a sequence of ordinary results, one a member.
+    """The result of a sweep: a sequence of ordinary results, one per member.
 
     Attributes:
-        points: the values of each member, by path.
-        parts: the populations that were trained, one program each.
+        points: the swept values of each member, by path.
+        parts: the trained populations, one per program.
         run_dir: the sweep's directory, or None.
 
     Example:
@@ -170,21 +170,21 @@ class SweepResult(Sequence[Result]):
         return self.member(index)
 
     def member(self, index: int) -> Result:
-        """One member as an ordinary result, its model, history and callback states included."""
+        """Returns one member as an ordinary result, with its model, history and callback states."""
         index = range(len(self))[index]
         if index not in self._places:
-            raise LookupError(f"member {index} was not trained: the sweep was interrupted before its turn.")
+            raise LookupError(f"member {index} was not trained: the sweep was interrupted before it started.")
         part, row = self._places[index]
         return part.result(row)
 
     @property
     def _places(self) -> dict[int, tuple[Part, int]]:
-        """Where each member that was trained is to be found."""
+        """The part and the row of each trained member."""
         return {m.number: (p, r) for p in self.parts for r, m in enumerate(p.members)}
 
     @property
     def history(self) -> dict[str, np.ndarray]:
-        """Metric's name -> its values, float32 (rows, members), NaN where a member has not reported it."""
+        """Metric name -> its values, float32 (rows, members), NaN where a member has not reported it."""
         rows = max((len(p.history.step) for p in self.parts), default=0)
         found: dict[str, np.ndarray] = {}
         for part in self.parts:
@@ -196,15 +196,18 @@ class SweepResult(Sequence[Result]):
         return found
 
     def best(self, monitor: str = "val_loss", mode: Literal["auto", "min", "max"] = "auto") -> Result:
-        """The member whose best report is the best of all; a NaN is never one.
+        """Returns the member with the best report of all; a NaN is never the best.
 
         Args:
             monitor: a metric's name.
-            mode: "min", "max", or "auto" to follow the name.
+            mode: "min", "max", or "auto" to derive it from the name.
+
+        Returns:
+            The member's `Result`.
 
         Raises:
-            KeyError: for a name that was not reported, listing those that were.
-            ValueError: where no member has reported a number.
+            KeyError: if the name was not reported; lists those that were.
+            ValueError: if no member has reported a number.
         """
         column = self.bests(monitor, resolve_mode("SweepResult.best", monitor, mode))
         if np.all(np.isnan(column)):
@@ -213,7 +216,7 @@ class SweepResult(Sequence[Result]):
         return self.member(int(np.nanargmin(column) if lowest else np.nanargmax(column)))
 
     def bests(self, monitor: str, mode: str) -> np.ndarray:
-        """Each member's best report, float32 (members,), NaN where it has none."""
+        """Returns each member's best report, float32 (members,), NaN if it has none."""
         history = self.history
         if monitor not in history:
             raise KeyError(f"{monitor}; recorded: {', '.join(sorted(history))}{did_you_mean(monitor, history)}")
@@ -223,12 +226,12 @@ class SweepResult(Sequence[Result]):
         return np.where(best == away, np.nan, best)
 
     def table(self) -> dict[str, list[Any]]:
-        """One row for each member that was trained, as columns by name, ready for `pandas.DataFrame`.
+        """Returns one row per trained member, as columns by name, ready for `pandas.DataFrame`.
 
         Returns:
-            `member`, the swept values by path, `epochs` and `steps` done, `stop_reason` (None for who came to the end),
-            the last report of each metric under its name, and the best one as `best_NAME` where its name tells
-            which way is better.
+            `member`, the swept values by path, `epochs` and `steps` done, `stop_reason` (None if it completed),
+            the last report of each metric under its name, and the best one as `best_NAME` if its name
+            implies which direction is better.
         """
         places = dict(sorted(self._places.items()))
         columns: dict[str, list[Any]] = {"member": list(places)}
@@ -263,12 +266,12 @@ class SweepResult(Sequence[Result]):
     def plot(
         self, path: str | Path | None = None, *, monitor: str = "val_loss", mode: Literal["auto", "min", "max"] = "auto"
     ) -> Any:
-        """Draws the curves of all members with their ends marked, and a picture of parallel coordinates.
+        """Draws the curves of all members with their ends marked, and a plot of parallel coordinates.
 
         Args:
-            path: a picture file to save, such as "sweep.png".
+            path: an image file to save, such as "sweep.png".
             monitor: the metric.
-            mode: "min", "max", or "auto" to follow the name.
+            mode: "min", "max", or "auto" to derive it from the name.
 
         Returns:
             The matplotlib figure.

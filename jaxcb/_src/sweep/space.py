@@ -1,4 +1,4 @@
-"""Points: which values a sweep gives to its members, by path."""
+"""Search spaces: the values that a sweep gives to its members, by path."""
 
 import itertools
 import math
@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 
 Point = dict[str, Any]  # path -> number
-Draw = Callable[[np.random.Generator], float | int]  # how a value is drawn
+Draw = Callable[[np.random.Generator], float | int]  # draws a value
 
 
 def grid(over: Mapping[str, Iterable[Any]]) -> list[Point]:
-    """Returns every combination of the values, the last path varying fastest.
+    """Returns every combination of the values; the last path varies fastest.
 
     Args:
         over: path -> its values.
+
+    Returns:
+        The points, each a dict of path -> value.
 
     Example:
         >>> import jaxcb as jc
@@ -27,14 +30,17 @@ def grid(over: Mapping[str, Iterable[Any]]) -> list[Point]:
 
 
 def draws(n: int, over: Mapping[str, Draw | Iterable[Any]], *, seed: int = 0) -> list[Point]:
-    """Returns points drawn at random, each path by itself.
+    """Returns points drawn at random, each path independently.
 
     Args:
-        n: how many.
-        over: path -> how its value is drawn: `uniform`, `log_uniform`, `integers`, any function of a
+        n: number of points.
+        over: path -> how to draw its value: `uniform`, `log_uniform`, `integers`, any function of a
             `numpy.random.Generator`, or a list to choose from.
-        seed: of the draws. Each path draws from a stream of its own, so that another one beside it, or more points,
-            change none.
+        seed: seed of the draws. Each path has its own random stream, so that adding a path or more points changes no
+            other value.
+
+    Returns:
+        The points, each a dict of path -> value.
 
     Example:
         >>> import jaxcb as jc
@@ -56,13 +62,13 @@ def draws(n: int, over: Mapping[str, Draw | Iterable[Any]], *, seed: int = 0) ->
 
 
 def uniform(low: float, high: float) -> Draw:
-    """Draws evenly from an interval, for `draws`."""
+    """Draws uniformly from the interval [low, high), for `draws`."""
     _check_interval("uniform", low, high)
     return lambda rng: float(rng.uniform(low, high))
 
 
 def log_uniform(low: float, high: float) -> Draw:
-    """Draws from an interval so that each factor is as likely as any other, for `draws`; for rates and decays."""
+    """Draws log-uniformly from an interval, for `draws`; for learning rates and decays."""
     _check_interval("log_uniform", low, high)
     if low <= 0:
         raise ValueError(f"log_uniform: low must be above 0, got {low}.")
@@ -70,17 +76,17 @@ def log_uniform(low: float, high: float) -> Draw:
 
 
 def integers(low: int, high: int) -> Draw:
-    """Draws a whole number from `low` to `high`, both included, for `draws`."""
+    """Draws an integer from `low` to `high`, both included, for `draws`."""
     _check_interval("integers", low, high)
     return lambda rng: int(rng.integers(low, high + 1))
 
 
 def as_points(over: Any) -> list[Point]:
-    """Returns the points of what a user gave: a dict is a grid, else a list of points.
+    """Returns the points of the user's `over` argument: a dict is a grid, a list holds points.
 
     Raises:
-        TypeError: for something else, and for a value that is no number, naming it.
-        ValueError: where there is no point, or points that name different paths.
+        TypeError: for another type, or a value that is not a number; the message names it.
+        ValueError: if there are no points, or points with different paths.
     """
     if isinstance(over, Mapping):
         points = grid(over)
@@ -92,17 +98,17 @@ def as_points(over: Any) -> list[Point]:
             f"{type(over).__name__}."
         )
     if not points:
-        raise ValueError("over= holds no point, so there is nothing to train.")
+        raise ValueError("over= has no points, so there is nothing to train.")
     paths = points[0].keys()
     for number, point in enumerate(points):
         if point.keys() != paths:
             other = sorted(point.keys() ^ paths)
-            raise ValueError(f"over: point {number} and point 0 differ in whether they name {', '.join(other)}.")
+            raise ValueError(f"over: points {number} and 0 differ in their paths; only one has {', '.join(other)}.")
         for path, value in point.items():
             if isinstance(value, bool) or not isinstance(value, int | float | np.number):
                 raise TypeError(
-                    f"over: {path!r} has the value {value!r}, a {type(value).__name__}, which is no number. Members of "
-                    "a sweep differ in numbers alone; run a sweep for each of what is no number."
+                    f"over: {path!r} has the value {value!r}, a {type(value).__name__}, not a number. Members of "
+                    "a sweep differ only in numbers; run one sweep for each value that is not a number."
                 )
     return [{path: _python(value) for path, value in point.items()} for point in points]
 
@@ -119,4 +125,4 @@ def _listed(path: str, values: Any) -> list[Any]:
 
 def _check_interval(owner: str, low: float, high: float) -> None:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"{owner}: low must lie below high, got {low} and {high}.")
+        raise ValueError(f"{owner}: low must be below high, got {low} and {high}.")

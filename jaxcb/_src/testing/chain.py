@@ -1,4 +1,4 @@
-"""Law 6, chain: callbacks compose, and none sees another."""
+"""Law 6, chain: callbacks compose, and none sees the effect of another."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -20,11 +20,11 @@ def check_chain(
 
     Args:
         callback: any callback.
-        metrics: names of the metrics that it reads; found by tracing where None.
-        max_examples: Hypothesis examples.
+        metrics: names of the metrics that it reads; found by tracing if None.
+        max_examples: number of Hypothesis examples.
 
     Raises:
-        AssertionError: naming callback, hook, leaf and moment.
+        AssertionError: if the law is broken; names the callback, hook, leaf and row.
 
     Example:
         >>> import jaxcb as jc, jaxcb.testing
@@ -48,16 +48,16 @@ def check_chain(
             seen, actions = all_seen[hook]["state"], all_seen[hook]["actions"]
             before, after = (next(a for a in actions if a.owner == n) for n in ("witness", "witness_2"))
             if said := difference({hook: before.values}, {hook: after.values}, labels=("before it", "after it")):
-                raise broken("chain", subject, f"it changes the metrics that others see: {said}")
+                raise broken("chain", subject, f"it changes the metrics that other callbacks see: {said}")
             mine = {"state": {n: seen[n] for n in names}, "actions": tuple(a for a in actions if a.owner in names)}
-            if said := difference({hook: own_seen[hook]}, {hook: mine}, labels=("alone", "in company")):
+            if said := difference({hook: own_seen[hook]}, {hook: mine}, labels=("alone", "in a chain")):
                 raise broken("chain", subject, said)
 
     for_all(check, streams(subject.names, max_size=3), max_examples)
 
 
 def _witness(hooks: Iterable[str], name: str) -> Callback:
-    """A callback that shows which metrics it sees."""
+    """Returns a callback that records the metrics it sees."""
 
     def show(state: Any, metrics: Any) -> Any:
         return state, LogHistory(dict(metrics.values), {})

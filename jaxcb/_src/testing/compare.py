@@ -1,4 +1,4 @@
-"""Comparing what two ways of running a callback gave, leaf by leaf and moment by moment."""
+"""Comparison of the results of two ways of running a callback, leaf by leaf and row by row."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-# On floats these round once or not at all, and XLA fuses none of them with another.
+# On floats these round at most once, and XLA fuses none of them with another operation.
 # fmt: off
 _EXACT = frozenset({
     "abs", "add", "and", "argmax", "argmin", "broadcast_in_dim", "bitcast_convert_type", "ceil", "clamp",
@@ -21,10 +21,10 @@ _EXACT = frozenset({
 
 
 def rounded_outputs(closed: core.ClosedJaxpr) -> list[bool]:
-    """For each output whether it is a float that went through a multiplication or the like.
+    """Returns for each output whether it is a float that a rounding operation such as a multiplication affects.
 
-    Such a float may differ in its last bits between eager and compiled, because XLA fuses `a * b + c`. What
-    is decided by comparing it is an integer or a boolean, and counts as exact: away from ties it is.
+    Such a float may differ in its last bits between eager and compiled code, because XLA fuses `a * b + c`. The
+    result of comparing it is an integer or a boolean, and counts as exact: except at ties, it is.
     """
     return _rounded(closed.jaxpr, [False] * len(closed.jaxpr.invars))
 
@@ -52,29 +52,29 @@ def _inexact(var: Any) -> bool:
 
 
 def to_numpy(leaf: Any) -> np.ndarray:
-    """A leaf as a numpy array; a PRNG key as its data."""
+    """Returns a leaf as a numpy array, and a PRNG key as its data."""
     if is_key(leaf):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether a leaf is an array of PRNG keys."""
+    """Returns whether a leaf is an array of PRNG keys."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def to_host(tree: Any) -> Any:
-    """A tree with its leaves as numpy arrays, but for PRNG keys, which are always JAX's."""
+    """Returns a tree with its leaves as numpy arrays, except PRNG keys, which remain JAX arrays."""
     return jax.tree.map(lambda x: x if is_key(x) else np.array(x), tree)
 
 
 def stack(trees: list[Any]) -> Any:
-    """Moments one by one as one tree with a leading axis of time."""
+    """Stacks a list of trees along a new leading time axis."""
     return jax.tree.map(lambda *leaves: np.stack([to_numpy(x) for x in leaves]), *trees)
 
 
 def _equal(a: np.ndarray, b: np.ndarray, rtol: float, flush: bool) -> np.ndarray:
-    """Elementwise: the same bits but for the payload of NaN, or the same within tolerance."""
+    """Returns elementwise whether values are bitwise equal (any NaN equals any NaN), or equal within `rtol`."""
     if not jnp.issubdtype(a.dtype, jnp.inexact):
         return a == b
     if flush:
@@ -90,15 +90,15 @@ def _equal(a: np.ndarray, b: np.ndarray, rtol: float, flush: bool) -> np.ndarray
 def difference(
     a: Any, b: Any, *, labels: tuple[str, str], rtol: Any = 0.0, flush: bool = False, moments: bool = True
 ) -> str | None:
-    """Says where two trees first differ, or returns None.
+    """Describes where two trees first differ, or returns None.
 
     Args:
-        a: a tree whose top is a dictionary by hook.
-        b: the other one.
-        labels: what the two are called.
-        rtol: tolerance of inexact leaves, one number or one a leaf; 0 for the same bits.
-        flush: whether a denormal number and both zeros are the same.
-        moments: whether the leaves have a leading axis of time.
+        a: a tree whose top level is a dictionary by hook.
+        b: the other tree.
+        labels: the names of the two in the description.
+        rtol: tolerance of inexact leaves, one number or one per leaf; 0 for bitwise equality.
+        flush: whether denormal numbers and both zeros are equal.
+        moments: whether the leaves have a leading time axis.
     """
     leaves_a, tree_a = jax.tree_util.tree_flatten_with_path(a)
     leaves_b, tree_b = jax.tree_util.tree_flatten_with_path(b)
@@ -117,13 +117,13 @@ def difference(
         at = tuple(int(i) for i in np.argwhere(~same)[0])
         moment = at[0] if moments else 0
         if first is None or moment < first[0]:
-            when = f" at moment {moment}" if moments else ""
+            when = f" at row {moment}" if moments else ""
             first = moment, f"{where}{when} is {x[at]!r} ({labels[0]}), {y[at]!r} ({labels[1]})"
     return first[1] if first else None
 
 
 def leaf_name(path: Any) -> str:
-    """A path as words: `on_epoch_end, state.best`."""
+    """Formats a path: `on_epoch_end, state.best`."""
     words, rest = [], list(path)
     while rest and isinstance(rest[0], jax.tree_util.DictKey) and len(words) < 2:
         words.append(str(rest.pop(0).key))

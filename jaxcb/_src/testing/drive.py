@@ -1,4 +1,4 @@
-"""Driving a callback through a stream: one transition, run eagerly, jitted, scanned and vmapped."""
+"""Runs a callback on a stream: one transition, eager, jitted, scanned and vmapped."""
 
 import functools
 from collections import Counter
@@ -28,23 +28,23 @@ LAWS = ("purity", "one meaning", "fixed form", "causality", "resume", "chain", "
 
 
 def broken(law: str, subject: object, detail: str) -> AssertionError:
-    """The error of a law that does not hold."""
+    """Returns the error for a law that does not hold."""
     return AssertionError(f"Law {LAWS.index(law) + 1} ({law}) is broken by {subject}: {detail}")
 
 
 class Row(Struct):
-    """One moment of a stream, or with a leading axis all of them."""
+    """One point in time of a stream; with a leading axis, all of them."""
 
-    before: Metrics  # what hooks that begin something see
-    now: Metrics  # what the others see
-    active: dict[str, Any]  # hook -> whether it runs here, bool ()
+    before: Metrics  # the metrics that begin hooks see
+    now: Metrics  # the metrics that other hooks see
+    active: dict[str, Any]  # hook -> whether it is called here, bool ()
 
 
 class Subject:
-    """A callback with what the laws need: the metrics that it reads, and its compiled runs.
+    """A callback with the metrics that it reads, and its compiled runs.
 
-    A moment is one validation of a run: every hook runs in its place, and is frozen by a select where the
-    run has no such moment. So one program serves every stream.
+    A row is one validation of a run. Every hook is run in every row, and a select drops its result where the stream
+    does not call it. So one compiled program serves every stream.
     """
 
     def __init__(self, callback: Callback, names: Iterable[str] | None = None) -> None:
@@ -63,7 +63,7 @@ class Subject:
         return to_strong_types(self.callback.init())
 
     def _find_names(self) -> set[str]:
-        """Traces each hook with metrics that have any name, and returns the names that it asks for."""
+        """Traces each hook with metrics that have every name, and returns the names that it reads."""
         found: set[str] = set()
         for hook in self.hooks:
             asked = AccessedNames()
@@ -93,7 +93,7 @@ class Subject:
     # One transition
 
     def moment(self, callback: Callback, state: Any, row: Row) -> tuple[Any, dict[str, Any]]:
-        """Runs every hook of one moment. Returns the state, and for each hook the state after it and its actions."""
+        """Runs every hook of one row. Returns the state, and for each hook the state after it and its actions."""
         seen = {}
         for hook in self.hooks:
             self.traces[hook] += 1
@@ -107,7 +107,7 @@ class Subject:
     # Whole runs
 
     def eager(self, rows: Sequence[Row], state: Any = None) -> Any:
-        """Runs row by row without jit; returns what was seen, stacked."""
+        """Runs row by row without jit; returns states and actions, stacked."""
         return stack(list(self.eager_moments(rows, state)))
 
     def eager_moments(self, rows: Sequence[Row], state: Any = None) -> Iterator[Any]:
@@ -117,7 +117,7 @@ class Subject:
             yield seen
 
     def jitted(self, rows: Sequence[Row], state: Any = None) -> Any:
-        """Runs row by row, one compiled call a moment."""
+        """Runs row by row, with one compiled call per row."""
         state, out = self.init() if state is None else state, []
         for row in rows:
             state, seen = self._jit(state, row)
@@ -125,11 +125,11 @@ class Subject:
         return stack(out)
 
     def scanned(self, rows: Row, state: Any = None, start: int = 0, stop: int = CAPACITY) -> tuple[Any, Any]:
-        """Runs moments `start` to `stop` of stacked rows in one compiled `lax.scan` of fixed capacity."""
+        """Runs rows `start` to `stop` of stacked rows in one compiled `lax.scan` of fixed capacity."""
         return self._scan(to_strong_types(self.callback), self.init() if state is None else state, rows, start, stop)
 
     def vmapped(self, members: Row) -> Any:
-        """Runs several streams at once; the leading axis is the member."""
+        """Runs several streams at once, with a leading member axis."""
         return self._vmap(self.init(), members)
 
     @functools.cached_property
@@ -158,7 +158,7 @@ class Subject:
     # Streams as rows
 
     def rows(self, stream: Stream) -> Row:
-        """A stream as stacked rows, padded to the capacity with moments where nothing runs."""
+        """Returns a stream as stacked rows, padded to the capacity with rows in which no hook is called."""
         now = _pad(stream.stacked(), len(stream))
         never = Metrics._make(
             values=dict.fromkeys(now.values, np.float32("nan")),
@@ -182,13 +182,13 @@ class Subject:
         return Row(before, now, {h: special.get(h, here) for h in self.hooks})
 
     def row_list(self, stream: Stream) -> list[Row]:
-        """A stream's moments one by one, as arrays on the device."""
+        """Returns the rows of a stream as a list, with arrays on the device."""
         rows = self.rows(stream)
         return [jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), rows) for i in range(len(stream))]
 
     @functools.cached_property
     def rounded(self) -> Any:
-        """For each leaf of what a moment gives whether it holds to rounding only."""
+        """For each leaf of a row's result, whether it is exact only up to rounding."""
         example = jax.tree.map(lambda x: x[0], self.rows(Stream(dict.fromkeys(self.names, (0.0,)), (True,), (1,))))
 
         def run(state: Any, row: Row) -> Any:
@@ -203,14 +203,14 @@ def _pad(metrics: Metrics, size: int) -> Metrics:
 
 
 def subject_of(callback: "Callback | Subject", names: Iterable[str] | None) -> Subject:
-    """The callback as a `Subject`, which keeps what was compiled for it."""
+    """Returns the callback as a `Subject`, which keeps the programs that were compiled for it."""
     return callback if isinstance(callback, Subject) else Subject(callback, names)
 
 
 def for_all(check: Callable[..., None], strategy: Any, max_examples: int | None, *, spread: bool = False) -> None:
     """Runs `check` on Hypothesis examples of `strategy`; with `spread` these are tuples of its arguments.
 
-    Streams are short, so that shrinking them is not worth its time.
+    There is no shrinking: streams are short already.
     """
     failures: list[AssertionError] = []
     options: dict[str, Any] = {} if max_examples is None else {"max_examples": max_examples}
@@ -237,7 +237,7 @@ def for_all(check: Callable[..., None], strategy: Any, max_examples: int | None,
 
     try:
         run()
-    except Flaky:  # a callback that remembers on the side fails once and not again
+    except Flaky:  # a callback with hidden state fails once and not again
         if failures:
             raise failures[0] from None
         raise

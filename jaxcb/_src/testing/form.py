@@ -21,17 +21,17 @@ def check_one_meaning(
 ) -> None:
     """Law 2: eager, `jit`, `lax.scan` and each row of `vmap` give the same states and actions.
 
-    The same bits, but for denormal numbers, which XLA takes for zero where it sees fit, and for floats that
-    went through a multiplication or the like: these hold to a relative 1e-5, on streams without ties. In the
-    scan the callback's own numbers are traced too, as a sweep does.
+    Results must be bitwise equal, except denormal numbers, which XLA may flush to zero, and floats that
+    a rounding operation such as a multiplication affects: these must agree to a relative 1e-5, on streams without ties.
+    In the scan the callback's own numbers are traced too, as in a sweep.
 
     Args:
         callback: any callback.
-        metrics: names of the metrics that it reads; found by tracing where None.
-        max_examples: Hypothesis examples.
+        metrics: names of the metrics that it reads; found by tracing if None.
+        max_examples: number of Hypothesis examples.
 
     Raises:
-        AssertionError: naming callback, hook, leaf and moment.
+        AssertionError: if the law is broken; names the callback, hook, leaf and row.
 
     Example:
         >>> import jaxcb as jc, jaxcb.testing
@@ -53,7 +53,7 @@ def check_one_meaning(
         try:
             scans = [to_host(subject.scanned(r)[1]) for r in rows]
         except (TypeError, CallbackError) as error:
-            detail = f"its fields cannot be traced, jc.static(...) is for those: {error}"
+            detail = f"its fields cannot be traced; declare them with jc.static(...): {error}"
             raise broken("one meaning", subject, detail) from error
         same(eager, jax.tree.map(lambda x: x[:size], scans[0]), "scan")
         vmapped = to_host(subject.vmapped(jax.tree.map(lambda *x: np.stack(x), *rows)))
@@ -73,11 +73,11 @@ def check_fixed_form(
 
     Args:
         callback: any callback.
-        metrics: names of the metrics that it reads; found by tracing where None.
-        max_examples: Hypothesis examples.
+        metrics: names of the metrics that it reads; found by tracing if None.
+        max_examples: number of Hypothesis examples.
 
     Raises:
-        AssertionError: naming callback, hook and leaf.
+        AssertionError: if the law is broken; names the callback, hook and leaf.
 
     Example:
         >>> import jaxcb as jc, jaxcb.testing
@@ -88,7 +88,7 @@ def check_fixed_form(
     fresh = Subject(subject.callback, subject.names)
     rows = fresh.row_list(stream)
     fresh.jitted(rows)
-    fresh.jitted(rows, to_host(fresh.init()))  # as a run restored from disk does
+    fresh.jitted(rows, to_host(fresh.init()))  # with host arrays, as in a run restored from disk
     for hook, count in fresh.traces.items():
         if count != 1:
             raise broken("fixed form", subject, f"{hook} was traced {count} times over one run, expected once")
@@ -101,7 +101,7 @@ def check_fixed_form(
             for moment, seen in enumerate(subject.eager_moments(rows)):
                 for hook in subject.hooks:
                     if said := _form_changed(expected[hook], seen[hook]):
-                        raise broken("fixed form", subject, f"{hook} at moment {moment}: {said}")
+                        raise broken("fixed form", subject, f"{hook} at row {moment}: {said}")
         except CallbackError as error:
             raise broken("fixed form", subject, str(error)) from error
 

@@ -1,4 +1,4 @@
-"""All the laws at once."""
+"""`check_callback`: all laws at once."""
 
 from collections.abc import Callable, Iterable
 
@@ -24,17 +24,17 @@ LAWS: tuple[Callable[..., None], ...] = (
 def check_callback(
     callback: Callback, *, metrics: Iterable[str] | None = None, max_examples: int | None = None
 ) -> None:
-    """Holds a callback to the laws: purity, one meaning, fixed form, causality, resume, chain, chunk invariance.
+    """Checks that a callback keeps all laws: purity, one meaning, fixed form, causality, resume, chain and chunks.
 
-    One of populations is held to those of `check_population`.
+    A population callback is checked by the laws of `check_population`.
 
     Args:
         callback: any callback, or a chain.
-        metrics: names of the scalar metrics that it reads; found by tracing it where None.
-        max_examples: Hypothesis examples a law; the active Hypothesis profile's where None.
+        metrics: names of the scalar metrics that it reads; found by tracing if None.
+        max_examples: number of Hypothesis examples per law; that of the active Hypothesis profile if None.
 
     Raises:
-        AssertionError: naming the law that does not hold, the callback, the hook and the leaf.
+        AssertionError: if a law is broken; names the law, the callback, the hook and the leaf.
 
     Example:
         >>> import jaxcb as jc, jaxcb.testing

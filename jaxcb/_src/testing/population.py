@@ -1,4 +1,4 @@
-"""Laws of callbacks that see a whole population."""
+"""Laws of population callbacks."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -21,29 +21,29 @@ _MEMBERS, _MOMENTS = 6, 4
 
 
 class _History(NamedTuple):
-    """What a population reported."""
+    """The metrics that a population reports."""
 
-    values: np.ndarray  # float32 (moments, names, members)
-    last: np.ndarray  # int (members,), the moment after which each trains no more
+    values: np.ndarray  # float32 (rows, names, members)
+    last: np.ndarray  # int (members,), the last row in which each member trains
 
 
 def check_population(
     callback: PopulationCallback, *, metrics: Iterable[str] | None = None, max_examples: int | None = None
 ) -> None:
-    """Holds a callback of populations to its laws.
+    """Checks that a population callback keeps its laws.
 
-    1. Purity, one meaning and fixed form: eager and `jit` agree, twice, and no form changes.
+    1. Purity, one meaning and fixed form: eager and `jit` agree, twice, and no structure, shape or dtype changes.
     2. Equal treatment: another order of the members gives the same decisions, in that order.
-    3. Packing: nothing is asked of members that train no more, and without their rows the others' decisions are the
-       same.
+    3. Packing: no action fires for members that no longer train, and without their rows the decisions for the others
+       are the same.
 
     Args:
         callback: the callback.
-        metrics: names of the metrics that it reads, one number a member each; found by tracing it where None.
-        max_examples: Hypothesis examples; the active profile's where None.
+        metrics: names of the metrics that it reads, one number per member each; found by tracing if None.
+        max_examples: number of Hypothesis examples; that of the active profile if None.
 
     Raises:
-        AssertionError: naming the law that does not hold, the hook and the leaf.
+        AssertionError: if a law is broken; names the law, the hook and the leaf.
 
     Example:
         >>> import jaxcb as jc, jaxcb.testing
@@ -61,7 +61,7 @@ def check_population(
     jitted = jax.jit(one)
 
     def run(history: _History, rows: np.ndarray, step: Any) -> list[Any]:
-        """The states and actions of each moment, for these rows; a run that is packed starts with all of them."""
+        """Returns states and actions of each row for these members; also a packed run starts with all of them."""
         state = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(rows), *x.shape)), to_strong_types(callback.init()))
         out = []
         for moment in range(_MOMENTS):
@@ -74,23 +74,16 @@ def check_population(
         plain = run(history, everyone, jitted)
         for label, other in (("eager", run(history, everyone, one)), ("run again", run(history, everyone, jitted))):
             _same("purity and one meaning", callback, plain, other, everyone, everyone, label)
-        for moment, (_, actions) in enumerate(plain):
-            dead = moment > history.last
-            for hook, own in actions.items():
-                for action in own:
-                    if np.any(np.asarray(action.when) & dead):
-                        raise _broken(
-                            "packing", callback, f"{hook}: {type(action).__name__} fires for a member that is gone"
-                        )
+        _check_stopped(callback, history, plain)
         order = np.roll(everyone, 2)
         _same("equal treatment", callback, plain, run(history, order, jitted), everyone, order, "another order")
-        first = np.flatnonzero(history.last >= 1)  # who is there after the first moment
+        first = np.flatnonzero(history.last >= 1)  # the members that train after the first row
         if 0 < len(first) < _MEMBERS:
             state, _ = plain[0]
             packed = [(jax.tree.map(lambda x: x[first], state), None)]
             for moment in range(1, _MOMENTS):
                 packed.append(jitted(packed[-1][0], _seen(history, names, moment, first)))
-            _same("packing", callback, plain[1:], packed[1:], everyone, first, "without who is gone")
+            _same("packing", callback, plain[1:], packed[1:], everyone, first, "without stopped members")
 
     shape = (_MOMENTS, len(names), _MEMBERS)
     number = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, 2.0, float("nan")])
@@ -126,6 +119,16 @@ def _names_of(callback: PopulationCallback, hooks: list[str]) -> set[str]:
     return asked.names
 
 
+def _check_stopped(callback: Any, history: _History, plain: list[Any]) -> None:
+    """Checks that no action fires for members that no longer train."""
+    for moment, (_, actions) in enumerate(plain):
+        dead = moment > history.last
+        for hook, own in actions.items():
+            for action in own:
+                if np.any(np.asarray(action.when) & dead):
+                    raise _broken("packing", callback, f"{hook}: {type(action).__name__} fires for a stopped member")
+
+
 def _same(
     law: str,
     callback: Any,
@@ -135,13 +138,13 @@ def _same(
     others: np.ndarray,
     label: str,
 ) -> None:
-    """Compares what two runs gave, row by row of the same members."""
+    """Compares the results of two runs, member by member."""
     at = np.asarray([int(np.flatnonzero(rows == member)[0]) for member in others])
     for moment, (one, two) in enumerate(zip(plain, other, strict=True)):
         first = _by_member(one, rows, at)
         second = _by_member(two, others, np.arange(len(others)))
         if jax.tree.structure(first) != jax.tree.structure(second):
-            raise _broken(law, callback, f"the structure differs at moment {moment} ({label})")
+            raise _broken(law, callback, f"the structure differs at row {moment} ({label})")
         leaves = jax.tree_util.tree_leaves_with_path(first)
         for (path, a), b in zip(leaves, jax.tree.leaves(second), strict=True):
             a, b = to_numpy(a), to_numpy(b)
@@ -151,15 +154,15 @@ def _same(
                 or not np.allclose(a, b, rtol=1e-5, equal_nan=a.dtype.kind == "f")
             ):
                 where = jax.tree_util.keystr(path)
-                raise _broken(law, callback, f"{where} at moment {moment} is {a.tolist()}, and {b.tolist()} {label}")
+                raise _broken(law, callback, f"{where} at row {moment} is {a.tolist()}, and {b.tolist()} {label}")
 
 
 def _by_member(given: Any, rows: np.ndarray, at: np.ndarray) -> Any:
-    """States and actions with their rows in another order; what is copied by its member, where it is copied at all."""
+    """Returns states and actions in another order of the members, without the payload of actions that do not fire."""
     state, actions = to_host(given)
 
     def named(action: Any) -> Any:
-        # of what does not happen, the payload means nothing
+        # the payload of an action that does not fire has no meaning
         when = np.asarray(action.when)
         if isinstance(action, Exploit):
             action = action.replace(source=rows[action.source])

@@ -1,4 +1,4 @@
-"""Examples of every built-in callback, which the laws are tested on."""
+"""Examples of every built-in callback, on which the laws are tested."""
 
 import functools
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def _nothing(*_: Any) -> None:
     pass
 
 
-# Beyond the one without arguments, which every callback that can be made so has without an entry here.
+# In addition, every callback that can be made without arguments is tested so without an entry here.
 _EXAMPLES: tuple[Callable[[], Callback], ...] = (
     lambda: BackupAndRestore("runs/a", save_freq=2),
     lambda: BackupAndRestore("runs/a"),
@@ -119,11 +119,10 @@ def builtin_examples() -> tuple[Callback, ...]:
     """Returns examples of every callback that `jaxcb.callbacks` exports.
 
     Returns:
-        Each callback as it is without arguments, where it can be made so, and configurations that reach
-        what the default leaves out.
+        Each callback without arguments, if that is possible, and configurations that test other arguments.
 
     Raises:
-        LookupError: for an exported callback that needs arguments and has no example.
+        LookupError: if an exported callback needs arguments and has no example.
 
     Example:
         >>> import jaxcb.testing

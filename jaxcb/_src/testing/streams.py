@@ -1,4 +1,4 @@
-"""Streams: what a run reports, moment by moment, and Hypothesis strategies that make them."""
+"""Streams: the metrics that a run reports over time, and Hypothesis strategies for them."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -26,12 +26,12 @@ _NASTY = (
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """What a run reports: at each moment one validation, which closes its epoch or stands in its middle.
+    """The metrics that a run reports: each row is one validation, at the end of an epoch or within it.
 
     Attributes:
-        values: name -> one float32-representable number a moment, None where it was not reported.
-        closes_epoch: for each moment whether it ends its epoch; the last one does.
-        steps: updates done at each moment, rising.
+        values: name -> one float32-representable number per row, None if it was not reported.
+        closes_epoch: for each row whether it ends its epoch; the last one must.
+        steps: updates done at each row, increasing.
 
     Example:
         >>> import jaxcb as jc, jaxcb.testing
@@ -48,12 +48,12 @@ class Stream:
         return len(self.steps)
 
     def epochs(self) -> np.ndarray:
-        """The epoch of each moment, from 0, int32 (moments,)."""
+        """Returns the epoch of each row, from 0, int32 (rows,)."""
         closed = np.cumsum(self.closes_epoch) - np.asarray(self.closes_epoch)
         return closed.astype(np.int32)
 
     def carried(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the last value of `name` at each moment, float32, and the step of its report, int32."""
+        """Returns the last value of `name` at each row, float32, and the step of its report, int32."""
         value, reported, values, steps = float("nan"), -1, [], []
         for step, new in zip(self.steps, self.values[name], strict=True):
             if new is not None:
@@ -63,7 +63,7 @@ class Stream:
         return np.asarray(values, np.float32), np.asarray(steps, np.int32)
 
     def stacked(self) -> Metrics:
-        """Returns all moments as one `Metrics` whose arrays have a leading axis of time, for `lax.scan`."""
+        """Returns all rows as one `Metrics` whose arrays have a leading time axis, for `lax.scan`."""
         carried = {name: self.carried(name) for name in self.values}
         return Metrics._make(
             values={name: value for name, (value, _) in carried.items()},
@@ -76,7 +76,7 @@ class Stream:
         )
 
     def metrics(self) -> list[Metrics]:
-        """Returns the moments one by one, as a hook sees them."""
+        """Returns one `Metrics` per row, as a hook sees it."""
         stack = self.stacked()
         fields = ("step", "epoch", "total_steps", "closes_epoch")
         return [
@@ -90,7 +90,7 @@ class Stream:
 
 
 def _wild(size: int) -> st.SearchStrategy[list[float]]:
-    """Numbers of every kind: special ones, any float32, one constant, few with many ties."""
+    """Returns numbers of every kind: special ones, any float32, constants, few values with many ties."""
     number = st.one_of(st.sampled_from(_NASTY), st.floats(width=32))
     constant = number.map(lambda x: [x] * size)
     ties = st.lists(number, min_size=1, max_size=2).flatmap(lambda pool: _list(st.sampled_from(pool), size))
@@ -98,7 +98,7 @@ def _wild(size: int) -> st.SearchStrategy[list[float]]:
 
 
 def _plain(size: int) -> st.SearchStrategy[list[float]]:
-    """Numbers that no rounding makes equal or unequal."""
+    """Returns numbers that no rounding makes equal or unequal."""
 
     def draw(seed: int) -> list[float]:
         return np.random.default_rng(seed).normal(size=size).astype(np.float32).tolist()
@@ -120,18 +120,18 @@ def streams(
     ties: bool = True,
     unreported: bool = True,
 ) -> Stream:
-    """Hypothesis strategy for what a run can report.
+    """Returns a Hypothesis strategy for the metrics that a run can report.
 
-    Several epochs with validations at their ends and in their middle; NaN, infinities, denormal and negative
-    numbers, ties, constants and values that are not reported.
+    Streams have several epochs with validations at their ends and within them; NaN, infinities, denormal and negative
+    numbers, ties, constants and unreported values.
 
     Args:
-        draw: given by Hypothesis.
+        draw: passed by Hypothesis.
         names: the metrics.
-        min_size: fewest moments.
-        max_size: most moments.
-        ties: False keeps to finite numbers of ordinary size that differ by more than rounding does.
-        unreported: whether a metric may be missing at a moment.
+        min_size: minimum number of rows.
+        max_size: maximum number of rows.
+        ties: False for finite numbers of ordinary size only, which differ by more than rounding does.
+        unreported: whether a metric may be missing in a row.
 
     Returns:
         A strategy of `Stream`.

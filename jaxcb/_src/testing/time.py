@@ -1,4 +1,4 @@
-"""Laws 4, 5 and 7: what a callback does in time, whatever comes later and wherever the run is cut."""
+"""Laws 4, 5 and 7: behaviour over time does not depend on later metrics, on resuming or on chunks."""
 
 import itertools
 import pickle
@@ -19,15 +19,15 @@ from jaxcb._src.testing.streams import Stream, streams
 def check_causality(
     callback: Callback | Subject, *, metrics: Iterable[str] | None = None, max_examples: int | None = None
 ) -> None:
-    """Law 4: actions at a moment depend on the metrics up to that moment only.
+    """Law 4: the actions of a hook call depend only on the metrics up to that call.
 
     Args:
         callback: any callback.
-        metrics: names of the metrics that it reads; found by tracing where None.
-        max_examples: Hypothesis examples.
+        metrics: names of the metrics that it reads; found by tracing if None.
+        max_examples: number of Hypothesis examples.
 
     Raises:
-        AssertionError: naming callback, hook, leaf and moment.
+        AssertionError: if the law is broken; names the callback, hook, leaf and row.
 
     Example:
         >>> import jaxcb as jc, jaxcb.testing
@@ -38,7 +38,7 @@ def check_causality(
     def check(one: Stream, other: Stream, cut: int) -> None:
         cut = min(cut, len(one), len(other))
         rows, others = subject.row_list(one), subject.row_list(other)
-        # the end of a run is known beforehand and no part of its future
+        # the end of a run is known in advance, so it must not differ between the two futures
         end = rows[0].now.total_steps
         others = [r.replace(now=r.now.replace(total_steps=end)) for r in others]
         a = subject.eager(rows)
@@ -53,17 +53,17 @@ def check_causality(
 def check_resume(
     callback: Callback | Subject, *, metrics: Iterable[str] | None = None, max_examples: int | None = None
 ) -> None:
-    """Law 5: its state, saved and restored at any moment, makes the rest of the run the same.
+    """Law 5: if its state is saved and restored at any point, the rest of the run is the same.
 
-    The state goes through numpy and pickle, and meets a callback that has run to its end meanwhile.
+    The state is converted to numpy and pickled, and restored into a callback that has meanwhile run to the end.
 
     Args:
         callback: any callback.
-        metrics: names of the metrics that it reads; found by tracing where None.
-        max_examples: Hypothesis examples.
+        metrics: names of the metrics that it reads; found by tracing if None.
+        max_examples: number of Hypothesis examples.
 
     Raises:
-        AssertionError: naming callback, hook, leaf and moment.
+        AssertionError: if the law is broken; names the callback, hook, leaf and row.
 
     Example:
         >>> import jaxcb as jc, jaxcb.testing
@@ -76,7 +76,7 @@ def check_resume(
         whole = list(subject.eager_moments(rows))
         state = whole[cut - 1][subject.hooks[-1]]["state"] if subject.hooks else subject.init()
         rest = subject.eager(rows[cut:], _through_disk(state))
-        if said := difference(stack(whole[cut:]), rest, labels=("in one go", f"resumed after moment {cut - 1}")):
+        if said := difference(stack(whole[cut:]), rest, labels=("in one run", f"resumed after row {cut - 1}")):
             raise broken("resume", subject, said)
 
     stream = streams(subject.names, min_size=2, max_size=5)
@@ -86,15 +86,15 @@ def check_resume(
 def check_chunks(
     callback: Callback | Subject, *, metrics: Iterable[str] | None = None, max_examples: int | None = None
 ) -> None:
-    """Law 7: at one compiled capacity, cutting a run into chunks changes no bit.
+    """Law 7: at one compiled capacity, splitting a run into chunks changes no bit.
 
     Args:
         callback: any callback.
-        metrics: names of the metrics that it reads; found by tracing where None.
-        max_examples: Hypothesis examples.
+        metrics: names of the metrics that it reads; found by tracing if None.
+        max_examples: number of Hypothesis examples.
 
     Raises:
-        AssertionError: naming callback, hook, leaf and moment.
+        AssertionError: if the law is broken; names the callback, hook, leaf and row.
 
     Example:
         >>> import jaxcb as jc, jaxcb.testing
@@ -118,7 +118,7 @@ def check_chunks(
 
 
 def _through_disk(state: Any) -> Any:
-    """What is left of a state that was written and read back: its form, and the bytes of its arrays."""
+    """Returns a state as it is after writing and reading it: its structure, and the bytes of its arrays."""
     leaves, tree = jax.tree.flatten(state)
     read = pickle.loads(pickle.dumps([to_numpy(x) for x in leaves]))
     back = [

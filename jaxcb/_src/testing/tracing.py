@@ -1,4 +1,4 @@
-"""Tracing a hook in another world: a year later, with other random numbers, and with an eye on the files."""
+"""Tracing a hook in a changed environment: a year later, with other random numbers, and with file access recorded."""
 
 import builtins
 import contextlib
@@ -21,7 +21,7 @@ STANDARD = ("accuracy", "base_learning_rate", "learning_rate", "loss", "val_accu
 
 
 class AccessedNames:
-    """Which metrics were asked for: these names, or all there are."""
+    """The names of the metrics that were read; `all` if every metric was."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -29,7 +29,7 @@ class AccessedNames:
 
 
 class AnyNames(dict[str, Any]):
-    """A mapping that has every name, and notes which ones are asked for."""
+    """A mapping that has every name, and records which names are read."""
 
     def __init__(self, asked: AccessedNames, value: Any) -> None:
         super().__init__(dict.fromkeys(STANDARD, value))
@@ -75,10 +75,10 @@ _CLOCKS = {
 
 @contextlib.contextmanager
 def another_world(read: list[str]) -> Iterator[None]:
-    """Moves the clocks a year ahead, draws other random numbers, and notes in `read` which files are looked at.
+    """Moves the clocks a year ahead, changes the random state, and records in `read` which files are accessed.
 
-    A clock's step of microseconds would vanish in a float32 constant, and a file seldom changes between two
-    traces; so it is not enough to trace twice in the same world.
+    Tracing twice in an unchanged environment is not enough: a clock's progress of microseconds would vanish in a
+    float32 constant, and a file rarely changes between two traces.
     """
 
     def later(clock: Callable[[], Any], unit: int) -> Callable[[], Any]:
@@ -108,7 +108,7 @@ def another_world(read: list[str]) -> Iterator[None]:
 
 
 def _looks_for_source() -> bool:
-    """Whether Python itself is at work here: an import, or the text of a traceback."""
+    """Returns whether Python itself accesses a file: for an import, or the text of a traceback."""
     frame = sys._getframe(2)
     while frame is not None:
         if frame.f_globals.get("__name__", "").partition(".")[0] in ("linecache", "importlib", "traceback", "inspect"):
@@ -118,7 +118,7 @@ def _looks_for_source() -> bool:
 
 
 def fingerprint(closed: Any) -> tuple[str, list[Any]]:
-    """The text of a program without addresses, and every constant and literal in it."""
+    """Returns the text of a program without addresses, and every constant and literal in it."""
     text = re.sub(r"0x[0-9a-f]+", "0x", str(closed.jaxpr))
     return text, [to_numpy(c) for c in closed.consts] + _literals(closed.jaxpr)
 
@@ -135,7 +135,7 @@ def _literals(jaxpr: Any) -> list[Any]:
 
 
 def same_program(a: Any, b: Any) -> bool:
-    """Whether two traced programs are the same, constants included."""
+    """Returns whether two traced programs are equal, constants included."""
     (text_a, constants_a), (text_b, constants_b) = fingerprint(a), fingerprint(b)
     if text_a != text_b or len(constants_a) != len(constants_b):
         return False

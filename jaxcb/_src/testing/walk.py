@@ -1,4 +1,4 @@
-"""`drive`: a callback walked through a run by hand, with `print` and pdb at work in its hooks."""
+"""`drive`: calls the hooks of a callback in the order of a run, so that `print` and pdb work in them."""
 
 import dataclasses
 import math
@@ -30,10 +30,10 @@ class Moment:
     """One call of a hook.
 
     Attributes:
-        hook: its name.
-        metrics: what it saw.
+        hook: the name of the hook.
+        metrics: the metrics that it saw.
         state: the callback's state after it.
-        actions: those that fired, in order.
+        actions: the actions that fired, in order.
     """
 
     hook: str
@@ -44,11 +44,11 @@ class Moment:
 
 @dataclasses.dataclass(frozen=True)
 class Driven:
-    """What a callback did.
+    """The result of `drive`.
 
     Attributes:
-        moments: the calls of its hooks, in order.
-        state: its state at the end; of a chain, by name.
+        moments: the calls of the hooks, in order.
+        state: the callback's state at the end; for a chain, by name.
     """
 
     moments: tuple[Moment, ...]
@@ -69,32 +69,32 @@ def drive(
     host_metrics: Mapping[str, Sequence[float]] | None = None,
     show: Callable[[str], Any] | None = print,
 ) -> Driven:
-    """Walks a callback through all its hooks in the order of a run, without jit.
+    """Calls all hooks of a callback in the order of a run, without jit.
 
-    Values are there when a hook runs, so `print` and `breakpoint()` work in it. For the same reason a Python `if`
-    works here that would fail in a run: `check_callback` tells.
+    Values are concrete when a hook runs, so `print` and `breakpoint()` work in it. For the same reason a Python `if`
+    works here that would fail in a run: `check_callback` finds it.
 
     Each epoch reports its training values at every one of its steps and as its means, and its `val_` values at the
     validation that closes it. A `Stop` ends the epoch as in a run: it is validated and closed. The learning rate is
-    simulated, as `replay` does; there is no model, so log and host actions are returned and not performed.
+    simulated, as in `replay`; there is no model, so log and host actions are returned and not performed.
 
     Args:
         callback: any callback, or a chain.
-        metrics: name -> a value an epoch, or a dict an epoch. None means not reported.
+        metrics: name -> one value per epoch, or one dict per epoch. None means not reported.
         steps_per_epoch: steps of each epoch.
         validate: whether there are validations.
         learning_rate: the base rate, a number or an optax schedule of the step.
-        host_metrics: what the host reads, such as `elapsed`: name -> a value an epoch, which every hook sees.
-        show: is given a readable line for each moment at which an action fires or the state changes; None for
-            silence.
+        host_metrics: host metrics, such as `elapsed`: name -> one value per epoch, which every hook sees.
+        show: called with a line of text for each hook call in which an action fires or the state changes; None for
+            no output.
 
     Returns:
-        The moments, and the state at the end.
+        The hook calls, and the state at the end.
 
     Raises:
-        TypeError: for what is no callback.
-        DataError: for columns of different lengths, or what is no number.
-        MissingMetricError: for a metric that is not there at that moment; it lists those that are.
+        TypeError: if `callback` is not a callback.
+        DataError: for columns of different lengths, or values that are not numbers.
+        MissingMetricError: if a metric does not exist in a hook call; lists those that do.
 
     Example:
         >>> import jaxcb as jc, jaxcb.testing
@@ -113,7 +113,7 @@ def drive(
     for name, column in outside.items():
         if len(column) != len(records.step):
             raise DataError(
-                f"host_metrics: {name!r} has {len(column)} values, expected one an epoch: {len(records.step)}."
+                f"host_metrics: {name!r} has {len(column)} values, expected one per epoch: {len(records.step)}."
             )
     walk = _Walk(callback, records, outside, steps, validate, rate, show)
     with jax.disable_jit():
@@ -122,7 +122,7 @@ def drive(
 
 
 class _Walk:
-    """A run that is its moments alone."""
+    """A run that consists only of its hook calls."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class _Walk:
         self.latest: _Reports = dict.fromkeys((*self.training, *self.validation), (math.nan, -1))
 
     def own(self) -> Any:
-        """The state as the caller knows it."""
+        """Returns the state, for a single callback without the chain around it."""
         return self.states[self.chain.names[0]] if self.single else self.states
 
     def run(self) -> None:
@@ -161,7 +161,7 @@ class _Walk:
 
     def _epoch(self) -> None:
         self._call("on_epoch_begin", {})
-        if self.train.stop:  # before its first step
+        if self.train.stop:  # stopped before its first step
             return
         for _ in range(self.steps):
             self._call("on_batch_begin", {})
@@ -179,7 +179,7 @@ class _Walk:
         self._call("on_epoch_end", self.latest, last=True, closes=True)
 
     def _reports(self, names: list[str]) -> "_Reports":
-        """What is reported now, and the last values of what is not."""
+        """Returns the values reported now, and the last values of other names."""
         values = self.records.values[self.epoch]
         known = {name: float(value) for name, value in zip(self.records.names, values, strict=True)}
         return {name: (known[name], self.step) if self._fresh(name) else self.latest[name] for name in names}
@@ -188,7 +188,7 @@ class _Walk:
         return bool(self.records.fresh[self.epoch, self.records.names.index(name)])
 
     def _call(self, hook: str, reports: "_Reports", *, last: bool = False, closes: bool = False) -> None:
-        """Runs one hook; what its actions do to the stop flag and to the rate is done."""
+        """Calls one hook and applies its actions to the stop flag and the learning rate."""
         if hook not in self.chain.hooks():
             return
         rate = self.train.learning_rate
@@ -215,7 +215,7 @@ class _Walk:
             self.show(f"epoch {self.epoch + 1} step {self.step} {hook}: {'; '.join(said)}")
 
     def _action(self, action: Action) -> str:
-        """An action for reading."""
+        """Formats an action."""
         text = fill(action, step=self.step, epoch=self.epoch) if action.template else None
         fields = {f.name: getattr(action, f.name) for f in dataclasses.fields(action)}
         shown = [] if text is None else [f'"{text}"']
@@ -234,7 +234,7 @@ _Reports = dict[str, tuple[float, int]]  # name -> its value and the step of its
 
 
 def _changes(before: Any, after: Any) -> list[str]:
-    """The leaves of a state that are not what they were."""
+    """Describes the leaves of a state that have changed."""
     said = []
     leaves = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
     for (path, old), new in leaves:
@@ -250,7 +250,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _plain(value: Any) -> str:
-    """A string, or a number in few digits."""
+    """Formats a string, or a number with few digits."""
     if isinstance(value, str):
         return repr(value)
     value = np.asarray(value).item()

@@ -1,1 +1,1 @@
-"""A training step: train state, loss, learning rate, probes, and the configuration of a run."""
+"""The training step: train state, loss, learning rate, probes, and the configuration of a run."""

@@ -14,15 +14,15 @@ from jaxcb._src.utils.pytree import Struct, static
 
 
 class LearningRate(Struct):
-    """The one authority on a run's learning rate; lives in the optimizer's state.
+    """The learning rate of a run: the single place where it is kept, in the optimizer's state.
 
     Attributes:
         count: updates that the optimizer has done, int32 ().
         scale: product of the callbacks' factors, float32 ().
         override: base rate set by a callback, float32 ().
-        overridden: whether it holds, and not the schedule, bool ().
-        applied: effective rate of the last update, float32 (); before the first one that of the first.
-        schedule: count -> base rate. None for an optimizer handed over ready-made, of which only the
+        overridden: whether `override` replaces the schedule, bool ().
+        applied: effective rate of the last update, float32 (); before the first update, that of the first.
+        schedule: count -> base rate. None for a ready-made optimizer, of which only the
             final updates are scaled.
     """
 
@@ -41,7 +41,7 @@ class LearningRate(Struct):
         return rate.replace(applied=rate.effective())
 
     def base(self, *, last: bool = False) -> Array:
-        """The base rate of the next update, or of the last one, float32 (); 1 for a ready-made optimizer."""
+        """Returns the base rate of the next update, or of the last one, float32 (); 1 for a ready-made optimizer."""
         if self.schedule is None:
             return jnp.ones_like(self.scale)
         count = jnp.maximum(self.count - 1, 0) if last else self.count
@@ -49,29 +49,29 @@ class LearningRate(Struct):
         return jnp.where(self.overridden, self.override, scheduled.astype(jnp.float32))
 
     def effective(self) -> Array:
-        """The effective rate of the next update, float32 ()."""
+        """Returns the effective rate of the next update, float32 ()."""
         return self.base() * self.scale
 
     def updated(self) -> "LearningRate":
-        """The rate after one more update."""
+        """Returns the rate after one more update."""
         return self.replace(count=optax.safe_increment(self.count), applied=self.effective())
 
     def steered_as(self, other: "LearningRate") -> "LearningRate":
-        """The rate with what callbacks asked of another."""
+        """Returns the rate with the callbacks' changes of `other`."""
         return self.replace(scale=other.scale, override=other.override, overridden=other.overridden)
 
     def scaled(self, factor: Any, floor: Any) -> "LearningRate":
-        """The rate with its scale multiplied by `factor`, its effective value not below `floor`."""
+        """Returns the rate with its scale multiplied by `factor`, but its effective value not below `floor`."""
         scale = self.scale * factor
         base = self.base()
         held = floor / base
-        # the largest scale that does not round the effective rate above the floor
+        # Rounding may put `base * held` above the floor: step down to the largest scale that does not.
         held = jnp.where(base * held > floor, jnp.nextafter(held, jnp.zeros_like(held)), held)
         return self.replace(scale=jnp.where((floor > 0) & (base * scale < floor), jnp.minimum(held, self.scale), scale))
 
 
 class _Adjustable:
-    """optax's slot for a rate that run-time information drives (`StatefulSchedule`)."""
+    """A rate for optax's slot for schedules with state (`StatefulSchedule`)."""
 
     def __init__(self, schedule: optax.Schedule) -> None:
         self.schedule = schedule
@@ -96,21 +96,21 @@ def adjustable_lr(
 ) -> optax.GradientTransformationExtraArgs:
     """Makes an optimizer whose learning rate callbacks can scale, set and read, without a retrace.
 
-    The effective rate is `learning_rate(count)` times the product of all callbacks' scales. It enters
-    where the optimizer uses its rate, and so it is right for every optimizer.
+    The effective rate is `learning_rate(count)` times the product of all callbacks' factors. It replaces the
+    optimizer's own rate where the optimizer uses it, so it is correct for every optimizer.
 
     Args:
         factory: `learning_rate -> optax.GradientTransformation`, such as `optax.adam` or
             `lambda learning_rate: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(learning_rate))`.
         learning_rate: a constant, or an optax schedule (count -> rate).
-        hyperparameters: further numbers of the factory, such as `{"weight_decay": 1e-4}`. They live in the optimizer's
-            state, so that each member of a sweep has its own.
+        hyperparameters: further numeric arguments of the factory, such as `{"weight_decay": 1e-4}`. They are kept in
+            the optimizer's state, so that each member of a sweep can have its own.
 
     Returns:
         An optax transformation.
 
     Raises:
-        TypeError: where `factory` is a ready-made optimizer or does not take `learning_rate`, or a hyperparameter.
+        TypeError: if `factory` is a ready-made optimizer or does not take `learning_rate`, or a hyperparameter.
 
     Example:
         >>> import jaxcb as jc, optax
@@ -138,7 +138,7 @@ def adjustable_lr(
     def make(**values: Any) -> Any:
         return factory(**values)
 
-    # optax asks for the names of what it is to hold
+    # inject_hyperparams takes the names of its hyperparameters from the signature
     parameters = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in (name, *numbers)]
     make.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     inject = optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)
@@ -146,14 +146,18 @@ def adjustable_lr(
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         updates, new = tx.update(updates, state, params, **extra_args)
-        # a float32 rate must not widen what the optimizer keeps in a smaller dtype
+        # a float32 rate must not widen the optimizer's state of a smaller dtype
         return updates, jax.tree.map(lambda n, o: n.astype(o.dtype) if n.dtype != o.dtype else n, new, state)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def check_hyperparameters(factory: Any, names: Iterable[str]) -> None:
-    """Raises a TypeError for a name that an optimizer's factory does not take."""
+    """Checks that an optimizer's factory takes arguments of these names.
+
+    Raises:
+        TypeError: if not; the message lists the existing arguments.
+    """
     signature = inspect.signature(factory)
     if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         return
@@ -184,7 +188,7 @@ class _Constant:
 def scaled_updates(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Wraps a ready-made optimizer so that callbacks can scale its final updates.
 
-    Right where the rate is the last factor of the update, as optax's own `reduce_on_plateau` assumes.
+    This is correct if the rate is the last factor of the update, as optax's own `reduce_on_plateau` assumes.
     """
     inner = optax.with_extra_args_support(tx)
 
@@ -205,7 +209,7 @@ def _is_rate(node: Any) -> bool:
 
 
 def hyperparameters(opt_state: Any) -> dict[str, Array]:
-    """The numbers of an optimizer that live in its state, the learning rate apart: name -> float32 ()."""
+    """Returns the hyperparameters in an optimizer's state, without the learning rate: name -> float32 ()."""
     found: dict[str, Array] = {}
     for node in jax.tree.leaves(opt_state, is_leaf=_is_injected):
         if _is_injected(node):
@@ -214,7 +218,7 @@ def hyperparameters(opt_state: Any) -> dict[str, Array]:
 
 
 def with_hyperparameters(opt_state: Any, values: Mapping[str, Any]) -> Any:
-    """Returns the optimizer's state with other numbers in it."""
+    """Returns the optimizer's state with other values of its hyperparameters."""
 
     def changed(node: Any) -> Any:
         if not _is_injected(node):
@@ -235,7 +239,7 @@ def learning_rates(opt_state: Any) -> list[LearningRate]:
 
 
 def accumulations(opt_state: Any) -> list[optax.MultiStepsState]:
-    """Returns the states of `optax.MultiSteps` in an optimizer's state, which counts updates apart from steps."""
+    """Returns the states of `optax.MultiSteps` in an optimizer's state; they count updates apart from steps."""
 
     def found(node: Any) -> bool:
         return isinstance(node, optax.MultiStepsState)
@@ -249,6 +253,6 @@ def map_learning_rates(fn: Callable[[LearningRate], LearningRate], opt_state: An
 
 
 def with_callback_lr_from(opt_state: Any, other: Any) -> Any:
-    """Returns the optimizer's state with what callbacks asked of the rates in another one of the same form."""
+    """Returns the optimizer's state with the callbacks' changes of the rates in another state of equal structure."""
     rates = iter(learning_rates(other))
     return map_learning_rates(lambda rate: rate.steered_as(next(rates)), opt_state)

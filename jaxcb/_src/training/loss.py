@@ -1,4 +1,4 @@
-"""`LossFunction`: a user's loss with the keywords that it asks for, and what it may return."""
+"""`LossFunction`: calls the user's loss function with the keywords that it takes, and checks its result."""
 
 import functools
 import inspect
@@ -19,13 +19,13 @@ _KEYWORDS = ("key", "train", "controls", "state", "sample_weight")
 
 
 class Out(Struct):
-    """What a loss function may return.
+    """The full form of a loss function's result.
 
     Attributes:
         loss: a scalar.
         metrics: name -> array of fixed shape, or a metric that merges (clu, metrax).
-        state: the new non-trained state, for a loss function that asked for `state`.
-        aux: what probes may look at besides, such as the model's outputs; goes nowhere else.
+        state: the new non-trained state, for a loss function that takes `state`.
+        aux: further arrays for probes, such as the model's outputs; used for nothing else.
     """
 
     loss: Any
@@ -35,7 +35,7 @@ class Out(Struct):
 
 
 class LossFunction:
-    """A user's `loss_fn(model, batch)` with the keywords that it asks for."""
+    """A user's `loss_fn(model, batch)` with the keywords that it takes."""
 
     def __init__(self, loss_fn: Callable[..., Any], class_weight: Mapping[int, float] | None = None) -> None:
         if not callable(loss_fn):
@@ -47,7 +47,7 @@ class LossFunction:
             check_int("class_weight", "each label", label)
         if self.class_weight and "sample_weight" not in self.asked:
             raise ValueError(
-                "class_weight was given, but loss_fn does not use it. Ask for the weights of the rows by keyword: "
+                "class_weight was given, but loss_fn does not use it. Take the weights of the rows as a keyword: "
                 "`def loss_fn(model, batch, sample_weight): return (losses * sample_weight).mean()`."
             )
 
@@ -65,7 +65,7 @@ class LossFunction:
         if loss.shape != ():
             raise ValueError(f"loss_fn returned a loss of shape {loss.shape}, expected a scalar; take its mean.")
         if not jnp.issubdtype(loss.dtype, jnp.floating):
-            raise ValueError(f"loss_fn returned a loss of dtype {loss.dtype}, expected a floating one.")
+            raise ValueError(f"loss_fn returned a loss of dtype {loss.dtype}, expected a floating-point one.")
         metrics = {} if out.metrics is None else out.metrics
         if not isinstance(metrics, Mapping):
             raise TypeError(
@@ -74,9 +74,7 @@ class LossFunction:
             )
         for name in metrics:
             if not isinstance(name, str) or not name:
-                raise TypeError(
-                    f"loss_fn returned a metric with the name {name!r}, expected a string, not an empty one."
-                )
+                raise TypeError(f"loss_fn returned a metric with the name {name!r}, expected a non-empty string.")
         values = {k: _as_metric(v, f"the metric {k!r}") for k, v in metrics.items() if k != "loss"}
         return Out(loss, {"loss": loss, **values}, out.state, out.aux)
 
@@ -107,17 +105,17 @@ def _as_array(value: Any, what: str) -> Array:
 
 
 def _asked(loss_fn: Callable[..., Any]) -> tuple[str, ...]:
-    """The keywords that a loss function asks for: not its model and batch, nor what a `partial` has given."""
+    """Returns the keywords that a loss function takes, without those that a `partial` has set."""
     try:
         parameters = tuple(inspect.signature(loss_fn).parameters)
-    except ValueError:  # some builtins tell no signature
+    except ValueError:  # some builtins have no signature
         return ()
     given = getattr(loss_fn, "keywords", {}) if isinstance(loss_fn, functools.partial) else {}
     return tuple(name for name in parameters[2:] if name in _KEYWORDS and name not in given)
 
 
 def _row_weights(batch: Any, class_weight: Mapping[int, float] | None) -> Array:
-    """The weight of each row, float32 (rows,): the batch's own times its class's."""
+    """Returns the weight of each row, float32 (rows,): the batch's own times the weight of its class."""
     given, what, others = None, "", batch
     if isinstance(batch, Mapping) and "sample_weight" in batch:
         given, what = batch["sample_weight"], 'batch["sample_weight"]'
@@ -136,27 +134,27 @@ def _row_weights(batch: Any, class_weight: Mapping[int, float] | None) -> Array:
 
 
 def _checked_weights(given: Any, rows: int, what: str) -> Array:
-    """The weights as float32 (rows,). Any other shape would broadcast against the losses of the rows."""
-    received = f"loss_fn asks for sample_weight, which is {what}:"
+    """Returns the weights as float32 (rows,). Any other shape would broadcast against the losses of the rows."""
+    received = f"loss_fn takes sample_weight, which is {what}:"
     try:
         weights = jnp.asarray(given)
     except (TypeError, ValueError):
         raise ValueError(
-            f"{received} a {type(given).__name__}, expected one number a row, an array of shape ({rows},)."
+            f"{received} a {type(given).__name__}, expected one number per row, an array of shape ({rows},)."
         ) from None
     if weights.shape != (rows,):
         if weights.size == rows and weights.ndim:
-            cure = f"Make it flat: sample_weight.reshape(-1), or np.squeeze, has the shape ({rows},)."
+            cure = f"Flatten it: sample_weight.reshape(-1), or np.squeeze, has the shape ({rows},)."
         elif weights.shape[:1] == (rows,):
-            cure = "Reduce it to one number a row, or give these weights another name in the batch and apply them in "
+            cure = "Reduce it to one number per row, or give these weights another name in the batch and apply them in "
             cure += "loss_fn."
         else:
-            cure = "Give one number a row, with as many rows as the other arrays of the batch."
+            cure = "Pass one number per row, with as many rows as the other arrays of the batch."
         raise ValueError(f"{received} an array of shape {weights.shape}, expected ({rows},). {cure}")
     if not (jnp.issubdtype(weights.dtype, jnp.floating) or jnp.issubdtype(weights.dtype, jnp.integer)):
         raise ValueError(
             f"{received} an array of dtype {weights.dtype} and shape {weights.shape}, expected floats or integers. "
-            "Convert it where the data is made: sample_weight.astype(np.float32)."
+            "Convert it where the data is created: sample_weight.astype(np.float32)."
         )
     return weights.astype(jnp.float32)
 

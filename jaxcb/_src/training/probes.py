@@ -1,8 +1,8 @@
-"""Probes that are often wanted: norms of gradients, updates and parameters.
+"""Probes: functions of a training step's gradients and updates, and ready-made ones for their norms.
 
     jc.fit(..., metrics={"grad_norm": jc.probes.grad_norm(every=100)})
 
-Source of the ratio: A. Karpathy, "A Recipe for Training Neural Networks"; about 1e-3 is healthy.
+Source of the update ratio: A. Karpathy, "A Recipe for Training Neural Networks"; about 1e-3 is healthy.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,17 +21,17 @@ from jaxcb._src.utils.validate import check_int
 
 
 class StepView(Struct):
-    """What a probe sees of a step: all is known, the update is not yet applied.
+    """The values of a step that a probe can read, before the update is applied.
 
     Attributes:
-        params: before the update.
-        grads: the gradients, in the form of the params.
-        updates: what is to be added to the params.
+        params: the parameters before the update.
+        grads: the gradients, with the structure of `params`.
+        updates: the updates that will be added to `params`.
         batch: the step's batch.
         values: the step's metrics.
-        aux: what the loss function handed out as `jc.Out(aux=...)`, such as the model's outputs.
+        aux: `aux` of the loss function's `jc.Out`, such as the model's outputs.
         state: the whole train state.
-        forward: runs the model on the step's batch for `activations`; None where nobody knows how.
+        forward: runs the model on the step's batch for `activations`; None if the run cannot call the model.
     """
 
     params: Any
@@ -45,25 +45,25 @@ class StepView(Struct):
 
     @property
     def activations(self) -> dict[str, Array]:
-        """What the modules of a Flax model return for the batch, by path: one more forward pass.
+        """The outputs of a Flax model's modules for the batch, by path. Costs one more forward pass.
 
         Raises:
-            ValueError: where they cannot be known.
+            ValueError: if they are not available.
         """
         if self.forward is None:
             raise ValueError(
-                "activations are known where jaxcb runs the model: in fit, and with jc.Step(loss_fn). Elsewhere hand "
-                "out what is to be looked at as jc.Out(aux=...), or as a metric."
+                "activations are available where jaxcb runs the model: in fit, and with jc.Step(loss_fn). Elsewhere, "
+                "return the arrays as jc.Out(aux=...), or as a metric."
             )
         return self.forward(self.state, self.batch)
 
 
 class Probe(Struct):
-    """What `probe` returns.
+    """A measurement of the training step; returned by `probe`.
 
     Attributes:
         fn: a pure function of a `StepView`.
-        every: steps between two looks.
+        every: steps between two measurements.
     """
 
     fn: Callable[[StepView], Any] = static()
@@ -76,16 +76,16 @@ class Probe(Struct):
 
 
 def probe(fn: Callable[[StepView], Any], *, every: int = 1) -> Probe:
-    """Makes a look inside the training step. It runs in the compiled step, and only when it is due.
+    """Makes a probe: a measurement within the compiled training step, computed only when it is due.
 
     Args:
         fn: a pure function of a `StepView` (`params`, `grads`, `updates`, `batch`, `values`, `aux`, `state`) that
-            returns an array of fixed shape, or a dict of them.
-        every: how often, in steps: due where the number of updates done is a multiple of it.
+            returns an array of fixed shape, or a dict of arrays.
+        every: steps between two measurements: one is due where the number of updates done is a multiple of it.
 
     Returns:
-        A `Probe`, for `fit(metrics={"name": ...})` or a callback's `probes()`. Its result joins the metrics under its
-        name, or as `name/key` for each key of a dict; between two looks it keeps its value and is not fresh.
+        A `Probe`, for `fit(metrics={"name": ...})` or a callback's `probes()`. Its result is a metric under its name,
+        or `name/key` for each key of a dict. Between two measurements the metric keeps its value and is not fresh.
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp, optax
@@ -176,7 +176,7 @@ def look(
     batch: Any,
     forward: Callable[[TrainState, Any], dict[str, Array]] | None = None,
 ) -> StepView:
-    """What probes and requests see of a step."""
+    """Returns the values of a step for probes and lazy log actions."""
     gradients = proposal.gradients
     return StepView(
         params=state.params,
@@ -191,10 +191,10 @@ def look(
 
 
 def readings(name: str, own: Probe, seen: StepView) -> dict[str, Array]:
-    """Runs a probe; what fails names it.
+    """Runs a probe. An error names the probe.
 
     Returns:
-        Metric's name -> float32 array.
+        Metric name -> float32 array.
     """
     try:
         result = own.fn(seen)
@@ -203,12 +203,12 @@ def readings(name: str, own: Probe, seen: StepView) -> dict[str, Array]:
             named = {f"{name}/{key}": value for key, value in result.items()}
         return {key: jnp.asarray(value, jnp.float32) for key, value in named.items()}
     except Exception as error:
-        error.add_note(f"This happened in the probe {name!r}, which looks at every {own.every}. step.")
+        error.add_note(f"This happened in the probe {name!r}, which runs every {own.every} steps.")
         raise
 
 
 class _Norm(Struct):
-    """The norm of one part of a `StepView`. Compares by value, so that equal probes are one."""
+    """The norm of one part of a `StepView`. Compares by value, so that equal probes are computed once."""
 
     of: str = static()
     per_layer: bool = static(default=False)
@@ -218,7 +218,7 @@ class _Norm(Struct):
 
 
 class _Ratio(Struct):
-    """The norm of the updates over that of the parameters."""
+    """The norm of the updates divided by the norm of the parameters."""
 
     per_layer: bool = static(default=False)
 
@@ -228,7 +228,7 @@ class _Ratio(Struct):
 
 
 def _norms(tree: Any, per_layer: bool) -> Any:
-    """The l2 norm of a tree, in float32; with `per_layer` of each layer, whose name is its parameters' path."""
+    """Returns the l2 norm of a tree in float32; with `per_layer` that of each layer: path of its parameters -> norm."""
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), tree)
     if not per_layer:
         return optax.tree.norm(wide)
@@ -239,11 +239,14 @@ def _norms(tree: Any, per_layer: bool) -> Any:
 
 
 def grad_norm(*, every: int = 1, per_layer: bool = False) -> Probe:
-    """Makes a probe of the l2 norm of the gradients, as the loss gives them, before any clipping.
+    """Makes a probe of the l2 norm of the gradients of the loss, before any clipping.
 
     Args:
-        every: steps between two looks.
-        per_layer: a norm for each layer (`name/path/of/layer`) in place of one for all.
+        every: steps between two measurements.
+        per_layer: a norm for each layer (`name/path/of/layer`) instead of one for all.
+
+    Returns:
+        A `Probe`.
 
     Example:
         >>> import jaxcb as jc
@@ -254,7 +257,7 @@ def grad_norm(*, every: int = 1, per_layer: bool = False) -> Probe:
 
 
 def update_norm(*, every: int = 1, per_layer: bool = False) -> Probe:
-    """Makes a probe of the l2 norm of the updates that the optimizer proposes; arguments as for `grad_norm`."""
+    """Makes a probe of the l2 norm of the optimizer's updates; arguments as for `grad_norm`."""
     return Probe(_Norm("updates", per_layer), every)
 
 
@@ -264,5 +267,5 @@ def param_norm(*, every: int = 1, per_layer: bool = False) -> Probe:
 
 
 def update_ratio(*, every: int = 1, per_layer: bool = False) -> Probe:
-    """Makes a probe of the norm of the updates over that of the parameters; arguments as for `grad_norm`."""
+    """Makes a probe of the norm of the updates divided by that of the parameters; arguments as for `grad_norm`."""
     return Probe(_Ratio(per_layer), every)

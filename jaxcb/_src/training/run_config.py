@@ -1,4 +1,4 @@
-"""`Configuration`: what makes a run the one it is, and how a point changes it."""
+"""`RunConfig`: the configuration of a run as far as a sweep can vary it."""
 
 import dataclasses
 import functools
@@ -16,14 +16,14 @@ from jaxcb._src.training.train_state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """The configuration of one run, as far as numbers in it can be swept.
+    """The configuration of one run, as far as a sweep can vary it.
 
     Attributes:
-        seed: of its keys and its order of the data.
+        seed: seed of the run's keys and of its order of the data.
         optimizer: an optax optimizer, or a factory of one.
-        learning_rate: the factory's, a constant or a schedule.
-        callbacks: all of them.
-        hyperparameters: further numbers of the factory.
+        learning_rate: the factory's learning rate, a constant or a schedule.
+        callbacks: all callbacks of the run.
+        hyperparameters: further numeric arguments of the factory.
         controls: name -> number.
         model: arguments of the function that makes the model, besides the seed.
     """
@@ -37,7 +37,7 @@ class RunConfig:
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def without(self, fixed: tuple[str, ...]) -> "RunConfig":
-        """Returns the configuration with some of the factory's numbers given to it as the Python values they are."""
+        """Returns the configuration with some of the factory's numbers bound to it as Python values."""
         if not fixed:
             return self
         own = {name: self.hyperparameters[name] for name in fixed}
@@ -45,10 +45,17 @@ class RunConfig:
         return dataclasses.replace(self, optimizer=functools.partial(self.optimizer, **own), hyperparameters=rest)
 
     def transformation(self, params: Any) -> optax.GradientTransformation:
-        """Makes the optimizer, with a rate that callbacks can change: exactly, or at its final updates.
+        """Makes the optimizer, with a learning rate that callbacks can change: exactly, or by scaling its updates.
 
         Args:
             params: the parameters, or their shapes.
+
+        Returns:
+            An optax transformation.
+
+        Raises:
+            TypeError: if `optimizer` is neither an optax optimizer nor a factory.
+            ValueError: if a factory has no learning rate, or a ready-made optimizer is given one.
         """
         optimizer = self.optimizer
         if isinstance(optimizer, optax.MultiSteps):
@@ -66,11 +73,13 @@ class RunConfig:
                 f"optimizer must be an optax optimizer or a factory such as optax.adam, got {type(optimizer).__name__}."
             )
         if self.learning_rate is None:
-            raise ValueError("optimizer is a factory, so it needs its rate: optimizer=optax.adam, learning_rate=1e-3.")
+            raise ValueError(
+                "optimizer is a factory, so it needs a learning rate: optimizer=optax.adam, learning_rate=1e-3."
+            )
         return adjustable_lr(optimizer, learning_rate=self.learning_rate, hyperparameters=self.hyperparameters)
 
     def train_state(self, adapter: Adapter) -> TrainState:
-        """Makes the state of a run before its first step; the optimizer's begins with the run."""
+        """Returns the train state before the first step; the optimizer's state is made when the run begins."""
         params, model_state, rngs = adapter.split()
         state = TrainState.create(
             params=params,

@@ -45,7 +45,7 @@ _PARTS = {
 
 
 class NamedWeights(Struct):
-    """Copies of weights that a callback asked for.
+    """Copies of weights that a callback declares in `slots()`.
 
     Attributes:
         filled: whether they were ever written, bool ().
@@ -57,20 +57,20 @@ class NamedWeights(Struct):
 
 
 class TrainState(Struct):
-    """Everything of a run that lives on the device.
+    """The part of a run's state that is on the device.
 
     Attributes:
         step: updates done, int32 ().
         params: the trained parameters, any pytree of arrays.
         opt_state: the optimizer's state.
-        model_state: what a model carries without training it, such as batch statistics.
+        model_state: the model's non-trained arrays, such as batch statistics.
         rngs: keys and counters of a model's random generators; never part of named weights.
         controls: name -> float32 (): numbers that actions set and a step may read.
         weights: named weights by `owner/name`.
-        stop: whether a callback asked for the end, bool ().
+        stop: whether a callback has stopped the run, bool ().
         key: the run's PRNG key; a step's own is `step_key()`.
         tx: the optax transformation.
-        adapter: how `params` and `model_state` make the user's model, where there is one.
+        adapter: builds the user's model from `params` and `model_state`, if there is a model.
     """
 
     step: Any
@@ -103,17 +103,17 @@ class TrainState(Struct):
 
         Args:
             params: any pytree of arrays.
-            tx: an optax transformation; `adjustable_lr` makes one whose rate callbacks can change.
-            opt_state: the optimizer's state, `tx.init(params)` where it is None.
+            tx: an optax transformation; `adjustable_lr` makes one whose learning rate callbacks can change.
+            opt_state: the optimizer's state; `tx.init(params)` if None.
             model_state: non-trained arrays.
             rngs: state of random generators.
             controls: name -> number.
-            callbacks: allocates the named weights of these, for hand-written loops.
+            callbacks: allocates the named weights of these callbacks, for hand-written loops.
             seed: an integer or a PRNG key.
-            adapter: how to rebuild the user's model; `from_nnx` gives it.
+            adapter: rebuilds the user's model; `from_nnx` sets it.
 
         Returns:
-            A `TrainState`. Its arrays are the ones that were given, not copies.
+            A `TrainState`. It holds the given arrays, not copies.
 
         Example:
             >>> import jaxcb as jc, optax
@@ -141,7 +141,7 @@ class TrainState(Struct):
         return state if callbacks is None else state.with_slots(callbacks)
 
     def init_optimizer(self) -> "TrainState":
-        """Returns the state with the optimizer's, which a run makes where it begins, so that no second one is held."""
+        """Returns the state with an optimizer state. The run makes it only now, so that there is never a second one."""
         if self.tx is None or self.opt_state is not None:
             return self
         return self.replace(opt_state=jax.tree.map(to_strong_type, self.tx.init(self.params)))
@@ -175,7 +175,7 @@ class TrainState(Struct):
         return state.replace(step=step)
 
     def update_nnx(self, model: Any, optimizer: Any = None) -> None:
-        """Writes the state into the Flax NNX model, and into its optimizer where one is given."""
+        """Writes the state into the Flax NNX model, and into its optimizer if one is given."""
         from jaxcb._src.models import nnx as adapters
 
         adapters.write(model, self.params, self.model_state, self.rngs)
@@ -183,19 +183,19 @@ class TrainState(Struct):
             adapters.write_optimizer(optimizer, self.opt_state, self.step)
 
     def model(self, *, train: bool = False) -> Any:
-        """Returns the user's model with this state's weights, in its training or evaluation view."""
+        """Returns the user's model with the weights of this state, in its training or evaluation view."""
         if self.adapter is None:
             return self.params
         return self.adapter.merge(self.params, self.model_state, self.rngs, train=train, key=self.step_key())
 
     def carried(self, model: Any) -> tuple[Any, Any]:
-        """Returns `(model_state, rngs)` as the model's forward pass left them."""
+        """Returns `(model_state, rngs)` after the model's forward pass."""
         if self.adapter is None or self.adapter.explicit_state:
             return self.model_state, self.rngs
         return self.adapter.carried(model)
 
     def step_key(self) -> Array:
-        """The PRNG key of the next step: a function of the run's key and the step."""
+        """Returns the PRNG key of the next step: a function of the run's key and the step."""
         return jax.random.fold_in(self.key, self.step)
 
     @property
@@ -210,9 +210,9 @@ class TrainState(Struct):
         """Returns the state after one update of the optimizer.
 
         Args:
-            grads: gradients in the form of `params`.
-            model: the user's model after its forward pass, of which the new non-trained arrays are
-                taken; they stay as they are where it is None.
+            grads: gradients with the structure of `params`.
+            model: the user's model after its forward pass, from which the new non-trained arrays are
+                taken; None to leave them unchanged.
         """
         if self.tx is None:
             raise ValueError("this TrainState was made without tx=, so it has no optimizer to apply gradients with.")
@@ -227,18 +227,18 @@ class TrainState(Struct):
         )
 
     def with_slots(self, callbacks: Callback) -> "TrainState":
-        """Returns the state with the named weights that `callbacks` ask for, empty and not filled."""
+        """Returns the state with the named weights that `callbacks` declare, zeroed and not filled."""
         weights = dict(self.weights)
         for key, of in callbacks.slots().items():
             if of not in _PARTS:
-                raise ValueError(f"named weights {key!r} are of {of!r}, expected one of {', '.join(_PARTS)}.")
+                raise ValueError(f"named weights {key!r} are copies of {of!r}, expected one of {', '.join(_PARTS)}.")
             copy = {part: jax.tree.map(jnp.zeros_like, getattr(self, part)) for part in _PARTS[of]}
             weights.setdefault(key, NamedWeights(jnp.zeros_like(self.stop), copy))
         return self.replace(weights=weights)
 
 
 _NO_RATE = (
-    "a callback wants to change the learning rate, but the optimizer gives it no way to. Use "
+    "a callback changes the learning rate, but the optimizer does not support that. Use "
     "fit(optimizer=optax.adam, learning_rate=1e-3), or build the optimizer with "
     "jc.adjustable_lr(optax.adam, learning_rate=1e-3)."
 )
@@ -250,7 +250,11 @@ _NOT_EXACT = (
 
 
 def check_actions(actions: Any, state: TrainState) -> None:
-    """Raises an error for control actions that `state` cannot follow. Looks at no array's value."""
+    """Checks that the control actions can be applied to `state`. Reads no array values.
+
+    Raises:
+        ValueError: if not; the message says what the state lacks.
+    """
     rates = learning_rates(state.opt_state)
     for action in as_actions(actions):
         if isinstance(action, ScaleLearningRate | SetLearningRate) and not rates:
@@ -267,12 +271,12 @@ def check_actions(actions: Any, state: TrainState) -> None:
             )
         if isinstance(action, ScaleHyperparameter) and action.name not in (known := hyperparameters(state.opt_state)):
             raise ValueError(
-                f"{action.owner or 'ScaleHyperparameter'} scales the optimizer's {action.name!r}, which does not live "
-                f"in its state; there live: {', '.join(sorted(known)) or 'none'}. Sweep it, or make "
+                f"{action.owner or 'ScaleHyperparameter'} scales the optimizer's {action.name!r}, which is not kept "
+                f"in its state; kept there: {', '.join(sorted(known)) or 'none'}. Sweep it, or make "
                 f"the optimizer with jc.adjustable_lr(..., hyperparameters={{{action.name!r}: ...}})."
             )
         if isinstance(action, Exploit) and not np.ndim(state.stop):
-            raise ValueError(f"{action.owner or 'Exploit'} copies a member of a population; this is a run by itself.")
+            raise ValueError(f"{action.owner or 'Exploit'} copies a member of a population; this is a single run.")
         if isinstance(action, WeightAction) and action.key not in state.weights:
             names = ", ".join(sorted(state.weights)) or "none"
             raise ValueError(
@@ -285,18 +289,18 @@ def check_actions(actions: Any, state: TrainState) -> None:
 def apply(actions: Any, state: TrainState) -> TrainState:
     """Applies the control actions among `actions` to a train state. Pure and jittable.
 
-    Any `Stop` stops; learning-rate scales multiply and floors hold after all of them; of two sets the
-    later one holds; weight actions apply in order. Log and host actions are for others and pass by.
+    Any `Stop` stops the run. Learning rate factors multiply; floors apply after all of them; of two `SetLearningRate`
+    the later one takes effect; weight actions apply in order. Log and host actions are ignored.
 
     Args:
-        actions: what hooks returned: None, an action, or nested tuples of them.
-        state: the train state; a population's has a leading member axis, as the actions' arrays then have.
+        actions: the actions that hooks returned: None, an action, or nested tuples of actions.
+        state: the train state; that of a population has a leading member axis, as do the arrays of the actions.
 
     Returns:
         The new train state.
 
     Raises:
-        ValueError: for a control, slot or rate that the state does not have.
+        ValueError: for a control, slot or learning rate that the state does not have.
 
     Example:
         >>> import jaxcb as jc
@@ -307,12 +311,15 @@ def apply(actions: Any, state: TrainState) -> TrainState:
     """
     flat = [a for a in as_actions(actions) if isinstance(a, ControlAction)]
     check_actions(flat, state)
+    # First, because all other actions of a hook call apply to the copied members as well.
     for action in flat:
         if isinstance(action, Exploit):
             state = _exploit(action, state)
+    # All rate actions at once, because a floor bounds the rate after every factor, not after its own alone.
     rate_actions = [a for a in flat if isinstance(a, ScaleLearningRate | SetLearningRate)]
     if rate_actions:
         state = state.replace(opt_state=map_learning_rates(lambda r: _apply_rate(rate_actions, r), state.opt_state))
+    # The rest in order: the result of two weight actions on one slot depends on it.
     for action in flat:
         match action:
             case Stop():
@@ -333,7 +340,7 @@ def apply(actions: Any, state: TrainState) -> TrainState:
 
 
 def _exploit(action: Exploit, state: TrainState) -> TrainState:
-    """Copies members under `cond`, so that it costs only when it is due."""
+    """Copies members under `cond`, so that it costs nothing when it is not due."""
     own = {part: getattr(state, part) for part in ("params", "model_state", "opt_state", "controls")}
 
     def due(own: Any) -> Any:
@@ -358,13 +365,13 @@ def _apply_rate(actions: list[Any], rate: LearningRate) -> LearningRate:
 
 
 def _apply_weights(action: WeightAction, state: TrainState) -> TrainState:
-    """Runs one weight action under `cond`, so that a copy costs only when it is due."""
+    """Applies one weight action under `cond`, so that it costs nothing when it is not due."""
     slot = state.weights[action.key]
     current = {part: getattr(state, part) for part in slot.value}
     when = action.when if isinstance(action, Snapshot | Average) else action.when & slot.filled
 
     def due(current: Any, slot: NamedWeights) -> tuple[Any, NamedWeights]:
-        hits = when if jnp.ndim(when) else jnp.ones((), bool)  # a single run's own is known to be true here
+        hits = when if jnp.ndim(when) else jnp.ones((), bool)  # in a single run, `cond` implies that `when` is true
         match action:
             case Restore():
                 return select(hits, slot.value, current), slot
@@ -377,15 +384,15 @@ def _apply_weights(action: WeightAction, state: TrainState) -> TrainState:
         return current, NamedWeights(slot.filled | hits, select(hits, new, slot.value))
 
     current, slot = jax.lax.cond(jnp.any(when), due, lambda *same: same, current, slot)
-    if "opt_state" in current:  # what callbacks asked of the rate is no part of the weights, and stays
+    if "opt_state" in current:  # callbacks' changes of the learning rate are not part of the weights
         current["opt_state"] = with_callback_lr_from(current["opt_state"], state.opt_state)
     return state.replace(**current, weights={**state.weights, action.key: slot})
 
 
 def _blend(decay: Any, old: Any, new: Any) -> Any:
-    """The moving average of the floating leaves; counters and keys take their new value.
+    """Returns the moving average of the floating leaves; counters and keys take their new value.
 
-    What does not change is its own average to the last bit: the rounded products alone do not always add up to it.
+    Unchanged values are kept bit for bit: the sum of the rounded products does not always equal them.
     """
 
     def leaf(o: Array, n: Array) -> Array:

@@ -1,4 +1,4 @@
-"""`Step`: a loss and an optimizer as one training step in two halves, with all that is known between them."""
+"""`Step`: a training step in two parts, computing an update and applying it, with hooks and probes in between."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,18 +16,18 @@ from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.leaf_names import check_pattern, leaf_name, matches
 from jaxcb._src.utils.pytree import Struct, cast_like, select
 
-_EVALUATION = 0x6576616C  # sets the keys of an evaluation apart from those of training
+_EVALUATION = 0x6576616C  # folded into the key, so that evaluation and training use different keys
 
 
 class Gradients(Struct):
-    """What a loss gives before any optimizer has seen it.
+    """The result of a loss and its differentiation, before the optimizer.
 
     Attributes:
-        grads: in the form of the params.
+        grads: the gradients, with the structure of the params.
         values: the metrics of the step, `loss` among them.
-        model_state: as the forward pass left it.
-        rngs: likewise.
-        aux: what the loss function handed out for probes.
+        model_state: non-trained arrays after the forward pass.
+        rngs: random generators after the forward pass.
+        aux: arrays that the loss function returned for probes.
     """
 
     grads: Any
@@ -38,7 +38,7 @@ class Gradients(Struct):
 
 
 class PendingUpdate(Struct):
-    """A step between its halves: the update is known and not yet applied."""
+    """An update that is computed and not yet applied."""
 
     gradients: Gradients
     updates: Any
@@ -46,14 +46,14 @@ class PendingUpdate(Struct):
 
 
 class Step:
-    """A training step that shows its gradients and updates before they are applied.
+    """A training step whose gradients and updates are visible before they are applied.
 
-    `fit` makes one; with `Loop` it is a ready `train_step` for which `on_before_update` and probes work.
+    `fit` makes one. With `Loop` it is a `train_step` that supports `on_before_update` and probes.
 
     Args:
-        loss_fn: `loss_fn(model, batch)` returning `loss`, `(loss, {name: value})` or `Out`. It may ask by
-            keyword for `key` (the step's PRNG key), `train`, `controls`, `state` and `sample_weight`.
-        class_weight: label -> weight, multiplied into `sample_weight` while training.
+        loss_fn: `loss_fn(model, batch)` returning `loss`, `(loss, {name: value})` or `Out`. It may take the
+            keywords `key` (the step's PRNG key), `train`, `controls`, `state` and `sample_weight`.
+        class_weight: label -> weight, multiplied into `sample_weight` during training.
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp, optax
@@ -69,11 +69,14 @@ class Step:
 
     @classmethod
     def from_gradients(cls, fn: Callable[[TrainState, Any], Any]) -> "Step":
-        """Makes a step of gradients that you compute yourself: per-example clipping, several losses, a custom VJP.
+        """Makes a step from gradients that you compute: per-example clipping, several losses, a custom VJP.
 
         Args:
-            fn: `fn(train_state, batch) -> (grads, {name: value})`; `loss` must be among the values. A third result
-                is the model after its forward pass, of which the new non-trained arrays are taken.
+            fn: `fn(train_state, batch) -> (grads, {name: value})`; `loss` must be among the values. An optional third
+                result is the model after its forward pass, from which the new non-trained arrays are taken.
+
+        Returns:
+            A `Step`.
 
         Example:
             >>> import jaxcb as jc, jax, jax.numpy as jnp, optax
@@ -94,7 +97,7 @@ class Step:
         return self.update(state, proposal), proposal.gradients.values
 
     def compute_update(self, state: TrainState, batch: Any) -> PendingUpdate:
-        """Computes loss, gradients and updates; changes nothing."""
+        """Computes loss, gradients and updates without applying them."""
         if state.tx is None:
             raise ValueError("this TrainState was made without tx=, so a Step has no optimizer to update it with.")
         gradients = self._gradients(state, batch)
@@ -103,41 +106,39 @@ class Step:
         return PendingUpdate(gradients, updates, opt_state)
 
     def activations(self, state: TrainState, batch: Any) -> dict[str, Array]:
-        """Runs the training forward pass of a batch, and returns what the model's modules return, by path.
+        """Runs the training forward pass of a batch, and returns the outputs of the model's modules: path -> array.
 
         Raises:
-            ValueError: where the modules do not tell, or the gradients are computed by a function of the user's.
+            ValueError: if the model does not expose them, or the user's own function computes the gradients.
         """
         loss_fn, adapter = getattr(self._gradients, "loss_fn", None), state.adapter
         if loss_fn is None or adapter is None:
             what = "Step.from_gradients" if loss_fn is None else "a TrainState that was made without a model"
-            raise ValueError(
-                f"activations cannot be known with {what}. Hand out what is to be looked at as a metric, or use fit."
-            )
+            raise ValueError(f"activations are not available with {what}. Return the arrays as a metric, or use fit.")
         return adapter.activations(state.model(train=True), lambda model: loss_fn(model, batch, state, train=True).loss)
 
     def update(self, state: TrainState, proposal: PendingUpdate, actions: Any = None) -> TrainState:
-        """Applies what was proposed, as far as `actions` of `on_before_update` let it."""
+        """Applies an update, modified by the `actions` of `on_before_update`."""
         updates, gradients = proposal.updates, proposal.gradients
         for action in as_actions(actions):
             if isinstance(action, ScaleUpdates):
                 updates = _scale(updates, action)
         new = state.replace(
             params=optax.apply_updates(state.params, updates),
-            # what callbacks asked of the rate between the halves holds from the next update on
+            # changes of the learning rate in on_before_update take effect from the next update on
             opt_state=with_callback_lr_from(proposal.opt_state, state.opt_state),
             model_state=gradients.model_state,
         )
         for action in as_actions(actions):
             if isinstance(action, SkipUpdate):
                 new = select(action.when, state, new)
-            elif isinstance(action, Restore | Swap):  # the update is one of the weights that were there before
+            elif isinstance(action, Restore | Swap):  # the update was computed for the weights before the restore
                 new = select(action.when & state.weights[action.key].filled, state, new)
         return new.replace(step=state.step + 1, rngs=gradients.rngs)
 
 
 class LossGradients:
-    """The gradients of a loss function, by differentiating it."""
+    """Computes gradients by differentiating a loss function."""
 
     def __init__(self, loss_fn: LossFunction) -> None:
         self.loss_fn = loss_fn
@@ -157,7 +158,7 @@ class LossGradients:
 
 
 class CustomGradients:
-    """Gradients that a user's function computes."""
+    """Computes gradients with a user's function."""
 
     def __init__(self, fn: Callable[[TrainState, Any], Any]) -> None:
         if not callable(fn):
@@ -198,7 +199,7 @@ def _scale(updates: Any, action: ScaleUpdates) -> Any:
     def leaf(path: Any, update: Array) -> Array:
         if not matches(action.where, leaf_name(path)):
             return update
-        # a NaN times 0 is a NaN; and -0.0, unlike 0.0, leaves every number that it is added to as it is
+        # NaN * 0 is NaN, so 0 is a case of its own; and adding -0.0, unlike 0.0, changes no number
         return jnp.where(factor == 0, -0.0, update * factor).astype(update.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, updates)

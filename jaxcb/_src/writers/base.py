@@ -1,4 +1,4 @@
-"""Which writer performs which action."""
+"""Base class of writers, and the registry of which writer performs which action."""
 
 import importlib
 import os
@@ -31,24 +31,24 @@ from jaxcb._src.writers.files import AppendFile
 
 
 class Context:
-    """What a writer knows of its run.
+    """The information that writers have about their run.
 
     Attributes:
         run_dir: the run's directory, or None.
         began_in: the working directory when the run began; a callback may change it later.
         run: the live run, as `Call` functions see it.
-        verbose: 0 for silence.
-        epochs: how many epochs the run is for, or None.
-        steps_per_epoch: steps of an epoch, or None where not known.
-        trial: whether nothing may stay behind (`fast_dev_run`): files lie in a directory that goes, and services
-            are not told.
-        files: what was written, for the run's last word.
-        record: the run's id and what it has made.
-        resumed_files: where each file stood when the run was saved that is resumed: its key -> place.
-        inherits: whether the checkpoint that is resumed from is of a time when runs had no ids: files that it names
-            are the run's.
-        failure: what ended the run, where it failed; for writers that are being closed.
-        processes: of the run. Only the first one writes and speaks.
+        verbose: 0 for no output.
+        epochs: the number of epochs of the run, or None.
+        steps_per_epoch: steps of an epoch, or None if unknown.
+        trial: whether nothing may remain after the run (`fast_dev_run`): files are in a temporary directory, and
+            nothing is sent to services.
+        files: the files that were written, for the summary at the end of the run.
+        record: the run's id and the files that it created.
+        resumed_files: file key -> position in the file at the checkpoint from which the run resumes.
+        inherits: whether that checkpoint was written by a version without run ids; then the files that it names
+            belong to the run.
+        failure: the error that ended the run, for writers that are being closed; None if there was none.
+        processes: the processes of the run. Only the primary process writes and prints.
     """
 
     def __init__(
@@ -78,24 +78,24 @@ class Context:
         self._owners: dict[Path, str] = {}
 
     def path(self, name: str) -> Path:
-        """Returns where a file lies: relative names below `run_dir`, or the working directory that the run began in.
+        """Returns the path of a file: relative names are below `run_dir`, or the initial working directory.
 
         Raises:
-            TypeError: for what is no path.
-            ValueError: for an address and an empty name.
+            TypeError: if `name` is not a path.
+            ValueError: if it is a URL or empty.
         """
         path = local_path("Context.path", "name", name, below=self.began_in if self.run_dir is None else self.run_dir)
         if self.trial and self.run_dir is not None:
-            path = Path(os.path.normpath(path))  # a `..` leads nowhere else
+            path = Path(os.path.normpath(path))  # so that a `..` does not leave the directory
             if not path.is_relative_to(self.run_dir):
                 return self.run_dir / path.relative_to(path.anchor)
         return path
 
     def claim(self, path: Path, owner: str) -> None:
-        """Notes a file of the run and who writes it.
+        """Registers a file of the run and its owner.
 
         Raises:
-            ValueError: where somebody else does.
+            ValueError: if it has another owner.
         """
         known = self._owners.setdefault(path.resolve(), owner)
         if known != owner:
@@ -104,18 +104,21 @@ class Context:
             self.files.append(path)
 
     def append_file(self, path: Path, what: str, *, append: bool = False) -> AppendFile:
-        """Returns a file that grows, and takes part in what is saved of the run; a resumed one is cut back.
+        """Returns a file to append to, whose position is part of checkpoints; in a resumed run it is truncated to it.
 
-        A file in the run's directory that a new run replaces is the run's alone. Others may be shared: only what the
-        run is known to have written itself is ever cut from them.
+        A file in the run's directory that a new run replaces belongs to the run alone. Other files may be shared: only
+        text that is recorded as written by the run is ever removed from them.
 
         Args:
             path: the file.
-            what: it is, for errors.
-            append: whether what is there stays when a new run begins.
+            what: description of the file, for errors.
+            append: whether a new run keeps the existing content.
+
+        Returns:
+            The file.
 
         Raises:
-            ValueError: for a shared file from which the run's own lines cannot be cut.
+            ValueError: if the run's own lines cannot be removed from a shared file.
         """
         key = self.key(path)
         alone = not append and self.run_dir is not None and path.resolve().is_relative_to(self.run_dir.resolve())
@@ -126,11 +129,11 @@ class Context:
         return file
 
     def file_positions(self) -> dict[str, Any]:
-        """Makes durable what was written to the files that grow, and returns where each stands, as JSON."""
+        """Makes the content of all appended files durable, and returns their positions, as JSON."""
         return {key: file.position() for key, file in self._appended.items()}
 
     def key(self, path: Path) -> str:
-        """A file's name that stays when the run's directory moves."""
+        """Returns a name of the file that stays the same when the run's directory is moved."""
         path = path.resolve()
         if self.run_dir is not None and path.is_relative_to(self.run_dir.resolve()):
             return path.relative_to(self.run_dir.resolve()).as_posix()
@@ -142,16 +145,16 @@ class Context:
             print(text, flush=True)
 
     def warn(self, text: str) -> None:
-        """Warns of what the run goes on without; a silent run warns, too."""
+        """Warns about a problem that does not stop the run, even in a silent run."""
         if self.processes.is_primary:
             warnings.warn(f"jaxcb: {text}", RuntimeWarning, stacklevel=2)
 
 
 class Writer:
-    """Base of writers; one instance serves all actions of its kinds in a run.
+    """Base class of writers; one instance serves all actions of its kinds in a run.
 
     Attributes:
-        everywhere: whether each process of a run has one; of the others only process 0 does.
+        everywhere: whether every process of a run has one; otherwise only process 0 does.
     """
 
     everywhere: ClassVar[bool] = False
@@ -160,30 +163,30 @@ class Writer:
         self.context = context
 
     def prepare(self, action: Any) -> None:
-        """Sees each action of the run before the first step, shapes in place of arrays; refuses what cannot be."""
+        """Called with each action of the run before the first step, with shapes instead of arrays; may raise errors."""
 
     def write(self, record: Any) -> None:
         """Performs one record."""
         raise NotImplementedError
 
     def position(self) -> Any:
-        """Makes durable what was written, and returns where it stands, as JSON; files of `append_file` do so anyway."""
+        """Makes the output durable and returns its position, as JSON; not needed for files of `append_file`."""
         return None
 
     def restore(self, position: Any) -> None:
-        """Goes back to where it stood when the run was saved that is resumed; called before the first record."""
+        """Restores the output to a checkpoint's position; called in a resumed run before the first record."""
 
     def tick(self, status: Any) -> None:
-        """Hears where the run stands, a few times a second."""
+        """Called with the run's status after each dispatch, a few times per second."""
 
     def close(self) -> None:
-        """Makes everything durable."""
+        """Makes all output durable."""
 
 
 def by_member(action: Any) -> Iterator[tuple[int | None, Any]]:
-    """Takes an action apart: the number of each member for which it fires and its own action.
+    """Splits an action by member: yields the number of each member for which it fires and the member's action.
 
-    A single run's is given as it is, with None for the number.
+    An action of a single run is yielded unchanged, with None as the number.
     """
     if np.ndim(action.when) == 0:
         yield None, action
@@ -194,7 +197,7 @@ def by_member(action: Any) -> Iterator[tuple[int | None, Any]]:
 
 W = TypeVar("W", bound=type[Writer])
 
-# built-in ones by name, so that what they import loads when it is used
+# Built-in writers by name, so that their imports are loaded only when they are used.
 _BUILT_IN = {
     LogCSV: "jaxcb._src.writers.csv:CSVWriter",
     LogHistory: "jaxcb._src.writers.history:HistoryWriter",
@@ -221,7 +224,7 @@ def writer(*actions: type[Action]) -> Callable[[W], W]:
         *actions: action classes.
 
     Returns:
-        A decorator that gives the class back.
+        A decorator that returns the class unchanged.
 
     Example:
         >>> import jaxcb as jc
@@ -249,7 +252,7 @@ def writer_for(action: type[Action]) -> type[Writer]:
     """Returns the writer of a kind of action.
 
     Raises:
-        LookupError: where nobody performs it.
+        LookupError: if no writer is registered.
     """
     for kind in action.__mro__:
         if kind in _OWN:
@@ -258,6 +261,5 @@ def writer_for(action: type[Action]) -> type[Writer]:
             module, name = _BUILT_IN[kind].split(":")
             return getattr(importlib.import_module(module), name)
     raise LookupError(
-        f"nothing performs the action {action.__name__}. Register a writer for it: "
-        f"@jc.writers.writer({action.__name__})."
+        f"no writer performs the action {action.__name__}. Register one: @jc.writers.writer({action.__name__})."
     )

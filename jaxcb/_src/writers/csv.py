@@ -1,4 +1,4 @@
-"""CSV files of `LogCSV` actions."""
+"""CSV files for `LogCSV` actions."""
 
 import csv
 import io
@@ -15,16 +15,16 @@ from jaxcb._src.writers.files import AppendFile
 
 
 class Table:
-    """A CSV file with a fixed header; nothing is touched before the first row.
+    """A CSV file with a fixed header; the file is not changed before the first row.
 
     Args:
-        file: what is appended to; the header of rows that stay must be the same.
+        file: the file to append to; if its rows are kept, it must have the same header.
         columns: the header.
-        separator: what stands between columns.
-        grows: whether a resumed file takes new columns in, and keeps those that nobody fills any more.
+        separator: the character between columns.
+        grows: whether a resumed file gets new columns, and keeps columns that are no longer written.
 
     Raises:
-        ValueError: for a file whose header is another.
+        ValueError: if the file has another header.
     """
 
     def __init__(self, file: AppendFile, columns: Sequence[str], *, separator: str = ",", grows: bool = False) -> None:
@@ -48,7 +48,7 @@ class Table:
         self.file.head = head.getvalue()
 
     def write(self, row: Mapping[str, str]) -> None:
-        """Appends a row; columns that it lacks are NA."""
+        """Appends a row; missing columns are NA."""
         self._rows.writerow([row.get(name, MISSING) for name in self.columns])
         self.file.flush()
 
@@ -58,7 +58,7 @@ class Table:
 
 
 def _rewrite(path: Path, columns: Sequence[str]) -> None:
-    """Gives a file more columns: line for line, so that a place that was noted in lines stays one."""
+    """Adds columns to a file, line for line, so that positions that count lines stay valid."""
     new = path.with_name(f"{path.name}.new")
     with path.open(newline="", encoding="utf-8") as old, new.open("w", newline="", encoding="utf-8") as file:
         rows = csv.DictWriter(file, columns, restval=MISSING, lineterminator="\n")
@@ -70,9 +70,9 @@ def _rewrite(path: Path, columns: Sequence[str]) -> None:
 
 
 class CSVWriter(Writer):
-    """Writes each row below its header; the columns are known before the first step.
+    """Writes rows to CSV files; the columns are known before the first step.
 
-    Members of a population share a file, in which the first column says whose row it is.
+    Members of a population share a file, whose first column is the number of the member.
     """
 
     def __init__(self, context: Any) -> None:

@@ -1,4 +1,4 @@
-"""`WriterDispatcher`: gives each record to its writer."""
+"""`WriterDispatcher`: passes each record to its writer."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,10 +9,10 @@ from jaxcb._src.writers.base import Context, Writer, writer_for
 
 
 class WriterDispatcher:
-    """The writers of a run, one a class, made for the actions that the run can have.
+    """The writers of a run, one per class, created for the actions that the run can have.
 
     Args:
-        context: for the writers.
+        context: the context that is passed to the writers.
     """
 
     def __init__(self, context: Context) -> None:
@@ -21,16 +21,16 @@ class WriterDispatcher:
         self._of: dict[type, Writer | None] = {}  # by kind of action
 
     def prepare(self, action: Any) -> None:
-        """Shows an action to its writer before the first step.
+        """Passes an action to its writer's `prepare` before the first step.
 
         Raises:
-            LookupError: where nobody performs it.
+            LookupError: if no writer is registered for it.
         """
         if isinstance(action, LogAction | HostAction) and (writer := self._writer(action)) is not None:
             writer.prepare(action)
 
     def _writer(self, action: Any) -> Writer | None:
-        """The writer of an action; None where another process has it."""
+        """Returns the writer of an action; None if another process has it."""
         kind = type(action)
         if kind not in self._of:
             try:
@@ -46,10 +46,10 @@ class WriterDispatcher:
         return self._of[kind]
 
     def perform(self, records: Iterable[Any]) -> None:
-        """Performs records in order; a writer that fails does not keep the others from theirs.
+        """Performs records in order; if a writer fails, the records of other writers are still performed.
 
         Raises:
-            Exception: the first one that a writer raised, with a note on whose action it was.
+            Exception: the first one that a writer raised, with a note on the action and its callback.
         """
         failed: dict[Writer, Exception] = {}
         for record in records:
@@ -66,15 +66,15 @@ class WriterDispatcher:
             raise next(iter(failed.values()))
 
     def positions(self) -> dict[str, Any]:
-        """Makes durable what was written, and returns where each writer stands, as JSON."""
+        """Makes all output durable, and returns the position of each writer, as JSON."""
         found = {class_key(type(writer)): writer.position() for writer in self.writers.values()}
         return {name: position for name, position in found.items() if position is not None}
 
     def restore(self, positions: Mapping[str, Any]) -> None:
-        """Takes the writers back to where they stood.
+        """Restores the writers to their positions.
 
         Raises:
-            ValueError: for a position that no such writer has told.
+            ValueError: if a position is not one that such a writer returned.
         """
         for writer in self.writers.values():
             position = entry_of(positions, type(writer))
@@ -84,21 +84,21 @@ class WriterDispatcher:
                 writer.restore(position)
             except (TypeError, KeyError, AttributeError, IndexError) as error:
                 raise ValueError(
-                    f"what the checkpoint says of {type(writer).__name__} is not what one has written "
-                    f"({error!r}). Resume from another checkpoint, or begin a new run."
+                    f"the checkpoint's position of {type(writer).__name__} is not one that this writer has written "
+                    f"({error!r}). Resume from another checkpoint, or start a new run."
                 ) from error
 
     def tick(self, status: Any) -> None:
-        """Tells the writers where the run stands."""
+        """Passes the run's status to the writers."""
         for writer in self.writers.values():
             writer.tick(status)
 
 
 def close_all(parts: Iterable[Any], failed: BaseException | None) -> None:
-    """Closes each part; the first error is the one that the user sees.
+    """Closes each part; the user sees the first error.
 
     Raises:
-        BaseException: the first one that closing raised, where nothing had `failed` before.
+        BaseException: the first one that closing raised, if there was no `failed` before.
     """
     first = failed
     for part in parts:

@@ -1,4 +1,4 @@
-"""Files that grow line by line. All appending to files goes through here."""
+"""Files that are written at their end. All appending to files goes through this module."""
 
 import contextlib
 import os
@@ -13,11 +13,11 @@ from jaxcb._src.storage.ownership import RunRecord, Written
 
 
 def check_writable(directory: Path, what: str) -> None:
-    """Raises an error where `directory` cannot be made or written; leaves nothing there.
+    """Checks that `directory` can be made and written; leaves nothing there.
 
     Args:
-        directory: it need not exist yet.
-        what: is to be written there, for the error.
+        directory: the directory; it need not exist yet.
+        what: what will be written there, for the error.
 
     Raises:
         OSError: of the kind that writing would raise.
@@ -30,30 +30,30 @@ def check_writable(directory: Path, what: str) -> None:
         raise type(error)(error.errno, f"cannot write {what}: {error.strerror}", str(directory)) from None
 
 
-_WAITING = 1 << 20  # bytes that wait for a flush at most
+_WAITING = 1 << 20  # maximum number of bytes that wait for a flush
 
 
 class AppendFile:
-    """A text file (UTF-8) that is written at its end; nothing is touched before the first write.
+    """A text file (UTF-8) that is written at its end; it is not changed before the first write.
 
-    Whatever others append meanwhile stays: each flush goes to where the file ends then, under a lock that all runs
-    take.
+    Text that others append in the meantime is kept: each flush appends at the current end of the file, under a lock
+    that all runs take.
 
     Args:
-        path: the file; directories are made.
-        what: it is, for errors.
-        append: whether what is there stays; else the first write replaces it.
-        record: of the run; it notes what is written.
+        path: the file; its directories are made.
+        what: description of the file, for errors.
+        append: whether existing content is kept; otherwise the first write replaces it.
+        record: the record of the run, in which writes to shared files are registered.
         key: the file's name in the record.
-        shared: whether others may write to it, too: then its place is what the run itself has written, and only that
-            is cut; else its place is its lines.
+        shared: whether others may also write to it. Then its position is the end of what the run itself has written,
+            and only that is ever removed; otherwise its position is its number of lines.
 
     Attributes:
         head: the text that an empty file begins with.
-        resumed: whether it goes on from where it stood in a checkpoint.
+        resumed: whether it continues from its position in a checkpoint.
 
     Raises:
-        OSError: for a path that cannot be written.
+        OSError: if the path cannot be written.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class AppendFile:
         self.head, self.resumed = "", False
         self._append, self._shared = append, shared
         self._record, self._key = record or RunRecord(), key or path.as_posix()
-        self._lines: int | None = None  # of the file, what waits included; None until somebody asks
-        self._end = 0  # behind what the run has written to a shared file
+        self._lines: int | None = None  # lines of the file and the waiting text; None until they are counted
+        self._end = 0  # end of what the run has written to a shared file, in bytes
         self._waiting: list[bytes] = []
-        self._bytes = 0  # that wait
+        self._bytes = 0  # size of the waiting text
         self._file: FileIO | None = None
         with self._named():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ class AppendFile:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """Has an error of the system say what could not be written."""
+        """Adds the description of the file to an `OSError`."""
         try:
             yield
         except OSError as error:
@@ -93,12 +93,12 @@ class AppendFile:
 
     @property
     def size(self) -> int:
-        """Bytes that stand before the next write."""
+        """Size of the content before the next write, in bytes."""
         there = self.path.stat().st_size if self._append and self.path.exists() else 0
         return there + self._bytes + (len(self.head.encode()) if self._bytes and not there else 0)
 
     def write(self, text: str) -> None:
-        """Writes at the end; `flush` brings it to the file."""
+        """Appends text; it reaches the file with the next `flush`."""
         data = text.encode()
         self._waiting.append(data)
         self._bytes += len(data)
@@ -106,7 +106,12 @@ class AppendFile:
             self.flush()
 
     def flush(self) -> None:
-        """Brings what was written to the file, where other programs see it."""
+        """Writes the waiting text to the file, where other programs see it.
+
+        The order of the steps makes it safe for the process to be killed between any two of them: the record of what
+        the run is about to write is written first, so that a resumed run can find the text and remove it. A write that
+        fails is undone, so that no partial line is left before lines of others.
+        """
         if not self._waiting:
             return
         if not self._shared:
@@ -114,18 +119,18 @@ class AppendFile:
         with self._named(), self._locked() as file:
             if not self._append:
                 os.ftruncate(file, 0)
-                self._append = True  # from now on what is there is this run's
+                self._append = True  # from now on the content is this run's own
             start, data = os.lseek(file, 0, os.SEEK_END), b"".join(self._waiting)
             if not start:
                 data = self.head.encode() + data
-            elif _read(file, start - 1, 1) != b"\n":  # of a process that was killed in the middle of a line
+            elif _read(file, start - 1, 1) != b"\n":  # a process was killed while it wrote a line
                 data = b"\n" + data
             if self._shared:
                 self._record.write(self._key, start, data)
             try:
                 _write(file, data)
             except OSError:
-                with contextlib.suppress(OSError):  # no half of a line stays
+                with contextlib.suppress(OSError):  # leave no partial line
                     if os.fstat(file).st_size < start + len(data):
                         os.ftruncate(file, start)
                 raise
@@ -135,10 +140,10 @@ class AppendFile:
         self._waiting, self._bytes = [], 0
 
     def position(self) -> Any:
-        """Makes durable what was written, and returns where the file stands, as JSON.
+        """Makes the content durable, and returns the position in the file, as JSON.
 
-        That is how many lines it has, one cut off counts as well; of a shared file, where what the run itself has
-        written ends.
+        This is the number of lines, including one that is cut off; for a shared file, the end of what the run itself
+        has written.
         """
         self.flush()
         if self._file is not None:
@@ -152,14 +157,14 @@ class AppendFile:
         return self._lines
 
     def restore(self, position: Any) -> None:
-        """Goes back to where the file stood, and goes on from there.
+        """Truncates the file to a position, from which later writes continue.
 
         Args:
-            position: from `position`.
+            position: a result of `position`.
 
         Raises:
-            ValueError: for a file that is not the one that was written, and for a shared one in which what the run
-                wrote later cannot be told from what others wrote.
+            ValueError: if the file is not the one that was written, or if it is shared and the run's later writes
+                cannot be told apart from those of others.
         """
         if isinstance(position, dict) and type(position.get("end")) is int:
             self._shared = True
@@ -170,24 +175,24 @@ class AppendFile:
         elif type(position) is int and position >= 0:
             self._truncate(position)
         else:
-            raise ValueError(f"a checkpoint has {position!r} for the place in {self.path}, which is none.")
+            raise ValueError(f"the checkpoint has the position {position!r} for {self.path}, which is not valid.")
         self._append = self.resumed = True
 
     def _truncate(self, lines: int) -> None:
-        """Cuts the file back to so many lines."""
+        """Truncates the file to a number of lines."""
         self.close()
         ends = _ends(self.path)
         if len(ends) - 1 < lines:
             raise ValueError(
-                f"{self.path} has {len(ends) - 1} lines, but {lines} were written when its place was noted. It was "
-                "changed since; put it back, or begin a new file."
+                f"{self.path} has {len(ends) - 1} lines, but had {lines} at the checkpoint. It was "
+                "changed since; put it back, or use a new file."
             )
         if len(ends) - 1 > lines:
             if self._shared:
                 raise ValueError(
-                    f"{self.path} has {len(ends) - 1} lines, and {lines} when the run was saved, by a version that did "
-                    "not note whose lines are whose: those behind may be another run's. Delete what this run wrote "
-                    f"behind line {lines}, and move the rest elsewhere, or give another filename."
+                    f"{self.path} has {len(ends) - 1} lines, and had {lines} at the checkpoint, written by a version "
+                    "that did not record which run wrote which lines: later ones may be another run's. Delete what "
+                    f"this run wrote after line {lines}, and move the rest elsewhere, or give another filename."
                 )
             with self.path.open("r+b") as file:
                 file.truncate(ends[lines])
@@ -195,7 +200,7 @@ class AppendFile:
         self._lines = lines
 
     def _cut_own(self, end: int) -> None:
-        """Removes what the run wrote behind a place, where nothing of others stands behind it."""
+        """Removes what the run wrote after a position, if no text of others follows it."""
         self._end = end
         writes = self._record.writes(self._key)
         before, later = [own for own in writes if own.start < end], [own for own in writes if own.start >= end]
@@ -214,21 +219,21 @@ class AppendFile:
                     os.fsync(file)
         if not whole:
             raise ValueError(
-                f"{self.path} does not hold what this run has written to it up to its checkpoint. It was changed "
-                "since, or the record of what was written (.jaxcb in the run's directory) is not there. Put it back, "
+                f"{self.path} does not contain what this run wrote to it up to its checkpoint. It was changed "
+                "since, or the record of what was written (.jaxcb in the run's directory) is missing. Put it back, "
                 "or give another filename."
             )
         if (standing and not joined) or torn:
             raise ValueError(
-                f"{self.path} holds lines that this run wrote after its checkpoint, and lines of others among or "
-                f"behind them, from byte {standing[0].start if standing else end} on. To cut them might lose lines of "
-                "another run, and to leave them would have them twice. Delete this run's lines there by hand, or give "
+                f"{self.path} contains lines that this run wrote after its checkpoint, and lines of others among or "
+                f"after them, from byte {standing[0].start if standing else end} on. Removing them might lose lines of "
+                "another run; keeping them would duplicate lines. Delete this run's lines there by hand, or give "
                 "another filename."
             )
         self._record.cut(self._key, end)
 
     def close(self) -> None:
-        """Makes everything durable; a later write goes on."""
+        """Makes the content durable; a later write reopens the file."""
         try:
             self.flush()
             if self._file is not None:
@@ -241,16 +246,16 @@ class AppendFile:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
-        """The open file's descriptor, while no other run writes to it."""
+        """Yields the open file's descriptor, while no other run writes to it."""
         if self._file is None:
-            self._file = FileIO(self.path, "a+")  # what is written goes to the end, wherever that is by then
+            self._file = FileIO(self.path, "a+")  # "a": writes go to the end, wherever that is by then
         with _lock(self._file.fileno()):
             yield self._file.fileno()
 
 
 @contextlib.contextmanager
 def _lock(file: int) -> Iterator[None]:
-    """Keeps a file for one writer; where the system has no such locks, appending in one piece has to do."""
+    """Locks a file for one writer; on systems without such locks, appending in one piece has to be enough."""
     try:
         import fcntl
     except ImportError:
@@ -279,12 +284,12 @@ def _read(file: int, start: int, size: int) -> bytes:
 
 
 def _stands(file: int, own: Written) -> bool:
-    """Whether what the run has written stands where it was written."""
+    """Returns whether the file still contains a recorded write at its place."""
     return own.end <= os.fstat(file).st_size and zlib.crc32(_read(file, own.start, own.size)) == own.checksum
 
 
 def _ends(path: Path) -> list[int]:
-    """Where each line of a file ends, in bytes, after a 0; nothing but that where there is no file."""
+    """Returns the end of each line of a file, in bytes, after a 0; only the 0 if there is no file."""
     ends = [0]
     if path.exists():
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The run's own history: in memory, and in `history.csv` where there is a `run_dir`."""
+"""The run's own history: in memory, and in `history.csv` if there is a `run_dir`."""
 
 import csv
 import itertools
@@ -17,15 +17,15 @@ _RATES = ("base_learning_rate", "learning_rate", "lr_scale")
 
 
 class HistoryWriter(Writer):
-    """Keeps every row, and writes it where it can be read back."""
+    """Keeps every row in memory, and writes it to `history.csv`, from which a resumed run reads it."""
 
-    everywhere = True  # each process hands its result back
+    everywhere = True  # each process returns a result with the history
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         self.history = RunHistory()
-        self._table: Table | None = None  # process 0's
-        self._shape: tuple[int, ...] | None = None  # of the members, once prepared
+        self._table: Table | None = None  # only in process 0
+        self._shape: tuple[int, ...] | None = None  # shape of the member axis, once prepared
         self._gone: list[str] = []
 
     def prepare(self, action: Any) -> None:
@@ -47,7 +47,7 @@ class HistoryWriter(Writer):
         self._gone = [name for name in self.history if name not in dtypes]
 
     def _read_back(self, dtypes: dict[str, Any]) -> list[tuple[Any, ...]]:
-        """The rows of a resumed run, moment by moment; members have a line each."""
+        """Returns the rows of a resumed run; in the file, each member has a line of its own."""
         assert self._table is not None
         assert self._shape is not None
         if not self._table.file.size:
@@ -58,7 +58,7 @@ class HistoryWriter(Writer):
 
     def write(self, record: Any) -> None:
         action = record.action
-        gone = dict.fromkeys(self._gone, np.float32("nan"))  # what was reported before the run was resumed
+        gone = dict.fromkeys(self._gone, np.float32("nan"))  # names that were reported only before the run was resumed
         fresh = dict.fromkeys(gone, np.False_) | action.fresh
         self.history.add(record.step, record.epoch, gone | action.values, fresh, action.when)
         if self._table is not None:
@@ -75,7 +75,7 @@ class HistoryWriter(Writer):
 def _row(
     lines: Iterable[dict[str, str]], dtypes: dict[str, Any], members: tuple[int, ...]
 ) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """The values of a moment, which of them were reported, and whose they are."""
+    """Returns the values of a row, which of them were reported, and for which members."""
     values: dict[str, Any] = {}
     fresh: dict[str, Any] = {}
     when = np.zeros(members, bool)
@@ -93,8 +93,8 @@ def _row(
 
 
 def _moment(members: bool) -> Callable[[dict[str, str]], tuple[str, str, int]]:
-    """What lines of one moment have in common; of a run by itself each line is one."""
-    seen: list[int] = [0, -1]  # moments so far, and the last member
+    """Returns a key that groups the lines of one row; in a single run each line is a row."""
+    seen: list[int] = [0, -1]  # rows so far, and the last member
 
     def key(row: dict[str, str]) -> tuple[str, str, int]:
         member = int(row["member"]) if members else 0

@@ -1,4 +1,4 @@
-"""`Profile` actions: `jax.profiler`."""
+"""Writers of host actions: `Call`, `Summarize` and `Profile`."""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from jaxcb._src.writers.files import check_writable
 
 
 class CallWriter(Writer):
-    """Calls the function; what it raises names its callback and moment."""
+    """Calls the function; notes callback, hook and position on its errors."""
 
     def write(self, record: Any) -> None:
         run, action, context = self.context.run, record.action, self.context
-        fresh = getattr(action, "fresh", {})  # a `Call` shows every value, its kinds may tell which are new
+        fresh = getattr(action, "fresh", {})  # a `Call` passes every value; subclasses may say which are new
         values = {name: np.asarray(v) for name, v in action.values.items() if np.all(fresh.get(name, True))}
         logs = {name: v.item() if v.ndim == 0 else v for name, v in values.items()}
         run.params = {"epochs": context.epochs, "steps": context.steps_per_epoch, "verbose": context.verbose}
@@ -33,25 +33,25 @@ class CallWriter(Writer):
 
 
 class SummaryWriter(Writer):
-    """Prints the table; without FLOPs where the run has no traced step to tell."""
+    """Prints the model summary; without FLOPs if the run has no traced step."""
 
     def write(self, record: Any) -> None:
         run, action = self.context.run, record.action
         traced = run.traced_step() if run.traced_step is not None else None
-        # shapes will do, and copies of a large model would not
+        # shapes are enough, and avoid copies of a large model
         state = traced.state if traced is not None else jax.eval_shape(lambda s: s, run.state)
         summary = summarize(state, traced)
         print(as_text(summary.grouped(action.depth)) if action.verbose else totals(summary), flush=True)
 
 
 class ProfileWriter(Writer):
-    """Profiles lie in `plugins/profile` of their directory, each in one of its own, named by its time."""
+    """Writes profiles to `plugins/profile` of their directory, each in a directory named by its time."""
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         self._rooms: set[Path] = set()
         self._under_way: Path | None = None
-        self._before: list[Path] = []  # profiles that were there when it began
+        self._before: list[Path] = []  # profiles that existed when it started
 
     def prepare(self, action: Any) -> None:
         directory = self.context.path(action.log_dir)
@@ -74,7 +74,7 @@ class ProfileWriter(Writer):
             jax.profiler.start_trace(str(directory))
         except RuntimeError as error:
             raise RuntimeError(
-                f"the profiler cannot be started: {error} JAX has one for all of the process; end the other first."
+                f"the profiler cannot be started: {error} JAX allows one per process; stop the other one first."
             ) from None
         self._under_way, self._before = directory, before
 
@@ -84,7 +84,7 @@ class ProfileWriter(Writer):
         directory, self._under_way = self._under_way, None
         jax.profiler.stop_trace()
         new = [path for path in _profiles(directory) if path not in self._before]
-        if len(new) == 1:  # of several, another run has made one at the same time
+        if len(new) == 1:  # with several, another run has written one at the same time
             files = [p.relative_to(new[0]).as_posix() for p in new[0].rglob("*") if p.is_file()]
             self.context.record.make(self.context.key(new[0]), files)
 
@@ -97,7 +97,7 @@ class ProfileWriter(Writer):
         return self.context.key(profile) in self.context.record.made
 
     def restore(self, position: Any) -> None:
-        """Removes the profiles that the run made later; one that was under way begins again."""
+        """Removes the profiles that the run wrote later, and restarts one that was in progress."""
         for directory in self._rooms:
             key = self.context.key(directory)
             if key not in position["kept"]:

@@ -11,11 +11,11 @@ from jaxcb._src.writers.base import Writer
 from jaxcb._src.writers.queue import AsyncSender, RefusedError
 from jaxcb._src.writers.scalars import fresh_scalars_of, json_numbers
 
-_COME_AGAIN = (408, 425, 429)  # of the 4xx, those that ask for another attempt
+_COME_AGAIN = (408, 425, 429)  # the 4xx status codes that ask for a retry
 
 
 class PostWriter(Writer):
-    """Posts each record from a thread."""
+    """Posts each record from a background thread."""
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
@@ -23,7 +23,7 @@ class PostWriter(Writer):
 
     def prepare(self, action: Any) -> None:
         if action.owner not in self._outboxes:
-            host = urlsplit(action.url).netloc.rpartition("@")[2]  # no password
+            host = urlsplit(action.url).netloc.rpartition("@")[2]  # without a password
             outbox = AsyncSender(
                 f"{action.owner} at {host}",
                 lambda requests: _send(requests, action.timeout),
@@ -58,7 +58,7 @@ def _request(action: Any, payload: dict[str, Any]) -> Request:
 
 
 def _without_login(url: str) -> tuple[str, dict[str, str]]:
-    """Takes `name:password@` out of an address, which urllib does not understand, and makes the header of it."""
+    """Converts `name:password@` in a URL, which urllib does not support, to an Authorization header."""
     parts = urlsplit(url)
     login, found, host = parts.netloc.rpartition("@")
     if not found:

@@ -1,4 +1,4 @@
-"""Runs in MLflow."""
+"""Writer for runs in MLflow."""
 
 import importlib.util
 import os
@@ -9,14 +9,14 @@ from jaxcb._src.writers.base import Writer
 from jaxcb._src.writers.queue import AsyncSender, RefusedError
 from jaxcb._src.writers.scalars import fresh_floats
 
-_WAITING = 10_000  # records
-_AT_ONCE = 100  # records
-_METRICS = 1000  # MLflow takes no more in one request
+_WAITING = 10_000  # maximum number of waiting records
+_AT_ONCE = 100  # records per batch
+_METRICS = 1000  # MLflow's maximum per request
 _CLOSE_SECONDS = 30.0
 
 
 class MLflowWriter(Writer):
-    """Logs by step, from a thread: its client waits minutes for a server that is down."""
+    """Logs by step from a background thread, because MLflow's client waits minutes for a server that is down."""
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
@@ -34,7 +34,7 @@ class MLflowWriter(Writer):
             send = _Run(record.action).send
             outbox = AsyncSender(f"{owner}'s MLflow", send, self.context.warn, capacity=_WAITING, batch=_AT_ONCE)
             self._outboxes[owner] = outbox
-            self._outboxes[owner].put({})  # makes the run
+            self._outboxes[owner].put({})  # creates the run
         values = fresh_floats(record.action)
         if values:
             now = int(1000 * time.time())
@@ -52,18 +52,18 @@ class MLflowWriter(Writer):
 
 
 class _Run:
-    """A run of its own; the one that a user has open is not touched."""
+    """A new MLflow run; the user's active run is not used."""
 
     def __init__(self, action: Any) -> None:
         from mlflow import MlflowClient
 
-        # a store that cannot be is an error here, before the first step; a server is asked nothing yet
+        # An invalid store raises an error here, before the first step; a server is not contacted yet.
         self._client = MlflowClient(tracking_uri=action.tracking_uri)
         self._action = action
         self._id: str | None = None
 
     def send(self, items: list[dict[str, Any]]) -> None:
-        """Sends records in order. Runs on the outbox's thread."""
+        """Sends records in order. Called on the sender's thread."""
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 

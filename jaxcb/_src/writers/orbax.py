@@ -1,4 +1,4 @@
-"""Checkpoints that callbacks ask for, with Orbax. These are exports: a run resumes from its own."""
+"""Writer for `Checkpoint` actions, with Orbax. These are exports: a run resumes from its own checkpoints."""
 
 import contextlib
 import math
@@ -19,32 +19,32 @@ from jaxcb._src.storage import orbax as _orbax
 from jaxcb._src.writers.base import Writer, by_member
 from jaxcb._src.writers.files import check_writable
 
-_OF_THE_RUN = ("checkpoints", "result")  # directories below run_dir that are the run's own
+_OF_THE_RUN = ("checkpoints", "result")  # directories below run_dir that belong to the run itself
 
 
 class _Kept(NamedTuple):
-    """A checkpoint of this run that is there."""
+    """An existing checkpoint of this run."""
 
     path: Path
-    value: float  # what it is ranked by; NaN for what is never best
-    old: bool = False  # whether it was made when exports had no record, so that this list alone says whose it is
+    value: float  # the value to rank by; NaN for never best
+    old: bool = False  # whether it was written when exports had no owner record; then only this list knows the owner
 
 
 class CheckpointWriter(Writer):
-    """Saves what callbacks ask for, one save at a time, and deletes what is not to stay.
+    """Saves checkpoints of callbacks, one at a time, and deletes those that are not to be kept.
 
-    A population's members lie below the path, each under its number, and stay or go each by its own values. Of several
-    processes each writes its part of the arrays; directories are process 0's.
+    The checkpoints of a population's members are below the path, each under its number, and are kept or deleted by the
+    member's own values. With several processes, each writes its part of the arrays; process 0 handles directories.
     """
 
     everywhere = True
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
-        self._owners: dict[Path, str] = {}  # templates of this run, and who saves there
-        self._kept: dict[str, list[_Kept]] = {}  # template, with the number of a member -> oldest first
+        self._owners: dict[Path, str] = {}  # template -> the callback that saves there
+        self._kept: dict[str, list[_Kept]] = {}  # template (with a member's number) -> checkpoints, oldest first
         self._templates: set[str] = set()  # as callbacks give them
-        self._dormant: dict[str, Any] = {}  # what a checkpoint says of templates that no callback gives any more
+        self._dormant: dict[str, Any] = {}  # restored positions of templates that no callback has any more
         self._worker: ThreadPoolExecutor | None = None
         self._flight: Future[None] | None = None
 
@@ -60,12 +60,12 @@ class CheckpointWriter(Writer):
                 _refuse_others(path)
 
     def _claim(self, template: Path, owner: str) -> None:
-        """Refuses what would replace or delete another's checkpoints."""
+        """Rejects paths that would replace or delete the checkpoints of another callback or of the run."""
         for own in _OF_THE_RUN if self.context.run_dir is not None else ():
             if self.context.path(own).absolute() in (template, *template.parents):
                 raise ValueError(
-                    f"{owner} saves to {template}, but {own!r} below run_dir is where the run keeps what it resumes "
-                    "from. Give another path."
+                    f"{owner} saves to {template}, but {own!r} below run_dir is where the run saves the checkpoints "
+                    "that it resumes from. Give another path."
                 )
         for other, known in self._owners.items():
             if other == template and known != owner:
@@ -73,14 +73,14 @@ class CheckpointWriter(Writer):
             if other in template.parents or template in other.parents:
                 inner, outer = (template, other) if other in template.parents else (other, template)
                 raise ValueError(
-                    f"{inner} ({known if inner == other else owner}) lies within the checkpoint {outer} "
+                    f"{inner} ({known if inner == other else owner}) is within the checkpoint {outer} "
                     f"({known if outer == other else owner}), which is replaced as a whole; give one of them another "
                     "path."
                 )
         self._owners[template] = owner
 
     def _path(self, action: Any, *, step: int, epoch: int, batch: int) -> Path:
-        # Orbax takes no relative ones
+        # Orbax does not accept relative paths
         return self.context.path(fill(action, step=step, epoch=epoch, batch=batch)).absolute()
 
     def write(self, record: Any) -> None:
@@ -89,7 +89,7 @@ class CheckpointWriter(Writer):
             self._land()
             path = self._path(action, step=record.step, epoch=record.epoch, batch=record.batch)
             if tree is None:
-                # copies: donation takes nothing from what is being saved, and the loop waits for nothing of it
+                # a copy, because the state's buffers are donated while it is being saved
                 tree = self.context.run.copy_of(lambda state, what=action.what: _chosen(state, what))
             own, key = tree, action.path
             if member is not None:
@@ -106,7 +106,7 @@ class CheckpointWriter(Writer):
                 if self.context.processes.is_primary:
                     _refuse_others(path)
                 _refuse_same_names(own)
-                # of several processes it is begun where no step is under way
+                # with several processes, a save in the background could run collectives during a step
                 if not action.async_ or self.context.processes.is_multiprocess:
                     self._save(own, facts, key, new, action, note)
                     continue
@@ -114,20 +114,20 @@ class CheckpointWriter(Writer):
             self._flight = self._worker.submit(self._save, own, facts, key, new, action, note)
 
     def _save(self, tree: Any, facts: dict[str, Any], key: str, new: _Kept, action: Any, note: str) -> None:
-        """Saves, and then deletes what is not to stay; of one in the background all of it is done there."""
+        """Saves, and then deletes what is not to be kept; both in the background if the save is."""
         with _noted(note):
             _save(new.path, tree, facts, self.context.record.run, self.context.processes)
             self._retain(key, new, action)
 
     def _retain(self, key: str, new: _Kept, action: Any) -> None:
-        """Deletes what is neither among the latest nor among the best; called when the new one is complete."""
+        """Deletes checkpoints that are neither among the newest nor the best; called when the new one is complete."""
         if action.max_to_keep is None and action.keep_best is None:
             return
         kept = [old for old in self._kept.get(key, []) if old.path != new.path] + [new]
         sign = 1.0 if action.mode == "min" else -1.0
         ranked = sorted(
             (k for k in kept if not math.isnan(k.value)), key=lambda k: sign * k.value
-        )  # of equals the older
+        )  # stable: of equal values the older one ranks first
         stay = {k.path for k in kept[-(action.max_to_keep or 1) :] + ranked[: action.keep_best or 0]}
         for old in kept:
             if old.path not in stay:
@@ -138,7 +138,7 @@ class CheckpointWriter(Writer):
         self._kept[key] = [k for k in kept if k.path in stay]
 
     def _delete(self, kept: _Kept) -> None:
-        """Deletes an export of this run; somebody may have taken it away, or put something else there."""
+        """Deletes an export, if it is still this run's: it may have been removed or replaced."""
         if (kept.path / _exports.MARK).is_file():
             run, _ = _exports.contents(kept.path)
             if run == self.context.record.run or (run is None and kept.old):
@@ -152,7 +152,7 @@ class CheckpointWriter(Writer):
         }
 
     def restore(self, position: Any) -> None:
-        """Takes over what the run has saved: at paths that the callbacks' own templates give, and at no others."""
+        """Restores the list of checkpoints, but only at paths that match the templates of callbacks."""
         for key, kept in position.items():
             template = self._template_of(key)
             if template is None:
@@ -163,8 +163,8 @@ class CheckpointWriter(Writer):
                 path = self.context.path(name).absolute()
                 if not _fits(path, self.context.path(template).absolute(), key != template):
                     self.context.warn(
-                        f"the checkpoint says that the run saved to {name!r}, which is no path of {template!r}; what "
-                        "lies there is left alone."
+                        f"the checkpoint says that the run saved to {name!r}, which does not match {template!r}; what "
+                        "is there is left unchanged."
                     )
                     continue
                 number = math.nan if value is None else float(value)
@@ -173,12 +173,12 @@ class CheckpointWriter(Writer):
             self.context.files.extend(k.path for k in entries if k.path.exists() and k.path not in self.context.files)
 
     def _template_of(self, key: str) -> str | None:
-        """The template that a key of `_kept` belongs to: itself, or with the number of a member behind it."""
+        """Returns the template of a key of `_kept`: the key itself, or without the number of a member at its end."""
         above, _, member = key.rpartition("/")
         return key if key in self._templates else above if above in self._templates and member.isdecimal() else None
 
     def _relative(self, path: Path) -> str:
-        """A path that stays right when the run's directory moves."""
+        """Returns a path that stays valid when the run's directory is moved."""
         directory = self.context.run_dir
         if directory is not None and path.is_relative_to(directory.absolute()):
             return path.relative_to(directory.absolute()).as_posix()
@@ -186,16 +186,16 @@ class CheckpointWriter(Writer):
 
     def tick(self, status: Any) -> None:
         if self._flight is not None and self._flight.done():
-            self._land()  # so that a save that failed is heard of soon
+            self._land()  # raises the error of a failed save soon
 
     def _land(self) -> None:
-        """Waits for the save that is under way, and raises what it raised."""
+        """Waits for the save in progress, and raises its error."""
         flight, self._flight = self._flight, None
         if flight is not None:
             flight.result()
 
     def close(self) -> None:
-        # Orbax loses a save that is under way at the end of a process, and may hang there
+        # At the end of a process, Orbax loses a save in progress, and may hang.
         try:
             self._land()
         finally:
@@ -206,7 +206,7 @@ class CheckpointWriter(Writer):
 
 @contextlib.contextmanager
 def _noted(note: str) -> Iterator[None]:
-    """Adds a note, once, to what is raised."""
+    """Adds a note, once, to errors that are raised within the context."""
     try:
         yield
     except Exception as error:
@@ -216,7 +216,7 @@ def _noted(note: str) -> Iterator[None]:
 
 
 def _as_json(value: float) -> Any:
-    """JSON knows no NaN; Python's reads infinities back."""
+    """Returns None for NaN, which JSON does not have; Python's JSON reads infinities."""
     return None if math.isnan(value) else value
 
 
@@ -225,13 +225,13 @@ def _chosen(state: Any, what: str) -> Any:
 
 
 def _refuse_others(path: Path) -> None:
-    """Raises an error where something else than a checkpoint is in the way."""
+    """Raises an error if something other than a checkpoint exists at the path."""
     if path.exists() and not (path / _exports.MARK).is_file():
-        raise FileExistsError(f"{path} is there and is no Orbax checkpoint, so it is not replaced. Give another path.")
+        raise FileExistsError(f"{path} is not an Orbax checkpoint, so it is not replaced. Give another path.")
 
 
 def _refuse_same_names(tree: Any) -> None:
-    """Raises an error for two leaves that Orbax would write to the same place: it takes a dot for a separator."""
+    """Raises an error if Orbax would write two leaves to the same place: it uses a dot as separator."""
     known: dict[str, str] = {}
     for path, _ in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path)
@@ -241,15 +241,15 @@ def _refuse_same_names(tree: Any) -> None:
 
 
 def _fits(path: Path, template: Path, of_member: bool) -> bool:
-    """Whether a path is one that a template gives."""
+    """Returns whether a path matches a template."""
     parts = string.Formatter().parse(str(template) + ("/{member}" if of_member else ""))
     pattern = "".join(re.escape(text) + ("" if field is None else "[^/]+") for text, field, _, _ in parts)
     return ".." not in path.parts and re.fullmatch(pattern, str(path)) is not None
 
 
 def _save(path: Path, tree: Any, facts: dict[str, Any], run: str, processes: Processes) -> None:
-    """Saves so that at any time a complete checkpoint is there: the old one goes when the new one is complete."""
+    """Saves so that a complete checkpoint exists at any time: the old one is deleted when the new one is complete."""
     new = processes.broadcast_from_primary(lambda: str(_exports.begin(path, run)))
-    _orbax.save(new, tree, custom_metadata=facts)  # its overwrite=True deletes first and then saves
+    _orbax.save(new, tree, custom_metadata=facts)  # its overwrite=True would delete the old one before saving
     if processes.is_primary:
         _exports.finish(path, run)

@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: a live bar with rich, or a line an epoch."""
+"""Progress display on the terminal: a live bar with rich, or one line per epoch."""
 
 import sys
 import time
@@ -14,11 +14,11 @@ from jaxcb._src.writers.base import Writer, by_member
 
 
 class BestSoFar:
-    """Keeps the best report of a population of the metric that tells most: of a validation, and a loss if there is one.
+    """Tracks the best report of a population, for one metric: preferably of a validation, and a loss.
 
     Args:
-        members: how many.
-        names: of the metrics that are reported.
+        members: number of members.
+        names: names of the metrics that are reported.
     """
 
     def __init__(self, members: int, names: Any) -> None:
@@ -30,7 +30,7 @@ class BestSoFar:
         self._best: tuple[float, int] | None = None
 
     def take(self, values: Mapping[str, Any], fresh: Mapping[str, Any], when: Any) -> None:
-        """Takes the reports of a moment in."""
+        """Updates the best with the reports of a row."""
         self.alive = int(np.sum(when))
         if self.name is None:
             return
@@ -43,29 +43,29 @@ class BestSoFar:
             self._best = (value, member)
 
     def parts(self) -> list[str]:
-        """What is shown of it."""
+        """Returns the texts to show."""
         shown = [f"{self.alive} of {self.members} alive"]
         if self._best is not None:
             shown.append(f"best {self.name} {self._best[0]:.4g} (member {self._best[1]})")
         return shown
 
 
-_PAUSE = 0.1  # seconds between two drawings of the bar: one takes milliseconds, and more often nobody looks
+_PAUSE = 0.1  # seconds between two updates of the bar: each takes milliseconds, and more are not visible
 
 
 class ProgressWriter(Writer):
-    """Draws the bar, prints the lines of epochs and of `Print` actions."""
+    """Draws the bar, and prints the lines of epochs and of `Print` actions."""
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         self._bar: Any = None
         self._task: Any = None
         self._live = False
-        self._due = 0.0  # when it is drawn again
-        self._lines: list[str] = []  # to be printed above the bar
+        self._due = 0.0  # time of the next update
+        self._lines: list[str] = []  # lines to print above the bar
         self._shown_epoch = 0
         self._last: tuple[float, int] | None = None
-        self._standing: BestSoFar | None = None  # of a population
+        self._standing: BestSoFar | None = None  # only for a population
 
     def prepare(self, action: Any) -> None:
         if isinstance(action, Print):
@@ -86,7 +86,7 @@ class ProgressWriter(Writer):
     def _epoch_line(self, record: Any) -> None:
         total = f"/{self.context.epochs}" if self.context.epochs else ""
         values = {n: v for n, v in record.action.values.items() if np.all(record.action.fresh[n])}
-        parts = [f"epoch {record.epoch + 1}{total}", f"step {record.step}"]  # no time: epochs arrive together
+        parts = [f"epoch {record.epoch + 1}{total}", f"step {record.step}"]  # no time: epochs arrive in groups
         if self._standing is not None:
             self._standing.take(record.action.values, record.action.fresh, record.action.when)
             if not self._live:
@@ -101,7 +101,7 @@ class ProgressWriter(Writer):
             print(text, flush=True)
 
     def _print_lines(self) -> None:
-        """Prints the lines that wait together: each print draws the bar anew, which takes milliseconds."""
+        """Prints the waiting lines in one call, because each print redraws the bar, which takes milliseconds."""
         lines, self._lines = self._lines, []
         if lines:
             self._bar.console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
@@ -110,7 +110,7 @@ class ProgressWriter(Writer):
         if not self._live:
             return
         now = time.monotonic()
-        if now < self._due and not status.yielded:  # what a host function prints comes behind the lines before it
+        if now < self._due and not status.yielded:  # before a host function prints, the waiting lines are printed
             return
         self._due = now + _PAUSE
         self._print_lines()
@@ -119,7 +119,7 @@ class ProgressWriter(Writer):
             self._bar, self._task = _make_bar()
             if not (
                 self._bar.console.is_interactive or self._bar.console.is_jupyter
-            ):  # in a file it is but blank lines
+            ):  # written to a file, the bar is only blank lines
                 self._bar, self._live = None, False
                 return
             self._bar.start()
@@ -131,7 +131,7 @@ class ProgressWriter(Writer):
         figures = "  ".join(_shown(status.window)) if cursor else ""
         speed = self._speed(now, int(status.step))
         total_steps, completed = self.context.steps_per_epoch, cursor
-        if self._standing is not None:  # the bar, and the time that is left, are those of the whole sweep
+        if self._standing is not None:  # the bar and its remaining time are those of the whole sweep
             figures = "  ".join(self._standing.parts())
             epochs = self.context.epochs
             total_steps = total_steps * epochs if total_steps and epochs else None
@@ -171,7 +171,7 @@ def _make_bar() -> tuple[Any, Any]:
 
 
 def _shown(values: Any) -> list[str]:
-    """Writes scalars for reading: `loss 0.512`."""
+    """Formats scalars: `loss 0.512`."""
     out = []
     for name, value in values.items():
         array = np.asarray(value)

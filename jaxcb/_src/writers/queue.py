@@ -9,21 +9,21 @@ _LONGEST_PAUSE = 30.0  # seconds between two attempts at a service that is down
 
 
 class RefusedError(Exception):
-    """The service answered and will not take it, so that sending it again is of no use."""
+    """The service rejected the data, so sending it again is useless."""
 
 
 class AsyncSender:
-    """A bounded queue and the thread that empties it, in order.
+    """A bounded queue and a thread that sends its items, in order.
 
-    What could not be sent is tried again, after pauses that grow, until the queue is full; then the oldest gives
-    way. All but `_work` runs on the caller's thread, warnings too.
+    Failed sends are repeated after increasing pauses; when the queue is full, the oldest item is dropped.
+    Everything except `_work` runs on the caller's thread, warnings too.
 
     Args:
         service: its name, for the warning.
         send: sends a list of items or raises an error; called on the thread.
-        warn: is given the text of a warning.
-        capacity: how many items may wait.
-        batch: how many are sent at once.
+        warn: called with the text of a warning.
+        capacity: maximum number of waiting items.
+        batch: maximum number of items per call of `send`.
         pause: seconds before the second attempt.
     """
 
@@ -46,11 +46,11 @@ class AsyncSender:
         self._closing = False
         self._failure: Exception | None = None
         self._told = False
-        # a daemon, so that a service that hangs does not keep the process alive
+        # a daemon thread, so that a service that hangs does not keep the process alive
         self._thread = threading.Thread(target=self._work, name=f"jaxcb: {service}", daemon=True)
 
     def put(self, item: Any) -> None:
-        """Gives an item to the thread; never waits."""
+        """Adds an item to the queue; never waits."""
         with self._changed:
             self._waiting.append(item)
             self._shorten()
@@ -60,13 +60,13 @@ class AsyncSender:
         self.check()
 
     def check(self) -> None:
-        """Warns of the service's first failure, once."""
+        """Warns once, about the service's first failure."""
         if self._failure is not None and not self._told:
             self._told = True
-            self._warn(f"{self._service} could not be reached: {self._failure!r}. The run goes on; this is said once.")
+            self._warn(f"{self._service} could not be reached: {self._failure!r}. The run continues. Shown once.")
 
     def close(self, timeout: float) -> None:
-        """Sends what waits, for at most `timeout` seconds, and warns of what was lost."""
+        """Sends waiting items, for at most `timeout` seconds, and warns about lost ones."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -77,7 +77,7 @@ class AsyncSender:
             self._waiting.clear()
         self.check()
         if self.lost:
-            self._warn(f"{self._service} was not given {self.lost} of {self.sent + self.lost} messages.")
+            self._warn(f"{self._service} did not receive {self.lost} of {self.sent + self.lost} messages.")
 
     def _shorten(self) -> None:
         while len(self._waiting) > self._capacity:
@@ -105,7 +105,7 @@ class AsyncSender:
                         continue
                     self._waiting.extendleft(reversed(items))
                     self._shorten()
-                    if last:  # it is still down, and the run waits
+                    if last:  # the service is still down, and the run waits
                         return
                     self._changed.wait_for(lambda: self._closing, pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)

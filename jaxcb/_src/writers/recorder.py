@@ -20,18 +20,19 @@ from jaxcb._src.writers.run_handle import Record, Run
 
 
 class Recorder:
-    """Performs what callbacks ask of the host in a loop of your own: rows, curves, checkpoints, lines, calls.
+    """Performs the log and host actions of callbacks in your own loop: rows, curves, checkpoints, lines, calls.
 
-    Control actions are `apply`'s. Use it in a `with` block, which makes everything durable on every way out.
+    `apply` applies the control actions. Use the recorder in a `with` block, which makes all output durable on every
+    exit.
 
     Args:
-        run_dir: where relative paths lie; where it is None, the working directory in which the recorder was made.
-        callbacks: whose actions will come; an action of another owner is refused.
-        verbose: 0 for silence.
+        run_dir: the directory of relative paths; None for the working directory in which the recorder was made.
+        callbacks: the callbacks whose actions will be performed; actions of others are rejected.
+        verbose: 0 for no output.
 
     Attributes:
-        files: what was written.
-        stop_reason: who asked for a stop and why, None where nobody did.
+        files: the files that were written.
+        stop_reason: which callback stopped the run and why; None if none did.
 
     Example:
         >>> import jaxcb as jc, tempfile
@@ -73,29 +74,29 @@ class Recorder:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What was written."""
+        """The files that were written."""
         return tuple(self._context.files)
 
     @property
     def stop_reason(self) -> str | None:
-        """Who asked for a stop and why."""
+        """Which callback stopped the run and why; None if none did."""
         return "; ".join(self._reasons) or None
 
     def perform(self, actions: Any, train_state: Any = None, *, step: Any = None, epoch: int = 0) -> None:
-        """Performs the log and host actions that fire: logs first, then what needs the run.
+        """Performs the log and host actions that fire: log actions first, then host actions.
 
         Args:
-            actions: what a hook returned; or the stack that `lax.scan` makes of them, a moment a step.
-            train_state: the run as it stands, for actions that need it (checkpoints, calls), and for the step.
-            step: updates done, int32 (), or a stack of them; the train state's where it is None.
+            actions: the actions that a hook returned, or their stack from `lax.scan`, one entry per step.
+            train_state: the current train state, for actions that need it (checkpoints, calls), and for the step.
+            step: updates done, int32 (), or a stack of them; that of the train state if None.
             epoch: index of the epoch, from 0.
 
         Raises:
-            ValueError: where neither `train_state` nor `step` is given, and for an action of an unknown owner.
+            ValueError: if neither `train_state` nor `step` is given, or an action has an unknown owner.
         """
         if step is None:
             if train_state is None:
-                raise ValueError("perform needs the moment: pass the train state, or step=.")
+                raise ValueError("perform needs the step: pass the train state, or step=.")
             step = train_state.step
         self._run._hold(train_state)
         own = tuple(to_strong_types(a) for a in as_actions(actions) if isinstance(a, LogAction | HostAction | Stop))
@@ -115,46 +116,46 @@ class Recorder:
             self._run.stop_reason = None
 
     def _prepare(self, action: Any) -> None:
-        """Shows an action to its writer, when it comes for the first time."""
+        """Passes an action to its writer's `prepare` when it comes for the first time."""
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x)[np.ndim(action.when) :], x.dtype), action)
         kind = jax.tree.structure(action)
         if kind in self._known:
             return
         if self._owners is not None and action.owner not in self._owners:
             raise ValueError(
-                f"an action of {action.owner or 'nobody'} came, but the recorder was made for "
-                f"{', '.join(sorted(self._owners)) or 'no callback'}. Run hooks through jc.chain(...), which names the "
-                "owner, or leave callbacks= out."
+                f"got an action of {action.owner or 'an unknown callback'}, but the recorder was made for "
+                f"{', '.join(sorted(self._owners)) or 'no callback'}. Call hooks through jc.chain(...), which sets the "
+                "owner, or omit callbacks=."
             )
         self._performer.prepare(shapes)
         self._known.add(kind)
 
 
 def _answered(action: Any, train_state: Any) -> tuple[Any, ...]:
-    """What a request stands for; other actions as they are."""
+    """Returns the actions with their payload that a lazy action stands for; other actions unchanged."""
     if not is_lazy(action):
         return (action,)
     if np.ndim(action.when):
         raise ValueError(
-            f"{type(action).__name__}(of={action.of!r}) of {action.owner or 'nobody'} came as a stack of moments, but "
-            "the weights of the moments before are gone. Perform it where it fires."
+            f"{type(action).__name__}(of={action.of!r}) of {action.owner or 'an unknown callback'} is a stack of "
+            "several steps, but the weights of earlier steps no longer exist. Perform it at the step at which it fires."
         )
     if not action.when:
         return ()
     check_lazy(action, "a hand-written loop")
     if train_state is None:
-        raise ValueError(f"{type(action).__name__}(of={action.of!r}) looks at the run: pass the train state.")
+        raise ValueError(f"{type(action).__name__}(of={action.of!r}) needs the run: pass the train state.")
     return materialize(action, train_state)
 
 
 def _records(actions: tuple[Any, ...], step: np.ndarray, epoch: int) -> Any:
-    """The actions that fire as records; a stack's moments are consecutive steps, of which the last one is `step`."""
+    """Yields the actions that fire as records; the entries of a stack are consecutive steps, the last one is `step`."""
     length = max((np.shape(a.when)[0] for a in actions if np.ndim(a.when)), default=1)
     steps = np.broadcast_to(step, (length,)) if step.ndim else step - length + 1 + np.arange(length)
     for moment in range(length):
         for action in actions:
             if not np.ndim(action.when) and moment != length - 1:
-                continue  # what is no stack belongs to the last moment
+                continue  # an action that is not stacked belongs to the last step
             own = jax.tree.map(lambda x, i=moment: x[i], action) if np.ndim(action.when) else action
             if own.when:
                 yield Record(own, "", int(steps[moment]), epoch, 0)

@@ -1,4 +1,4 @@
-"""Runs in Weights & Biases."""
+"""Writers of scalars by step: functions, JSON Lines, Weights & Biases."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ from jaxcb._src.writers.files import AppendFile
 
 
 def fresh_scalars_of(action: Any) -> dict[str, Any]:
-    """Returns name -> scalar for what was reported; members of a population have a name each, `name/member`."""
+    """Returns name -> scalar for the reported values; for a population, each member has a name, `name/member`."""
     found = {}
     for member, own in by_member(action):
         suffix = "" if member is None else f"/{member}"
@@ -24,12 +24,12 @@ def fresh_scalars_of(action: Any) -> dict[str, Any]:
 
 
 def fresh_floats(action: Any) -> dict[str, float]:
-    """Returns name -> float for what was reported."""
+    """Returns name -> float for the reported values."""
     return {name: float(value) for name, value in fresh_scalars_of(action).items()}
 
 
 def json_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns numbers as JSON can hold them: the shortest that read back; texts for what is not finite."""
+    """Returns numbers for JSON: the shortest decimals that parse to the same value; strings for non-finite ones."""
     return {name: _json_number(value) for name, value in values.items()}
 
 
@@ -43,7 +43,7 @@ def _json_number(value: Any) -> Any:
 
 
 class HandOverWriter(Writer):
-    """Calls the function; one whose service is down is warned of once."""
+    """Calls the function; warns once if it raises an `OSError`."""
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
@@ -55,17 +55,17 @@ class HandOverWriter(Writer):
             return
         try:
             action.fn(record.step, values)
-        except OSError as error:  # what sockets, files and most clients raise where something is down
+        except OSError as error:  # sockets, files and most clients raise it if something is down
             if action.owner not in self._told:
                 self._told.add(action.owner)
                 self.context.warn(
-                    f"the function of {action.owner} failed at step {record.step}: {error!r}. The run goes on; this is "
-                    "said once."
+                    f"the function of {action.owner} failed at step {record.step}: {error!r}. The run continues. "
+                    "Shown once."
                 )
 
 
 class JSONLinesWriter(Writer):
-    """Writes an object a record."""
+    """Writes one JSON object per record."""
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
@@ -89,15 +89,15 @@ class JSONLinesWriter(Writer):
             file.close()
 
 
-_FINISH_SECONDS = 60.0  # W&B's own default waits for ever
+_FINISH_SECONDS = 60.0  # W&B's own default waits forever
 
 
 class WandbWriter(Writer):
-    """Logs by step. The package sends from a process of its own."""
+    """Logs by step. The wandb package sends from its own process."""
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
-        self._runs: dict[str, Any] = {}  # owner -> run, None where it has failed
+        self._runs: dict[str, Any] = {}  # owner -> run, None if it failed
         self._ours: list[str] = []
 
     def prepare(self, action: Any) -> None:
@@ -114,24 +114,24 @@ class WandbWriter(Writer):
         if values and self._runs[owner] is not None:
             try:
                 self._runs[owner].log(values, step=record.step)
-            except Exception as error:  # whatever its client raises, the training does not depend on it
-                self._give_up(owner, "could not be given the metrics", error)
+            except Exception as error:  # of any kind: training does not depend on the logger
+                self._give_up(owner, "could not receive the metrics", error)
 
     def _open(self, action: Any) -> Any:
-        """Returns the run to log to, or None where the service cannot be reached."""
+        """Returns the run to log to, or None if the service cannot be reached."""
         import wandb
         from wandb.errors import AuthenticationError, Error, UsageError
 
         if action.options is None and wandb.run is not None:
             return wandb.run
-        # made before the first step and kept apart from a run that the user has open
+        # started before the first step, and separate from the user's active run
         settings = wandb.Settings(finish_timeout=_FINISH_SECONDS, silent=self.context.verbose == 0)
         given = {"settings": settings, "reinit": "create_new"} | dict(action.options or {})
         if self.context.run_dir is not None:
             given = {"dir": str(self.context.run_dir)} | given
         try:
             run = wandb.init(**given)
-        except (UsageError, AuthenticationError):  # the user's to mend
+        except (UsageError, AuthenticationError):  # the user has to fix these
             raise
         except Error as error:
             self._give_up(action.owner, "could not be reached", error)
@@ -142,7 +142,7 @@ class WandbWriter(Writer):
     def _give_up(self, owner: str, what: str, error: Exception) -> None:
         self._runs[owner] = None
         self.context.warn(
-            f"Weights & Biases {what}: {error!r}. The run goes on without {owner}; mode='offline' logs to the disk."
+            f"Weights & Biases {what}: {error!r}. The run continues without {owner}; mode='offline' logs to the disk."
         )
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""Actions: what a callback can ask for, as data."""
+"""Actions: the values that a callback returns to change, log or act on the run."""

@@ -1,4 +1,4 @@
-"""Requests: log actions that the run fills with what is inside it, when they fire."""
+"""Base classes of actions. A `LazyLogAction` with `of` set is computed by the run when it fires."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,61 +9,61 @@ from jaxcb._src.utils.pytree import Struct, static
 
 
 class Action(Struct):
-    """One thing that should happen where `when` holds.
+    """Base class of actions: an effect that takes place where `when` is true.
 
     Attributes:
-        when: whether it happens now, bool (). The structure of an action never changes, only its arrays.
-        owner: name of the callback that asked for it; `chain` fills it in.
+        when: whether the action fires, bool (). Only the arrays of an action may change between hook calls, never its
+            structure.
+        owner: name of the callback that returned it; set by `chain`.
     """
 
     when: Any = dataclasses.field(default=True, kw_only=True)
     owner: str = static(default="", kw_only=True)
 
-    template = ""  # a subclass that carries a text says here which field holds it
+    template = ""  # the name of the field that holds a text template, in subclasses that have one
 
 
 class ControlAction(Action):
-    """An action that changes the run on the device."""
+    """Base class of actions that change the run on the device."""
 
 
 class LogAction(Action):
-    """An action that carries values to the host."""
+    """Base class of actions that send values to the host."""
 
 
 class HostAction(Action):
-    """An action that needs the live run on the host."""
+    """Base class of actions that need the live run on the host."""
 
 
 class LazyLogAction(LogAction):
-    """A log action that may be a request: the run computes what it carries on the device, only when it fires.
+    """Base class of log actions whose payload the run can compute on the device, only when the action fires.
 
     A subclass defines `answer`.
 
     Attributes:
-        of: what it is about: "params", "grads", "updates", "activations" (the outputs of a Flax model's modules), or
-            a function that returns a tree of arrays: of a `StepView` in `on_before_update`, of the train state
-                elsewhere.
-            None where the action carries values of its own. Of the words "params" alone is known everywhere, the
-            others in `on_before_update`.
-        where: pattern of the paths that it is about.
+        of: the arrays to log: "params", "grads", "updates", "activations" (the outputs of a Flax model's modules), or
+            a function that returns a pytree of arrays. The function receives a `StepView` in `on_before_update` and
+            the train state in all other hooks. "params" is available in every hook, the other names only in
+            `on_before_update`. None if the action holds its own values.
+        where: pattern of the paths to log.
     """
 
     of: str | Callable[[Any], Any] | None = static(default=None, kw_only=True)
     where: str = static(default="**", kw_only=True)
 
     def answer(self, arrays: dict[str, Any]) -> tuple[Self, ...]:
-        """Returns the actions that a request stands for: always as many, and of the same form. Pure.
+        """Returns the actions with their payload: a fixed number of actions of fixed structure. Pure.
 
         Args:
-            arrays: what it asked for, by path.
+            arrays: path -> array, of the pytree that `of` selects.
         """
         raise NotImplementedError
 
     def chosen(self, arrays: dict[str, Any]) -> dict[str, Any]:
-        """Returns the arrays whose path fits.
+        """Returns the arrays whose path matches `where`.
 
         Raises:
-            ValueError: where none does.
+            ValueError: if no path matches.
         """
         check_pattern(self.where, arrays, self.owner or type(self).__name__)
         return {path: x for path, x in arrays.items() if matches(self.where, path)}

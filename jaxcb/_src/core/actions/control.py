@@ -1,4 +1,4 @@
-"""Control actions: what changes the run on the device."""
+"""Control actions: they change the run on the device."""
 
 import dataclasses
 from typing import Any
@@ -8,13 +8,13 @@ from jaxcb._src.utils.pytree import static
 
 
 class Stop(ControlAction):
-    """Stops the run: the epoch is validated and closed first, as in Keras.
+    """Stops the run. The current epoch is validated and closed first, as in Keras.
 
     Attributes:
         when: whether to stop, bool ().
-        reason: a template that the host fills with `values` and the metrics of the moment,
+        reason: a template that the host fills with `values` and the metrics of the hook call,
             such as `"val_loss reached {val_loss:.3f}"`.
-        values: what the template needs beyond metrics, name -> scalar.
+        values: further values of the template, name -> scalar.
     """
 
     when: Any = True
@@ -25,12 +25,12 @@ class Stop(ControlAction):
 
 
 class ScaleLearningRate(ControlAction):
-    """Multiplies the callbacks' factor on the learning rate.
+    """Multiplies the factor that callbacks apply to the learning rate.
 
     Attributes:
         factor: the multiplier, float32 ().
-        floor: the effective rate is not scaled below it, float32 (); None for no floor. One needs the
-            exact form of the rate (`adjustable_lr`).
+        floor: lower bound of the effective learning rate, float32 (); None for no bound. A bound needs a learning
+            rate that the run can read (`adjustable_lr`).
     """
 
     factor: Any
@@ -38,7 +38,7 @@ class ScaleLearningRate(ControlAction):
 
 
 class SetLearningRate(ControlAction):
-    """Replaces the base rate until the next set; the callbacks' factor still multiplies it."""
+    """Replaces the base learning rate until it is set again; the callbacks' factor still multiplies it."""
 
     value: Any
 
@@ -51,13 +51,13 @@ class SetControl(ControlAction):
 
 
 class WeightAction(ControlAction):
-    """An action on the named weights `slot`, which the owner declares in `slots()`."""
+    """Base class of actions on the named weights `slot`, which the owner declares in `slots()`."""
 
     slot: str = static(default="best")
 
     @property
     def key(self) -> str:
-        """Where the run keeps them: `owner/slot`."""
+        """The key of the named weights in the train state: `owner/slot`."""
         return f"{self.owner}/{self.slot}" if self.owner else self.slot
 
 
@@ -66,28 +66,28 @@ class Snapshot(WeightAction):
 
 
 class Restore(WeightAction):
-    """Copies the slot into the current weights, where it was ever filled."""
+    """Copies the slot into the current weights, unless the slot was never filled."""
 
 
 class Average(WeightAction):
     """Moves the slot towards the current weights: `decay * slot + (1 - decay) * current`.
 
-    The first one copies.
+    The first one copies the current weights.
     """
 
     decay: Any = 0.999
 
 
 class Swap(WeightAction):
-    """Exchanges the slot and the current weights, where it was ever filled."""
+    """Exchanges the slot and the current weights, unless the slot was never filled."""
 
 
 class ScaleHyperparameter(ControlAction):
-    """Multiplies a number of the optimizer that lives in its state, as those do that a sweep gives to its members.
+    """Multiplies a hyperparameter that is kept in the optimizer's state, such as one that a sweep varies.
 
     Attributes:
         factor: the multiplier, float32 ().
-        name: of the number, such as "weight_decay".
+        name: the hyperparameter, such as "weight_decay".
     """
 
     name: str = static()
@@ -95,25 +95,25 @@ class ScaleHyperparameter(ControlAction):
 
 
 class Exploit(ControlAction):
-    """Copies another member of a population: weights, model state, optimizer state and controls. Applied before others.
+    """Copies another member of a population (weights, model state, optimizer state, controls) before other actions.
 
     Attributes:
-        source: the row of the member to copy, int32 (members,); so `when`.
+        source: the row of the member to copy, int32 (members,). `when` has the same axis.
     """
 
     source: Any
 
 
 class SkipUpdate(ControlAction):
-    """Drops this update (`on_before_update` only): step and rng advance, nothing else."""
+    """Drops this update (`on_before_update` only): step and rng advance, nothing else changes."""
 
 
 class ScaleUpdates(ControlAction):
-    """Multiplies this step's updates (`on_before_update` only).
+    """Multiplies the updates of this step (`on_before_update` only).
 
     Attributes:
         factor: the multiplier, float32 (); 0 freezes.
-        where: pattern of parameter paths, `**` for any number of parts: `"backbone/**"`.
+        where: pattern of parameter paths, in which `**` matches any number of parts: `"backbone/**"`.
     """
 
     factor: Any

@@ -1,4 +1,4 @@
-"""Host actions: what needs the live run on the host."""
+"""Host actions: they need the live run on the host."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class Call(HostAction):
 
     Attributes:
         fn: a function of one `Run`.
-        values: the metrics of the moment for `run.logs`, name -> array.
+        values: the metrics of the hook call, for `run.logs`, name -> array.
     """
 
     fn: Callable[[Any], Any] = static()
@@ -23,20 +23,20 @@ class Call(HostAction):
 
 
 class Checkpoint(HostAction):
-    """Saves the weights of this moment in a directory of its own, with Orbax; `jc.load` and `ocp.load` read it.
+    """Saves the current weights in a directory, with Orbax; `jc.load` and `ocp.load` read it.
 
     Attributes:
         path: the directory, a template filled as `Stop.reason` is: `"{epoch:02d}-{val_loss:.2f}"`, epoch from 1.
-            Relative ones lie below `run_dir` where there is one. A checkpoint that is there is replaced once the
-            new one is complete.
+            A relative path is below `run_dir` if there is one. An existing checkpoint is replaced once the new one is
+            complete.
         what: "model" for a dict of `params` and `model_state`, "state" for the whole train state.
-        values: what the template needs beyond metrics, name -> scalar.
-        value: what it is ranked by, float32 (), NaN for what is never best; None where nothing ranks it.
-        mode: "min" or "max", which values are better.
-        max_to_keep: how many of the latest that this action saved stay; None for all, or for one where `keep_best`
+        values: further values of the template, name -> scalar.
+        value: the value to rank by, float32 (), NaN for never best; None for no ranking.
+        mode: "min" or "max": which values are better.
+        max_to_keep: how many of the newest checkpoints of this action to keep; None for all, or for one if `keep_best`
             is given.
-        keep_best: how many of those with the best values stay besides them; None for no such rule.
-        async_: whether the save goes on in the background.
+        keep_best: how many of the best checkpoints to keep besides these; None for no such rule.
+        async_: whether to write the checkpoint in the background.
     """
 
     path: str = static()
@@ -58,21 +58,21 @@ class Checkpoint(HostAction):
             if getattr(self, name) is not None:
                 self._set(name, check_int("Checkpoint", name, getattr(self, name), least=1))
         if self.keep_best is not None and self.value is None:
-            raise ValueError("Checkpoint: keep_best needs value=, which it ranks by.")
+            raise ValueError("Checkpoint: keep_best needs value=, the value to rank by.")
 
 
 class Backup(HostAction):
-    """Saves the whole run in its directory, so that a killed one goes on from here."""
+    """Saves the whole run in its directory, so that a killed run can resume from here."""
 
 
 class Profile(HostAction):
-    """Begins a profile of the device and the host by `jax.profiler`, or ends it.
+    """Starts or stops a profile of the device and the host by `jax.profiler`.
 
-    TensorBoard's plugin `xprof` shows it, as do XProf itself and Perfetto.
+    TensorBoard's plugin `xprof`, XProf itself and Perfetto show it.
 
     Attributes:
-        begins: whether it begins here; else it ends. What is not ended when the run ends, ends with it.
-        log_dir: the directory that it goes into; relative ones lie below `run_dir` where there is one.
+        begins: True to start the profile, False to stop it. The end of the run stops it too.
+        log_dir: the directory to write to; a relative path is below `run_dir` if there is one.
     """
 
     begins: bool = static()
@@ -83,10 +83,10 @@ class Profile(HostAction):
 
 
 class Summarize(HostAction):
-    """Prints what the model is made of: its arrays, what they hold, and the FLOPs of a forward pass.
+    """Prints a summary of the model: its arrays, their sizes, and the FLOPs of a forward pass.
 
     Attributes:
-        depth: one line for all arrays that share so many first parts of their path; None for a line an array.
+        depth: the number of leading path parts to group arrays by, one line per group; None for one line per array.
         verbose: 1 for a table, 0 for one line with the totals.
     """
 

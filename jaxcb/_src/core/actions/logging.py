@@ -1,4 +1,4 @@
-"""Log actions: what carries values to a file, to the terminal or to a service."""
+"""Log actions: they send values to a file, to the terminal or to a service."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from jaxcb._src.utils.pytree import static
 
 
 class LogCSV(LogAction):
-    """One row of a table in a file.
+    """Appends one row to a table in a file.
 
     Attributes:
         values: name -> scalar.
-        fresh: name -> whether it was reported now, bool (); what was not is written as NA.
-        path: the file; relative ones lie below `run_dir` where there is one.
-        separator: what stands between columns.
-        append: whether a file that is there goes on (same header) or is replaced.
+        fresh: name -> whether it is reported in this hook call, bool (); other values are written as NA.
+        path: the file; a relative path is below `run_dir` if there is one.
+        separator: the text between columns.
+        append: whether to append to an existing file (with the same header) instead of replacing it.
     """
 
     values: dict[str, Any]
@@ -31,17 +31,17 @@ class LogCSV(LogAction):
 
 
 class LogHistory(LogAction):
-    """One row of the run's own history (`result.history`, `history.csv`)."""
+    """Appends one row to the run's own history (`result.history`, `history.csv`)."""
 
     values: dict[str, Any]
     fresh: dict[str, Any]
 
 
 class LogProgress(LogAction):
-    """The figures of a finished epoch for the progress display.
+    """Shows the metrics of a finished epoch in the progress display.
 
     Attributes:
-        verbose: 1 for a live bar on a terminal, 2 for a line an epoch, None for the bar on a terminal and lines
+        verbose: 1 for a live bar on a terminal, 2 for one line per epoch, None for the bar on a terminal and lines
             elsewhere.
     """
 
@@ -51,7 +51,7 @@ class LogProgress(LogAction):
 
 
 class Print(LogAction):
-    """A line on the terminal: `text` is a template filled as `Stop.reason` is."""
+    """Prints a line to the terminal: `text` is a template filled as `Stop.reason` is."""
 
     text: str = static(default="")
     values: dict[str, Any] = dataclasses.field(default_factory=dict, kw_only=True)
@@ -60,11 +60,11 @@ class Print(LogAction):
 
 
 class ReportAction(LogAction):
-    """A log action for a logger that takes scalars by step.
+    """Base class of log actions for loggers that take scalars by step.
 
     Attributes:
         values: name -> scalar.
-        fresh: name -> whether it was reported now, bool (); what was not is left out.
+        fresh: name -> whether it is reported in this hook call, bool (); other values are left out.
     """
 
     values: dict[str, Any]
@@ -72,17 +72,17 @@ class ReportAction(LogAction):
 
 
 class LogToFunction(ReportAction):
-    """Hands the fresh values to a function: `fn(step, {name: float})`."""
+    """Passes the values reported in this hook call to a function: `fn(step, {name: float})`."""
 
     fn: Callable[[int, dict[str, float]], Any] = static()
 
 
 class JSONLine(ReportAction):
-    """One line of a file of JSON objects: epoch, step and the fresh values.
+    """Appends one line to a JSON Lines file: epoch, step and the values reported in this hook call.
 
     Attributes:
-        path: the file; relative ones lie below `run_dir` where there is one.
-        append: whether a file that is there goes on or is replaced.
+        path: the file; a relative path is below `run_dir` if there is one.
+        append: whether to append to an existing file instead of replacing it.
     """
 
     path: str = static()
@@ -93,14 +93,14 @@ class JSONLine(ReportAction):
 
 
 class LogHTTP(ReportAction):
-    """Sends epoch, step and the fresh values to a web service, by HTTP POST.
+    """Sends epoch, step and the values reported in this hook call to a web service, by HTTP POST.
 
     Attributes:
-        url: where to.
-        field: the form's field that holds the JSON text; None sends that text as the body.
-        headers: of the request, pairs of name and value.
-        timeout: seconds until a request is given up, and that the run's end waits for what is under way.
-        queue_size: records that may wait; the oldest gives way.
+        url: the address of the service.
+        field: the form field that holds the JSON text; None sends that text as the body.
+        headers: HTTP headers, pairs of name and value.
+        timeout: seconds before a POST request fails; also how long the end of the run waits for pending ones.
+        queue_size: number of records that may wait; when the queue is full, the oldest is dropped.
     """
 
     url: str = static()
@@ -111,23 +111,23 @@ class LogHTTP(ReportAction):
 
 
 class WandbLog(ReportAction):
-    """The fresh values for a run in Weights & Biases.
+    """Logs the values reported in this hook call to a run in Weights & Biases.
 
     Attributes:
-        options: arguments of `wandb.init`; None for the run that is open.
+        options: arguments of `wandb.init`; None for the active run.
     """
 
     options: Any = static(default=None)
 
 
 class MLflowLog(ReportAction):
-    """The fresh values for a run in MLflow.
+    """Logs the values reported in this hook call to a run in MLflow.
 
     Attributes:
-        experiment: its name; None for the one that the environment names, or "Default".
-        tracking_uri: of the server or the local store; None for the one that is set for the process.
+        experiment: its name; None for the one that the environment sets, or "Default".
+        tracking_uri: URI of the server or the local store; None for the one set for the process.
         run_name: the run's name; None lets MLflow choose one.
-        tags: of the run, pairs of name and value.
+        tags: tags of the run, pairs of name and value.
     """
 
     experiment: str | None = static(default=None)

@@ -1,4 +1,4 @@
-"""`Figure`: a picture that the host draws."""
+"""TensorBoard actions: scalars, histograms, images, texts, embeddings, graphs, hyperparameters and figures."""
 
 import dataclasses
 import math
@@ -20,11 +20,11 @@ from collections.abc import Callable
 
 
 class TensorBoardAction(LogAction):
-    """A log action for TensorBoard.
+    """Base class of log actions for TensorBoard.
 
     Attributes:
         run: the run's directory below `log_dir`, such as "train" or "validation".
-        log_dir: the directory of all runs; relative ones lie below `run_dir` where there is one.
+        log_dir: the directory of all runs; a relative path is below `run_dir` if there is one.
     """
 
     run: str = static(default="train", kw_only=True)
@@ -32,17 +32,17 @@ class TensorBoardAction(LogAction):
 
     def __post_init__(self) -> None:
         self._set("log_dir", path_text(type(self).__name__, "log_dir", self.log_dir))
-        if self.run != "":  # which is `log_dir` itself
+        if self.run != "":  # "" is `log_dir` itself
             path_text(type(self).__name__, "run", self.run)
 
 
 class SeriesAction(TensorBoardAction):
-    """A log action for TensorBoard: one step of the series `tag` of a run.
+    """Base class of TensorBoard actions that add one step to the series `tag` of a run.
 
-    What shares a tag stands in one chart, a line a run.
+    Series with the same tag share a chart, with one line per run.
 
     Attributes:
-        by: what stands on the x axis: "step" for the updates done, "epoch" for the epoch, from 0.
+        by: the x axis: "step" for the updates done, "epoch" for the index of the epoch, from 0.
     """
 
     by: Literal["step", "epoch"] = static(default="step", kw_only=True)
@@ -53,11 +53,11 @@ class SeriesAction(TensorBoardAction):
 
 
 class Scalars(SeriesAction):
-    """Points of curves in TensorBoard, one a name.
+    """Adds one point to each named curve in TensorBoard.
 
     Attributes:
         values: name -> scalar.
-        fresh: name -> whether it was reported now, bool (); what was not is left out. None for all.
+        fresh: name -> whether it is reported in this hook call, bool (); other values are left out. None for all.
     """
 
     values: dict[str, Any]
@@ -74,12 +74,12 @@ class Scalars(SeriesAction):
 
 
 class OfArrays(SeriesAction, LazyLogAction):
-    """Abstract: a series action of one array, or a request for one of each array of a tree."""
+    """Abstract: a series action of one array, or of each array of a pytree that `of` selects."""
 
     tag: str = static()
 
     def check(self, values: Any) -> None:
-        """Requires values, or a request for them.
+        """Checks that exactly one of `values` and `of` is given.
 
         Raises:
             ValueError: for both, or neither.
@@ -87,40 +87,40 @@ class OfArrays(SeriesAction, LazyLogAction):
         super().__post_init__()
         kind = type(self).__name__
         if (values is None) == (self.of is None):
-            raise ValueError(f"{kind} {self.tag!r} takes an array, or of= with what to look at; one of two.")
+            raise ValueError(f"{kind} {self.tag!r} takes either an array or of=, got both or neither.")
         if self.of is None and self.where != "**":
-            raise ValueError(f"{kind} {self.tag!r}: where= chooses among what of= gives, but there is no of=.")
+            raise ValueError(f"{kind} {self.tag!r}: where= selects arrays of of=, but of= is not given.")
 
     def tagged(self, arrays: dict[str, Any]) -> dict[str, Any]:
-        """Returns what was asked for and is not empty, by the tag of each."""
+        """Returns the non-empty arrays that `where` matches: tag -> array."""
         chosen = {path: x for path, x in self.chosen(arrays).items() if jnp.size(x)}
         return {f"{self.tag}/{path}" if path else self.tag: x for path, x in chosen.items()}
 
     def place(self) -> dict[str, Any]:
-        """Where its answers go."""
+        """Returns the fields that the answers share with this action."""
         return {"run": self.run, "log_dir": self.log_dir, "by": self.by}
 
 
 class Histogram(OfArrays):
-    """How values are spread, in TensorBoard: counted on the device, so that only the counts travel.
+    """Logs the distribution of values as a histogram in TensorBoard; only the counts leave the device.
 
-    NaN and infinities are left out. Values that are given are counted whenever the hook runs, due or not. What is
-    asked for with `of=` is counted only when the action fires; it is one histogram for each array, `tag/path`.
+    NaN and infinities are left out. Values that are passed in are counted in every hook call, whether the action fires
+    or not. Arrays selected with `of=` are counted only when it fires, one histogram per array, `tag/path`.
 
     Args:
-        values: numbers, of any shape; the action does not hold them.
+        values: numbers, of any shape; the action does not keep them.
 
     Attributes:
-        tag: its name.
-        bins: how many of equal width, from the smallest value to the largest.
-        of: in place of values: "params", "grads", "updates" or "activations" (the outputs of a Flax model's modules),
-            or a function, as for every `LazyLogAction`.
-        where: pattern of the paths that are looked at, for `of`.
-        counts: values in each, int32 (bins,).
-        limits: of the bins, float32 (bins + 1,).
-        low: the smallest value, float32 (); 0 where there is none.
-        high: the largest, float32 (); 0 where there is none.
-        total: their sum, float32 ().
+        tag: the name of the series.
+        bins: number of bins, of equal width, from the smallest value to the largest.
+        of: instead of values: "params", "grads", "updates" or "activations" (the outputs of a Flax model's modules),
+            or a function, as in every `LazyLogAction`.
+        where: pattern of the paths to log, for `of`.
+        counts: values in each bin, int32 (bins,).
+        limits: limits of the bins, float32 (bins + 1,).
+        low: the smallest value, float32 (); 0 if there is none.
+        high: the largest value, float32 (); 0 if there is none.
+        total: the sum of the values, float32 ().
         squares: the sum of their squares, float32 ().
 
     Example:
@@ -144,7 +144,7 @@ class Histogram(OfArrays):
     def __post_init__(self, values: Any) -> None:
         self.check(values)
         if not isinstance(self.bins, int) or self.bins < 1:
-            raise ValueError(f"Histogram {self.tag!r}: bins must be a whole number above 0, got {self.bins!r}.")
+            raise ValueError(f"Histogram {self.tag!r}: bins must be an integer above 0, got {self.bins!r}.")
         if self.of is not None:
             return
         x = jnp.ravel(jnp.asarray(values)).astype(jnp.float32)
@@ -156,8 +156,9 @@ class Histogram(OfArrays):
         # equal values get a bin of width 1 around them, as in numpy
         half = jnp.where(high > low, 0.0, 0.5)
         limits = jnp.linspace(low - half, high + half, self.bins + 1, dtype=jnp.float32)
-        # as numpy does: by arithmetic, then put right by what the limits say; several times as fast as a search
-        small = jnp.where(jnp.maximum(-low, high) > 1e30, 1e-20, 1.0)  # neither it nor its inverse leaves the range
+        # As numpy does: compute the bin by arithmetic, then correct it by the limits. This is several times faster than
+        # a binary search.
+        small = jnp.where(jnp.maximum(-low, high) > 1e30, 1e-20, 1.0)  # keeps `high - low` finite for huge values
         width = jnp.where(high > low, high * small - low * small, 1.0)
         index = jnp.clip((((x * small - low * small) / width + half) * self.bins).astype(jnp.int32), 0, self.bins - 1)
         index = jnp.where(x < limits[index], index - 1, index)
@@ -175,16 +176,16 @@ class Histogram(OfArrays):
 
 
 class Image(OfArrays):
-    """A picture in TensorBoard.
+    """Logs an image in TensorBoard.
 
     Attributes:
-        tag: its name.
+        tag: the name of the series.
         image: uint8 (height, width) or (height, width, channels) with 1, 3 or 4 channels. Floats in [0, 1] are
-            brought to uint8 on the device, what lies outside is clipped.
-        of: in place of an image: what is drawn of each array, as for `Histogram`: its smallest value black and its
-            largest white; the filters of a convolution side by side; only when the action fires.
-        where: pattern of the paths that are drawn, for `of`.
-        largest: pixels that a side of such a picture may have; larger arrays are sampled.
+            converted to uint8 on the device; values outside are clipped.
+        of: instead of an image: the arrays to draw, as in `Histogram`, only when the action fires. The smallest value
+            is black and the largest white; the filters of a convolution are drawn side by side.
+        where: pattern of the paths to draw, for `of`.
+        largest: maximum side length of such an image, in pixels; larger arrays are sampled.
     """
 
     image: Any = None
@@ -202,12 +203,12 @@ class Image(OfArrays):
 
 
 class Text(SeriesAction):
-    """A text in TensorBoard, in Markdown: `text` is a template filled as `Stop.reason` is.
+    """Logs a text in TensorBoard, in Markdown: `text` is a template filled as `Stop.reason` is.
 
     Attributes:
-        tag: its name.
+        tag: the name of the series.
         text: the template.
-        values: what the template needs beyond metrics, name -> scalar.
+        values: further values of the template, name -> scalar.
     """
 
     tag: str = static()
@@ -218,19 +219,20 @@ class Text(SeriesAction):
 
 
 class Embedding(OfArrays):
-    """Vectors for TensorBoard's projector, which shows them as points in space.
+    """Logs vectors for TensorBoard's projector, which shows them as points in space.
 
     Attributes:
-        tag: its name.
-        vectors: a point a row, (rows, size).
-        labels: a text for each row; or the path of a file with a line for each, and where its lines have several
-            columns, parted by tabs, a line before them with the columns' names.
-        classes: int (rows,): which of `labels` each row has, or without labels its number.
-        sprites: a picture for each row, (rows, height, width), or with 1, 3 or 4 channels behind; uint8, or floats in
-            [0, 1].
-        of: in place of vectors: "params", or a function of the train state, such as one that runs the model; in
-            `on_before_update` of a `StepView`. Of what it returns each matrix is one embedding, `tag/path`.
-        where: pattern of the paths that are looked at, for `of`.
+        tag: the name of the series.
+        vectors: one point per row, (rows, size).
+        labels: a text for each row; or the path of a file with one line per row. If its lines have several
+            tab-separated columns, the first line has their names.
+        classes: int (rows,): the index into `labels` of each row, or its class number if there are no labels.
+        sprites: an image for each row, (rows, height, width), optionally with a last axis of 1, 3 or 4 channels; uint8,
+            or floats in [0, 1].
+        of: instead of vectors: "params", or a function, which receives a `StepView` in `on_before_update` and the train
+            state in all other hooks; it can, for example, run the model. Each matrix of its result is one embedding,
+            `tag/path`.
+        where: pattern of the paths to log, for `of`.
 
     Example:
         >>> import jaxcb as jc, jax.numpy as jnp
@@ -243,6 +245,8 @@ class Embedding(OfArrays):
     classes: Any = None
     sprites: Any = None
 
+    # The checks are in one function because they depend on each other: `labels` counts rows or classes, and only a
+    # payload that is already known (no `of=`) has rows to compare with.
     def __post_init__(self) -> None:
         what = f"Embedding {self.tag!r}"
         self.check(self.vectors)
@@ -262,31 +266,31 @@ class Embedding(OfArrays):
         self._set("vectors", vectors.astype(jnp.float32))
         rows = vectors.shape[0]
         if isinstance(self.labels, tuple) and self.classes is None and len(self.labels) != rows:
-            raise ValueError(f"{what} has {rows} rows and {len(self.labels)} labels; pass one a row, or classes=.")
+            raise ValueError(f"{what} has {rows} rows and {len(self.labels)} labels; pass one per row, or classes=.")
         if self.classes is not None and (
             jnp.shape(self.classes) != (rows,) or not jnp.issubdtype(jnp.asarray(self.classes).dtype, jnp.integer)
         ):
             raise ValueError(f"{what}: classes must be integers of shape ({rows},), got {jnp.shape(self.classes)}.")
         if self.sprites is not None and self.sprites.shape[0] != rows:
-            raise ValueError(f"{what} has {rows} rows and {self.sprites.shape[0]} sprites, expected one a row.")
+            raise ValueError(f"{what} has {rows} rows and {self.sprites.shape[0]} sprites, expected one per row.")
 
     def answer(self, arrays: dict[str, Any]) -> tuple["Embedding", ...]:
         more = dict(classes=self.classes, sprites=self.sprites, **self.place())
         found = {tag: x for tag, x in self.tagged(arrays).items() if jnp.ndim(x) == 2}
         if not found:
-            raise ValueError(f"Embedding {self.tag!r}: what of={self.of!r} gives has no matrix of shape (rows, size).")
+            raise ValueError(f"Embedding {self.tag!r}: of={self.of!r} has no matrix of shape (rows, size).")
         return tuple(Embedding(tag, x, self.labels, **more) for tag, x in found.items())
 
 
 class Graph(TensorBoardAction):
-    """The operations that a model's loss is computed by, for TensorBoard's Graphs page.
+    """Draws the operations that compute a model's loss, for TensorBoard's Graphs page.
 
-    They stand in the modules and functions that called them, with shapes on the edges.
+    They are grouped by the modules and functions that called them; the edges show shapes.
 
     Attributes:
-        jaxpr: what to draw, as `jax.make_jaxpr` returns it; None for the run's training step, as far as its loss.
-        outputs: names of the step's metrics whose computation is drawn, where `jaxpr` is None; () for "loss" where
-            there is one, and else for all.
+        jaxpr: the graph to draw, as `jax.make_jaxpr` returns it; None for the run's training step, up to its loss.
+        outputs: names of the step's metrics whose computation is drawn, if `jaxpr` is None; () for "loss" if there is
+            one, else for all.
 
     Example:
         >>> import jax, jaxcb as jc, jax.numpy as jnp
@@ -300,29 +304,29 @@ class Graph(TensorBoardAction):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.jaxpr is not None and not hasattr(self.jaxpr, "jaxpr"):
-            raise TypeError(f"Graph takes what jax.make_jaxpr(fn)(*args) returns, got a {type(self.jaxpr).__name__}.")
+            raise TypeError(f"Graph takes the result of jax.make_jaxpr(fn)(*args), got a {type(self.jaxpr).__name__}.")
         self._set("outputs", (self.outputs,) if isinstance(self.outputs, str) else tuple(self.outputs))
 
 
 class LogConfiguration(TensorBoardAction):
-    """What was set for the run, as a table on TensorBoard's Text page: `fit`'s arguments and the callbacks'.
+    """Logs the arguments of `fit` and of the callbacks as a table on TensorBoard's Text page.
 
     Attributes:
-        tag: its name.
+        tag: the name of the series.
     """
 
     tag: str = static(default="configuration")
 
 
 class HParams(TensorBoardAction):
-    """What was set, and what the run came to, for TensorBoard's HParams page, which compares runs.
+    """Logs hyperparameters and final metrics for TensorBoard's HParams page, which compares runs.
 
-    Without `final` it begins the run's line: `settings` besides what the run knows itself, `fit`'s arguments and those
-    numbers of callbacks that a sweep can change. With `final` it ends the line.
+    Without `final` it starts the run's row, with `settings`, `fit`'s arguments and the numbers of callbacks that a
+    sweep can change. With `final` it ends the row.
 
     Attributes:
-        settings: name -> number, text or boolean; None is left out. Kept as pairs.
-        final: name -> scalar, the metrics at the end; they stand in the column `final/name`.
+        settings: name -> number, text or boolean; None is left out. Stored as pairs.
+        final: name -> scalar, the metrics at the end; they are shown in the column `final/name`.
 
     Example:
         >>> import jaxcb as jc
@@ -351,14 +355,14 @@ class HParams(TensorBoardAction):
 
 
 class Figure(SeriesAction, LazyLogAction):
-    """A picture in TensorBoard that a function draws on the host, with matplotlib or as an array.
+    """Logs an image in TensorBoard that a function draws on the host, with matplotlib or as an array.
 
     Attributes:
-        tag: its name.
-        draw: `draw(values)`, given the arrays by name, returns a matplotlib figure, or an array as `Image` takes it.
-            It is called by the thread that trains: make the figure with `matplotlib.figure.Figure()`.
-        values: name -> array, what it is drawn of.
-        of: in place of `values`: what is drawn by its path, known only when the action fires.
+        tag: the name of the series.
+        draw: `draw(values)` receives arrays by name and returns a matplotlib figure, or an array as `Image` takes it.
+            The training thread calls it: create the figure with `matplotlib.figure.Figure()`.
+        values: name -> array, the data to draw.
+        of: instead of `values`: arrays by path, computed only when the action fires.
 
     Example:
         >>> import jaxcb as jc, numpy as np
@@ -376,7 +380,7 @@ class Figure(SeriesAction, LazyLogAction):
         if not callable(self.draw):
             raise TypeError(f"Figure {self.tag!r} takes a function of its values, got a {type(self.draw).__name__}.")
         if self.values and self.of is not None:
-            raise ValueError(f"Figure {self.tag!r} takes values, or of= with what to look at; one of two.")
+            raise ValueError(f"Figure {self.tag!r} takes either values or of=, got both.")
 
     def answer(self, arrays: dict[str, Any]) -> tuple["Figure"]:
         return (self.replace(values=self.chosen(arrays), of=None, where="**"),)

@@ -1,4 +1,4 @@
-"""What is done with requests: they are checked, and answered."""
+"""Functions of actions: flatten them, test whether they fire, fill their templates, compute lazy ones."""
 
 import string
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ def as_actions(actions: Any) -> tuple[Action, ...]:
 
 
 def stop_requested(actions: Any) -> Array:
-    """Whether any `Stop` among `actions` fires, bool (); false where there is none. Jittable."""
+    """Returns whether any `Stop` among `actions` fires, bool (); false if there is none. Jittable."""
     requested = jnp.zeros((), bool)
     for action in as_actions(actions):
         if isinstance(action, Stop):
@@ -35,10 +35,10 @@ def stop_requested(actions: Any) -> Array:
 
 
 def fired(actions: Any) -> tuple[Action, ...]:
-    """Returns the actions whose `when` holds, in order, with concrete values.
+    """Returns the actions whose `when` is true, in order, with concrete values.
 
-    Host only. Takes the stack that `lax.scan` makes of them as well (leading axis: time), and then
-    gives them moment by moment.
+    Host only. Also accepts actions that `lax.scan` stacked along a leading time axis; these are returned in order of
+    time.
 
     Example:
         >>> import jaxcb as jc
@@ -51,7 +51,7 @@ def fired(actions: Any) -> tuple[Action, ...]:
     if not lengths:
         return tuple(a for a, w in zip(concrete, whens, strict=True) if w)
     if len(lengths) > 1 or len(next(iter(lengths))) > 1:
-        raise ValueError(f"expected actions of one moment or of one scan, got predicates of shapes {lengths}.")
+        raise ValueError(f"expected the actions of one hook call or of one scan, got predicates of shapes {lengths}.")
     out: list[Action] = []
     for moment in range(next(iter(lengths))[0]):
         for action, when in zip(concrete, whens, strict=True):
@@ -61,24 +61,27 @@ def fired(actions: Any) -> tuple[Action, ...]:
 
 
 def template_names(text: str) -> list[str]:
-    """Returns the names that a template asks for: `"{val_loss:.2f} at {epoch}"` -> val_loss, epoch."""
+    """Returns the names that a template uses: `"{val_loss:.2f} at {epoch}"` -> val_loss, epoch."""
     return [name.split(".")[0].split("[")[0] for _, name, _, _ in string.Formatter().parse(text) if name]
 
 
-PLACES = ("epoch", "batch", "step")  # what every template may ask for
+PLACES = ("epoch", "batch", "step")  # available in every template
 
 
 def fill(
     action: Action, *, step: int = 0, epoch: int = 0, batch: int = 0, known: Iterable[tuple[str, Any]] = ()
 ) -> str:
-    """Fills the text of `action` (host only) with its values, its place in the run, and what is `known` besides.
+    """Fills the template of `action` (host only) with its values, its position in the run, and `known`.
 
     Args:
-        action: its template is filled.
+        action: the action whose template is filled.
         step: updates done.
         epoch: index of the epoch, from 0; `{epoch}` counts from 1.
-        batch: batches done in the epoch, so that `{batch}` counts from 1 behind a batch.
+        batch: batches done in the epoch, so `{batch}` counts from 1 after a batch.
         known: further names and values.
+
+    Returns:
+        The text.
     """
     values: dict[str, Any] = {"step": int(step), "epoch": int(epoch) + 1, "batch": int(batch), **dict(known)}
     for name, value in getattr(action, "values", {}).items():
@@ -88,45 +91,45 @@ def fill(
 
 
 _ALWAYS = ("params",)
-_BETWEEN = ("grads", "updates", "activations")  # known between the two halves of a step
+_BETWEEN = ("grads", "updates", "activations")  # available only between computing and applying an update
 
 
 def is_lazy(action: Action) -> TypeGuard[LazyLogAction]:
-    """Whether an action asks for what it is to carry."""
+    """Returns whether the run has to compute the payload of an action."""
     return isinstance(action, LazyLogAction) and action.of is not None
 
 
 def check_lazy(action: LazyLogAction, hook: str) -> None:
-    """Requires that what an action asks for is known in a hook.
+    """Checks that the arrays an action logs are available in a hook.
 
     Raises:
-        ValueError: says what is, and where.
+        ValueError: if not; the message lists the available ones.
     """
     of, what = action.of, f"{action.owner}: {type(action).__name__}(of={action.of!r})"
     if isinstance(of, str) and of not in (*_ALWAYS, *_BETWEEN):
         known = ", ".join(repr(name) for name in (*_ALWAYS, *_BETWEEN))
-        raise ValueError(f"{what} asks for what does not exist. Known: {known}, or a function.")
+        raise ValueError(f"{what} is not available. Available: {known}, or a function.")
     if isinstance(of, str) and of not in _ALWAYS and hook != "on_before_update":
         raise ValueError(
-            f"{what} in {hook}: that is known in on_before_update alone; 'params', and functions of the train state, "
-            "everywhere."
+            f"{what} in {hook}: it is available in on_before_update only; 'params', and functions of the train state, "
+            "in every hook."
         )
 
 
 def materialize(action: LazyLogAction, seen: Any) -> tuple[LazyLogAction, ...]:
-    """Computes what an action asks for; pure.
+    """Computes the payload of a lazy action; pure.
 
     Args:
-        action: a request.
-        seen: a `StepView`, or elsewhere than between the halves of a step the train state.
+        action: a log action with `of` set.
+        seen: a `StepView` in `on_before_update`, else the train state.
 
     Returns:
-        Actions that carry it, of the same `when` and owner.
+        Actions with the payload, and with the `when` and owner of `action`.
     """
     try:
         tree = action.of(seen) if callable(action.of) else getattr(seen, str(action.of))
         arrays = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         return tuple(own.replace(when=action.when, owner=action.owner) for own in action.answer(arrays))
     except Exception as error:
-        error.add_note(f"This happened in what {type(action).__name__} of {action.owner} asks for.")
+        error.add_note(f"This happened while computing of= of {type(action).__name__} for {action.owner}.")
         raise

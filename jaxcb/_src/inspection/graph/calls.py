@@ -1,7 +1,7 @@
-"""Calls: which modules and functions of the user's program each equation of a jaxpr stands in.
+"""Calls: finds the modules and functions of the user's program that contain each equation of a jaxpr.
 
-Flax Linen names its modules in the name stack. NNX and plain functions name nothing, and Equinox only classes; but each
-equation keeps the Python frames that it was traced in, and in them stand the calls of modules and functions.
+Flax Linen puts module names on the name stack. NNX and plain functions put no names there, and Equinox only class
+names; but each equation keeps the Python frames of its tracing, which include the calls of modules and functions.
 """
 
 import itertools
@@ -24,15 +24,15 @@ _FUNCTION = re.compile(r"[A-Za-z]\w*")
 
 
 class Call:
-    """One call, and what it called.
+    """One call of a module or function, and the calls within it.
 
     Attributes:
-        parent: the call that it stands in; None for the traced function itself.
-        name: of the module's class, or of the function.
-        is_module: whether it may take the name of its parameters' path.
-        key: from where what was called; the same in each round of a loop.
-        directories: of the parameters that it uses itself.
-        calls: within it, in order.
+        parent: the enclosing call; None for the traced function itself.
+        name: the name of the module's class, or of the function.
+        is_module: whether it may be named by the path of its parameters.
+        key: identifies call site and callee; equal in each iteration of a loop.
+        directories: directories of the parameters that it uses directly.
+        calls: the calls within it, in order.
     """
 
     def __init__(
@@ -41,16 +41,16 @@ class Call:
         self.parent, self.name, self.key, self.is_module = parent, name, key, is_module
         self.directories: list[str] = []
         self.calls: list[Call] = []
-        self._at = -1  # the instruction that it has come to
-        self._one: Call | None = None  # what it is a part of, where a loop was taken for a second call
+        self._at = -1  # the current instruction
+        self._one: Call | None = None  # the call that it was merged into, if a loop was mistaken for a second call
 
     @property
     def one(self) -> "Call":
-        """The call that stands for it."""
+        """The call that it was merged into, or itself."""
         return self if self._one is None else self._one.one
 
     def enter(self, name: str, key: Any, at: int = -1, *, is_module: bool = False) -> "Call":
-        """Goes on with the last call, where this is one from the same place, or begins another."""
+        """Continues the last call if it has the same call site, else begins another one."""
         last = self.calls[-1] if self.calls else None
         if last is None or last.key != key or at < last._at:
             last = Call(self, name, key, is_module=is_module)
@@ -60,7 +60,7 @@ class Call:
 
     @property
     def path(self) -> str | None:
-        """The directory of all parameters that are used within it; None where none are."""
+        """The common directory of all parameters that are used within it; None if there are none."""
         found = list(self.directories)
         for call in self.calls:
             path = call.path
@@ -69,7 +69,7 @@ class Call:
         return _common(found) if found else None
 
     def settle(self) -> None:
-        """Joins what a loop within a call has taken apart: calls from one place, of parameters that are not others'."""
+        """Merges calls that a loop has split: calls from one place, whose parameters belong together."""
         kept: list[Call] = []
         for call in self.calls:
             whole = next((k for k in reversed(kept) if k.key == call.key and _may_be_one(k, call, kept[-1])), None)
@@ -84,7 +84,7 @@ class Call:
             call.settle()
 
     def labels(self) -> Iterator[tuple["Call", str]]:
-        """Gives each call within it, and its name: of a module its path, without what the one around it tells."""
+        """Yields each call within it and its label: for a module its path, relative to the enclosing module."""
         around = self
         while around.parent is not None and not around.is_module:
             around = around.parent.one
@@ -116,11 +116,11 @@ def _may_be_one(a: Call, b: Call, last: Call) -> bool:
 
 
 class Frames(NamedTuple):
-    """The frames of an equation that are the user's or a library's, the outermost first.
+    """The frames of an equation that belong to the user or a third-party library, the outermost first.
 
     Attributes:
-        sites: what makes each of them another one: its code, and the instruction.
-        names: of their functions.
+        sites: code and instruction of each frame, which identify it.
+        names: the names of their functions.
         is_linen: whether Flax Linen has named the modules.
     """
 
@@ -130,7 +130,7 @@ class Frames(NamedTuple):
 
 
 def frames_of(equation: Any) -> Frames:
-    """Reads the frames that an equation was traced in."""
+    """Returns the frames in which an equation was traced."""
     traceback = equation.source_info.traceback
     if traceback is None:
         return Frames()
@@ -139,7 +139,7 @@ def frames_of(equation: Any) -> Frames:
     for code, place in zip(reversed(codes), reversed(places), strict=True):
         file = code.co_filename
         if file.startswith(_NOBODYS):
-            inside = True  # what stands around is the program that trains, not what is trained
+            inside = True  # the frames outside of jaxcb and JAX belong to the program that trains, not to the model
         elif inside:
             sites.append((id(code), place))
             names.append(code.co_qualname)
@@ -148,18 +148,21 @@ def frames_of(equation: Any) -> Frames:
 
 
 def find_call(within: Call, equation: Any, around: Frames, *, outermost: bool) -> Call:
-    """Finds the call that an equation stands in, or makes it.
+    """Finds or makes the call that contains an equation.
 
     Args:
-        within: where the jaxpr stands.
-        equation: of the jaxpr.
-        around: frames of the equation that the jaxpr belongs to.
-        outermost: whether the jaxpr is the traced function, so that its first frame is the function's own.
+        within: the call that contains the jaxpr.
+        equation: an equation of the jaxpr.
+        around: frames of the equation that contains the jaxpr.
+        outermost: whether the jaxpr is the traced function, whose first frame is the function itself.
+
+    Returns:
+        The call.
     """
     frames = frames_of(equation)
     scopes = name_scopes(equation)
     call, size = within, len(around.sites)
-    # of a function that was traced before, at another place, the frames tell nothing of this one
+    # A function that was traced before, at another place, has the frames of that place.
     if frames.sites[:size] == around.sites and not (frames.is_linen and scopes):
         for i, name in enumerate(frames.names[size:], size):
             module, function = _MODULE.fullmatch(name), _FUNCTION.fullmatch(name)
@@ -173,7 +176,7 @@ def find_call(within: Call, equation: Any, around: Frames, *, outermost: bool) -
 
 
 def name_scopes(equation: Any) -> Sequence[str]:
-    """What `jax.named_scope` names, without the transformations."""
+    """Returns the names of `jax.named_scope`, without the names of transformations."""
     text = re.sub(r"\w+\(", "", str(equation.source_info.name_stack)).replace(")", "")
-    # Equinox names the class, which the frames know as well
+    # Equinox adds the name of the class, which the frames have as well
     return [part for part in text.split("/") if part and not part.startswith("eqx.")]

@@ -1,4 +1,4 @@
-"""From a jaxpr to named nodes."""
+"""`draw`: converts a jaxpr to named nodes."""
 
 import re
 from collections import Counter
@@ -17,8 +17,11 @@ def input_names(jaxpr: Any, *trees: tuple[str, Any]) -> list[str]:
 
     Args:
         jaxpr: a closed jaxpr.
-        *trees: a name and a tree of shapes for each argument that it was traced with; none where they are not known,
-            and then the names are those of the function's own arguments.
+        *trees: a name and a tree of shapes for each argument that it was traced with; if not given,
+            the names of the function's own arguments are used.
+
+    Returns:
+        One name per input.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -37,20 +40,20 @@ def input_names(jaxpr: Any, *trees: tuple[str, Any]) -> list[str]:
     return [name or f"input_{i}" for i, name in enumerate(names)]
 
 
-_VARIABLES = {"params": "Parameter", "model_state": "State", "rngs": "State"}  # what belongs to modules
-_TRANSPARENT = ("custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")  # they say nothing of what they hold
-_LONGEST = 120  # characters of an attribute
+_VARIABLES = {"params": "Parameter", "model_state": "State", "rngs": "State"}  # inputs that belong to modules
+_TRANSPARENT = ("custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")  # these get no scope of their own
+_LONGEST = 120  # maximum length of an attribute, in characters
 
 
 class Node(NamedTuple):
-    """One operation, or something that comes in or goes out.
+    """One operation, input or output.
 
     Attributes:
-        name: with the modules and functions that it stands in: `Net/hidden/dot_general`.
+        name: its name within the enclosing modules and functions: `Net/hidden/dot_general`.
         op: the primitive's name; "Parameter", "State", "Input", "Constant" or "Output".
-        inputs: names of the nodes that it uses; `name:1` is the second result of one.
+        inputs: names of the nodes that it uses; `name:1` is the second result of a node.
         results: shape and dtype of each of its results.
-        about: what else is known of it, by name.
+        about: further attributes, by name.
     """
 
     name: str
@@ -61,7 +64,7 @@ class Node(NamedTuple):
 
 
 class _Drawn:
-    """A node before it has a name."""
+    """A node that is not named yet."""
 
     def __init__(
         self, op: str, call: Call, label: str, inputs: Sequence[Any], results: Sequence[Any], about: Any
@@ -73,24 +76,24 @@ class _Drawn:
 
     @property
     def is_variable(self) -> bool:
-        """Whether it belongs to a module, and is labelled with its path."""
+        """Whether it belongs to a module, and its label is its path."""
         return self.op in _VARIABLES.values()
 
 
 def draw(closed: core.ClosedJaxpr, inputs: Sequence[str], outputs: Mapping[str, int]) -> list[Node]:
-    """Draws what some of a traced function's results are made of.
+    """Draws the operations that compute some results of a traced function.
 
-    Operations stand in the modules and functions that called them; a module has the name of its parameters' path, where
-    it has any. What the results do not depend on is left out, and so the backward pass of a training step is, where
-    the loss is drawn.
+    Operations are placed in the modules and functions that called them; a module is named by the path of its
+    parameters, if it has any. Operations that the results do not depend on are left out: if the loss is drawn, the
+    backward pass of a training step is not.
 
     Args:
         closed: a traced function.
-        inputs: a name for each input; those that begin with `params/`, `model_state/` or `rngs/` stand in modules.
+        inputs: a name for each input; those that begin with `params/`, `model_state/` or `rngs/` belong to modules.
         outputs: name -> index of each result to draw.
 
     Returns:
-        The nodes, each behind those that it uses.
+        The nodes, each after those that it uses.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -124,12 +127,12 @@ def _of_input(name: str, var: Any, top: Call) -> _Drawn:
 
 
 class _Walker:
-    """Goes through jaxprs, and those within them as if they stood where they are called."""
+    """Walks jaxprs; inner jaxprs are drawn in the place where they are called."""
 
     def walk(
         self, jaxpr: Any, given: Sequence[Any], within: Call, around: Frames, only: Sequence[Any] | None = None
     ) -> list[Any]:
-        """Returns where its results, or `only` some, come from: a node and which of its results; None for a literal."""
+        """Returns the sources of the results, or of `only` some: a node and its result's index; None for literals."""
         wanted: Sequence[Any] = jaxpr.outvars if only is None else only
         known = dict(zip(map(id, jaxpr.invars), given, strict=True))
         for var in jaxpr.constvars:
@@ -171,7 +174,7 @@ class _Walker:
 
     @staticmethod
     def _note_variables(call: Call, sources: Sequence[Any]) -> None:
-        """Tells a call of the variables that it uses; each stands in the first one."""
+        """Records the variables that a call uses; each variable is placed in the first call that uses it."""
         for node in (source[0] for source in sources if source is not None):
             if node.is_variable:
                 call.directories.append(directory_of(node.label))
@@ -180,7 +183,7 @@ class _Walker:
 
 
 def _needed(jaxpr: Any, wanted: Sequence[Any]) -> list[Any]:
-    """The equations that some variables are made of, in order."""
+    """Returns the equations that the wanted variables depend on, in order."""
     needed, found = {id(v) for v in wanted}, []
     for equation in reversed(jaxpr.eqns):
         if any(id(v) in needed for v in equation.outvars):
@@ -190,7 +193,7 @@ def _needed(jaxpr: Any, wanted: Sequence[Any]) -> list[Any]:
 
 
 def _about(equation: Any) -> dict[str, str]:
-    """The literals and parameters of an equation, in short."""
+    """Returns the literals and parameters of an equation, shortened."""
     found = {}
     literals = [str(v.val) if isinstance(v, core.Literal) else "_" for v in equation.invars]
     if any(isinstance(v, core.Literal) for v in equation.invars):
@@ -202,7 +205,7 @@ def _about(equation: Any) -> dict[str, str]:
 
 
 def _in_order(ends: Sequence[_Drawn]) -> list[_Drawn]:
-    """What the ends are made of, each node behind those that it uses."""
+    """Returns the nodes that the ends depend on, each after those that it uses."""
     order: dict[int, _Drawn] = {}
     for end in ends:
         path: list[tuple[_Drawn, Iterator[Any]]] = [(end, iter(end.inputs))]
@@ -218,7 +221,7 @@ def _in_order(ends: Sequence[_Drawn]) -> list[_Drawn]:
 
 
 def _named(nodes: Sequence[_Drawn], top: Call) -> list[Node]:
-    """Names the nodes: no two alike, and none like a call."""
+    """Names the nodes: all names differ, also from those of calls."""
     used: Counter[str] = Counter()
     scopes = {id(top): ""}
     for call, label in top.labels():
@@ -245,13 +248,13 @@ def _named(nodes: Sequence[_Drawn], top: Call) -> list[Node]:
 
 
 def _beside(node: _Drawn) -> str:
-    """Where an operation stands that no call was seen of: beside the parameters that it uses."""
+    """Returns the scope of an operation without a known call: that of the parameters that it uses."""
     directories = {directory_of(n.label) for n, _ in node.inputs if n.is_variable}
     return f"{directories.pop()}/" if len(directories) == 1 and directories != {""} else ""
 
 
 def _fresh(used: Counter[str], scope: str, label: str) -> str:
-    """A name that is not yet used: numbered from the second one on."""
+    """Returns an unused name: numbered from the second one on."""
     name = scope + re.sub(r"[^\w.\-/]", "_", label)
     used[name] += 1
     while used[name] > 1:

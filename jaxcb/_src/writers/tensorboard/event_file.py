@@ -1,4 +1,4 @@
-"""A graph of nodes as a GraphDef, the form that TensorBoard draws."""
+"""Event files, and graphs as GraphDefs, the format that TensorBoard draws."""
 
 import os
 import socket
@@ -24,28 +24,28 @@ from jaxcb._src.storage.ownership import is_run_id
 _PREFIX = "events.out.tfevents."
 _OF = ".run-"
 _VERSION = "brain.Event:2"
-_SYNC = 10.0  # seconds, so that curves are seen while they grow
-_WAITING = 1 << 20  # bytes of events that are framed together at most
-_FEW = 8  # records of one length for which their checksums are not worth computing side by side
+_SYNC = 10.0  # seconds between two syncs, so that curves are visible while they grow
+_WAITING = 1 << 20  # maximum bytes of events that wait to be framed together
+_FEW = 8  # below this number of records of one length, vectorized checksums do not pay off
 _TABLE = np.asarray(CRC_TABLE, np.uint32)
 
 
 class EventFile:
-    """Writes events straight into a file, many at a time.
+    """Writes events directly to a file, many at a time.
 
-    tensorboardX's own writers hand each event to a thread through a queue, which costs several times as much, and for
-    which flushing is no barrier; and they compute its checksum byte by byte in Python, which costs more than all else.
-    Here all that was written is on the disk when `sync` returns.
+    tensorboardX's own writers pass each event to a thread through a queue, which costs several times as much and
+    whose flush does not wait for the thread; and they compute checksums byte by byte in Python, which dominates the
+    cost. Here everything that was written is on the disk when `sync` returns.
 
     Args:
-        directory: where the file goes; it is made.
-        run: the id of the run, which stands at the end of the file's name.
+        directory: the directory of the file; it is made.
+        run: the id of the run, which becomes the end of the file's name.
     """
 
     def __init__(self, directory: Path, run: str = "") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         now = time.time_ns()
-        # two files of one second have different names, or one would replace the other
+        # nanoseconds in the name, because a second file of the same second would replace the first
         name = f"{_PREFIX}{now // 10**9:010d}.{socket.gethostname()}.{now}.{os.getpid()}{run and _OF}{run}"
         self.path = directory / name
         self._file = self.path.open("xb")
@@ -55,11 +55,11 @@ class EventFile:
         self.add_event(Event(wall_time=now / 1e9, file_version=_VERSION))
 
     def add_summary(self, summary: Any, step: int) -> None:
-        """Writes what belongs to a step."""
+        """Writes a summary of a step."""
         self.add_event(Event(wall_time=time.time(), step=step, summary=summary))
 
     def add_event(self, event: Any) -> None:
-        """Writes an event as it is."""
+        """Writes an event."""
         own = event.SerializeToString()
         self._waiting.append(own)
         self._bytes += len(own)
@@ -67,12 +67,12 @@ class EventFile:
             self._write()
 
     def tick(self) -> None:
-        """Shows what was written, now and then."""
+        """Syncs the file every few seconds."""
         if time.monotonic() - self._synced > _SYNC:
             self.sync()
 
     def sync(self) -> None:
-        """Returns when all that was written is on the disk."""
+        """Returns when everything that was written is on the disk."""
         self._write()
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -89,7 +89,7 @@ class EventFile:
 
 
 def framed(records: Sequence[bytes]) -> bytes:
-    """Puts records as TFRecords, one behind the other: length, its checksum, the record, its checksum."""
+    """Frames records as TFRecords: length, its checksum, the record, its checksum."""
     lengths = [struct.pack("<Q", len(record)) for record in records]
     sums = zip(_masked(lengths), _masked(records), strict=True)
     parts = zip(lengths, records, sums, strict=True)
@@ -97,7 +97,7 @@ def framed(records: Sequence[bytes]) -> bytes:
 
 
 def _masked(records: Sequence[bytes]) -> list[int]:
-    """The CRC-32C of each record, masked as in TFRecords. Those of one length are computed side by side."""
+    """Returns the masked CRC-32C of each record, as in TFRecords. Records of equal length are computed together."""
     sums = np.zeros(len(records), np.uint32)
     by_length: dict[int, list[int]] = {}
     for i, record in enumerate(records):
@@ -115,12 +115,12 @@ def _masked(records: Sequence[bytes]) -> list[int]:
 
 
 def event_files(directory: Path) -> list[Path]:
-    """The event files of a directory."""
+    """Returns the event files of a directory."""
     return sorted(path for path in directory.iterdir() if path.name.startswith(_PREFIX)) if directory.is_dir() else []
 
 
 def run_of(path: Path) -> str | None:
-    """The id of the run that an event file is of; None where its name has none."""
+    """Returns the id of the run that wrote an event file; None if its name has none."""
     own = path.name.rpartition(_OF)[2]
     return own if _OF in path.name and is_run_id(own) else None
 
@@ -130,12 +130,12 @@ _TYPES = {
     "float64": "DT_DOUBLE",
     "float16": "DT_HALF",
     "bool": "DT_BOOL",
-}  # the others have the names that JAX gives them
-_PRODUCER = 22  # of TensorFlow 1.x, which these graphs look like
+}  # all others have JAX's names
+_PRODUCER = 22  # TensorFlow 1.x, whose graphs have this form
 
 
 def as_graphdef(nodes: Iterable[Node]) -> GraphDef:
-    """Returns the graph, with the shapes of results where TensorBoard looks for those of edges."""
+    """Returns the graph, with the shapes of results in the attribute that TensorBoard reads for edges."""
     return GraphDef(node=[_node(node) for node in nodes], versions=VersionDef(producer=_PRODUCER))
 
 

@@ -1,4 +1,4 @@
-"""Files for TensorBoard's projector: vectors, what they are called, and their pictures."""
+"""Files for TensorBoard's projector: vectors, their labels and their images."""
 
 import io
 import json
@@ -14,46 +14,46 @@ import numpy as np
 from jaxcb._src.core.metrics import as_text
 from jaxcb._src.storage.ownership import RunRecord, remove_files
 
-ROOM = "projector"  # holds a folder for each embedding
+ROOM = "projector"  # the directory that has one subdirectory per embedding
 _CONFIG = "projector_config.pbtxt"
 _VECTORS, _LABELS, _SPRITES = _FILES = ("vectors.tsv", "labels.tsv", "sprites.png")
-# as `add` writes it; texts are JSON's
+# as `add` writes it; strings are in JSON's syntax
 _PART = re.compile(r'embeddings \{\n  tensor_name: ".*"\n  tensor_path: (".*")\n(?:  .*\n)*\}\n')
 _PLAIN = re.compile(r"[\w.\-]+")
 
 
 class Projector:
-    """The embeddings of a run in a directory; all that was added is durable.
+    """The embeddings of a run in a directory; everything that was added is durable.
 
-    Other runs may have theirs in the same directory. Their folders, and their parts of the configuration, stay.
+    Other runs may have embeddings in the same directory. Their files, and their parts of the configuration, are kept.
 
     Args:
-        directory: of event files.
-        record: of the run; None for one of its own.
-        prefix: the record's key of the folder `projector` in the directory.
+        directory: the directory of event files.
+        record: the record of the run; None for a new one.
+        prefix: the record's key of the subdirectory `projector`.
     """
 
     def __init__(self, directory: Path, record: RunRecord | None = None, prefix: str = ROOM) -> None:
         self._directory = directory
         self._record, self._prefix = record or RunRecord(), prefix
-        self._parts: dict[str, str] = {}  # folder -> what the configuration says of it
-        self._cleared = False  # whether folders that the run made and does not have any more are gone
+        self._parts: dict[str, str] = {}  # subdirectory -> its part of the configuration
+        self._cleared = False  # whether subdirectories that the run made and no longer has were removed
 
     def add(
         self, name: str, vectors: np.ndarray, columns: Sequence[Sequence[str]] | Path | None, sprites: Any = None
     ) -> None:
-        """Adds vectors, one a row.
+        """Adds vectors.
 
         Args:
-            name: its name on the page.
+            name: their name on the page.
             vectors: float32 (rows, size).
-            columns: of texts, a column each of as many as there are rows; or a file that has them.
-            sprites: uint8 (rows, height, width), or with channels behind; None for points.
+            columns: columns of texts, each with one text per row; or a file that has them.
+            sprites: uint8 (rows, height, width), optionally with a last axis of channels; None for points.
         """
         self._clear()
         own = re.sub(r"[^\w.\-]+", "_", name)
         while own in self._parts or (self._directory / ROOM / own).exists():
-            own += "_"  # names may differ in what no file's name can hold, and another run may have this one
+            own += "_"  # names may differ only in replaced characters, or another run may use this one
         room = self._directory / ROOM / own
         self._record.make(f"{self._prefix}/{own}", _FILES)
         room.mkdir(parents=True)
@@ -71,29 +71,29 @@ class Projector:
         self._configure()
 
     def position(self) -> list[str]:
-        """What it has so far, as JSON."""
+        """Returns the current parts of the configuration, as JSON."""
         return list(self._parts.values())
 
     def restore(self, parts: Sequence[str], warn: Callable[[str], None] = lambda text: None) -> None:
-        """Goes back to what the run had, and removes what it added later.
+        """Restores the run's parts of the configuration, and removes what it added later.
 
         Args:
-            parts: from `position`.
-            warn: is told of parts that are not from there, which are left out.
+            parts: a result of `position`.
+            warn: called with a warning about each invalid part, which is ignored.
         """
         self._parts = {}
         for part in parts:
             match = _PART.fullmatch(part)
             own = None if match is None else _room_of(match)
             if own is None:
-                warn(f"a checkpoint names an embedding in {self._directory} that no run has written; it is left out.")
+                warn(f"the checkpoint names an embedding in {self._directory} that no run has written; it is ignored.")
             else:
                 self._parts[own] = part
                 self._record.make(f"{self._prefix}/{own}", _FILES)
         self._clear()
 
     def _clear(self) -> None:
-        """Removes the folders that the run has made and that are not among what it has."""
+        """Removes the subdirectories that the run has made and no longer has."""
         if self._cleared:
             return
         self._cleared = True
@@ -105,7 +105,7 @@ class Projector:
             self._configure(gone)
 
     def _configure(self, gone: Sequence[str] = ()) -> None:
-        """Writes the configuration: what others have in it, and then the run's own parts."""
+        """Writes the configuration: the parts of other runs, then the run's own."""
         path = self._directory / _CONFIG
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         mine = {*self._parts, *gone}
@@ -121,7 +121,7 @@ class Projector:
         new.replace(path)
 
     def _put(self, path: Path, content: bytes) -> str:
-        """Writes a file, durably; returns its path as the configuration has it."""
+        """Writes a file durably; returns its path as in the configuration."""
         with path.open("wb") as file:
             file.write(content)
             file.flush()
@@ -134,7 +134,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _room_of(part: re.Match[str]) -> str | None:
-    """The folder of a part of the configuration; None where it is not one of `projector`."""
+    """Returns the subdirectory of a part of the configuration; None if it is not one of `projector`."""
     try:
         above, own, file = json.loads(part[1]).split("/")
     except ValueError:
@@ -148,7 +148,7 @@ def _table(rows: Iterable[Iterable[Any]]) -> bytes:
 
 
 def _sheet(sprites: np.ndarray) -> bytes:
-    """All pictures on one square sheet, row by row, as a PNG."""
+    """Returns all images on one square sheet, row by row, as a PNG."""
     from PIL import Image
 
     count, height, width, *channels = sprites.shape

@@ -1,4 +1,4 @@
-"""TensorBoard: event files in tensorboardX's format, and the projector's."""
+"""TensorBoard writer: event files in tensorboardX's format, and files of the projector."""
 
 import importlib.util
 import io
@@ -38,15 +38,15 @@ _PLUGINS = {Scalars: "scalars", Histogram: "histograms", Image: "images", Figure
 
 
 class TensorBoardWriter(Writer):
-    """Writes event files, a directory a run; members of a population have a series each, `tag/member`."""
+    """Writes event files, in one directory per run; for a population, each member has a series, `tag/member`."""
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         self._files: dict[tuple[str, str], EventFile] = {}
         self._projectors: dict[Path, Projector] = {}
         self._directories: set[Path] = set()
-        self._tags: dict[tuple[Path, str], tuple[str, str]] = {}  # by run and tag: what it has, and whose that is
-        self._own: dict[str, Path] = {}  # the run's event files by key, those of its earlier processes among them
+        self._tags: dict[tuple[Path, str], tuple[str, str]] = {}  # (run, tag) -> (plugin, owner)
+        self._own: dict[str, Path] = {}  # the run's event files by key, including those of its earlier processes
 
     def prepare(self, action: Any) -> None:
         directory = self._directory(action)
@@ -63,17 +63,17 @@ class TensorBoardWriter(Writer):
             self._projectors.setdefault(directory, Projector(directory, self.context.record, prefix))
             if isinstance(action.labels, str) and not self._labels(action).is_file():
                 raise FileNotFoundError(
-                    f"{action.owner}: the labels of Embedding {action.tag!r} are to come from {action.labels}, which "
-                    "is no file."
+                    f"{action.owner}: the labels of Embedding {action.tag!r} are in {action.labels}, which "
+                    "is not a file."
                 )
         if isinstance(action, Graph) and action.jaxpr is None and self.context.run.traced_step is None:
             raise ValueError(
-                f"{action.owner or 'somebody'} asks for the graph of the run's step, which a hand-written loop does "
-                "not tell: pass Graph(jax.make_jaxpr(loss_fn)(params, batch))."
+                f"{action.owner or 'an action'} draws the graph of the run's step, which is not available in a "
+                "hand-written loop: pass Graph(jax.make_jaxpr(loss_fn)(params, batch))."
             )
 
     def _claim(self, action: Any, directory: Path) -> None:
-        """Notes which kind of series has a tag: TensorBoard shows one of two that share it, and drops the other."""
+        """Registers the plugin of a tag: TensorBoard shows only one of two kinds of series that share a tag."""
         for kind, plugin in _PLUGINS.items():
             if isinstance(action, kind):
                 for tag in action.values if isinstance(action, Scalars) else (action.tag,):
@@ -81,15 +81,15 @@ class TensorBoardWriter(Writer):
                     if known != plugin:
                         raise ValueError(
                             f"{action.owner} writes {plugin} under the tag {tag!r}, under which {owner} writes {known} "
-                            f"in the run {action.run!r}. TensorBoard would show one of them: give another tag, or run=."
+                            f"in the run {action.run!r}. TensorBoard would show only one: give another tag, or run=."
                         )
 
     def _directory(self, action: Any) -> Path:
-        log_dir = self.context.path(action.log_dir)  # by itself: an empty one before a slash would be the root
+        log_dir = self.context.path(action.log_dir)  # resolved first: an empty one before a slash would be the root
         return self.context.path(f"{log_dir}/{action.run}")
 
     def _file(self, action: Any) -> EventFile:
-        """The open event file of the action's run; made when something is written, so that it is always closed."""
+        """Returns the open event file of the action's run; opened at its first event, so that it is always closed."""
         run = (action.log_dir, action.run)
         if run not in self._files:
             file = self._files[run] = EventFile(self._directory(action), self.context.record.run)
@@ -106,14 +106,14 @@ class TensorBoardWriter(Writer):
                     name, action.vectors, self._columns(action), action.sprites
                 )
             elif isinstance(action, Graph):
-                if not member:  # they all have the same
+                if not member:  # the graph is the same for all members
                     self._file(action).add_event(self._graph(action))
             else:
                 for found in self._summaries(action, record, suffix):
                     self._file(action).add_summary(found, step)
 
     def _summaries(self, action: Any, record: Any, suffix: str) -> Iterator[Any]:
-        """What an action's events hold."""
+        """Yields the summaries of an action's events."""
         match action:
             case Scalars():
                 yield from _scalars(action, suffix)
@@ -132,12 +132,12 @@ class TensorBoardWriter(Writer):
                 yield from self._hparams(action, suffix)
             case _:
                 raise TypeError(
-                    f"TensorBoard has no place for a {type(action).__name__}. Register a writer for it: "
+                    f"TensorBoard cannot show a {type(action).__name__}. Register a writer for it: "
                     f"@jc.writers.writer({type(action).__name__})."
                 )
 
     def _columns(self, action: Embedding) -> list[list[str]] | Path | None:
-        """What stands beside each vector: a text each, or a file."""
+        """Returns the labels of the vectors: one text each, or a file."""
         labels, classes = action.labels, action.classes
         if isinstance(labels, str):
             return self._labels(action)
@@ -148,7 +148,7 @@ class TensorBoardWriter(Writer):
         return None if labels is None else [[" ".join(text.split()) or " " for text in labels]]
 
     def _labels(self, action: Embedding) -> Path:
-        """The file that the labels come from: the user's, so a relative path does not lie below `run_dir`."""
+        """Returns the file of the labels: it is the user's, so a relative path is not below `run_dir`."""
         return local_path(action.owner, "labels", action.labels, below=self.context.began_in)
 
     def _graph(self, action: Graph) -> Event:
@@ -167,7 +167,7 @@ class TensorBoardWriter(Writer):
         return Event(wall_time=time.time(), graph_def=graph.SerializeToString(deterministic=True))
 
     def _configuration(self) -> str:
-        """What was set for the run, as a table and a list in Markdown."""
+        """Returns the run's settings as a table, and its callbacks as a list, in Markdown."""
         run = self.context.run
         settings = {name: value for name, value in run.settings.items() if name.split(".")[0] not in run.callbacks}
         lines = ["| setting | value |", "|---|---|", *(f"| {n} | `{v}` |" for n, v in settings.items())]
@@ -175,9 +175,9 @@ class TensorBoardWriter(Writer):
         return "\n".join(lines)
 
     def _hparams(self, action: HParams, suffix: str) -> Iterator[Any]:
-        """The beginning of a run's line, or its end."""
+        """Yields the start of a run's row, or its end."""
         settings = {**self.context.run.settings, **dict(action.settings)}
-        # the description of the whole experiment is left out: TensorBoard makes it of all runs, and takes but one
+        # the experiment's description is left out: TensorBoard derives it from all runs, and would read only one
         _, begin, end = summary.hparams(settings, {})
         if action.final is None:
             yield begin
@@ -198,16 +198,16 @@ class TensorBoardWriter(Writer):
         return {"sizes": sizes, "projectors": projectors}
 
     def restore(self, position: Any) -> None:
-        """Cuts the run's event files back to what had been written, and removes those that it began later.
+        """Truncates the run's event files to the checkpoint's sizes, and removes those that it began later.
 
-        Files are looked for in the directories that callbacks name, so that a checkpoint leads to no others.
+        Only the directories that callbacks name are searched, so that a checkpoint cannot lead to other files.
 
         Raises:
-            ValueError: for a file that the run may have begun later, where it cannot be told.
+            ValueError: if the run may have begun a file after the checkpoint, but this cannot be determined.
         """
         sizes, record = position["sizes"], self.context.record
         if any(type(size) is not int or size < 0 for size in sizes.values()):
-            raise ValueError("the checkpoint has a size of an event file that is none.")
+            raise ValueError("the checkpoint has an invalid size of an event file.")
         there = [path for directory in sorted(self._directories) for path in event_files(directory)]
         if self.context.inherits:
             self._inherit(there, sizes, position["others"])
@@ -223,20 +223,20 @@ class TensorBoardWriter(Writer):
             projector.restore(position["projectors"].get(self.context.key(directory), ()), self.context.warn)
 
     def _inherit(self, there: list[Path], sizes: dict[str, int], others: list[str]) -> None:
-        """Takes over the event files of a run that had no id."""
+        """Takes ownership of the event files of a run without an id."""
         keys = {self.context.key(path): path for path in there if run_of(path) is None}
         unknown = [str(path) for key, path in keys.items() if key not in sizes and key not in others]
         if unknown:
             raise ValueError(
-                f"{', '.join(unknown)}: the run is of a version that did not note which event files are its own, so "
-                "it cannot be told whether the run began this after it was saved. Delete what is the run's, move what "
-                "is not to another directory, and resume again."
+                f"{', '.join(unknown)}: the checkpoint was written by a version that did not record which event files "
+                "belong to the run, so these may be the run's or another's. Delete the run's files, move others to "
+                "another directory, and resume again."
             )
         for key in keys.keys() & sizes.keys():
             self.context.record.make(key)
 
     def _cut(self, path: Path, size: int) -> None:
-        """Cuts an event file back; it is never made longer."""
+        """Truncates an event file; it is never extended."""
         there = path.stat().st_size
         if there < size:
             self.context.warn(f"{path} has {there} bytes, but {size} were written: some of its events are lost.")
@@ -249,7 +249,7 @@ class TensorBoardWriter(Writer):
 
 
 def _scalars(action: Scalars, suffix: str) -> Iterator[Summary]:
-    """One event for all of them; none where nothing is new."""
+    """Yields one summary with all fresh values; none if no value is fresh."""
     fresh, found = action.fresh, Summary()
     for name, value in action.values.items():
         if fresh is None or fresh[name]:
@@ -263,9 +263,9 @@ def _image(tag: str, image: Any) -> Summary:
 
 
 def _figure(tag: str, drawn: Any) -> Summary:
-    """A matplotlib figure, which is closed then, or an array."""
+    """Converts a matplotlib figure, which is then closed, or an array."""
     if not hasattr(drawn, "savefig"):
-        return _image(tag, np.asarray(as_pixels(drawn, f"what Figure {tag!r} has drawn")))
+        return _image(tag, np.asarray(as_pixels(drawn, f"the result of Figure {tag!r}")))
     from PIL import Image as Picture
 
     file = io.BytesIO()
@@ -284,7 +284,7 @@ def _histogram(tag: str, action: Histogram) -> Any:
         num=int(np.sum(action.counts)),
         sum=float(action.total),
         sum_squares=float(action.squares),
-        # a bucket has a right limit only: an empty one in front gives the first its left
+        # a bucket has only a right limit: an empty bucket in front gives the first one its left limit
         bucket_limits=np.asarray(action.limits, np.float64).tolist(),
         bucket_counts=[0, *np.asarray(action.counts).tolist()],
     )
