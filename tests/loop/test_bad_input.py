@@ -245,23 +245,23 @@ def test_metrics_that_are_none(metrics, error, message):
 def test_errors_name_the_function_that_was_called():
     loop, state = jc.Loop(jc.Step(loss_fn)), jc.TrainState.create(params=make_params(), tx=optax.sgd(0.1))
     over = {"seed": [0]}
-    with pytest.raises(ValueError, match="^Loop.run: epochs must be a whole number"):
+    with pytest.raises(ValueError, match=r"^Loop.run: epochs must be a whole number"):
         loop.run(state, (X, Y), epochs=0)
-    with pytest.raises(TypeError, match="^Loop.run: resume must be True or False, got 'auto'"):
+    with pytest.raises(TypeError, match=r"^Loop.run: resume must be True or False, got 'auto'"):
         loop.run(state, (X, Y), epochs=1, resume="auto")
     with pytest.raises(ValueError, match=r"^Loop.run does not take Execution\(copy=True\)"):
         loop.run(state, (X, Y), epochs=1, execution=jc.Execution(copy=True))
-    with pytest.raises(ValueError, match="^sweep: verbose must be one of None, 0, 1, 2, got 3"):
+    with pytest.raises(ValueError, match=r"^sweep: verbose must be one of None, 0, 1, 2, got 3"):
         jc.sweep(make_params, loss_fn, (X, Y), over=over, optimizer=optax.sgd(0.1), epochs=1, verbose=3)
     with pytest.raises(ValueError, match=r"^sweep: validation_split must lie strictly between"):
         jc.sweep(make_params, loss_fn, (X, Y), over=over, optimizer=optax.sgd(0.1), epochs=1, validation_split=2.0)
     for execution in (jc.Execution(debug=True), jc.Execution(sharding="fsdp"), jc.Execution(resident=False)):
         with pytest.raises(ValueError, match=r"^sweep does not take Execution\((debug|sharding|resident)="):
             jc.sweep(make_params, loss_fn, (X, Y), over=over, optimizer=optax.sgd(0.1), epochs=1, execution=execution)
+    metrics = {"norm": jc.probes.evaluator(lambda model: 1)}
     with pytest.raises(ValueError, match=r"^sweep: metrics has an evaluator, 'norm', which needs the model of one run"):
-        metrics = {"norm": jc.probes.evaluator(lambda model: 1)}
         jc.sweep(make_params, loss_fn, (X, Y), over=over, optimizer=optax.sgd(0.1), epochs=1, metrics=metrics)
-    with pytest.raises(ValueError, match="^lr_find: strategy must be one of None, 'vmap', 'map', 'shard', got 'auto'"):
+    with pytest.raises(ValueError, match=r"^lr_find: strategy must be one of None, 'vmap', 'map', 'shard', got 'auto'"):
         jc.lr_find(make_params, loss_fn, (X, Y), optimizer=optax.sgd, strategy="auto")
 
 
