@@ -139,7 +139,7 @@ class MultiProcess(Processes):
 
     # Agreeing
 
-    def agree(self, find: Callable[[], T]) -> T:
+    def broadcast_from_primary(self, find: Callable[[], T]) -> T:
         number = self._number
         self._number += 1
         key = f"agreed/{number // _BLOCK}/{number}"
@@ -193,7 +193,7 @@ class MultiProcess(Processes):
         _points += 1  # consecutive, or the point that all have agreed on is passed over
         return multihost_utils.reached_preemption_sync_point(_points)
 
-    def tell_signal(self, signum: int) -> None:
+    def report_signal(self, signum: int) -> None:
         if not self._told_signal and not self.is_primary:
             self._told_signal = True
             self._tell(signum=signum)
