@@ -164,9 +164,9 @@ def test_a_host_metric_that_fails_names_itself_and_the_step():
     assert any("the host metric 'sensor', read near step 0" in note for note in caught.value.__notes__)
     with pytest.raises(TypeError, match=r"'sensor' returned an array of shape \(2,\), not a number"):
         _runs.fit(host_metrics={"sensor": lambda: [1, 2]}, callbacks=[])
-    with pytest.raises(ValueError, match="'elapsed' is one of jaxcb's own"):
+    with pytest.raises(ValueError, match="'elapsed' is a built-in host metric"):
         _runs.fit(host_metrics={"elapsed": lambda: 1}, callbacks=[])
-    with pytest.raises(TypeError, match="'sensor' must be a function of nothing, got 3"):
+    with pytest.raises(TypeError, match="'sensor' must be a function without arguments, got 3"):
         _runs.fit(host_metrics={"sensor": 3}, callbacks=[])
 
 
