@@ -138,7 +138,7 @@ def test_what_orbax_saved_by_itself(tmp_path):
     ocp.save(str(tmp_path / "x"), tree)
     found = jc.load(tmp_path / "x")
     assert (found["a"].tolist(), found["b"][0].tolist(), int(found["b"][1])) == ([0, 1, 2], [1.0, 1.0], 5)
-    with pytest.raises(ValueError, match="holds no 'params', but a tree that jaxcb did not save"):
+    with pytest.raises(ValueError, match="has no 'params', but a tree that jaxcb did not save"):
         jc.load(tmp_path / "x", what="params")
     ocp.save(str(tmp_path / "y"), tree["a"])
     equal(jc.load(tmp_path / "y", jnp.zeros(3, jnp.int32)), tree["a"])
@@ -224,7 +224,7 @@ def test_an_equinox_module(tmp_path):
 
 
 def fails(path, target, *said, **more):
-    with pytest.raises(ValueError, match="does not fit the target, and nothing was loaded") as caught:
+    with pytest.raises(ValueError, match="does not match the target, and nothing was loaded") as caught:
         jc.load(path, target, **more)
     for text in said:
         assert text in str(caught.value)
@@ -258,7 +258,7 @@ def test_keys_of_another_kind_are_refused(saved):
 
 def test_a_model_alone_is_no_state(saved):
     _, _, model = saved
-    with pytest.raises(ValueError, match=r"holds no 'state', but .*save_weights_only=True. what=\"model\" loads"):
+    with pytest.raises(ValueError, match=r"has no 'state', but .*save_weights_only=True. what=\"model\" loads"):
         jc.load(model, make_state(0))
 
 
@@ -266,9 +266,9 @@ def test_a_run_dir_is_answered_with_the_checkpoints_that_lie_in_it(tmp_path):
     from flax import nnx
 
     trained(nnx.Linear(3, 1, rngs=nnx.Rngs(0)), tmp_path, resume=True)
-    with pytest.raises(ValueError, match=r"is what a run saved for itself: .* Checkpoints in .*: saves/1, saves/2\.$"):
+    with pytest.raises(ValueError, match=r"holds checkpoints of a run: .* Checkpoints in .*: saves/1, saves/2\.$"):
         jc.load(tmp_path)
-    with pytest.raises(ValueError, match=r"is what a run saved for itself: .* can be loaded\.$"):
+    with pytest.raises(ValueError, match=r"holds checkpoints of a run: .* can be loaded\.$"):
         jc.load(tmp_path / "checkpoints")
 
 
@@ -284,17 +284,17 @@ def test_what_is_no_checkpoint(saved, tmp_path):
     _, path, _ = saved
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint at .*none. Checkpoints in .*: model, state"):
         jc.load(path.with_name("none"))
-    with pytest.raises(ValueError, match=r"is no Orbax checkpoint, .* Checkpoints in .*: model, state"):
+    with pytest.raises(ValueError, match=r"is not an Orbax checkpoint, .* Checkpoints in .*: model, state"):
         jc.load(path.parent)
     (tmp_path / "weights.h5").write_bytes(b"HDF")
     with pytest.raises(ValueError, match=r"weights.h5 is a file, expected the directory of an Orbax checkpoint"):
         jc.load(tmp_path / "weights.h5")
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(ValueError, match="torch is no Orbax checkpoint"):
+    with pytest.raises(ValueError, match="torch is not an Orbax checkpoint"):
         jc.load(tmp_path / "torch")
     (tmp_path / "torch" / "manifest.json").touch()
-    with pytest.raises(ValueError, match=r"is what a run saved for itself: .*resume=True"):
+    with pytest.raises(ValueError, match=r"holds checkpoints of a run: .*resume=True"):
         jc.load(tmp_path / "torch")
     shutil.copytree(path, tmp_path / "a.orbax-checkpoint-tmp")
     with pytest.raises(ValueError, match=r"the save of .*a was never finished"):

@@ -165,7 +165,7 @@ def test_it_saves_what_keras_would_under_the_same_names(moments, template, given
 
 
 REFUSED = {
-    "no path": ({"filepath": ""}, ValueError, "filepath is an empty text, expected a path"),
+    "no path": ({"filepath": ""}, ValueError, "filepath is an empty string, expected a path"),
     "no template": ({"filepath": "{epoch"}, ValueError, "is not a valid template"),
     "freq": ({"save_freq": "batch"}, ValueError, "must be \"epoch\" or a number of steps, got 'batch'"),
     "freq 0": ({"save_freq": 0}, ValueError, "save_freq must be a whole number of at least 1, got 0"),

@@ -76,7 +76,7 @@ def test_data_that_cannot_be_trained_on(case):
 def test_a_generator_for_several_epochs():
     refused(
         jc.errors.DataError,
-        "generator, which can be walked only once, but epochs=2",
+        "generator, which can be iterated only once, but epochs=2",
         data=(b for b in [(X, Y)]),
         epochs=2,
     )
@@ -124,7 +124,7 @@ VALIDATION = {
     "no rows": ((X[:0], Y[:0]), "is empty: its arrays have 0 rows"),
     "no batches": ([], "is empty: it gave no batch"),
     "an empty dict": ({}, "validation_data is an empty dict"),
-    "a generator": ((b for b in [(X, Y)]), "generator, which is used up after one validation"),
+    "a generator": ((b for b in [(X, Y)]), "generator, which is exhausted after one validation"),
     "a number": (3, r"validation_data \(val\) is a int"),
     "one of several": ({"near": (X, Y), "far": (X, Y[:3])}, r"validation_data \(val_far\): the arrays have different"),
     "objects": ((X, np.array([None] * 8, object)), "dtype object"),
@@ -325,7 +325,7 @@ def test_what_a_loss_should_not_return(loss, error, message):
 
 @pytest.mark.parametrize("name", ["learning_rate", "base_learning_rate", "lr_scale", "epoch", "step"])
 def test_names_that_the_run_reports_by_itself_are_taken(name):
-    refused(ValueError, f"the metric '{name}' is one that jaxcb reports by itself", loss_fn=reports(**{name: 1}))
+    refused(ValueError, f"the metric name '{name}' is reserved", loss_fn=reports(**{name: 1}))
 
 
 def test_a_training_metric_with_a_validations_name():

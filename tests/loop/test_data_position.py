@@ -364,7 +364,7 @@ def test_what_is_passed_over_is_said_once():
     assert start.position == {"pass": 1, "batches": 2}
     rest(Anew(batches()), {}, start, say=said.append)
     (line,) = said
-    assert line.startswith("jaxcb: pass 2 over train_data (Anew) starts anew and 2 batches of it are passed over")
+    assert line.startswith("jaxcb: pass 2 over train_data (Anew) starts again and 2 batches are skipped")
     assert "get_state and set_state" in line
 
 
@@ -499,13 +499,13 @@ CHANGED = {
         lambda: lambda e, c: batches(),
         lambda: lambda e, c: batches()[:3],
         {},
-        r"train_data\(epoch=0, controls\) ended after 3 batches, but 5 of it were done",
+        r"train_data\(epoch=0, controls\) ended after 3 batches, but the run to resume has trained on 5",
     ),
     "rows": (
         lambda: lambda e, c: (X, Y),
         lambda: lambda e, c: (X[:4], Y[:4]),
         {"batch_size": 2},
-        "ended after 2 batches, but 5 of it were done .* the data has changed",
+        "ended after 2 batches, but the run to resume has trained on 5: the data has changed",
     ),
 }
 
@@ -526,7 +526,7 @@ def test_a_state_that_an_iterator_refuses_names_the_batch():
 
     with pytest.raises(KeyError) as caught:
         rest(Checks(FULL), CUT, stand(Own(FULL), CUT, 3))
-    assert "pass 1 over train_data (Checks) was set to where it stood after batch 3" in caught.value.__notes__[0]
+    assert "the state of pass 1 over train_data (Checks) after batch 3 was restored" in caught.value.__notes__[0]
 
 
 def test_a_control_that_is_new_is_given_as_it_is_and_the_others_as_they_were():

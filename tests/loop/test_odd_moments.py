@@ -141,7 +141,7 @@ def test_a_directory_is_of_one_run_at_a_time(tmp_path):
     def another(epoch, logs):
         run(tmp_path, callbacks=[])
 
-    with pytest.raises(RuntimeError, match="another run is under way in it") as caught:
+    with pytest.raises(RuntimeError, match="is in use by another run") as caught:
         run(tmp_path, epochs=3, callbacks=[jc.LambdaCallback(on_epoch_end=another)])
     assert str(tmp_path) in str(caught.value)
     assert int(run(tmp_path, epochs=3, callbacks=[jc.LambdaCallback()]).state.step) == 15

@@ -205,7 +205,7 @@ def test_a_tensor_that_is_no_array_is_named():
             raise TypeError("sparse")
 
     with pytest.raises(
-        jc.errors.DataError, match=r"first batch of train_data: 0 is a Sparse that numpy cannot take: sparse"
+        jc.errors.DataError, match=r"first batch of train_data: 0 is a Sparse that numpy cannot convert: sparse"
     ):
         run([[Sparse(), Y[:4]]])
 

@@ -234,7 +234,7 @@ def test_a_run_whose_record_is_lost_goes_on_as_itself(tmp_path):
 def test_a_broken_record_is_one_clear_error(tmp_path, text):
     fit(tmp_path)
     (tmp_path / ".jaxcb" / "run.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=r"run.jsonl, the record of what the run made, is not as it was written"):
+    with pytest.raises(ValueError, match=r"run.jsonl, the record of the run's files, is damaged"):
         fit(tmp_path, epochs=6, resume=True)
 
 

@@ -80,10 +80,10 @@ def test_what_a_device_has_no_room_for_stays_with_the_host(monkeypatch, capsys):
     for free, kept in ((2 * needed, True), (2 * needed - 1, False)):
         monkeypatch.setattr(_residence, "free_bytes", lambda devices, free=free: free)
         _runs.fit(data=(x, y), epochs=1, callbacks=[], verbose=2, validation_data=None)
-        assert ("stays with the host" not in capsys.readouterr().out) == kept
+        assert ("stays on the host" not in capsys.readouterr().out) == kept
     x, y = jax.device_put((x, y))  # on the device already
     _runs.fit(data=(x, y), epochs=1, callbacks=[], verbose=2, validation_data=None)
-    assert "stays with the host" not in capsys.readouterr().out
+    assert "stays on the host" not in capsys.readouterr().out
 
 
 def test_the_room_of_devices():

@@ -248,9 +248,9 @@ def test_other_callbacks_start_anew_or_are_dropped_and_both_are_said(tmp_path, c
     result = run(tmp_path, epochs=4, callbacks=own, verbose=2)
     out = capsys.readouterr().out
     assert "TerminateOnNaN" in out
-    assert "SwapEMAWeights, TerminateOnNaN are new and start from their beginning" in out
+    assert "SwapEMAWeights, TerminateOnNaN are new and start with their initial state" in out
     assert "ReduceLROnPlateau are gone" in out
-    assert "EarlyStopping are others than before under the same name" in out
+    assert "EarlyStopping are other callbacks under the same name" in out
     assert int(result.callback_states["EarlyStopping"].best_epoch) >= 2  # of `loss`, from the third epoch on
 
 
@@ -392,7 +392,7 @@ def test_no_whole_checkpoint_left_is_an_error_and_no_fresh_start(tmp_path):
     run(tmp_path, at=9)
     for manifest in (tmp_path / "checkpoints").glob("*/manifest.json"):
         manifest.write_text("{")
-    with pytest.raises(ValueError, match="none of them is whole"):
+    with pytest.raises(ValueError, match="none of them is complete"):
         run(tmp_path)
 
 
@@ -521,7 +521,7 @@ def test_a_stale_result_is_no_result(tmp_path):
 @pytest.mark.long
 def test_averages_in_place_of_the_weights_do_not_become_the_training(tmp_path):
     run(tmp_path, epochs=2, callbacks=[jc.SwapEMAWeights(swap_on_epoch=True)])
-    with pytest.raises(ValueError, match="held the training's own weights"):
+    with pytest.raises(ValueError, match="held the training weights"):
         run(tmp_path, epochs=4, callbacks=[jc.TerminateOnNaN()])
 
 

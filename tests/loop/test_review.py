@@ -203,7 +203,7 @@ def test_a_text_that_cannot_be_filled_is_found_before_the_first_step():
     stop = jc.make_callback(
         name="odd", on_epoch_end=lambda state, m: (state, jc.actions.Stop(m["loss"] < 0, "loss {loss:d}"))
     )
-    with pytest.raises(ValueError, match=r"odd: the text of its Stop, 'loss \{loss:d\}', cannot be filled"):
+    with pytest.raises(ValueError, match=r"odd: the text of its Stop, 'loss \{loss:d\}', cannot be formatted"):
         fit(callbacks=[stop], validation_data=None)
 
 
@@ -226,7 +226,7 @@ def test_keras_lists_of_arrays_and_halves_of_data_are_refused():
 def test_a_ready_made_optimizer_says_how_it_is_scaled(capsys):
     callbacks = [jc.ReduceLROnPlateau("loss", patience=1)]
     fit(optimizer=optax.sgd(0.1), learning_rate=None, callbacks=callbacks, validation_data=None, epochs=1, verbose=2)
-    assert "handed over ready-made" in capsys.readouterr().out
+    assert "optimizer was passed as an instance" in capsys.readouterr().out
 
 
 def test_an_overwritten_run_leaves_no_history_of_the_last_one(tmp_path):

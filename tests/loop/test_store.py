@@ -191,7 +191,7 @@ def test_load_compares_first(tmp_path):
         shutil.rmtree(saved.path / "arrays")  # nothing is read before the comparison
         struct = jax.ShapeDtypeStruct
         target = {"w": struct((3, 2), jnp.float32), "n": struct((), jnp.float32), "gone": struct((1,), jnp.int8)}
-        with pytest.raises(ValueError, match="does not fit") as error:
+        with pytest.raises(ValueError, match="does not match") as error:
             store.load(saved, target)
         assert "w: stored float32[2,3], expected float32[3,2]" in str(error.value)
         assert "n: stored int32[], expected float32[]" in str(error.value)
@@ -420,7 +420,7 @@ def test_a_flipped_bit_anywhere_is_found(two, data):
         whole = path.read_bytes()
         if whole:
             flip(path, data.draw(st.integers(0, 8 * len(whole) - 1), label=path.name))
-            with pytest.raises(DamagedError, match="not as it was written"):
+            with pytest.raises(DamagedError, match="has changed since it was written"):
                 verify(directory / "step_000000002")
             path.write_bytes(whole)
     verify(directory / "step_000000002")
@@ -483,7 +483,7 @@ def test_no_silent_fresh_start(tmp_path):
     save_steps(tmp_path, [1, 2])
     for path in tmp_path.rglob("_METADATA"):
         path.unlink()
-    with open_store(tmp_path) as store, pytest.raises(ValueError, match="none of them is whole") as error:
+    with open_store(tmp_path) as store, pytest.raises(ValueError, match="none of them is complete") as error:
         store.latest()
     assert "step_000000001 is damaged: arrays/state/_METADATA is missing" in str(error.value)
     assert "step_000000002" in str(error.value)
@@ -549,7 +549,7 @@ def test_a_full_disk_is_said_once(tmp_path, capfd):
                 store.save(step, noise(1_000_000), {}, wait=True)
             (line,) = said
             assert f"{disk / 'run' / 'step_000000002'}: cannot save the checkpoint: No space left" in line
-            assert f"{disk / 'run' / 'step_000000001'}, stays" in line
+            assert f"{disk / 'run' / 'step_000000001'}, is kept" in line
             store.save(5, leaves_of(5), {}, wait=True)
             store.save(6, noise(1_000_000), {})
             assert len(said) == 1

@@ -229,7 +229,7 @@ class Once:
 
 
 def test_an_iterable_that_does_not_start_anew_says_so():
-    with pytest.raises(jc.errors.DataError, match=r"Once.*gave no batch when it was walked again"):
+    with pytest.raises(jc.errors.DataError, match=r"Once.*gave no batch when it was iterated again"):
         watch("looped", Once(numbered(5)), epochs=2)
 
 

@@ -170,5 +170,5 @@ class Empties:
 
 
 def test_a_validation_stream_that_does_not_start_anew_says_so():
-    with pytest.raises(jc.errors.DataError, match=r"validation_data.*gave no batch when it was walked again"):
+    with pytest.raises(jc.errors.DataError, match=r"validation_data.*gave no batch when it was iterated again"):
         frozen(validation_data=Empties())

@@ -442,8 +442,8 @@ REFUSED = {
         jc.errors.MissingMetricError,
         "Checkpoint uses 'val_auc'; available: .*val_loss",
     ),
-    "format of another type": ("{val_loss:02d}", ValueError, "saves: the text of its Checkpoint.*cannot be filled"),
-    "no name": ("{}", ValueError, "cannot be filled"),
+    "format of another type": ("{val_loss:02d}", ValueError, "saves: the text of its Checkpoint.*cannot be formatted"),
+    "no name": ("{}", ValueError, "cannot be formatted"),
     "below a file": ("file/best", NotADirectoryError, "cannot write checkpoints: .*file"),
     "a directory of others": ("data", FileExistsError, "is not an Orbax checkpoint, so it is not replaced"),
 }
@@ -465,7 +465,7 @@ def test_what_cannot_be_saved_is_refused_before_the_first_step(case, tmp_path, m
 
 
 def test_arguments_are_checked():
-    with pytest.raises(ValueError, match="Checkpoint: path is an empty text, expected a path"):
+    with pytest.raises(ValueError, match="Checkpoint: path is an empty string, expected a path"):
         jc.actions.Checkpoint("")
     with pytest.raises(ValueError, match="what must be one of 'model', 'state', got 'all'"):
         jc.actions.Checkpoint("a", "all")

@@ -30,7 +30,7 @@ def test_verbose_0_is_silent(capsys):
 def test_without_a_terminal_there_is_a_line_an_epoch(capsys, verbose):
     result = run(verbose=verbose)
     lines = capsys.readouterr().out.splitlines()
-    assert re.match(r"jaxcb: looped executor \(as asked\)", lines[0])
+    assert re.match(r"jaxcb: looped executor \(as requested\)", lines[0])
     epochs = [line for line in lines if line.startswith("epoch ")]
     assert len(epochs) == 3
     for number, line in enumerate(epochs, 1):

@@ -1,1 +1,1 @@
-"""A run's own checkpoints: when they are written, how, and how a run resumes from one."""
+"""Checkpoints of a run: when they are written, their format, and how a run resumes."""

@@ -1,4 +1,4 @@
-"""Arrays on their way to a checkpoint and back."""
+"""Conversion of arrays to and from their stored form."""
 
 import math
 from collections import defaultdict
@@ -13,18 +13,18 @@ import numpy as np
 from jaxcb._src.checkpointing.manifest import ArrayEntry, Saved
 from jaxcb._src.storage import orbax as _orbax
 
-# Orbax makes arrays in threads of its own, where `jax.enable_x64` may not hold; there it would cast these
+# Orbax creates arrays in its own threads, where the thread-local `jax.enable_x64` may be off; it would cast these.
 _WIDE = ("float64", "int64", "uint64", "complex128")
 _SHOWN = 10  # leaves that an error lists
 
 
 def array_entries(leaves: Mapping[str, Any]) -> tuple[tuple[ArrayEntry, ...], dict[str, Any]]:
-    """Returns what is to be known of each array, and what Orbax shall store, by key.
+    """Returns the manifest entry of each array, and the arrays for Orbax by key.
 
-    The latter are the caller's own `jax.Array`s, not yet copied, and copies of all else.
+    `jax.Array`s are returned as they are and not copied; everything else is copied.
 
     Raises:
-        TypeError: for what is no array of numbers, naming it.
+        TypeError: for a leaf that is not an array of numbers.
     """
     entries: list[ArrayEntry] = []
     arrays: dict[str, Any] = {}
@@ -49,7 +49,7 @@ def _copied(name: str, value: Any) -> np.ndarray:
 
 
 def copied_on_devices(arrays: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns copies made by the devices, which the host need not wait for; None where they might not have the room."""
+    """Copies arrays on their devices, without waiting; None if the devices may lack the memory."""
     ours = {key: x for key, x in arrays.items() if isinstance(x, jax.Array)}
     if not _have_room(list(ours.values())):
         return None
@@ -58,12 +58,12 @@ def copied_on_devices(arrays: Mapping[str, Any]) -> dict[str, Any] | None:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return None  # the room was there, but in pieces
+        return None  # enough free memory, but fragmented
     return {**arrays, **dict(zip(ours, copies, strict=True))}
 
 
 def _have_room(arrays: Sequence[jax.Array]) -> bool:
-    """Whether copies fit beside the most that the run ever held, so that they take nothing from its steps."""
+    """Returns whether copies fit in addition to the peak memory of the run, so that steps do not run out of memory."""
     needed: dict[Any, int] = defaultdict(int)
     for x in arrays:
         size = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -78,10 +78,10 @@ def _have_room(arrays: Sequence[jax.Array]) -> bool:
 
 
 def check(saved: Saved, target: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-    """Requires that each array asked for is there, as it is asked for. Orbax would cast without a word.
+    """Checks that each requested array is stored with its shape and dtype. Orbax would cast silently.
 
     Raises:
-        ValueError: with each one that is not, what is stored and what was expected.
+        ValueError: listing the arrays that differ.
     """
     leaves, wrong = saved.leaves, []
     for name, struct in target.items():
@@ -94,8 +94,8 @@ def check(saved: Saved, target: Mapping[str, jax.ShapeDtypeStruct]) -> None:
         shown = "".join(f"\n  {line}" for line in wrong[:_SHOWN])
         rest = f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise ValueError(
-            f"The checkpoint {saved.path} does not fit what it is to be loaded into:{shown}{rest}\n"
-            "Build the model and the optimizer as they were when it was saved, or begin a new run."
+            f"The checkpoint {saved.path} does not match the arrays to load:{shown}{rest}\n"
+            "Build the model and the optimizer as they were when it was saved, or start a new run."
         )
 
 
@@ -104,7 +104,7 @@ def _say(struct: jax.ShapeDtypeStruct) -> str:
 
 
 def _is_held(entry: ArrayEntry) -> bool:
-    """Whether JAX has arrays of that dtype, as it is set at present."""
+    """Returns whether JAX supports the dtype in its current configuration."""
     dtype = np.dtype(entry.dtype)
     return jax.dtypes.canonicalize_dtype(dtype) == dtype
 
@@ -113,9 +113,9 @@ def restore(directory: Path, wanted: Sequence[tuple[ArrayEntry, Any]]) -> dict[s
     """Returns arrays by name.
 
     Args:
-        directory: where Orbax put them.
-        wanted: entries, each with a sharding, or None for arrays that are tied to no device. Those of a dtype that JAX
-            has switched off, such as float64, stay NumPy's.
+        directory: directory of the arrays.
+        wanted: entries, each with a sharding; None for arrays that are not committed to a device. Arrays of a dtype
+            that is disabled in JAX, such as float64, are returned as numpy arrays.
     """
     wanted = [(entry, sharding if _is_held(entry) else None) for entry, sharding in wanted]
     abstract = {}
@@ -123,12 +123,12 @@ def restore(directory: Path, wanted: Sequence[tuple[ArrayEntry, Any]]) -> dict[s
         if not entry.empty:
             struct = entry.stored
             if sharding is None or entry.dtype in _WIDE:
-                abstract[entry.key] = np.empty(struct.shape, struct.dtype)  # for Orbax, the wish for a NumPy array
+                abstract[entry.key] = np.empty(struct.shape, struct.dtype)  # requests a numpy array from Orbax
             else:
                 abstract[entry.key] = struct.update(sharding=sharding)
     loaded: dict[str, Any] = {}
     if abstract:
-        # not all that is there need be asked for
+        # not all stored arrays have to be requested
         loaded = _orbax.load(str(directory), abstract, partial_load=True)
     found = {}
     for entry, sharding in wanted:
@@ -136,6 +136,6 @@ def restore(directory: Path, wanted: Sequence[tuple[ArrayEntry, Any]]) -> dict[s
         if sharding is not None:
             value = jax.device_put(value, sharding)
         elif _is_held(entry):
-            value = jnp.array(value)  # a copy: JAX could not donate NumPy's memory
+            value = jnp.array(value)  # a copy, since JAX cannot donate memory of numpy
         found[entry.name] = value if entry.impl is None else jax.random.wrap_key_data(value, impl=entry.impl)
     return found

@@ -1,4 +1,4 @@
-"""`Checkpointer`: when a run is saved, what is saved of it, and how it comes back."""
+"""`Checkpointer`: decides when to write a checkpoint, and restores the loop state."""
 
 import re
 import time
@@ -15,10 +15,10 @@ from jaxcb._src.core.chain import Chain
 from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.utils.class_keys import class_key, is_key_of
 
-CHECKPOINTS, RESULT = "checkpoints", "result"  # in a run's directory
-SAVE_SECONDS = 60.0  # a run with a directory is saved at least so often
+CHECKPOINTS, RESULT = "checkpoints", "result"  # subdirectories of the run directory
+SAVE_SECONDS = 60.0  # maximum seconds between checkpoints
 
-# what must be as it was: another model, optimizer or place is another run
+# leaves that must not change: with another model, optimizer or position it is another run
 _FIXED = (
     ".train.step",
     ".train.key",
@@ -36,20 +36,20 @@ _WINDOW = re.compile(r"\.windows\[('.*?'|\".*?\")\]\.")
 
 
 class Checkpointer:
-    """Saves a run and brings it back.
+    """Writes the checkpoints of a run and restores them.
 
-    A checkpoint holds the carry by the names of its leaves, and as facts what the host knows: where data and files
-    stand, the stops, the seconds spent, and what the callbacks were.
+    A checkpoint contains the leaves of the loop state by name, and host metadata ("facts"): position in the data, file
+    offsets, stops, elapsed seconds, and which callbacks were used.
 
     Args:
-        directory: the run's.
-        callbacks: the run's.
-        config: what was asked for, as JSON.
+        directory: the run directory.
+        callbacks: the callbacks of the run.
+        config: the requested training, as JSON.
         say: prints a line.
-        warn: tells of what is damaged or cannot be saved.
-        on_error: "raise" or "warn" where saving fails.
+        warn: reports damaged checkpoints and failed saves.
+        on_error: "raise" or "warn" if saving fails.
         processes: of the run.
-        run: the run's id.
+        run: id of the run.
     """
 
     def __init__(
@@ -71,62 +71,62 @@ class Checkpointer:
         self._asked = False
         self._saved_at = time.monotonic()
 
-    # Saving
+    # Writing
 
     def request_save(self) -> None:
-        """Asks for a save at the next place where nothing is under way."""
+        """Requests a checkpoint as soon as no dispatch is pending."""
         self._asked = True
 
     @property
     def due(self) -> bool:
-        """Whether the run is to be saved."""
+        """Whether a checkpoint is due."""
         return self._asked or time.monotonic() - self._saved_at >= SAVE_SECONDS
 
     def save(self, leaves: Mapping[str, Any], facts: Mapping[str, Any], *, wait: bool = False) -> None:
-        """Saves the training between two stretches of work."""
+        """Writes a checkpoint of the training. No dispatch may be pending."""
         self._training.save(int(facts["step"]), dict(leaves), {**facts, **self._about}, wait=wait)
         self._asked, self._saved_at = False, time.monotonic()
 
     def save_result(self, leaves: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Saves what a run has come to, after `on_train_end`."""
+        """Writes the result of the run, after `on_train_end`."""
         self._result.save(int(facts["step"]), dict(leaves), {**facts, **self._about}, wait=True)
 
     def close(self) -> None:
-        """Waits for what is being saved."""
+        """Waits for pending writes."""
         try:
             self._training.close()
         finally:
             self._result.close()
 
-    # Coming back
+    # Restoring
 
     def find_latest(self) -> tuple[Saved | None, Saved | None]:
-        """Returns the newest checkpoint of the training and the finished result, where they are."""
+        """Returns the newest checkpoint of the training and the result of a completed run; None if there is none."""
         return self._training.latest(), self._result.latest(needed=False)
 
     def restore(self, saved: Saved, leaves: Mapping[str, Any], *, finished: bool = False) -> dict[str, Any]:
-        """Reads a checkpoint into the loop state of a new run.
+        """Restores a checkpoint into the loop state of a new run.
 
-        What belongs to a callback that is new, or that is another one under the same name, starts anew, and so does
-        a metric that was not there; what is gone is dropped. Both are said once.
+        The state of a callback that is new, or that was another callback under the same name, starts at its initial
+        value, and so does a new metric. State that has no owner any more is dropped. Such changes are printed once.
 
         Args:
             saved: the checkpoint.
-            leaves: of the new run's loop state, by name.
-            finished: whether it is that of a result.
+            leaves: leaves of the new run's loop state, by name.
+            finished: whether it is the checkpoint of a result.
 
         Returns:
-            The leaves that were saved and still fit, by name.
+            The restored leaves by name; without those that do not fit.
 
         Raises:
-            ValueError: for parameters or optimizer states that do not fit, naming the leaves with both shapes.
+            ValueError: for parameters or optimizer states of another shape, listing them.
         """
         store = self._result if finished else self._training
         stored, new = saved.leaves, leaves
         _refuse_misfits(saved, stored, new)
         dropped = self._changed(saved.facts["callbacks"]) + _other_windows(stored, new)
         wanted = {
-            # an array that was tied to no device stays so, or the first step would compile again
+            # an uncommitted array must stay uncommitted, otherwise the first step would compile again
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding if leaf.committed else None)
             for name, leaf in new.items()
             if _form(stored.get(name)) == _form(leaf) and not name.startswith(tuple(dropped))
@@ -137,28 +137,28 @@ class Checkpointer:
         return loaded
 
     def _changed(self, before: Mapping[str, str]) -> list[str]:
-        """The names under which lies what belonged to other callbacks."""
+        """Returns the name prefixes of leaves that belong to other callbacks."""
         other = _others(before, self._callbacks)
         return [start for name in other for start in (f".callbacks['{name}']", f".train.weights['{name}/")]
 
     def _check_ema_swapped(self, store: Store, saved: Saved, dropped: list[str]) -> None:
-        """Raises an error where the training's own weights are with a callback that is gone."""
+        """Raises an error if the training weights are stored in the state of a callback that is missing."""
         known = {f".callbacks['{name}']" for name, _ in self._callbacks.items()} - set(dropped)
         for name, leaf in saved.leaves.items():
             owner, _, field = name.rpartition(".")
             gone = owner.startswith(".callbacks[") and field == "swapped" and owner not in known
             if gone and bool(jnp.any(store.load(saved, {name: leaf})[name])):
                 raise ValueError(
-                    f"{owner.removeprefix('.callbacks')} was saved while it held the training's own weights, with "
-                    "averages in their place. Resume with it as it was."
+                    f"{owner.removeprefix('.callbacks')} was saved while it held the training weights, with "
+                    "averages in their place. Resume with the same callback."
                 )
 
     def _tell(self, saved: Saved, stored: Mapping[str, Any], new: Mapping[str, Any], dropped: list[str]) -> None:
         before, now = saved.facts["callbacks"], _fingerprints(self._callbacks)
         news = {
-            "new and start from their beginning": sorted(now.keys() - before.keys()),
-            "gone, and what they remembered is dropped": sorted(before.keys() - now.keys()),
-            "others than before under the same name, and start anew": _others(before, self._callbacks),
+            "new and start with their initial state": sorted(now.keys() - before.keys()),
+            "missing, and their state is dropped": sorted(before.keys() - now.keys()),
+            "other callbacks under the same name, and start with their initial state": _others(before, self._callbacks),
         }
         for what, names in news.items():
             if names:
@@ -169,7 +169,10 @@ class Checkpointer:
 
 
 def _other_windows(stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The windows that measure something else than before: a mean over part of an epoch would be none of it."""
+    """Returns the name prefixes of accumulators with other metrics than before.
+
+    Their sums of part of an epoch are useless for a mean.
+    """
     groups = sorted({found[0] for name in new if (found := _WINDOW.match(name))})
     return [
         group
@@ -179,7 +182,7 @@ def _other_windows(stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
 
 
 def _refuse_misfits(saved: Saved, stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises an error where what must fit does not."""
+    """Raises an error if leaves that must not change differ."""
     misfits = []
     for name in sorted({n for n in (*stored, *new) if n.startswith(_FIXED)}):
         before, now = _form(stored.get(name)), _form(new.get(name))
@@ -203,12 +206,12 @@ def _shown(form: Any) -> str:
 
 
 def _fingerprints(callbacks: Chain) -> dict[str, str]:
-    """What each callback is: its class, monitor and mode. Its numbers are configuration, and come from the code."""
+    """Returns class, monitor and mode of each callback. Numeric fields are configuration and may change."""
     return {name: " ".join((class_key(type(c)), *_facts_of(c))) for name, c in callbacks.items() if c.affects_run}
 
 
 def _others(before: Mapping[str, str], callbacks: Chain) -> list[str]:
-    """The names under which a checkpoint holds the state of another callback than the run now has."""
+    """Returns the names under which a checkpoint stores the state of another callback."""
     return [name for name, callback in callbacks.items() if name in before and not _is_same(before[name], callback)]
 
 

@@ -1,4 +1,4 @@
-"""`load`: weights and train states back from the checkpoints that callbacks saved."""
+"""`load`: weights and train states from checkpoints that callbacks saved."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,43 +19,42 @@ from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.utils.validate import check_choice
 
-Parts = tuple[str, ...]  # the path of a leaf, such as ("params", "dense", "kernel")
+Parts = tuple[str, ...]  # path of a leaf, such as ("params", "dense", "kernel")
 
 _SHOWN = 12  # leaves that an error lists
 _MODEL = ("params", "model_state")
 _NO_STATE = (
-    'It was saved with save_weights_only=True. what="model" loads params and model state, and keeps the rest of a '
+    'It was saved with save_weights_only=True. what="model" loads params and model state, and keeps the rest of the '
     "target."
 )
-_MARKS = ("orbax.checkpoint", "_CHECKPOINT_METADATA", "_METADATA")  # one of them is in every Orbax checkpoint
+_MARKS = ("orbax.checkpoint", "_CHECKPOINT_METADATA", "_METADATA")  # every Orbax checkpoint contains one of these files
 
 
 def load(path: Any, target: Any = None, *, what: str | None = None) -> Any:
     """Loads a checkpoint that `ModelCheckpoint`, the action `Checkpoint` or Orbax itself saved.
 
-    With a target every leaf is compared by name, shape and dtype before anything is read; what differs is an error,
-    and nothing is cast. Without one the checkpoint's own structure comes back, as nested dicts and lists, on the
-    default device, whatever devices it was saved from.
+    With a target, names, shapes and dtypes of all leaves are compared before any array is read; differences are an
+    error, and nothing is cast. Without a target, the structure of the checkpoint is returned as nested dicts and lists,
+    on the default device.
 
     Args:
         path: its directory, on this machine.
-        target: what to load into. A model (a Flax NNX module, which is changed in place, `jc.linen(...)`, an Equinox
+        target: what to load into. A model (a Flax NNX module, which is modified in place, `jc.linen(...)`, an Equinox
             module, the model of an earlier run); a `TrainState`; or a pytree of arrays or `jax.ShapeDtypeStruct`:
-            parameters, or a dict of `params` and `model_state`. An array's or struct's sharding says where its leaf
-            goes, the default device where it has none. None for no target.
-        what: "params", "model" (params and model state) or "state" (the whole train state); None for what target
-            and checkpoint have in common: parameters for a pytree of them, the model for a model, the state for a
-            `TrainState`, and all that there is for no target.
+            parameters, or a dict of `params` and `model_state`. Each leaf is placed by the sharding of the target's
+            leaf, by default on the default device. None for no target.
+        what: "params", "model" (params and model state) or "state" (the complete train state). By default parameters
+            for a pytree of them, the model for a model, the state for a `TrainState`, and everything without a target.
 
     Returns:
-        The target with the checkpoint's values; its own arrays are not changed. A `TrainState` keeps what was not
-        asked for, and its named weights where the checkpoint holds none of their name.
+        The target with the checkpoint's values; the target's own arrays are not modified. A `TrainState` keeps the
+            parts that were not requested, and its named weights if the checkpoint contains none of their name.
 
     Raises:
-        FileNotFoundError: where nothing is there.
-        ValueError: for what is no Orbax checkpoint, for one that is damaged or half written, where it does not hold
-            what was asked for, and for leaves that do not fit, with both shapes and dtypes.
-        TypeError: for a path that is none, and a target of another kind.
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: for a directory that is not an Orbax checkpoint or is damaged, if it does not contain what was
+            requested, and for leaves with other names, shapes or dtypes.
+        TypeError: for an invalid path or target.
 
     Example:
         >>> import jax.numpy as jnp, tempfile, jaxcb as jc
@@ -76,32 +75,32 @@ def load(path: Any, target: Any = None, *, what: str | None = None) -> Any:
 
 
 class _Source(NamedTuple):
-    """A checkpoint that was opened and not yet read."""
+    """An opened checkpoint whose arrays are not read yet."""
 
     path: Path
-    holds: str | None  # "model" or "state"; None for one that is not ours
-    tree: Any  # its structure; each leaf tells shape and dtype
+    holds: str | None  # "model" or "state"; None for a checkpoint of another library
+    tree: Any  # its structure, with shape and dtype of each leaf
     leaves: dict[Parts, Any]
 
     def part(self, what: str | None) -> Parts:
-        """Where that lies in it.
+        """Returns the path of a part.
 
         Raises:
-            ValueError: where it does not hold that.
+            ValueError: if the checkpoint does not contain it.
         """
         held = {"state": ("params", "model", "state"), "model": ("params", "model"), None: ()}[self.holds]
         if what is not None and what not in held:
             raise ValueError(
-                f"{self.path} holds no {what!r}, but {', '.join(map(repr, held)) or 'a tree that jaxcb did not save'}. "
+                f"{self.path} has no {what!r}, but {', '.join(map(repr, held)) or 'a tree that jaxcb did not save'}. "
                 f"{_NO_STATE if what == 'state' and self.holds else 'Leave what= out to load what is there.'}"
             )
         return ("params",) if what == "params" else ()
 
     def read(self, wanted: Mapping[Parts, Any]) -> Any:
-        """Reads the named leaves, each onto the sharding that is given for it, None for the default device.
+        """Reads leaves, each with its sharding; None for the default device.
 
         Returns:
-            The checkpoint's structure, an ellipsis for what was not wanted.
+            The structure of the checkpoint, with an ellipsis for other leaves.
         """
         from orbax.checkpoint import v1 as ocp
 
@@ -110,7 +109,7 @@ class _Source(NamedTuple):
         def abstract(parts: Parts, leaf: Any) -> Any:
             if parts not in wanted:
                 return ocp.PLACEHOLDER
-            if not hasattr(leaf, "dtype"):  # a number or a text
+            if not hasattr(leaf, "dtype"):  # a number or a string
                 return leaf
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=wanted[parts] or default)
 
@@ -120,14 +119,11 @@ class _Source(NamedTuple):
             raise ValueError(f"{self.path} cannot be read, so it is damaged: {_first_line(error)}") from error
 
 
-# Finding it
+# Opening a checkpoint
 
 
 def _open(path: Path) -> _Source:
-    """Opens a checkpoint, and reads what it says of itself.
-
-    What a run saved for itself is no bare Orbax tree; once it is to be loaded too, it gets its branch here.
-    """
+    """Opens a checkpoint and reads its metadata."""
     _orbax.check_place(path)
     path = _complete(path)
     try:
@@ -141,15 +137,15 @@ def _open(path: Path) -> _Source:
 
 
 def _complete(path: Path) -> Path:
-    """Returns where the complete checkpoint lies.
+    """Returns the directory of the complete checkpoint.
 
     Raises:
-        FileNotFoundError: where nothing is there.
-        ValueError: where something else is.
+        FileNotFoundError: if nothing is there.
+        ValueError: if it is not a complete Orbax checkpoint.
     """
     if not path.exists():
         new = _exports.complete(path)
-        if new is not None:  # killed between the two renames that replace one by the other
+        if new is not None:  # the process was killed between the two renames that replace a checkpoint
             return new
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         if any(name.startswith(f"{path.name}.") and ".orbax-checkpoint-tmp" in name for name in beside):
@@ -158,36 +154,40 @@ def _complete(path: Path) -> Path:
     if path.is_file():
         raise ValueError(f"{path} is a file, expected the directory of an Orbax checkpoint.")
     own = (path / "manifest.json").is_file()
-    saves = ("step_*/manifest.json", "*/step_*/manifest.json")  # of a run_dir
+    saves = ("step_*/manifest.json", "*/step_*/manifest.json")  # a run directory
     if own or (not _is_checkpoint(path) and any(any(path.glob(at)) for at in saves)):
         raise ValueError(
-            f"{path} is what a run saved for itself: fit(..., run_dir=, resume=True) resumes it. What "
+            f"{path} holds checkpoints of a run: fit(..., run_dir=, resume=True) resumes from them. What "
             f"ModelCheckpoint saves can be loaded.{'' if own else _those_in(path)}"
         )
     if not _is_checkpoint(path):
-        raise ValueError(f"{path} is no Orbax checkpoint, or one that was only half copied.{_those_in(path)}")
+        raise ValueError(f"{path} is not an Orbax checkpoint, or an incomplete copy of one.{_those_in(path)}")
     if ".orbax-checkpoint-tmp" in path.name:
         raise ValueError(f"{path} is a save that was never finished.")
     return path
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return any((path / mark).exists() for mark in _MARKS)  # `ocp.is_orbax_checkpoint` takes any directory for one
+    return any((path / mark).exists() for mark in _MARKS)  # `ocp.is_orbax_checkpoint` returns True for any directory
 
 
 def _those_in(directory: Path) -> str:
-    """Names the checkpoints in a directory, and in those directories in it that are no saves themselves."""
+    """Lists the checkpoints in a directory and in its subdirectories, for an error."""
     near = [path for path in directory.glob("*/") if not (path / "manifest.json").is_file()]
     far = [path for own in near if not _is_checkpoint(own) for path in own.glob("*/")]
     found = sorted(str(path.relative_to(directory)) for path in near + far if _is_checkpoint(path))
     return f" Checkpoints in {directory}: {', '.join(found[:_SHOWN])}." if found else ""
 
 
-# Bringing it to a target
+# Loading into a target
 
 
 def _onto(source: _Source, target: Any, what: str | None) -> Any:
-    """Loads onto a target of any kind."""
+    """Loads into a target of any kind.
+
+    A model comes before the pytrees, since some models are pytrees too. A pytree can be the parameters, both parts of a
+    model, or (of another library's checkpoint) the complete tree.
+    """
     if isinstance(target, TrainState):
         what = what or "state"
         source.part(what)
@@ -226,7 +226,7 @@ def _onto(source: _Source, target: Any, what: str | None) -> Any:
 
 
 def _adapter_of(target: Any) -> Adapter | None:
-    """The adapter of a model; None for a tree of arrays."""
+    """Returns the adapter of a model; None for a tree of arrays."""
     nnx = sys.modules.get("flax.nnx")
     is_model = (
         isinstance(target, LinenModel)
@@ -243,8 +243,8 @@ def _fill(source: _Source, target: Any, under: Parts, *, within: tuple[str, ...]
     Args:
         source: the checkpoint.
         target: a pytree.
-        under: where the target lies in the checkpoint.
-        within: the fields of the checkpoint that it should account for; None for all.
+        under: path of the target in the checkpoint.
+        within: fields of the checkpoint that the target must match completely; None for all.
 
     Raises:
         ValueError: for leaves that differ.
@@ -252,7 +252,7 @@ def _fill(source: _Source, target: Any, under: Parts, *, within: tuple[str, ...]
     wanted = {under + parts: leaf for parts, leaf in _named(target)}
     stored = {p: leaf for p, leaf in source.leaves.items() if within is None or p[0] in within}
     kept: dict[Parts, Any] = {}
-    if isinstance(target, TrainState):  # named weights are the callbacks', and these may be others now
+    if isinstance(target, TrainState):  # named weights belong to callbacks, which may have changed
         stored = {p: leaf for p, leaf in stored.items() if p[0] != "weights" or p[:2] in {w[:2] for w in wanted}}
         slots = {p[:2] for p in stored if p[0] == "weights"}
         kept = {p: x for p, x in wanted.items() if p[0] == "weights" and p[:2] not in slots}
@@ -265,7 +265,7 @@ def _fill(source: _Source, target: Any, under: Parts, *, within: tuple[str, ...]
 
 
 def _compare(path: Path, stored: Mapping[Parts, Any], wanted: Mapping[Parts, Any]) -> None:
-    """Requires the same leaves, with the same shapes and dtypes."""
+    """Checks for equal leaves, with equal shapes and dtypes."""
     lines = []
     for parts in sorted(stored.keys() | wanted.keys()):
         there, here = _shown(stored.get(parts)), _shown(wanted.get(parts))
@@ -274,11 +274,11 @@ def _compare(path: Path, stored: Mapping[Parts, Any], wanted: Mapping[Parts, Any
     if lines:
         more = f"\n  and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
         listed = "\n  ".join(lines[:_SHOWN])
-        raise ValueError(f"{path} does not fit the target, and nothing was loaded:\n  {listed}{more}")
+        raise ValueError(f"{path} does not match the target, and nothing was loaded:\n  {listed}{more}")
 
 
 def _shown(leaf: Any) -> str:
-    """A leaf's dtype and shape as it is stored: a PRNG key as its data."""
+    """Returns dtype and shape of a leaf as stored; those of its data for a PRNG key."""
     if leaf is None:
         return "nothing"
     if not hasattr(leaf, "dtype"):
@@ -289,22 +289,22 @@ def _shown(leaf: Any) -> str:
 
 
 def _as_key(found: Any, leaf: Any, parts: Parts, path: Path) -> Any:
-    """A typed key or its data, whichever the target has."""
+    """Converts between a PRNG key and its data, to match the target."""
     if found.dtype == leaf.dtype:
         return found
     is_key = jnp.issubdtype(found.dtype, jax.dtypes.prng_key)
     if is_key and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"{path} does not fit the target: {_name(parts)} is {found.dtype} there, not {leaf.dtype}.")
+        raise ValueError(f"{path} does not match the target: {_name(parts)} is {found.dtype} there, not {leaf.dtype}.")
     if is_key:
         return jax.random.key_data(found)
     return jax.random.wrap_key_data(found, impl=jax.random.key_impl(leaf))
 
 
-# Trees by the names of their leaves
+# Trees by leaf names
 
 
 def _flat(tree: Any, parts: Parts = ()) -> Iterator[tuple[Parts, Any]]:
-    """The leaves of nested dicts and lists, by their path."""
+    """Yields the leaves of nested dicts and lists with their paths."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from _flat(value, (*parts, str(key)))
@@ -316,7 +316,7 @@ def _flat(tree: Any, parts: Parts = ()) -> Iterator[tuple[Parts, Any]]:
 
 
 def _map(function: Callable[[Parts, Any], Any], tree: Any, parts: Parts = ()) -> Any:
-    """`function(path, leaf)` for each leaf of nested dicts and lists."""
+    """Applies `function(path, leaf)` to each leaf of nested dicts and lists."""
     if isinstance(tree, Mapping):
         return {key: _map(function, value, (*parts, str(key))) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -325,7 +325,7 @@ def _map(function: Callable[[Parts, Any], Any], tree: Any, parts: Parts = ()) ->
 
 
 def _named(tree: Any) -> list[tuple[Parts, Any]]:
-    """The leaves of any pytree, by their path."""
+    """Returns the leaves of any pytree with their paths."""
     return [
         (tuple(jax.tree_util.keystr((key,), simple=True) for key in path), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

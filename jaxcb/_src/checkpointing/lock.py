@@ -1,4 +1,4 @@
-"""A run's directory is of one run at a time: two would write over each other's logs and checkpoints."""
+"""Lock of a run directory: two runs in one directory would overwrite each other's logs and checkpoints."""
 
 import contextlib
 import os
@@ -7,23 +7,23 @@ from pathlib import Path
 
 import jax
 
-_held: set[int] = set()  # descriptors of this process
+_held: set[int] = set()  # open descriptors of this process
 
 
 @contextlib.contextmanager
 def lock_run_dir(directory: Path) -> Iterator[None]:
-    """Keeps a directory for one run; it is free again when that ends, however it ends.
+    """Locks a directory for one run. The lock is released when the run ends, however it ends.
 
-    Nothing is kept on Windows, or on a file system without locks.
+    There is no lock on Windows, or on a file system without locks.
 
     Args:
-        directory: it is made where it is not there.
+        directory: created if it is missing.
 
     Raises:
-        RuntimeError: while another run is under way in it.
+        RuntimeError: if another run holds the lock.
         OSError: for a directory that cannot be used.
     """
-    if jax.process_index() != 0:  # the processes of one run share its directory
+    if jax.process_index() != 0:  # the processes of a run share its directory
         yield
         return
     directory.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def lock_run_dir(directory: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RuntimeError(
-                f"{directory} is in use: another run is under way in it. Wait for its end, or pass another run_dir."
+                f"{directory} is in use by another run. Wait for its end, or pass another run_dir."
             ) from None
         except OSError:
             pass
@@ -50,7 +50,7 @@ def lock_run_dir(directory: Path) -> Iterator[None]:
 
 
 def _let_go() -> None:
-    """A forked process, such as a data loader's, may outlive a run that was killed, and must not keep its lock."""
+    """Closes the lock in a forked process, such as a data loader's worker: it may outlive a run that was killed."""
     while _held:
         os.close(_held.pop())
 

@@ -1,4 +1,4 @@
-"""What makes a directory a checkpoint: a manifest, written last, that vouches for every byte beside it."""
+"""The manifest of a checkpoint: written last, with size and checksum of every file."""
 
 import dataclasses
 import json
@@ -17,28 +17,28 @@ from jaxcb._src.storage.ownership import is_inside, is_run_id, remove_files
 
 NAME = "manifest.json"
 _FORMAT = 1
-_GONE = "manifest.json.deleted"  # what a checkpoint's manifest is called once the checkpoint is being deleted
+_GONE = "manifest.json.deleted"  # name of the manifest while the checkpoint is being deleted
 _WHOLE = re.compile(rb'\{"checksum": "([0-9a-f]{8})", "manifest": (.*)\}\n', re.DOTALL)
 
 
 class UnusableError(Exception):
-    """A checkpoint that cannot be used here and now, with the reason in a few words."""
+    """A checkpoint that cannot be used, with the reason."""
 
 
 class DamagedError(UnusableError):
-    """A directory that is no checkpoint, or not the one that it was."""
+    """A directory that is not a checkpoint, or that has changed since it was written."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ArrayEntry:
-    """An array as it is stored, under a made-up key: no name that a user gives can hurt a file.
+    """A stored array. Its key is generated, so that no name can produce an invalid file name.
 
     Args:
         name: any text.
-        key: what Orbax knows it by.
-        shape: as stored; of PRNG keys, that of their data.
+        key: key in the Orbax checkpoint.
+        shape: as stored; for a PRNG key that of its data.
         dtype: as stored.
-        impl: of PRNG keys the kind, else None.
+        impl: implementation of a PRNG key; None for other arrays.
     """
 
     name: str
@@ -49,32 +49,32 @@ class ArrayEntry:
 
     @property
     def stored(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype on the disk."""
+        """Shape and dtype as stored."""
         return jax.ShapeDtypeStruct(self.shape, np.dtype(self.dtype))
 
     @property
     def struct(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of the array that was saved."""
+        """Shape and dtype of the saved array."""
         if self.impl is None:
             return self.stored
         return jax.eval_shape(lambda data: jax.random.wrap_key_data(data, impl=self.impl), self.stored)
 
     @property
     def empty(self) -> bool:
-        """Whether it has no elements; Orbax stores no such arrays, so this entry is all there is of it."""
+        """Whether it has no elements. Orbax does not store such arrays."""
         return math.prod(self.shape) == 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was found to be whole.
+    """A checkpoint that was found complete.
 
     Args:
         path: its directory.
-        step: the number of updates done.
-        facts: what was saved with the arrays, as JSON gives it back: lists for tuples, texts for keys.
+        step: updates done.
+        facts: metadata as read from JSON, where tuples are lists and keys are strings.
         entries: the arrays in it.
-        best: the value it is ranked by; None where it has none.
+        best: value for ranking; None if it has none.
     """
 
     path: Path
@@ -85,25 +85,25 @@ class Saved:
 
     @property
     def run(self) -> str | None:
-        """The id of the run that it is of; None for one that was written before runs had ids."""
+        """Id of its run; None if it was written before runs had ids."""
         run = self.facts.get("run")
         return run if is_run_id(run) else None
 
     @property
     def leaves(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shape and dtype of each array in it, by name."""
+        """Shape and dtype of each array, by name."""
         return {entry.name: entry.struct for entry in self.entries}
 
 
 def write(directory: Path, *, step: int, facts: str, entries: Sequence[ArrayEntry], best: float | None) -> None:
-    """Makes all files of a directory durable, and then its manifest.
+    """Syncs all files of a directory to disk, and then writes the manifest.
 
     Args:
-        directory: complete but for the manifest.
-        step: the number of updates done.
+        directory: complete except for the manifest.
+        step: updates done.
         facts: JSON.
         entries: the arrays in it.
-        best: the value it is ranked by.
+        best: value for ranking.
     """
     files = {}
     for path in _files(directory):
@@ -122,17 +122,17 @@ def write(directory: Path, *, step: int, facts: str, entries: Sequence[ArrayEntr
 
 
 def read(directory: Path) -> tuple[Saved, dict[str, list[int]]]:
-    """Returns what the manifest says, and its files with size and checksum, none of them looked at.
+    """Returns the contents of the manifest, and its files with size and checksum. Does not check the files.
 
     Raises:
-        DamagedError: where there is no manifest, or not as it was written.
-        UnusableError: where it cannot be read, or a newer jaxcb wrote it.
+        DamagedError: if there is no manifest, or if it has changed.
+        UnusableError: if it cannot be read, or was written by a newer jaxcb.
     """
     return _read(directory, NAME)
 
 
 def _read(directory: Path, called: str) -> tuple[Saved, dict[str, list[int]]]:
-    """Reads a manifest that is called so."""
+    """Reads the manifest with this file name."""
     try:
         whole = _WHOLE.fullmatch((directory / called).read_bytes())
     except FileNotFoundError:
@@ -140,7 +140,7 @@ def _read(directory: Path, called: str) -> tuple[Saved, dict[str, list[int]]]:
     except OSError as error:
         raise UnusableError(f"{NAME} cannot be read: {error.strerror}") from error
     if whole is None or zlib.crc32(whole[2]) != int(whole[1], 16):
-        raise DamagedError(f"{NAME} is not as it was written")
+        raise DamagedError(f"{NAME} has changed since it was written")
     try:
         manifest = json.loads(whole[2])
         if manifest["format"] > _FORMAT:
@@ -149,7 +149,7 @@ def _read(directory: Path, called: str) -> tuple[Saved, dict[str, list[int]]]:
         saved = Saved(directory, manifest["step"], dict(manifest["facts"]), entries, manifest["best"])
         files = {name: [size, checksum] for name, (size, checksum) in manifest["files"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"{NAME} says what no jaxcb has written ({error!r})") from None
+        raise DamagedError(f"{NAME} has invalid contents ({error!r})") from None
     for name in files:
         if not is_inside(name):
             raise DamagedError(f"{NAME} names the file {name!r}, which is not in the checkpoint")
@@ -157,17 +157,18 @@ def _read(directory: Path, called: str) -> tuple[Saved, dict[str, list[int]]]:
 
 
 def is_going(directory: Path) -> bool:
-    """Whether a checkpoint is being deleted, by this process or by one that was killed."""
+    """Returns whether a checkpoint is being deleted, possibly by a process that was killed."""
     return (directory / _GONE).exists()
 
 
 def delete(directory: Path) -> None:
-    """Deletes a checkpoint: the files that its manifest names, and the folders that are empty then.
+    """Deletes a checkpoint: the files that its manifest names, and folders that are empty then.
 
-    It is none any more as soon as that begins; the manifest is the last to go, so that the rest can be done later.
+    The manifest is renamed first, so that a half-deleted checkpoint is not used, and deleted last, so that another
+    process can finish the deletion.
 
     Raises:
-        UnusableError: where the manifest does not tell.
+        UnusableError: if the manifest cannot be read.
     """
     if not is_going(directory):
         _read(directory, NAME)
@@ -177,10 +178,10 @@ def delete(directory: Path) -> None:
 
 
 def run_of(directory: Path) -> str | None:
-    """The id of the run that a checkpoint is of; None for one that was written before runs had ids.
+    """Returns the id of a checkpoint's run; None if it was written before runs had ids.
 
     Raises:
-        UnusableError: where its manifest does not tell.
+        UnusableError: if the manifest cannot be read.
     """
     return _read(directory, _GONE if is_going(directory) else NAME)[0].run
 
@@ -189,8 +190,8 @@ def verify(directory: Path) -> Saved:
     """Reads every byte of a checkpoint.
 
     Raises:
-        DamagedError: where anything is missing or not as it was written.
-        UnusableError: where anything cannot be read, or a newer jaxcb wrote it.
+        DamagedError: if anything is missing or has changed.
+        UnusableError: if anything cannot be read, or was written by a newer jaxcb.
     """
     saved, files = read(directory)
     for name, (size, checksum) in files.items():
@@ -198,9 +199,9 @@ def verify(directory: Path) -> Saved:
         try:
             found = path.stat().st_size
             if found != size:
-                raise DamagedError(f"{name} has {found} bytes, {size} were written")
+                raise DamagedError(f"{name} has {found} bytes instead of {size}")
             if _checksum(path) != checksum:
-                raise DamagedError(f"{name} is not as it was written")
+                raise DamagedError(f"{name} has changed since it was written")
         except FileNotFoundError:
             raise DamagedError(f"{name} is missing") from None
         except OSError as error:
@@ -209,8 +210,8 @@ def verify(directory: Path) -> Saved:
 
 
 def sync_directory(path: Path) -> None:
-    """Makes durable which files a directory has."""
-    if os.name == "nt":  # directories cannot be opened there
+    """Syncs the entries of a directory to disk."""
+    if os.name == "nt":  # Windows cannot open directories
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -224,7 +225,10 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _checksum(path: Path, *, durable: bool = False) -> int:
-    """CRC-32: finds what disks do to files, at twice the speed of the next best in the standard library."""
+    """Returns the CRC-32 of a file, which detects disk errors.
+
+    It is twice as fast as the next best checksum of the standard library.
+    """
     checksum = 0
     with path.open("r+b" if durable else "rb", buffering=0) as file:
         while block := file.read(1 << 22):

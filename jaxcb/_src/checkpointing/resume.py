@@ -1,4 +1,4 @@
-"""Where a run starts: anew, from a checkpoint of its training, or from the result that it has come to."""
+"""Decides where a run starts: new, from a checkpoint, or from the result of a completed run."""
 
 import dataclasses
 import re
@@ -19,7 +19,7 @@ from jaxcb._src.utils.pytree import Struct
 
 
 def merge_process_positions(positions: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Makes one position of those of all processes, in their order."""
+    """Merges the positions of all processes, in their order."""
     first = positions[0]
     if first is None or len(positions) == 1:
         return first
@@ -29,7 +29,10 @@ def merge_process_positions(positions: Sequence[dict[str, Any] | None]) -> dict[
 
 
 def position_for_process(position: dict[str, Any] | None, index: int, count: int) -> dict[str, Any] | None:
-    """Returns a process's own position. Of another number of processes it is known only how far they were."""
+    """Returns the position of one process.
+
+    The states of iterators are dropped if the number of processes has changed. The data is then iterated again.
+    """
     if position is None:
         return None
     states = position.get("iterators", [position["iterator"]] if "iterator" in position else [])
@@ -46,12 +49,12 @@ class ResumePlan(NamedTuple):
     """Where a run starts.
 
     Attributes:
-        record: of the run: its id, and what it has made.
-        keeper: saves it; None where it has no directory.
-        saved: what it starts from; None for a new run.
-        finished: whether that is the result of a run that has come to its end.
-        released: whether the stop that had ended it holds no more, by what is asked for now.
-        replaces: what is removed when it begins, all of it another run's or stale.
+        record: record of the run: its id and its files.
+        keeper: writes checkpoints; None for a run without a directory.
+        saved: the checkpoint to start from; None for a new run.
+        completed: whether that is the result of a completed run.
+        stop_cleared: whether the stop that ended the run no longer applies, because the arguments have changed.
+        to_delete: files of another run, or stale ones, to delete when the run begins.
     """
 
     record: RunRecord
@@ -62,7 +65,7 @@ class ResumePlan(NamedTuple):
     to_delete: "Replaced | None" = None
 
     def begin(self) -> None:
-        """Removes what is replaced, once nothing stands in the way of the run, and begins the record."""
+        """Deletes the files to replace and begins the record. Called when nothing can fail any more."""
         if self.to_delete is not None:
             for store in self.to_delete.stores:
                 remove_store(store, self.to_delete.run)
@@ -73,21 +76,25 @@ class ResumePlan(NamedTuple):
 
     @property
     def files(self) -> dict[str, Any]:
-        """Where its files stood."""
+        """Offsets of the log files.
+
+        Raises:
+            ValueError: if the checkpoint contains none.
+        """
         if self.saved is None:
             return {}
         places = self.saved.facts.get("files")
         if not isinstance(places, dict):
-            raise ValueError(f"{self.saved.path} does not say where the run's files stood, but {places!r}.")
+            raise ValueError(f"{self.saved.path} has no valid offsets of the run's files: {places!r}.")
         return places
 
     @property
     def inherits(self) -> bool:
-        """Whether it starts from a checkpoint of the time before runs had ids."""
+        """Whether it starts from a checkpoint that was written before runs had ids."""
         return self.saved is not None and self.saved.run is None
 
     def feed(self, processes: Processes) -> FeedStart | None:
-        """Where this process's data goes on; None for its beginning."""
+        """Returns the position of this process's data; None for the beginning."""
         if self.saved is None or self.completed:
             return None
         facts = self.saved.facts
@@ -96,12 +103,12 @@ class ResumePlan(NamedTuple):
 
 
 class Replaced(NamedTuple):
-    """What is removed of a run.
+    """Files of a run to delete.
 
     Attributes:
-        run: its id; None for a run of the time before runs had ids.
-        stores: directories of checkpoints, of which those of the run go.
-        files: that the run has made.
+        run: id of the run; None if it began before runs had ids.
+        stores: directories of checkpoints; only those of the run are deleted.
+        files: other files of the run.
     """
 
     run: str | None
@@ -110,13 +117,13 @@ class Replaced(NamedTuple):
 
 
 class _There(NamedTuple):
-    """What there is of a run in a directory.
+    """What a directory contains of a run.
 
     Attributes:
-        run: its id, None where it has none.
-        made: the keys of what it has made.
-        files: those of its own files that are there.
-        holds: whether it has come so far that it is not to be replaced unasked.
+        run: id of the run; None if it has none.
+        made: keys of the files that it has written.
+        files: log files that exist.
+        holds: whether there is anything that must not be overwritten without `overwrite=True`.
     """
 
     run: str | None
@@ -137,24 +144,24 @@ def find_start(
     on_save_error: str,
     processes: Processes,
 ) -> ResumePlan:
-    """Looks at a run's directory.
+    """Reads a run directory and decides where the run starts.
 
     Args:
-        directory: the run's.
-        callbacks: the run's.
-        config: what was asked for, as JSON: for how long, and with which callbacks.
-        resume: whether a run that is there goes on.
-        overwrite: whether it is replaced.
+        directory: the run directory.
+        callbacks: the callbacks of the run.
+        config: the requested training, as JSON: length, data and callbacks.
+        resume: whether to resume a run that exists.
+        overwrite: whether to replace a run that exists.
         say: prints a line.
-        warn: tells of what is damaged or cannot be saved.
+        warn: reports damaged checkpoints and failed saves.
         on_save_error: "raise" or "warn".
-        processes: of the run; process 0 looks.
+        processes: of the run; process 0 reads.
 
     Raises:
-        FileExistsError: where a run is there, and nothing says what to do with it; and where a file that is no run's
-            is in the way.
+        FileExistsError: if a run exists and neither `resume` nor `overwrite` is given, or if a file of unknown origin
+            would be overwritten.
         OSError: for a directory that cannot be used.
-        ValueError: for a run whose checkpoints are gone.
+        ValueError: for a run whose checkpoints are missing.
     """
     if resume and overwrite:
         raise ValueError(
@@ -176,12 +183,12 @@ def find_start(
         stores = tuple(directory / name for name in _STORES)
         return ResumePlan(record, keeper, to_delete=Replaced(there.run, stores, there.files))
     training, result = keeper.find_latest()
-    if training is None:  # new, or killed before it was first saved
+    if training is None:  # new, or killed before its first checkpoint
         if there.files:
             raise ValueError(
                 f"{directory} has {', '.join(path.name for path in there.files)} of a run, but no checkpoint of it in "
-                f"{directory / CHECKPOINTS}. Put it back from a copy to go on with it, or pass "
-                "checkpointing=jc.Checkpointing(overwrite=True) to begin again."
+                f"{directory / CHECKPOINTS}. Restore it from a backup to resume, or pass "
+                "checkpointing=jc.Checkpointing(overwrite=True) to start again."
             )
         return ResumePlan(record, keeper)
     facts = training.facts
@@ -199,17 +206,17 @@ def find_start(
 
 
 def _run_in(directory: Path) -> _There:
-    """What there is of a run in a directory, which is made where it is not there.
+    """Returns what a directory contains of a run. Creates the directory if it is missing.
 
     Raises:
-        FileExistsError: for a file in the way of the run's own that no record names.
+        FileExistsError: for a log file that no record names.
     """
     directory.mkdir(parents=True, exist_ok=True)
     saves = [path for name in _STORES for path in checkpoints_in(directory / name)]
     record = RunRecord.read(directory)
     if record is not None:
         run, made = record.run, dict(record.made)
-    else:  # an old run, or one whose record is lost: its newest checkpoint tells
+    else:  # an old run, or a lost record: use its newest readable checkpoint
         run, made = None, {}
         for path in saves:
             try:
@@ -225,20 +232,20 @@ def _run_in(directory: Path) -> _There:
     for path in files:
         if path.name not in made:
             raise FileExistsError(
-                f"{path} is in the way: a run writes a file of that name, and no record in {directory} says that this "
-                "one is a run's. Move it, or pass another run_dir."
+                f"{path} is in the way: a run writes a file of that name, and no record in {directory} shows that this "
+                "file belongs to a run. Move it, or pass another run_dir."
             )
     return _There(run, made, files, bool(saves or files))
 
 
 def _refuse_other_data(directory: Path, facts: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raises an error where the rest of an epoch would be of other batches than its beginning."""
+    """Raises an error if an epoch would be resumed with other data."""
     before, now = facts["config"]["data"], config["data"]
     other = [f"{name} was {before[name]}, is {now[name]}" for name in now if before[name] != now[name]]
     if other and facts["cursor"]:
         raise ValueError(
-            f"the run in {directory} was saved in the middle of an epoch, whose order of the data no longer holds: "
-            f"{'; '.join(other)}. Resume with what it was, or pass another run_dir, or "
+            f"the run in {directory} was saved in the middle of an epoch, and the data order has changed: "
+            f"{'; '.join(other)}. Resume with the previous values, or pass another run_dir, or "
             "checkpointing=jc.Checkpointing(overwrite=True)."
         )
 
@@ -246,13 +253,13 @@ def _refuse_other_data(directory: Path, facts: Mapping[str, Any], config: Mappin
 def request_facts(
     callbacks: Chain, epochs: int | None, steps: int | None, data: Mapping[str, Any], layout: str
 ) -> dict[str, Any]:
-    """What was asked for, in words that are the same in each process."""
+    """Returns a description of the requested training that is equal on all processes."""
     named = {name: _words(callback) for name, callback in callbacks.items() if callback.affects_run}
     return {"epochs": epochs, "steps": steps, "callbacks": named, "data": dict(data), "layout": layout}
 
 
 def _words(value: Any) -> str:
-    """Describes a callback's configuration: functions by their names, what has no order in one."""
+    """Describes a callback's configuration as text. Functions are described by name, and sets are sorted."""
     if isinstance(value, Struct):
         fields = [f.name for f in dataclasses.fields(value)]  # pyright: ignore[reportArgumentType]
         return f"{type(value).__name__}({', '.join(f'{n}={_words(getattr(value, n))}' for n in fields)})"
@@ -266,7 +273,7 @@ def _words(value: Any) -> str:
 
 
 def _is_released(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether a run that was over would not be over by what is asked for now."""
+    """Returns whether the stop of a completed run no longer applies with the new arguments."""
     epochs, steps = config["epochs"], config["steps"]
     if (epochs is not None and facts["epoch"] >= epochs) or (steps is not None and facts["step"] >= steps):
         return False
@@ -283,7 +290,6 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     other = [name for name in callbacks if before["callbacks"].get(name) != now["callbacks"].get(name)]
     if before["layout"] != now["layout"]:
         changes.append(
-            f"layout {before['layout']} -> {now['layout']}, so that it goes on as it would have within rounding, not "
-            "bit for bit"
+            f"layout {before['layout']} -> {now['layout']}, so that results are equal up to rounding, not bit for bit"
         )
     return changes + ([f"callbacks {', '.join(sorted(other))}"] if other else [])

@@ -1,6 +1,7 @@
-"""The store in which a run keeps its own checkpoints: named arrays and facts.
+"""Storage of checkpoints: named arrays and JSON metadata.
 
-Orbax writes the arrays. When a checkpoint counts, which ones stay and what happens on a fault is decided here.
+Orbax writes the arrays. This module decides when a checkpoint is complete, which ones are kept, and how errors are
+handled.
 """
 
 import contextlib
@@ -25,30 +26,33 @@ from jaxcb._src.checkpointing.manifest import ArrayEntry, DamagedError, Saved, U
 from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.storage import orbax as _orbax
 
-_CHECKPOINT = re.compile(r"step_(\d{9,})(?:-(\d+))?")  # the second number where a step was saved again
-_NO_RUN = "0" * 16  # the id where nobody gives one
-_ARRAYS = "arrays"  # Orbax's directory in each checkpoint
+_CHECKPOINT = re.compile(r"step_(\d{9,})(?:-(\d+))?")  # the second number counts saves of the same step
+_NO_RUN = "0" * 16  # default id
+_ARRAYS = "arrays"  # directory of Orbax in each checkpoint
 _TOLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.ENOENT, errno.ENOTDIR, errno.EIO)
 
 
 class Store:
-    """Keeps checkpoints of one run in a directory. One save is in flight at a time, written by a thread of its own.
+    """Keeps the checkpoints of a run in a directory. A thread writes one checkpoint at a time.
 
-    Whatever else is in the directory stays: a checkpoint is deleted by the files that its manifest names, and what a
-    killed process left has the run's id in its name.
+    Other files in the directory are not touched: a checkpoint is deleted by the files that its manifest names, and
+    leftovers of a killed process have the run's id in their name.
 
-    Close it on every way out (`contextlib.closing`): a process that ends before loses the save in flight.
+    Close it in any case (`contextlib.closing`): a process that ends without it loses the pending write.
 
-    Of several processes each writes its own part of the arrays; all else is done by process 0. They call `save`,
-    `latest` and `load` together.
+    With several processes, each writes its own shards of the arrays, and process 0 does everything else. All processes
+    call `save`, `latest` and `load` together.
 
     Args:
-        directory: for checkpoints alone; made by the first save.
-        keep: how many of the newest stay; the best one stays besides.
-        say: is given one line for each thing that the user should know.
-        on_error: "raise", or "warn" to say it and go on with the checkpoints there are.
+        directory: for checkpoints only; created by the first save.
+        keep: number of newest checkpoints to keep; the best one is kept, too.
+        say: prints a line.
+        on_error: "raise", or "warn" to print the error and continue with the existing checkpoints.
         processes: of the run.
-        run: the run's id. Checkpoints whose facts name another `run` are not the run's.
+        run: id of the run. Checkpoints of other runs are ignored.
+
+    Raises:
+        ValueError: for invalid arguments.
     """
 
     def __init__(
@@ -65,13 +69,13 @@ class Store:
             raise ValueError(f"keep must be at least 1, got {keep}.")
         if on_error not in ("raise", "warn"):
             raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}.")
-        self.directory = Path(directory).absolute()  # Orbax takes no relative ones
+        self.directory = Path(directory).absolute()  # Orbax needs absolute paths
         self._run, self._keep, self._say, self._on_error = run, keep, say, on_error
         self._processes = processes
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
-        self._silent = False  # whether a fault was told and lasts
-        self._best: dict[str, float | None] = {}  # by name, None where there is no value
+        self._silent = False  # whether the current error was already printed
+        self._best: dict[str, float | None] = {}  # checkpoint -> value for ranking, None if it has none
         self._unusable: dict[str, UnusableError] = {}
         self._unlock: Callable[[], Any] = lambda: None
         self._open = False
@@ -80,7 +84,7 @@ class Store:
 
     @property
     def failed(self) -> OSError | None:
-        """The error of the last save where it failed and nobody was told yet; does not wait."""
+        """The error of the last save if it failed and was not reported yet; does not wait."""
         return self._error
 
     def save(
@@ -92,18 +96,18 @@ class Store:
         best: float | None = None,
         wait: bool = False,
     ) -> None:
-        """Begins a save. The arrays may be changed, donated or deleted as soon as this returns.
+        """Begins to write a checkpoint. The arrays may be modified, donated or deleted as soon as this returns.
 
         Args:
-            step: the number of updates done.
-            leaves: arrays by name, any text: `jax.Array`s on any devices, PRNG keys too, or what NumPy takes for one.
-            facts: JSON.
-            best: the value by which the best checkpoint is known: the lowest.
-            wait: whether to return only when the checkpoint is there.
+            step: updates done.
+            leaves: name -> array: `jax.Array`s on any devices, PRNG keys, or anything that numpy can convert.
+            facts: JSON metadata.
+            best: value for ranking; the lowest is the best.
+            wait: whether to wait until the checkpoint is complete.
 
         Raises:
-            OSError: of the save before, with its path; with `wait` of this one too.
-            TypeError: for facts that are no JSON and leaves that are no arrays.
+            OSError: if the previous save failed; with `wait` also if this one failed.
+            TypeError: for metadata that is not JSON, or a leaf that is not an array.
         """
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}.")
@@ -111,7 +115,8 @@ class Store:
         text = json.dumps(dict(facts))
         entries, arrays = array_entries(leaves)
         half = self.directory / f"{_saving(self._run)}step_{step:09d}"
-        # of several processes Orbax begins here: it is not to meet the others on the devices in the midst of a step
+        # With several processes Orbax begins in this thread: it communicates over the devices, and must not do so in
+        # the middle of a step.
         copies = None if self._processes.is_multiprocess else copied_on_devices(arrays)
         try:
             self._processes.broadcast_from_primary(lambda: self._make(half))
@@ -121,25 +126,19 @@ class Store:
         else:
             value = None if best is None else float(best)
             arguments = (half, step, text, entries, value, write_arrays)
-            # a daemon: a process that ends without `close` is not kept by it
+            # a daemon, so that it does not keep a process alive that ends without `close`
             self._thread = threading.Thread(target=self._finish, args=arguments, name="jaxcb-save", daemon=True)
             self._thread.start()
         if wait:
             self._settle()
 
     def latest(self, *, needed: bool = True) -> Saved | None:
-        """Returns the newest checkpoint that is whole, every byte of it read; None where there is none at all.
-
-        Args:
-            needed: whether nobody can do without one that is there; else it is said, and None is returned.
-
-        Raises:
-            ValueError: where there are checkpoints, and none of them is whole.
-        """
+        """Returns the newest complete checkpoint of the run, after reading every byte; None if there is none."""
         self._join()
         return self._processes.broadcast_from_primary(lambda: self._latest(needed))
 
     def _latest(self, needed: bool) -> Saved | None:
+        """Finds the newest complete checkpoint. Runs on process 0."""
         reasons: dict[Path, UnusableError] = {}
         names = sorted(self._names(), key=_place, reverse=True)
         for name in names:
@@ -149,7 +148,8 @@ class Store:
                 if not self._owns(saved.run):
                     raise UnusableError(f"it is of another run, {saved.run}")
             except UnusableError as reason:
-                if path.exists() and not _manifest.is_going(path):  # or another process, whose run it is, deletes it
+                # otherwise another process of the same run is deleting it
+                if path.exists() and not _manifest.is_going(path):
                     reasons[path] = reason
                 continue
             for other, reason in reasons.items():
@@ -164,9 +164,10 @@ class Store:
         if reasons:
             listed = "".join(f"\n  {path} {_because(reason)}" for path, reason in reasons.items())
             raise ValueError(
-                f"{self.directory} holds checkpoints, and none of them is whole:{listed}\n"
-                "Put them back from a copy, or begin a new run in another directory."
+                f"{self.directory} holds checkpoints, but none of them is complete:{listed}\n"
+                "Restore them from a backup, or start a new run in another directory."
             )
+        # All of them vanished while they were read, so another process has replaced them: look again.
         return self._latest(needed) if names else None
 
     def load(self, saved: Saved, target: Mapping[str, jax.ShapeDtypeStruct] | None = None) -> dict[str, Any]:
@@ -174,11 +175,12 @@ class Store:
 
         Args:
             saved: from `latest`.
-            target: those wanted, and on which devices: where a `sharding` is given, arrays come back with it; else they
-                are tied to no device. None for all. What JAX cannot hold (float64 while it is off) stays NumPy's.
+            target: name -> shape and dtype of the requested arrays; with a `sharding`, the array is placed by it,
+                otherwise it is not committed to a device. None for all arrays. Dtypes that are disabled in JAX (such as
+                float64) are returned as numpy arrays.
 
         Raises:
-            ValueError: for arrays that are not there, or with another shape or dtype, before any is read.
+            ValueError: for arrays that are missing or have another shape or dtype, before any is read.
         """
         if target is not None:
             check(saved, target)
@@ -191,10 +193,10 @@ class Store:
         return found if target is None else {name: found[name] for name in target}
 
     def close(self) -> None:
-        """Waits for the save in flight.
+        """Waits for the pending write.
 
         Raises:
-            OSError: of that save, with its path.
+            OSError: if it failed.
         """
         try:
             self._settle()
@@ -203,13 +205,13 @@ class Store:
             self._open = False
 
     def _make(self, half: Path) -> None:
-        """Makes the directory of a save."""
+        """Creates the directory of a checkpoint."""
         if not self._open:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._clean()
         if half.exists():
             shutil.rmtree(half)
-        half.mkdir()  # without parents: a directory that vanished is not made again, as it may be another disk's now
+        half.mkdir()  # without parents: if the directory has vanished, its path may now be on another disk
 
     def _finish(
         self,
@@ -220,7 +222,7 @@ class Store:
         best: float | None,
         write_arrays: Callable[[], None],
     ) -> None:
-        """Makes a checkpoint of a save's directory; a thread."""
+        """Writes a checkpoint and renames it to its final name. Runs in a thread."""
         try:
             with _quiet():
                 write_arrays()
@@ -232,7 +234,7 @@ class Store:
             _manifest.sync_directory(self.directory)
         except Exception as error:
             if self._processes.is_primary:
-                shutil.rmtree(half, ignore_errors=True)  # gives its room back
+                shutil.rmtree(half, ignore_errors=True)  # frees its disk space
             self._fail(error, half)
             return
         try:
@@ -242,12 +244,12 @@ class Store:
             self._fail(error, self.directory, "delete older checkpoints")
 
     def _free_name(self, step: int) -> str:
-        """A checkpoint of that step may be there; it goes only when the new one is complete."""
+        """Returns a name for a checkpoint of this step. An existing one is kept until the new one is complete."""
         taken = [again for at, again in map(_place, self._names()) if at == step]
         return f"step_{step:09d}" + (f"-{max(taken) + 1}" if taken else "")
 
     def _prune(self, newest: str, best: float | None) -> None:
-        """Deletes what neither is new nor the best, and what is damaged; the newest just came."""
+        """Deletes checkpoints that are neither new nor the best, and damaged ones."""
         step = _place(newest)[0]
         self._best[newest] = best
         names = self._names()
@@ -259,7 +261,7 @@ class Store:
                 self._best[name] = saved.best
             except UnusableError as reason:
                 self._unusable[name] = reason
-        # one of the same step is replaced
+        # another checkpoint of the same step is replaced
         good = {name for name in names - self._unusable.keys() if name == newest or _place(name)[0] != step}
         ranked = [(self._best[name], *_place(name), name) for name in good if _is_number(self._best[name])]
         stay = {newest, *sorted(good, key=_place)[-self._keep :], *(min(ranked)[-1:] if ranked else ())}
@@ -268,11 +270,11 @@ class Store:
                 self._delete(name)
 
     def _owns(self, run: str | None) -> bool:
-        """Whether a checkpoint of a run is this run's: one of no run is of the time before runs had ids."""
+        """Returns whether a checkpoint belongs to this run. One without an id was written before runs had ids."""
         return run in (None, self._run)
 
     def _delete(self, name: str) -> None:
-        """Deletes a checkpoint so that what is half deleted is none; one that does not say what it is made of stays."""
+        """Deletes a checkpoint. One without a readable manifest is kept."""
         path = self.directory / name
         try:
             if not self._owns(_manifest.run_of(path)):
@@ -291,7 +293,7 @@ class Store:
             return set()
 
     def _clean(self) -> None:
-        """Removes what killed processes of the run left; nothing while another process has the directory open."""
+        """Removes leftovers of killed processes of the run, unless another process has the directory open."""
         self._open = True
         descriptor = _lock(self.directory)
         if descriptor is None:
@@ -316,7 +318,7 @@ class Store:
         self._error.__cause__ = error
 
     def _settle(self) -> None:
-        """Waits for the save in flight and tells its error."""
+        """Waits for the pending write and reports its error."""
         self._join()
         error, self._error = self._error, None
         if error is None:
@@ -326,22 +328,22 @@ class Store:
         if not self._silent:
             self._silent = True
             last = max(self._names() - self._unusable.keys(), key=_place, default=None)
-            kept = f"The last one, {self.directory / last}, stays" if last else "There is none yet"
-            self._say(f"{error.filename}: {error.strerror}. {kept}; the run goes on, and later saves try again.")
+            kept = f"The last one, {self.directory / last}, is kept" if last else "There is none yet"
+            self._say(f"{error.filename}: {error.strerror}. {kept}; the run continues, and later saves try again.")
 
 
 def checkpoints_in(directory: Path) -> list[Path]:
-    """What looks like a checkpoint in a directory, whosever and however damaged it is: it has a manifest."""
+    """Returns the directories with a manifest, of any run and in any condition."""
     names = sorted(name for name in _listed(directory) if _CHECKPOINT.fullmatch(name))
     return [directory / name for name in names if (directory / name / _manifest.NAME).exists()]
 
 
 def remove_store(directory: Path, run: str | None) -> None:
-    """Removes a run's checkpoints in a directory, and what its killed processes left.
+    """Removes the checkpoints of a run, and the leftovers of its killed processes.
 
     Args:
-        directory: it stays, as it may be open, and so does what else is in it.
-        run: the run's id; None for a run of the time before runs had ids.
+        directory: it is kept, as it may be open, and so are other files in it.
+        run: id of the run; None for a run that began before runs had ids.
     """
     for name in _listed(directory):
         path = directory / name
@@ -351,12 +353,12 @@ def remove_store(directory: Path, run: str | None) -> None:
             try:
                 if _manifest.run_of(path) in (None, run):
                     _manifest.delete(path)
-            except UnusableError:  # it does not say what it is made of, or whose it is
+            except UnusableError:  # its files or its run are unknown
                 continue
 
 
 def _saving(run: str) -> str:
-    """What the names of checkpoints that a run is just saving begin with."""
+    """Returns the prefix of the names of incomplete checkpoints of a run."""
     return f".saving-{run}-"
 
 
@@ -365,21 +367,21 @@ def _listed(directory: Path) -> list[str]:
 
 
 def _begin(path: Path, arrays: dict[str, Any], copies: dict[str, Any] | None) -> Callable[[], None]:
-    """Returns a function that has Orbax write the arrays as they are now."""
+    """Returns a function that writes the arrays in their current state."""
     if copies is not None:
         return lambda: _write(path, copies)
     return _orbax.save_async(str(path), arrays)
 
 
 def _write(path: Path, arrays: dict[str, Any]) -> None:
-    """All of Orbax's own work, off the loop's thread; its import too."""
+    """Runs Orbax outside of the main thread, including its import."""
     if not arrays:
-        return  # which Orbax does not store
+        return  # Orbax cannot store an empty tree
     _orbax.save(str(path), arrays)
 
 
 def _place(name: str) -> tuple[int, int]:
-    """Step and how many times it was saved before, by which checkpoints are ordered."""
+    """Returns step and save count of a name, by which checkpoints are sorted."""
     match = _CHECKPOINT.fullmatch(name)
     assert match is not None
     return int(match[1]), int(match[2] or 0)
@@ -394,7 +396,7 @@ def _is_number(value: float | None) -> bool:
 
 
 def _cause(error: Exception) -> tuple[int, str]:
-    """An error number and its words. TensorStore tells what the system said in the midst of a long text."""
+    """Returns error number and text. TensorStore includes the text of the system error in a long message."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno, error.strerror or str(error)
     text = str(error)
@@ -405,10 +407,10 @@ def _cause(error: Exception) -> tuple[int, str]:
 
 
 def _lock(directory: Path) -> int | None:
-    """Returns an open descriptor of a directory that holds its lock until closed or the process ends, or None."""
+    """Returns a descriptor that holds a lock on the directory until it is closed; None if it is locked."""
     try:
         import fcntl
-    except ImportError:  # no such lock on Windows, so leftovers stay
+    except ImportError:  # Windows has no such lock, so leftovers are kept
         return None
     descriptor = None
     try:
@@ -423,7 +425,7 @@ def _lock(directory: Path) -> int | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps a failing save's tracebacks, one for each of Orbax's threads, out of the log: the error itself is told."""
+    """Suppresses the tracebacks that each of Orbax's threads logs when a save fails. The error itself is reported."""
 
     def is_wanted(record: logging.LogRecord) -> bool:
         return "_SignalingThread" not in str(record.msg)

@@ -1,1 +1,1 @@
-"""From what a user gives as data to batches on the device."""
+"""The data pipeline: from the user's data to batches on the devices."""

@@ -1,4 +1,4 @@
-"""The form of a stream's batches: all are like the first one."""
+"""Validation of batches: structure, shapes and dtypes must be those of the first batch."""
 
 from typing import Any, NamedTuple
 
@@ -8,17 +8,17 @@ import numpy as np
 from jaxcb._src.data.inputs import as_arrays
 from jaxcb._src.utils.errors import DataError
 
-_STACK_BYTES = 32 << 20  # of one stacked chunk
-MOST = 2048  # batches in one
+_STACK_BYTES = 32 << 20  # size of a stacked chunk
+MOST = 2048  # batches in a chunk
 
 
 class BatchSpec(NamedTuple):
-    """What is known of a batch when it was looked at once. Equal ones are the same object.
+    """Shapes and dtypes of a validated batch. Equal specs are the same object.
 
     Attributes:
         leaves: shape and dtype of each array.
-        smaller: whether it has fewer rows than the first one.
-        most: batches of a chunk. Fixed, so that a part of a chunk runs the same program.
+        smaller: whether it has fewer rows than the first batch.
+        most: batches of a chunk. Fixed, so that chunks of every length run the same program.
     """
 
     leaves: tuple[tuple[tuple[int, ...], np.dtype], ...]
@@ -27,19 +27,19 @@ class BatchSpec(NamedTuple):
 
 
 class BatchValidator:
-    """Requires of each batch that it is like the first one.
+    """Checks that each batch is like the first one.
 
-    A batch of numpy arrays with structure, shapes and dtypes of the one before is looked at no further: all else
-    costs more than a small step.
+    If a batch consists of numpy arrays with structure, shapes and dtypes of the previous batch, nothing else is
+    checked: further checks would take longer than a small step.
 
     Args:
-        what: the data's name in errors.
+        what: name of the data in errors.
         first: the first batch, of arrays.
-        most: batches of a chunk; None chooses by their size.
+        most: batches of a chunk; None to choose by their size.
 
     Attributes:
         tree: the structure of a batch.
-        rows: of the first one.
+        rows: rows of the first batch.
     """
 
     def __init__(self, what: str, first: Any, most: int | None) -> None:
@@ -49,28 +49,28 @@ class BatchValidator:
         self._dtypes = [jax.dtypes.canonicalize_dtype(x.dtype) for x in leaves]
         self._shapes = [x.shape for x in leaves]
         self.rows = self._shapes[0][0]
-        self._form: BatchSpec | None = None  # of the batch before
+        self._form: BatchSpec | None = None  # spec of the previous batch
 
     def blank(self) -> BatchSpec:
-        """The form of a batch as the first one was."""
+        """Returns the spec of the first batch."""
         zeros = [np.zeros(x.shape, x.dtype) for x in self._first]
         return self.validate(self.tree.unflatten(zeros), 0, False)[1]
 
     def validate(self, batch: Any, number: int, anew: bool) -> tuple[list[Any], BatchSpec]:
-        """Returns a batch's arrays and their form.
+        """Returns the arrays of a batch and their spec.
 
         Args:
-            batch: as the source gave it.
-            number: in its pass, from 1, for errors.
-            anew: whether a pass begins with it whose batches may have shapes of their own.
+            batch: as returned by the source.
+            number: number of the batch in its epoch, from 1, for errors.
+            anew: whether it begins an epoch whose batches may have new shapes.
 
         Raises:
-            DataError: for one that is not like the first one.
+            DataError: for a batch that is not like the first one.
         """
         form = self._form
         if form is not None and not anew:
             try:
-                leaves = self.tree.flatten_up_to(batch)  # takes a fourth of the time of `jax.tree.flatten`
+                leaves = self.tree.flatten_up_to(batch)  # four times as fast as `jax.tree.flatten`
             except ValueError:
                 leaves = None
             if leaves is not None and _are_of(leaves, form):
@@ -90,7 +90,7 @@ class BatchValidator:
                 raise DataError(f"ragged batches: {what} has an array of shape {x.shape}, the first one {shape}.")
             if jax.dtypes.canonicalize_dtype(x.dtype) != dtype:
                 raise DataError(f"{what} has an array of dtype {x.dtype}, the first one {dtype}.")
-        room = 1  # a smaller one travels alone
+        room = 1  # a smaller batch is a chunk of its own
         if rows == most:
             room = self._most or max(1, min(_STACK_BYTES // max(1, sum(x.nbytes for x in leaves)), MOST))
         form = BatchSpec(tuple((x.shape, x.dtype) for x in leaves), rows < most, room)
@@ -100,7 +100,7 @@ class BatchValidator:
 
 
 def _are_of(leaves: list[Any], form: BatchSpec) -> bool:
-    """Whether these are numpy arrays of a form."""
+    """Returns whether these are numpy arrays that match a spec."""
     for x, (shape, dtype) in zip(leaves, form.leaves, strict=True):
         if type(x) is not np.ndarray or x.shape != shape or x.dtype != dtype:
             return False

@@ -1,4 +1,4 @@
-"""`Chunker`: makes chunks of a source's batches; all that a stream's background thread does."""
+"""`Chunker`: groups the batches of a source into chunks, in the background thread of a stream."""
 
 import itertools
 import queue
@@ -17,26 +17,32 @@ from jaxcb._src.utils.errors import DataError
 
 
 class ChunkDraft:
-    """Batches that are to be a chunk: of one epoch, or of several whole ones."""
+    """Batches of a chunk to be: of one epoch, or of several complete epochs."""
 
     def __init__(self, epoch: int, base: int, step: int, epoch_len: int) -> None:
         self.epoch, self.base, self.step, self.epoch_len = epoch, base, step, epoch_len
-        self.positions: list[Position] = []  # where their pass stands behind each
-        self.leaves: list[Any] = []  # of each batch; None where it lies in a stack
+        self.positions: list[Position] = []  # position of the iterator after each batch
+        self.leaves: list[Any] = []  # arrays of each batch; None if they are in a staging buffer
         self.epochs, self.closes = 1, False
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def merged(self, other: Self) -> Self:
-        """Takes another whole epoch behind these."""
+        """Appends another complete epoch."""
         self.positions += other.positions
         self.leaves += other.leaves
         self.epochs += other.epochs
         return self
 
     def chunk(self, data: Any = None, batches: list[Any] | None = None, memory: Any = None) -> Chunk:
-        """Makes the chunk, of the same batches on the devices."""
+        """Makes the chunk.
+
+        Args:
+            data: stacked batches on the devices.
+            batches: list of batches on the devices.
+            memory: the staging buffer that `data` may alias.
+        """
         return Chunk(
             data,
             batches,
@@ -52,26 +58,24 @@ class ChunkDraft:
         )
 
 
-MAX_BATCHES_MULTIPROCESS = 16  # batches in a chunk of several processes, which all have to cut alike
-FLUSH_AFTER_S = 0.25  # seconds after which batches that came slowly travel without waiting for more
+MAX_BATCHES_MULTIPROCESS = 16  # batches per chunk with several processes, whose chunks must be equal
+FLUSH_AFTER_S = 0.25  # seconds after which a chunk is dispatched without waiting for more batches
 
-Kept = tuple[
-    Position, BatchSpec, list[Any] | None
-]  # a batch: where its pass stands behind it, its form, and its arrays
+Kept = tuple[Position, BatchSpec, list[Any] | None]  # a validated batch: position after it, spec, arrays
 _USED_UP = None, None
 
 
 class DataRange(NamedTuple):
-    """What a run needs of a stream.
+    """The part of a stream that a run needs.
 
     Attributes:
-        epoch: where it starts.
-        cursor: steps of that epoch that were done before.
-        step: updates that were done before.
-        epoch_len: steps of an epoch, FOREVER where that is not known.
-        steps_per_epoch: the same where a stream is cut into epochs; None where an epoch is a pass.
-        end_epoch: nothing is needed for this epoch and later ones.
-        end_step: nor beyond this many steps.
+        epoch: first epoch.
+        cursor: steps of that epoch that are already done.
+        step: updates that are already done.
+        epoch_len: steps of an epoch, UNBOUNDED if unknown.
+        steps_per_epoch: the same if a stream is cut into epochs; None if the source ends each epoch.
+        end_epoch: the run needs no data for this epoch and later ones.
+        end_step: the run needs no data after this many steps.
     """
 
     epoch: int
@@ -83,28 +87,28 @@ class DataRange(NamedTuple):
     end_step: int
 
     def is_over(self, epoch: int, cursor: int, step: int) -> bool:
-        """Whether a run that stands there needs no more batches."""
+        """Returns whether a run at this position needs no more batches."""
         return step >= self.end_step or (cursor == 0 and epoch >= self.end_epoch)
 
 
 class Chunker:
-    """Makes chunks: a part of an epoch each, or several whole epochs of one length.
+    """Groups batches into chunks: a part of an epoch, or several complete epochs of one length.
 
-    The latter where epochs are so short that the devices would wait for the host after each. What is done for each
-    batch is kept short: it takes as long as a small step.
+    Short epochs are merged, since otherwise the devices would wait for the host after each epoch. The work per batch
+    must be short, since it takes as long as a small step.
 
     Args:
         source: where the batches come from.
-        span: what is needed of them.
-        forms: of the batches.
-        train_remainder: whether a smaller last batch is trained on.
-        alike: whether several processes must cut the same chunks, so that it does not count how fast batches come.
+        span: the part of the data that the run needs.
+        forms: validates the batches.
+        train_remainder: whether to train on a smaller last batch.
+        alike: whether several processes must cut equal chunks. If so, the time that batches take is ignored.
 
     Attributes:
-        stacks: the memory of the chunks that are stacked.
-        stacked: whether a chunk is one stack of batches, or a list of them.
-        placement: where they are put.
-        wanted: batches of a chunk, at most.
+        stacks: the staging buffers of stacked chunks.
+        stacked: whether a chunk is one stack of batches, or a list of batches.
+        placement: shardings of the batches.
+        wanted: maximum number of batches per chunk.
     """
 
     def __init__(
@@ -114,30 +118,41 @@ class Chunker:
         self._train_remainder, self._alike = train_remainder, alike
         self.stacks, self.stacked, self.placement = StagingPool(), True, ONE_DEVICE
         self.wanted = MAX_BATCHES_MULTIPROCESS if alike else MOST
-        self._begins: queue.Queue[dict[str, float] | None] = queue.Queue()  # controls of the epochs that begin
+        self._begins: queue.Queue[dict[str, float] | None] = queue.Queue()  # controls of the epochs that may begin
 
     def begin(self, controls: dict[str, float] | None) -> None:
-        """Lets an epoch begin whose source follows the run; None where no more will. From any thread."""
+        """Allows an epoch to begin whose data depends on the controls; None ends the stream. Thread-safe."""
         self._begins.put(controls)
 
     def chunks(self, first: EpochIterator, pulled: list[Pulled], behind: dict[str, Any]) -> Iterator[Chunk]:
-        """Gives the chunks.
+        """Yields the chunks.
+
+        Two drafts are open at a time: `part` collects batches of the current epoch, `whole` the complete epochs before
+        it that may be merged. After each batch, one of four cases applies:
+
+        1. Nothing is due: collect more batches.
+        2. The current epoch does not match the length of those in `whole`: emit `whole`.
+        3. The epoch is complete and may be merged: move `part` into `whole`.
+        4. The chunk must be emitted (epoch ends, maximum size, smaller batch, or batches arrive slowly): emit both
+        drafts in order.
 
         Args:
-            first: the pass that the run begins in.
-            pulled: what was pulled of it already.
-            behind: where the source stood when the run began.
+            first: iterator of the epoch in which the run begins.
+            pulled: batches that were already taken from it, to infer shapes.
+            behind: position of the source at the start of the run.
 
         Raises:
-            DataError: for batches that are not alike, and for a source that ends too early.
+            DataError: for invalid batches, or if the source ends early.
         """
         span = self._span
         epoch, cursor, step = span.epoch, span.cursor, span.step
+        # The run was resumed after the last step of an epoch and before its end. No batch is left, but the epoch has to
+        # be closed, which takes an empty chunk.
         if cursor > 0 and (step >= span.end_step or cursor >= span.epoch_len):
             yield self._closing(epoch, cursor, step, span.epoch_len)
             epoch, cursor = epoch + 1, 0
-        whole: ChunkDraft | None = None  # epochs
-        part = ChunkDraft(epoch, cursor, step, span.epoch_len)  # of the one behind them
+        whole: ChunkDraft | None = None  # complete epochs of one length
+        part = ChunkDraft(epoch, cursor, step, span.epoch_len)  # batches of the current epoch, after those in `whole`
         ragged, began = False, 0.0
         batches = self._batches(self._passes(first, pulled, behind))
         over = span.is_over(epoch, cursor, step)
@@ -147,12 +162,13 @@ class Chunker:
                 if ends is None:
                     raise DataError(
                         f"{self._source.what} is a {self._source.kind} that was used up after {step} batches, in epoch "
-                        f"{epoch + 1}. Pass something that can be iterated again, or ask for fewer steps."
+                        f"{epoch + 1}. Pass something that can be iterated again, or request fewer steps."
                     )
             except Exception:
-                yield from self._flush(whole, part)  # what was pulled before the error is trained on
+                # train on the batches before the error, as an unbuffered loop would
+                yield from self._flush(whole, part)
                 raise
-            if batch is None:  # nothing is left of the pass in which the run was cut short
+            if batch is None:  # the resumed epoch has no batch left; its length was not known in advance
                 if cursor > 0:
                     yield self._closing(epoch, cursor, step, cursor)
                     epoch, cursor = epoch + 1, 0
@@ -166,7 +182,7 @@ class Chunker:
                     f"{self._forms.rows} rows. Only the last batch of a pass or of an epoch may be smaller."
                 )
             smaller = form.smaller
-            if smaller:  # travels alone
+            if smaller:  # its shape does not fit into a stack: emit what is before it
                 yield from self._flush(whole, part)
                 whole, part = None, ChunkDraft(epoch, cursor, step, span.epoch_len)
             if whole is None and not part.positions:
@@ -174,21 +190,27 @@ class Chunker:
             part.positions.append(position)
             part.leaves.append(leaves)
             cursor, step = cursor + 1, step + 1
+            # The epoch ends (`ends`), or the run ends within the epoch (`closes` alone). A smaller batch is only valid
+            # at an end, which the next batch shows; hence `ragged`.
             ends = ends or cursor == span.steps_per_epoch
             ragged = smaller and not ends
             most = min(form.most, self.wanted)
             closes = ends or step == span.end_step
+            # with several processes time must not matter, since their chunks must be equal
             due = smaller or (time.monotonic() - began > FLUSH_AFTER_S and not self._alike)
             if not (closes or due or len(part.positions) >= most or (whole and cursor == whole.epoch_len)):
                 continue
             if closes:
                 part.epoch_len, part.closes = cursor if ends else span.epoch_len, True
-            if whole and ends != (cursor == whole.epoch_len):  # this epoch has another length
+            # The merged epochs are longer or shorter than this one, and a chunk can only hold epochs of one length.
+            # Emit them now; this epoch starts a new draft.
+            if whole and ends != (cursor == whole.epoch_len):
                 yield self._chunk(whole)
                 whole = None
             if ends and part.base == 0 and self._can_merge_epochs:
                 whole = whole.merged(part) if whole else part
                 part = ChunkDraft(epoch + 1, 0, step, span.epoch_len)
+                # Another epoch of this length would not fit.
                 if due or len(whole) + cursor > most:
                     yield self._chunk(whole)
                     whole = None
@@ -197,30 +219,32 @@ class Chunker:
                 whole, part = None, ChunkDraft(epoch + ends, 0 if ends else cursor, step, span.epoch_len)
             if ends:
                 epoch, cursor = epoch + 1, 0
+            # after the position moved, so that the end of an epoch counts as the begin of the next
             over = closes and span.is_over(epoch, cursor, step)
         yield from self._flush(whole)
 
     @property
     def _can_merge_epochs(self) -> bool:
-        """Whether epochs may travel together: not where one that has ended may be kept waiting for the next one's data.
+        """Whether complete epochs may wait for later ones to form a chunk.
 
-        That is what follows the controls, and a live stream.
+        Not if the data of an epoch depends on the controls after the previous epoch, and not for a live stream, whose
+        next batch may take any time.
         """
         return self.stacked and not self._source.per_epoch and not self._source.is_generator
 
     def _passes(
         self, first: EpochIterator, pulled: list[Pulled], behind: dict[str, Any]
     ) -> Iterator[tuple[int, bool, Iterator[Pulled]]]:
-        """Gives each pass: its number, whether a part of it was done before, and its batches.
+        """Yields each epoch: number, whether it was resumed in the middle, and its batches.
 
-        Waits where the source follows the run until its data is there.
+        If the data depends on the controls, it waits until the run has reached the epoch.
         """
         number, resumed = first.number, behind["batches"] > 0
         if resumed:
             first.go_to(behind)
             pulled = []
         yield number, resumed, itertools.chain(pulled, first)
-        del pulled, first  # frees what they hold before the next pass begins
+        del pulled, first  # free their buffers before the next epoch begins
         if self._source.is_generator:
             return
         for later in itertools.count(number + 1):
@@ -232,18 +256,20 @@ class Chunker:
     def _batches(
         self, passes: Iterator[tuple[int, bool, Iterator[Pulled]]]
     ) -> Iterator[tuple[Kept | None, bool | None]]:
-        """Gives batches, and whether each is the last one of a pass; no batch for a pass of which nothing is left.
+        """Yields batches, each with a flag whether it is the last one of its epoch.
 
-        The last one is known by looking ahead. That is done only where the end of a pass is the end of an epoch, so
-        that a live stream is never waited for in vain.
+        The flag needs a look-ahead of one batch. It is only done if the source ends the epoch: with `steps_per_epoch`
+        the end is known, and a live stream must not be asked for a batch in advance. A resumed epoch without batches
+        yields None once.
         """
         span, given = self._span, self._span.step
         for number, resumed, pulls in passes:
             kept = self._validated(pulls)
             ahead = next(kept, None)
             if ahead is None and not resumed:
-                again = "" if self._source.per_epoch else " when it was walked again"
+                again = "" if self._source.per_epoch else " when it was iterated again"
                 raise DataError(f"{self._source.describe(number)} gave no batch{again}.")
+            # if ahead
             if span.steps_per_epoch is not None:
                 if ahead is not None:
                     yield ahead, False
@@ -254,24 +280,24 @@ class Chunker:
                 yield None, False
             while ahead is not None:
                 batch, given = ahead, given + 1
-                if given == span.end_step:  # the run needs no other one
+                if given == span.end_step:  # the last step of the run: do not pull a batch that it does not need
                     yield batch, False
                     return
                 try:
                     ahead = next(kept, None)
-                except Exception:  # belongs to the next batch; this one is good
+                except Exception:  # the error belongs to the next batch; this one is valid
                     yield batch, False
                     raise
                 yield batch, ahead is None
 
     def _validated(self, pulls: Iterator[Pulled]) -> Iterator[Kept]:
-        """Gives a pass's batches. Each is copied, since the next one is pulled before this one is trained on.
+        """Yields the validated batches of an epoch, copied since the source may reuse its buffers for the next batch.
 
-        Drops the smaller ones where that was asked for.
+        Leaves out smaller batches if they are not trained on.
         """
         take, add, follows = self._forms.validate, self.stacks.add, self._source.per_epoch
         for batch, position in pulls:
-            # each epoch of data that follows the run may have shapes of its own
+            # data that depends on the controls may have new shapes each epoch
             leaves, form = take(batch, position.batches, follows and position.batches == 1)
             if form.smaller and not self._train_remainder:
                 continue
@@ -282,7 +308,7 @@ class Chunker:
                 yield position, form, copied(leaves)
 
     def _flush(self, *drafts: ChunkDraft | None) -> Iterator[Chunk]:
-        """Makes chunks of what there is."""
+        """Yields the chunks of all drafts that are not empty."""
         for draft in drafts:
             if draft and len(draft):
                 yield self._chunk(draft)
@@ -297,7 +323,7 @@ class Chunker:
         return self._forms.tree.unflatten(self.placement.put_batch(leaves, axis=int(self.stacked)))
 
     def _closing(self, epoch: int, cursor: int, step: int, epoch_len: int) -> Chunk:
-        """Makes a chunk without a batch, for a run that was resumed between an epoch's last step and its end."""
+        """Returns a chunk without batches, for a run that was resumed between the last step of an epoch and its end."""
         data = None
         if self.stacked:
             data = self._placed(StagingBuffer(self._forms.blank()).leaves)

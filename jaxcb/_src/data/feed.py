@@ -1,4 +1,4 @@
-"""Feeds: where a run's batches come from."""
+"""Feeds: provide the batches of a run in chunks."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from jaxcb._src.data.sources import draw
 from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.sharding.placement import Placement
 
-_SHARE = 0.5  # of a device's free memory that arrays may take; the rest is the model's
+_SHARE = 0.5  # fraction of a device's free memory that data may use
 
 
 def fits_on_device(
@@ -27,19 +27,19 @@ def fits_on_device(
     processes: Processes,
     say: Callable[[str], None] | None = None,
 ) -> bool:
-    """Whether arrays are kept on the devices, whole on each.
+    """Returns whether to keep arrays on the devices, replicated.
 
     Args:
         arrays: a pytree of arrays.
-        what: its name in what is said.
-        asked: True or False as the user has said, or None.
+        what: name of the data in messages.
+        asked: True or False as the user requested, or None.
         placement: the devices.
-        processes: of the run; process 0 decides for all.
-        say: takes a line for the user.
+        processes: of the run; process 0 decides.
+        say: prints a line.
     """
     if isinstance(asked, bool):
         return asked
-    # what one device holds already is not moved
+    # arrays that are already on the single device take no further memory
     new = [x for x in jax.tree.leaves(arrays) if placement.mesh is not None or not isinstance(x, jax.Array)]
     needed = sum(x.nbytes for x in new)
     free = processes.broadcast_from_primary(lambda: free_bytes(placement.own_devices))
@@ -47,28 +47,28 @@ def fits_on_device(
         return True
     if say is not None:
         say(
-            f"jaxcb: {what} has {needed / 1e9:.3g} GB, and a device {free / 1e9:.3g} GB left: it stays with the host, "
+            f"jaxcb: {what} has {needed / 1e9:.3g} GB, a device has {free / 1e9:.3g} GB free: it stays on the host, "
             "which gathers each batch. Execution(resident=True) keeps it on the devices."
         )
     return False
 
 
 def free_bytes(devices: list[Any]) -> int:
-    """Bytes that each of some devices has left; of the machine's memory, which CPU devices share, all that there is."""
+    """Returns the minimum of the free bytes of some devices; for CPU devices, their share of the machine's memory."""
     told = [device.memory_stats() for device in devices]
     if all(stats and "bytes_limit" in stats for stats in told):
         return min(stats["bytes_limit"] - stats["bytes_in_use"] for stats in told)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
 
 
-UNBOUNDED = np.iinfo(np.int32).max  # a number of steps that is not known, or has no limit
+UNBOUNDED = np.iinfo(np.int32).max  # a number of steps that is unknown or unlimited
 
 
 class BatchLayout(NamedTuple):
-    """How batches are found. Resident rows are gathered; stacked batches are indexed; single ones given."""
+    """How batches are found in data: gathered from resident rows, indexed in a stack, or given one by one."""
 
     kind: str  # "resident", "stacked" or "single"
-    rows: int  # rows of resident data
+    rows: int  # rows of resident data; 0 otherwise
     batch_size: int  # rows of a full batch
     shuffle: bool
     train_remainder: bool
@@ -80,11 +80,11 @@ class BatchLayout(NamedTuple):
 
     @property
     def remainder(self) -> int:
-        """Rows of the smaller last batch, 0 for none."""
+        """Rows of the smaller last batch; 0 if there is none."""
         return self.rows % self.batch_size if self.train_remainder and self.kind == "resident" else 0
 
     def new_order(self, key: Any, epoch: Any) -> Any:
-        """This epoch's order of the resident rows: a function of the data's key, or keys, and the epoch; traced."""
+        """Returns the order of resident rows in an epoch, a function of key (or keys) and epoch. Traced."""
         if self.kind != "resident" or not self.shuffle:
             return None
 
@@ -100,7 +100,7 @@ def rows_in(batch: Any) -> int:
 
 
 class Progress(Protocol):
-    """How far a run has come, as a feed needs to know it; `Status` is one."""
+    """Position of a run, as a feed needs it. `Status` implements it."""
 
     @property
     def step(self) -> Any: ...
@@ -115,20 +115,20 @@ class Progress(Protocol):
 
 
 class Chunk(NamedTuple):
-    """A stretch of batches, and where it belongs.
+    """Consecutive batches, and their position in the run.
 
     Attributes:
-        data: what a looped dispatch is given.
-        batches: what a stepped one is given, one a step; None where the data is resident.
-        epoch: its epoch, or its first one; -1 for any.
-        base: the cursor of its first batch.
-        size: how many batches.
-        epoch_len: steps of its epoch, FOREVER where that is not yet known.
+        data: input of a looped dispatch.
+        batches: inputs of a stepped dispatch, one per step; None if the data is resident.
+        epoch: first epoch; -1 for any epoch.
+        base: cursor of the first batch.
+        size: number of batches.
+        epoch_len: steps of its epoch, UNBOUNDED if not yet known.
         closes: whether its last epoch ends with it.
-        step: updates that a run has done before its first batch, where it has positions.
-        positions: where the data stands behind each batch.
-        epochs: how many it holds; more than one are whole ones, each of `epoch_len`.
-        memory: of the host, from which the devices may read until the run is done with it.
+        step: updates done before its first batch; only set if it has positions.
+        positions: position of the source after each batch.
+        epochs: number of epochs; if more than one, all are complete and have `epoch_len` steps.
+        memory: host buffer that the devices may read from until the chunk is consumed.
     """
 
     data: Any
@@ -144,13 +144,14 @@ class Chunk(NamedTuple):
     memory: Any = None
 
     def left(self, epoch: int, cursor: int) -> list[Any] | None:
-        """The batches that a run which stands there still needs; None where they are not given one a step."""
+        """Returns the batches that a run at this position still needs; None for a looped dispatch."""
         return self.batches and self.batches[max(cursor - self.base if epoch == self.epoch else 0, 0) :]
 
     def consumed(self, status: Progress) -> bool:
-        """Whether a run that stands there needs nothing of it any more.
+        """Returns whether a run at this position needs nothing of the chunk any more.
 
-        An epoch's last chunk is needed until the epoch is closed: it alone knows where the epoch ends.
+        The last chunk of an epoch is needed until the epoch is closed, since only this chunk has the length of the
+        epoch.
         """
         if self.epoch < 0 or bool(status.over):
             return True
@@ -160,13 +161,13 @@ class Chunk(NamedTuple):
 
 
 class FeedStart(NamedTuple):
-    """Where a run stood that is to be resumed.
+    """Position at which to resume a feed.
 
     Attributes:
-        epoch: its epoch.
-        cursor: steps done in it.
+        epoch: the epoch.
+        cursor: steps done in the epoch.
         step: updates done.
-        position: what its feed's `position` was.
+        position: `Feed.position()` at that point.
     """
 
     epoch: int = 0
@@ -176,59 +177,59 @@ class FeedStart(NamedTuple):
 
 
 class Feed:
-    """Base of feeds."""
+    """Base class of feeds."""
 
     layout: BatchLayout
     epoch_len: int = UNBOUNDED
     key: Array | None = None
-    example: Any = None  # a batch, or its shapes
-    data: Any = None  # what every dispatch is given alike
+    example: Any = None  # a batch or its shapes
+    data: Any = None  # data that is the same for every dispatch
 
     def ready(self) -> bool:
-        """Whether `next` has something to give without waiting."""
+        """Returns whether `next` returns without waiting."""
         return True
 
     def next(self) -> Chunk | None:
-        """Returns the next chunk to dispatch, None where there is no more."""
+        """Returns the next chunk; None at the end of the data."""
         raise NotImplementedError
 
     def pace(self, steps: int) -> None:
-        """Asks for chunks of at most so many steps, which is as long as the host is to be away."""
+        """Sets the maximum number of steps per chunk."""
 
     def choose(self, *, stacked: bool) -> None:
-        """Fixes how batches travel, before the first one does: stacked for the looped executor, or one by one."""
+        """Selects the form of chunks before the first one: stacked (looped executor) or lists (stepped)."""
 
     def place(self, placement: Placement) -> None:
-        """Fixes where the data lies, before the first batch travels."""
+        """Sets the shardings of the data, before the first chunk."""
 
     def confirm(self, status: Progress) -> None:
-        """Lets go of what the run has passed."""
+        """Releases the chunks that the run has consumed."""
 
     def position(self) -> dict[str, Any] | None:
-        """Where the data stands behind the last step that was confirmed, as JSON keeps it.
+        """Returns the position of the source after the last confirmed step, as JSON.
 
-        None where that is a function of epoch and cursor.
+        None if it is a function of epoch and cursor.
         """
         return None
 
     def rewind(self) -> int:
-        """Starts again at the first chunk that was not let go; returns the steps of its epoch."""
+        """Returns to the first chunk that is not consumed. Returns the steps of its epoch."""
         return self.epoch_len
 
     def close(self) -> None:
-        """Frees threads."""
+        """Ends threads."""
 
 
 class Resident(Feed):
-    """Arrays that stay on the device, in an order that the device draws anew each epoch.
+    """Arrays on the devices, in an order that the device draws for each epoch.
 
     Args:
         arrays: a pytree of arrays with a common leading axis.
-        batch_size: rows of a batch, of which there is one at least.
+        batch_size: rows of a batch, at most the rows of the arrays.
         shuffle: whether each epoch has its own order.
-        key: PRNG key of the orders; a function of it and the epoch.
+        key: PRNG key of the orders.
         epoch_len: batches of an epoch.
-        train_remainder: whether the smaller last batch is trained on.
+        train_remainder: whether to train on the smaller last batch.
     """
 
     def __init__(
@@ -249,7 +250,8 @@ class Resident(Feed):
         self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), self.data)
 
     def place(self, placement: Placement) -> None:
-        self.data = placement.put_everywhere(self.data)  # the indices are split: a gather of whole rows exchanges none
+        # replicated: the indices are sharded, so that gathering rows needs no communication
+        self.data = placement.put_everywhere(self.data)
 
     def next(self) -> Chunk:
         return Chunk(self.data, None, -1, 0, UNBOUNDED, self.epoch_len)

@@ -1,4 +1,4 @@
-"""What users give as data: which kind it is, and whether it can be trained on."""
+"""Classification and checks of the user's data."""
 
 import itertools
 import sys
@@ -15,37 +15,40 @@ from jaxcb._src.utils.validate import check_between
 
 
 def is_table(data: Any) -> bool:
-    """Whether data is a Hugging Face `Dataset`: rows to be cut into batches, and no iterable of batches."""
+    """Returns whether data is a Hugging Face `Dataset`, which has rows and is not an iterable of batches."""
     return _is(data, "datasets", "Dataset")
 
 
 def as_numpy(table: Any) -> Any:
-    """Returns a Hugging Face `Dataset` whose rows come as arrays; a transform of the user's own is kept."""
+    """Returns a Hugging Face `Dataset` that returns numpy arrays. A custom transform is kept."""
     if table.format["type"] in ("numpy", "custom"):
         return table
     return table.with_format("numpy", columns=table.format["columns"])
 
 
 def walk(data: Any, number: int) -> Iterator[Any]:
-    """Starts pass `number`, from 0, over an iterable of batches, in an order of its own where the data set has one."""
+    """Starts epoch `number` (from 0) of an iterable of batches, with a new order if the data set supports it."""
     if _is(data, "grain", "MapDataset"):
         return iter(_grain_pass(data, number))
     if _is(data, "datasets", "IterableDataset") and getattr(data, "_formatting", None) is None:
-        data = data.with_format("numpy")  # else it gives lists
+        data = data.with_format("numpy")  # its default format is Python lists
     for part in _told(data):
         part.set_epoch(number)
     return iter(data)
 
 
 def _grain_pass(data: Any, number: int) -> Iterable[Any]:
-    """A `MapDataset` draws a new order each time it repeats, but the same one each time it is walked."""
+    """Returns the elements of an epoch of a Grain `MapDataset`.
+
+    It draws a new order each time it repeats, but the same order each time it is iterated.
+    """
     if number == 0:
         return data
     return data.repeat(number + 1)[number * len(data) :]
 
 
 def _told(data: Any) -> list[Any]:
-    """Who is to know which pass begins: those with `set_epoch`, as PyTorch's distributed samplers have it."""
+    """Returns the objects with `set_epoch`, such as PyTorch's distributed samplers."""
     batches = getattr(data, "batch_sampler", None)
     parts = (data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None))
     parts = (*parts, getattr(data, "dataset", None))
@@ -53,20 +56,20 @@ def _told(data: Any) -> list[Any]:
 
 
 def repeats_for_ever(data: Any) -> bool:
-    """Whether data says of itself that it never ends."""
+    """Returns whether data reports that it is infinite."""
     if _is(data, "grain", "MapDataset"):
         return len(data) == sys.maxsize
     if _is(data, "grain", "IterDataset"):
         return "Limit" not in type(data).__name__ and any(repeats_for_ever(parent) for parent in data.parents)
     if _is(data, "grain", "DataLoader"):
         return getattr(getattr(data, "_sampler", None), "_num_epochs", 0) is None
-    if callable(getattr(data, "cardinality", None)):  # of `tf.data`, which has -1 for it
+    if callable(getattr(data, "cardinality", None)):  # `tf.data` returns -1 for infinite data
         return int(data.cardinality()) == -1
     return False
 
 
 def _is(data: Any, module: str, name: str) -> bool:
-    """Whether data is of a class of a library that is in use."""
+    """Returns whether data is an instance of a class of a library, without importing the library."""
     cls = getattr(sys.modules.get(module), name, None)
     return isinstance(cls, type) and isinstance(data, cls)
 
@@ -75,12 +78,12 @@ _ENDLESS = (itertools.count, itertools.cycle)
 
 
 def is_array(x: Any) -> bool:
-    """Whether x is a numpy or jax array, or what numpy takes for one, such as a torch tensor."""
+    """Returns whether x is a numpy or jax array, or convertible by numpy, such as a torch tensor."""
     return isinstance(x, np.ndarray | jax.Array) or (hasattr(x, "__array__") and hasattr(x, "shape"))
 
 
 def are_arrays(data: Any) -> bool:
-    """Whether data is a pytree of arrays to be cut into batches. A list is an iterable of batches."""
+    """Returns whether data is a pytree of arrays to cut into batches. A list is an iterable of batches."""
     return not isinstance(data, list | Iterator) and any(is_array(x) for x in jax.tree.leaves(data))
 
 
@@ -88,11 +91,11 @@ def rows_of(tree: Any, what: str) -> int:
     """Returns the common number of rows (leading axis) of a pytree of arrays.
 
     Raises:
-        DataError: naming the leaves that differ, or where there are no rows.
+        DataError: if the leaves differ, or if there are no rows.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     if not leaves:
-        raise DataError(f"{what} holds no arrays.")
+        raise DataError(f"{what} contains no arrays.")
     lengths = {}
     for path, leaf in leaves:
         if np.ndim(leaf) == 0:
@@ -110,20 +113,20 @@ def rows_of(tree: Any, what: str) -> int:
 
 
 def is_one_shot(data: Any) -> bool:
-    """Whether data can be walked only once, as a generator."""
+    """Returns whether data can be iterated only once, like a generator."""
     return isinstance(data, Iterator)
 
 
 def is_endless(data: Any) -> bool:
-    """Whether data is known never to end."""
+    """Returns whether data is known to be infinite."""
     return isinstance(data, _ENDLESS) or repeats_for_ever(data)
 
 
 def named_sets(validation_data: Any, default: str = "val_", *, like: Any = None) -> dict[str, Any]:
     """Returns validation sets by the prefix of their metrics: `{"wiki": data}` gives `val_wiki_`.
 
-    A dict names sets, unless it is itself a set: where `like`, a training batch, is a dict of the same names. Without
-    one, a dict with arrays in it is a set.
+    A dict contains named sets unless it is a batch-like set itself: if `like`, a training batch, is a dict with common
+    names. Without `like`, a dict that contains arrays is a set.
     """
     if validation_data is None:
         return {}
@@ -140,12 +143,16 @@ def named_sets(validation_data: Any, default: str = "val_", *, like: Any = None)
 
 
 def check_iterable(data: Any, what: str) -> None:
-    """Requires an iterable of batches."""
+    """Checks for an iterable of batches.
+
+    Raises:
+        DataError: for anything else.
+    """
     if isinstance(data, Iterable) and not isinstance(data, Mapping | str | bytes):
         return
     if isinstance(data, Mapping) and data:
         raise DataError(
-            f"{what} is a {type(data).__name__} of {', '.join(map(str, data))} that holds no arrays; expected one data "
+            f"{what} is a {type(data).__name__} of {', '.join(map(str, data))} without arrays; expected one data "
             "set, such as one of these."
         )
     raise DataError(
@@ -155,7 +162,11 @@ def check_iterable(data: Any, what: str) -> None:
 
 
 def check_list(data: Any, what: str) -> None:
-    """Refuses Keras's `[x, y]`, which would be taken for two batches."""
+    """Rejects Keras's `[x, y]`, which would be read as two batches.
+
+    Raises:
+        DataError: for a list of arrays of different shapes.
+    """
     if isinstance(data, list) and len(data) > 1 and all(isinstance(x, np.ndarray | jax.Array) for x in data):
         shapes = {(np.shape(x)[1:], str(x.dtype)) for x in data}
         if len(shapes) > 1:
@@ -166,7 +177,11 @@ def check_list(data: Any, what: str) -> None:
 
 
 def check_walkable(data: Any, *, epochs: int | None, steps: int | None, steps_per_epoch: int | None) -> None:
-    """Refuses, before the first step, a stream that would end too early or never."""
+    """Rejects, before the first step, a stream that would end too early or never.
+
+    Raises:
+        DataError: for such a stream.
+    """
     if steps_per_epoch is not None:
         return
     if is_endless(data):
@@ -178,9 +193,9 @@ def check_walkable(data: Any, *, epochs: int | None, steps: int | None, steps_pe
         return
     if is_one_shot(data) and steps is None and epochs is not None and epochs > 1:
         raise DataError(
-            f"train_data is a {type(data).__name__}, which can be walked only once, but epochs={epochs}: it would "
+            f"train_data is a {type(data).__name__}, which can be iterated only once, but epochs={epochs}: it would "
             "be used up after the first epoch, or never end. Pass something that can be iterated again (a list, a "
-            "dataset, an object whose __iter__ starts anew), or steps_per_epoch= to cut one long stream into epochs."
+            "dataset, an object whose __iter__ starts again), or steps_per_epoch= to cut one long stream into epochs."
         )
 
 
@@ -188,9 +203,9 @@ def as_arrays(tree: Any, what: str) -> tuple[Any, int]:
     """Returns a pytree as numpy and jax arrays, and their common number of rows.
 
     Raises:
-        DataError: naming the leaf that no device can hold, or those whose rows differ.
+        DataError: for a leaf that no device can hold, or if the numbers of rows differ.
     """
-    # such as what tokenizers of Hugging Face return
+    # mappings that are no pytrees, such as the output of Hugging Face tokenizers
     tree = jax.tree.map(lambda x: dict(x) if isinstance(x, Mapping) else x, tree)
     arrays = jax.tree_util.tree_map_with_path(lambda path, x: _as_array(x, path, what), tree)
     for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
@@ -205,28 +220,34 @@ def as_arrays(tree: Any, what: str) -> tuple[Any, int]:
 def _as_array(x: Any, path: Any, what: str) -> Any:
     if isinstance(x, np.ndarray | jax.Array):
         return x
-    if hasattr(x, "detach") and hasattr(x, "cpu"):  # torch's are no arrays on an accelerator, nor with a gradient
+    # numpy cannot convert torch tensors that are on an accelerator or require a gradient
+    if hasattr(x, "detach") and hasattr(x, "cpu"):
         x = x.detach().cpu()
     try:
         return np.asarray(x)
     except (TypeError, ValueError, RuntimeError) as error:
-        if hasattr(x, "__dlpack__"):  # a dtype that numpy lacks, such as torch's bfloat16
+        if hasattr(x, "__dlpack__"):  # a dtype that numpy does not support, such as torch's bfloat16
             return np.asarray(jnp.from_dlpack(x))
         raise DataError(
-            f"{what}: {leaf_name(path) or 'the array'} is a {type(x).__name__} that numpy cannot take: {error}"
+            f"{what}: {leaf_name(path) or 'the array'} is a {type(x).__name__} that numpy cannot convert: {error}"
         ) from error
 
 
 def copied(arrays: Any) -> Any:
-    """Copies numpy arrays, because a loader may use its buffer for the next batch.
+    """Copies numpy arrays, since a loader may reuse its buffers for the next batch.
 
-    On a CPU the device may take the memory of an array over in place of copying it.
+    A CPU device may alias the memory of a numpy array instead of copying it.
     """
     return jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, arrays)
 
 
 def split_off(owner: str, train_data: Any, validation_data: Any, fraction: float) -> tuple[Any, Any]:
-    """Takes the last rows of arrays for validation."""
+    """Splits the last rows off as validation data.
+
+    Raises:
+        ValueError: for an invalid fraction, or if validation data was also given.
+        DataError: for data that is not arrays, or too few rows.
+    """
     check_between(owner, "validation_split", fraction, 0.0, 1.0)
     if validation_data is not None:
         raise ValueError(f"{owner}: validation_split and validation_data were both given; pass one of them.")

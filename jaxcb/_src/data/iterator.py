@@ -1,4 +1,4 @@
-"""`Pass`: one walk over a source's batches, which knows where it stands."""
+"""`EpochIterator`: iterates over one epoch of a source and records positions for resuming."""
 
 import base64
 import contextlib
@@ -13,16 +13,17 @@ from jaxcb._src.utils.errors import DataError
 
 
 class NotSerializableError(TypeError):
-    """A state that JSON cannot keep."""
+    """A state that cannot be stored as JSON."""
 
 
 def as_json(value: Any) -> Any:
-    """Returns a copy of what an iterator's `get_state` gave that JSON keeps as it is.
+    """Converts an iterator's state to JSON without loss.
 
-    What JSON lacks (bytes, tuples, numpy arrays, keys that are no text) becomes a dict of one key with a "$".
+    What JSON lacks (bytes, tuples, numpy arrays, keys that are not strings) becomes a dict with one key that begins
+    with "$".
 
     Raises:
-        Unkeepable: for what cannot be kept, naming its type.
+        NotSerializableError: for other types.
 
     Example:
         >>> as_json({"next": 3, "seen": b"ab"})
@@ -43,11 +44,11 @@ def as_json(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
         kind = "$array" if isinstance(value, np.ndarray) else "$scalar"
         return {kind: [value.dtype.str, list(value.shape), base64.b64encode(value.tobytes()).decode()]}
-    raise NotSerializableError(f"an iterator's state cannot be kept, since a {type(value).__name__} is in it")
+    raise NotSerializableError(f"an iterator's state cannot be saved, since it contains a {type(value).__name__}")
 
 
 def from_json(value: Any) -> Any:
-    """Returns the state that `as_json` was given.
+    """Inverts `as_json`.
 
     Example:
         >>> from_json({"next": 3, "seen": {"$bytes": "YWI="}})
@@ -75,12 +76,14 @@ _NO_STATE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Position(NamedTuple):
-    """Where a pass stands behind a batch; plain, since one is made for each batch and few are asked for.
+    """Position of the iteration after a batch.
+
+    A plain tuple, since one is made per batch and few are read.
 
     Attributes:
-        number: of the pass.
-        batches: how many were pulled.
-        state: the iterator's own as `{"iterator": JSON}`; empty where it tells none.
+        number: number of the epoch.
+        batches: batches taken from it.
+        state: state of the user's iterator as `{"iterator": JSON}`; empty if it has none.
     """
 
     number: int
@@ -88,30 +91,30 @@ class Position(NamedTuple):
     state: Mapping[str, Any] = _NO_STATE
 
     def as_json(self) -> dict[str, Any]:
-        """The form in which a checkpoint keeps it."""
+        """Returns the form that a checkpoint stores."""
         return {"pass": self.number, "batches": self.batches, **self.state}
 
 
-Pulled = tuple[Any, Position]  # a batch as the source gave it, and where its pass stands behind it
+Pulled = tuple[Any, Position]  # a batch as returned by the source, and the position after it
 
 
 class EpochIterator(Iterator[Pulled]):
-    """Pulls the batches of a pass; an error names the pass and the batch.
+    """Iterates over the batches of an epoch. An error gets a note with epoch and batch.
 
-    Where the source's iterator has `get_state` and `set_state`, a position has its state. It is asked after each batch,
-    before the next one is pulled.
+    If the source's iterator has `get_state` and `set_state`, positions include its state. It is read after each batch,
+    before the next one.
 
     Args:
         source: where the batches come from.
-        number: of the pass, from 0.
-        controls: the run's at its begin, for a source that follows the run.
+        number: number of the epoch, from 0.
+        controls: the controls at its begin, for data that depends on them.
     """
 
     def __init__(self, source: Source, number: int, controls: Mapping[str, float]) -> None:
         self.number, self.pulled = number, 0
         self._source, self._controls = source, controls
         self._batches: Any = None
-        self._tells = False  # whether the iterator says where it stands
+        self._tells = False  # whether the user's iterator has a state
 
     def __next__(self) -> Pulled:
         try:
@@ -122,7 +125,7 @@ class EpochIterator(Iterator[Pulled]):
             batch = next(self._batches)
             state = self._state() if self._tells else _NO_STATE
         except StopIteration:
-            self._batches, self._tells = iter(()), False  # frees the source's own before the next pass begins
+            self._batches, self._tells = iter(()), False  # free the source's iterator before the next epoch begins
             raise
         except BaseException as error:
             error.add_note(f"This happened while batch {self.pulled + 1} of {self._what} was pulled.")
@@ -131,21 +134,21 @@ class EpochIterator(Iterator[Pulled]):
         return batch, Position(self.number, pulled, state)
 
     def walks_to(self, position: Mapping[str, Any]) -> bool:
-        """Whether the batches before a position have to be pulled again."""
+        """Returns whether seeking to a position has to iterate over the batches before it."""
         return position["batches"] > 0 and not ("iterator" in position and self._tells)
 
     def go_to(self, position: Mapping[str, Any]) -> None:
-        """Goes on behind the batch that a position was told with.
+        """Seeks to a position.
 
         Raises:
-            DataError: where the pass has no such batch any more.
+            DataError: if the epoch has fewer batches.
         """
         done = position["batches"]
         if "iterator" in position and self._tells:
             try:
                 self._batches.set_state(from_json(position["iterator"]))
             except BaseException as error:
-                error.add_note(f"This happened while {self._what} was set to where it stood after batch {done}.")
+                error.add_note(f"This happened while the state of {self._what} after batch {done} was restored.")
                 raise
             self.pulled = done
             return
@@ -159,7 +162,7 @@ class EpochIterator(Iterator[Pulled]):
         return batches
 
     def _state(self) -> Mapping[str, Any]:
-        """The iterator's state. One that has none to keep is walked again on resume, which says so then."""
+        """Returns the iterator's state. An iterator whose state cannot be saved is iterated again on resume."""
         state = None
         with contextlib.suppress(NotImplementedError):
             state = self._batches.get_state()

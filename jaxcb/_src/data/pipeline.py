@@ -1,4 +1,4 @@
-"""Which feed serves what a user gave as training data."""
+"""Selects the feed for the user's training data."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -33,29 +33,29 @@ def make_feed(
     say: Callable[[str], None] | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> Feed:
-    """Makes the feed for what a user gave as data.
+    """Returns the feed for training data.
 
     Args:
-        train_data: arrays, an iterable of batches, a data set, or a function of the epoch and the controls.
-        epochs: how many the run has, at most.
-        steps: how many it has, at most.
-        steps_per_epoch: steps of an epoch; one pass where None.
-        batch_size: rows of a batch, for arrays and rows.
-        shuffle: whether these get a new order each pass.
-        seed: of the orders; several for a population, whose members each have their own where these differ. All
-            members share a stream, in the first one's order.
-        train_remainder: whether a smaller last batch is trained on.
-        steps_per_execution: batches of a chunk; None chooses by their size.
-        resident: whether arrays are kept on the devices; None: where these have room for them.
-        placement: of the batches.
-        controls: the run's, as they are before its first step.
-        start: where the run stood that is to be resumed; None for a new one.
-        say: takes a line for the user.
+        train_data: arrays, an iterable of batches, a data set, or a function of epoch and controls.
+        epochs: maximum number of epochs.
+        steps: maximum number of steps.
+        steps_per_epoch: steps of an epoch; None if the data ends each epoch.
+        batch_size: rows of a batch, for arrays and tables.
+        shuffle: whether to draw a new order of rows each epoch.
+        seed: seed of the orders; a sequence for a population, with one per member. Members share a stream, in the order
+            of the first seed.
+        train_remainder: whether to train on a smaller last batch.
+        steps_per_execution: batches of a chunk; None to choose by their size.
+        resident: whether to keep arrays on the devices; None if they have enough memory.
+        placement: shardings of the batches.
+        controls: the controls before the first step.
+        start: position to resume at; None for a new run.
+        say: prints a line.
         processes: of the run.
 
     Raises:
-        DataError: for data that cannot be trained on.
-        TypeError: for a function of other arguments.
+        DataError: for invalid training data.
+        TypeError: for a function with other parameters.
     """
     how: dict[str, Any] = {
         "batch_size": batch_size,
@@ -68,7 +68,8 @@ def make_feed(
         arrays, rows = _data.as_arrays(train_data, "train_data")
         size = min(batch_size or BATCH_SIZE, rows)
         length = _epoch_of(rows, batch_size or BATCH_SIZE, steps_per_epoch, shuffle, train_remainder)
-        alone = isinstance(seed, int)  # members of a population have orders of their own, which the device draws
+        # the device draws the orders of a population's members, so its rows must be resident
+        alone = isinstance(seed, int)
         if not alone or fits_on_device(
             arrays, "train_data", resident, placement=placement, processes=processes, say=say
         ):
@@ -106,7 +107,7 @@ def make_feed(
 
 
 def _epoch_of(rows: int, batch_size: int, steps_per_epoch: int | None, shuffle: bool, remainder: bool) -> int:
-    """Batches of an epoch of arrays."""
+    """Returns the batches in an epoch of arrays."""
     batches = batches_in(rows, batch_size, "train_data", remainder=remainder)
     if steps_per_epoch is None:
         return batches
@@ -117,14 +118,14 @@ def _epoch_of(rows: int, batch_size: int, steps_per_epoch: int | None, shuffle: 
         )
     if not shuffle and steps_per_epoch < batches:
         raise DataError(
-            f"steps_per_epoch={steps_per_epoch} with shuffle=False would train on the first rows alone, epoch after "
+            f"steps_per_epoch={steps_per_epoch} with shuffle=False would train on the first rows only, epoch after "
             f"epoch: one pass has {batches} batches. Shuffle, or leave steps_per_epoch out."
         )
     return steps_per_epoch
 
 
 def _keys(seed: int | Sequence[int]) -> jax.Array:
-    """The key of the orders, one a member where they differ."""
+    """Returns the PRNG key of the data order, or one per member if their seeds differ."""
     seeds = [seed] if isinstance(seed, int) else list(seed)
     keys = [key_of(own) for own in seeds]
     return keys[0] if len(set(seeds)) == 1 else jnp.stack(keys)

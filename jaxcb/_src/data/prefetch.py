@@ -1,4 +1,4 @@
-"""A stream of batches, fed by a background thread."""
+"""`Stream`: a feed that a background thread fills."""
 
 import contextlib
 import queue
@@ -21,27 +21,32 @@ from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.utils.errors import DataError
 
-_AHEAD = 2  # chunks that wait ready
-_PATIENCE = 5.0  # seconds for the thread to end; one that waits in the user's iterator for ever is left to itself
+_AHEAD = 2  # chunks that are prefetched
+_PATIENCE = 5.0  # seconds to wait for the thread at the end; a thread that blocks in the user's iterator is abandoned
 
 
 class Stream(Feed):
-    """Batches of a source, pulled ahead of the run.
+    """Prefetches the batches of a source in a background thread.
 
-    A source that follows the run is asked for an epoch's data when the epoch before has been closed and read, since
-    it is given the controls as they are by then.
+    If the data depends on the controls, an epoch begins only after the previous one was closed and read, since it needs
+    the controls at that point.
+
+    The position for a checkpoint is that of the last confirmed step, and not that of the thread, which is ahead.
 
     Args:
-        source: where the batches come from; walked anew each epoch unless `steps_per_epoch` cuts it.
-        steps_per_epoch: batches of an epoch; where None an epoch is one pass.
-        end_epoch: the thread pulls nothing for this epoch and later ones.
-        end_step: nor beyond this many steps.
-        steps_per_execution: batches of a chunk; None chooses by their size.
-        train_remainder: whether a smaller last batch is trained on.
-        controls: the run's, as they are before its first step.
-        start: where the run stood that is to be resumed; None for a new one.
-        say: takes a line for the user.
-        processes: of the run. Several cut chunks by count alone: how fast batches come differs between them.
+        source: where the batches come from; iterated again each epoch unless `steps_per_epoch` cuts it.
+        steps_per_epoch: batches of an epoch; None if the source ends each epoch.
+        end_epoch: no data is taken for this epoch and later ones.
+        end_step: no data is taken after this many steps.
+        steps_per_execution: batches of a chunk; None to choose by their size.
+        train_remainder: whether to train on a smaller last batch.
+        controls: the controls before the first step.
+        start: position to resume at; None for a new run.
+        say: prints a line.
+        processes: of the run. With several, only counts decide how chunks are cut, since timing differs.
+
+    Raises:
+        DataError: if the source has no batch.
     """
 
     def __init__(
@@ -63,12 +68,13 @@ class Stream(Feed):
         self._train_remainder = train_remainder
         self.epoch_len = steps_per_epoch or source.batches or UNBOUNDED
         self._start = start or FeedStart()
-        self._epoch = self._start.epoch  # that the run has confirmed
-        self._behind = self._first_position()  # the batches done before
-        self._where = self._behind  # of the source, behind the last step confirmed
-        self._told = self._start.epoch  # the epoch whose controls the thread was told last
-        self._given = _floats(controls or {}) | self._behind.pop("controls", {})  # what the first pass was given
-        self._began_with = self._given  # the controls that the epoch told began with
+        self._epoch = self._start.epoch  # last confirmed epoch
+        self._behind = self._first_position()  # position at the start
+        self._where = self._behind  # position after the last confirmed step
+        self._told = self._start.epoch  # last epoch that the thread was allowed to begin
+        # controls of the first epoch, as passed to its iterator
+        self._given = _floats(controls or {}) | self._behind.pop("controls", {})
+        self._began_with = self._given  # controls at the begin of epoch `_told`
         self._now = (self._start.epoch, self._given)
         span = DataRange(*self._start[:3], self.epoch_len, steps_per_epoch, end_epoch, end_step)
         self._begun = EpochIterator(source, self._behind["pass"], self._given)
@@ -80,9 +86,9 @@ class Stream(Feed):
         self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.asarray(x[:1]).dtype), batch)
         if say is not None and self._begun.walks_to(self._behind) and not span.is_over(*self._start[:3]):
             say(
-                f"jaxcb: {source.describe(self._begun.number)} starts anew and {self._behind['batches']} batches of it "
-                "are passed over, since its iterator told no position. One with get_state and set_state goes on where "
-                "it stood."
+                f"jaxcb: {source.describe(self._begun.number)} starts again and {self._behind['batches']} batches "
+                "are skipped, since its iterator has no state. An iterator with get_state and set_state resumes where "
+                "it stopped."
             )
         forms = BatchValidator(source.what, batch, steps_per_execution)
         self._chunker = Chunker(source, span, forms, train_remainder=train_remainder, alike=processes.is_multiprocess)
@@ -96,11 +102,11 @@ class Stream(Feed):
         self._error: BaseException | None = None
 
     def _first_position(self) -> dict[str, Any]:
-        """Where the source stands at the start."""
+        """Returns the position of the source at the start."""
         epoch, cursor, step, position = self._start
         if position is not None and (position["pass"] == epoch or not self._source.per_epoch):
             return dict(position)
-        # of another kind of data, which had none: as if each epoch had been a pass
+        # the checkpoint is of resident data, which has no position: count batches as if each epoch were one iteration
         return {"pass": 0, "batches": step} if self._source.is_generator else {"pass": epoch, "batches": cursor}
 
     def choose(self, *, stacked: bool) -> None:
@@ -131,12 +137,12 @@ class Stream(Feed):
         return self._dispatched < len(self._unconfirmed)
 
     def _take(self, *, wait: bool) -> None:
-        """Takes a chunk over from the thread, where none is at hand."""
+        """Takes a chunk from the thread if none is available. Starts the thread at first."""
         if self._dispatched < len(self._unconfirmed) or self._ended or self._error is not None:
             return
         self._tell()
         if self._thread is None:
-            if self._began_with != self._given:  # `on_train_begin` has set a control
+            if self._began_with != self._given:  # `on_train_begin` has changed a control
                 self._begun, self._pulled = EpochIterator(self._source, self._behind["pass"], self._began_with), []
             self._thread = threading.Thread(target=self._work, args=(_settings(),), name="jaxcb-data", daemon=True)
             self._thread.start()
@@ -152,7 +158,7 @@ class Stream(Feed):
             self._unconfirmed.append(item)
 
     def _tell(self) -> None:
-        """Lets the thread begin the epoch that the run has reached, now that it asks for its data."""
+        """Allows the thread to begin the epoch that the run has reached, with its controls."""
         epoch, controls = self._now
         if self._source.per_epoch and epoch > self._told:
             self._told, self._began_with = epoch, controls
@@ -168,13 +174,15 @@ class Stream(Feed):
         epoch, step = int(status.epoch), int(status.step)
         if self._source.per_epoch:
             self._now = (epoch, _floats(status.controls))
-            if self._thread is None and self._start.cursor == 0:  # the first epoch has not begun yet
+            # the first epoch has not begun, so a change by `on_train_begin` applies to it
+            if self._thread is None and self._start.cursor == 0:
                 self._began_with = self._now[1]
         for chunk in self._unconfirmed:
             if 0 < step - chunk.step <= len(chunk.positions):
                 self._where = chunk.positions[step - chunk.step - 1].as_json()
         closed = epoch > self._epoch and int(status.cursor) == 0
-        if closed and self._steps_per_epoch is None and not self._source.is_generator:  # with its pass
+        # an iteration of the source ends with the epoch
+        if closed and self._steps_per_epoch is None and not self._source.is_generator:
             self._where = {"pass": self._where["pass"] + 1, "batches": 0}
         self._epoch = epoch
         while self._unconfirmed and self._unconfirmed[0].consumed(status):
@@ -207,13 +215,13 @@ class Stream(Feed):
                     if not self._put(chunk):
                         return
                 self._put(None)
-        except BaseException as error:  # raised again in the run's thread
+        except BaseException as error:  # raised again in the main thread
             self._put(error)
 
     def chunks(self) -> Iterator[Chunk]:
-        """Gives all that the run needs."""
+        """Yields all chunks that the run needs."""
         first, pulled = self._begun, self._pulled
-        del self._begun, self._pulled  # the chunker frees what they hold before the next pass begins
+        del self._begun, self._pulled  # the chunker frees them before the next epoch begins
         return self._chunker.chunks(first, pulled, self._behind)
 
     def _put(self, item: Any) -> bool:
@@ -231,6 +239,6 @@ def _floats(controls: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _settings() -> list[Any]:
-    """The settings of JAX that belong to the run's thread, to be entered in another one."""
+    """Returns context managers for the thread-local settings of JAX, to be entered in the background thread."""
     config: Any = jax.config
     return [jax.default_device(config.jax_default_device), jax.enable_x64(config.jax_enable_x64)]

@@ -1,4 +1,4 @@
-"""Sources: where the batches of a stream come from, pass after pass."""
+"""Sources: the batches of a stream, epoch by epoch."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -15,20 +15,20 @@ from jaxcb._src.data import inputs as _others
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.utils.errors import DataError
 
-_SPARE_BITS = 10  # beyond those that keep two of the rows from being alike: it happens once in a thousand epochs
-_DATA = 0x64617461  # sets the key of the data's order apart from the one that steps draw from
+_SPARE_BITS = 10  # further random bits, so that a tie between two rows happens once in about a thousand epochs
+_DATA = 0x64617461  # folded into the seed, so that the data order is independent of the keys of the steps
 
 
 def key_of(seed: int) -> Array:
-    """The key of the orders."""
+    """Returns the PRNG key of the data order."""
     return jax.random.key(seed ^ _DATA)
 
 
 def draw(key: Array, epoch: Any, rows: int) -> Array:
-    """Draws an epoch's order: rows sorted by random bits, so many that hardly any two are alike. Traced, or not."""
-    # XLA sorts an array that takes no other along several times faster. So each number holds random bits and, below
-    # them, the place that it came from; several such sorts one after another are a radix sort by all their bits
-    place = max((rows - 1).bit_length(), 1)  # bits of a place
+    """Draws the order of an epoch by sorting rows by random bits. Works traced and untraced."""
+    # XLA sorts a single array several times faster than an array with a payload. So each number contains random bits
+    # and, below them, the index that it came from. Several such sorts in sequence are a radix sort by all random bits.
+    place = max((rows - 1).bit_length(), 1)  # bits of an index
     sorts = -(-(2 * place + _SPARE_BITS) // (32 - place))
     bits = jax.random.bits(jax.random.fold_in(key, epoch), (sorts, rows), jnp.uint32)
     places = jnp.arange(rows, dtype=jnp.uint32)
@@ -40,7 +40,7 @@ def draw(key: Array, epoch: Any, rows: int) -> Array:
 
 
 def drawn(key: Array, epoch: int, rows: int) -> np.ndarray:
-    """Draws an epoch's order for the host."""
+    """Draws the order of an epoch as a numpy array."""
     return np.asarray(_drawn(key, np.int32(epoch), rows))
 
 
@@ -51,16 +51,16 @@ BATCH_SIZE = 32  # as in Keras
 
 
 class Source:
-    """An iterable of batches, walked anew each pass.
+    """An iterable of batches that is iterated once per epoch.
 
     Args:
         data: the iterable.
         what: its name in errors.
     """
 
-    per_epoch = False  # whether a pass is an epoch, and is asked for with the controls of its begin
-    most: int | None = None  # batches of a pass, where it is to be cut short
-    batches: int | None = None  # of a pass, where that is known
+    per_epoch = False  # whether the data of an epoch depends on the controls at its begin
+    most: int | None = None  # maximum number of batches per iteration
+    batches: int | None = None  # number of batches per iteration, if known
 
     def __init__(self, data: Any, what: str) -> None:
         self.data, self.what = data, what
@@ -68,30 +68,30 @@ class Source:
         self.is_generator = _data.is_one_shot(data)
 
     def iterate(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
-        """Starts pass `number`, from 0."""
+        """Starts iteration `number`, from 0."""
         del controls
         return _others.walk(self.data, number)
 
     def describe(self, number: int) -> str:
-        """Names a pass, for errors."""
+        """Returns the name of an iteration, for errors."""
         return f"pass {number + 1} over {self.what} ({self.kind})"
 
 
 class ArraySource(Source):
-    """Rows that are cut into batches on the host: arrays, or a Hugging Face `Dataset`.
+    """Cuts rows into batches on the host: arrays, or a Hugging Face `Dataset`.
 
     Args:
         data: the rows.
         what: their name in errors.
         batch_size: rows of a batch.
-        shuffle: whether each pass has its own order, a function of `seed` and its number.
-        seed: of the orders.
-        remainder: whether a pass has a smaller last batch.
-        most: batches of a pass; all where None.
-        placement: of the batches, of which each process cuts out its own part.
+        shuffle: whether each epoch has its own order, a function of `seed` and its number.
+        seed: seed of the orders.
+        remainder: whether an epoch has a smaller last batch.
+        most: maximum number of batches per epoch.
+        placement: shardings of the batches; each process cuts out its own part.
 
     Raises:
-        DataError: for batches that do not divide.
+        DataError: for batches that do not divide over the devices.
     """
 
     def __init__(
@@ -120,12 +120,12 @@ class ArraySource(Source):
         if most is not None:
             batches = min(batches, most)
         self.batches, self._end, self._share = batches, min(batches * size, rows), placement.share
-        if self._share[1] > 1:  # each device has its part, and no process has more than its own
+        if self._share[1] > 1:  # no process has the rows of another one, so that every batch must divide
             placement.check_batch(size)
             smaller = self._end % size
             if smaller and not placement.divides(smaller):
                 raise DataError(
-                    f"{what} has {rows} rows, so that the last batch of {smaller} does not divide over "
+                    f"{what} has {rows} rows: the last batch of {smaller} does not divide over "
                     f"{placement.parts} devices. Pass Execution(drop_remainder=True), or leave some rows out."
                 )
 
@@ -136,7 +136,7 @@ class ArraySource(Source):
 
 
 class _BatchIterator(Iterator[Any]):
-    """The batches of a pass over rows. Its state is how many of them it has given."""
+    """Iterates over the batches of an epoch. Its state is the number of batches done."""
 
     def __init__(
         self,
@@ -171,17 +171,17 @@ class _BatchIterator(Iterator[Any]):
 
 
 class CallableSource(Source):
-    """A function `(epoch, controls) -> data`, asked at the begin of each epoch.
+    """Calls a function `(epoch, controls) -> data` at the begin of each epoch.
 
     Args:
         fn: the function.
         what: its name in errors.
-        batch_size: rows of a batch, where it returns arrays or a data set of rows.
-        shuffle: whether these get a new order each epoch.
-        seed: of the orders.
-        remainder: whether their smaller last batch is trained on.
-        steps_per_epoch: at most that many batches of what it returns.
-        placement: of the batches.
+        batch_size: rows of a batch, if it returns arrays or a table.
+        shuffle: whether to draw a new order of rows each epoch.
+        seed: seed of the orders.
+        remainder: whether to train on a smaller last batch.
+        steps_per_epoch: maximum number of batches per epoch.
+        placement: shardings of the batches.
     """
 
     per_epoch = True
@@ -232,12 +232,13 @@ def source_of(
     most: int | None = None,
     placement: Placement = ONE_DEVICE,
 ) -> Source:
-    """Returns the source of what a user gave as data. Rows are cut for several processes; a stream is each one's own.
+    """Returns the source for the user's data.
 
-    `Cut` describes the arguments, which are for rows alone.
+    Rows are cut for each process; a stream must already be that of the process. For the other arguments see
+    `ArraySource`; they apply to rows only.
 
     Raises:
-        DataError: for what is no data, and for a batch size that cannot be followed.
+        DataError: for invalid data, or for a batch size with an iterable of batches.
     """
     if _data.are_arrays(data) or _others.is_table(data):
         size = batch_size or BATCH_SIZE
@@ -262,36 +263,36 @@ def source_of(
 
 
 def batches_in(rows: int, batch_size: int, what: str, *, remainder: bool) -> int:
-    """Returns how many batches rows make, with a smaller last one or without it.
+    """Returns the number of batches in some rows, with or without a smaller last batch.
 
     Raises:
-        DataError: where there is none.
+        DataError: if there is none.
     """
     if batch_size > rows and not remainder:
         raise DataError(
-            f"drop_remainder=True leaves nothing to train on: {what} has {rows} rows, less than a batch of "
+            f"drop_remainder=True leaves nothing to train on: {what} has {rows} rows, fewer than a batch of "
             f"{batch_size}."
         )
     return -(-rows // batch_size) if remainder else rows // batch_size
 
 
 def sequential_source(data: Any, what: str, batch_size: int, placement: Placement = ONE_DEVICE) -> Source:
-    """Returns the source of what is walked in its own order; `batch_size` is for arrays and rows alone."""
+    """Returns the source of data in its own order; `batch_size` applies to arrays and tables only."""
     rows = _data.are_arrays(data) or _others.is_table(data)
     size = batch_size if rows else None
     return source_of(data, what, batch_size=size, shuffle=False, seed=0, placement=placement)
 
 
 def ran_out(what: str, batches: int, done: int) -> str:
-    """Says that data has changed, so that a run cannot go on where it stood."""
+    """Returns the error text for data that has fewer batches than the run to resume."""
     return (
-        f"{what} ended after {batches} batches, but {done} of it were done in the run that is to be resumed: the data "
-        "has changed. Pass the data that the run began with, or begin anew."
+        f"{what} ended after {batches} batches, but the run to resume has trained on {done}: the data "
+        "has changed. Pass the original data, or start a new run."
     )
 
 
 def _check_arguments(fn: Callable[..., Any], what: str) -> None:
-    """Requires a function that can be called with the epoch and the controls."""
+    """Checks that a function accepts epoch and controls."""
     if isinstance(fn, type):
         raise TypeError(f"{what} is the class {fn.__name__}, expected an instance of it.")
     try:

@@ -1,4 +1,4 @@
-"""Stacks: the host's memory in which batches become chunks."""
+"""Host memory in which batches are stacked into chunks."""
 
 from collections import deque
 from typing import Any
@@ -7,25 +7,25 @@ import numpy as np
 
 from jaxcb._src.data.batch_spec import BatchSpec
 
-_ALIGNED = 64  # bytes; a CPU device takes memory that is so aligned as its own
+_ALIGNED = 64  # bytes; a CPU device can alias memory with this alignment
 
 
 class StagingBuffer:
-    """Room for a chunk of batches of one form."""
+    """Memory for a chunk of batches of one spec."""
 
     def __init__(self, form: BatchSpec) -> None:
         self.form, self.count = form, 0
         self.leaves = [_aligned((form.most, *shape), dtype) for shape, dtype in form.leaves]
 
     def add(self, leaves: list[Any]) -> None:
-        """Copies a batch behind the last one."""
+        """Appends a copy of a batch."""
         count = self.count
         for room, leaf in zip(self.leaves, leaves, strict=True):
             room[count] = leaf
         self.count = count + 1
 
     def extend(self, other: "StagingBuffer", start: int) -> None:
-        """Copies what another one holds from `start` on."""
+        """Appends copies of the batches of another buffer, from `start` on."""
         end = self.count + other.count - start
         for room, leaf in zip(self.leaves, other.leaves, strict=True):
             room[self.count : end] = leaf[start : other.count]
@@ -33,19 +33,19 @@ class StagingBuffer:
 
 
 class StagingPool:
-    """Copies each batch once, to where it travels from: a loader may use its buffer for the next one.
+    """Copies each batch once, into the memory that is transferred, since a loader may reuse its buffers.
 
-    Memory goes round: what a run is done with, and has given back, is written anew. So it is neither cleared nor taken
-    from the system for each chunk, which would cost as much as the copies.
+    Released buffers are reused without clearing them. Allocating memory for each chunk would take as long as the
+    copies.
     """
 
     def __init__(self) -> None:
-        self._filling: deque[StagingBuffer] = deque()  # in the order of their batches
-        self._last: StagingBuffer | None = None  # of them
+        self._filling: deque[StagingBuffer] = deque()  # in the order of the batches
+        self._last: StagingBuffer | None = None  # the last one of these
         self._free: deque[StagingBuffer] = deque()
 
     def add(self, leaves: list[Any], form: BatchSpec) -> None:
-        """Copies a batch behind the last one, or into another stack where that one is full or of another form."""
+        """Appends a batch, to a new buffer if the last one is full or of another spec."""
         last = self._last
         if last is None or last.form is not form or last.count == form.most:
             last = self._last = self._new(form)
@@ -53,7 +53,7 @@ class StagingPool:
         last.add(leaves)
 
     def cut(self, count: int) -> StagingBuffer:
-        """Takes the first batches out, all of one form; those behind them move on to another stack."""
+        """Removes the first batches, all of one spec. Batches after them move to another buffer."""
         first = self._filling.popleft()
         if count < first.count:
             rest = self._new(first.form)
@@ -67,7 +67,7 @@ class StagingPool:
         return first
 
     def release(self, stack: StagingBuffer) -> None:
-        """Lets the memory be written again; no device may read it any more. From any thread."""
+        """Returns a buffer to the pool. No device may read it any more. Callable from any thread."""
         self._free.append(stack)
 
     def _new(self, form: BatchSpec) -> StagingBuffer:
@@ -80,7 +80,7 @@ class StagingPool:
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros, whose first byte lies where devices want it."""
+    """Returns zeros with the alignment that lets CPU devices alias them."""
     nbytes = int(np.prod(shape)) * dtype.itemsize
     raw = np.zeros(nbytes + _ALIGNED, np.uint8)
     start = -raw.ctypes.data % _ALIGNED

@@ -1,4 +1,4 @@
-"""Validation sets: rows that stay on the device, and batches that the host feeds."""
+"""Validation sets: rows on the devices, and batches that the host feeds."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ __all__ = ["BATCH_SIZE", "HostSet", "ResidentSet", "validation_sets"]
 
 
 class ResidentSet(NamedTuple):
-    """Rows that stay on the device."""
+    """Rows that stay on the devices."""
 
     arrays: Any
     rows: int
@@ -31,17 +31,20 @@ class ResidentSet(NamedTuple):
 
 
 class HostSet:
-    """Validation batches that the host feeds, walked anew at each validation.
+    """Validation batches that the host feeds; iterated again at each validation.
 
     Args:
-        source: where they come from.
-        steps: at most that many batches; all where None.
+        source: where the batches come from.
+        steps: maximum number of batches; None for all.
+
+    Raises:
+        DataError: for a generator or empty data.
     """
 
     def __init__(self, source: Source, steps: int | None) -> None:
         if source.is_generator:
             raise DataError(
-                f"{source.what} is a {source.kind}, which is used up after one validation. Pass a list of its "
+                f"{source.what} is a {source.kind}, which is exhausted after one validation. Pass a list of its "
                 "batches, or something that can be iterated again."
             )
         self._source, self._steps = source, steps
@@ -65,7 +68,7 @@ class HostSet:
             number += 1
             yield copied(as_arrays(batch, f"batch {number} of {what}")[0])
         if number == 0:
-            raise DataError(f"{what} gave no batch when it was walked again; its __iter__ must start anew.")
+            raise DataError(f"{what} gave no batch when it was iterated again; its __iter__ must start again.")
 
 
 def validation_sets(
@@ -79,17 +82,17 @@ def validation_sets(
     processes: Processes = SINGLE_PROCESS,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, ResidentSet | HostSet]:
-    """Returns the validation sets by the prefix of their metrics' names.
+    """Returns the validation sets by the prefix of their metrics.
 
     Args:
-        data: one set, or a dict of named ones, each of them arrays or an iterable of batches.
-        batch_size: rows of a batch, for arrays and rows.
-        steps: at most that many batches of each; all where None.
-        like: a training batch, which tells whether a dict is a batch itself; None where there is none.
-        resident: whether arrays are kept on the devices; None: where these have room for them.
-        placement: of the batches.
+        data: one set, or a dict of named sets; each is arrays or an iterable of batches.
+        batch_size: rows of a batch, for arrays and tables.
+        steps: maximum number of batches per set; None for all.
+        like: a training batch, to tell a named set from a batch that is a dict; None if there is none.
+        resident: whether to keep arrays on the devices; None if they have enough memory.
+        placement: shardings of the batches.
         processes: of the run.
-        say: takes a line for the user.
+        say: prints a line.
     """
     sets: dict[str, ResidentSet | HostSet] = {}
     for prefix, own in named_sets(data, like=like).items():

@@ -1,1 +1,1 @@
-"""Several processes: how they start and how they agree."""
+"""Runs of several processes: initialization and coordination."""

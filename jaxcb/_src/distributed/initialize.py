@@ -1,4 +1,4 @@
-"""Several processes, on one machine or on many: JAX's own, begun with one call."""
+"""Initialization of JAX for several processes, on one machine or on many."""
 
 import os
 from typing import Any
@@ -16,22 +16,22 @@ def initialize(
     heartbeat_timeout_seconds: int = HEARTBEAT_SECONDS,
     **options: Any,
 ) -> None:
-    """Joins the processes of a job, as `jax.distributed.initialize`; does nothing where there is one process.
+    """Joins the processes of a job like `jax.distributed.initialize`; does nothing for a single process.
 
-    Call it before anything else makes use of JAX. The settings of SLURM, Kubernetes, Open MPI and Cloud TPU are found
-    by JAX itself, and then no argument is needed. Where there is no such cluster, and none is described by the
-    arguments, the process is by itself: one script serves a laptop and a cluster. To call it again changes nothing.
+    Call it before anything else uses JAX. JAX detects SLURM, Kubernetes, Open MPI and Cloud TPU by itself; no argument
+    is needed there. Without such a cluster and without arguments, the process runs alone: the same script works on a
+    laptop and on a cluster. Further calls have no effect.
 
     Args:
-        coordinator_address: `"host:port"` of process 0; the same for all.
-        num_processes: how many there are.
-        process_id: which one this is, from 0.
-        heartbeat_timeout_seconds: seconds after which a process that was not heard from is taken for dead; the others
-            then end with an error that names it. A process that is busy, with a compilation too, is heard from.
+        coordinator_address: `"host:port"` of process 0; equal on all processes.
+        num_processes: number of processes.
+        process_id: index of this process, from 0.
+        heartbeat_timeout_seconds: seconds without a heartbeat after which a process is regarded as dead; the others
+            then end with an error that names it. A busy process, such as one that compiles, still sends heartbeats.
         **options: of `jax.distributed.initialize`, such as `local_device_ids` and `cluster_detection_method`.
 
     Raises:
-        RuntimeError: where JAX was used before, or cannot reach process 0.
+        RuntimeError: if JAX was used before, or process 0 cannot be reached.
         ValueError: for arguments that do not describe a process.
 
     Example:
@@ -50,14 +50,14 @@ def initialize(
         heartbeat_timeout_seconds=heartbeat_timeout_seconds,
         **options,
     )
-    from jax._src import distributed  # the count of devices would tell it too, but makes them, and here is too early
+    from jax._src import distributed  # `jax.process_count()` would initialize the devices, which is too early here
 
-    if distributed.global_state.num_processes == 1:  # a cluster's job with one task
+    if distributed.global_state.num_processes == 1:  # a cluster job with one task
         jax.distributed.shutdown()
 
 
 def _in_cluster() -> bool:
-    """Whether JAX would find the settings of a cluster, or the address of process 0; it has no public name for that."""
+    """Returns whether JAX would detect a cluster or the address of process 0. JAX has no public function for this."""
     from jax._src.clusters import ClusterEnv
 
     kinds = (kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method)

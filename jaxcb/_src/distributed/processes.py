@@ -1,8 +1,7 @@
-"""The processes of a run, and how they agree: what process 0 finds is what all of them act on.
+"""Coordination of the processes of a run: process 0 decides, and broadcasts its decisions.
 
-Everything travels through the key-value store of JAX's distributed service, which takes no part in what the devices
-do, so that nothing waits for the steps under way. Its client has no public name in JAX (0.10 to 0.12); Orbax and Flax
-take it from the same place.
+All messages use the key-value store of JAX's distributed service. It does not involve the devices, so that nothing
+waits for pending steps. Its client has no public name in JAX (0.10 to 0.12); Orbax and Flax use the same private one.
 """
 
 import contextlib
@@ -22,23 +21,23 @@ import jax
 from jaxcb._src.utils.errors import ProcessError
 
 T = TypeVar("T")
-_SLICE_MS = 2_000  # milliseconds that are waited for process 0 before it is asked whether somebody has failed
-_LOOK = 1.0  # seconds between two looks at what the others tell
-_GRACE = 15.0  # seconds for a process to come to an end by itself once another one has failed
-_ROLL_CALL = 5.0  # seconds in which those who are there answer when a step has failed
-_BLOCK, _KEPT = 64, 4  # agreements in a directory of the store, and directories that stay
+_SLICE_MS = 2_000  # milliseconds to wait for process 0 before checking for a failed process
+_LOOK = 1.0  # seconds between two reads of the messages of other processes
+_GRACE = 15.0  # seconds for a process to end normally after another one has failed
+_ROLL_CALL = 5.0  # seconds for other processes to respond after a step has failed
+_BLOCK, _KEPT = 64, 4  # broadcasts per directory of the store, and number of directories that are kept
 
-_runs, _points = 0, 0  # of this process; each process makes the same ones
+_runs, _points = 0, 0  # counters; equal on each process
 
 
 class Processes:
-    """One process: what it finds holds.
+    """A single process, and base class for several.
 
     Attributes:
-        index: of this process.
-        count: of all processes.
-        signum: a signal that another process was sent; None where none was.
-        takes_sigterm: whether JAX's own preemption notice takes SIGTERM, so that nobody else may.
+        index: index of this process.
+        count: number of processes.
+        signum: a signal that another process received, or None.
+        takes_sigterm: whether JAX's own preemption notice handles SIGTERM, so that nothing else may.
     """
 
     index, count = 0, 1
@@ -47,28 +46,28 @@ class Processes:
 
     @property
     def is_primary(self) -> bool:
-        """Whether this process decides, writes and speaks."""
+        """Whether this process decides, writes files and prints."""
         return self.index == 0
 
     @property
     def is_multiprocess(self) -> bool:
-        """Whether there are others."""
+        """Whether there are several processes."""
         return self.count > 1
 
     def broadcast_from_primary(self, find: Callable[[], T]) -> T:
-        """Returns what process 0 finds; the function is called there alone. All processes come here in one order."""
+        """Returns `find()` of process 0, where alone it is called. All processes must call this in the same order."""
         return find()
 
     def gather(self, own: T) -> list[T]:
-        """Returns what each process has, at process 0; at the others their own alone."""
+        """Returns the values of all processes on process 0, and only its own on the others."""
         return [own]
 
     def notified(self) -> bool:
-        """Whether all processes have reached the point at which they act on a preemption notice."""
+        """Returns whether all processes have reached the step at which they act on a preemption notice."""
         return False
 
     def report_signal(self, signum: int) -> None:
-        """Tells process 0 of a signal that this one was sent."""
+        """Reports a signal that this process received to process 0."""
 
     def __enter__(self) -> Self:
         return self
@@ -83,15 +82,15 @@ SINGLE_PROCESS = Processes()
 
 
 def processes() -> Processes:
-    """Returns the processes of a run that begins; to be entered."""
+    """Returns the processes of a new run, a context manager."""
     global _runs
     if jax.process_count() == 1:
         return SINGLE_PROCESS
     from jax._src import distributed
 
-    if distributed.global_state.client is None:  # as on a TPU pod that was not initialized
+    if distributed.global_state.client is None:  # such as a TPU pod that was not initialized
         raise RuntimeError(
-            f"JAX sees {jax.process_count()} processes, but they cannot talk to each other: call "
+            f"JAX sees {jax.process_count()} processes, but they cannot communicate: call "
             "jc.distributed.initialize() before anything else."
         )
     _runs += 1
@@ -99,13 +98,13 @@ def processes() -> Processes:
 
 
 class MultiProcess(Processes):
-    """A run of several processes.
+    """Several processes.
 
     Args:
         state: of `jax.distributed`.
-        index: of this process.
-        count: of all.
-        run: how many runs these processes have begun.
+        index: index of this process.
+        count: number of processes.
+        run: number of runs that these processes have begun.
     """
 
     def __init__(self, state: Any, index: int, count: int, run: int) -> None:
@@ -113,16 +112,17 @@ class MultiProcess(Processes):
         self.takes_sigterm = state.preemption_sync_manager is not None
         self._client = state.client
         self._root, self._past = f"jaxcb/{run}", f"jaxcb/{run - 2}"
-        self._number = 0  # of the next agreement
+        self._number = 0  # number of the next broadcast
         self._told_signal = False
-        self._failed: tuple[int, str] | None = None  # who has told that it failed, and how
+        self._failed: tuple[int, str] | None = None  # index and error of a process that has reported a failure
         self._over = threading.Event()
         self._watch = threading.Thread(target=self._look_around, name="jaxcb-processes", daemon=True)
 
     def __enter__(self) -> Self:
         self._set(f"who/{self.index}", f"pid {os.getpid()} on {socket.gethostname()}")
         if self.is_primary:
-            self._client.key_value_delete(self._past)  # all have left that run, as they were in the one after it
+            # all processes have left that run, since they were in the one after it
+            self._client.key_value_delete(self._past)
         self._watch.start()
         return self
 
@@ -137,7 +137,7 @@ class MultiProcess(Processes):
             self._over.set()
             self._watch.join()
 
-    # Agreeing
+    # Broadcasts
 
     def broadcast_from_primary(self, find: Callable[[], T]) -> T:
         number = self._number
@@ -151,20 +151,20 @@ class MultiProcess(Processes):
         except BaseException as error:
             self._set_bytes(key, pickle.dumps((False, _words(error))))
             raise
-        self._set_bytes(key, pickle.dumps((True, value)))  # the processes of a run run the same code
+        self._set_bytes(key, pickle.dumps((True, value)))  # pickle is safe, since all processes run the same code
         if number % _BLOCK == 0 and number >= _BLOCK * _KEPT:
             self._client.key_value_delete(f"{self._root}/agreed/{number // _BLOCK - _KEPT}")
         return value
 
     def _receive(self, key: str, index: int = 0) -> Any:
-        """Waits for what a process has found: as long as it lives, for it may be busy with a user's function."""
+        """Waits for the value of a process, without a time limit: it may be busy with a user's function."""
         while True:
             try:
                 found, value = pickle.loads(self._client.blocking_key_value_get_bytes(f"{self._root}/{key}", _SLICE_MS))
                 break
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
-                    raise ProcessError(f"{self._name(index)} cannot be reached any more: {error}") from error
+                    raise ProcessError(f"{self._name(index)} cannot be reached: {error}") from error
             self._raise_failure()
         if not found:
             raise ProcessError(f"{self._name(index)} failed: {value}")
@@ -190,7 +190,7 @@ class MultiProcess(Processes):
             return False
         from jax.experimental import multihost_utils
 
-        _points += 1  # consecutive, or the point that all have agreed on is passed over
+        _points += 1  # must be consecutive, otherwise the agreed step is missed
         return multihost_utils.reached_preemption_sync_point(_points)
 
     def report_signal(self, signum: int) -> None:
@@ -201,9 +201,9 @@ class MultiProcess(Processes):
     # Failures
 
     def _look_around(self) -> None:
-        """Takes note of what the others tell. Ends this process where it cannot end by itself; a thread.
+        """Reads the messages of other processes. Ends this process if it cannot end normally. Runs in a thread.
 
-        A step in which a process is missing never comes to its end, and nothing in Python can cut it short.
+        A step with a missing process never ends, and Python cannot interrupt it.
         """
         since: float | None = None
         while not self._over.wait(_LOOK):
@@ -218,10 +218,10 @@ class MultiProcess(Processes):
                 os._exit(1)
 
     def _fail(self, error: BaseException) -> None:
-        """Tells the others that this process has failed; where a step failed, finds out who is missing in it.
+        """Reports that this process has failed. If a step failed, finds out which process is missing in it.
 
         Raises:
-            ProcessError: where another process is the cause.
+            ProcessError: if another process is the cause.
         """
         if isinstance(error, jax.errors.JaxRuntimeError):
             missing = self._missing()
@@ -231,13 +231,13 @@ class MultiProcess(Processes):
             if missing:
                 names = ", ".join(self._name(index) for index in missing)
                 raise ProcessError(
-                    f"{names} died or cannot be reached, so that a step of this process failed. Start all processes "
-                    "again with the same command: with resume=True the run is resumed from where it was saved last."
+                    f"{names} died or cannot be reached, so a step of this process failed. Start all processes "
+                    "again with the same command: with resume=True the run resumes from its last checkpoint."
                 ) from error
         self._tell(error=_words(error))
 
     def _missing(self) -> list[int]:
-        """Those who do not answer, of those whom a failed step must have stopped as well."""
+        """Returns the processes that do not respond. A failed step must have stopped all others."""
         until, there = time.monotonic() + _ROLL_CALL, {self.index}
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._set(f"here/{self.index}", "")
@@ -256,14 +256,14 @@ class MultiProcess(Processes):
         index, error = self._failed
         return f"{self._name(index)} failed: {error}"
 
-    # The store
+    # Key-value store
 
     def _tell(self, **what: Any) -> None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._set(f"told/{self.index}", json.dumps(what), allow_overwrite=True)
 
     def _told(self) -> dict[int, dict[str, Any]]:
-        """What the others have told, by process."""
+        """Returns the messages of the other processes."""
         try:
             found = self._client.key_value_dir_get(f"{self._root}/told/")
         except jax.errors.JaxRuntimeError:

@@ -1,4 +1,4 @@
-"""From what a user asked for to a driver that is ready to go."""
+"""Builds a ready-to-run driver from validated arguments."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,15 +34,15 @@ from jaxcb._src.writers.run_handle import Run
 def choose(executor: str | None, jaxpr: Any) -> tuple[str, str]:
     """Returns "looped" or "stepped", and why.
 
-    XLA's CPU backend runs convolution gradients 10 to 33 times slower inside any loop or branch; nothing
-    else that was measured is slower there, and on accelerators nothing is.
+    XLA's CPU backend runs convolution gradients 10 to 33 times slower inside any loop or branch. No other measured
+    operation is slower in a loop, and none on accelerators.
 
     Args:
         executor: "looped", "stepped", or None to choose.
         jaxpr: the traced step.
     """
     if executor is not None:
-        return executor, "as asked"
+        return executor, "as requested"
     backend = jax.default_backend()
     if backend == "cpu" and _has_convolution(jaxpr):
         return "stepped", "the step has convolutions, whose gradients are slow in a compiled loop on the CPU"
@@ -82,28 +82,33 @@ def build_driver(
     population: Population | None = None,
     placement: Placement = ONE_DEVICE,
 ) -> tuple[Driver, str]:
-    """Builds the program, checks it by its shapes, and makes the driver of a run.
+    """Traces the hooks, builds the program and returns the driver of a run.
+
+    The order is given by what depends on what. The step must be traced before the executor can be chosen ("auto" looks
+    for convolutions), and the executor before the strategy of a population (it is measured in that executor). The data
+    layout depends on the executor. If the strategy is not `vmap`, the program is built a second time, since the
+    strategy is part of every jitted function.
 
     Args:
         step: the training step.
         eval_step: the evaluation step, or None.
         callbacks: all callbacks.
-        train_state: the state to start from; with members each array has a leading member axis.
+        train_state: the initial state; for a population each array has a leading member axis.
         feed: training batches.
-        sets: validation sets by prefix.
+        sets: prefix -> validation set.
         cadence: when to validate.
-        end: epochs and steps after which the run is over, None for no such end.
+        end: epochs and steps after which the run is over; None for no limit.
         executor: "looped", "stepped", or None to choose.
-        steps_per_execution: steps of a dispatch, None to measure.
+        steps_per_execution: steps per dispatch; None to choose by measurement.
         context: for the writers.
-        run: for host functions.
-        probes: the user's looks inside the step; callbacks may ask for more.
-        evaluators: what the host computes at a validation.
-        host_metrics: name -> function of nothing, read before each dispatch.
-        keeper: saves the run; None where it is not saved.
-        debug: whether to look for NaN at every step.
-        population: where there is one; None for a single run.
-        placement: where the arrays of a single run lie; of a population, the devices that members may be spread over.
+        run: for host callbacks.
+        probes: the user's probes; callbacks may add more.
+        evaluators: metrics that the host computes at a validation.
+        host_metrics: name -> function without arguments, read before each dispatch.
+        keeper: writes checkpoints; None for a run without checkpoints.
+        debug: whether to check for NaN at every step.
+        population: configuration of a population; None for a single run.
+        placement: shardings of a single run; for a population, the devices that members may be sharded over.
 
     Returns:
         The driver, and why its executor was chosen.
@@ -114,6 +119,7 @@ def build_driver(
     resident = {prefix: own for prefix, own in sets.items() if isinstance(own, ResidentSet)}
     host = {prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)}
     evaluators = evaluators or Evaluators({})
+    # `program`, `state` and `batch` are bound below; the function runs at the first dispatch at the earliest
     outside = HostMetrics(
         host_metrics, examples_per_step=feed.layout.batch_size, step_flops=lambda: program.flops(state, batch)
     )
@@ -130,7 +136,7 @@ def build_driver(
         )
 
     def build(size: int | None, over: Over = jax.vmap) -> tuple[Program, InitialBuffers]:
-        """The program for so many members, with what it measures before the first step."""
+        """Returns the program for this many members, and its initial metric buffers."""
         program = Program(
             step=step,
             eval_step=eval_step,
@@ -150,12 +156,14 @@ def build_driver(
             placement=alone,
         )
         rows = None if population is None else population.axes
+        # shapes only: any rows of the right number serve
         own = [x if a is None else x[:size] for x, a in zip(settings, rows or [None] * len(settings), strict=True)]
         shapes = (state, states) if size == members else _resized((state, states), size)
         batch = example if batch_axis is None else _with_axis(example, size)
         return program, infer_shapes(program, shapes[0], shapes[1], own, batch, examples)
 
-    alone = ONE_DEVICE if population is not None else placement  # of a single run
+    # sharding of a single run; a population shards members instead
+    alone = ONE_DEVICE if population is not None else placement
     state, states = alone.shapes(jax.eval_shape(with_callbacks, train_state))
     example = alone.shapes(feed.example)
     examples = {prefix: alone.shapes(own.example) for prefix, own in sets.items()}
@@ -166,6 +174,7 @@ def build_driver(
     kind, why = ("stepped", "debug=True") if debug else choose(executor, program.jaxpr(state, batch))
     strategy = None
     if population is not None:
+        # the members are sharded, not the batch: the placement of the strategy replaces the given one
         strategy, because = _strategy(population, step, train_state, feed, batch, batch_axis, kind, placement.mesh)
         placement = strategy.placement
         feed.place(placement)
@@ -184,7 +193,8 @@ def build_driver(
 
     def start(state: TrainState) -> LoopState:
         order = jax.eval_shape(program.layout.new_order, feed.key, 0)
-        order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)  # drawn when the epoch begins
+        # zeros: the order is drawn when the epoch begins
+        order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)
         return copy_arrays(initial_state(*with_callbacks(state), empty, order))
 
     def executor_of(program: Program) -> Executor:
@@ -217,7 +227,7 @@ def build_driver(
 
 
 def _over(fn: Callable[[list[Any], TrainState], Any], population: Population | None) -> Callable[..., Any]:
-    """A function of the callbacks' numbers and a train state, over the members where there are some."""
+    """Maps a function of numeric fields and a train state over the members, if there are any."""
     if population is None:
         return fn
     return jax.vmap(fn, in_axes=(list(population.axes), 0))
@@ -233,9 +243,9 @@ def _strategy(
     kind: str,
     mesh: Mesh | None,
 ) -> tuple[Strategy, str]:
-    """How the program goes over the members, and why."""
+    """Returns the strategy to map over members, and why it was chosen."""
     if population.strategy is not None:
-        return known(population.strategy, population.size, kind, mesh), f"{population.strategy}, as asked"
+        return known(population.strategy, population.size, kind, mesh), f"{population.strategy}, as requested"
     if feed.data is None:
         rows = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), batch)
     else:
@@ -249,21 +259,21 @@ def _with_axis(shapes: Any, size: int | None) -> Any:
 
 
 def _resized(shapes: Any, size: int | None) -> Any:
-    """The shapes of another number of members."""
+    """Returns the shapes for another number of members."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), shapes)
 
 
 def _all_probes(given: Mapping[str, Probe] | None, callbacks: Chain) -> dict[str, Probe]:
-    """The user's probes and those of the callbacks; a name stands for one of them."""
+    """Returns the probes of the user and of the callbacks. A name must denote one probe only."""
     probes = callbacks.probes()
     for name, own in (given or {}).items():
         if probes.setdefault(name, own) != own:
-            raise ValueError(f"metrics: {name!r} is also the name of another probe, which a callback has.")
+            raise ValueError(f"metrics: {name!r} is also the name of a different probe, which a callback has.")
     return probes
 
 
 def _with_callbacks(state: TrainState, callbacks: Chain) -> tuple[TrainState, Any]:
-    """The train state as a new run starts it, with room for the named weights, and the callbacks' states."""
+    """Returns the train state prepared for a new run (with slots for named weights), and the callbacks' states."""
     kept = {key: own for key, own in state.weights.items() if key not in callbacks.slots()}
     state = state.init_optimizer().replace(weights=kept, stop=jnp.zeros_like(state.stop))
     return callbacks.setup(state).with_slots(callbacks), callbacks.init()

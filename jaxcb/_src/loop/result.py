@@ -1,4 +1,4 @@
-"""`Result`: what a run hands back."""
+"""`Result`: the outcome of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,38 +11,38 @@ _last: Any = None
 
 
 def last_result() -> Any:
-    """Returns the result of the run or sweep that Ctrl-C ended last; it also stands on its exception as `result`."""
+    """Returns the result of the last run or sweep that Ctrl-C interrupted. The exception has it as `result`, too."""
     return _last
 
 
 def remember(result: Any) -> None:
-    """Makes a result the one that `last_result` returns."""
+    """Sets the result that `last_result` returns."""
     global _last
     _last = result
 
 
 def delivered(state: TrainState, adapter: Any = None) -> Any:
-    """The trained model for the user: of the adapter that is given, else of the state's own; params without one."""
+    """Returns the trained model of an adapter, by default the state's own; the params if there is no adapter."""
     adapter = state.adapter if adapter is None else adapter
     return state.params if adapter is None else adapter.deliver(state.params, state.model_state, state.rngs)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run hands back.
+    """The outcome of a run.
 
     Attributes:
         state: the final train state.
-        model: the trained model; the params where the step was the user's own.
-        history: what was reported, arrays by name.
-        stop_reason: who stopped the run and why, None where it came to its end.
-        stopped_epoch: the epoch (from 0) in which it was stopped, None where it came to its end.
-        callback_states: the callbacks' final states by name.
+        model: the trained model; the params if the step was a custom function.
+        history: reported metrics, name -> array.
+        stop_reason: which callback stopped the run and why; None if it completed.
+        stopped_epoch: epoch (from 0) in which the run was stopped; None if it completed.
+        callback_states: name -> final state of each callback.
         executor: "looped" or "stepped".
-        run_dir: the run's directory, or None.
+        run_dir: the run directory, or None.
         files: the files that were written.
-        member: which member of a sweep it is, None for a run by itself.
-        point: the values that the sweep gave that member, by path.
+        member: index in a sweep; None for a single run.
+        point: path -> value of the sweep for this member.
     """
 
     state: TrainState
@@ -63,16 +63,16 @@ class Result:
         return self.state.params
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """Draws the curves, with the stop, the best epoch and the rate cuts marked.
+        """Plots the curves, and marks the stop, the best epoch and learning rate reductions.
 
         Args:
-            path: a picture file to save, such as "curves.png".
+            path: image file to write, such as "curves.png".
 
         Returns:
             The matplotlib figure.
 
         Raises:
-            ImportError: without matplotlib (`pip install jaxcb[plot]`).
+            ImportError: if matplotlib is missing (`pip install jaxcb[plot]`).
         """
         from jaxcb._src.plotting.curves import curves
 

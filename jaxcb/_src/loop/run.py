@@ -1,4 +1,4 @@
-"""From what was asked for to a result: the one way through which every run and every population goes."""
+"""Entry point shared by `fit`, `Loop.run` and `sweep`."""
 
 import builtins
 import contextlib
@@ -44,7 +44,7 @@ R = TypeVar("R")
 
 
 def result_of(driver: Driver, directory: Path | None, context: Context) -> Result:
-    """What a run by itself hands back."""
+    """Returns the result of a single run."""
     carry = driver.carry()
     reason = driver.stop_reason()
     if reason and driver.interrupted is None:
@@ -76,28 +76,33 @@ def run_training(
 ) -> R:
     """Trains.
 
+    Resources are opened in the order in which they must be released: process group, temporary directory and lock on the
+    `ExitStack`; the feed, which owns a thread, is closed by the driver from the point at which the driver exists, and
+    by the `except` branch before that.
+
     Args:
         step: the training step.
         eval_step: the evaluation step, or None.
-        callbacks: the user's.
-        train_state: the state to start from; a population's has a leading member axis.
-        train_data: as `Loop.run` takes it.
-        asked: all else.
-        settings: what else is set, name -> number, text or boolean, for tables.
-        population: where it is one.
-        result: makes what is handed back of the driver, the run's directory and the context.
+        callbacks: the user's callbacks.
+        train_state: the initial state; for a population with a leading member axis.
+        train_data: as in `Loop.run`.
+        asked: all other arguments.
+        settings: further hyperparameters, name -> number, text or boolean, for tables.
+        population: configuration of a population; None for a single run.
+        result: makes the return value from the driver, the run directory and the context.
 
     Raises:
-        ValueError: for arguments that do not fit together.
-        DataError: for data that cannot be trained on.
-        MissingMetricError: for a monitor that no step reports.
+        ValueError: for arguments that contradict each other.
+        DataError: for invalid training data.
+        MissingMetricError: for a monitored metric that no step reports.
     """
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes())
         mesh = asked.mesh
-        if mesh is None and group.is_multiprocess:  # each by itself would train the same model
+        if mesh is None and group.is_multiprocess:  # otherwise each process would train its own copy of the model
             mesh = jax.make_mesh((jax.device_count(),), ("data",))
         placement = Placement.of(mesh, asked.sharding, train_state) if population is None else Placement.devices(mesh)
+        # a trial run (`fast_dev_run`) writes to a temporary directory and never resumes
         run_dir, kept = asked.run_dir, not asked.fast_dev_run
         if not kept:
             run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcb-"))
@@ -108,6 +113,7 @@ def run_training(
         context = Context(directory, run, asked.verbose, asked.epochs, trial=not kept, processes=group)
         stack.enter_context(debugging(asked.debug, context.say))
         callbacks = _all_callbacks(callbacks, asked.verbose)
+        # all processes need one run id, since checkpoints are named by it
         start, executor = (
             ResumePlan(RunRecord(run=group.broadcast_from_primary(lambda: RunRecord().run))),
             asked.executor,
@@ -165,11 +171,12 @@ def run_training(
                     "Loop(train_step, eval_step)."
                 )
             if start.saved is not None and executor is None:
-                executor = start.saved.facts["executor"]  # another one agrees to rounding only
+                executor = start.saved.facts["executor"]  # the other executor agrees only up to rounding
             if start.saved is not None and population is not None and population.strategy is None:
                 population = population._replace(strategy=start.saved.facts["strategy"])
             if group.is_multiprocess and population is not None and population.strategy is None:
-                population = population._replace(strategy="shard")  # measured, each might choose another one
+                # a measurement could choose differently on each process
+                population = population._replace(strategy="shard")
             driver, why = build_driver(
                 step=step,
                 eval_step=eval_step,
@@ -191,7 +198,8 @@ def run_training(
                 population=population,
                 placement=placement,
             )
-            del train_state  # the run has copied it: where nobody else holds its arrays, they are freed now
+            # the driver has copied it; drop the reference, so that the arrays are freed if the caller holds none
+            del train_state
             if start.saved is not None:
                 why = "as the run began"
                 assert start.keeper is not None
@@ -201,6 +209,7 @@ def run_training(
         except BaseException:
             feed.close()
             raise
+        # a completed run is not trained again: its result is loaded and returned
         if start.completed:
             driver.close()
         else:
@@ -214,12 +223,12 @@ def run_training(
 
 
 def _directory(owner: str, run_dir: str | Path | None, callbacks: Chain) -> Path | None:
-    """The run's directory; a `BackupAndRestore` names one where nobody else does."""
+    """Returns the run directory; that of a `BackupAndRestore` if no other is given."""
     name = "run_dir"
     if run_dir is None:
         run_dir = next((c.backup_dir for c in callbacks.callbacks if isinstance(c, BackupAndRestore)), None)
         owner, name = "BackupAndRestore", "backup_dir"
-    # absolute, as a callback may change the working directory
+    # absolute, since a callback may change the working directory
     directory = None if run_dir is None else local_path(owner, name, run_dir)
     if directory is not None:
         _orbax.check_place(directory)
@@ -227,7 +236,7 @@ def _directory(owner: str, run_dir: str | Path | None, callbacks: Chain) -> Path
 
 
 def _all_callbacks(callbacks: Chain, verbose: Literal[0, 1, 2] | None) -> Chain:
-    """The user's callbacks, then the history and the progress display, where they are not among them."""
+    """Returns the callbacks with history and progress display appended, unless they are included."""
     kinds = {type(c) for c in callbacks.callbacks}
     extra: list[Callback] = []
     if History not in kinds:
@@ -238,13 +247,13 @@ def _all_callbacks(callbacks: Chain, verbose: Literal[0, 1, 2] | None) -> Chain:
 
 
 def _train(driver: Driver, why: str, context: Context) -> None:
-    """Runs a driver, between its first word and its last."""
+    """Runs the driver and prints start and summary lines."""
     context.say(f"jaxcb: {driver.executor.name} executor ({why}); the first step compiles the run.")
     if driver.executor.program.scales_final_updates:
         context.say(
-            "jaxcb: the optimizer was handed over ready-made, so callbacks scale its final updates. That is exact "
-            "where the rate is the last factor (not for adafactor, lars, schedule-free); optimizer=optax.adam with "
-            "learning_rate=... always is."
+            "jaxcb: the optimizer was passed as an instance, so callbacks scale its final updates. This is exact if "
+            "the learning rate is the last factor (not for adafactor, lars, schedule-free). optimizer=optax.adam with "
+            "learning_rate=... is always exact."
         )
     started = time.monotonic()
     driver.train()
@@ -253,7 +262,10 @@ def _train(driver: Driver, why: str, context: Context) -> None:
 
 
 def _leave(signum: int, result: Any, steps: int) -> None:
-    """Ends a run that a signal has ended: the process for SIGTERM, the call for Ctrl-C; a notebook gets the result."""
+    """Ends a run after a signal.
+
+    SIGTERM exits the process. Ctrl-C raises KeyboardInterrupt with the result attached; a notebook gets the result.
+    """
     if signum == signal.SIGTERM:
         raise SystemExit(TERMINATED)
     remember(result)

@@ -1,4 +1,4 @@
-"""Arrays of a run of several processes, as one process by itself can use them."""
+"""Conversion between arrays of one process and global arrays."""
 
 from typing import Any
 
@@ -9,41 +9,41 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 def put(x: Any, sharding: NamedSharding) -> jax.Array:
-    """Makes a global array of one that every process holds whole."""
+    """Returns a global array from one that every process has completely."""
     if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
         return jax.device_put(x, sharding)
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
     own = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
-    # each process hands out its own parts; `device_put` would first compare the whole over all of them
+    # each process provides its own shards; `device_put` would first compare the complete array across processes
     return jax.make_array_from_callback(own.shape, sharding, lambda index: own[index])
 
 
 def put_part(x: Any, sharding: NamedSharding) -> jax.Array:
-    """Makes a global array of the part that this process holds."""
+    """Returns a global array from the part that this process has."""
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     return jax.make_array_from_process_local_data(sharding, np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype)))
 
 
 def local_copy(x: Any) -> Any:
-    """Returns a copy on this process's own devices.
+    """Returns a copy on the devices of this process.
 
     Raises:
-        RuntimeError: for an array of which it has a part only.
+        RuntimeError: for an array of which this process has only a part.
     """
     if x.is_fully_addressable:
         return jnp.copy(x)
     if not x.is_fully_replicated:
         raise RuntimeError(
-            "the model is split over the processes, and this function runs on one of them, which has but a part of it. "
-            "Evaluators are given it whole; elsewhere save it with jc.ModelCheckpoint and read it with jc.load."
+            "the model is sharded over the processes, and this function runs on one of them, which has only a part. "
+            "Evaluators receive the complete model; elsewhere save it with jc.ModelCheckpoint and read it with jc.load."
         )
     return jnp.copy(x.addressable_data(0))
 
 
 def all_gather(tree: Any) -> Any:
-    """Returns arrays that are whole on each device; all processes come here together, with nothing under way."""
+    """Returns arrays that are replicated. All processes must call this together, with no pending dispatch."""
     return jax.tree.map(_whole, tree)
 
 

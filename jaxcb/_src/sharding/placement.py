@@ -1,4 +1,4 @@
-"""`Placement`: where the arrays of a run lie, known in one place."""
+"""`Placement`: shardings of the arrays of a run."""
 
 import functools
 import math
@@ -15,21 +15,21 @@ from jaxcb._src.sharding.specs import axes_of, declared, specs_of
 from jaxcb._src.utils.errors import DataError
 from jaxcb._src.utils.xla import fast_compile_options
 
-_BATCH = ("data", "batch", "fsdp")  # axes of a mesh that a batch is split over, by their common names
+_BATCH = ("data", "batch", "fsdp")  # mesh axes that a batch is sharded over, by their common names
 _WORDS = ("fsdp", "replicated")
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the arrays of a run lie. On one device every method hands through what it is given.
+    """Shardings of the arrays of a run. On one device every method returns its argument.
 
-    Inside programs nothing is moved by hand: the batch and the train state are constrained to where they belong, and
-    XLA's partitioner does the rest.
+    Inside programs nothing is transferred explicitly: batch and train state get sharding constraints, and XLA's
+    partitioner does the rest.
 
     Attributes:
         mesh: the devices; None for JAX's default device.
-        sharding: of the train state, as `specs_of` takes it.
-        batch: axes of the mesh that a batch is split over, none for batches that are whole on each device.
+        sharding: of the train state, as in `specs_of`.
+        batch: mesh axes that a batch is sharded over; none for replicated batches.
     """
 
     mesh: Mesh | None = None
@@ -38,18 +38,18 @@ class Placement:
 
     @classmethod
     def of(cls, mesh: Mesh | None, sharding: Any, train: Any) -> "Placement":
-        """Makes the placement that a user asked for.
+        """Returns the placement for the user's arguments.
 
-        A batch is split over the axes called "data", "batch" or "fsdp"; where the mesh has none of them, over those
-        that no parameter is split over; where there are none, over all.
+        A batch is sharded over the axes called "data", "batch" or "fsdp". If the mesh has none of them, it is sharded
+        over the axes that no parameter is sharded over; if there are none, over all axes.
 
         Args:
-            mesh: the devices. Its axes are left to the partitioner, also those that were made explicit.
+            mesh: the devices. Its axes become automatic, also explicit ones.
             sharding: None, "replicated", "fsdp", or rules: pattern of paths -> `PartitionSpec`.
             train: the train state, or its shapes.
 
         Raises:
-            ValueError: for what does not fit.
+            ValueError: for an invalid sharding.
         """
         if mesh is None:
             if sharding is not None:
@@ -71,33 +71,33 @@ class Placement:
         names = mesh.axis_names
         batch = tuple(n for n in names if n in _BATCH) or tuple(n for n in names if n not in named) or names
         placement = cls(mesh, sharding, batch)
-        placement.shardings(train)  # refuses what does not fit
+        placement.shardings(train)  # raises an error for specs that do not fit
         return placement
 
     @classmethod
     def devices(cls, mesh: Mesh | None) -> "Placement":
-        """Devices to spread arrays over that no batch is split over."""
+        """Returns a placement with devices for members of a population, with replicated batches."""
         return ONE_DEVICE if mesh is None else cls(automatic(mesh))
 
-    # What is where
+    # Shardings
 
     @property
     def parts(self) -> int:
-        """Into how many parts a batch is split."""
+        """Number of shards of a batch."""
         return 1 if self.mesh is None else math.prod(self.mesh.shape[name] for name in self.batch)
 
     @property
     def everywhere(self) -> NamedSharding | None:
-        """Whole on each device; None for the default device."""
+        """Replicated; None for the default device."""
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
 
     def batch_sharding(self, axis: int) -> NamedSharding:
-        """Split over the batch's axes along one axis of an array."""
+        """Returns the sharding of a batch along one axis of an array."""
         assert self.mesh is not None
         return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, self.batch or None))
 
     def shardings(self, train: Any) -> Any:
-        """Where each leaf of a train state lies, as a tree of its form."""
+        """Returns the sharding of each leaf of a train state."""
         mesh = self.mesh
         assert mesh is not None
         over = ("fsdp",) if "fsdp" in mesh.axis_names else self.batch
@@ -105,7 +105,7 @@ class Placement:
         return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
     def layout_text(self) -> str:
-        """The layout in words that are the same in each process; checkpoints of equal layouts resume bit for bit."""
+        """Returns a description that is equal on each process. Runs with equal descriptions resume bit for bit."""
         if self.mesh is None:
             return "one device"
         axes = ", ".join(f"{name}={size}" for name, size in self.mesh.shape.items())
@@ -115,31 +115,34 @@ class Placement:
         return f"mesh {axes}; state {how or 'by its own metadata'}; batch over {', '.join(self.batch)}"
 
     def shapes(self, tree: Any) -> Any:
-        """The shapes of arrays as programs see them: JAX traces a function anew for arrays that know of a mesh."""
+        """Returns the shapes of arrays with a sharding, as programs see them.
+
+        JAX would trace a function again for arrays with a mesh.
+        """
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.everywhere), tree)
 
-    # Moving arrays there
+    # Transfers
 
     def put_everywhere(self, tree: Any) -> Any:
-        """Puts whole arrays on each device."""
+        """Replicates arrays."""
         if self.mesh is None:
             return tree
         sharding = NamedSharding(self.mesh, PartitionSpec())
         return jax.tree.map(lambda x: put(x, sharding), tree)
 
     def put_rows(self, tree: Any) -> Any:
-        """Splits arrays that each process holds whole over all devices, along their first axis."""
+        """Shards arrays that each process has completely, along their first axis over all devices."""
         if self.mesh is None:
             return tree
         sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
         return jax.tree.map(lambda x: put(x, sharding), tree)
 
     def put_state(self, train: Any) -> Any:
-        """Puts a train state where it belongs."""
+        """Shards a train state."""
         return train if self.mesh is None else jax.tree.map(put, train, self.shardings(train))
 
     def init_sharded(self, start: Callable[[Any], Any], train: Any) -> Any:
-        """Runs `start(train)`, which makes a carry: the train state is made where it belongs, all else everywhere."""
+        """Runs `start(train)`, which returns a loop state: its train state is created sharded, the rest replicated."""
         if self.mesh is None:
             return jax.jit(start, compiler_options=fast_compile_options(self.platform))(train)
         train = self.put_state(train)
@@ -148,11 +151,14 @@ class Placement:
         return jax.jit(start, out_shardings=shardings, compiler_options=fast_compile_options(self.platform))(train)
 
     def put_batch(self, tree: Any, *, axis: int = 0) -> Any:
-        """Puts batches on the devices, each process its own part of the rows.
+        """Transfers batches to the devices, from each process its own part of the rows.
 
         Args:
             tree: arrays of the host.
             axis: the axis of the rows; 1 for a stack of batches.
+
+        Raises:
+            DataError: with several processes, for a batch that does not divide over the devices.
         """
         if self.mesh is None:
             return jax.device_put(tree)
@@ -161,14 +167,14 @@ class Placement:
             return jax.tree.map(lambda x: put_part(x, self.batch_sharding(axis)), tree)
         if self.processes > 1:
             raise DataError(
-                f"a smaller batch of {rows} rows a process does not divide over the devices, and no process has all of "
-                "it. Pass Execution(drop_remainder=True)."
+                f"a smaller batch of {rows} rows a process does not divide over the devices, and no process has all "
+                "rows. Pass Execution(drop_remainder=True)."
             )
         return self.put_everywhere(tree)
 
     @property
     def processes(self) -> int:
-        """Processes that feed different rows of a batch."""
+        """Number of processes that provide different rows of a batch."""
         if self.mesh is None:
             return 1
         local = self.mesh.local_mesh.shape
@@ -176,7 +182,7 @@ class Placement:
 
     @property
     def share(self) -> tuple[int, int]:
-        """Which part of a batch's rows this process feeds, and into how many parts processes feed it."""
+        """Index of the part of a batch that this process provides, and the number of parts."""
         count = self.processes
         if count == 1:
             return 0, 1
@@ -195,14 +201,14 @@ class Placement:
 
     @property
     def platform(self) -> str:
-        """What kind of devices they are."""
+        """Platform of the devices, such as "cpu"."""
         return self.own_devices[0].platform
 
     def check_batch(self, rows: int) -> None:
-        """Requires that a batch divides.
+        """Checks that a batch divides over the devices.
 
         Raises:
-            DataError: with numbers that would.
+            DataError: with batch sizes that would.
         """
         if not self.divides(rows):
             assert self.mesh is not None
@@ -214,13 +220,13 @@ class Placement:
             )
 
     def divides(self, rows: int) -> bool:
-        """Whether a batch of so many rows can be split."""
+        """Returns whether a batch of this size can be sharded."""
         return rows % self.parts == 0
 
     # Inside a program
 
     def with_mesh(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Lets a function of the user name the mesh's axes by a bare `PartitionSpec`."""
+        """Returns a function in which a bare `PartitionSpec` can name the axes of the mesh."""
         if self.mesh is None:
             return fn
         mesh = self.mesh.abstract_mesh
@@ -233,7 +239,7 @@ class Placement:
         return run
 
     def split(self, batch: Any) -> Any:
-        """Constrains a batch to be split; one that does not divide is whole on each device, and exact. Traced."""
+        """Constrains a batch to be sharded; to be replicated if it does not divide, with the same results. Traced."""
         if self.mesh is None:
             return batch
         rows = jax.tree.leaves(batch)[0].shape[0]
@@ -242,7 +248,7 @@ class Placement:
         )
 
     def constrain_state(self, train: Any) -> Any:
-        """Constrains a train state to lie where it belongs, so that it keeps its layout from step to step. Traced."""
+        """Constrains a train state to its shardings, so that these do not change from step to step. Traced."""
         return train if self.mesh is None else jax.lax.with_sharding_constraint(train, self.shardings(train))
 
     def whole(self, tree: Any) -> Any:
@@ -252,14 +258,18 @@ class Placement:
     # Around a program
 
     def jit_out_shardings(self, leaves: list[Any]) -> dict[str, Any]:
-        """Arguments of `jax.jit` for a `fn(leaves, ...) -> (leaves, what the host reads)` that keeps their layout."""
+        """Returns arguments of `jax.jit` that keep the shardings of the leaves.
+
+        Args:
+            leaves: of a `fn(leaves, ...) -> (leaves, outputs)`.
+        """
         return {} if self.mesh is None else {"out_shardings": ([x.sharding for x in leaves], self.everywhere)}
 
     def block_if_needed(self, out: Any) -> Any:
-        """Waits for a dispatch where another behind it could block it for ever.
+        """Waits for a dispatch if another one could deadlock with it.
 
-        XLA's CPU backend needs a thread for each device that waits in a collective, and takes them from one pool: two
-        dispatches that hold collectives can have all of it between them. One at a time always ends.
+        XLA's CPU backend uses a thread of one shared pool for each device that waits in a collective. Two concurrent
+        dispatches with collectives can use up the pool; a single one always completes.
         """
         if self.mesh is not None and self._shares_threads:
             jax.block_until_ready(out)
@@ -272,9 +282,9 @@ class Placement:
 
 
 def automatic(mesh: Mesh) -> Mesh:
-    """The same devices with axes that are left to XLA's partitioner; `jax.make_mesh` may make explicit ones."""
+    """Returns the mesh with automatic axes; `jax.make_mesh` may create explicit ones."""
     if not isinstance(mesh, Mesh):
-        raise TypeError(f"mesh must be a jax.sharding.Mesh, such as jax.make_mesh makes, got a {type(mesh).__name__}.")
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, such as from jax.make_mesh, got a {type(mesh).__name__}.")
     return Mesh(np.asarray(mesh.devices), mesh.axis_names)
 
 

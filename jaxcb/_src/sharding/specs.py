@@ -1,4 +1,4 @@
-"""How each leaf of a train state is split: by rules, by the model's own metadata, or by its size."""
+"""Partition specs of a train state: from rules, from the model's own metadata, or by size."""
 
 import math
 from collections.abc import Mapping
@@ -9,27 +9,29 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxcb._src.utils.leaf_names import check_pattern, leaf_name, matches
 
-LEAST = 1 << 12  # elements below which a leaf is whole on each device: exchanging it would cost more than it saves
+LEAST = 1 << 12  # a leaf with fewer elements is replicated: communication would cost more than the memory saved
 
 Path = tuple[Any, ...]
 
 
 def specs_of(train: Any, mesh: Mesh, sharding: Any, axes: tuple[str, ...]) -> Any:
-    """How each leaf of a train state is split.
+    """Returns the partition spec of each leaf of a train state.
 
-    The optimizer's state and named weights lie as the parameters of the same path and shape do.
+    Optimizer state and named weights are sharded like the parameter of the same path and shape. A leaf belongs to the
+    parameter whose path is the longest suffix of its own path: optimizers nest the parameters' tree below paths of
+    their own, in any depth.
 
     Args:
         train: the train state, or its shapes.
         mesh: the devices.
         sharding: None for the model's own metadata, "replicated", "fsdp", or rules: pattern of paths -> spec.
-        axes: mesh axes that "fsdp" splits over.
+        axes: mesh axes for "fsdp".
 
     Returns:
-        A tree of `PartitionSpec`, in the form of the train state.
+        A tree of `PartitionSpec` with the structure of the train state.
 
     Raises:
-        ValueError: for a rule that matches no parameter, and for a spec that does not fit the mesh or a leaf.
+        ValueError: for a rule that matches no parameter, or a spec that does not fit the mesh or a leaf.
     """
     shapes = _named(train)
     if isinstance(sharding, Mapping):
@@ -47,18 +49,18 @@ def specs_of(train: Any, mesh: Mesh, sharding: Any, axes: tuple[str, ...]) -> An
         field = getattr(path[0], "name", None)
         if field not in ("params", "model_state", "opt_state", "weights"):
             return PartitionSpec()
-        for start in range(1, len(path) + 1):  # the longest end of its path that is a parameter's
+        for start in range(1, len(path) + 1):  # longest suffix first
             owner = path[start:]
             if owner in shapes and shapes[owner].shape == leaf.shape:
                 return known.get(owner, PartitionSpec())
-        # such as a factored moment, which has the path of a parameter and not its shape
+        # such as a factored second moment, which has the path of a parameter and another shape
         return _by_size(leaf.shape, mesh, axes) if sharding == "fsdp" else PartitionSpec()
 
     return jax.tree_util.tree_map_with_path(spec_of, train)
 
 
 def declared(train: Any) -> dict[Path, PartitionSpec]:
-    """The specs that Flax's partition metadata gives to parameters, by path; no entry where it says nothing."""
+    """Returns the specs of parameters by path from Flax's partition metadata, as far as there is any."""
     found: dict[Path, PartitionSpec] = {}
     for part in (train.params, train.model_state):
         boxes = jax.tree_util.tree_leaves_with_path(part, is_leaf=lambda x: hasattr(x, "get_partition_spec"))
@@ -80,19 +82,19 @@ def _spec_of_box(box: Any) -> PartitionSpec:
 
 
 def axes_of(spec: PartitionSpec) -> list[str]:
-    """The mesh axes that a spec names."""
+    """Returns the mesh axes in a spec."""
     return [name for entry in spec if entry is not None for name in ([entry] if isinstance(entry, str) else entry)]
 
 
 def _named(train: Any) -> dict[Path, Any]:
-    """Parameters and what the model carries beside them, by path."""
+    """Returns parameters and model state by path."""
     both = (*jax.tree_util.tree_leaves_with_path(train.model_state), *jax.tree_util.tree_leaves_with_path(train.params))
     return dict(both)
 
 
 def _by_rules(shapes: Mapping[Path, Any], rules: Mapping[str, Any]) -> dict[Path, PartitionSpec]:
-    """The first rule that matches holds."""
-    names = {path: leaf_name(path).removesuffix("/value") for path in shapes}  # Linen's boxes hold a value
+    """Returns the spec of the first rule that matches, for each parameter."""
+    names = {path: leaf_name(path).removesuffix("/value") for path in shapes}  # Linen's boxes add this part to the path
     for pattern, spec in rules.items():
         check_pattern(pattern, names.values(), "sharding", "the rule ")
         if not isinstance(spec, PartitionSpec):
@@ -108,7 +110,7 @@ def _by_rules(shapes: Mapping[Path, Any], rules: Mapping[str, Any]) -> dict[Path
 
 
 def _by_size(shape: tuple[int, ...], mesh: Mesh, axes: tuple[str, ...]) -> PartitionSpec:
-    """Splits a leaf along its largest dimension that divides."""
+    """Returns a spec that shards the largest dimension that divides."""
     parts = math.prod(mesh.shape[name] for name in axes)
     if math.prod(shape) < LEAST:
         return PartitionSpec()
@@ -120,11 +122,11 @@ def _by_size(shape: tuple[int, ...], mesh: Mesh, axes: tuple[str, ...]) -> Parti
 
 
 def _check(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, name: str) -> None:
-    """Requires that a spec fits the mesh and a leaf."""
+    """Checks that a spec fits the mesh and a leaf."""
     unknown = [axis for axis in axes_of(spec) if axis not in mesh.shape]
     if unknown:
         raise ValueError(
-            f"sharding: {name} is to be split by {spec}, but the mesh has no axis {unknown[0]!r}. Its axes are "
+            f"sharding: {name} is sharded by {spec}, but the mesh has no axis {unknown[0]!r}. Its axes are "
             f"{_axes_words(mesh)}. Name one of these, or pass sharding='replicated'."
         )
     if len(spec) > len(shape):

@@ -1,1 +1,1 @@
-"""Files on the disk: what a run owns, exported checkpoints, and Orbax."""
+"""Files on disk: the record of a run's files, exported checkpoints, and Orbax."""

@@ -1,4 +1,4 @@
-"""Exports: folders in which callbacks save. Each says which run made it, and of which files."""
+"""Exported checkpoints: directories that callbacks save. Each contains a record of its run and its files."""
 
 import contextlib
 import json
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from jaxcb._src.storage.ownership import is_run_id, remove_files
 
-MARK = "orbax.checkpoint"  # a file in each checkpoint; `ocp.is_orbax_checkpoint` says yes to any directory
-_MARKS = (MARK, "_CHECKPOINT_METADATA", "_METADATA")  # one of them is in what anyone takes for a checkpoint
+MARK = "orbax.checkpoint"  # a file in each checkpoint; `ocp.is_orbax_checkpoint` returns True for any directory
+_MARKS = (MARK, "_CHECKPOINT_METADATA", "_METADATA")  # any reader looks for one of these in a checkpoint
 _RECORD = "jaxcb.json"
-# what Orbax writes, for exports of the time before they had a record
+# files that Orbax writes, for exports that were made before they had a record
 _ORBAX = re.compile(
     r"_CHECKPOINT_METADATA|orbax\.checkpoint|commit_success\.txt|(?:\w+/)?(?:_METADATA|_sharding|"
     r"array_metadatas/process_\d+|(?:ocdbt\.process_\d+/)?(?:manifest\.ocdbt|d/[0-9a-f]+))"
@@ -20,7 +20,7 @@ _ORBAX = re.compile(
 
 
 def contents(export: Path) -> tuple[str | None, set[str]]:
-    """Returns the id of the run that made an export, None where that is not known, and the files that belong to it."""
+    """Returns the id of the run that made an export (None if unknown), and its files."""
     try:
         record = json.loads((export / _RECORD).read_bytes())
         run, files = record["run"], {*map(str, record["files"]), _RECORD}
@@ -32,16 +32,16 @@ def contents(export: Path) -> tuple[str | None, set[str]]:
 
 
 def begin(path: Path, run: str) -> Path:
-    """Makes way for an export of a run, and returns where it is to be made."""
+    """Prepares an export, and returns the directory to write it to."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _clean(path.parent, run)
     return _beside(path, run, "new")
 
 
 def finish(path: Path, run: str) -> None:
-    """Brings what was made at `begin` to its place, with its record, so that at any time a complete export is there.
+    """Moves an export to its final path and adds its record. A complete export exists at any time.
 
-    One that is there is replaced; files in it that do not belong to it stay.
+    An existing export is replaced; other files in its directory are kept.
     """
     new, old = _beside(path, run, "new"), _beside(path, run, "old")
     with (new / _RECORD).open("w", encoding="utf-8") as file:
@@ -56,11 +56,11 @@ def finish(path: Path, run: str) -> None:
 
 
 def remove(path: Path, run: str) -> None:
-    """Removes an export so that no half of one is ever seen; files in it that do not belong to it stay.
+    """Removes an export such that no partial one is ever visible. Other files in its directory are kept.
 
     Args:
-        path: its folder.
-        run: the id of the run that removes it.
+        path: its directory.
+        run: id of the run that removes it.
     """
     _, files = contents(path)
     if set(_files(path)) <= files:
@@ -75,7 +75,7 @@ def remove(path: Path, run: str) -> None:
 
 
 def complete(path: Path) -> Path | None:
-    """Where the export lies that a killed process had made and not yet brought to its place; None where none is."""
+    """Returns the path of an export that a killed process has completed but not moved; None if there is none."""
     if not path.parent.is_dir():
         return None
     name = re.compile(rf"{re.escape(path.name)}(\.[0-9a-f]{{16}})?\.jaxcb-new")
@@ -88,15 +88,15 @@ def _beside(path: Path, run: str, kind: str) -> Path:
 
 
 def _clean(directory: Path, run: str) -> None:
-    """Finishes what a killed process of the run has left in a directory; what others have left stays."""
+    """Completes the renames of killed processes of the run in a directory."""
     name = re.compile(rf"(.+)\.{run}\.jaxcb-(new|old|gone)(\.orbax-checkpoint-tmp.*)?", re.DOTALL)
     found = [(match[2], match, p) for p in directory.iterdir() if (match := name.fullmatch(p.name))]
-    # in the order of the alphabet, so new ones before old ones
+    # sorted by name, so "new" comes before "old"
     for kind, match, rest in sorted(found, key=lambda x: x[0]):
         path = directory / match[1]
         if kind == "new":
             if match[3] is None and not path.exists() and (rest / _RECORD).is_file():
-                rest.rename(path)  # it was complete, and killed before or between its renames
+                rest.rename(path)  # complete; the process was killed before or between the two renames
             else:
                 shutil.rmtree(rest)
         elif kind == "gone":
@@ -108,7 +108,7 @@ def _clean(directory: Path, run: str) -> None:
 
 
 def _replaced(old: Path, path: Path) -> None:
-    """Removes an export that was replaced; files in it that do not belong to it go to the new one."""
+    """Removes a replaced export. Other files in its directory are moved to the new one."""
     if remove_files(old, contents(old)[1], last=(_RECORD,)):
         return
     for name in _files(old):
@@ -117,11 +117,11 @@ def _replaced(old: Path, path: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             (old / name).rename(target)
     for folder, _, _ in os.walk(old, topdown=False):
-        with contextlib.suppress(OSError):  # it is not empty
+        with contextlib.suppress(OSError):  # not empty
             os.rmdir(folder)
 
 
 def _files(directory: Path) -> list[str]:
-    """All files below a folder; links are not followed."""
+    """Returns all files below a directory, without following links."""
     found = [Path(folder, name) for folder, _, names in os.walk(directory) for name in names]
     return [path.relative_to(directory).as_posix() for path in found]

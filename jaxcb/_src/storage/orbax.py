@@ -1,14 +1,14 @@
 """Orbax, one operation at a time.
 
-Orbax (0.12) numbers its operations in one counter of the process, by which a save finds its own directories: a second
-save or load beside it makes it look for those of the other one.
+Orbax (0.12) numbers its operations with one counter per process, by which a save finds its own directories. A
+concurrent save or load would make it find those of the other operation.
 
-All processes of a run take part in each operation, and begin it at the same place, with no step under way: Orbax (0.12)
-compares the path on the devices when a save begins. What it does in the background is done without them.
+All processes of a run take part in each operation, and begin it at the same point with no pending step: Orbax (0.12)
+compares the path over the devices when a save begins. Its background work does not use them.
 
-Every path goes to Orbax as `local` makes it. Orbax's own kind (etils 1.15) takes `[`, `*` and `?` in the name of a
-folder for a pattern when it lists the folder: a save in `lr=[0.1]` did not find the arrays that it had just written,
-and wrote no index of them. It also takes `/gs/x` for a bucket.
+Every path is converted by `local`. Orbax's own path type (etils 1.15) treats `[`, `*` and `?` in the name of a folder
+as a pattern when it lists the folder: a save in `lr=[0.1]` did not find the arrays that it had just written, and wrote
+no index of them. It also treats `/gs/x` as a bucket.
 """
 
 import asyncio
@@ -25,17 +25,17 @@ from typing import Any
 import jax
 import numpy as np
 
-_PARTS = "ocdbt.process_*"  # what each process wrote of the arrays
-_INDEX = "manifest.ocdbt"  # of the arrays of all processes
+_PARTS = "ocdbt.process_*"  # directories of the arrays that each process wrote
+_INDEX = "manifest.ocdbt"  # index of the arrays of all processes
 
-EXCLUSIVE = threading.Lock()  # held from the beginning of an operation until all of it is on the disk
+EXCLUSIVE = threading.Lock()  # held from the begin of an operation until all of it is on disk
 
 
 def save_async(path: str, tree: Any, **options: Any) -> Callable[[], None]:
-    """Begins a save once no other operation is under way, and returns when the arrays may change.
+    """Begins a save after any other operation. Returns when the arrays may change.
 
     Returns:
-        A function that waits until it is on the disk; it must be called, from any thread.
+        A function that waits until the save is on disk. It must be called, from any thread.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -57,7 +57,7 @@ def save_async(path: str, tree: Any, **options: Any) -> Callable[[], None]:
 
 
 def save(path: str, tree: Any, **options: Any) -> None:
-    """Saves once no other operation is under way, and waits until it is on the disk."""
+    """Saves after any other operation, and waits until it is on disk."""
     from orbax.checkpoint import v1 as ocp
 
     with EXCLUSIVE, _context():
@@ -65,11 +65,11 @@ def save(path: str, tree: Any, **options: Any) -> None:
 
 
 def load(path: str, abstract: Any, **options: Any) -> Any:
-    """Loads once no other operation is under way.
+    """Loads after any other operation.
 
     Args:
-        path: what to load.
-        abstract: what is wanted of it.
+        path: the checkpoint.
+        abstract: the tree to load.
         **options: of Orbax's `pytree_options.loading`.
     """
     from orbax.checkpoint import v1 as ocp
@@ -82,7 +82,7 @@ def load(path: str, abstract: Any, **options: Any) -> Any:
 
 
 def metadata(path: str) -> Any:
-    """Returns what a checkpoint says of itself, without its arrays."""
+    """Returns the metadata of a checkpoint without its arrays."""
     from orbax.checkpoint import v1 as ocp
 
     with _readable(path) as readable:
@@ -90,20 +90,20 @@ def metadata(path: str) -> Any:
 
 
 def check_place(path: Path) -> None:
-    """Requires a folder that Orbax and TensorStore can write in.
+    """Checks for a path that Orbax and TensorStore do not change.
 
     Raises:
-        ValueError: for a path that they would change into another one.
+        ValueError: for any other path.
     """
     text = os.fspath(path)
-    odd = "a backslash, which it takes for a slash" if "\\" in text and os.sep == "/" else ""
-    odd = odd or ("'gs:' at the end of a name, which it takes for a bucket" if "gs:/" in f"{text}/" else "")
+    odd = "a backslash, which it treats as a slash" if "\\" in text and os.sep == "/" else ""
+    odd = odd or ("'gs:' at the end of a name, which it treats as a bucket" if "gs:/" in f"{text}/" else "")
     if odd:
-        raise ValueError(f"Orbax can keep no checkpoints in {text!r}: there is {odd}. Give another path.")
+        raise ValueError(f"Orbax cannot write checkpoints to {text!r}: it contains {odd}. Pass another path.")
 
 
 def local(path: str | Path) -> Any:
-    """Returns a path of Orbax's kind to a local folder, whose name is a name and no pattern or address."""
+    """Returns a path of Orbax's type to a local directory that is neither pattern nor address."""
     check_place(Path(path))
     return _path_type()(path)
 
@@ -124,10 +124,10 @@ def _path_type() -> type:
 
 @contextlib.contextmanager
 def _readable(path: str) -> Iterator[Any]:
-    """Gives the path under which Orbax can read a checkpoint.
+    """Returns the path under which Orbax can read a checkpoint.
 
-    Its arrays have no index where it was saved with a plain path in a folder with brackets in its name. Then this is a
-    temporary folder of links to what is there, with the index that is missing; the checkpoint itself is not changed.
+    The index is missing if the checkpoint was saved with a plain path in a directory with brackets in its name. In this
+    case a temporary directory is created with links to the files and the missing index; the checkpoint is not modified.
     """
     root = Path(path)
     parts = [p for p in root.glob("*/") if any(p.glob(_PARTS)) and not (p / _INDEX).exists()] if root.is_dir() else []
@@ -144,25 +144,28 @@ def _readable(path: str) -> Iterator[Any]:
 
 
 def _link(source: Path, target: Path, *, besides: Sequence[Path] = ()) -> None:
-    """Makes a link to each thing in a folder."""
+    """Links every entry of a directory."""
     for path in source.iterdir():
         if path not in besides:
             (target / path.name).symlink_to(path.absolute(), target_is_directory=path.is_dir())
 
 
 def _index(directory: Path) -> None:
-    """Makes the index of what each process wrote, as Orbax does at the end of a save."""
+    """Creates the index of what each process wrote, as Orbax does at the end of a save."""
     import tensorstore
     from orbax.checkpoint.type_handlers import merge_ocdbt_per_process_files
 
     context = tensorstore.Context({"cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}})
     merge = merge_ocdbt_per_process_files(local(directory), context, use_zarr3=True, enable_validation=False)
-    with concurrent.futures.ThreadPoolExecutor(1) as apart:  # a notebook has a loop of its own in this thread
+    with concurrent.futures.ThreadPoolExecutor(1) as apart:  # a notebook already runs an event loop in this thread
         apart.submit(asyncio.run, merge).result()
 
 
 def _context() -> Any:
-    """Orbax's settings. Processes that are named meet in JAX's distributed service; else it would be on the devices."""
+    """Returns Orbax's settings.
+
+    With `active_processes`, processes synchronize by JAX's distributed service, otherwise over the devices.
+    """
     from orbax.checkpoint import v1 as ocp
 
     context = ocp.Context()
@@ -172,7 +175,10 @@ def _context() -> Any:
 
 
 def _of_all(tree: Any) -> Any:
-    """A tree that several processes save together: of arrays that each has for itself, all alike, process 0's."""
+    """Returns a tree that all processes can save together.
+
+    Arrays that each process has for itself are equal; that of process 0 is saved.
+    """
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(lambda x: np.array(x) if isinstance(x, jax.Array) and x.is_fully_addressable else x, tree)

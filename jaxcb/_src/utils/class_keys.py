@@ -1,4 +1,4 @@
-"""The keys by which checkpoints know classes: public names, so that moving code changes no checkpoint."""
+"""Keys of classes in checkpoints: public names, so that moving code does not invalidate checkpoints."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -27,9 +27,9 @@ def class_key(cls: type) -> str:
 
 
 def is_key_of(saved: str, cls: type) -> bool:
-    """Whether a key in a checkpoint is that of a class.
+    """Returns whether a key in a checkpoint denotes a class.
 
-    Checkpoints written before 28 November 2026 hold the module path and the name, such as
+    Checkpoints written before 28 November 2026 contain module path and name, such as
     `jaxcb.callbacks._early_stopping.EarlyStopping`; these are still read.
     """
     key = class_key(cls)
@@ -39,5 +39,5 @@ def is_key_of(saved: str, cls: type) -> bool:
 
 
 def entry_of(saved: Mapping[str, T], cls: type) -> T | None:
-    """Returns what a mapping by keys holds for a class, None where it holds nothing."""
+    """Returns the value for a class in a mapping by keys; None if it is missing."""
     return next((value for key, value in saved.items() if is_key_of(key, cls)), None)

@@ -1,4 +1,4 @@
-"""Arrays as pictures: what is drawn of a weight."""
+"""Conversion of arrays to images."""
 
 import math
 from typing import Any
@@ -8,16 +8,20 @@ from jax import Array
 
 
 def as_pixels(image: Any, what: str, *, axes: int = 0) -> Array:
-    """Brings pictures to uint8. Pure, and jittable.
+    """Converts images to uint8. Pure, works under jit.
 
     Args:
-        image: uint8, or floats in [0, 1], of which what lies outside is clipped: (height, width), or (height, width,
-            channels) with 1, 3 or 4 channels.
-        what: it is, for errors.
-        axes: how many axes stand before these.
+        image: uint8, or floats in [0, 1] (clipped): (height, width), or (height, width, channels) with 1, 3 or 4
+            channels.
+        what: its name in errors.
+        axes: number of leading axes.
 
     Returns:
-        uint8, of the same shape.
+        uint8, same shape.
+
+    Raises:
+        ValueError: for another shape.
+        TypeError: for another dtype.
 
     Example:
         >>> as_pixels([[0.0, 0.5, 2.0]], "a line").tolist()
@@ -40,15 +44,15 @@ def as_pixels(image: Any, what: str, *, axes: int = 0) -> Array:
 
 
 def as_picture(values: Any, largest: int = 512) -> Array:
-    """Draws an array in grey: its smallest value is black, its largest white. Pure, and jittable.
+    """Converts an array to a grayscale image, from black (minimum) to white (maximum). Pure, works under jit.
 
-    A matrix is drawn as it is, lying down where it is higher than wide; a vector as one row; of more axes the last
-    two are (inputs, outputs) of a convolution, whose filters stand side by side with a line between them: outputs
-    from left to right, inputs downwards.
+    A matrix is drawn as it is, transposed if it is higher than wide; a vector as one row. With more axes, the last two
+    are inputs and outputs of a convolution, and the filters are drawn as a grid: outputs from left to right, inputs
+    from top to bottom.
 
     Args:
-        values: numbers, of any shape. NaN and infinities are drawn black.
-        largest: pixels that a side may have; of larger arrays evenly spaced rows and columns are drawn.
+        values: numbers, of any shape. NaN and infinities are black.
+        largest: maximum pixels per side; of larger arrays evenly spaced rows and columns are drawn.
 
     Returns:
         uint8 (height, width).
@@ -81,5 +85,5 @@ def _laid_flat(x: Array) -> Array:
 
 
 def _spread(size: int, largest: int) -> Any:
-    """Indices of at most so many evenly spaced rows."""
+    """Returns the indices of at most `largest` evenly spaced rows."""
     return jnp.arange(size) if size <= largest else jnp.linspace(0, size - 1, largest).round().astype(jnp.int32)

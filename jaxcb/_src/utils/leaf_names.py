@@ -1,4 +1,4 @@
-"""Names of leaves, such as `encoder/dense_1/kernel`, and patterns of them."""
+"""Names of leaves, such as `encoder/dense_1/kernel`, and patterns for them."""
 
 import difflib
 import re
@@ -13,7 +13,7 @@ _SHOWN = 10  # parameters that an error lists
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
-    """Returns a key path's parts joined by slashes."""
+    """Returns the parts of a key path joined by slashes."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -23,17 +23,17 @@ def directory_of(name: str) -> str:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a name fits a pattern: `*` stands for anything within a part, `**` across parts."""
+    """Returns whether a name matches a pattern: `*` matches within a part, `**` across parts."""
     parts = re.split(r"(\*\*|\*)", pattern)
     regex = "".join({"**": ".*", "*": "[^/]*"}.get(part, re.escape(part)) for part in parts)
     return re.fullmatch(regex, name) is not None
 
 
 def check_pattern(pattern: str, names: Iterable[str], owner: str, argument: str = "where=") -> None:
-    """Requires that a pattern fits one of the names.
+    """Checks that a pattern matches one of the names.
 
     Raises:
-        ValueError: with the names, the nearest ones where they are many, and a pattern that would fit.
+        ValueError: with similar names, and a pattern that would match.
     """
     names = list(names)
     if any(matches(pattern, name) for name in names):
@@ -53,7 +53,7 @@ def _likeness(pattern: str, name: str) -> float:
 
 
 def _patterns(names: Iterable[str]) -> dict[str, None]:
-    """The names, and `part/**` for each part of a model, in order and once each."""
+    """Returns the names, and `part/**` for each part of a model, in order and without duplicates."""
     found: dict[str, None] = {}
     for name in names:
         parts = name.split("/")

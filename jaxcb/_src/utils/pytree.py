@@ -1,4 +1,4 @@
-"""The fixed form: what goes round a compiled loop keeps its structure, shapes and dtypes."""
+"""Pytree utilities: frozen dataclasses, strong types, and checks that a tree keeps structure, shapes and dtypes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,15 +23,15 @@ def static(
 ) -> Any:
     """Declares a field that is part of the structure and never an array.
 
-    Names, paths, modes, booleans, cadences and functions are static: a change of one is a new program.
-    Numbers that enter a transition's arithmetic are ordinary fields, so that a sweep can batch them.
+    Names, paths, modes, booleans, cadences and functions are static: a change of them compiles a new program. Numbers
+    in the arithmetic of a transition are ordinary fields, so that a sweep can batch them.
 
     Args:
-        default: the value where none is given.
-        default_factory: a function that makes it.
+        default: the default value.
+        default_factory: a function that returns the default value.
         init: whether the constructor takes the field.
-        repr: whether it is shown.
-        kw_only: whether it is given by keyword only.
+        repr: whether `repr` shows it.
+        kw_only: whether it is keyword-only.
 
     Example:
         >>> import jaxcb as jc
@@ -51,19 +51,20 @@ def static(
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
 class Struct:
-    """Base of all values, a callback's state among them: a frozen dataclass that is a pytree.
+    """Base class of all values, such as a callback's state: a frozen dataclass that is a pytree.
 
-    Inheriting is all that it takes.
+    Subclasses need no decorator.
 
-    Rebuilding from leaves bypasses the constructor, and so `__post_init__` checks run on what a user
-    wrote and never on what a transformation passes through.
+    Unflattening bypasses the constructor. So `__post_init__` checks what a user wrote, and never the values inside of a
+    transformation.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # what every class has alike stands below: writing it anew for each is most of what importing them would take
+        # the methods that are equal for all classes are defined below: generating them per class would dominate import
+        # time
         dataclasses.dataclass(frozen=True, repr=False, eq=False)(cls)
-        if cls.__hash__ is None:  # Python takes it from a class that has its own __eq__
+        if cls.__hash__ is None:  # Python sets it to None for a class that defines __eq__
             cls.__hash__ = Struct.__hash__
         _register(cls)
 
@@ -80,17 +81,17 @@ class Struct:
 
     @classmethod
     def _make(cls, **fields: Any) -> Self:
-        """Builds a value field by field, without the constructor."""
+        """Builds a value from all fields, without the constructor."""
         self = object.__new__(cls)
         vars(self).update(fields)
         return self
 
     def _set(self, name: str, value: Any) -> None:
-        """Sets a field; for `__post_init__` alone."""
+        """Sets a field; for `__post_init__` only."""
         object.__setattr__(self, name, value)
 
     def replace(self, **changes: Any) -> Self:
-        """Returns a copy with the named fields changed, unchecked."""
+        """Returns a copy with the named fields replaced, without checks."""
         names = [f.name for f in dataclasses.fields(self)]  # pyright: ignore[reportArgumentType]
         unknown = sorted(set(changes) - set(names))
         if unknown:
@@ -127,18 +128,20 @@ def _register(cls: type) -> None:
 def to_strong_type(x: Any) -> Array:
     """Returns `x` as a strongly typed array: Python numbers become int32, float32 or bool."""
     x = jnp.asarray(x, dtype=_PYTHON_DTYPES.get(type(x)))
-    return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x  # a PRNG key has none
+    # a PRNG key has no weak_type
+    return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x
 
 
 def to_strong_types(tree: Any) -> Any:
-    """`strong` for each leaf."""
+    """Applies `to_strong_type` to each leaf."""
     return jax.tree.map(to_strong_type, tree)
 
 
 def select(mask: Any, new: Any, old: Any) -> Any:
-    """`where(mask, new, old)` leaf by leaf; the axes of `mask` are the leading ones of each leaf.
+    """Applies `where(mask, new, old)` to each leaf; the axes of `mask` are the leading axes of each leaf.
 
-    One rule serves a single run (a scalar mask) and a population (one entry a member).
+    It serves a single run (scalar mask) and a population (one entry per member). Leaves that are the same object are
+    returned as they are.
     """
     mask = jnp.asarray(mask)
 
@@ -151,29 +154,29 @@ def select(mask: Any, new: Any, old: Any) -> Any:
 
 
 def cast_like(new: Any, old: Any, where: str, *, error: type[Exception] = CallbackError) -> Any:
-    """Returns `new` in exactly the form of `old`: same structure, shapes and dtypes.
+    """Returns `new` with structure, shapes and dtypes of `old`.
 
-    Weakly typed results, and others of the same kind of dtype, are cast back.
+    Weakly typed results, and results of the same kind of dtype, are cast.
 
     Args:
-        new: what a user's function returned.
+        new: the result of a user's function.
         old: arrays, or their shapes, as they were at the start.
-        where: names it in errors.
-        error: what to raise: `CallbackError` for a callback, `ValueError` for a model or a step.
+        where: its name in errors.
+        error: type of the error: `CallbackError` for a callback, `ValueError` for a model or a step.
 
     Raises:
-        error: naming the leaf that differs, what it is and what was expected.
+        error: for a leaf that differs.
     """
     old_leaves, old_tree = jax.tree_util.tree_flatten_with_path(old)
     new_leaves, new_tree = jax.tree_util.tree_flatten_with_path(new)
     if old_tree != new_tree:
         known, now = ({jax.tree_util.keystr(p) for p, _ in leaves} for leaves in (old_leaves, new_leaves))
         detail = "; ".join(
-            [f"leaf {p} is gone" for p in sorted(known - now)] + [f"leaf {p} is new" for p in sorted(now - known)]
+            [f"leaf {p} is missing" for p in sorted(known - now)] + [f"leaf {p} is new" for p in sorted(now - known)]
         )
         raise error(
             f"{where} changed the structure: {detail or f'{new_tree}, expected {old_tree}'}. "
-            "It is fixed from the start on, so make all of it there."
+            "The structure is fixed at the start, so create all leaves there."
         )
     return jax.tree_util.tree_unflatten(
         old_tree,

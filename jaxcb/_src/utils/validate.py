@@ -1,4 +1,4 @@
-"""Checks of arguments at construction, on concrete values only."""
+"""Checks of constructor arguments, for concrete values only."""
 
 import math
 from typing import Any
@@ -7,12 +7,12 @@ import numpy as np
 
 
 def _concrete(value: Any) -> bool:
-    """A Python or numpy number: what a user wrote. Arrays that a sweep batches pass unchecked."""
+    """Returns whether a value is a Python or numpy number. Arrays, which a sweep batches, are not checked."""
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def check_int(owner: str, name: str, value: Any, *, least: int = 0) -> Any:
-    """Requires a whole number of at least `least`, and returns it as an int."""
+    """Checks for an integer of at least `least`, and returns it as an int."""
     if hasattr(value, "shape") and not isinstance(value, np.number):
         return value
     if not _concrete(value) or not math.isfinite(value) or int(value) != value or value < least:
@@ -21,7 +21,7 @@ def check_int(owner: str, name: str, value: Any, *, least: int = 0) -> Any:
 
 
 def check_number(owner: str, name: str, value: Any, *, least: float = -math.inf) -> Any:
-    """Requires a finite number of at least `least`, and returns it as a float."""
+    """Checks for a finite number of at least `least`, and returns it as a float."""
     if hasattr(value, "shape") and not isinstance(value, np.number):
         return value
     if not _concrete(value) or not math.isfinite(value) or value < least:
@@ -31,7 +31,7 @@ def check_number(owner: str, name: str, value: Any, *, least: float = -math.inf)
 
 
 def check_between(owner: str, name: str, value: Any, low: float, high: float) -> Any:
-    """Requires a number strictly between `low` and `high`, and returns it as a float."""
+    """Checks for a number strictly between `low` and `high`, and returns it as a float."""
     if hasattr(value, "shape") and not isinstance(value, np.number):
         return value
     if not _concrete(value) or not low < value < high:
@@ -40,7 +40,7 @@ def check_between(owner: str, name: str, value: Any, low: float, high: float) ->
 
 
 def check_choice(owner: str, name: str, value: Any, known: tuple[Any, ...]) -> None:
-    """Requires one of the known values."""
+    """Checks for one of the known values."""
     if value not in known:
         raise ValueError(f"{owner}: {name} must be one of {', '.join(map(repr, known))}, got {value!r}.")
 

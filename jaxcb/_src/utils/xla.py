@@ -1,21 +1,24 @@
-"""Jaxprs within jaxprs."""
+"""XLA compiler options, and access to nested jaxprs."""
 
 import functools
 from typing import Any
 
 import jax
 
-# What callbacks decide is many small kernels. The CPU backend of jax 0.10 has two emitters for them: one that compiles
-# in half of the time, and one whose kernels go over large arrays faster. Later versions have the second one alone.
+# Callbacks compile to many small kernels. The CPU backend of jax 0.10 has two emitters for them: one compiles in half
+# of the time, the kernels of the other are faster for large arrays. Later versions only have the second one.
 _CPU = {"xla_cpu_use_fusion_emitters": False}
 
 
 @functools.cache
 def fast_compile_options(platform: str) -> dict[str, Any]:
-    """Returns the compiler options for programs that are not steps, as far as this version of XLA knows them.
+    """Returns compiler options that reduce compile time, for programs that contain no training steps.
 
     Args:
-        platform: of the devices that the program is for.
+        platform: platform of the devices.
+
+    Returns:
+        The options; empty if this version of XLA does not support them.
     """
     if platform != "cpu":
         return {}
@@ -27,9 +30,9 @@ def fast_compile_options(platform: str) -> dict[str, Any]:
 
 
 def jaxpr_in(value: Any) -> Any:
-    """Returns a jaxpr, or that of a closed one; None for anything else.
+    """Returns a jaxpr, or that of a closed jaxpr; None for anything else.
 
-    Known by their attributes: importing their classes (`jax.extend.core`) imports Pallas.
+    They are recognized by attributes, since importing their classes (`jax.extend.core`) imports Pallas.
     """
     own = getattr(value, "jaxpr", value)
     return own if hasattr(own, "eqns") and hasattr(own, "invars") else None

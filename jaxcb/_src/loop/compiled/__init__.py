@@ -1,1 +1,1 @@
-"""What runs on the device: loop state, hooks, steps and epochs as compiled programs."""
+"""The device side of the loop: state, hooks, steps and epochs as compiled programs."""

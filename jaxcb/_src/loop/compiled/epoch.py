@@ -1,4 +1,7 @@
-"""What stands between two stretches of steps: the begin and the end of epochs, validations, and of the run."""
+"""Work between two chunks of steps: begin and end of the run, of its epochs and of validations.
+
+All functions are traced. Each one takes and returns the loop state (`carry`) and the record buffers (`rings`).
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,15 +17,15 @@ from jaxcb._src.utils.pytree import select
 
 
 def begin(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
-    """The moment before the first step of a run."""
+    """Runs `on_train_begin`."""
     metrics = program.metrics(inputs, carry, {}, last=False)
     carry, rings, _ = program.run_hook("on_train_begin", inputs, carry, rings, metrics)
     return carry, rings
 
 
 def open_epoch(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
-    """Begins an epoch: its order of rows, and `on_epoch_begin`."""
-    carry, rings = _part(program, inputs, carry, rings)  # who has stopped since the last one has no part in this one
+    """Begins an epoch: runs `on_epoch_begin` and draws the order of resident rows."""
+    carry, rings = _part(program, inputs, carry, rings)  # freeze members that stopped during the previous epoch
     metrics = program.metrics(inputs, carry, {}, last=False)
     alive = _alive(program, carry)
     carry, rings, _ = program.run_hook("on_epoch_begin", inputs, carry, rings, metrics, alive=alive)
@@ -32,7 +35,7 @@ def open_epoch(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -
 
 
 def begin_eval(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
-    """The moment before a validation."""
+    """Runs `on_eval_begin`."""
     alive = _alive(program, carry)
     metrics = program.metrics(
         inputs,
@@ -47,7 +50,13 @@ def begin_eval(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -
 
 
 def evaluate(program: Program, inputs: Inputs, carry: LoopState) -> dict[str, Array]:
-    """Validates on the resident sets: full batches in a loop, and the smaller last one."""
+    """Computes the metrics of the resident validation sets.
+
+    A `fori_loop` goes over the full batches. The smaller last batch has another shape and runs after the loop.
+
+    Returns:
+        name -> float32 (), or (members,) for a population.
+    """
     out = {}
     for own in program.evals:
         data = inputs.val[own.prefix]
@@ -72,7 +81,7 @@ def evaluate(program: Program, inputs: Inputs, carry: LoopState) -> dict[str, Ar
 def end_eval(
     program: Program, inputs: Inputs, carry: LoopState, rings: Any, values: Mapping[str, Any]
 ) -> tuple[LoopState, Any]:
-    """Takes a validation's values in, and runs `on_eval_end`."""
+    """Stores the metrics of a validation and runs `on_eval_end`."""
     alive = _alive(program, carry)
     latest = _report(carry, values, alive)
     closes = program.predicates.closing(inputs, carry)
@@ -83,7 +92,7 @@ def end_eval(
 
 
 def close_epoch(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
-    """Ends an epoch: its means, `on_epoch_end`, and the position of the next one."""
+    """Ends an epoch: reports its means, runs `on_epoch_end`, and moves the position to the next epoch."""
     alive = _alive(program, carry)
     latest = _report_windows(carry, alive)
     carry = carry.replace(latest=latest)
@@ -101,7 +110,7 @@ def close_epoch(program: Program, inputs: Inputs, carry: LoopState, rings: Any) 
 
 
 def validate_and_close_if_due(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
-    """Does what stands between two stretches of steps: a validation on resident rows, the epoch's end."""
+    """Runs a validation on resident sets if one is due, and closes the epoch if it is complete."""
 
     def validate(carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
         carry, rings = begin_eval(program, inputs, carry, rings)
@@ -113,18 +122,18 @@ def validate_and_close_if_due(program: Program, inputs: Inputs, carry: LoopState
 
 
 def close_epoch_if_due(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
-    """Ends the epoch where it is to end."""
+    """Closes the epoch if it is complete."""
     closing = program.predicates.closing(inputs, carry)
     return jax.lax.cond(closing, lambda c, r: close_epoch(program, inputs, c, r), _same, carry, rings)
 
 
 def end(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
-    """The moment after the last epoch, for those who have not had it."""
+    """Runs `on_train_end` for members that have not run it yet."""
     return _end(program, inputs, carry, rings, _alive(program, carry))
 
 
 def _part(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
-    """Ends the run of members that have stopped: their last moment comes when it would come for each alone."""
+    """Ends the run of members that have stopped, at the point where the run of each alone would have ended."""
     if program.members is None:
         return carry, rings
     parting = carry.train.stop & ~carry.ended
@@ -136,9 +145,9 @@ def _part(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tup
 
 
 def _end(program: Program, inputs: Inputs, carry: LoopState, rings: Any, who: Any) -> tuple[LoopState, Any]:
-    """The last moment, of a run or of some of its members."""
+    """Runs `on_train_end` for a run, or for some members of a population."""
     closed = carry.epoch
-    carry = carry.replace(epoch=jnp.maximum(closed - 1, 0))  # it belongs to the last epoch
+    carry = carry.replace(epoch=jnp.maximum(closed - 1, 0))  # the hook reports the last epoch, not the one after it
     metrics = program.metrics(
         inputs, carry, carry.latest.values, last=True, reported=carry.latest.reported, closes=True
     )
@@ -157,7 +166,7 @@ def _report(carry: LoopState, values: Mapping[str, Any], alive: Any) -> LastRepo
 
 
 def _report_windows(carry: LoopState, alive: Any) -> LastReported:
-    """Takes the epoch's means in; a probe that was never due in it reports nothing."""
+    """Reports the means of the epoch. A probe that was not due in the epoch reports nothing."""
     latest = _report(carry, carry.windows[""].means(), alive)
     for name, window in carry.windows.items():
         if name:
@@ -167,7 +176,7 @@ def _report_windows(carry: LoopState, alive: Any) -> LastReported:
 
 
 def _alive(program: Program, carry: LoopState) -> Any:
-    """The members whose last epoch is not closed yet; None in a single run."""
+    """Returns the mask of members whose last epoch is still open; None for a single run."""
     return None if program.members is None else ~carry.ended
 
 

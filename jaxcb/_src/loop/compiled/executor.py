@@ -1,4 +1,4 @@
-"""What both executors share: compiled pieces over a flat carry, and validation fed by the host."""
+"""Base of both executors: compiled functions over the flat loop state, and validation on batches of the host."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
@@ -17,28 +17,31 @@ from jaxcb._src.utils.xla import fast_compile_options
 
 
 class DeviceState(NamedTuple):
-    """A carry between dispatches: flat, because flattening a large model costs more than a small step."""
+    """The loop state between dispatches, as flat leaves.
+
+    Flattening the state of a large model on each dispatch would cost more than a small step.
+    """
 
     leaves: list[Any]
     tree: Any
 
     @classmethod
     def of(cls, carry: LoopState) -> "DeviceState":
-        """Flattens."""
+        """Flattens a loop state."""
         return cls(*jax.tree.flatten(carry))
 
     def carry(self) -> LoopState:
-        """Rebuilds; the arrays are the run's own and are gone after its next dispatch."""
+        """Unflattens. The arrays are donated by the next dispatch."""
         return jax.tree.unflatten(self.tree, self.leaves)
 
 
 class Output(NamedTuple):
-    """What a stretch of work hands to the host; nothing in it was read yet.
+    """The result of a dispatch. Its arrays are still on the device.
 
     Attributes:
-        rings: the records.
-        status: where the run stands, packed; `Executor.told` unpacks it.
-        may_wait: whether the host may have to act before more steps make sense, as far as it can know.
+        rings: the record buffers.
+        status: the packed status; `Executor.told` unpacks it.
+        may_wait: whether the host may have to act before further steps are useful, as far as the host can predict.
     """
 
     rings: Any
@@ -47,16 +50,21 @@ class Output(NamedTuple):
 
 
 class Compiled:
-    """A jitted `fn(carry, *rest) -> (carry, *out)` whose carry is flat and donated.
+    """A jitted `fn(carry, *rest) -> (carry, *out)` whose loop state is flat and donated.
+
+    With `narrow`, only leaves that `fn` modifies are donated and returned, since each array that a dispatch creates
+    costs host time. Which leaves those are depends on the trace: a leaf is unmodified if `fn` returns the very tracer
+    that it was given (`call_preserving_identity` keeps this identity through nested jits). The set is found while
+    tracing. If a trace modifies a leaf outside of the current set, tracing raises `_Wider`, the set grows, and the
+    function is jitted again. The set never shrinks, so this ends after a few traces.
 
     Args:
         fn: the function.
-        placement: where the arrays lie; the carry stays where it is.
-        donate_rest: positions, after the carry, that are donated as well.
-        count: is called once a dispatch.
-        steps: whether it holds the model's steps, so that how fast it runs is more than how fast it compiles.
-        narrow: whether leaves that it hands through stay where they are, neither donated nor returned. A dispatch pays
-            for each array that it makes. Tracing finds those that change, and begins anew where they are more.
+        placement: the devices; the loop state keeps its shardings.
+        donate_rest: positions of further donated arguments, counted after the loop state.
+        count: is called once per dispatch.
+        steps: whether the function contains training steps. If so, run time matters more than compile time.
+        narrow: whether to donate and return only the leaves that the function modifies.
     """
 
     def __init__(
@@ -70,26 +78,29 @@ class Compiled:
         narrow: bool = False,
     ) -> None:
         self._count, self._placement, self._steps, self._narrow = count, placement, steps, narrow
+        # arguments of `part`: 0 is `own`, 1 is `held`, 2 is the static tree, and `rest` begins at 3
         self._donated = (0, *(3 + i for i in donate_rest))
         self._jitted: Any = None
-        self._places: list[int] = []  # of the leaves that travel, as far as is known
+        self._places: list[int] = []  # indices of the leaves that are donated and returned
 
         def part(own: list[Any], held: list[Any], tree: Any, *rest: Any) -> Any:
             leaves = _with(held, self._places, own)
+            # inputs are sent as one packed vector; unpacking belongs to the program, so that it costs no dispatch
             given = (x.unpacked() if isinstance(x, Inputs) else x for x in rest)
             carry, *out = fn(jax.tree.unflatten(tree, leaves), *given)
             new, structure = jax.tree.flatten(carry)
             if structure != tree:
                 raise TypeError(f"the run's state changed its structure from {tree} to {structure}.")
+            # identity of tracers: an unmodified leaf is the same object, whatever its value
             found = {i for i, (x, y) in enumerate(zip(leaves, new, strict=True)) if x is not y}
-            if not found <= set(self._places):  # at first, and with a batch of another shape
+            if not found <= set(self._places):  # also at the first trace, which starts with an empty set
                 raise _Wider(sorted(found | set(self._places)))
             return [new[i] for i in self._places], out
 
         self._part = part
 
     def lower(self, live: DeviceState, *rest: Any) -> Any:
-        """The program, lowered for these arguments."""
+        """Returns the program, lowered for these arguments."""
         return self._used(lambda program, *arguments: program.lower(*arguments), live, *rest)
 
     def __call__(self, live: DeviceState, *rest: Any) -> Any:
@@ -100,18 +111,20 @@ class Compiled:
         return (DeviceState(_with(live.leaves, self._places, new), live.tree), *out)
 
     def _used(self, use: Callable[..., Any], live: DeviceState, *rest: Any) -> Any:
-        """Returns `use(program, *arguments)`: the leaves that travel are donated, the others are not."""
+        """Returns `use(program, *arguments)`, tracing again with a larger set of leaves while `_Wider` is raised."""
         while True:
             program = self._program(live)
             own = [live.leaves[i] for i in self._places]
+            # a donated buffer must occur once among the arguments, so the donated leaves are None in `held`
             held = _with(live.leaves, self._places, itertools.repeat(None))
             try:
                 return use(program, own, held, live.tree, *rest)
-            except _Wider as wider:  # while it was traced, so that nothing is donated yet
+            # raised while tracing, before any buffer was donated: the arguments are still valid
+            except _Wider as wider:
                 self._places, self._jitted = wider.places, None
 
     def _program(self, live: DeviceState) -> Any:
-        """The jitted function, for a carry that lies as this one does."""
+        """Returns the jitted function, with output shardings equal to the current ones of the donated leaves."""
         if self._jitted is None:
             if not self._narrow:
                 self._places = list(range(len(live.leaves)))
@@ -122,7 +135,7 @@ class Compiled:
 
 
 class _Wider(Exception):
-    """A program changes other leaves than those that travel."""
+    """The traced function modifies leaves outside of the set that is donated."""
 
     def __init__(self, places: list[int]) -> None:
         super().__init__(places)
@@ -130,7 +143,7 @@ class _Wider(Exception):
 
 
 def _with(leaves: list[Any], places: list[int], new: Iterable[Any]) -> list[Any]:
-    """The leaves with others at some places."""
+    """Returns a copy of the leaves in which those at `places` are replaced."""
     leaves = list(leaves)
     for place, leaf in zip(places, new, strict=False):
         leaves[place] = leaf
@@ -138,11 +151,11 @@ def _with(leaves: list[Any], places: list[int], new: Iterable[Any]) -> list[Any]
 
 
 class Executor:
-    """Base of the two ways to run a program.
+    """Base of the two executors.
 
     Args:
-        program: the pieces.
-        placement: where the arrays lie.
+        program: the traced functions of the run.
+        placement: the devices.
     """
 
     name = ""
@@ -150,7 +163,7 @@ class Executor:
     def __init__(self, program: Program, placement: Placement = ONE_DEVICE) -> None:
         self.program, self.placement = program, placement
         self.dispatches = 0
-        self._packing: TreePacker | None = None  # of the status, known once a program was traced
+        self._packing: TreePacker | None = None  # packs the status; set when a program is traced
         self._begin = self._compiled(self._run_begin)
         self._end = self._compiled(self._run_end)
         self._stop = self._compiled(
@@ -170,13 +183,13 @@ class Executor:
         self.dispatches += 1
 
     def _tell(self, inputs: Inputs, carry: LoopState) -> dict[str, Any]:
-        """What the host is told, packed: each array that it fetches costs as much as many numbers in one. Traced."""
+        """Packs the status. Fetching one array is cheaper than fetching one per number. Traced."""
         status = self.program.status(inputs, carry)
         self._packing = TreePacker(status)
         return self._packing.row(status)
 
     def told(self, status: dict[str, np.ndarray]) -> Status:
-        """A status as the host has fetched it, unpacked."""
+        """Unpacks a fetched status."""
         assert self._packing is not None
         rows = self._packing.unpack({name: row[None] for name, row in status.items()})
         return jax.tree.map(lambda x: x[0], rows)
@@ -192,17 +205,17 @@ class Executor:
         return live, Output(rings, status)
 
     def resume(self, live: DeviceState) -> DeviceState:
-        """Lets a run go on whose waiting host actions were performed."""
+        """Clears the flag that host actions are pending."""
         return self._resume(live)[0]
 
     def request_stop(self, live: DeviceState) -> DeviceState:
-        """Stops a run from the host."""
+        """Sets the stop flag from the host."""
         return self._stop(live)[0]
 
     def execute(
         self, live: DeviceState, inputs: Inputs, batches: Iterable[Any], place: Any
     ) -> tuple[DeviceState, Output]:
-        """Runs a stretch of steps with the boundaries among them. Does not wait for it."""
+        """Dispatches a chunk of steps, with the epoch ends and validations in it. Does not wait for the device."""
         raise NotImplementedError
 
     def validate(
@@ -212,13 +225,13 @@ class Executor:
         sets: Mapping[str, Iterable[Any]],
         evaluate: Callable[[DeviceState], dict[str, Any]],
     ) -> tuple[DeviceState, Output]:
-        """Runs a validation whose batches, or values, come from the host.
+        """Runs a validation whose batches or values come from the host.
 
         Args:
-            live: the run, at a boundary where a validation is due.
-            inputs: the dispatch's inputs.
-            sets: prefix -> batches of the host.
-            evaluate: computes values on the host, float32, of the run as the validation sees it.
+            live: the loop state, at a point where a validation is due.
+            inputs: the inputs of the dispatch.
+            sets: prefix -> batches.
+            evaluate: computes metrics on the host (float32) from the loop state at the validation.
         """
         live, rings = self._begin_eval(live, inputs)
         windows = {}

@@ -1,4 +1,4 @@
-"""Which way over the members of a population is the fastest: a few steps are measured."""
+"""Strategies to map a step over the members of a population, and a measurement that picks the fastest one."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,15 +12,15 @@ from jax.sharding import Mesh
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.utils.validate import check_choice
 
-Over = Callable[[Callable[..., Any], Any], Callable[..., Any]]  # fn and its in_axes -> fn over members
+Over = Callable[[Callable[..., Any], Any], Callable[..., Any]]  # (fn, in_axes) -> fn over members
 
 
 def one_by_one(fn: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
-    """One member after another, in a compiled loop.
+    """Maps over members in a compiled loop.
 
     Args:
         fn: a function of one member.
-        in_axes: for each argument, 0 where it has the member axis, None where members share it.
+        in_axes: for each argument 0 if it has the member axis, None if members share it.
     """
 
     def run(*args: Any) -> Any:
@@ -30,7 +30,7 @@ def one_by_one(fn: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Calla
 
 
 def unrolled(fn: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
-    """One member after another, without a loop: what a loop's body makes slow stays fast, and compiles for each."""
+    """Maps over members without a loop, where XLA compiles a loop body badly. Compile time grows with the members."""
 
     def run(*args: Any) -> Any:
         own = _own(args, in_axes)
@@ -52,18 +52,18 @@ def _merged(args: tuple[Any, ...], own: list[Any], in_axes: tuple[int | None, ..
 
 STRATEGIES = ("vmap", "map", "shard")
 _STEPS, _ROUNDS = 4, 3
-_UNROLLED = 16  # members up to which a program is written out for each
+_UNROLLED = 16  # members up to which an unrolled program is tried
 
 _WORDS = {"vmap": "all members at once", "map": "one member after another", "shard": "members spread over the devices"}
 
 
 class Strategy(NamedTuple):
-    """How a program goes over its members.
+    """A strategy to map a step over members.
 
     Attributes:
         name: "vmap", "map" or "shard".
-        over: what a step's functions go over the members with.
-        placement: the devices that members are spread over. A batch is whole on each.
+        over: the transformation, `over(fn, in_axes) -> fn`.
+        placement: the devices that members are sharded over. Each device holds the complete batch.
     """
 
     name: str
@@ -72,19 +72,19 @@ class Strategy(NamedTuple):
 
     @property
     def least(self) -> int:
-        """Members that a program must be a multiple of."""
+        """The number of members must be a multiple of this."""
         return 1 if self.placement.mesh is None else self.placement.mesh.size
 
     def place(self, tree: Any, own: bool) -> Any:
-        """Puts arrays where they belong: spread by members where they have that axis, else on each device."""
+        """Puts arrays on the devices: sharded over members if `own`, otherwise replicated."""
         return self.placement.put_rows(tree) if own else self.placement.put_everywhere(tree)
 
 
 def known(name: str, members: int, kind: str, mesh: Mesh | None = None) -> Strategy:
-    """Returns a strategy by its name, for an executor ("looped" or "stepped"); members are spread over all devices.
+    """Returns the strategy with a name, for an executor ("looped" or "stepped").
 
     Raises:
-        ValueError: for another name, and for members that cannot be spread evenly over the devices.
+        ValueError: for an unknown name, or if the members do not divide over the devices.
     """
     check_choice("sweep", "strategy", name, STRATEGIES)
     if name == "map":
@@ -109,16 +109,16 @@ def measured(
     kind: str,
     mesh: Mesh | None = None,
 ) -> tuple[Strategy, str]:
-    """Picks the fastest way over the members, and says why.
+    """Measures the possible strategies for a few steps. Returns the fastest, and a text that says why.
 
     Args:
         step: the step of one member.
-        state: the population's train state.
+        state: the train state of the population.
         batch: a batch.
-        batch_axis: 0 where each member has its own.
-        members: how many.
-        kind: of executor, "looped" or "stepped".
-        mesh: the devices; all of them where None.
+        batch_axis: 0 if each member has its own batch, None if they share one.
+        members: number of members.
+        kind: executor, "looped" or "stepped".
+        mesh: the devices; None for all devices.
     """
     names = ["vmap"]
     if kind == "looped" or members <= _UNROLLED:
@@ -138,7 +138,7 @@ def _said(best: str, seconds: Mapping[str, float]) -> str:
 
 
 def _seconds(own: Strategy, step: Any, state: Any, batch: Any, batch_axis: int | None, kind: str) -> float:
-    """Seconds of a step, the best of a few rounds."""
+    """Returns the seconds of a step, the minimum over a few rounds."""
     over = own.over(step, (0, batch_axis))
     state, batch = own.place(state, True), own.place(batch, batch_axis == 0)
     if kind == "looped":

@@ -1,4 +1,4 @@
-"""A window of steps, reduced: sample-weighted means, and metrics that merge themselves."""
+"""Accumulation of metrics over steps: sample-weighted means, and metrics with their own merge."""
 
 import math
 from typing import Any
@@ -13,15 +13,16 @@ from jaxcb._src.utils.pytree import Struct, select, static
 
 
 class MetricAccumulator(Struct):
-    """Compensated sums: the mean of a constant is that constant, and a long epoch's is as exact as a short one's.
+    """Compensated sums of the metrics of an epoch.
 
-    All sums lie in one vector, since each array that a compiled loop updates costs something at every step.
+    The compensation makes the mean of a constant exactly that constant, and keeps the precision of long epochs. All
+    sums share one vector, since each array that a compiled loop updates adds a cost to every step.
 
     Attributes:
-        total: sum of the rows, and of each value times its rows, float32 (..., width); under the values' names and
-            shapes, which tell a resumed run what they were sums of.
-        error: what rounding has added to each sum so far, in the same form; the sum is `total - error`.
-        merged: name -> what has merged so far, of metrics that merge themselves.
+        total: sum of the rows, and of each value times its rows, float32 (..., width). Its only key lists names and
+            shapes of the values, so that a checkpoint with other values is detected.
+        error: accumulated rounding error of each sum, same structure; the exact sum is `total - error`.
+        merged: name -> merged value, for metrics with their own merge.
         shapes: name and shape of each value in `total`.
     """
 
@@ -32,7 +33,12 @@ class MetricAccumulator(Struct):
 
     @classmethod
     def empty(cls, values: dict[str, Any], members: int | None = None) -> "MetricAccumulator":
-        """A window for values of these shapes; a population's counts rows a member, since each stops alone."""
+        """Returns an empty accumulator for values of these shapes.
+
+        Args:
+            values: name -> shape, or a metric with its own merge.
+            members: size of the member axis; rows are counted per member since each member can stop alone.
+        """
         lead = () if members is None else (members,)
         plain = {name: v for name, v in values.items() if not is_mergeable(v)}
         shapes = tuple((name, tuple(v.shape[len(lead) :])) for name, v in plain.items())
@@ -43,19 +49,23 @@ class MetricAccumulator(Struct):
             for name, v in values.items()
             if name not in plain
         }
-        # two buffers, since a window is donated
+        # two separate buffers, since both are donated
         total, error = ({label: jnp.zeros((*lead, width), jnp.float32)} for _ in range(2))
         return cls(total, error, merged, shapes)
 
     def cleared(self) -> "MetricAccumulator":
-        """The same window with nothing in it."""
+        """Returns the accumulator with all sums set to zero."""
         return jax.tree.map(jnp.zeros_like, self)
 
     def add(self, values: dict[str, Any], rows: int) -> "MetricAccumulator":
-        """Adds one step's values, each the mean over `rows` rows, or itself a metric of them.
+        """Adds the values of one step.
 
-        Nothing is lost of constants, integers and halves (see `add_product`), as far as float32 reaches: the sum over
-        the rows is below 2**128, and its last bit above 2**-126.
+        Sums of constants, integers and halves are exact (see `add_product`) within the range of float32: the sum over
+        the rows must stay below 2**128, and its last bit above 2**-126.
+
+        Args:
+            values: name -> mean over the rows, or a metric with its own merge.
+            rows: number of rows.
         """
         (label, old), (error,) = *self.total.items(), self.error.values()
         lead = old.shape[:-1]
@@ -64,15 +74,16 @@ class MetricAccumulator(Struct):
         total, rest = add_product(old, -error, new, rows)
         merge, merged = _each(lambda old, new: old.merge(new), self._members), {}
         for name, before in self.merged.items():
-            merged[name] = select(self.any(), merge(before, values[name]), values[name])  # the first one meets nothing
+            # first value: nothing to merge with
+            merged[name] = select(self.any(), merge(before, values[name]), values[name])
         return self.replace(total={label: total}, error={label: -rest}, merged=merged)
 
     def any(self) -> Array:
-        """Whether anything was added, bool (), or one a member."""
+        """Returns whether anything was added, bool () or (members,)."""
         return self._sums[..., 0] > 0
 
     def means(self) -> dict[str, Array]:
-        """The means so far, and what has merged; NaN where nothing was added."""
+        """Returns the means, and the computed values of merged metrics; NaN if nothing was added."""
         sums, (error,), start, out = self._sums, self.error.values(), 1, {}
         means = quotient(sums, -error, sums[..., :1], -error[..., :1])
         for name, shape in self.shapes:
@@ -92,7 +103,7 @@ class MetricAccumulator(Struct):
 
 
 def computed(values: dict[str, Any], members: bool) -> dict[str, Array]:
-    """The values as arrays: metrics that merge are computed."""
+    """Returns the values as arrays, calling `compute` on metrics with their own merge."""
     compute = _each(lambda metric: jnp.asarray(metric.compute()), members)
     return {name: compute(v) if is_mergeable(v) else v for name, v in values.items()}
 

@@ -1,4 +1,4 @@
-"""`HostPosition`: where the host believes a run to be, ahead of what it has read."""
+"""Position of a run in its data: predicates on the device, and the optimistic copy of the host."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,14 +12,17 @@ from jaxcb._src.loop.compiled.state import DispatchParams, Inputs, LoopState, St
 
 
 class EvalSchedule(NamedTuple):
-    """When to validate: after which epochs (every n-th, or a set of 1-based ones), or every n steps."""
+    """When to validate: after every n-th epoch, after a set of epochs (1-based), or every n steps."""
 
     epochs: int | tuple[int, ...]
     steps: int | None
 
 
 class PositionPredicates(NamedTuple):
-    """Predicates of the carry; every dispatch asks them anew, so that it may run ahead of the host.
+    """Predicates of the loop state, traced.
+
+    Every program evaluates them on the device. That is why the host may dispatch before it has read the previous
+    result.
 
     Attributes:
         cadence: when to validate.
@@ -30,31 +33,31 @@ class PositionPredicates(NamedTuple):
     validates: bool
 
     def all_stopped(self, carry: LoopState) -> Array:
-        """Whether nobody wants another step, bool ()."""
+        """Returns whether every member has stopped, bool ()."""
         return jnp.all(carry.train.stop | carry.ended)
 
     def over(self, inputs: Inputs, carry: LoopState) -> Array:
-        """Whether the last epoch is closed, bool ()."""
+        """Returns whether the last epoch is closed, bool ()."""
         n = inputs.numbers
         return (carry.cursor == 0) & (
             self.all_stopped(carry) | (carry.epoch >= n.end_epoch) | (carry.step >= n.end_step)
         )
 
     def closing(self, inputs: Inputs, carry: LoopState) -> Array:
-        """Whether the epoch is to be closed now, bool ()."""
+        """Returns whether the epoch must be closed now, bool ()."""
         n = inputs.numbers
-        # the data may be of an epoch to come, whose length says nothing of this one
+        # the data may belong to a later epoch, whose length says nothing about this one
         full = self.is_own_epoch(inputs, carry) & (carry.cursor >= n.epoch_len)
         return (carry.cursor > 0) & (full | (carry.step >= n.end_step) | self.all_stopped(carry))
 
     def is_own_epoch(self, inputs: Inputs, carry: LoopState) -> Array:
-        """Whether the given data belongs to this epoch, bool ()."""
+        """Returns whether the data of the dispatch belongs to the current epoch, bool ()."""
         n = inputs.numbers
         within = (n.data_epoch <= carry.epoch) & (carry.epoch < n.data_epoch + n.epochs)
         return (n.data_epoch < 0) | within
 
     def eval_due(self, inputs: Inputs, carry: LoopState) -> Array:
-        """Whether a validation is due now, bool ()."""
+        """Returns whether a validation is due now, bool ()."""
         if not self.validates:
             return jnp.zeros((), bool)
         closing, n = self.closing(inputs, carry), inputs.numbers
@@ -68,25 +71,25 @@ class PositionPredicates(NamedTuple):
         return due & (carry.evaluated != carry.step)
 
     def pending(self, inputs: Inputs, carry: LoopState) -> Array:
-        """Whether a boundary comes before the next step, bool ()."""
+        """Returns whether an epoch end or a validation comes before the next step, bool ()."""
         closing = self.closing(inputs, carry)
-        # a validation that counts epochs is due where one closes
+        # an epoch-based validation is only due at an epoch end
         return closing if self.cadence.steps is None else closing | self.eval_due(inputs, carry)
 
     def has_data(self, inputs: Inputs, carry: LoopState) -> Array:
-        """Whether the given data holds the next batch, bool ()."""
+        """Returns whether the data of the dispatch contains the next batch, bool ()."""
         n = inputs.numbers
         index = n.batch_index(carry)
         fits = (index >= 0) & (index < n.size)
         return fits & self.is_own_epoch(inputs, carry)
 
     def may_step(self, inputs: Inputs, carry: LoopState) -> Array:
-        """Whether the next thing to do is a step, bool ()."""
+        """Returns whether a step is the next thing to do, bool ()."""
         free = ~carry.yielded & ~self.all_stopped(carry) & ~self.over(inputs, carry) & carry.opened
         return free & ~self.pending(inputs, carry) & self.has_data(inputs, carry)
 
     def steps_to_boundary(self, inputs: Inputs, carry: LoopState) -> Array:
-        """Steps until the next boundary or the end of the data, int32 ()."""
+        """Returns the steps until the next epoch end or validation, or the end of the data, int32 ()."""
         n = inputs.numbers
         steps = jnp.minimum(n.epoch_len - carry.cursor, n.end_step - carry.step)
         steps = jnp.minimum(steps, n.size - n.batch_index(carry))
@@ -97,10 +100,10 @@ class PositionPredicates(NamedTuple):
 
 @dataclass
 class HostPosition:
-    """The host's copy of a run's position.
+    """Optimistic prediction of the device position, kept by the host.
 
-    It runs ahead of the device on the assumption that nothing cuts a stretch short; the device checks every
-    position by itself, so a wrong belief costs idle work and never a result.
+    The prediction assumes that nothing interrupts a chunk of steps. The device checks its position in every program, so
+    a misprediction costs no-op steps and never correctness.
     """
 
     epoch: int = 0
@@ -111,18 +114,18 @@ class HostPosition:
     end_epoch: int = UNBOUNDED
     total_steps: int = -1
     eval_every: int | None = None
-    full: int = UNBOUNDED  # full batches in an epoch; the one after them is smaller
+    full: int = UNBOUNDED  # full batches in an epoch that has a smaller last batch
     evaluated: int = 0
     stopping: bool = False
 
     @property
     def closing(self) -> bool:
-        """Whether the epoch is to be closed."""
+        """Whether the epoch must be closed now."""
         return self.cursor > 0 and (self.cursor >= self.epoch_len or self.step >= self.end_step or self.stopping)
 
     @property
     def pending(self) -> bool:
-        """Whether a boundary comes before the next step."""
+        """Whether an epoch end or a validation comes before the next step."""
         due = self.eval_every and self.step > 0 and self.step % self.eval_every == 0 and self.evaluated != self.step
         return self.closing or bool(due)
 
@@ -137,25 +140,25 @@ class HostPosition:
         return self.cursor == self.full
 
     def stepped(self) -> None:
-        """Moves on by a step."""
+        """Advances by a step."""
         self.cursor += 1
         self.step += 1
 
     def passed_boundary(self) -> None:
-        """Moves on over a boundary."""
+        """Advances past an epoch end or a validation."""
         self.evaluated = self.step
         if self.closing:
             self.epoch += 1
             self.cursor = 0
 
     def correct(self, status: Status) -> None:
-        """Takes over what the device has told."""
+        """Sets the position to what the device reported."""
         self.epoch, self.cursor, self.step = int(status.epoch), int(status.cursor), int(status.step)
         self.stopping = bool(status.stop)
         self.evaluated = int(status.evaluated)
 
     def take(self, carry: LoopState) -> None:
-        """Takes over where a saved run stood."""
+        """Sets the position to that of a restored loop state."""
         self.epoch, self.cursor, self.step = int(carry.epoch), int(carry.cursor), int(carry.step)
         self.stopping = bool(np.all(np.asarray(carry.train.stop | carry.ended)))
         self.evaluated = int(carry.evaluated)
@@ -163,10 +166,10 @@ class HostPosition:
     def numbers(
         self, *, data_epoch: int = -1, epochs: int = 1, base: int = 0, size: int = UNBOUNDED, length: int = UNBOUNDED
     ) -> DispatchParams:
-        """The numbers of a dispatch."""
+        """Returns the parameters of a dispatch."""
         ends = (self.end_step, self.end_epoch, self.total_steps)
         return DispatchParams(data_epoch, epochs, base, size, self.epoch_len, length, *ends)
 
     def single(self) -> DispatchParams:
-        """The numbers of one batch at this place."""
+        """Returns the parameters of a dispatch of the next batch alone."""
         return self.numbers(data_epoch=self.epoch, base=self.cursor, size=1)

@@ -1,4 +1,4 @@
-"""The moments of a run as pure functions of the carry; both executors are made of these."""
+"""Hooks and steps as pure functions of the loop state; both executors are built from these."""
 
 import contextlib
 import functools
@@ -33,30 +33,34 @@ from jaxcb._src.utils.pytree import cast_like, select
 
 @contextlib.contextmanager
 def debugging(debug: bool, say: Callable[[str], None]) -> Iterator[None]:
-    """Runs what is inside step by step in Python, where that is wanted.
+    """Runs the body without compilation if `debug` is set.
 
-    JAX's own `jax_debug_nans` is put aside: NaN stands for values that nothing has reported yet, and would trip it.
+    JAX's `jax_debug_nans` is disabled meanwhile: metrics that are not reported yet are NaN, and would trigger it.
+
+    Args:
+        debug: whether to run without compilation.
+        say: prints a line.
     """
     with contextlib.ExitStack() as stack:
         if debug:
             stack.enter_context(jax.disable_jit())
-            say("jaxcb: debug=True runs without compilation, and stops at the first NaN.")
+            say("jaxcb: debug=True runs without compilation and stops at the first NaN.")
         if getattr(jax.config, "jax_debug_nans"):  # noqa: B009, its stubs do not know it
             stack.enter_context(jax.debug_nans(False))
             if not debug:
-                say("jaxcb: jax_debug_nans is put aside for this run; debug=True finds the step and leaf of a NaN.")
+                say("jaxcb: jax_debug_nans is disabled during this run; debug=True finds the step and leaf of a NaN.")
         yield
 
 
 def refuse_nan(step: Any, **trees: Any) -> None:
-    """Raises an error at the first NaN, naming the step and the leaf. Needs concrete arrays.
+    """Raises an error at the first NaN that names the step and the leaf. Needs concrete arrays.
 
     Args:
-        step: the step (from 1) that is looked at.
-        **trees: what each tree is called -> a tree.
+        step: number of the step, from 1.
+        **trees: description -> tree to check.
 
     Raises:
-        FloatingPointError: where there is one.
+        FloatingPointError: if there is a NaN.
     """
     for what, tree in trees.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -67,12 +71,14 @@ def refuse_nan(step: Any, **trees: Any) -> None:
                 name = leaf_name(path)
                 raise FloatingPointError(
                     f"step {int(step)}: {what}{f' {name!r}' if name else ''} has {count} NaN of {leaf.size} values. It "
-                    "is the first one of the run; what stands before it in the step is finite or infinite."
+                    "is the first NaN of the run: all values computed earlier in the step are finite or infinite."
                 )
 
 
 def hook_of(hook: str, tree: Any) -> Callable[..., Any]:
-    """A hook of all callbacks as a function of their numbers; what is static in them is never compared again.
+    """Returns a hook of all callbacks as a function of their numeric fields.
+
+    The static fields are closed over, so that a call does not compare them again.
 
     Args:
         hook: its name.
@@ -87,10 +93,12 @@ def hook_of(hook: str, tree: Any) -> Callable[..., Any]:
 
 
 def members_hook(axes: Any, hook: str, tree: Any) -> Callable[..., Any]:
-    """The same over the members of a population; callbacks that see all of them at once come after the others.
+    """Returns a hook of all callbacks, mapped over the members of a population.
+
+    Callbacks that see the complete population run after the others.
 
     Args:
-        axes: which of the callbacks' numbers have a member axis, as `vmap`'s `in_axes`.
+        axes: which numeric fields of the callbacks have a member axis, as `in_axes` of `vmap`.
         hook: its name.
         tree: the structure of the chain.
     """
@@ -110,7 +118,7 @@ def members_hook(axes: Any, hook: str, tree: Any) -> Callable[..., Any]:
 
 
 def probe_function(name: str, own: Probe, forward: Callable[..., Any]) -> Callable[..., dict[str, Array]]:
-    """A probe as a function of the step's halves."""
+    """Returns a probe as a function of the train state, the pending update and the batch."""
 
     def run(train: TrainState, proposal: PendingUpdate, batch: Any) -> dict[str, Array]:
         return readings(name, own, look(train, proposal, batch, forward))
@@ -119,7 +127,7 @@ def probe_function(name: str, own: Probe, forward: Callable[..., Any]) -> Callab
 
 
 def materializer(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """What a request between the halves of a step is answered with."""
+    """Returns the function that computes lazy log actions between gradients and update."""
 
     def run(asked: Any, train: TrainState, proposal: PendingUpdate, batch: Any) -> Any:
         return materialize(asked, look(train, proposal, batch, forward))
@@ -128,9 +136,10 @@ def materializer(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def call_preserving_identity(fn: Any, *args: Any) -> Any:
-    """Calls a jitted function inside a program; what it hands through comes back as the given array itself.
+    """Calls a jitted function inside a trace. An output that is an unmodified input is returned as that input object.
 
-    JAX makes an array of its own of each result, and so would carry and select what stays as it is like what changes.
+    A nested jit gives each output a new tracer, also for inputs that it returns unchanged. The identity of the tracers
+    is what `Compiled` and `select` use to skip leaves that do not change.
     """
     if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         return fn(*args)
@@ -141,33 +150,33 @@ def call_preserving_identity(fn: Any, *args: Any) -> Any:
 
 
 class EvalSet(NamedTuple):
-    """One validation set inside the program: rows that stay on the device."""
+    """A validation set whose rows stay on the device."""
 
-    prefix: str  # of its metrics' names, "val_" or "val_wiki_"
+    prefix: str  # prefix of its metrics' names, such as "val_" or "val_wiki_"
     rows: int
     batch_size: int
 
 
 class Program:
-    """Traced pieces of one run. Each hook and each step function is traced once a batch shape.
+    """The traced functions of a run. Each hook and each step function is traced once per batch shape.
 
     Args:
-        step: `(train_state, batch) -> (train_state, metrics)`; a `Step` also runs `on_before_update`.
+        step: `(train_state, batch) -> (train_state, metrics)`; with a `Step`, `on_before_update` can run.
         eval_step: `(train_state, batch) -> metrics`, or None.
         chain: all callbacks.
-        members: the size of the member axis, None for a single run.
-        evals: resident validation sets; those that the host feeds are in `host_prefixes`.
+        members: size of the member axis; None for a single run.
+        evals: resident validation sets.
         host_prefixes: prefixes of the validation sets that the host feeds.
         host_values: names of the validation metrics that the host computes.
-        probes: looks inside the step, by name.
+        probes: name -> probe of the step.
         host_names: names of the host metrics.
         cadence: when to validate.
-        layout: how batches are found.
-        batch_axis: 0 where each member sees its own batches, None where all see the same.
-        chain_axes: which of the callbacks' numbers have a member axis, as `vmap`'s `in_axes`.
-        debug: whether to look for NaN at every step, which only an uncompiled run can.
-        over: how a step goes over the members, `over(fn, in_axes) -> fn`; `jax.vmap` does them all at once.
-        placement: where batches and the train state lie, of a single run.
+        layout: how batches are found in the data.
+        batch_axis: 0 if each member has its own batches, None if members share them.
+        chain_axes: which numeric fields of the callbacks have a member axis, as `in_axes` of `vmap`.
+        debug: whether to check for NaN at every step; only possible without compilation.
+        over: maps a step over the members, `over(fn, in_axes) -> fn`; `jax.vmap` by default.
+        placement: shardings of batches and train state, for a single run.
     """
 
     def __init__(
@@ -201,17 +210,18 @@ class Program:
         self.batch_axis = batch_axis
         self.hooks = chain.hooks()
         self.probe_functions: dict[str, Any] = {}
-        self.host_read: tuple[str, ...] = ()  # host metrics that a hook makes use of
-        self.stale_names: dict[str, frozenset[str]] = {}  # hook -> names of which nothing is reported at that moment
-        self.scales_final_updates = False  # whether callbacks scale the final updates of an optimizer made elsewhere
+        self.host_read: tuple[str, ...] = ()  # host metrics that a hook reads
+        self.stale_names: dict[str, frozenset[str]] = {}  # hook -> names that are not reported by that hook call
+        # whether callbacks scale the final updates, because the optimizer has no schedule of its own to scale
+        self.scales_final_updates = False
         self.debug = debug
         looked_into = "on_before_update" in self.hooks or bool(self.probes)
         self.split_step = isinstance(step, Step) and (looked_into or debug)
         if looked_into and not self.split_step:
             who = ", ".join(f"the probe {name!r}" for name in self.probes) or self._owners(chain)
             raise ValueError(
-                f"{who} needs the gradients before the update (on_before_update), but this train_step does not hand "
-                "them out. Use fit, or make the step with jc.Step(loss_fn) or jc.Step.from_gradients(fn)."
+                f"{who} needs the gradients before the update (on_before_update), but this train_step does not expose "
+                "them. Use fit, or make the step with jc.Step(loss_fn) or jc.Step.from_gradients(fn)."
             )
         self.step = step
         over_members = (0, batch_axis)
@@ -237,29 +247,29 @@ class Program:
         self.expect({})
 
     def _compiled(self, fn: Callable[..., Any], in_axes: Any) -> Any:
-        """One trace a shape, wherever it is called from; over members where there are some."""
-        if fn.__hash__ is None:  # jax.jit wants a key; a partial is one by its identity
+        """Jits a function, mapped over members if there are any. One jit per function means one trace per shape."""
+        if fn.__hash__ is None:  # jax.jit needs a hashable function; a partial hashes by identity
             fn = functools.partial(fn)
         return jax.jit(self._over(fn, in_axes) if self.members is not None else self.placement.with_mesh(fn))
 
-    # What is known before the first step
+    # Shapes and costs, known before the first step
 
     def jaxpr(self, train: TrainState, batch: Any) -> Any:
-        """The traced step; the trace is the one that the programs use."""
+        """Returns the traced step. The programs reuse this trace."""
         return self.first_half.trace(train, batch).jaxpr
 
     def traced(self, train: TrainState, batch: Any) -> TracedStep:
-        """The traced step, and where its metrics are."""
+        """Returns the traced step, with the location of its metrics."""
         traced = self.first_half.trace(train, batch)
         return TracedStep.of(traced, train, batch, lambda out: out.gradients.values if self.split_step else out[1])
 
     @property
     def first_half(self) -> Any:
-        """What computes the gradients: the whole step, where nobody looks between its halves."""
+        """The function that computes the gradients; the complete step if nothing runs between gradients and update."""
         return self._propose if self.split_step else self._step
 
     def flops(self, train: TrainState, batch: Any) -> float:
-        """Floating point operations of a training step, from XLA's cost analysis; NaN where it does not tell."""
+        """Returns the floating point operations of a step from XLA's cost analysis; NaN if it reports none."""
         lowered = [self.first_half.lower(train, batch)]
         if self.split_step:
             proposal = jax.eval_shape(self.first_half, train, batch)
@@ -271,11 +281,11 @@ class Program:
         actions: dict[str, tuple[Any, ...]],
         answers: Mapping[str, Mapping[int, tuple[Any, ...]]] | None = None,
     ) -> None:
-        """Takes note of the shapes of what each hook returns; hooks that are not among them never run.
+        """Stores the shapes of the actions of each hook. Hooks that are missing never run.
 
         Args:
-            actions: of each hook.
-            answers: hook -> index of each request among its actions -> what it stands for.
+            actions: hook -> shapes of its actions.
+            answers: hook -> index of each lazy log action -> shapes of the actions that it computes.
         """
         self.actions = actions
         self.buffers = RecordBuffers(actions, answers)
@@ -286,15 +296,15 @@ class Program:
 
     @property
     def steps_may_stop(self) -> bool:
-        """Whether a step can ask for the end: by a hook of its own, or as a train step that sets `stop` itself."""
+        """Whether a step can request a stop: by a hook, or by a custom train step that sets `stop`."""
         asked = (a for hook in STEP_HOOKS for a in self.actions.get(hook, ()))
         return not isinstance(self.step, Step) or any(isinstance(a, Stop) for a in asked)
 
     def yields_at(self, *hooks: str) -> bool:
-        """Whether a host action is possible in any of these hooks."""
+        """Returns whether any of these hooks can return a host action."""
         return any(isinstance(a, HostAction) for hook in hooks for a in self.actions.get(hook, ()))
 
-    # Metrics of a moment
+    # Metrics that a hook call sees
 
     def metrics_of(
         self,
@@ -332,7 +342,15 @@ class Program:
     def metrics(
         self, inputs: Inputs, carry: LoopState, values: Mapping[str, Any], *, last: bool, **more: Any
     ) -> Metrics:
-        """The metrics of a moment: `values`, the learning rate (in force, or of the last update), host metrics."""
+        """Returns the metrics that a hook sees: `values`, controls, learning rate and host metrics.
+
+        Args:
+            inputs: the inputs of the dispatch.
+            carry: the loop state.
+            values: name -> value.
+            last: whether the learning rate is that of the last update; otherwise of the next one.
+            **more: further arguments of `metrics_of`.
+        """
         return self.metrics_of(
             values,
             carry.train,
@@ -345,11 +363,11 @@ class Program:
         )
 
     def seen_in(self, hook: str, metrics: Metrics, alive: Any, member: Any) -> Metrics:
-        """The metrics of a moment as a hook sees them; `alive` and `member` are for those who see the population."""
+        """Returns the metrics as a hook sees them; `alive` and `member` are only set for population callbacks."""
         together = {"alive": alive, "member": member} if self.populations else {}
         return metrics.replace(old=self.stale_names.get(hook, frozenset()), **together)
 
-    # One moment
+    # Hooks
 
     def run_hook(
         self,
@@ -363,17 +381,21 @@ class Program:
         ok: Any = True,
         inside: tuple[PendingUpdate, Any] | None = None,
     ) -> tuple[LoopState, Any, tuple[Action, ...]]:
-        """Runs a hook: new states, control actions applied, the rest recorded.
+        """Runs a hook: updates the callbacks' states, applies control actions, and records the other actions.
 
         Args:
             hook: its name.
-            inputs: the dispatch's inputs.
-            carry: the run.
-            rings: the records so far.
+            inputs: the inputs of the dispatch.
+            carry: the loop state.
+            rings: the record buffers.
             metrics: what the hook sees.
-            alive: members that still act, bool (members,); None where all do.
-            ok: whether the moment happens at all, bool (); what it did to the carry is for the caller to drop.
-            inside: between the halves of a step, what was proposed and the batch, for requests.
+            alive: members that the hook acts on, bool (members,); None for all.
+            ok: whether the hook call counts, bool (). If not, nothing is recorded, and the caller must discard the
+                returned loop state.
+            inside: pending update and batch, for lazy log actions of `on_before_update`.
+
+        Returns:
+            The loop state, the record buffers, and the actions.
         """
         if hook not in self.actions:
             return carry, rings, ()
@@ -393,7 +415,7 @@ class Program:
         )
 
         def answer(asked: Any) -> Any:
-            # of the weights that the hook saw
+            # the weights that the hook saw, not those after its control actions
             return (
                 self.answer(asked, carry.train) if inside is None else self.answer_inside(asked, carry.train, *inside)
             )
@@ -401,13 +423,13 @@ class Program:
         return new, self.buffers.append(rings, hook, at, actions, ok, answer), actions
 
     def boundary_waits(self, inputs: Inputs, carry: LoopState) -> Array:
-        """Whether the boundary must wait for the host, bool ()."""
+        """Returns whether the next validation must be run by the host, bool ()."""
         return self.predicates.eval_due(inputs, carry) if self.host_eval else jnp.zeros((), bool)
 
-    # What the host is told
+    # Status
 
     def status(self, inputs: Inputs, carry: LoopState) -> Status:
-        """What the host is told."""
+        """Returns the status that the host reads after each dispatch."""
         return Status(
             step=carry.step,
             epoch=carry.epoch,
@@ -423,27 +445,30 @@ class Program:
         )
 
     def halted(self, carry: LoopState) -> Array:
-        """Whether further steps would change nothing for now, bool ()."""
+        """Returns whether further steps are no-ops until the host acts, bool ()."""
         return carry.yielded | self.predicates.all_stopped(carry)
 
-    # A step
+    # The training step
 
     def train_step_with_hooks(
         self, inputs: Inputs, carry: LoopState, rings: Any, batch: Any, rows: int, *, ok: Any = None
     ) -> tuple[LoopState, Any]:
-        """One step with its moments.
+        """Runs one step with its hooks.
 
         Args:
-            inputs: the dispatch's inputs.
-            carry: the run.
-            rings: the records so far.
+            inputs: the inputs of the dispatch.
+            carry: the loop state.
+            rings: the record buffers.
             batch: one batch.
-            rows: its rows.
-            ok: where false, nothing changes; None where the caller has made sure.
+            rows: rows of the batch.
+            ok: bool (); if false, nothing changes. None if the caller guarantees that the step may run.
         """
-        # at both ends of a step: in between, and so in the loop around it, the partitioner would choose by itself
+        # Constrain the shardings at both ends of a step. Otherwise XLA's partitioner chooses a layout for the body of
+        # the surrounding loop, and reshards in every iteration.
         batch, carry = self.placement.split(batch), carry.replace(train=self.placement.constrain_state(carry.train))
         before, happens = carry, True if ok is None else ok
+        # Fixed for the whole step: a member that stops in `on_batch_begin` still completes this step, as in a single
+        # run.
         alive = None if self.members is None else ~(carry.train.stop | carry.ended)
         metrics = self.metrics(inputs, carry, {}, last=False)
         carry, rings, _ = self.run_hook("on_batch_begin", inputs, carry, rings, metrics, alive=alive, ok=happens)
@@ -457,7 +482,7 @@ class Program:
             values = computed(merging, self.members is not None)
             readings, due = self._look_inside(carry, proposal, batch)
             seen, reported = _with_readings(values, readings)
-            # a look is noted at the step that it looked into, which here is not yet counted
+            # a probe reports the step that it probed, which is not counted yet
             reported = {n: jnp.where(at < 0, at, at - 1) for n, at in reported.items()}
             metrics = self.metrics(inputs, carry, seen, last=False, reported=reported)
             carry, rings, actions = self.run_hook(
@@ -476,11 +501,12 @@ class Program:
         windows = {"": carry.windows[""].add(merging, rows)}
         for name, looked in due.items():
             window = carry.windows[name]
+            # a probe that is not due has an old value, which must not count twice
             windows[name] = jax.lax.cond(
                 looked, lambda w, r: w.add(r, rows), lambda w, _: w, window, carry.readings[name].values
             )
         carry = carry.replace(
-            # counts on from where the given state stood, so that a second run draws other keys
+            # counts from the step of the initial state, so that a second run draws other keys
             train=train.replace(step=before.train.step + 1),
             windows=windows,
             step=carry.step + 1,
@@ -488,6 +514,9 @@ class Program:
         seen, reported = _with_readings(values, carry.readings)
         metrics = self.metrics(inputs, carry, seen, last=True, reported=reported)
         carry, rings, _ = self.run_hook("on_batch_end", inputs, carry, rings, metrics, alive=alive, ok=happens)
+        # The hooks and the update ran unconditionally, because `cond` around a whole step is slow on CPU. Two masks now
+        # discard what must not count: `mask` (one entry per member) for what belongs to a member, and below `ok` alone
+        # (a scalar) for what belongs to the loop. A step of a stopped member still advances the loop.
         mask = alive if ok is None else (ok if alive is None else ok & alive)
         if mask is not None:
             frozen = {
@@ -503,7 +532,11 @@ class Program:
     def _look_inside(
         self, carry: LoopState, proposal: PendingUpdate, batch: Any
     ) -> tuple[dict[str, ProbeValue], dict[str, Any]]:
-        """Runs the probes that are due; the others keep what they saw last. Also returns which were due."""
+        """Runs the probes that are due; the others keep their last values.
+
+        Returns:
+            Probe -> value, and probe -> whether it was due, bool ().
+        """
         readings, due = {}, {}
         for name, own in self.probes.items():
             looker, last = self.probe_functions[name], carry.readings[name]
@@ -519,17 +552,17 @@ class Program:
                 readings[name] = jax.lax.cond(due[name], look, lambda last: last, last)
         return readings, due
 
-    # A validation batch
+    # Validation
 
     def empty_eval(self, train: TrainState, batch: Any) -> MetricAccumulator:
-        """The window of a validation set before its first batch."""
+        """Returns an empty accumulator for the metrics of a validation set."""
         assert self.eval_step is not None
         return MetricAccumulator.empty(
             jax.eval_shape(self.eval_step, train, self.placement.shapes(batch)), self.members
         )
 
     def eval_batch(self, window: MetricAccumulator, train: TrainState, batch: Any, index: Any) -> MetricAccumulator:
-        """Adds one validation batch, weighted by its rows. Its index sets its key apart from the others'."""
+        """Adds the metrics of a validation batch, weighted by its rows. Its index is folded into the PRNG key."""
         assert self.eval_step is not None
         fold = jax.random.fold_in if self.members is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))
         train = train.replace(key=fold(train.key, index))
@@ -539,7 +572,7 @@ class Program:
 def _with_readings(
     values: Mapping[str, Any], readings: Mapping[str, ProbeValue]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A step's values with what probes saw last, and the steps of their reports."""
+    """Returns the values of a step joined with the last probe values, and the steps at which those were reported."""
     seen, reported = dict(values), {}
     for reading in readings.values():
         seen |= reading.values

@@ -1,4 +1,4 @@
-"""Rings: how the records of a stretch of steps travel to the host in one piece."""
+"""Fixed-size device buffers that batch log records for one transfer to the host."""
 
 import itertools
 import math
@@ -15,14 +15,15 @@ from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.utils.pytree import Struct
 from jaxcb._src.writers.run_handle import Record
 
-_TOGETHER = 16  # numbers in one kernel, which looks at each of them for each place
-_WORDS = ("int32", "uint32", "float32", "bool")  # what fits a row of int32; other types have rows of their own
+_TOGETHER = 16  # scalars that one kernel joins; its cost is quadratic in them
+# dtypes that are bitcast to int32 and share a row; others have rows of their own
+_WORDS = ("int32", "uint32", "float32", "bool")
 
 
 class TreePacker:
-    """How trees of one form become rows of few arrays, and come back.
+    """Packs trees of one structure into rows of few arrays, and unpacks them on the host.
 
-    Every array that a compiled loop carries costs something at each step and at each transfer, however small it is.
+    Every array in the state of a compiled loop has a fixed cost per step and per transfer, however small it is.
 
     Args:
         shapes: a tree of shapes and dtypes.
@@ -31,19 +32,20 @@ class TreePacker:
     def __init__(self, shapes: Any) -> None:
         leaves, self._tree = jax.tree.flatten(shapes)
         self._shapes = [(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves]
-        self._names = [dtype.name for _, dtype in self._shapes]  # which numpy spells anew each time
+        self._names = [dtype.name for _, dtype in self._shapes]  # numpy computes `dtype.name` on each access
         self._groups: dict[str, list[int]] = {}
-        for index in sorted(range(len(leaves)), key=lambda i: leaves[i].size != 1):  # single numbers first
+        # scalars first, since they are joined by another kernel
+        for index in sorted(range(len(leaves)), key=lambda i: leaves[i].size != 1):
             name = self._names[index]
             self._groups.setdefault("int32" if name in _WORDS else name, []).append(index)
 
     def empty(self, rows: int) -> dict[str, Array]:
-        """Makes room for so many rows; in a program."""
+        """Returns zeros for this many rows. Traced."""
         widths = {name: sum(math.prod(self._shapes[i][0]) for i in own) for name, own in self._groups.items()}
         return {name: jnp.zeros((rows, width), jnp.dtype(name)) for name, width in widths.items()}
 
     def row(self, tree: Any) -> dict[str, Array]:
-        """Packs a tree; in a program."""
+        """Packs a tree. Traced."""
         leaves = jax.tree.leaves(tree)
         rows = {}
         for name, own in self._groups.items():
@@ -54,7 +56,7 @@ class TreePacker:
         return rows
 
     def unpack(self, rows: dict[str, np.ndarray]) -> Any:
-        """Returns the tree whose leaves have the rows as their leading axis; on the host."""
+        """Unpacks rows. The leaves have the rows as their leading axis. Runs on the host."""
         leaves: list[Any] = [None] * len(self._shapes)
         for name, own in self._groups.items():
             ends = list(itertools.accumulate(math.prod(self._shapes[i][0]) for i in own))
@@ -68,9 +70,10 @@ class TreePacker:
 
 
 def _vector(numbers: list[Array]) -> Array:
-    """A vector of single numbers.
+    """Joins scalars to a vector.
 
-    XLA makes one kernel of this and of all that computes them; of a concatenation, one for each of them besides.
+    XLA fuses this with the computation of the scalars into one kernel. A concatenation would need one more kernel for
+    each scalar.
     """
     places = jax.lax.iota(jnp.int32, len(numbers))
     out = jnp.broadcast_to(numbers[0], places.shape)
@@ -80,7 +83,7 @@ def _vector(numbers: list[Array]) -> Array:
 
 
 def _words(array: Array) -> Array:
-    """An array as one of its group's type, its bits untouched."""
+    """Returns an array in the dtype of its group, with the same bits."""
     if array.dtype == jnp.bool_:
         return array.astype(jnp.int32)
     if array.dtype in (jnp.float32, jnp.uint32):
@@ -88,29 +91,29 @@ def _words(array: Array) -> Array:
     return array
 
 
-BUFFER_BYTES = 1 << 18  # of one ring; a full one ends the stretch
-_LARGE = 1 << 12  # an action whose payload is larger has a ring of its own
+BUFFER_BYTES = 1 << 18  # size of one buffer; a full one ends the dispatch
+_LARGE = 1 << 12  # bytes; an action with a larger payload has a buffer of its own
 _MOST = 1 << 12  # entries
-_LEAST = 2  # a boundary may follow a boundary
+_LEAST = 2  # one dispatch may pass two epoch ends without a step between them
 
 
 class RecordPosition(Struct):
-    """Where a record belongs."""
+    """Position of a record in the run."""
 
-    seq: Any  # int32 (), counts the moments of a run that recorded anything
+    seq: Any  # hook calls so far that recorded anything
     step: Any  # int32 (), updates done
     epoch: Any  # int32 (), from 0
     batch: Any  # int32 (), steps done in this epoch
 
 
 class RecordBuffer(Struct):
-    """Entries of one record structure, oldest first."""
+    """Entries of one structure, oldest first."""
 
     count: Any  # int32 ()
     rows: dict[str, Any]  # packed `(Entry, actions)`, each (capacity, width)
 
     def append(self, row: dict[str, Array], fired: Array) -> "RecordBuffer":
-        """Writes an entry; it counts only where `fired`, else the next one overwrites it."""
+        """Writes an entry. If not `fired`, it does not count, and the next entry overwrites it."""
 
         def write(rows: Array, value: Array) -> Array:
             return jax.lax.dynamic_update_index_in_dim(rows, value, self.count, 0)
@@ -119,9 +122,9 @@ class RecordBuffer(Struct):
 
 
 class BufferLayout(NamedTuple):
-    """One ring's place: which actions of which hook, and how many entries fit.
+    """Contents of one buffer: actions of one hook, and the capacity.
 
-    A request's ring holds its answers, as many as they are, all under its index.
+    The buffer of a lazy log action holds the actions that it computes, all under its index.
     """
 
     hook: str
@@ -130,15 +133,15 @@ class BufferLayout(NamedTuple):
     request: int | None = None
 
 
-Materialize = Callable[[Any], tuple[Action, ...]]  # computes what a request stands for
+Materialize = Callable[[Any], tuple[Action, ...]]  # computes the actions of a lazy log action
 
 
 class RecordBuffers:
-    """The rings of a program.
+    """The record buffers of a program.
 
     Args:
-        actions: the shapes of each hook's actions.
-        answers: hook -> index of each request among its actions -> the shapes of its answers.
+        actions: hook -> shapes of its actions.
+        answers: hook -> index of each lazy log action -> shapes of the actions that it computes.
     """
 
     def __init__(
@@ -172,8 +175,8 @@ class RecordBuffers:
         self._packings[name] = TreePacker((RecordPosition(word, word, word, word), entry))
 
     def empty(self) -> dict[str, RecordBuffer]:
-        """Makes the rings with nothing in them; in a program."""
-        # what does not count is written behind the last entry
+        """Returns empty buffers. Traced."""
+        # one spare row: entries that do not count are written there when the buffer is full
         return {
             name: RecordBuffer(jnp.zeros((), jnp.int32), self._packings[name].empty(layout.capacity + 1))
             for name, layout in self.layouts.items()
@@ -188,7 +191,16 @@ class RecordBuffers:
         ok: Any,
         answer: Materialize | None = None,
     ) -> dict[str, RecordBuffer]:
-        """Writes a moment's recorded actions into their rings; `answer` computes what requests stand for."""
+        """Writes the recorded actions of a hook call into their buffers.
+
+        Args:
+            rings: the buffers.
+            hook: name of the hook.
+            at: position of the record.
+            actions: what the hook returned.
+            ok: whether the hook call counts.
+            answer: computes lazy log actions; called only for those that fire.
+        """
         out = dict(rings)
         for name, layout in self.layouts.items():
             if layout.hook != hook:
@@ -206,7 +218,7 @@ class RecordBuffers:
         return out
 
     def have_room(self, rings: dict[str, RecordBuffer], hooks: Container[str] | None = None) -> Array:
-        """Whether every ring, or every one of some hooks, can take one more entry."""
+        """Returns whether every buffer, or every buffer of `hooks`, has room for one more entry."""
         room = jnp.ones((), bool)
         for name, layout in self.layouts.items():
             if hooks is None or layout.hook in hooks:
@@ -214,14 +226,14 @@ class RecordBuffers:
         return room
 
     def read(self, rings: dict[str, RecordBuffer]) -> Iterator[Record]:
-        """Reads fetched rings (host): every action that fired, in order."""
+        """Yields every action that fired, in order, from fetched buffers. Runs on the host."""
         rows: list[tuple[int, int, Record]] = []
         for name, layout in self.layouts.items():
             ring = rings[name]
             count = int(ring.count)
             if not count:
                 continue
-            # copies, as records may be kept, and a part of a ring would keep all of it
+            # copies: a record that is kept must not keep the complete buffer alive
             packed = {key: rows[:count].copy() for key, rows in ring.rows.items()}
             column, actions = self._packings[name].unpack(packed)
             at = [RecordPosition(*place) for place in zip(*(c.tolist() for c in jax.tree.leaves(column)), strict=True)]
@@ -236,7 +248,7 @@ class RecordBuffers:
 
 
 def any_fires(actions: tuple[Action, ...]) -> Array:
-    """Whether any of the actions fires for any member, bool ()."""
+    """Returns whether any action fires for any member, bool ()."""
     fires = jnp.zeros((), bool)
     for action in actions:
         fires = fires | jnp.any(action.when)

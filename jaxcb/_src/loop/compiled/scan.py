@@ -1,4 +1,4 @@
-"""The looped executor: a stretch of steps as one compiled loop."""
+"""The looped executor: a chunk of steps as one compiled loop."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -16,11 +16,12 @@ from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 
 
 class Looped(Executor):
-    """Runs until the length is done, the run ends, the records fill up, or a host action fires.
+    """Runs a chunk of steps in a `while_loop`.
 
-    An outer loop goes over segments (to the next epoch's end, validation, or limit), an inner one over
-    bare steps. All limits are operands, so one program serves every length, and a dispatch that has
-    nothing to do hands its input through: the next one may always be dispatched before this one is read.
+    The loop ends when the requested steps are done, the run ends, a record buffer is full, or a host action fires. An
+    outer loop goes over segments (up to the next epoch end, validation or limit), an inner loop over steps. All limits
+    are operands, so one program serves every length. A dispatch with nothing to do returns its state unchanged, so the
+    next one can always be dispatched before this one is read.
     """
 
     name = "looped"
@@ -38,7 +39,8 @@ class Looped(Executor):
 
     def _run_chunk(self, carry: LoopState, inputs: Inputs) -> Any:
         program = self.program
-        end = carry.step + jnp.minimum(inputs.numbers.length, UNBOUNDED - carry.step)  # of this dispatch
+        # end of this dispatch, without overflow of int32
+        end = carry.step + jnp.minimum(inputs.numbers.length, UNBOUNDED - carry.step)
 
         def more(loop: Any) -> Any:
             carry, rings = loop
@@ -67,7 +69,7 @@ class Looped(Executor):
         return carry, rings, self._tell(inputs, carry)
 
     def _steps(self, inputs: Inputs, end: Any, carry: LoopState, rings: Any) -> Any:
-        """The bare steps of a segment: full batches in a loop, then the smaller last one where it is next."""
+        """Runs the steps of a segment: full batches in a loop, then the smaller last batch if it is next."""
         program = self.program
         layout = program.layout
         limit = jnp.minimum(program.predicates.steps_to_boundary(inputs, carry), end - carry.step)
@@ -76,7 +78,7 @@ class Looped(Executor):
         last = carry.step + jnp.where(program.predicates.may_step(inputs, carry), limit, 0)
 
         def more(loop: Any) -> Any:
-            # asked at every step, of members on several devices by a collective: only what a step can change
+            # This runs at every step, with a collective if members are sharded. Test only what a step can change.
             carry, rings = loop
             go = (carry.step < last) & program.buffers.have_room(rings, STEP_HOOKS)
             if program.yields_at(*STEP_HOOKS):

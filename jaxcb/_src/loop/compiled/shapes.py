@@ -1,4 +1,4 @@
-"""What is known before the first step: all shapes, by evaluating shapes alone, and what can be checked of them."""
+"""Shape inference and checks before the first step, without running any computation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,18 +26,22 @@ Shapes = dict[str, Any]  # name -> shape
 def infer_shapes(
     program: Program, train: TrainState, callbacks: Any, settings: Any, batch: Any, val: Mapping[str, Any]
 ) -> InitialBuffers:
-    """Tells a program what its hooks will return, and makes what it measures before the first step.
+    """Infers the shapes of all actions for a program, and returns the initial metric buffers.
 
     Args:
-        program: is given the shapes of all actions.
-        train: the train state, or its shapes; so the others.
+        program: receives the shapes.
+        train: the train state, or its shapes; likewise for the other arguments.
         callbacks: the callbacks' states.
-        settings: the callbacks' numbers, as in `Inputs`.
-        batch: a batch of training data.
+        settings: the callbacks' numeric fields, as in `Inputs`.
+        batch: a training batch.
         val: prefix -> a batch of each validation set.
 
     Returns:
-        The empty windows, and the values before the first report.
+        Empty accumulators and probe values, and NaN for each metric.
+
+    Raises:
+        ValueError: for a metric name that is taken.
+        TypeError: for a step that returns something else than expected.
     """
     proposal = None
     if program.split_step:
@@ -61,8 +65,9 @@ def infer_shapes(
         _add(names, own, "a validation's metric")
     _add(names, {name: _scalar(program) for name in program.host_values}, "an evaluator's metric")
     for name in (*RESERVED, *program.host_names):
-        if name in names or name in train.controls:  # a metric may have a control's name: what the step made of it
-            raise ValueError(f"the metric {name!r} is one that jaxcb reports by itself; give yours another name.")
+        # a metric may have the name of a control, to report the value that the step used
+        if name in names or name in train.controls:
+            raise ValueError(f"the metric name {name!r} is reserved: jaxcb reports it itself. Rename yours.")
     empty = InitialBuffers(
         windows={"": MetricAccumulator.empty(raw, program.members)}
         | {name: MetricAccumulator.empty(own, program.members) for name, own in looks.items()},
@@ -90,7 +95,7 @@ def infer_shapes(
 def _actions(
     program: Program, train: TrainState, callbacks: Any, settings: Any, step_names: Shapes, names: Shapes
 ) -> dict[str, tuple[Any, ...]]:
-    """The shapes of what each hook returns; notes which host metrics are read."""
+    """Returns the shapes of the actions of each hook, and stores which host metrics the hooks read."""
     out: dict[str, tuple[Any, ...]] = {}
     read: set[str] = set()
     for hook in sorted(program.hooks, key=HOOKS.index):
@@ -124,7 +129,7 @@ def _actions(
 def _answers(
     program: Program, hook: str, actions: tuple[Any, ...], train: TrainState, proposal: Any, batch: Any
 ) -> dict[int, tuple[Any, ...]]:
-    """The shapes of what the requests of a hook stand for."""
+    """Returns the shapes that the lazy log actions of a hook compute."""
     found = {}
     for index, action in enumerate(actions):
         if is_lazy(action):
@@ -137,7 +142,7 @@ def _answers(
 
 
 def _is_read(traced: Any, arguments: Any, name: str) -> bool:
-    """Whether a traced hook makes use of a host metric."""
+    """Returns whether a traced hook reads a host metric."""
     wanted = f".host['{name}']"
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(arguments)]
     jaxpr = traced.jaxpr.jaxpr
@@ -155,15 +160,15 @@ def _check_payload(hook: str, actions: tuple[Action, ...]) -> None:
     for action in actions:
         if any(jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in jax.tree.leaves(action)):
             raise TypeError(
-                f"{action.owner}: {type(action).__name__} in {hook} holds a PRNG key, which no file can take. "
-                "Hand over jax.random.key_data(key)."
+                f"{action.owner}: {type(action).__name__} in {hook} holds a PRNG key, which no file can store. "
+                "Pass jax.random.key_data(key)."
             )
 
 
 def _add(names: Shapes, new: Mapping[str, Any], what: str) -> None:
-    """Adds names to those that are taken."""
+    """Adds names to those that are taken, and raises an error for a duplicate."""
     for name in sorted(new.keys() & names.keys()):
-        raise ValueError(f"{name!r} is the name of {what}, and of something else that the run reports; rename one.")
+        raise ValueError(f"{name!r} is the name of {what} and of another reported value; rename one of them.")
     names |= new
 
 
@@ -181,7 +186,7 @@ def _scalar(program: Program) -> Any:
 
 
 def _unknown(shapes: Shapes) -> dict[str, Any]:
-    """What stands for a value before its first report."""
+    """Returns NaN for each value, as before its first report."""
     return {name: jnp.full(s.shape, jnp.nan, jnp.float32) for name, s in shapes.items()}
 
 
@@ -194,7 +199,7 @@ def _check_state(new: Any, train: TrainState) -> None:
 
 
 def _pair(result: Any) -> tuple[Any, Any]:
-    """What a train step returned, as the two that it should return."""
+    """Checks that a train step returned a pair."""
     if not (isinstance(result, tuple | list) and len(result) == 2):
         raise TypeError(
             f"train_step returned {type(result).__name__}, expected (train_state, metrics): `return state, metrics`."
@@ -203,7 +208,7 @@ def _pair(result: Any) -> tuple[Any, Any]:
 
 
 def _check_names(what: str, values: Any) -> None:
-    """Requires a mapping of names to arrays, or to metrics that merge."""
+    """Checks that metrics are a dict of names to arrays, or to metrics with their own merge."""
     if not isinstance(values, Mapping):
         raise TypeError(f"{what} returned metrics as {type(values).__name__}, expected a dict of names to arrays.")
     for name, value in values.items():

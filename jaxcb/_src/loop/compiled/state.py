@@ -1,4 +1,4 @@
-"""The types that travel through compiled programs: what is carried, what is given, what is told."""
+"""Loop state, per-dispatch inputs, and the status that is returned to the host."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,21 +14,21 @@ from jaxcb._src.utils.pytree import Struct
 
 
 class LastReported(Struct):
-    """The epoch-level values last reported."""
+    """The last reported epoch-level values."""
 
     values: dict[str, Any]  # name -> float32 array, NaN before the first report
-    reported: dict[str, Any]  # name -> int32 (), the step of the report, -1 for never
+    reported: dict[str, Any]  # name -> int32 (), step of the report, -1 if not reported yet
 
 
 class ProbeValue(Struct):
-    """What a probe has last seen."""
+    """The last value of a probe."""
 
-    values: dict[str, Any]  # metric's name -> float32 array, NaN before the first look
-    step: Any  # int32 (), updates done when the step that it looked into was through; -1 for never
+    values: dict[str, Any]  # name -> float32 array, NaN before the first probe
+    step: Any  # int32 (), updates done after the probed step; -1 if not probed yet
 
 
 class InitialBuffers(NamedTuple):
-    """What a run has measured before its first step: nothing, in the form of what is to come."""
+    """Metrics before the first step: empty, with their final structure."""
 
     windows: dict[str, MetricAccumulator]
     readings: dict[str, ProbeValue]
@@ -36,27 +36,27 @@ class InitialBuffers(NamedTuple):
 
 
 class LoopState(Struct):
-    """A run between two dispatches. Donated to each program, and so never held by anyone else.
+    """The complete state of a run on the device, between two dispatches.
 
-    With members, `train`, `callbacks`, `windows`, the values of `readings` and `latest`, and `ended` have a leading
-    member axis; the positions belong to the loop and have none.
+    Every dispatch donates it, so nothing else may hold its arrays. With members, `train`, `callbacks`, `windows`, the
+    values of `readings` and `latest`, and `ended` have a leading member axis; positions are shared and have none.
     """
 
     train: TrainState
     callbacks: dict[str, Any]
-    windows: dict[str, MetricAccumulator]  # the step's own values under "", and those of each probe
+    windows: dict[str, MetricAccumulator]  # accumulators of the step's metrics (key "") and of each probe
     readings: dict[str, ProbeValue]  # by probe
     latest: LastReported
     step: Any  # int32 (), updates done
     epoch: Any  # int32 (), from 0
     began: Any  # int32 (), updates done when this epoch began
     evaluated: Any  # int32 (), step of the last validation
-    seq: Any  # int32 (), moments recorded so far
-    opened: Any  # bool (), whether this epoch has begun
-    yielded: Any  # bool (), whether a host action waits
-    ended: Any  # bool (), whether a stop has closed its epoch
-    member: Any  # int32 (members,), the number of each row; None in a single run
-    order: Any  # int32 (rows,), this epoch's order of resident rows; None elsewhere
+    seq: Any  # int32 (), hook calls recorded so far
+    opened: Any  # bool (), whether `on_epoch_begin` has run for this epoch
+    yielded: Any  # bool (), whether a host action is pending
+    ended: Any  # bool (), or (members,): whether the run has stopped and closed its epoch
+    member: Any  # int32 (members,), the member in each row; None for a single run
+    order: Any  # int32 (rows,), order of resident rows in this epoch; None for other data or without shuffling
 
     @property
     def cursor(self) -> Any:
@@ -65,27 +65,27 @@ class LoopState(Struct):
 
 
 class DispatchParams(NamedTuple):
-    """The integers that a dispatch is given, sent as one vector."""
+    """The integer parameters of a dispatch, sent as one vector."""
 
-    data_epoch: int  # the epoch that the data belongs to, or its first one; -1 for any
-    epochs: int  # how many it holds; more than one are whole ones, of one length
-    base: int  # cursor of its first batch
-    size: int  # batches in it
-    epoch_len: int  # steps of such an epoch, FOREVER where not yet known
-    length: int  # steps that this dispatch may do
+    data_epoch: int  # first epoch that the data belongs to; -1 for any epoch
+    epochs: int  # number of epochs in the data; if more than one, all are complete and of one length
+    base: int  # cursor of the first batch
+    size: int  # number of batches
+    epoch_len: int  # steps of such an epoch, UNBOUNDED if not yet known
+    length: int  # limit of steps for this dispatch
     end_step: int
     end_epoch: int
-    total_steps: int  # for `Metrics`, -1 where not known
+    total_steps: int  # for `Metrics`; -1 if unknown
 
     def packed(self, host: np.ndarray) -> np.ndarray:
-        """One int32 vector with the host metrics, float32, behind the numbers: a dispatch transfers once."""
+        """Returns one int32 vector for a single transfer: parameters, then the bits of the float32 host metrics."""
         return np.concatenate([np.asarray(self, np.int32), host.view(np.int32)])
 
 
 class PackedParams(NamedTuple):
-    """`DispatchParams` inside a program: the vector that was sent, of which each is read where it is used.
+    """`DispatchParams` inside a program: reads each parameter from the vector at the place of its use.
 
-    A number that is taken out of it before a loop would be a kernel of its own.
+    Slicing a parameter out of the vector before a loop would add a kernel for each of them.
     """
 
     vector: Any
@@ -96,52 +96,52 @@ class PackedParams(NamedTuple):
         return self.vector[DispatchParams._fields.index(name)]
 
     def batch_index(self, carry: LoopState) -> Any:
-        """Which batch of the data is next, int32 (); says nothing of another epoch than the data's."""
+        """Returns the index of the next batch in the data, int32 (). Only valid for data of the current epoch."""
         epochs = jnp.where(self.data_epoch < 0, 0, carry.epoch - self.data_epoch)
         return carry.cursor - self.base + epochs * self.epoch_len
 
 
 class Inputs(Struct):
-    """What a dispatch is given and does not consume."""
+    """The inputs of a dispatch that are not donated."""
 
-    settings: Any  # the callbacks' numbers as arrays, in the order of their tree
-    data: Any  # resident rows, or this dispatch's batches
-    key: Any  # PRNG key of the data's order; one a member where members see different orders
-    val: Any  # resident validation rows by set
-    numbers: Any  # one vector while they travel, with the bits of the host metrics behind them; then `Sent`
-    bits: Any = None  # of the host metrics, once unpacked
+    settings: Any  # numeric fields of the callbacks, as leaves of the chain
+    data: Any  # resident rows, or the batches of this dispatch
+    key: Any  # PRNG key of the data order; one per member if their orders differ
+    val: Any  # prefix -> resident validation rows
+    numbers: Any  # packed parameters and host metrics; `PackedParams` once unpacked
+    bits: Any = None  # int32 bits of the host metrics, once unpacked
 
     def unpacked(self) -> "Inputs":
-        """The same with the numbers under their names; traced, once a program."""
+        """Splits the packed vector. Traced."""
         return self.replace(numbers=PackedParams(self.numbers), bits=self.numbers[len(DispatchParams._fields) :])
 
     def host_bits(self) -> np.ndarray:
-        """The host metrics as the host has packed them, float32."""
+        """Returns the host metrics from the packed vector, float32. Runs on the host."""
         return self.numbers[len(DispatchParams._fields) :].view(np.float32)
 
     def host(self, names: Sequence[str]) -> dict[str, Any]:
-        """The host metrics, traced: name -> float32 ()."""
+        """Returns the host metrics, name -> float32 (). Traced."""
         return {name: jax.lax.bitcast_convert_type(self.bits[i], jnp.float32) for i, name in enumerate(names)}
 
 
 class Status(Struct):
-    """What each dispatch tells the host."""
+    """The state of a run that the host reads after each dispatch."""
 
     step: Any
     epoch: Any
     cursor: Any
     evaluated: Any
-    stop: Any  # whether all have asked for the end
-    alive: Any  # members whose last epoch is not closed yet, bool (members,); None in a single run
+    stop: Any  # whether every member has stopped
+    alive: Any  # bool (members,), members whose last epoch is still open; None for a single run
     yielded: Any
-    over: Any  # whether the run has closed its last epoch
+    over: Any  # whether the last epoch is closed
     awaits: Any  # whether a validation by the host is due
-    window: dict[str, Any]  # means of the window so far
+    window: dict[str, Any]  # means of the epoch so far
     controls: dict[str, Any]  # the train state's
 
 
 def initial_state(train: TrainState, callbacks: Any, empty: InitialBuffers, order: Any) -> LoopState:
-    """The carry before the first step."""
+    """Returns the loop state before the first step."""
     zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
     return LoopState(
         train=train,
@@ -163,7 +163,7 @@ def initial_state(train: TrainState, callbacks: Any, empty: InitialBuffers, orde
 
 
 def fetch_batch(layout: BatchLayout, inputs: Inputs, carry: LoopState, *, remainder: bool = False) -> tuple[Any, int]:
-    """Returns the next batch and its rows; traced."""
+    """Returns the next batch and its number of rows. Traced."""
     data = inputs.data
     if layout.kind == "single":
         return data, rows_in(data)
@@ -180,23 +180,23 @@ def fetch_batch(layout: BatchLayout, inputs: Inputs, carry: LoopState, *, remain
 
 
 def named_leaves(carry: LoopState) -> dict[str, Any]:
-    """The leaves by the names under which checkpoints keep them; the order of the rows is a function of the key."""
+    """Returns the leaves by the names used in checkpoints. Leaves out `order`, which is a function of key and epoch."""
     leaves = jax.tree_util.tree_leaves_with_path(carry.replace(order=None))
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def with_leaves(carry: LoopState, leaves: Mapping[str, Any]) -> LoopState:
-    """Returns the carry with some leaves replaced, by name."""
+    """Returns the loop state with the named leaves replaced."""
     old, tree = jax.tree_util.tree_flatten_with_path(carry)
     return jax.tree.unflatten(tree, [leaves.get(jax.tree_util.keystr(path), leaf) for path, leaf in old])
 
 
 def clear_stop(carry: LoopState) -> LoopState:
-    """Returns the carry of a run that has stopped, as one that may go on."""
+    """Returns the loop state of a stopped run such that training can continue."""
     train = carry.train.replace(stop=jnp.zeros_like(carry.train.stop))
     return carry.replace(train=train, ended=jnp.zeros_like(carry.ended), yielded=jnp.zeros_like(carry.yielded))
 
 
 def copy_arrays(tree: Any) -> Any:
-    """Copies, so that donation takes nothing from the caller and no buffer stands twice."""
+    """Copies all arrays. Donation then cannot invalidate the caller's arrays, and no buffer is donated twice."""
     return jax.tree.map(jnp.copy, tree)

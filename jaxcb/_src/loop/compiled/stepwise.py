@@ -1,4 +1,4 @@
-"""The stepped executor: one dispatch a step, nothing awaited."""
+"""The stepped executor: one dispatch per step, without waiting for results."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,17 +13,17 @@ from jaxcb._src.loop.compiled.program import Program
 from jaxcb._src.loop.compiled.state import Inputs, LoopState, fetch_batch
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 
-IN_FLIGHT = 8  # steps dispatched and not known to be done; a stop seen late costs at most as many idle ones
+IN_FLIGHT = 8  # steps dispatched ahead of the device; a stop costs at most as many no-op steps
 _BOUNDARY_HOOKS = ("on_eval_begin", "on_eval_end", "on_epoch_end", "on_epoch_begin")
-_MEMBERS_TOO = ("on_train_end",)  # of members that stop before the others
+_MEMBERS_TOO = ("on_train_end",)  # runs between steps for members that stop before the others
 
 
 class Stepped(Executor):
-    """Runs the same moments as the looped executor, the step at the top level of its own program.
+    """Runs the same hooks as the looped executor, with one dispatch per step.
 
-    For models whose step is slow inside a compiled loop: XLA's CPU backend runs convolution gradients an
-    order of magnitude slower in any loop or branch. A run that has stopped, or waits for the host, is
-    frozen by a select on the carry.
+    It is for models whose step is slow inside a compiled loop: XLA's CPU backend runs convolution gradients about ten
+    times slower in any loop or branch. A step of a run that has stopped, or that waits for the host, is masked out by a
+    select on the loop state.
     """
 
     name = "stepped"
@@ -37,8 +37,8 @@ class Stepped(Executor):
         self._boundary = self._compiled(self._run_boundary, donate_rest=(1,))
         self._status = jax.jit(
             self._run_status, static_argnums=1, out_shardings=placement.everywhere
-        )  # takes nothing from the run
-        # what a step writes to; a dispatch pays for each array that it takes and makes
+        )  # donates nothing
+        # Only the buffers that a step writes to: each array that a dispatch takes or returns costs host time.
         self._written = [name for name, layout in program.buffers.layouts.items() if layout.hook in STEP_HOOKS]
         hooks = _BOUNDARY_HOOKS if program.members is None else _BOUNDARY_HOOKS + _MEMBERS_TOO
         self._boundary_may_wait = program.host_eval or program.yields_at(*hooks)
@@ -55,7 +55,15 @@ class Stepped(Executor):
     def _run(
         self, live: DeviceState, inputs: Inputs, batches: Iterable[Any], place: HostPosition
     ) -> tuple[DeviceState, Any, bool]:
-        """Dispatches the steps; also returns the records, and whether the host may have to act before the next."""
+        """Dispatches the steps of a chunk.
+
+        The host never waits for a step that it has just dispatched. It follows its own predicted position, and returns
+        early only where the prediction can be wrong: after an epoch end or validation that may have host actions, or
+        when an older step reports that it was a no-op.
+
+        Returns:
+            The loop state, the record buffers, and whether the host may have to act before the next step.
+        """
         rings, flying, idle = self._new_rings(), list[Any](), not place.pending
         host = inputs.host_bits()
         if place.pending:
@@ -76,13 +84,15 @@ class Stepped(Executor):
                 if self._boundary_may_wait or place.over:
                     return live, rings, True
             flying.append(halted)
-            if self.program.debug and bool(halted):  # uncompiled steps are never idle
+            if self.program.debug and bool(halted):  # an uncompiled no-op step costs as much as a real one
                 return live, rings, True
+            # Bound the queue. Read the flag of the middle step: it is most likely done, so that reading it rarely
+            # blocks.
             if len(flying) == IN_FLIGHT:
                 if bool(flying[IN_FLIGHT // 2 - 1]):
                     return live, rings, True
                 del flying[: IN_FLIGHT // 2]
-        if idle:  # the epoch may end without another step, which the device knows
+        if idle:  # no batch was left, but the epoch may have to be closed; only the device knows whether
             live, rings, _ = self._boundary(live, inputs, rings)
         return live, rings, False
 

@@ -1,1 +1,1 @@
-"""What runs on the host: dispatching programs, performing records, signals, host metrics."""
+"""The host side of the loop: dispatch, actions on records, signals, host metrics."""

@@ -8,12 +8,12 @@ from jaxcb._src.checkpointing.checkpointer import Checkpointer
 
 
 class CheckpointHooks:
-    """Checkpoints a run while no dispatch is pending.
+    """Writes checkpoints while no dispatch is pending.
 
     Args:
-        keeper: writes the checkpoints; None where the run is not saved.
-        leaves: returns the loop state to save, by name.
-        facts: returns what the host knows of the run, as JSON; all that was logged so far is durable when it returns.
+        keeper: writes the checkpoints; None for a run without checkpoints.
+        leaves: returns the leaves of the loop state by name.
+        facts: returns the metadata of the host as JSON, after making all logs durable.
     """
 
     def __init__(
@@ -23,31 +23,34 @@ class CheckpointHooks:
         facts: Callable[[], Mapping[str, Any]],
     ) -> None:
         self.checkpointer, self._leaves, self._facts = keeper, leaves, facts
-        self.consistent = True  # whether no moment is half done: only then a run that failed is saved
+        self.consistent = True  # true between hooks; only then the state is safe to checkpoint after an error
 
     @contextlib.contextmanager
     def inconsistent(self) -> Iterator[None]:
-        """A moment that is whole only when the host has done its part: one that fails has to come again."""
+        """Marks the state inconsistent until the host side of a hook has run.
+
+        If the host side fails, no checkpoint may be written, since a resumed run has to run the hook again.
+        """
         before, self.consistent = self.consistent, False
         yield
         self.consistent = before
 
     @property
     def due(self) -> bool:
-        """Whether the run is to be saved."""
+        """Whether a checkpoint is due."""
         return self.checkpointer is not None and self.checkpointer.due
 
     def request_save(self) -> None:
-        """Asks for a save at the next place where nothing is under way."""
+        """Requests a checkpoint as soon as no dispatch is pending."""
         if self.checkpointer is not None:
             self.checkpointer.request_save()
 
     def save(self, *, wait: bool = False) -> None:
-        """Saves the training; nothing may be under way."""
+        """Writes a checkpoint of the training. No dispatch may be pending."""
         if self.checkpointer is not None:
             self.checkpointer.save(self._leaves(), self._facts(), wait=wait)
 
     def save_result(self) -> None:
-        """Saves what the run has come to, after `on_train_end`."""
+        """Writes the result of the run, after `on_train_end`."""
         if self.checkpointer is not None:
             self.checkpointer.save_result(self._leaves(), self._facts())

@@ -1,4 +1,4 @@
-"""The driver: dispatches stretches of work one ahead, and performs what comes back."""
+"""The driver: dispatches chunks of steps ahead of the device and handles their results."""
 
 import contextlib
 import signal
@@ -32,15 +32,17 @@ from jaxcb._src.writers.run_handle import Record, Run
 
 
 class HostDecision(NamedTuple):
-    """What the host does next. All that no device can decide alike on every process is in here.
+    """The next thing that the host does. Process 0 decides it and broadcasts it.
+
+    It contains everything that devices cannot decide identically on every process.
 
     Attributes:
-        signum: a signal that asks for the end.
-        save: whether the run is to be saved.
-        pack: whether a population goes on in a smaller program.
-        length: steps that the next dispatch may do.
-        host: the host metrics that it is given; None where nothing is to be dispatched.
-        data: where its data belongs.
+        signum: a signal that requests the end of the run.
+        save: whether to write a checkpoint.
+        pack: whether to compact a population into a smaller program.
+        length: limit of steps for the next dispatch.
+        host: host metrics for the next dispatch; None for no dispatch.
+        data: `chunk_key` of the data of the next dispatch.
     """
 
     signum: int | None = None
@@ -52,27 +54,27 @@ class HostDecision(NamedTuple):
 
     @property
     def needs_idle_device(self) -> bool:
-        """Whether there is something to do for which nothing may be under way."""
+        """Whether there is something to do that needs all dispatches to be finished."""
         return self.signum is not None or self.save or self.pack
 
 
 def chunk_key(chunk: Chunk) -> tuple[int, ...]:
-    """Where a chunk belongs: what process 0's data and that of each other process must have in common."""
+    """Returns the position and size of a chunk, which must be equal on all processes."""
     return chunk.epoch, chunk.base, chunk.size, chunk.epoch_len, int(chunk.closes), chunk.epochs
 
 
 def check_same_chunk(chunk: Chunk | None, wanted: tuple[int, ...], index: int) -> Chunk:
-    """Returns this process's own chunk.
+    """Returns the chunk of this process.
 
     Raises:
-        DataError: where it is not of the steps that process 0 has data for.
+        DataError: if it does not cover the same steps as the chunk of process 0.
     """
     if chunk is not None and chunk_key(chunk) == wanted:
         return chunk
-    got = "none any more" if chunk is None else _shown(chunk_key(chunk))
+    got = "no more batches" if chunk is None else _shown(chunk_key(chunk))
     raise DataError(
-        f"process {index} has other data than process 0: {got}, where process 0 has {_shown(wanted)}. Each process "
-        "must give as many batches an epoch as the others, of the same number of rows."
+        f"process {index} has other data than process 0: {got}; process 0 has {_shown(wanted)}. Each process "
+        "must provide the same number of batches per epoch, with the same number of rows."
     )
 
 
@@ -81,34 +83,37 @@ def _shown(place: tuple[int, ...]) -> str:
     return f"batches {base + 1} to {base + size} from epoch {epoch + 1} on" + (", the last ones" if closes else "")
 
 
-_AHEAD = 2  # dispatches under way
+_AHEAD = 2  # dispatches in flight
 
 
 class PendingDispatch(NamedTuple):
-    """A dispatch under way."""
+    """A dispatch whose result was not read yet."""
 
     chunk: Chunk
     output: Output
-    host: np.ndarray  # the host metrics that it was given
+    host: np.ndarray  # the host metrics that were passed to it
 
 
 class Driver:
-    """Runs a prepared executor to its end.
+    """Runs a prepared executor until the run ends.
 
     Args:
         executor: looped or stepped.
-        live: the run before its first step.
+        live: the loop state before the first step.
         feed: training batches.
-        host_sets: prefix -> iterable of validation batches that the host feeds.
-        evaluators: what else the host does at a validation.
-        host_metrics: what is read of the outside world before each dispatch.
-        inputs: what every dispatch is given; its numbers and data are filled in here.
-        place: where the run starts and ends.
+        host_sets: prefix -> iterable of validation batches.
+        evaluators: metrics that the host computes at a validation.
+        host_metrics: metrics that the host reads before each dispatch.
+        inputs: inputs that all dispatches share; the driver sets parameters and data.
+        place: start and end of the run.
         context: for the writers.
-        run: for host functions.
-        steps_per_execution: steps of a dispatch; None measures.
-        keeper: saves the run; None where it is not saved.
-        members: of a population; None for a single run.
+        run: for host callbacks.
+        steps_per_execution: steps per dispatch; None to choose by measurement.
+        keeper: writes checkpoints; None for a run without checkpoints.
+        members: active members of a population; None for a single run.
+
+    Raises:
+        ValueError: for an action whose text cannot be formatted, or that needs a directory.
     """
 
     def __init__(
@@ -138,16 +143,16 @@ class Driver:
         self.signals = Signals(sigterm=not self.processes.takes_sigterm)
         self.members = members
         self.stops: list[StopRecord] = []
-        self.interrupted: int | None = None  # the signal that ended the run
+        self.interrupted: int | None = None  # signal that ended the run
         self._resumed = False
-        self.begun = False  # whether on_train_begin is behind it
+        self.begun = False  # whether `on_train_begin` has run
         self._pending: deque[PendingDispatch] = deque()
         self.status: Status | None = None  # as last read
         self._pace = ChunkSizer(steps_per_execution)
         feed.pace(self._pace.length)
-        self._read_at = (0, 0, False)  # where the run stood when it was last read: epoch, step, whether evaluated
+        self._read_at = (0, 0, False)  # position of the last result: epoch, step, and whether that step was validated
         self._waiting: list[Record] = []
-        self._next: Chunk | None = None  # that process 0 has data for
+        self._next: Chunk | None = None  # the next chunk on process 0
         self.performer = WriterDispatcher(context)
         for actions in executor.program.actions.values():
             for action in actions:
@@ -155,30 +160,30 @@ class Driver:
                 if not isinstance(action, Backup):
                     self.performer.prepare(action)
                 elif keeper is None and not context.trial:
-                    raise ValueError(f"{action.owner} saves the run, which needs a directory: pass run_dir=.")
+                    raise ValueError(f"{action.owner} writes checkpoints, which needs a directory: pass run_dir=.")
 
     def writer(self, cls: type) -> Any:
-        """Returns the run's writer of a class, None where it has none."""
+        """Returns the writer of a class; None if the run has none."""
         return self.performer.writers.get(cls)
 
     @property
     def buffers_lost(self) -> bool:
-        """Whether a step that failed has taken the run's arrays with it."""
+        """Whether a failed dispatch invalidated the donated buffers."""
         return any(leaf.is_deleted() for leaf in self.live.leaves)
 
     def drain(self) -> None:
-        """Reads what is under way; a writer that fails does not keep the others from their records."""
+        """Reads pending dispatches. An error of a writer does not keep other records from being written."""
         while self._pending:
             flight = self._pending.popleft()
             with contextlib.suppress(Exception):
                 self._read(flight.output, flight.host)
 
     def carry(self) -> LoopState:
-        """The run as it stands; of a population all members, in order."""
+        """Returns the loop state; for a population that of all members, in order."""
         return self.live.carry() if self.members is None else self.members.full_state(self.live)
 
     def stop_reason(self, member: int | None = None) -> str | None:
-        """Who stopped the run, or a member, and why; None where it came to its end."""
+        """Returns who stopped the run, or a member, and why; None if it completed."""
         if self.interrupted is not None:
             return "interrupted"
         stops = (s for s in self.stops if s.member == member)
@@ -187,40 +192,42 @@ class Driver:
     # The run
 
     def train(self) -> None:
-        """Runs from `on_train_begin` to `on_train_end`. Writers and feed are closed on every way out.
+        """Runs from `on_train_begin` to `on_train_end`. Writers and feed are closed in any case.
 
-        A run that a signal ends is saved, and says so in `interrupted`.
+        If a signal ends the run, a checkpoint is written and `interrupted` is set.
         """
         failed: BaseException | None = None
         try:
             with self.signals:
                 if not self._resumed:
-                    self.saving.save(wait=True)  # before anything is written: a killed run knows where its files stood
+                    # the first checkpoint precedes all logs, so that a run killed early can truncate them on resume
+                    self.saving.save(wait=True)
                 if not self.begun:
                     self._run_single_hook("on_train_begin", self.executor.begin)
                     self.begun = True
                 self._steps()
                 self.saving.save()
-                self.saving.consistent = False  # what follows is no training any more
+                self.saving.consistent = False  # the loop state is that of a result from here on
                 self._run_single_hook("on_train_end", self.executor.end)
                 self.saving.save_result()
                 self.interrupted = self.processes.broadcast_from_primary(
                     self._signal_received
-                )  # a signal that came too late to cut anything short
+                )  # a signal that came too late to interrupt a step
         except Interrupted as asked:
             failed, self.interrupted = asked, asked.signum
             self.saving.save(wait=True)
             self.update_model()
         except BaseException as error:
             failed = error
-            if not self.processes.is_multiprocess:  # of several, who knows where the others stand
+            # with several processes, a checkpoint would need all of them at the same position
+            if not self.processes.is_multiprocess:
                 self._save_on_error(error)
             raise
         finally:
             self.close(failed)
 
     def _facts(self) -> dict[str, Any]:
-        """What the host knows of the run, as JSON. All that was logged so far is durable when it returns."""
+        """Returns the metadata of the host as JSON, after making all logs durable."""
         place = self.place
         return {
             "begun": self.begun,
@@ -238,7 +245,7 @@ class Driver:
         }
 
     def _save_on_error(self, error: BaseException) -> None:
-        """Saves a run that failed where its state is consistent, and brings the caller's model up to date."""
+        """Writes a checkpoint after an error if the state is consistent, and updates the caller's model."""
         if self.buffers_lost:
             return
         with contextlib.suppress(Exception):
@@ -248,30 +255,30 @@ class Driver:
         if self.saving.checkpointer is None or status is None:
             return
         if not self.saving.consistent or bool(status.yielded) or bool(status.awaits):
-            return  # in the middle of a hook: the run resumes from the checkpoint before, and the hook runs again
+            return  # inside of a hook: the run resumes from the previous checkpoint, and the hook runs again
         try:
             if int(self.live.carry().step) != int(status.step):
-                return  # an interrupt came before the last dispatch was read
+                return  # interrupted before the last dispatch was read
             self.place.correct(status)
             self.feed.confirm(status)
             self.saving.save(wait=True)
         except Exception as second:
-            error.add_note(f"The run could not be saved after that: {second!r}")
+            error.add_note(f"No checkpoint could be written after this error: {second!r}")
 
     def close(self, failed: BaseException | None = None) -> None:
-        """Closes writers, feed and what saves the run; the first error is the one that the user sees."""
+        """Closes writers, feed and checkpointer. The first error is the one that is raised."""
         self.context.failure = failed
         keepers = () if self.saving.checkpointer is None else (self.saving.checkpointer,)
-        # the writers first: a feed may have to wait for a user's iterator, and be interrupted in it
+        # Writers first: closing a feed may block in a user's iterator and be interrupted there.
         close_all((*self.performer.writers.values(), self.host_metrics, *keepers, self.feed), failed)
 
     def resume(self, carry: LoopState, facts: Mapping[str, Any], *, anew: bool = False) -> None:
-        """Takes a run over as it was saved; `train` then goes on with its next step.
+        """Restores a run from a checkpoint; `train` then continues with the next step.
 
         Args:
-            carry: the run on the device.
-            facts: what the host knew.
-            anew: whether a stop that has ended the run holds no more, because something else is asked for now.
+            carry: the loop state.
+            facts: the metadata of the host.
+            anew: whether to clear the stop that ended the run, because the arguments have changed.
         """
         if anew and facts["cursor"] == 0:
             carry, facts = clear_stop(carry), {**facts, "stops": []}
@@ -286,17 +293,17 @@ class Driver:
         self.performer.restore(facts["writers"])
 
     def _with_order(self, carry: LoopState) -> LoopState:
-        """The order of the rows is a function of the key and the epoch, and is not saved."""
+        """Returns the loop state with the order of the rows, which is a function of key and epoch and is not saved."""
         if carry.order is None:
             return carry
         return carry.replace(order=jax.jit(self.executor.program.layout.new_order)(self.inputs.key, carry.epoch))
 
     def _signal_received(self) -> int | None:
-        """The signal that asks for the end, sent to whichever process; asked on process 0."""
+        """Returns the signal that any process received. Runs on process 0."""
         return self.processes.signum if self.signals.asked is None else self.signals.asked
 
     def _act_while_idle(self, orders: HostDecision) -> None:
-        """What is done where nothing is under way: a save or a smaller program that is due, the end that was asked."""
+        """Writes a checkpoint, compacts the population, or ends the run. No dispatch may be pending."""
         if orders.save:
             self.saving.save()
         if orders.pack:
@@ -307,7 +314,7 @@ class Driver:
             raise Interrupted(orders.signum)
 
     def _run_single_hook(self, hook: str, moment: Any) -> None:
-        """Runs one of the moments that stand alone, where a callback has it."""
+        """Runs `on_train_begin` or `on_train_end` if any callback defines it."""
         if hook not in self.executor.program.actions:
             return
         host = self.processes.broadcast_from_primary(lambda: self.host_metrics.read(self.place.step))
@@ -315,9 +322,18 @@ class Driver:
         self._synchronize(self._read(output, host))
 
     def _steps(self) -> None:
+        """Dispatches chunks and handles their results until the run is over.
+
+        Each turn decides, dispatches, and then reads the oldest dispatch. `_AHEAD` dispatches are in flight, so that
+        the device works while the host handles records. This is safe, since a program that must not run returns its
+        state unchanged: after a stop, a host action or a due host validation, the queued dispatches are no-ops. They
+        then only have to be drained.
+        """
         flying = self._pending
         while True:
             orders = self._next_decision()
+            # A save or compaction that is due stops new dispatches (see `_decide`). It happens here once the queue is
+            # empty.
             if orders.needs_idle_device and not flying:
                 self._act_while_idle(orders)
                 continue
@@ -331,11 +347,13 @@ class Driver:
             status = self._read(output, host)
             self._measure(status)
             if bool(status.yielded) or bool(status.awaits) or not chunk.consumed(status):
-                # what flies behind has nothing to do but hand its input through, or close the epoch
+                # Dispatches queued behind this one are no-ops (or only close the epoch). Drain them.
                 while flying:
                     _, output, host = flying.popleft()
                     behind = self._read(output, host)
-                    if not bool(status.awaits):  # those behind may not know that the epoch is to be closed
+                    # A later dispatch has other data and cannot see that the epoch is complete, so only this status
+                    # says that a host validation is due.
+                    if not bool(status.awaits):
                         status = behind
                 self._synchronize(status)
             else:
@@ -343,14 +361,14 @@ class Driver:
                 if not flying:
                     self.place.correct(status)
             if bool(status.over):
-                while flying:  # what flies behind has nothing to do
+                while flying:  # dispatches queued behind the end are no-ops
                     _, output, host = flying.popleft()
                     self._read(output, host)
                 self.place.correct(status)
                 return
 
     def _next_decision(self) -> HostDecision:
-        """Asks what comes next; all processes are told the same."""
+        """Returns the next decision, which is the same on all processes."""
         if self.signals.asked is not None:
             self.processes.report_signal(self.signals.asked)
         orders = self.processes.broadcast_from_primary(self._decide)
@@ -359,10 +377,10 @@ class Driver:
         return orders
 
     def _decide(self) -> HostDecision:
-        """What comes next, as process 0 sees it."""
+        """Returns the next decision. Runs on process 0."""
         flying = self._pending
         orders = HostDecision(self._signal_received(), self.saving.due, self.members is not None and self.members.due)
-        # where nothing is under way the data is waited for; else what is under way is read meanwhile
+        # With an empty queue, wait for data. Otherwise dispatch only if data is ready; the next turn reads a result.
         goes_on = not flying or (not orders.needs_idle_device and not flying[-1].output.may_wait and self.feed.ready())
         if (orders.needs_idle_device and not flying) or not goes_on or self.place.over:
             return orders
@@ -380,7 +398,7 @@ class Driver:
         )
 
     def _dispatch(self, orders: HostDecision, host: np.ndarray) -> PendingDispatch:
-        """Dispatches the next stretch."""
+        """Dispatches the next chunk of steps."""
         place = self.place
         own = self._next if self.processes.is_primary else self.feed.next()
         chunk = check_same_chunk(own, orders.data, self.processes.index)
@@ -393,7 +411,7 @@ class Driver:
         return PendingDispatch(chunk, output, host)
 
     def _inputs(self, chunk: Chunk | None, host: np.ndarray, length: int = 0) -> Inputs:
-        """The inputs of a dispatch."""
+        """Returns the inputs of a dispatch."""
         if chunk is None:
             numbers = self.place.numbers(size=0, length=0)
             return self.inputs.replace(numbers=numbers.packed(host))
@@ -404,7 +422,7 @@ class Driver:
         return self.inputs.replace(data=chunk.data, numbers=numbers.packed(host))
 
     def _measure(self, status: Status) -> None:
-        """Sizes the next stretches by the last one, and tells the members who is alive and what it took."""
+        """Adapts the chunk size to the last measurement, and updates the active members."""
         lap = self._pace.read(int(status.step))
         self.host_metrics.steps_per_second = self._pace.speed
         self.feed.pace(self._pace.length)
@@ -413,11 +431,11 @@ class Driver:
                 self.members.built_in(lap.to_build)
             self.members.note(status.alive, lap.seconds)
 
-    # What comes back
+    # Results
 
     def _read(self, output: Output, host: np.ndarray) -> Status:
-        """Reads a stretch's records, waiting for them; performs the logs and keeps the host actions."""
-        with self.saving.inconsistent():  # until its records are written: else they have to come again
+        """Waits for a dispatch. Writes its log records and stores its host actions."""
+        with self.saving.inconsistent():  # until the records are written; a resumed run must produce missing ones again
             rings, status = jax.device_get((output.rings, output.status))
             status = self.executor.told(status)
             self.status = status
@@ -431,7 +449,7 @@ class Driver:
         return status
 
     def _logs(self, records: Iterable[Record]) -> Iterable[Record]:
-        """Takes stops and host actions out of the records."""
+        """Yields the log records; stores stops and host actions."""
         for record in records:
             if isinstance(record.action, Stop):
                 self.stops.extend(stops_of(record))
@@ -443,7 +461,7 @@ class Driver:
                 yield record
 
     def _synchronize(self, status: Status) -> None:
-        """Brings host and device to the same place: host actions, a validation by the host, batches again."""
+        """Synchronizes host and device: corrects the position, rewinds the feed, runs host actions and validation."""
         self.place.correct(status)
         self.feed.confirm(status)
         self.place.epoch_len = self.feed.rewind()
@@ -452,7 +470,7 @@ class Driver:
             self.live = self.executor.resume(self.live)
         elif bool(status.awaits):
             self._validate()
-        self._pace.exclude_host_time(self.place.step)  # what the host did is no time of the steps'
+        self._pace.exclude_host_time(self.place.step)  # host work does not count as step time
 
     def _call_host(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -471,7 +489,7 @@ class Driver:
                     self.place.stopping = True
 
     def update_model(self) -> None:
-        """Brings the caller's own module up to date, where the model is one that is changed in place."""
+        """Updates the caller's own module if the model is one that is modified in place."""
         adapter = self.live.carry().train.adapter
         if adapter is not None and adapter.in_place:
             self.run._attach(self.carry)
@@ -479,7 +497,7 @@ class Driver:
             adapter.deliver(state.params, state.model_state, state.rngs)
 
     def _validate(self) -> None:
-        """Feeds a validation that the device cannot do by itself."""
+        """Runs a validation on batches or evaluators of the host."""
         with self.saving.inconsistent():
             host = self.processes.broadcast_from_primary(lambda: self.host_metrics.read(self.place.step))
             inputs = self._inputs(None, host)
@@ -487,7 +505,7 @@ class Driver:
         self._synchronize(self._read(output, host))
 
     def _evaluate(self, live: DeviceState) -> dict[str, np.ndarray]:
-        """Asks the evaluators, with the weights that the validation is of."""
+        """Calls the evaluators with the weights at the validation."""
         if not self.evaluators.names:
             return {}
         train = all_gather(live.carry().train)

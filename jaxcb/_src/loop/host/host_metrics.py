@@ -1,4 +1,4 @@
-"""Evaluators: functions of the model that the host runs at a validation."""
+"""Host metrics, read before each dispatch, and evaluators, which the host runs at a validation."""
 
 import math
 import time
@@ -18,17 +18,21 @@ PLACE = ("epoch", "step", "evaluated")
 
 
 class HostMetrics:
-    """Reads them; those of jaxcb's own only where a callback makes use of them.
+    """Reads host metrics. The built-in ones are only read if a callback uses them.
 
-    Its own are `elapsed` (seconds of the whole run), `steps_per_second` (of the last stretch of steps, without
-    validation and compilation), `examples_per_step` (rows of a batch), `step_flops` (floating point operations of
-    a training step, from XLA's cost analysis), `peak_flops` (what the devices can do in a second, NaN where that is
-    not known) and `device_memory` (bytes in use on the fullest device, NaN where the backend does not tell).
+    Built-in: `elapsed` (seconds of the complete run), `steps_per_second` (of the last chunk, without validation and
+    compilation), `examples_per_step` (rows of a batch), `step_flops` (floating point operations of a training step,
+    from XLA's cost analysis), `peak_flops` (of the devices per second, NaN if unknown) and `device_memory` (bytes in
+    use on the fullest device, NaN if the backend does not report it).
 
     Args:
-        functions: the user's, name -> function of nothing that returns a number.
+        functions: name -> function without arguments that returns a number.
         examples_per_step: rows of a batch.
-        step_flops: a function of nothing.
+        step_flops: returns the floating point operations of a step.
+
+    Raises:
+        TypeError: for a value that is not callable.
+        ValueError: for the name of a built-in metric.
     """
 
     def __init__(
@@ -41,9 +45,9 @@ class HostMetrics:
         self._functions = dict(functions or {})
         for name, function in self._functions.items():
             if not callable(function):
-                raise TypeError(f"host_metrics: {name!r} must be a function of nothing, got {function!r}.")
+                raise TypeError(f"host_metrics: {name!r} must be a function without arguments, got {function!r}.")
         self.steps_per_second = math.nan
-        self.before = 0.0  # seconds of the run before this process
+        self.before = 0.0  # seconds that earlier processes of the run took
         self._started = time.monotonic()
         self._flops: float | None = None
         self._step_flops = step_flops
@@ -56,7 +60,7 @@ class HostMetrics:
             "device_memory": _device_memory,
         }
         for name in self._functions.keys() & self._own.keys():
-            raise ValueError(f"host_metrics: {name!r} is one of jaxcb's own; give yours another name.")
+            raise ValueError(f"host_metrics: {name!r} is a built-in host metric; rename yours.")
         self._read: tuple[str, ...] = ()
         self._journal: Table | None = None
         self._noted: dict[str, str] = {}
@@ -68,21 +72,21 @@ class HostMetrics:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of the whole run, those of earlier processes included."""
+        """Seconds of the complete run, including earlier processes."""
         return self.before + time.monotonic() - self._started
 
     def use(self, read: Sequence[str], context: Context) -> None:
-        """Says which ones callbacks make use of; what is used is journaled where there is a `run_dir`."""
+        """Sets which metrics callbacks use. With a `run_dir` these are recorded in the journal."""
         self._read = tuple(n for n in self.names if n in read)
         if context.run_dir is not None and self._read and context.processes.is_primary:
             file = context.append_file(context.run_dir / JOURNAL, "journal")
             self._journal = Table(file, [*PLACE, *self._read], grows=True)
 
     def read(self, step: int) -> np.ndarray:
-        """Reads all that is in use, float32 (names,).
+        """Reads all metrics in use, float32 (names,); the others are 0.
 
         Raises:
-            TypeError: for what is not a number.
+            TypeError: for a value that is not a number.
         """
         values = np.zeros(len(self.names), np.float32)
         for i, name in enumerate(self.names):
@@ -101,7 +105,7 @@ class HostMetrics:
             raise
 
     def note(self, place: tuple[int, int, bool], values: np.ndarray) -> None:
-        """Journals what held from a place on: epoch, step, and whether its validation was done."""
+        """Records the values in the journal with their epoch, step, and whether that step was validated."""
         if self._journal is None:
             return
         named = dict(zip(self.names, values, strict=True))
@@ -121,7 +125,7 @@ class HostMetrics:
         return self._flops
 
 
-# dense bfloat16 FLOPs a second of one device as JAX counts devices, from their makers' data sheets
+# dense bfloat16 FLOP/s of one device as JAX counts devices, from the vendors' data sheets
 _PEAKS = {
     "TPU v2": 22.5e12,
     "TPU v3": 61.5e12,
@@ -152,11 +156,15 @@ def _device_memory() -> float:
 
 
 class Evaluators:
-    """Functions of the model whose results join the metrics of a validation.
+    """Functions of the model whose results are added to the metrics of a validation.
 
     Args:
-        functions: name -> `fn(model)` that returns a number; or several names in a tuple -> `fn(model)` that returns
-            as many, or a dict of them.
+        functions: name -> `fn(model)` that returns a number; or tuple of names -> `fn(model)` that returns a sequence
+            or dict of numbers.
+
+    Raises:
+        TypeError: for a value that is not callable, or a name that is not a string.
+        ValueError: for a duplicate name.
     """
 
     def __init__(self, functions: Mapping[Any, Callable[[Any], Any]] | None) -> None:
@@ -169,12 +177,16 @@ class Evaluators:
         self.names = tuple(name for names in self._functions for name in names)
         for name in self.names:
             if not isinstance(name, str) or not name:
-                raise TypeError(f"evaluators: a name must be a string that is not empty, got {name!r}.")
+                raise TypeError(f"evaluators: a name must be a non-empty string, got {name!r}.")
             if self.names.count(name) > 1:
-                raise ValueError(f"evaluators: {name!r} is the name of more than one result.")
+                raise ValueError(f"evaluators: the name {name!r} occurs more than once.")
 
     def __call__(self, run: Run, step: int) -> dict[str, np.ndarray]:
-        """Runs them on the model of this moment; what fails names itself and the step.
+        """Runs all evaluators on the current model.
+
+        Args:
+            run: provides the model.
+            step: number of the step, for errors.
 
         Returns:
             name -> float32 ().

@@ -1,4 +1,4 @@
-"""`ChunkSizer`: how many steps a stretch of work has, so that it lasts about a quarter of a second."""
+"""`ChunkSizer`: chooses the number of steps per dispatch such that it takes about a quarter of a second."""
 
 import math
 import time
@@ -6,16 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-_TARGET = 0.25  # seconds of work in one: progress feels live, and a signal is answered in time
-_FIRST = 16  # steps of the first one, before anything is measured
+_TARGET = 0.25  # seconds per dispatch: short enough for a live progress display and a quick response to signals
+_FIRST = 16  # steps of the first dispatch, before any measurement
 
 
 class Timing(NamedTuple):
-    """What a stretch took.
+    """Duration of a dispatch.
 
     Attributes:
-        seconds: since the one before was read; 0 for the first one of a program.
-        to_build: seconds that the first one of a program took, most of which made it; None for the others.
+        seconds: since the previous result was read; 0 for the first dispatch of a program.
+        to_build: seconds of the first dispatch of a program, most of them compile time; None for the others.
     """
 
     seconds: float
@@ -23,29 +23,29 @@ class Timing(NamedTuple):
 
 
 class ChunkSizer:
-    """Measures stretches, and sizes the next ones by them.
+    """Measures dispatches and sizes the next ones.
 
     Args:
-        fixed: steps of each; None measures.
+        fixed: steps per dispatch; None to measure.
 
     Attributes:
-        length: steps of the next one.
-        speed: steps a second; NaN before anything is measured.
+        length: steps of the next dispatch.
+        speed: steps per second; NaN before the first measurement.
     """
 
     def __init__(self, fixed: int | None) -> None:
         self._fixed = fixed
         self.length, self.speed = fixed or _FIRST, math.nan
-        self._began: float | None = None  # when the first dispatch of a program was made, until it was read
-        self._last: tuple[float, int] | None = None  # when one was read, and where the run stood
+        self._began: float | None = None  # time of the first dispatch of a program, until it is read
+        self._last: tuple[float, int] | None = None  # time and step of the last result
 
     def dispatched(self) -> None:
-        """Says that a stretch was begun."""
+        """Notes a dispatch."""
         if self._last is None and self._began is None:
             self._began = time.monotonic()
 
     def read(self, step: int) -> Timing:
-        """Says that a stretch was read, with so many updates done."""
+        """Notes a result after `step` updates, and returns its duration."""
         now = time.monotonic()
         if self._last is None:
             lap = Timing(0.0, None if self._began is None else now - self._began)
@@ -64,10 +64,10 @@ class ChunkSizer:
             self.length = int(np.clip(_TARGET * self.speed, max(1, self.length // 4), self.length * 4))
 
     def exclude_host_time(self, step: int) -> None:
-        """Says that the time since the last reading is none of the steps'."""
+        """Excludes the time since the last result from the measurement."""
         if self._last is not None:
             self._last = (time.monotonic(), step)
 
     def reset(self) -> None:
-        """Says that another program follows."""
+        """Restarts the measurement for another program."""
         self._last = None

@@ -1,4 +1,4 @@
-"""`Population`: members that train in one program; `Members`: which of them a program still holds."""
+"""`Population`: the configuration of members that train in one program. `ActiveMembers`: those still in the program."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -14,16 +14,15 @@ from jaxcb._src.writers.run_handle import Record
 
 
 class Population(NamedTuple):
-    """What is to be known of a population before its program is built.
+    """Configuration of a population.
 
     Attributes:
-        size: how many members.
-        axes: for each number of the callbacks, in the order of their leaves, 0 where each member has its own, None
-            where all share one.
-        seeds: of each member's order of the data.
-        strategy: how a step goes over the members: "vmap", "map" or "shard"; None measures.
-        repack: whether members that have ended leave the program: at each power of two (True), never (False), or once
-            what they waste has cost as much as a new program (None).
+        size: number of members.
+        axes: for each numeric field of the callbacks (leaves of the chain) 0 if it has a member axis, None if shared.
+        seeds: seed of the data order of each member.
+        strategy: how a step is mapped over members: "vmap", "map" or "shard"; None measures.
+        repack: whether stopped members are removed from the program: at each power of two (True), never (False), or
+            once they have wasted as much time as a new program takes to build (None).
     """
 
     size: int
@@ -34,7 +33,7 @@ class Population(NamedTuple):
 
 
 def member_axes(carry: LoopState) -> list[bool]:
-    """For each leaf of a population's carry, whether it has the member axis."""
+    """Returns for each leaf of the loop state of a population whether it has the member axis."""
 
     def mark(tree: Any, has: bool) -> Any:
         return jax.tree.map(lambda _: has, tree)
@@ -53,46 +52,46 @@ def member_axes(carry: LoopState) -> list[bool]:
 
 
 class ActiveMembers:
-    """The members of a population that a program still holds, and those that have left it.
+    """Tracks which members of a population the program still holds.
 
-    A member that has ended trains no more and its rows of the carry are final, so that they may be put aside. The
-    program for those that are left is smaller by powers of two; where there are fewer members than rows, some of those
-    that have ended stay.
+    A stopped member does not change any more, so its rows can be moved out of the program. The size of the program
+    shrinks by powers of two; some stopped members stay as padding.
 
     Args:
-        population: all of them.
-        strategy: how the program goes over them.
-        build: makes the executor for so many rows.
+        population: all members.
+        strategy: how a step is mapped over members.
+        build: returns the executor for a number of rows.
     """
 
     def __init__(self, population: Population, strategy: Strategy, build: Callable[[int], Executor]) -> None:
         self.size, self.strategy = population.size, strategy
-        self.rows = np.arange(self.size)  # the member in each row of the program
-        self.sizes = [self.size]  # of the programs so far
+        self.rows = np.arange(self.size)  # member in each row of the program
+        self.sizes = [self.size]  # sizes of all programs so far
         self._repack, self._axes, self._build = population.repack, population.axes, build
-        self._away: list[tuple[np.ndarray, list[Any]]] = []  # who has left, and their rows of each leaf with the axis
-        self._alive = np.ones(self.size, bool)  # of the program's rows
+        # removed members, and their rows of each leaf that has the member axis
+        self._away: list[tuple[np.ndarray, list[Any]]] = []
+        self._alive = np.ones(self.size, bool)  # for each row of the program
         self._seconds_to_build, self._wasted = 0.0, 0.0
 
-    # When to repack
+    # When to compact
 
     def note(self, alive: np.ndarray, seconds: float) -> None:
-        """Takes note of who is alive, and of the seconds that the last stretch took."""
+        """Notes which rows are alive, and the seconds of the last dispatch."""
         self._alive = np.asarray(alive)
         self._wasted += seconds * (1 - self._wanted / len(self.rows))
 
     def built_in(self, seconds: float) -> None:
-        """Says how long it takes to make a program."""
+        """Notes the seconds that it takes to build a program."""
         self._seconds_to_build = seconds
 
     @property
     def alive(self) -> int:
-        """Members that still train."""
+        """Number of members that still train."""
         return int(self._alive.sum())
 
     @property
     def _wanted(self) -> int:
-        """Rows of the smallest program that holds all who are alive."""
+        """Rows of the smallest program that holds all members that still train."""
         rows = self.strategy.least
         while rows < self.alive:
             rows *= 2
@@ -100,18 +99,22 @@ class ActiveMembers:
 
     @property
     def due(self) -> bool:
-        """Whether a smaller program is worth its making: never more than twice what the best choice would cost."""
+        """Whether to compact now.
+
+        None compacts when the time wasted on stopped members exceeds the time to build a program, so the total cost
+        is at most twice that of the best choice in hindsight.
+        """
         if self._repack is False or not self.alive or self._wanted == len(self.rows):
             return False
         return self._repack is True or self._wasted > self._seconds_to_build
 
-    # Repacking
+    # Compaction
 
     def compact(self, live: DeviceState, inputs: Inputs) -> tuple[Executor, DeviceState, Inputs]:
-        """Returns a smaller program, with the run and its inputs for it."""
+        """Returns the executor of a smaller program, with loop state and inputs for it."""
         carry = live.carry()
         marks = member_axes(carry)
-        order = np.argsort(~self._alive, kind="stable")  # those alive first, as they stood
+        order = np.argsort(~self._alive, kind="stable")  # members that still train first, in their order
         stay, leave = np.sort(order[: self._wanted]), order[self._wanted :]
         self._away.append((self.rows[leave], [x[leave] for x, own in zip(live.leaves, marks, strict=True) if own]))
         leaves = [x[stay] if own else x for x, own in zip(live.leaves, marks, strict=True)]
@@ -124,18 +127,21 @@ class ActiveMembers:
         )
 
     def put(self, live: DeviceState, inputs: Inputs) -> tuple[DeviceState, Inputs]:
-        """Puts the run and its inputs on the devices that they belong to."""
+        """Puts loop state and inputs on the devices of the strategy."""
         place, axes = self.strategy.place, self._axes
         if self.strategy.placement.mesh is None:
             return live, inputs
         leaves = [place(x, own) for x, own in zip(live.leaves, member_axes(live.carry()), strict=True)]
         settings = [place(x, axis == 0) for x, axis in zip(inputs.settings, axes, strict=True)]
         key = inputs.key if inputs.key is None else place(inputs.key, jnp.ndim(inputs.key) > 0)
-        # the rows are the feed's to place
+        # the feed places the training data
         return DeviceState(leaves, live.tree), inputs.replace(settings=settings, key=key, val=place(inputs.val, False))
 
     def full_state(self, live: DeviceState) -> LoopState:
-        """The carry of the whole population, members in order; the run's own arrays where nobody has left."""
+        """Returns the loop state of the complete population, members in order.
+
+        If no member was removed, the arrays are those of the run itself.
+        """
         if not self._away:
             return live.carry()
         marks, order = member_axes(live.carry()), np.argsort(np.concatenate([self.rows, *(m for m, _ in self._away)]))
@@ -147,7 +153,7 @@ class ActiveMembers:
         return jax.tree.unflatten(live.tree, leaves)
 
     def scatter_records(self, records: Iterable[Record]) -> Iterator[Record]:
-        """Gives records of the program's rows the axis of the whole population; for the others nothing fires."""
+        """Expands records from the program's rows to the full member axis. Actions of removed members do not fire."""
         packed = len(self.rows) < self.size
 
         def full(rows: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Who stopped a run, and why: the `Stop` actions that came back from the device."""
+"""Reasons for the end of a run: `Stop` actions and signals."""
 
 import signal
 import threading
@@ -12,11 +12,11 @@ import numpy as np
 from jaxcb._src.core.actions.utils import fill
 from jaxcb._src.writers.run_handle import Record
 
-TERMINATED = 143  # the exit status of a process that SIGTERM ended, as shells count it
+TERMINATED = 143  # exit status after SIGTERM, by the convention of shells
 
 
 class Interrupted(BaseException):
-    """A signal has asked the run to end. Never leaves the loop."""
+    """A signal has requested the end of the run. Never leaves the loop."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -24,18 +24,18 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """Takes SIGTERM and Ctrl-C while a run trains; a second Ctrl-C is immediate.
+    """Handles SIGTERM and Ctrl-C during training; a second Ctrl-C raises KeyboardInterrupt at once.
 
-    A signal is taken only where it does what it does by default. One that is ignored (as SIGINT is in what a script
-    puts in the background), or that somebody else handles, stays as it is. A handler that is set during the run stays,
-    too. Handlers belong to a process's main thread: a run in another thread takes no signal.
+    A signal is only handled if its current handler is the default one. Ignored signals (such as SIGINT in a script's
+    background job) and custom handlers are left alone, also those that are set during the run. Only the main thread can
+    set handlers: a run in another thread handles no signals.
 
     Args:
-        sigterm: whether SIGTERM is taken; not where JAX's own notice takes it.
+        sigterm: whether to handle SIGTERM; False if JAX's preemption notice handles it.
 
     Attributes:
-        asked: the signal that came, None before one did.
-        waiting: whether the run waits for its data with nothing under way, and can be told at once.
+        asked: the signal received, or None.
+        waiting: whether the run waits for data with no pending dispatch, and can be interrupted at once.
     """
 
     def __init__(self, *, sigterm: bool = True) -> None:
@@ -47,8 +47,8 @@ class Signals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for signum in self._taken:
-                known = signal.getsignal(signum)  # None is a handler that was not set in Python: a cluster's own notice
-                is_ours = getattr(known, "__func__", None) is Signals._take  # of a run that this one is a part of
+                known = signal.getsignal(signum)  # None: a handler that was not set from Python
+                is_ours = getattr(known, "__func__", None) is Signals._take  # of an enclosing run
                 if is_ours or known in (signal.SIG_DFL, signal.default_int_handler):
                     self._before[signum] = signal.signal(signum, self._take)
         return self
@@ -57,12 +57,12 @@ class Signals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for signum, handler in self._before.items():
-            if signal.getsignal(signum) == self._take:  # else a callback has set another one, which stays
+            if signal.getsignal(signum) == self._take:  # a handler that a callback has set meanwhile stays
                 signal.signal(signum, handler)
         before, self._before = self._before, {}
         outer: Any = before.get(self.asked or 0)
         if self.asked is not None and getattr(outer, "__func__", None) is Signals._take:
-            outer(self.asked, None)  # the run that this one is a part of is asked, too
+            outer(self.asked, None)  # the enclosing run ends, too
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
         if self.asked is not None and signum == signal.SIGINT:
@@ -73,7 +73,7 @@ class Signals:
 
 
 class StopRecord(NamedTuple):
-    """A `Stop` that fired: who asked, why, where, and for which member of a population."""
+    """A `Stop` that fired: its callback, reason, position, and member of a population."""
 
     owner: str
     reason: str
@@ -83,7 +83,7 @@ class StopRecord(NamedTuple):
 
 
 def stops_of(record: Record) -> Iterable[StopRecord]:
-    """Returns the stops of a record, one a member for which it fires."""
+    """Yields the stops of a record, one per member for which it fires."""
     when = np.asarray(record.action.when)
     for member in np.flatnonzero(when) if when.ndim else (None,):
         own = record.action if member is None else jax.tree.map(lambda x, m=member: x[m], record.action)
@@ -92,7 +92,11 @@ def stops_of(record: Record) -> Iterable[StopRecord]:
 
 
 def check_text(action: Any, members: int | None) -> None:
-    """Fills an action's text with zeros, so that one that cannot be filled is found before the first step."""
+    """Formats an action's text with zeros, to find an invalid template before the first step.
+
+    Raises:
+        ValueError: for a template that cannot be formatted.
+    """
     if not action.template:
         return
     axes = 0 if members is None else 1
@@ -102,5 +106,5 @@ def check_text(action: Any, members: int | None) -> None:
     except Exception as error:
         text = getattr(action, action.template)
         raise ValueError(
-            f"{action.owner}: the text of its {type(action).__name__}, {text!r}, cannot be filled: {error}"
+            f"{action.owner}: the text of its {type(action).__name__}, {text!r}, cannot be formatted: {error}"
         ) from None
