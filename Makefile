@@ -1,19 +1,19 @@
-# Needs make and Python 3.11 or newer; every target sets itself up, once, in .venv.
+# Needs make and Python 3.11 or newer. Each target installs what it needs into .venv, once.
 #
 #   make demo          train a small network with callbacks (examples/digits.py)
 #   make test          linters, types, and the everyday tests with the examples in docstrings
 #   make test-newest   a short set of tests on the newest Python here, with the newest jax locked
-#   make long          tests that take minutes: processes that are killed at odd moments, every way to cut a run short
-#   make deep          the long tests
-#   make browser       look at TensorBoard's pages in a browser (apt-get install chromium chromium-driver)
+#   make long          tests that take minutes: processes killed at arbitrary times, all ways to interrupt a run
+#   make deep          complete runs of the examples, which take longest
+#   make browser       check TensorBoard's pages in a browser (apt-get install chromium chromium-driver)
 #   make keras         compare the callbacks with the real Keras on 14,000 streams of metrics
-#   make mutants       spoil the callbacks one line at a time, and see that the tests notice
-#   make bench         everything side by side with loops by hand, Keras and Lightning, in an environment of their own
+#   make mutants       change the callbacks one line at a time, and check that the tests fail
+#   make bench         all benchmarks against hand-written loops, Keras and Lightning, in a separate environment
 #   make bench-quick   a part of it, in under three minutes
-#   make lock          resolve the locked versions anew
-#   make clean         remove everything made here
+#   make lock          resolve the locked versions again
+#   make clean         remove everything that make has made
 #
-# PYTHON=... names the interpreter for .venv, ARGS=... goes on to pytest.
+# PYTHON=... names the interpreter for .venv, ARGS=... is passed to pytest.
 
 SHELL := /bin/sh
 .NOTPARALLEL:
@@ -93,7 +93,7 @@ $(BIN)/python:
 	echo "Setting up .venv with $$($$python --version)"; \
 	$$python -m venv .venv
 
-# What the demo needs: the library, what it plots with, and a data set that a package ships.
+# The demo needs the library, matplotlib, and a data set from scikit-learn.
 .venv/.demo: $(SOURCES) | $(BIN)/python
 	@echo "Installing what the demo needs (once)"
 	@lock=$(call LOCK_OF,$(BIN)/python); \

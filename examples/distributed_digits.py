@@ -4,8 +4,8 @@ As two processes on a laptop, each with one CPU device:
 
     python examples/distributed_digits.py --processes 2 --run-dir runs/distributed
 
-On a cluster each process is started by the scheduler and finds the others by itself; `--processes` is left out (see
-docs/distributed.md). In all cases the same command, given again, goes on where the run was cut short.
+On a cluster the scheduler starts the processes, which find each other; `--processes` is not given (see
+docs/distributed.md). In all cases, the same command resumes an interrupted run.
 """
 
 import argparse

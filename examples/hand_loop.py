@@ -53,7 +53,7 @@ def close_epoch(state: jc.TrainState, callback_state, epoch):
 
 
 def close_run(state: jc.TrainState, callback_state, metrics):
-    """The last moment: the best weights come back."""
+    """Calls the last hook, which restores the best weights."""
     callback_state, actions = CALLBACKS.on_train_end(callback_state, metrics)
     return jc.apply(actions, state), callback_state
 

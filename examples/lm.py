@@ -89,7 +89,7 @@ def continued(model, tokens, key, length: int):
 
 
 class Sample(jc.Callback):
-    """Shows at each validation how the model goes on from a piece of text."""
+    """Prints at each validation a continuation of a text by the model."""
 
     prompt: bytes = jc.static()
     length: int = jc.static(default=200)
