@@ -207,7 +207,6 @@ def test_the_seed_is_a_whole_number(seed):
         (ValueError, "fast_dev_run", -1, "Execution: fast_dev_run must be a whole number of at least 0, got -1"),
         (TypeError, "overwrite", "yes", "Checkpointing: overwrite must be True or False, got 'yes'"),
         (ValueError, "on_error", "ignore", "Checkpointing: on_error must be one of 'raise', 'warn', got 'ignore'"),
-        (TypeError, "execution", {}, "fit: execution must be a jc.Execution, got a dict"),
         (TypeError, "checkpointing", True, "fit: checkpointing must be a jc.Checkpointing, got a bool"),
         (TypeError, "metrics", ["norm"], "fit: metrics must be a mapping of names, got a list"),
     ],
@@ -230,7 +229,7 @@ PROBE, HOST = jc.probes.grad_norm(), jc.probes.host_metric(lambda: 1)
         ({"f1": 3}, TypeError, r"metrics\['f1'\] is a int.*jc.probes.evaluator\(fn\).*jc.probes.host_metric\(fn\)"),
         ({"": PROBE}, TypeError, "a name in metrics must be a string that is not empty, got ''"),
         ({3: HOST}, TypeError, "a name in metrics must be a string that is not empty, got 3"),
-        ({("a", "b"): HOST}, TypeError, r"a string that is not empty, got \('a', 'b'\)"),
+        ({("a", "b"): HOST}, TypeError, r"a name in metrics must be a string.*got \('a', 'b'\)"),
         (
             {"a": HOST, ("b", "a"): jc.probes.evaluator(lambda model: (1, 2))},
             ValueError,
@@ -245,23 +244,25 @@ def test_metrics_that_are_none(metrics, error, message):
 def test_errors_name_the_function_that_was_called():
     loop, state = jc.Loop(jc.Step(loss_fn)), jc.TrainState.create(params=make_params(), tx=optax.sgd(0.1))
     over = {"seed": [0]}
-    with pytest.raises(ValueError, match="^Loop.run: epochs must be a whole number"):
+    with pytest.raises(ValueError, match=r"^Loop.run: epochs must be a whole number"):
         loop.run(state, (X, Y), epochs=0)
-    with pytest.raises(TypeError, match="^Loop.run: resume must be True or False, got 'auto'"):
+    with pytest.raises(TypeError, match=r"^Loop.run: resume must be True or False, got 'auto'"):
         loop.run(state, (X, Y), epochs=1, resume="auto")
     with pytest.raises(ValueError, match=r"^Loop.run does not take Execution\(copy=True\)"):
         loop.run(state, (X, Y), epochs=1, execution=jc.Execution(copy=True))
-    with pytest.raises(ValueError, match="^sweep: verbose must be one of None, 0, 1, 2, got 3"):
+    with pytest.raises(ValueError, match=r"^sweep: verbose must be one of None, 0, 1, 2, got 3"):
         jc.sweep(make_params, loss_fn, (X, Y), over=over, optimizer=optax.sgd(0.1), epochs=1, verbose=3)
     with pytest.raises(ValueError, match=r"^sweep: validation_split must lie strictly between"):
         jc.sweep(make_params, loss_fn, (X, Y), over=over, optimizer=optax.sgd(0.1), epochs=1, validation_split=2.0)
     for execution in (jc.Execution(debug=True), jc.Execution(sharding="fsdp"), jc.Execution(resident=False)):
         with pytest.raises(ValueError, match=r"^sweep does not take Execution\((debug|sharding|resident)="):
             jc.sweep(make_params, loss_fn, (X, Y), over=over, optimizer=optax.sgd(0.1), epochs=1, execution=execution)
+    metrics = {"norm": jc.probes.evaluator(lambda model: 1)}
     with pytest.raises(ValueError, match=r"^sweep: metrics has an evaluator, 'norm', which needs the model of one run"):
-        metrics = {"norm": jc.probes.evaluator(lambda model: 1)}
         jc.sweep(make_params, loss_fn, (X, Y), over=over, optimizer=optax.sgd(0.1), epochs=1, metrics=metrics)
-    with pytest.raises(ValueError, match="^lr_find: strategy must be one of None, 'vmap', 'map', 'shard', got 'auto'"):
+    with pytest.raises(TypeError, match=r"^fit: execution must be a jc.Execution, got a dict"):
+        jc.fit(make_params(), loss_fn, (X, Y), optimizer=optax.sgd(0.1), epochs=1, execution={})  # pyright: ignore
+    with pytest.raises(ValueError, match=r"^lr_find: strategy must be one of None, 'vmap', 'map', 'shard', got 'auto'"):
         jc.lr_find(make_params, loss_fn, (X, Y), optimizer=optax.sgd, strategy="auto")
 
 
