@@ -116,7 +116,7 @@ def test_class_weight_that_nothing_reads_is_an_error():
 
 @pytest.mark.parametrize("label", ["cat", -1, 0.5])
 def test_labels_of_class_weight_are_whole_numbers(label):
-    with pytest.raises(ValueError, match="each label of class_weight must be a whole number"):
+    with pytest.raises(ValueError, match="class_weight: each label must be a whole number"):
         jc.Step(weighted, class_weight={label: 2.0})
 
 

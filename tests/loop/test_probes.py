@@ -148,7 +148,7 @@ def test_what_fails_names_the_probe():
     with pytest.raises(AttributeError) as caught:
         _runs.fit(metrics={"odd": jc.probe(lambda look: look.gradients, every=10)})
     assert "This happened in the probe 'odd'" in "\n".join(caught.value.__notes__)
-    with pytest.raises(TypeError, match=r"probes: 'norm' must be made with jc\.probe"):
+    with pytest.raises(TypeError, match=r"metrics\['norm'\] is a function. Make it with jc\.probe"):
         _runs.fit(metrics={"norm": lambda look: 0.0})
     with pytest.raises(ValueError, match=r"every must be a whole number of at least 1, got 0"):
         jc.probe(lambda look: 0.0, every=0)

@@ -207,7 +207,7 @@ def test_a_run_that_is_there_is_neither_replaced_nor_resumed_unasked(tmp_path):
     again = run(tmp_path, epochs=1, resume=False, overwrite=True)
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 2
     assert int(again.state.step) == 5
-    with pytest.raises(ValueError, match="resume must be one of"):
+    with pytest.raises(TypeError, match="resume must be True or False"):
         run(tmp_path, resume="yes")
 
 
