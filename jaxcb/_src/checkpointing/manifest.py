@@ -74,14 +74,12 @@ class Saved:
         step: updates done.
         facts: metadata as read from JSON, where tuples are lists and keys are strings.
         entries: the arrays in it.
-        best: value for ranking; None if it has none.
     """
 
     path: Path
     step: int
     facts: dict[str, Any]
     entries: tuple[ArrayEntry, ...] = dataclasses.field(repr=False, default=())
-    best: float | None = None
 
     @property
     def run(self) -> str | None:
@@ -95,7 +93,7 @@ class Saved:
         return {entry.name: entry.struct for entry in self.entries}
 
 
-def write(directory: Path, *, step: int, facts: str, entries: Sequence[ArrayEntry], best: float | None) -> None:
+def write(directory: Path, *, step: int, facts: str, entries: Sequence[ArrayEntry]) -> None:
     """Syncs all files of a directory to disk, and then writes the manifest.
 
     Args:
@@ -103,12 +101,12 @@ def write(directory: Path, *, step: int, facts: str, entries: Sequence[ArrayEntr
         step: updates done.
         facts: JSON.
         entries: the arrays in it.
-        best: value for ranking.
     """
     files = {}
     for path in _files(directory):
         files[path.relative_to(directory).as_posix()] = [path.stat().st_size, _checksum(path, durable=True)]
-    head = json.dumps({"format": _FORMAT, "step": step, "best": best})
+    # format 1 requires the key "best", which is not used
+    head = json.dumps({"format": _FORMAT, "step": step, "best": None})
     tail = json.dumps({"leaves": [dataclasses.astuple(entry) for entry in entries], "files": files})
     body = f'{head[:-1]}, "facts": {facts}, {tail[1:]}'.encode()
     half = directory / f"{NAME}.half"
@@ -146,7 +144,7 @@ def _read(directory: Path, called: str) -> tuple[Saved, dict[str, list[int]]]:
         if manifest["format"] > _FORMAT:
             raise UnusableError("a newer jaxcb wrote it")
         entries = tuple(ArrayEntry(name, key, tuple(shape), *kind) for name, key, shape, *kind in manifest["leaves"])
-        saved = Saved(directory, manifest["step"], dict(manifest["facts"]), entries, manifest["best"])
+        saved = Saved(directory, manifest["step"], dict(manifest["facts"]), entries)
         files = {name: [size, checksum] for name, (size, checksum) in manifest["files"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{NAME} has invalid contents ({error!r})") from None

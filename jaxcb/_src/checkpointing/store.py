@@ -8,7 +8,6 @@ import contextlib
 import errno
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -45,7 +44,7 @@ class Store:
 
     Args:
         directory: for checkpoints only; created by the first save.
-        keep: number of newest checkpoints to keep; the best one is kept, too.
+        keep: number of newest checkpoints to keep.
         say: prints a line.
         on_error: "raise", or "warn" to print the error and continue with the existing checkpoints.
         processes: of the run.
@@ -75,17 +74,12 @@ class Store:
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
         self._silent = False  # whether the current error was already printed
-        self._best: dict[str, float | None] = {}  # checkpoint -> value for ranking, None if it has none
+        self._usable: set[str] = set()  # checkpoints of this run with a readable manifest
         self._unusable: dict[str, UnusableError] = {}
         self._unlock: Callable[[], Any] = lambda: None
         self._open = False
         if processes.is_primary and self.directory.is_dir():
             self._clean()
-
-    @property
-    def failed(self) -> OSError | None:
-        """The error of the last save if it failed and was not reported yet; does not wait."""
-        return self._error
 
     def save(
         self,
@@ -93,7 +87,6 @@ class Store:
         leaves: Mapping[str, Any],
         facts: Mapping[str, Any],
         *,
-        best: float | None = None,
         wait: bool = False,
     ) -> None:
         """Begins to write a checkpoint. The arrays may be modified, donated or deleted as soon as this returns.
@@ -102,7 +95,6 @@ class Store:
             step: updates done.
             leaves: name -> array: `jax.Array`s on any devices, PRNG keys, or anything that numpy can convert.
             facts: JSON metadata.
-            best: value for ranking; the lowest is the best.
             wait: whether to wait until the checkpoint is complete.
 
         Raises:
@@ -124,8 +116,7 @@ class Store:
         except Exception as error:
             self._fail(error, half)
         else:
-            value = None if best is None else float(best)
-            arguments = (half, step, text, entries, value, write_arrays)
+            arguments = (half, step, text, entries, write_arrays)
             # a daemon, so that it does not keep a process alive that ends without `close`
             self._thread = threading.Thread(target=self._finish, args=arguments, name="jaxcb-save", daemon=True)
             self._thread.start()
@@ -219,7 +210,6 @@ class Store:
         step: int,
         facts: str,
         entries: tuple[ArrayEntry, ...],
-        best: float | None,
         write_arrays: Callable[[], None],
     ) -> None:
         """Writes a checkpoint and renames it to its final name. Runs in a thread."""
@@ -228,7 +218,7 @@ class Store:
                 write_arrays()
             if not self._processes.is_primary:
                 return
-            _manifest.write(half, step=step, facts=facts, entries=entries, best=best)
+            _manifest.write(half, step=step, facts=facts, entries=entries)
             path = self.directory / self._free_name(step)
             half.rename(path)
             _manifest.sync_directory(self.directory)
@@ -238,7 +228,7 @@ class Store:
             self._fail(error, half)
             return
         try:
-            self._prune(path.name, best)
+            self._prune(path.name)
             self._silent = False
         except Exception as error:
             self._fail(error, self.directory, "delete older checkpoints")
@@ -248,23 +238,22 @@ class Store:
         taken = [again for at, again in map(_place, self._names()) if at == step]
         return f"step_{step:09d}" + (f"-{max(taken) + 1}" if taken else "")
 
-    def _prune(self, newest: str, best: float | None) -> None:
-        """Deletes checkpoints that are neither new nor the best, and damaged ones."""
+    def _prune(self, newest: str) -> None:
+        """Deletes all checkpoints except the newest ones. Damaged ones do not count as new."""
         step = _place(newest)[0]
-        self._best[newest] = best
+        self._usable.add(newest)
         names = self._names()
-        for name in names - self._best.keys() - self._unusable.keys():
+        for name in names - self._usable - self._unusable.keys():
             try:
                 saved = _manifest.read(self.directory / name)[0]
                 if not self._owns(saved.run):
                     raise UnusableError(f"it is of another run, {saved.run}")
-                self._best[name] = saved.best
+                self._usable.add(name)
             except UnusableError as reason:
                 self._unusable[name] = reason
         # another checkpoint of the same step is replaced
         good = {name for name in names - self._unusable.keys() if name == newest or _place(name)[0] != step}
-        ranked = [(self._best[name], *_place(name), name) for name in good if _is_number(self._best[name])]
-        stay = {newest, *sorted(good, key=_place)[-self._keep :], *(min(ranked)[-1:] if ranked else ())}
+        stay = {newest, *sorted(good, key=_place)[-self._keep :]}
         for name in names - stay:
             if isinstance(self._unusable.get(name), DamagedError | None):
                 self._delete(name)
@@ -282,7 +271,7 @@ class Store:
             _manifest.delete(path)
         except UnusableError:
             return
-        self._best.pop(name, None)
+        self._usable.discard(name)
         self._unusable.pop(name, None)
 
     def _names(self) -> set[str]:
@@ -389,10 +378,6 @@ def _place(name: str) -> tuple[int, int]:
 
 def _because(reason: UnusableError) -> str:
     return f"{'is damaged' if isinstance(reason, DamagedError) else 'cannot be used'}: {reason}"
-
-
-def _is_number(value: float | None) -> bool:
-    return value is not None and not math.isnan(value)
 
 
 def _cause(error: Exception) -> tuple[int, str]:

@@ -251,10 +251,6 @@ class Placement:
         """Constrains a train state to its shardings, so that these do not change from step to step. Traced."""
         return train if self.mesh is None else jax.lax.with_sharding_constraint(train, self.shardings(train))
 
-    def whole(self, tree: Any) -> Any:
-        """Constrains what is small, and the same for all, to be whole on each device. Traced."""
-        return tree if self.mesh is None else jax.lax.with_sharding_constraint(tree, self.everywhere)
-
     # Around a program
 
     def jit_out_shardings(self, leaves: list[Any]) -> dict[str, Any]:

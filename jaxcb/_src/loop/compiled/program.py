@@ -236,7 +236,6 @@ class Program:
             self.answer_inside = self._compiled(materializer(step.activations), (0, 0, 0, batch_axis))
         self.answer = self._compiled(materialize, (0, 0))
         self.eval_step = self._compiled(eval_step, (0, None)) if eval_step is not None else None
-        self.chain = chain
         tree = jax.tree.structure(chain)
         axes = None if chain_axes is None else tree.flatten_up_to(chain_axes)
         make = functools.partial(members_hook, axes) if members is not None else hook_of
