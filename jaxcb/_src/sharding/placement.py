@@ -186,8 +186,8 @@ class Placement:
         count = self.processes
         if count == 1:
             return 0, 1
-        own = self.batch_sharding(0).addressable_devices_indices_map((self.parts,)).values()
-        first = min(index[0].start or 0 for index in own if index is not None)
+        indices = self.batch_sharding(0).addressable_devices_indices_map((self.parts,)).values()
+        first = min(index[0].start or 0 for index in indices if index is not None)
         return first * count // self.parts, count
 
     @property
