@@ -129,7 +129,7 @@ class ArraySource(Source):
                     f"{placement.parts} devices. Pass remainder='drop', or leave some rows out."
                 )
 
-    def walk(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
+    def iterate(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
         del controls
         order = None if self._key is None else drawn(self._key, number, self._rows)
         return _BatchIterator(self._at, self._end, self._size, order, self.describe(number), self._share)
@@ -184,7 +184,7 @@ class CallableSource(Source):
         placement: shardings of the batches.
     """
 
-    follows = True
+    per_epoch = True
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class CallableSource(Source):
     ) -> None:
         _check_arguments(fn, what)
         super().__init__(fn, what)
-        self.one_shot = False
+        self.is_generator = False
         self._fn, self.most = fn, steps_per_epoch
         self._cut: dict[str, Any] = {
             "batch_size": batch_size,
@@ -210,7 +210,7 @@ class CallableSource(Source):
             "placement": placement,
         }
 
-    def walk(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
+    def iterate(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
         data = self._fn(number, dict(controls))
         what = f"what {self.describe(number)} returned"
         if self.most is None and _data.is_endless(data):
