@@ -118,7 +118,7 @@ def ours(mesh, sharding, executor, callbacks):
     if executor == "looped":
         return ran._chunk.lower(driver.live, inputs).compile()
     rings = ran._new_rings()
-    return ran._step.lower(driver.live, inputs, {name: rings[name] for name in ran._written}).compile()
+    return ran._step.lower(driver.live, inputs, {name: rings[name] for name in ran._step_buffers}).compile()
 
 
 def callbacks():

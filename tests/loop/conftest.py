@@ -13,6 +13,6 @@ from jaxcb._src.data import prefetch as _stream
 @pytest.fixture(scope="session", autouse=True)
 def _no_clock() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(_stream, "_PATIENCE", PATIENCE)  # else a thread that ends late is left to itself
+        patched.setattr(_stream, "_JOIN_SECONDS", PATIENCE)  # else a thread that ends late is left to itself
         patched.setattr(_keeping, "SAVE_SECONDS", math.inf)  # else a slow run saves once more
         yield

@@ -169,7 +169,7 @@ def test_a_batch_is_copied_once_and_looked_at_once_and_memory_goes_round(monkeyp
     counted(_stacks.StagingBuffer, "__init__", "stacks")
     counted(_stacks.StagingBuffer, "add", "adds")
     counted(_stacks.StagingBuffer, "extend", "moves")
-    counted(_forms.BatchValidator, "_look", "looks")
+    counted(_forms.BatchValidator, "_validate_fully", "looks")
     watch("looped", numbered(5), epochs=40, steps_per_execution=10)
     assert counts["adds"] == 200
     assert counts["looks"] == 1

@@ -493,8 +493,18 @@ def test_nothing_is_pulled_for_a_run_that_has_no_step_left():
 
 
 CHANGED = {
-    "list": (batches, lambda: batches()[:3], {}, r"pass 1 over train_data \(list\) ended after 3 batches, but 5 of it"),
-    "generator": (lambda: iter(FULL), lambda: iter(FULL[:3]), CUT, "ended after 3 batches, but 4 of it"),
+    "list": (
+        batches,
+        lambda: batches()[:3],
+        {},
+        r"pass 1 over train_data \(list\) ended after 3 batches, but the run to resume has trained on 5",
+    ),
+    "generator": (
+        lambda: iter(FULL),
+        lambda: iter(FULL[:3]),
+        CUT,
+        "ended after 3 batches, but the run to resume has trained on 4",
+    ),
     "function": (
         lambda: lambda e, c: batches(),
         lambda: lambda e, c: batches()[:3],

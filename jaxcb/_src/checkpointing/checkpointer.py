@@ -68,24 +68,24 @@ class Checkpointer:
         self._result = Store(directory / RESULT, keep=1, **given)
         self._callbacks, self._say = callbacks, say
         self._about = {"run": run, "config": dict(config), "callbacks": _fingerprints(callbacks)}
-        self._asked = False
+        self._requested = False
         self._saved_at = time.monotonic()
 
     # Writing
 
     def request_save(self) -> None:
         """Requests a checkpoint as soon as no dispatch is pending."""
-        self._asked = True
+        self._requested = True
 
     @property
     def due(self) -> bool:
         """Whether a checkpoint is due."""
-        return self._asked or time.monotonic() - self._saved_at >= SAVE_SECONDS
+        return self._requested or time.monotonic() - self._saved_at >= SAVE_SECONDS
 
     def save(self, leaves: Mapping[str, Any], facts: Mapping[str, Any], *, wait: bool = False) -> None:
         """Writes a checkpoint of the training. No dispatch may be pending."""
         self._training.save(int(facts["step"]), dict(leaves), {**facts, **self._about}, wait=wait)
-        self._asked, self._saved_at = False, time.monotonic()
+        self._requested, self._saved_at = False, time.monotonic()
 
     def save_result(self, leaves: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Writes the result of the run, after `on_train_end`."""
@@ -123,22 +123,22 @@ class Checkpointer:
         """
         store = self._result if finished else self._training
         stored, new = saved.leaves, leaves
-        _refuse_misfits(saved, stored, new)
+        _check_fixed_leaves(saved, stored, new)
         dropped = self._changed(saved.facts["callbacks"]) + _other_windows(stored, new)
         wanted = {
             # an uncommitted array must stay uncommitted, otherwise the first step would compile again
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding if leaf.committed else None)
             for name, leaf in new.items()
-            if _form(stored.get(name)) == _form(leaf) and not name.startswith(tuple(dropped))
+            if _shape_and_dtype(stored.get(name)) == _shape_and_dtype(leaf) and not name.startswith(tuple(dropped))
         }
         self._check_ema_swapped(store, saved, dropped)
         loaded = store.load(saved, wanted)
-        self._tell(saved, stored, new, dropped)
+        self._report_changes(saved, stored, new, dropped)
         return loaded
 
     def _changed(self, before: Mapping[str, str]) -> list[str]:
         """Returns the name prefixes of leaves that belong to other callbacks."""
-        other = _others(before, self._callbacks)
+        other = _replaced_callbacks(before, self._callbacks)
         return [start for name in other for start in (f".callbacks['{name}']", f".train.weights['{name}/")]
 
     def _check_ema_swapped(self, store: Store, saved: Saved, dropped: list[str]) -> None:
@@ -153,14 +153,18 @@ class Checkpointer:
                     "averages in their place. Resume with the same callback."
                 )
 
-    def _tell(self, saved: Saved, stored: Mapping[str, Any], new: Mapping[str, Any], dropped: list[str]) -> None:
+    def _report_changes(
+        self, saved: Saved, stored: Mapping[str, Any], new: Mapping[str, Any], dropped: list[str]
+    ) -> None:
         before, now = saved.facts["callbacks"], _fingerprints(self._callbacks)
-        news = {
+        changes = {
             "new and start with their initial state": sorted(now.keys() - before.keys()),
             "missing, and their state is dropped": sorted(before.keys() - now.keys()),
-            "other callbacks under the same name, and start with their initial state": _others(before, self._callbacks),
+            "other callbacks under the same name, and start with their initial state": _replaced_callbacks(
+                before, self._callbacks
+            ),
         }
-        for what, names in news.items():
+        for what, names in changes.items():
             if names:
                 self._say(f"jaxcb: resuming with other callbacks: {', '.join(names)} are {what}.")
         controls = sorted(n.split("'")[1] for n in new.keys() - stored.keys() if n.startswith(".train.controls["))
@@ -181,11 +185,11 @@ def _other_windows(stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
     ]
 
 
-def _refuse_misfits(saved: Saved, stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _check_fixed_leaves(saved: Saved, stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raises an error if leaves that must not change differ."""
     misfits = []
     for name in sorted({n for n in (*stored, *new) if n.startswith(_FIXED)}):
-        before, now = _form(stored.get(name)), _form(new.get(name))
+        before, now = _shape_and_dtype(stored.get(name)), _shape_and_dtype(new.get(name))
         if before != now:
             misfits.append(f"  {name.removeprefix('.train.')}: saved {_shown(before)}, now {_shown(now)}")
     if misfits:
@@ -197,7 +201,7 @@ def _refuse_misfits(saved: Saved, stored: Mapping[str, Any], new: Mapping[str, A
         )
 
 
-def _form(leaf: Any) -> tuple[Any, ...] | None:
+def _shape_and_dtype(leaf: Any) -> tuple[Any, ...] | None:
     return None if leaf is None else (tuple(leaf.shape), str(leaf.dtype))
 
 
@@ -210,7 +214,7 @@ def _fingerprints(callbacks: Chain) -> dict[str, str]:
     return {name: " ".join((class_key(type(c)), *_facts_of(c))) for name, c in callbacks.items() if c.affects_run}
 
 
-def _others(before: Mapping[str, str], callbacks: Chain) -> list[str]:
+def _replaced_callbacks(before: Mapping[str, str], callbacks: Chain) -> list[str]:
     """Returns the names under which a checkpoint stores the state of another callback."""
     return [name for name, callback in callbacks.items() if name in before and not _is_same(before[name], callback)]
 

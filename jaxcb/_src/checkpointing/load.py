@@ -71,7 +71,7 @@ def load(path: Any, target: Any = None, *, what: str | None = None) -> Any:
     if target is None:
         part = source.part(what)
         return _at(source.read({parts: None for parts in source.leaves if parts[: len(part)] == part}), part, what)
-    return _onto(source, target, what)
+    return _load_into(source, target, what)
 
 
 class _Source(NamedTuple):
@@ -127,13 +127,13 @@ def _open(path: Path) -> _Source:
     _orbax.check_place(path)
     path = _complete(path)
     try:
-        said = _orbax.metadata(str(path))
+        metadata = _orbax.metadata(str(path))
     except Exception as error:
         raise ValueError(f"{path} is a damaged or half-written checkpoint: {_first_line(error)}") from error
-    facts = said.custom_metadata if isinstance(said.custom_metadata, Mapping) else {}
+    facts = metadata.custom_metadata if isinstance(metadata.custom_metadata, Mapping) else {}
     holds = facts.get("what")
-    leaves = dict(_flat(said.metadata))
-    return _Source(path, holds if holds in ("model", "state") else None, said.metadata, leaves)
+    leaves = dict(_flat(metadata.metadata))
+    return _Source(path, holds if holds in ("model", "state") else None, metadata.metadata, leaves)
 
 
 def _complete(path: Path) -> Path:
@@ -147,10 +147,10 @@ def _complete(path: Path) -> Path:
         new = _exports.complete(path)
         if new is not None:  # the process was killed between the two renames that replace a checkpoint
             return new
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        if any(name.startswith(f"{path.name}.") and ".orbax-checkpoint-tmp" in name for name in beside):
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        if any(name.startswith(f"{path.name}.") and ".orbax-checkpoint-tmp" in name for name in siblings):
             raise ValueError(f"the save of {path} was never finished, so there is nothing to load.")
-        raise FileNotFoundError(f"there is no checkpoint at {path}.{_those_in(path.parent)}")
+        raise FileNotFoundError(f"there is no checkpoint at {path}.{_list_checkpoints(path.parent)}")
     if path.is_file():
         raise ValueError(f"{path} is a file, expected the directory of an Orbax checkpoint.")
     own = (path / "manifest.json").is_file()
@@ -158,10 +158,10 @@ def _complete(path: Path) -> Path:
     if own or (not _is_checkpoint(path) and any(any(path.glob(at)) for at in saves)):
         raise ValueError(
             f"{path} holds checkpoints of a run: fit(..., run_dir=, resume=True) resumes from them. What "
-            f"ModelCheckpoint saves can be loaded.{'' if own else _those_in(path)}"
+            f"ModelCheckpoint saves can be loaded.{'' if own else _list_checkpoints(path)}"
         )
     if not _is_checkpoint(path):
-        raise ValueError(f"{path} is not an Orbax checkpoint, or an incomplete copy of one.{_those_in(path)}")
+        raise ValueError(f"{path} is not an Orbax checkpoint, or an incomplete copy of one.{_list_checkpoints(path)}")
     if ".orbax-checkpoint-tmp" in path.name:
         raise ValueError(f"{path} is a save that was never finished.")
     return path
@@ -171,7 +171,7 @@ def _is_checkpoint(path: Path) -> bool:
     return any((path / mark).exists() for mark in _MARKS)  # `ocp.is_orbax_checkpoint` returns True for any directory
 
 
-def _those_in(directory: Path) -> str:
+def _list_checkpoints(directory: Path) -> str:
     """Lists the checkpoints in a directory and in its subdirectories, for an error."""
     near = [path for path in directory.glob("*/") if not (path / "manifest.json").is_file()]
     far = [path for own in near if not _is_checkpoint(own) for path in own.glob("*/")]
@@ -182,7 +182,7 @@ def _those_in(directory: Path) -> str:
 # Loading into a target
 
 
-def _onto(source: _Source, target: Any, what: str | None) -> Any:
+def _load_into(source: _Source, target: Any, what: str | None) -> Any:
     """Loads into a target of any kind.
 
     A model comes before the pytrees, since some models are pytrees too. A pytree can be the parameters, both parts of a
@@ -268,9 +268,9 @@ def _compare(path: Path, stored: Mapping[Parts, Any], wanted: Mapping[Parts, Any
     """Checks for equal leaves, with equal shapes and dtypes."""
     lines = []
     for parts in sorted(stored.keys() | wanted.keys()):
-        there, here = _shown(stored.get(parts)), _shown(wanted.get(parts))
-        if there != here:
-            lines.append(f"{_name(parts)}: {there} in the checkpoint, {here} in the target")
+        stored_text, wanted_text = _shown(stored.get(parts)), _shown(wanted.get(parts))
+        if stored_text != wanted_text:
+            lines.append(f"{_name(parts)}: {stored_text} in the checkpoint, {wanted_text} in the target")
     if lines:
         more = f"\n  and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
         listed = "\n  ".join(lines[:_SHOWN])

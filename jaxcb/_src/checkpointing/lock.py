@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-_held: set[int] = set()  # open descriptors of this process
+_descriptors: set[int] = set()  # open descriptors of this process
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def lock_run_dir(directory: Path) -> Iterator[None]:
         yield
         return
     descriptor = os.open(directory, os.O_RDONLY)
-    _held.add(descriptor)
+    _descriptors.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,15 +45,15 @@ def lock_run_dir(directory: Path) -> Iterator[None]:
             pass
         yield
     finally:
-        _held.discard(descriptor)
+        _descriptors.discard(descriptor)
         os.close(descriptor)
 
 
-def _let_go() -> None:
+def _release_after_fork() -> None:
     """Closes the lock in a forked process, such as a data loader's worker: it may outlive a run that was killed."""
-    while _held:
-        os.close(_held.pop())
+    while _descriptors:
+        os.close(_descriptors.pop())
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_release_after_fork)

@@ -17,7 +17,7 @@ from jaxcb._src.storage.ownership import is_inside, is_run_id, remove_files
 
 NAME = "manifest.json"
 _FORMAT = 1
-_GONE = "manifest.json.deleted"  # name of the manifest while the checkpoint is being deleted
+_DELETED = "manifest.json.deleted"  # name of the manifest while the checkpoint is being deleted
 _WHOLE = re.compile(rb'\{"checksum": "([0-9a-f]{8})", "manifest": (.*)\}\n', re.DOTALL)
 
 
@@ -74,14 +74,12 @@ class Saved:
         step: updates done.
         facts: metadata as read from JSON, where tuples are lists and keys are strings.
         entries: the arrays in it.
-        best: value for ranking; None if it has none.
     """
 
     path: Path
     step: int
     facts: dict[str, Any]
     entries: tuple[ArrayEntry, ...] = dataclasses.field(repr=False, default=())
-    best: float | None = None
 
     @property
     def run(self) -> str | None:
@@ -95,7 +93,7 @@ class Saved:
         return {entry.name: entry.struct for entry in self.entries}
 
 
-def write(directory: Path, *, step: int, facts: str, entries: Sequence[ArrayEntry], best: float | None) -> None:
+def write(directory: Path, *, step: int, facts: str, entries: Sequence[ArrayEntry]) -> None:
     """Syncs all files of a directory to disk, and then writes the manifest.
 
     Args:
@@ -103,20 +101,20 @@ def write(directory: Path, *, step: int, facts: str, entries: Sequence[ArrayEntr
         step: updates done.
         facts: JSON.
         entries: the arrays in it.
-        best: value for ranking.
     """
     files = {}
     for path in _files(directory):
         files[path.relative_to(directory).as_posix()] = [path.stat().st_size, _checksum(path, durable=True)]
-    head = json.dumps({"format": _FORMAT, "step": step, "best": best})
+    # format 1 requires the key "best", which is not used
+    head = json.dumps({"format": _FORMAT, "step": step, "best": None})
     tail = json.dumps({"leaves": [dataclasses.astuple(entry) for entry in entries], "files": files})
     body = f'{head[:-1]}, "facts": {facts}, {tail[1:]}'.encode()
-    half = directory / f"{NAME}.half"
-    with half.open("wb") as file:
+    partial = directory / f"{NAME}.half"
+    with partial.open("wb") as file:
         file.write(b'{"checksum": "%08x", "manifest": %b}\n' % (zlib.crc32(body), body))
         file.flush()
         os.fsync(file.fileno())
-    half.rename(directory / NAME)
+    partial.rename(directory / NAME)
     for path in (directory, *(path for path in directory.rglob("*") if path.is_dir())):
         sync_directory(path)
 
@@ -131,10 +129,10 @@ def read(directory: Path) -> tuple[Saved, dict[str, list[int]]]:
     return _read(directory, NAME)
 
 
-def _read(directory: Path, called: str) -> tuple[Saved, dict[str, list[int]]]:
+def _read(directory: Path, file_name: str) -> tuple[Saved, dict[str, list[int]]]:
     """Reads the manifest with this file name."""
     try:
-        whole = _WHOLE.fullmatch((directory / called).read_bytes())
+        whole = _WHOLE.fullmatch((directory / file_name).read_bytes())
     except FileNotFoundError:
         raise DamagedError(f"it has no {NAME}") from None
     except OSError as error:
@@ -146,7 +144,7 @@ def _read(directory: Path, called: str) -> tuple[Saved, dict[str, list[int]]]:
         if manifest["format"] > _FORMAT:
             raise UnusableError("a newer jaxcb wrote it")
         entries = tuple(ArrayEntry(name, key, tuple(shape), *kind) for name, key, shape, *kind in manifest["leaves"])
-        saved = Saved(directory, manifest["step"], dict(manifest["facts"]), entries, manifest["best"])
+        saved = Saved(directory, manifest["step"], dict(manifest["facts"]), entries)
         files = {name: [size, checksum] for name, (size, checksum) in manifest["files"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{NAME} has invalid contents ({error!r})") from None
@@ -156,9 +154,9 @@ def _read(directory: Path, called: str) -> tuple[Saved, dict[str, list[int]]]:
     return saved, files
 
 
-def is_going(directory: Path) -> bool:
+def is_being_deleted(directory: Path) -> bool:
     """Returns whether a checkpoint is being deleted, possibly by a process that was killed."""
-    return (directory / _GONE).exists()
+    return (directory / _DELETED).exists()
 
 
 def delete(directory: Path) -> None:
@@ -170,11 +168,11 @@ def delete(directory: Path) -> None:
     Raises:
         UnusableError: if the manifest cannot be read.
     """
-    if not is_going(directory):
+    if not is_being_deleted(directory):
         _read(directory, NAME)
-        (directory / NAME).rename(directory / _GONE)
-    _, files = _read(directory, _GONE)
-    remove_files(directory, {*files, _GONE}, last=(_GONE,))
+        (directory / NAME).rename(directory / _DELETED)
+    _, files = _read(directory, _DELETED)
+    remove_files(directory, {*files, _DELETED}, last=(_DELETED,))
 
 
 def run_of(directory: Path) -> str | None:
@@ -183,7 +181,7 @@ def run_of(directory: Path) -> str | None:
     Raises:
         UnusableError: if the manifest cannot be read.
     """
-    return _read(directory, _GONE if is_going(directory) else NAME)[0].run
+    return _read(directory, _DELETED if is_being_deleted(directory) else NAME)[0].run
 
 
 def verify(directory: Path) -> Saved:

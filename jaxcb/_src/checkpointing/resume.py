@@ -116,7 +116,7 @@ class Replaced(NamedTuple):
     files: tuple[Path, ...] = ()
 
 
-class _There(NamedTuple):
+class _ExistingRun(NamedTuple):
     """What a directory contains of a run.
 
     Attributes:
@@ -167,45 +167,48 @@ def find_start(
         raise ValueError(
             "resume=True and Checkpointing(overwrite=True) were both given: a run is either resumed or replaced."
         )
-    there = processes.broadcast_from_primary(lambda: _run_in(directory))
-    if there.holds and not resume and not overwrite:
+    existing = processes.broadcast_from_primary(lambda: _run_in(directory))
+    if existing.holds and not resume and not overwrite:
         raise FileExistsError(
             f"{directory} already holds a run. Pass resume=True to resume it, "
             "checkpointing=jc.Checkpointing(overwrite=True) to replace it, or another run_dir."
         )
-    run = processes.broadcast_from_primary(lambda: RunRecord().run if overwrite or there.run is None else there.run)
+    run = processes.broadcast_from_primary(
+        lambda: RunRecord().run if overwrite or existing.run is None else existing.run
+    )
     record = RunRecord(directory if processes.is_primary else None, run)
-    if processes.is_primary and there.run == run:
+    if processes.is_primary and existing.run == run:
         record = RunRecord.read(directory) or record
-    record.made |= there.made
+    record.made |= existing.made
     keeper = Checkpointer(directory, callbacks, config, say, warn, on_save_error, processes, run)
     if overwrite:
         stores = tuple(directory / name for name in _STORES)
-        return ResumePlan(record, keeper, to_delete=Replaced(there.run, stores, there.files))
+        return ResumePlan(record, keeper, to_delete=Replaced(existing.run, stores, existing.files))
     training, result = keeper.find_latest()
     if training is None:  # new, or killed before its first checkpoint
-        if there.files:
+        if existing.files:
+            names = ", ".join(path.name for path in existing.files)
             raise ValueError(
-                f"{directory} has {', '.join(path.name for path in there.files)} of a run, but no checkpoint of it in "
+                f"{directory} has {names} of a run, but no checkpoint of it in "
                 f"{directory / CHECKPOINTS}. Restore it from a backup to resume, or pass "
                 "checkpointing=jc.Checkpointing(overwrite=True) to start again."
             )
         return ResumePlan(record, keeper)
     facts = training.facts
-    released = _is_released(facts, config)
-    if result is not None and result.step == training.step and facts["over"] and not released:
+    stop_cleared_now = _is_stop_cleared(facts, config)
+    if result is not None and result.step == training.step and facts["over"] and not stop_cleared_now:
         how = "stopped" if result.facts["stops"] else "finished"
         say(f"jaxcb: the run in {directory} has {how} at step {result.step}; this is its result.")
         return ResumePlan(record, keeper, result, completed=True)
-    _refuse_other_data(directory, facts, config)
+    _check_same_data(directory, facts, config)
     changes = _changes(facts["config"], config)
     why = f"; changed: {'; '.join(changes)}" if changes else ""
     say(f"jaxcb: resuming {directory} at step {training.step}, in epoch {facts['epoch'] + 1}{why}.")
     stale = Replaced(run, (directory / RESULT,)) if result is not None else None
-    return ResumePlan(record, keeper, training, stop_cleared=released, to_delete=stale)
+    return ResumePlan(record, keeper, training, stop_cleared=stop_cleared_now, to_delete=stale)
 
 
-def _run_in(directory: Path) -> _There:
+def _run_in(directory: Path) -> _ExistingRun:
     """Returns what a directory contains of a run. Creates the directory if it is missing.
 
     Raises:
@@ -235,10 +238,10 @@ def _run_in(directory: Path) -> _There:
                 f"{path} is in the way: a run writes a file of that name, and no record in {directory} shows that this "
                 "file belongs to a run. Move it, or pass another run_dir."
             )
-    return _There(run, made, files, bool(saves or files))
+    return _ExistingRun(run, made, files, bool(saves or files))
 
 
-def _refuse_other_data(directory: Path, facts: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def _check_same_data(directory: Path, facts: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Raises an error if an epoch would be resumed with other data."""
     before, now = facts["config"]["data"], config["data"]
     other = [f"{name} was {before[name]}, is {now[name]}" for name in now if before[name] != now[name]]
@@ -272,7 +275,7 @@ def _words(value: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
-def _is_released(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+def _is_stop_cleared(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Returns whether the stop of a completed run no longer applies with the new arguments."""
     epochs, steps = config["epochs"], config["steps"]
     if (epochs is not None and facts["epoch"] >= epochs) or (steps is not None and facts["step"] >= steps):

@@ -8,7 +8,6 @@ import contextlib
 import errno
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -29,7 +28,16 @@ from jaxcb._src.storage import orbax as _orbax
 _CHECKPOINT = re.compile(r"step_(\d{9,})(?:-(\d+))?")  # the second number counts saves of the same step
 _NO_RUN = "0" * 16  # default id
 _ARRAYS = "arrays"  # directory of Orbax in each checkpoint
-_TOLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.ENOENT, errno.ENOTDIR, errno.EIO)
+_REPORTED_ERRNOS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EFBIG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EIO,
+)
 
 
 class Store:
@@ -45,7 +53,7 @@ class Store:
 
     Args:
         directory: for checkpoints only; created by the first save.
-        keep: number of newest checkpoints to keep; the best one is kept, too.
+        keep: number of newest checkpoints to keep.
         say: prints a line.
         on_error: "raise", or "warn" to print the error and continue with the existing checkpoints.
         processes: of the run.
@@ -74,18 +82,13 @@ class Store:
         self._processes = processes
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
-        self._silent = False  # whether the current error was already printed
-        self._best: dict[str, float | None] = {}  # checkpoint -> value for ranking, None if it has none
+        self._error_reported = False  # whether the current error was already printed
+        self._usable: set[str] = set()  # checkpoints of this run with a readable manifest
         self._unusable: dict[str, UnusableError] = {}
         self._unlock: Callable[[], Any] = lambda: None
         self._open = False
         if processes.is_primary and self.directory.is_dir():
             self._clean()
-
-    @property
-    def failed(self) -> OSError | None:
-        """The error of the last save if it failed and was not reported yet; does not wait."""
-        return self._error
 
     def save(
         self,
@@ -93,7 +96,6 @@ class Store:
         leaves: Mapping[str, Any],
         facts: Mapping[str, Any],
         *,
-        best: float | None = None,
         wait: bool = False,
     ) -> None:
         """Begins to write a checkpoint. The arrays may be modified, donated or deleted as soon as this returns.
@@ -102,7 +104,6 @@ class Store:
             step: updates done.
             leaves: name -> array: `jax.Array`s on any devices, PRNG keys, or anything that numpy can convert.
             facts: JSON metadata.
-            best: value for ranking; the lowest is the best.
             wait: whether to wait until the checkpoint is complete.
 
         Raises:
@@ -111,26 +112,25 @@ class Store:
         """
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}.")
-        self._settle()
+        self._wait_and_report()
         text = json.dumps(dict(facts))
         entries, arrays = array_entries(leaves)
-        half = self.directory / f"{_saving(self._run)}step_{step:09d}"
+        partial = self.directory / f"{_partial_prefix(self._run)}step_{step:09d}"
         # With several processes Orbax begins in this thread: it communicates over the devices, and must not do so in
         # the middle of a step.
         copies = None if self._processes.is_multiprocess else copied_on_devices(arrays)
         try:
-            self._processes.broadcast_from_primary(lambda: self._make(half))
-            write_arrays = _begin(half / _ARRAYS, arrays, copies)
+            self._processes.broadcast_from_primary(lambda: self._make(partial))
+            write_arrays = _begin(partial / _ARRAYS, arrays, copies)
         except Exception as error:
-            self._fail(error, half)
+            self._fail(error, partial)
         else:
-            value = None if best is None else float(best)
-            arguments = (half, step, text, entries, value, write_arrays)
+            arguments = (partial, step, text, entries, write_arrays)
             # a daemon, so that it does not keep a process alive that ends without `close`
             self._thread = threading.Thread(target=self._finish, args=arguments, name="jaxcb-save", daemon=True)
             self._thread.start()
         if wait:
-            self._settle()
+            self._wait_and_report()
 
     def latest(self, *, needed: bool = True) -> Saved | None:
         """Returns the newest complete checkpoint of the run, after reading every byte; None if there is none."""
@@ -149,20 +149,20 @@ class Store:
                     raise UnusableError(f"it is of another run, {saved.run}")
             except UnusableError as reason:
                 # otherwise another process of the same run is deleting it
-                if path.exists() and not _manifest.is_going(path):
+                if path.exists() and not _manifest.is_being_deleted(path):
                     reasons[path] = reason
                 continue
             for other, reason in reasons.items():
                 if other.name not in self._unusable:
                     self._unusable[other.name] = reason
-                    self._say(f"The checkpoint {other} {_because(reason)}. It is skipped; {path} is used.")
+                    self._say(f"The checkpoint {other} {_explain(reason)}. It is skipped; {path} is used.")
             return saved
         if reasons and not needed:
             for path, reason in reasons.items():
-                self._say(f"The checkpoint {path} {_because(reason)}. It is skipped.")
+                self._say(f"The checkpoint {path} {_explain(reason)}. It is skipped.")
             return None
         if reasons:
-            listed = "".join(f"\n  {path} {_because(reason)}" for path, reason in reasons.items())
+            listed = "".join(f"\n  {path} {_explain(reason)}" for path, reason in reasons.items())
             raise ValueError(
                 f"{self.directory} holds checkpoints, but none of them is complete:{listed}\n"
                 "Restore them from a backup, or start a new run in another directory."
@@ -199,27 +199,26 @@ class Store:
             OSError: if it failed.
         """
         try:
-            self._settle()
+            self._wait_and_report()
         finally:
             self._unlock()
             self._open = False
 
-    def _make(self, half: Path) -> None:
+    def _make(self, partial: Path) -> None:
         """Creates the directory of a checkpoint."""
         if not self._open:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._clean()
-        if half.exists():
-            shutil.rmtree(half)
-        half.mkdir()  # without parents: if the directory has vanished, its path may now be on another disk
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir()  # without parents: if the directory has vanished, its path may now be on another disk
 
     def _finish(
         self,
-        half: Path,
+        partial: Path,
         step: int,
         facts: str,
         entries: tuple[ArrayEntry, ...],
-        best: float | None,
         write_arrays: Callable[[], None],
     ) -> None:
         """Writes a checkpoint and renames it to its final name. Runs in a thread."""
@@ -228,18 +227,18 @@ class Store:
                 write_arrays()
             if not self._processes.is_primary:
                 return
-            _manifest.write(half, step=step, facts=facts, entries=entries, best=best)
+            _manifest.write(partial, step=step, facts=facts, entries=entries)
             path = self.directory / self._free_name(step)
-            half.rename(path)
+            partial.rename(path)
             _manifest.sync_directory(self.directory)
         except Exception as error:
             if self._processes.is_primary:
-                shutil.rmtree(half, ignore_errors=True)  # frees its disk space
-            self._fail(error, half)
+                shutil.rmtree(partial, ignore_errors=True)  # frees its disk space
+            self._fail(error, partial)
             return
         try:
-            self._prune(path.name, best)
-            self._silent = False
+            self._prune(path.name)
+            self._error_reported = False
         except Exception as error:
             self._fail(error, self.directory, "delete older checkpoints")
 
@@ -248,23 +247,22 @@ class Store:
         taken = [again for at, again in map(_place, self._names()) if at == step]
         return f"step_{step:09d}" + (f"-{max(taken) + 1}" if taken else "")
 
-    def _prune(self, newest: str, best: float | None) -> None:
-        """Deletes checkpoints that are neither new nor the best, and damaged ones."""
+    def _prune(self, newest: str) -> None:
+        """Deletes all checkpoints except the newest ones. Damaged ones do not count as new."""
         step = _place(newest)[0]
-        self._best[newest] = best
+        self._usable.add(newest)
         names = self._names()
-        for name in names - self._best.keys() - self._unusable.keys():
+        for name in names - self._usable - self._unusable.keys():
             try:
                 saved = _manifest.read(self.directory / name)[0]
                 if not self._owns(saved.run):
                     raise UnusableError(f"it is of another run, {saved.run}")
-                self._best[name] = saved.best
+                self._usable.add(name)
             except UnusableError as reason:
                 self._unusable[name] = reason
         # another checkpoint of the same step is replaced
         good = {name for name in names - self._unusable.keys() if name == newest or _place(name)[0] != step}
-        ranked = [(self._best[name], *_place(name), name) for name in good if _is_number(self._best[name])]
-        stay = {newest, *sorted(good, key=_place)[-self._keep :], *(min(ranked)[-1:] if ranked else ())}
+        stay = {newest, *sorted(good, key=_place)[-self._keep :]}
         for name in names - stay:
             if isinstance(self._unusable.get(name), DamagedError | None):
                 self._delete(name)
@@ -282,13 +280,13 @@ class Store:
             _manifest.delete(path)
         except UnusableError:
             return
-        self._best.pop(name, None)
+        self._usable.discard(name)
         self._unusable.pop(name, None)
 
     def _names(self) -> set[str]:
         try:
             names = {name for name in os.listdir(self.directory) if _CHECKPOINT.fullmatch(name)}
-            return {name for name in names if not _manifest.is_going(self.directory / name)}
+            return {name for name in names if not _manifest.is_being_deleted(self.directory / name)}
         except (FileNotFoundError, NotADirectoryError):
             return set()
 
@@ -300,9 +298,9 @@ class Store:
             return
         self._unlock = weakref.finalize(self, os.close, descriptor)
         for name in os.listdir(self.directory):
-            if name.startswith(_saving(self._run)):
+            if name.startswith(_partial_prefix(self._run)):
                 shutil.rmtree(self.directory / name, ignore_errors=True)
-            elif _CHECKPOINT.fullmatch(name) and _manifest.is_going(self.directory / name):
+            elif _CHECKPOINT.fullmatch(name) and _manifest.is_being_deleted(self.directory / name):
                 with contextlib.suppress(OSError):
                     self._delete(name)
 
@@ -312,12 +310,12 @@ class Store:
             self._thread = None
 
     def _fail(self, error: Exception, path: Path, what: str = "save the checkpoint") -> None:
-        path = path.with_name(path.name.removeprefix(_saving(self._run)))
+        path = path.with_name(path.name.removeprefix(_partial_prefix(self._run)))
         number, reason = _cause(error)
         self._error = OSError(number, f"cannot {what}: {reason}", str(path))
         self._error.__cause__ = error
 
-    def _settle(self) -> None:
+    def _wait_and_report(self) -> None:
         """Waits for the pending write and reports its error."""
         self._join()
         error, self._error = self._error, None
@@ -325,8 +323,8 @@ class Store:
             return
         if self._on_error == "raise":
             raise error
-        if not self._silent:
-            self._silent = True
+        if not self._error_reported:
+            self._error_reported = True
             last = max(self._names() - self._unusable.keys(), key=_place, default=None)
             kept = f"The last one, {self.directory / last}, is kept" if last else "There is none yet"
             self._say(f"{error.filename}: {error.strerror}. {kept}; the run continues, and later saves try again.")
@@ -347,7 +345,7 @@ def remove_store(directory: Path, run: str | None) -> None:
     """
     for name in _listed(directory):
         path = directory / name
-        if run is not None and name.startswith(_saving(run)):
+        if run is not None and name.startswith(_partial_prefix(run)):
             shutil.rmtree(path)
         elif _CHECKPOINT.fullmatch(name):
             try:
@@ -357,7 +355,7 @@ def remove_store(directory: Path, run: str | None) -> None:
                 continue
 
 
-def _saving(run: str) -> str:
+def _partial_prefix(run: str) -> str:
     """Returns the prefix of the names of incomplete checkpoints of a run."""
     return f".saving-{run}-"
 
@@ -387,12 +385,8 @@ def _place(name: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or 0)
 
 
-def _because(reason: UnusableError) -> str:
+def _explain(reason: UnusableError) -> str:
     return f"{'is damaged' if isinstance(reason, DamagedError) else 'cannot be used'}: {reason}"
-
-
-def _is_number(value: float | None) -> bool:
-    return value is not None and not math.isnan(value)
 
 
 def _cause(error: Exception) -> tuple[int, str]:
@@ -400,7 +394,7 @@ def _cause(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno, error.strerror or str(error)
     text = str(error)
-    for number in _TOLD:
+    for number in _REPORTED_ERRNOS:
         if os.strerror(number) in text:
             return number, os.strerror(number)
     return errno.EIO, f"{type(error).__name__}: {text.strip()}"

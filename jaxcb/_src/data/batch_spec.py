@@ -49,9 +49,9 @@ class BatchValidator:
         self._dtypes = [jax.dtypes.canonicalize_dtype(x.dtype) for x in leaves]
         self._shapes = [x.shape for x in leaves]
         self.rows = self._shapes[0][0]
-        self._form: BatchSpec | None = None  # spec of the previous batch
+        self._spec: BatchSpec | None = None  # spec of the previous batch
 
-    def blank(self) -> BatchSpec:
+    def placeholder(self) -> BatchSpec:
         """Returns the spec of the first batch."""
         zeros = [np.zeros(x.shape, x.dtype) for x in self._first]
         return self.validate(self.tree.unflatten(zeros), 0, False)[1]
@@ -67,17 +67,17 @@ class BatchValidator:
         Raises:
             DataError: for a batch that is not like the first one.
         """
-        form = self._form
+        form = self._spec
         if form is not None and not anew:
             try:
                 leaves = self.tree.flatten_up_to(batch)  # four times as fast as `jax.tree.flatten`
             except ValueError:
                 leaves = None
-            if leaves is not None and _are_of(leaves, form):
+            if leaves is not None and _match(leaves, form):
                 return leaves, form
-        return self._look(batch, f"batch {number} of {self._what}", anew)
+        return self._validate_fully(batch, f"batch {number} of {self._what}", anew)
 
-    def _look(self, batch: Any, what: str, anew: bool) -> tuple[list[Any], BatchSpec]:
+    def _validate_fully(self, batch: Any, what: str, anew: bool) -> tuple[list[Any], BatchSpec]:
         arrays, rows = as_arrays(batch, what)
         leaves, found = jax.tree.flatten(arrays)
         if found != self.tree:
@@ -90,16 +90,16 @@ class BatchValidator:
                 raise DataError(f"ragged batches: {what} has an array of shape {x.shape}, the first one {shape}.")
             if jax.dtypes.canonicalize_dtype(x.dtype) != dtype:
                 raise DataError(f"{what} has an array of dtype {x.dtype}, the first one {dtype}.")
-        room = 1  # a smaller batch is a chunk of its own
+        max_batches = 1  # a smaller batch is a chunk of its own
         if rows == most:
-            room = self._most or max(1, min(_STACK_BYTES // max(1, sum(x.nbytes for x in leaves)), MOST))
-        form = BatchSpec(tuple((x.shape, x.dtype) for x in leaves), rows < most, room)
-        if self._form is None or form != self._form:
-            self._form = form
-        return leaves, self._form
+            max_batches = self._most or max(1, min(_STACK_BYTES // max(1, sum(x.nbytes for x in leaves)), MOST))
+        form = BatchSpec(tuple((x.shape, x.dtype) for x in leaves), rows < most, max_batches)
+        if self._spec is None or form != self._spec:
+            self._spec = form
+        return leaves, self._spec
 
 
-def _are_of(leaves: list[Any], form: BatchSpec) -> bool:
+def _match(leaves: list[Any], form: BatchSpec) -> bool:
     """Returns whether these are numpy arrays that match a spec."""
     for x, (shape, dtype) in zip(leaves, form.leaves, strict=True):
         if type(x) is not np.ndarray or x.shape != shape or x.dtype != dtype:

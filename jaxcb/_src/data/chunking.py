@@ -61,8 +61,8 @@ class ChunkDraft:
 MAX_BATCHES_MULTIPROCESS = 16  # batches per chunk with several processes, whose chunks must be equal
 FLUSH_AFTER_S = 0.25  # seconds after which a chunk is dispatched without waiting for more batches
 
-Kept = tuple[Position, BatchSpec, list[Any] | None]  # a validated batch: position after it, spec, arrays
-_USED_UP = None, None
+ValidatedBatch = tuple[Position, BatchSpec, list[Any] | None]  # a validated batch: position after it, spec, arrays
+_EXHAUSTED = None, None
 
 
 class DataRange(NamedTuple):
@@ -124,22 +124,22 @@ class Chunker:
         """Allows an epoch to begin whose data depends on the controls; None ends the stream. Thread-safe."""
         self._begins.put(controls)
 
-    def chunks(self, first: EpochIterator, pulled: list[Pulled], behind: dict[str, Any]) -> Iterator[Chunk]:
+    def chunks(self, first: EpochIterator, taken: list[Pulled], start_position: dict[str, Any]) -> Iterator[Chunk]:
         """Yields the chunks.
 
-        Two drafts are open at a time: `part` collects batches of the current epoch, `whole` the complete epochs before
-        it that may be merged. After each batch, one of four cases applies:
+        Two drafts are open at a time: `current` collects batches of the current epoch, `complete_epochs` the epochs
+        before it that may be merged. After each batch, one of four cases applies:
 
         1. Nothing is due: collect more batches.
-        2. The current epoch does not match the length of those in `whole`: emit `whole`.
-        3. The epoch is complete and may be merged: move `part` into `whole`.
+        2. The current epoch does not match the length of those in `complete_epochs`: emit `complete_epochs`.
+        3. The epoch is complete and may be merged: move `current` into `complete_epochs`.
         4. The chunk must be emitted (epoch ends, maximum size, smaller batch, or batches arrive slowly): emit both
         drafts in order.
 
         Args:
             first: iterator of the epoch in which the run begins.
-            pulled: batches that were already taken from it, to infer shapes.
-            behind: position of the source at the start of the run.
+            taken: batches that were already taken from it, to infer shapes.
+            start_position: position of the source at the start of the run.
 
         Raises:
             DataError: for invalid batches, or if the source ends early.
@@ -151,14 +151,15 @@ class Chunker:
         if cursor > 0 and (step >= span.end_step or cursor >= span.epoch_len):
             yield self._closing(epoch, cursor, step, span.epoch_len)
             epoch, cursor = epoch + 1, 0
-        whole: ChunkDraft | None = None  # complete epochs of one length
-        part = ChunkDraft(epoch, cursor, step, span.epoch_len)  # batches of the current epoch, after those in `whole`
-        ragged, began = False, 0.0
-        batches = self._batches(self._passes(first, pulled, behind))
-        over = span.is_over(epoch, cursor, step)
-        while not over:
+        complete_epochs: ChunkDraft | None = None  # complete epochs of one length
+        # batches of the current epoch, after those in `complete_epochs`
+        current = ChunkDraft(epoch, cursor, step, span.epoch_len)
+        ragged, started_at = False, 0.0
+        batches = self._batches(self._epochs(first, taken, start_position))
+        done = span.is_over(epoch, cursor, step)
+        while not done:
             try:
-                batch, ends = next(batches, _USED_UP)
+                batch, ends = next(batches, _EXHAUSTED)
                 if ends is None:
                     raise DataError(
                         f"{self._source.what} is a {self._source.kind} that was used up after {step} batches, in epoch "
@@ -166,14 +167,14 @@ class Chunker:
                     )
             except Exception:
                 # train on the batches before the error, as an unbuffered loop would
-                yield from self._flush(whole, part)
+                yield from self._flush(complete_epochs, current)
                 raise
             if batch is None:  # the resumed epoch has no batch left; its length was not known in advance
                 if cursor > 0:
                     yield self._closing(epoch, cursor, step, cursor)
                     epoch, cursor = epoch + 1, 0
-                    part = ChunkDraft(epoch, cursor, step, span.epoch_len)
-                    over = span.is_over(epoch, cursor, step)
+                    current = ChunkDraft(epoch, cursor, step, span.epoch_len)
+                    done = span.is_over(epoch, cursor, step)
                 continue
             position, form, leaves = batch
             if ragged and position.batches > 1:
@@ -183,45 +184,50 @@ class Chunker:
                 )
             smaller = form.smaller
             if smaller:  # its shape does not fit into a stack: emit what is before it
-                yield from self._flush(whole, part)
-                whole, part = None, ChunkDraft(epoch, cursor, step, span.epoch_len)
-            if whole is None and not part.positions:
-                began = time.monotonic()
-            part.positions.append(position)
-            part.leaves.append(leaves)
+                yield from self._flush(complete_epochs, current)
+                complete_epochs, current = None, ChunkDraft(epoch, cursor, step, span.epoch_len)
+            if complete_epochs is None and not current.positions:
+                started_at = time.monotonic()
+            current.positions.append(position)
+            current.leaves.append(leaves)
             cursor, step = cursor + 1, step + 1
             # The epoch ends (`ends`), or the run ends within the epoch (`closes` alone). A smaller batch is only valid
             # at an end, which the next batch shows; hence `ragged`.
             ends = ends or cursor == span.steps_per_epoch
             ragged = smaller and not ends
-            most = min(form.most, self.wanted)
+            max_batches = min(form.most, self.wanted)
             closes = ends or step == span.end_step
             # with several processes time must not matter, since their chunks must be equal
-            due = smaller or (time.monotonic() - began > FLUSH_AFTER_S and not self._alike)
-            if not (closes or due or len(part.positions) >= most or (whole and cursor == whole.epoch_len)):
+            due = smaller or (time.monotonic() - started_at > FLUSH_AFTER_S and not self._alike)
+            if not (
+                closes
+                or due
+                or len(current.positions) >= max_batches
+                or (complete_epochs and cursor == complete_epochs.epoch_len)
+            ):
                 continue
             if closes:
-                part.epoch_len, part.closes = cursor if ends else span.epoch_len, True
+                current.epoch_len, current.closes = cursor if ends else span.epoch_len, True
             # The merged epochs are longer or shorter than this one, and a chunk can only hold epochs of one length.
             # Emit them now; this epoch starts a new draft.
-            if whole and ends != (cursor == whole.epoch_len):
-                yield self._chunk(whole)
-                whole = None
-            if ends and part.base == 0 and self._can_merge_epochs:
-                whole = whole.merged(part) if whole else part
-                part = ChunkDraft(epoch + 1, 0, step, span.epoch_len)
+            if complete_epochs and ends != (cursor == complete_epochs.epoch_len):
+                yield self._chunk(complete_epochs)
+                complete_epochs = None
+            if ends and current.base == 0 and self._can_merge_epochs:
+                complete_epochs = complete_epochs.merged(current) if complete_epochs else current
+                current = ChunkDraft(epoch + 1, 0, step, span.epoch_len)
                 # Another epoch of this length would not fit.
-                if due or len(whole) + cursor > most:
-                    yield self._chunk(whole)
-                    whole = None
-            elif closes or due or len(part) >= most:
-                yield from self._flush(whole, part)
-                whole, part = None, ChunkDraft(epoch + ends, 0 if ends else cursor, step, span.epoch_len)
+                if due or len(complete_epochs) + cursor > max_batches:
+                    yield self._chunk(complete_epochs)
+                    complete_epochs = None
+            elif closes or due or len(current) >= max_batches:
+                yield from self._flush(complete_epochs, current)
+                complete_epochs, current = None, ChunkDraft(epoch + ends, 0 if ends else cursor, step, span.epoch_len)
             if ends:
                 epoch, cursor = epoch + 1, 0
             # after the position moved, so that the end of an epoch counts as the begin of the next
-            over = closes and span.is_over(epoch, cursor, step)
-        yield from self._flush(whole)
+            done = closes and span.is_over(epoch, cursor, step)
+        yield from self._flush(complete_epochs)
 
     @property
     def _can_merge_epochs(self) -> bool:
@@ -232,19 +238,19 @@ class Chunker:
         """
         return self.stacked and not self._source.per_epoch and not self._source.is_generator
 
-    def _passes(
-        self, first: EpochIterator, pulled: list[Pulled], behind: dict[str, Any]
+    def _epochs(
+        self, first: EpochIterator, taken: list[Pulled], start_position: dict[str, Any]
     ) -> Iterator[tuple[int, bool, Iterator[Pulled]]]:
         """Yields each epoch: number, whether it was resumed in the middle, and its batches.
 
         If the data depends on the controls, it waits until the run has reached the epoch.
         """
-        number, resumed = first.number, behind["batches"] > 0
+        number, resumed = first.number, start_position["batches"] > 0
         if resumed:
-            first.go_to(behind)
-            pulled = []
-        yield number, resumed, itertools.chain(pulled, first)
-        del pulled, first  # free their buffers before the next epoch begins
+            first.seek(start_position)
+            taken = []
+        yield number, resumed, itertools.chain(taken, first)
+        del taken, first  # free their buffers before the next epoch begins
         if self._source.is_generator:
             return
         for later in itertools.count(number + 1):
@@ -255,7 +261,7 @@ class Chunker:
 
     def _batches(
         self, passes: Iterator[tuple[int, bool, Iterator[Pulled]]]
-    ) -> Iterator[tuple[Kept | None, bool | None]]:
+    ) -> Iterator[tuple[ValidatedBatch | None, bool | None]]:
         """Yields batches, each with a flag whether it is the last one of its epoch.
 
         The flag needs a look-ahead of one batch. It is only done if the source ends the epoch: with `steps_per_epoch`
@@ -263,40 +269,40 @@ class Chunker:
         yields None once.
         """
         span, given = self._span, self._span.step
-        for number, resumed, pulls in passes:
-            kept = self._validated(pulls)
-            ahead = next(kept, None)
-            if ahead is None and not resumed:
+        for number, resumed, batches in passes:
+            validated = self._validated(batches)
+            following = next(validated, None)
+            if following is None and not resumed:
                 again = "" if self._source.per_epoch else " when it was iterated again"
                 raise DataError(f"{self._source.describe(number)} gave no batch{again}.")
             # if ahead
             if span.steps_per_epoch is not None:
-                if ahead is not None:
-                    yield ahead, False
-                for batch in kept:
+                if following is not None:
+                    yield following, False
+                for batch in validated:
                     yield batch, False
                 continue
-            if ahead is None:
+            if following is None:
                 yield None, False
-            while ahead is not None:
-                batch, given = ahead, given + 1
+            while following is not None:
+                batch, given = following, given + 1
                 if given == span.end_step:  # the last step of the run: do not pull a batch that it does not need
                     yield batch, False
                     return
                 try:
-                    ahead = next(kept, None)
+                    following = next(validated, None)
                 except Exception:  # the error belongs to the next batch; this one is valid
                     yield batch, False
                     raise
-                yield batch, ahead is None
+                yield batch, following is None
 
-    def _validated(self, pulls: Iterator[Pulled]) -> Iterator[Kept]:
+    def _validated(self, batches: Iterator[Pulled]) -> Iterator[ValidatedBatch]:
         """Yields the validated batches of an epoch, copied since the source may reuse its buffers for the next batch.
 
         Leaves out smaller batches if they are not trained on.
         """
         take, add, follows = self._forms.validate, self.stacks.add, self._source.per_epoch
-        for batch, position in pulls:
+        for batch, position in batches:
             # data that depends on the controls may have new shapes each epoch
             leaves, form = take(batch, position.batches, follows and position.batches == 1)
             if form.smaller and not self._train_remainder:
@@ -316,7 +322,7 @@ class Chunker:
     def _chunk(self, draft: ChunkDraft) -> Chunk:
         if not self.stacked:
             return draft.chunk(batches=[self._placed(leaves) for leaves in draft.leaves])
-        stack = self.stacks.cut(len(draft))
+        stack = self.stacks.take_first(len(draft))
         return draft.chunk(self._placed(stack.leaves), memory=stack)
 
     def _placed(self, leaves: Any) -> Any:
@@ -326,5 +332,5 @@ class Chunker:
         """Returns a chunk without batches, for a run that was resumed between the last step of an epoch and its end."""
         data = None
         if self.stacked:
-            data = self._placed(StagingBuffer(self._forms.blank()).leaves)
+            data = self._placed(StagingBuffer(self._forms.placeholder()).leaves)
         return Chunk(data, None if self.stacked else [], epoch, cursor, 0, epoch_len, True, step)

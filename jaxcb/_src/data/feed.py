@@ -15,7 +15,7 @@ from jaxcb._src.data.sources import draw
 from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.sharding.placement import Placement
 
-_SHARE = 0.5  # fraction of a device's free memory that data may use
+_MAX_FRACTION = 0.5  # fraction of a device's free memory that data may use
 
 
 def fits_on_device(
@@ -43,7 +43,7 @@ def fits_on_device(
     new = [x for x in jax.tree.leaves(arrays) if placement.mesh is not None or not isinstance(x, jax.Array)]
     needed = sum(x.nbytes for x in new)
     free = processes.broadcast_from_primary(lambda: free_bytes(placement.own_devices))
-    if needed <= _SHARE * free:
+    if needed <= _MAX_FRACTION * free:
         return True
     if say is not None:
         say(
@@ -55,9 +55,9 @@ def fits_on_device(
 
 def free_bytes(devices: list[Any]) -> int:
     """Returns the minimum of the free bytes of some devices; for CPU devices, their share of the machine's memory."""
-    told = [device.memory_stats() for device in devices]
-    if all(stats and "bytes_limit" in stats for stats in told):
-        return min(stats["bytes_limit"] - stats["bytes_in_use"] for stats in told)
+    per_device = [device.memory_stats() for device in devices]
+    if all(stats and "bytes_limit" in stats for stats in per_device):
+        return min(stats["bytes_limit"] - stats["bytes_in_use"] for stats in per_device)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
 
 

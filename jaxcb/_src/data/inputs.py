@@ -32,7 +32,7 @@ def walk(data: Any, number: int) -> Iterator[Any]:
         return iter(_grain_pass(data, number))
     if _is(data, "datasets", "IterableDataset") and getattr(data, "_formatting", None) is None:
         data = data.with_format("numpy")  # its default format is Python lists
-    for part in _told(data):
+    for part in _parts_with_set_epoch(data):
         part.set_epoch(number)
     return iter(data)
 
@@ -47,7 +47,7 @@ def _grain_pass(data: Any, number: int) -> Iterable[Any]:
     return data.repeat(number + 1)[number * len(data) :]
 
 
-def _told(data: Any) -> list[Any]:
+def _parts_with_set_epoch(data: Any) -> list[Any]:
     """Returns the objects with `set_epoch`, such as PyTorch's distributed samplers."""
     batches = getattr(data, "batch_sampler", None)
     parts = (data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None))

@@ -114,7 +114,7 @@ class EpochIterator(Iterator[Pulled]):
         self.number, self.pulled = number, 0
         self._source, self._controls = source, controls
         self._batches: Any = None
-        self._tells = False  # whether the user's iterator has a state
+        self._has_state = False  # whether the user's iterator has a state
 
     def __next__(self) -> Pulled:
         try:
@@ -123,9 +123,9 @@ class EpochIterator(Iterator[Pulled]):
             if self.pulled == self._source.most:
                 raise StopIteration
             batch = next(self._batches)
-            state = self._state() if self._tells else _NO_STATE
+            state = self._state() if self._has_state else _NO_STATE
         except StopIteration:
-            self._batches, self._tells = iter(()), False  # free the source's iterator before the next epoch begins
+            self._batches, self._has_state = iter(()), False  # free the source's iterator before the next epoch begins
             raise
         except BaseException as error:
             error.add_note(f"This happened while batch {self.pulled + 1} of {self._what} was pulled.")
@@ -133,18 +133,18 @@ class EpochIterator(Iterator[Pulled]):
         pulled = self.pulled = self.pulled + 1
         return batch, Position(self.number, pulled, state)
 
-    def walks_to(self, position: Mapping[str, Any]) -> bool:
+    def must_replay_to(self, position: Mapping[str, Any]) -> bool:
         """Returns whether seeking to a position has to iterate over the batches before it."""
-        return position["batches"] > 0 and not ("iterator" in position and self._tells)
+        return position["batches"] > 0 and not ("iterator" in position and self._has_state)
 
-    def go_to(self, position: Mapping[str, Any]) -> None:
+    def seek(self, position: Mapping[str, Any]) -> None:
         """Seeks to a position.
 
         Raises:
             DataError: if the epoch has fewer batches.
         """
         done = position["batches"]
-        if "iterator" in position and self._tells:
+        if "iterator" in position and self._has_state:
             try:
                 self._batches.set_state(from_json(position["iterator"]))
             except BaseException as error:
@@ -158,7 +158,7 @@ class EpochIterator(Iterator[Pulled]):
 
     def _begin(self) -> Iterator[Any]:
         batches = self._source.iterate(self.number, self._controls)
-        self._tells = all(callable(getattr(batches, name, None)) for name in ("get_state", "set_state"))
+        self._has_state = all(callable(getattr(batches, name, None)) for name in ("get_state", "set_state"))
         return batches
 
     def _state(self) -> Mapping[str, Any]:
@@ -169,7 +169,7 @@ class EpochIterator(Iterator[Pulled]):
         if state is not None:
             with contextlib.suppress(NotSerializableError):
                 return {"iterator": as_json(state)}
-        self._tells = False
+        self._has_state = False
         return _NO_STATE
 
     @property

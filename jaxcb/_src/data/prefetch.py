@@ -22,7 +22,8 @@ from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.utils.errors import DataError
 
 _AHEAD = 2  # chunks that are prefetched
-_PATIENCE = 5.0  # seconds to wait for the thread at the end; a thread that blocks in the user's iterator is abandoned
+# seconds to wait for the thread at the end; a thread that blocks in the user's iterator is abandoned
+_JOIN_SECONDS = 5.0
 
 
 class Stream(Feed):
@@ -69,24 +70,29 @@ class Stream(Feed):
         self.epoch_len = steps_per_epoch or source.batches or UNBOUNDED
         self._start = start or FeedStart()
         self._epoch = self._start.epoch  # last confirmed epoch
-        self._behind = self._first_position()  # position at the start
-        self._where = self._behind  # position after the last confirmed step
-        self._told = self._start.epoch  # last epoch that the thread was allowed to begin
+        self._start_position = self._first_position()  # position at the start
+        self._source_position = self._start_position  # position after the last confirmed step
+        self._allowed_epoch = self._start.epoch  # last epoch that the thread was allowed to begin
         # controls of the first epoch, as passed to its iterator
-        self._given = _floats(controls or {}) | self._behind.pop("controls", {})
-        self._began_with = self._given  # controls at the begin of epoch `_told`
-        self._now = (self._start.epoch, self._given)
+        self._first_controls = _floats(controls or {}) | self._start_position.pop("controls", {})
+        self._epoch_controls = self._first_controls  # controls at the begin of epoch `_allowed_epoch`
+        self._confirmed = (self._start.epoch, self._first_controls)
         span = DataRange(*self._start[:3], self.epoch_len, steps_per_epoch, end_epoch, end_step)
-        self._begun = EpochIterator(source, self._behind["pass"], self._given)
-        first = next(self._begun, None)
+        self._first_epoch = EpochIterator(source, self._start_position["pass"], self._first_controls)
+        first = next(self._first_epoch, None)
         if first is None:
             raise DataError(f"{source.what} ({source.kind}) is empty: it gave no batch.")
         self._pulled = [first]
         batch, self._rows = as_arrays(first[0], f"the first batch of {source.what}")
         self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.asarray(x[:1]).dtype), batch)
-        if say is not None and self._begun.walks_to(self._behind) and not span.is_over(*self._start[:3]):
+        if (
+            say is not None
+            and self._first_epoch.must_replay_to(self._start_position)
+            and not span.is_over(*self._start[:3])
+        ):
+            batches = self._start_position["batches"]
             say(
-                f"jaxcb: {source.describe(self._begun.number)} starts again and {self._behind['batches']} batches "
+                f"jaxcb: {source.describe(self._first_epoch.number)} starts again and {batches} batches "
                 "are skipped, since its iterator has no state. An iterator with get_state and set_state resumes where "
                 "it stopped."
             )
@@ -115,9 +121,9 @@ class Stream(Feed):
         self.layout = BatchLayout("stacked" if stacked else "single", 0, rows, False, self._train_remainder)
 
     def place(self, placement: Placement) -> None:
-        self._chunker.placement, several = placement, placement.processes
+        self._chunker.placement, count = placement, placement.processes
         self.choose(stacked=self._chunker.stacked)
-        self.example = jax.tree.map(lambda x: x.update(shape=(several * x.shape[0], *x.shape[1:])), self.example)
+        self.example = jax.tree.map(lambda x: x.update(shape=(count * x.shape[0], *x.shape[1:])), self.example)
 
     def pace(self, steps: int) -> None:
         if not self._processes.is_multiprocess:
@@ -140,10 +146,13 @@ class Stream(Feed):
         """Takes a chunk from the thread if none is available. Starts the thread at first."""
         if self._dispatched < len(self._unconfirmed) or self._ended or self._error is not None:
             return
-        self._tell()
+        self._allow_epoch()
         if self._thread is None:
-            if self._began_with != self._given:  # `on_train_begin` has changed a control
-                self._begun, self._pulled = EpochIterator(self._source, self._behind["pass"], self._began_with), []
+            if self._epoch_controls != self._first_controls:  # `on_train_begin` has changed a control
+                self._first_epoch, self._pulled = (
+                    EpochIterator(self._source, self._start_position["pass"], self._epoch_controls),
+                    [],
+                )
             self._thread = threading.Thread(target=self._work, args=(_settings(),), name="jaxcb-data", daemon=True)
             self._thread.start()
         try:
@@ -157,33 +166,33 @@ class Stream(Feed):
         else:
             self._unconfirmed.append(item)
 
-    def _tell(self) -> None:
+    def _allow_epoch(self) -> None:
         """Allows the thread to begin the epoch that the run has reached, with its controls."""
-        epoch, controls = self._now
-        if self._source.per_epoch and epoch > self._told:
-            self._told, self._began_with = epoch, controls
+        epoch, controls = self._confirmed
+        if self._source.per_epoch and epoch > self._allowed_epoch:
+            self._allowed_epoch, self._epoch_controls = epoch, controls
             self._chunker.begin(controls)
 
     def position(self) -> dict[str, Any]:
         if not self._source.per_epoch:
-            return dict(self._where)
-        controls = self._began_with if self._epoch == self._told else self._now[1]
-        return self._where | {"controls": dict(controls)}
+            return dict(self._source_position)
+        controls = self._epoch_controls if self._epoch == self._allowed_epoch else self._confirmed[1]
+        return self._source_position | {"controls": dict(controls)}
 
     def confirm(self, status: Progress) -> None:
         epoch, step = int(status.epoch), int(status.step)
         if self._source.per_epoch:
-            self._now = (epoch, _floats(status.controls))
+            self._confirmed = (epoch, _floats(status.controls))
             # the first epoch has not begun, so a change by `on_train_begin` applies to it
             if self._thread is None and self._start.cursor == 0:
-                self._began_with = self._now[1]
+                self._epoch_controls = self._confirmed[1]
         for chunk in self._unconfirmed:
             if 0 < step - chunk.step <= len(chunk.positions):
-                self._where = chunk.positions[step - chunk.step - 1].as_json()
+                self._source_position = chunk.positions[step - chunk.step - 1].as_json()
         closed = epoch > self._epoch and int(status.cursor) == 0
         # an iteration of the source ends with the epoch
         if closed and self._steps_per_epoch is None and not self._source.is_generator:
-            self._where = {"pass": self._where["pass"] + 1, "batches": 0}
+            self._source_position = {"pass": self._source_position["pass"] + 1, "batches": 0}
         self._epoch = epoch
         while self._unconfirmed and self._unconfirmed[0].consumed(status):
             chunk = self._unconfirmed.popleft()
@@ -198,7 +207,7 @@ class Stream(Feed):
     def close(self) -> None:
         self._closed.set()
         self._chunker.begin(None)
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _JOIN_SECONDS
         while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
                 self._queue.get(timeout=0.01)
@@ -220,9 +229,9 @@ class Stream(Feed):
 
     def chunks(self) -> Iterator[Chunk]:
         """Yields all chunks that the run needs."""
-        first, pulled = self._begun, self._pulled
-        del self._begun, self._pulled  # the chunker frees them before the next epoch begins
-        return self._chunker.chunks(first, pulled, self._behind)
+        first, pulled = self._first_epoch, self._pulled
+        del self._first_epoch, self._pulled  # the chunker frees them before the next epoch begins
+        return self._chunker.chunks(first, pulled, self._start_position)
 
     def _put(self, item: Any) -> bool:
         while not self._closed.is_set():

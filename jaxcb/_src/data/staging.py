@@ -20,15 +20,15 @@ class StagingBuffer:
     def add(self, leaves: list[Any]) -> None:
         """Appends a copy of a batch."""
         count = self.count
-        for room, leaf in zip(self.leaves, leaves, strict=True):
-            room[count] = leaf
+        for memory, leaf in zip(self.leaves, leaves, strict=True):
+            memory[count] = leaf
         self.count = count + 1
 
     def extend(self, other: "StagingBuffer", start: int) -> None:
         """Appends copies of the batches of another buffer, from `start` on."""
         end = self.count + other.count - start
-        for room, leaf in zip(self.leaves, other.leaves, strict=True):
-            room[self.count : end] = leaf[start : other.count]
+        for memory, leaf in zip(self.leaves, other.leaves, strict=True):
+            memory[self.count : end] = leaf[start : other.count]
         self.count = end
 
 
@@ -52,16 +52,16 @@ class StagingPool:
             self._filling.append(last)
         last.add(leaves)
 
-    def cut(self, count: int) -> StagingBuffer:
+    def take_first(self, count: int) -> StagingBuffer:
         """Removes the first batches, all of one spec. Batches after them move to another buffer."""
         first = self._filling.popleft()
         if count < first.count:
             rest = self._new(first.form)
             rest.extend(first, count)
             while self._filling and self._filling[0].form is first.form:
-                behind = self._filling.popleft()
-                rest.extend(behind, 0)
-                self._free.append(behind)
+                later = self._filling.popleft()
+                rest.extend(later, 0)
+                self._free.append(later)
             self._filling.appendleft(rest)
         self._last = self._filling[-1] if self._filling else None
         return first

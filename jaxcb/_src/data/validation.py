@@ -95,15 +95,15 @@ def validation_sets(
         say: prints a line.
     """
     sets: dict[str, ResidentSet | HostSet] = {}
-    for prefix, own in named_sets(data, like=like).items():
+    for prefix, one_set in named_sets(data, like=like).items():
         what = f"validation_data ({prefix.rstrip('_')})"
         size = batch_size or BATCH_SIZE
-        if are_arrays(own):
-            own, rows = as_arrays(own, what)
+        if are_arrays(one_set):
+            one_set, rows = as_arrays(one_set, what)
             rows = rows if steps is None else min(rows, steps * size)
-            own = jax.tree.map(lambda x, rows=rows: x[:rows], own)
-            if fits_on_device(own, what, resident, placement=placement, processes=processes, say=say):
-                sets[prefix] = ResidentSet(jax.tree.map(jnp.asarray, own), rows, min(size, rows))
+            one_set = jax.tree.map(lambda x, rows=rows: x[:rows], one_set)
+            if fits_on_device(one_set, what, resident, placement=placement, processes=processes, say=say):
+                sets[prefix] = ResidentSet(jax.tree.map(jnp.asarray, one_set), rows, min(size, rows))
                 continue
-        sets[prefix] = HostSet(sequential_source(own, what, size, placement), steps)
+        sets[prefix] = HostSet(sequential_source(one_set, what, size, placement), steps)
     return sets

@@ -22,9 +22,9 @@ from jaxcb._src.utils.errors import ProcessError
 
 T = TypeVar("T")
 _SLICE_MS = 2_000  # milliseconds to wait for process 0 before checking for a failed process
-_LOOK = 1.0  # seconds between two reads of the messages of other processes
-_GRACE = 15.0  # seconds for a process to end normally after another one has failed
-_ROLL_CALL = 5.0  # seconds for other processes to respond after a step has failed
+_POLL_SECONDS = 1.0  # seconds between two reads of the messages of other processes
+_EXIT_GRACE_SECONDS = 15.0  # seconds for a process to end normally after another one has failed
+_RESPONSE_SECONDS = 5.0  # seconds for other processes to respond after a step has failed
 _BLOCK, _KEPT = 64, 4  # broadcasts per directory of the store, and number of directories that are kept
 
 _runs, _points = 0, 0  # counters; equal on each process
@@ -58,9 +58,9 @@ class Processes:
         """Returns `find()` of process 0, where alone it is called. All processes must call this in the same order."""
         return find()
 
-    def gather(self, own: T) -> list[T]:
+    def gather(self, value: T) -> list[T]:
         """Returns the values of all processes on process 0, and only its own on the others."""
-        return [own]
+        return [value]
 
     def notified(self) -> bool:
         """Returns whether all processes have reached the step at which they act on a preemption notice."""
@@ -113,10 +113,10 @@ class MultiProcess(Processes):
         self._client = state.client
         self._root, self._past = f"jaxcb/{run}", f"jaxcb/{run - 2}"
         self._number = 0  # number of the next broadcast
-        self._told_signal = False
+        self._signal_reported = False
         self._failed: tuple[int, str] | None = None  # index and error of a process that has reported a failure
         self._over = threading.Event()
-        self._watch = threading.Thread(target=self._look_around, name="jaxcb-processes", daemon=True)
+        self._watch = threading.Thread(target=self._watch_others, name="jaxcb-processes", daemon=True)
 
     def __enter__(self) -> Self:
         self._set(f"who/{self.index}", f"pid {os.getpid()} on {socket.gethostname()}")
@@ -170,13 +170,13 @@ class MultiProcess(Processes):
             raise ProcessError(f"{self._name(index)} failed: {value}")
         return value
 
-    def gather(self, own: T) -> list[T]:
+    def gather(self, value: T) -> list[T]:
         number = self._number
         self._number += 1
         if not self.is_primary:
-            self._set_bytes(f"gathered/{number}/{self.index}", pickle.dumps((True, own)))
-            return [own]
-        found: list[T] = [own]
+            self._set_bytes(f"gathered/{number}/{self.index}", pickle.dumps((True, value)))
+            return [value]
+        found: list[T] = [value]
         for index in range(1, self.count):
             found.append(self._receive(f"gathered/{number}/{index}", index))
         self._client.key_value_delete(f"{self._root}/gathered/{number}")
@@ -194,25 +194,25 @@ class MultiProcess(Processes):
         return multihost_utils.reached_preemption_sync_point(_points)
 
     def report_signal(self, signum: int) -> None:
-        if not self._told_signal and not self.is_primary:
-            self._told_signal = True
-            self._tell(signum=signum)
+        if not self._signal_reported and not self.is_primary:
+            self._signal_reported = True
+            self._publish(signum=signum)
 
     # Failures
 
-    def _look_around(self) -> None:
+    def _watch_others(self) -> None:
         """Reads the messages of other processes. Ends this process if it cannot end normally. Runs in a thread.
 
         A step with a missing process never ends, and Python cannot interrupt it.
         """
         since: float | None = None
-        while not self._over.wait(_LOOK):
-            for index, told in self._told().items():
-                if told.get("signum") is not None:
-                    self.signum = told["signum"]
-                if told.get("error") is not None and self._failed is None:
-                    self._failed, since = (index, told["error"]), time.monotonic()
-            if since is not None and time.monotonic() - since > _GRACE:
+        while not self._over.wait(_POLL_SECONDS):
+            for index, message in self._messages().items():
+                if message.get("signum") is not None:
+                    self.signum = message["signum"]
+                if message.get("error") is not None and self._failed is None:
+                    self._failed, since = (index, message["error"]), time.monotonic()
+            if since is not None and time.monotonic() - since > _EXIT_GRACE_SECONDS:
                 print(f"jaxcb: {self._failure()} This process waits for it in a step, and ends.", file=sys.stderr)
                 sys.stderr.flush()
                 os._exit(1)
@@ -225,7 +225,7 @@ class MultiProcess(Processes):
         """
         if isinstance(error, jax.errors.JaxRuntimeError):
             missing = self._missing()
-            self._failed = next(((i, t["error"]) for i, t in self._told().items() if t.get("error")), self._failed)
+            self._failed = next(((i, t["error"]) for i, t in self._messages().items() if t.get("error")), self._failed)
             if self._failed is not None:
                 raise ProcessError(self._failure()) from error
             if missing:
@@ -234,18 +234,18 @@ class MultiProcess(Processes):
                     f"{names} died or cannot be reached, so a step of this process failed. Start all processes "
                     "again with the same command: with resume=True the run resumes from its last checkpoint."
                 ) from error
-        self._tell(error=_words(error))
+        self._publish(error=_words(error))
 
     def _missing(self) -> list[int]:
         """Returns the processes that do not respond. A failed step must have stopped all others."""
-        until, there = time.monotonic() + _ROLL_CALL, {self.index}
+        until, responding = time.monotonic() + _RESPONSE_SECONDS, {self.index}
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._set(f"here/{self.index}", "")
-            while len(there) < self.count and time.monotonic() < until:
+            while len(responding) < self.count and time.monotonic() < until:
                 time.sleep(0.1)
                 found = self._client.key_value_dir_get(f"{self._root}/here/")
-                there = {int(key.rpartition("/")[2]) for key, _ in found} | {self.index}
-        return sorted(set(range(self.count)) - there - self._told().keys())
+                responding = {int(key.rpartition("/")[2]) for key, _ in found} | {self.index}
+        return sorted(set(range(self.count)) - responding - self._messages().keys())
 
     def _raise_failure(self) -> None:
         if self._failed is not None:
@@ -258,18 +258,18 @@ class MultiProcess(Processes):
 
     # Key-value store
 
-    def _tell(self, **what: Any) -> None:
+    def _publish(self, **what: Any) -> None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._set(f"told/{self.index}", json.dumps(what), allow_overwrite=True)
 
-    def _told(self) -> dict[int, dict[str, Any]]:
+    def _messages(self) -> dict[int, dict[str, Any]]:
         """Returns the messages of the other processes."""
         try:
             found = self._client.key_value_dir_get(f"{self._root}/told/")
         except jax.errors.JaxRuntimeError:
             return {}
-        told = {int(key.rpartition("/")[2]): json.loads(text) for key, text in found}
-        return {index: what for index, what in told.items() if index != self.index}
+        messages = {int(key.rpartition("/")[2]): json.loads(text) for key, text in found}
+        return {index: message for index, message in messages.items() if index != self.index}
 
     def _name(self, index: int) -> str:
         try:

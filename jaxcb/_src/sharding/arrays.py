@@ -14,9 +14,9 @@ def put(x: Any, sharding: NamedSharding) -> jax.Array:
         return jax.device_put(x, sharding)
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
-    own = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
+    array = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
     # each process provides its own shards; `device_put` would first compare the complete array across processes
-    return jax.make_array_from_callback(own.shape, sharding, lambda index: own[index])
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def put_part(x: Any, sharding: NamedSharding) -> jax.Array:

@@ -186,8 +186,8 @@ class Placement:
         count = self.processes
         if count == 1:
             return 0, 1
-        own = self.batch_sharding(0).addressable_devices_indices_map((self.parts,)).values()
-        first = min(index[0].start or 0 for index in own if index is not None)
+        indices = self.batch_sharding(0).addressable_devices_indices_map((self.parts,)).values()
+        first = min(index[0].start or 0 for index in indices if index is not None)
         return first * count // self.parts, count
 
     @property
@@ -250,10 +250,6 @@ class Placement:
     def constrain_state(self, train: Any) -> Any:
         """Constrains a train state to its shardings, so that these do not change from step to step. Traced."""
         return train if self.mesh is None else jax.lax.with_sharding_constraint(train, self.shardings(train))
-
-    def whole(self, tree: Any) -> Any:
-        """Constrains what is small, and the same for all, to be whole on each device. Traced."""
-        return tree if self.mesh is None else jax.lax.with_sharding_constraint(tree, self.everywhere)
 
     # Around a program
 

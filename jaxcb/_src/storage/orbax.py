@@ -135,7 +135,7 @@ def _readable(path: str) -> Iterator[Any]:
         yield local(path)
         return
     with tempfile.TemporaryDirectory(prefix="jaxcb-") as made:
-        _link(root, Path(made), besides=parts)
+        _link(root, Path(made), skip=parts)
         for part in parts:
             (Path(made) / part.name).mkdir()
             _link(part, Path(made) / part.name)
@@ -143,10 +143,10 @@ def _readable(path: str) -> Iterator[Any]:
         yield local(made)
 
 
-def _link(source: Path, target: Path, *, besides: Sequence[Path] = ()) -> None:
+def _link(source: Path, target: Path, *, skip: Sequence[Path] = ()) -> None:
     """Links every entry of a directory."""
     for path in source.iterdir():
-        if path not in besides:
+        if path not in skip:
             (target / path.name).symlink_to(path.absolute(), target_is_directory=path.is_dir())
 
 
@@ -157,8 +157,8 @@ def _index(directory: Path) -> None:
 
     context = tensorstore.Context({"cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}})
     merge = merge_ocdbt_per_process_files(local(directory), context, use_zarr3=True, enable_validation=False)
-    with concurrent.futures.ThreadPoolExecutor(1) as apart:  # a notebook already runs an event loop in this thread
-        apart.submit(asyncio.run, merge).result()
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:  # a notebook already runs an event loop in this thread
+        thread.submit(asyncio.run, merge).result()
 
 
 def _context() -> Any:

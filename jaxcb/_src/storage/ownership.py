@@ -156,7 +156,7 @@ class RunRecord:
 
     def writes(self, key: str) -> list[Written]:
         """Returns the run's writes to a shared file, in order. The last ones may not have reached the file."""
-        return [own for _, own in sorted(self._writes.get(key, {}).items())]
+        return [written for _, written in sorted(self._writes.get(key, {}).items())]
 
     def sync(self) -> None:
         """Syncs the record to disk."""
@@ -183,12 +183,12 @@ class RunRecord:
                 raise ValueError("it names a file outside of its folder")
             self.made[key] = tuple(files)
         elif "wrote" in line:
-            own = Written(*(line[name] for name in ("at", "bytes", "checksum")))
-            if not isinstance(line["wrote"], str) or not all(type(x) is int and x >= 0 for x in own):
+            written = Written(*(line[name] for name in ("at", "bytes", "checksum")))
+            if not isinstance(line["wrote"], str) or not all(type(x) is int and x >= 0 for x in written):
                 raise ValueError("it is not a position in a file")
-            self._writes.setdefault(line["wrote"], {})[own.start] = own
+            self._writes.setdefault(line["wrote"], {})[written.start] = written
         elif "cut" in line:
             writes = self._writes.get(line["cut"], {})
-            self._writes[line["cut"]] = {start: own for start, own in writes.items() if start < line["at"]}
+            self._writes[line["cut"]] = {start: written for start, written in writes.items() if start < line["at"]}
         else:
             raise ValueError("its kind is unknown to this version")

@@ -56,8 +56,8 @@ def quotient(total: Array, rest: Array, divisor: Array, divisor_rest: Array) -> 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """Returns the rounded sum and its rounding error (Knuth)."""
     total = a + b
-    own = total - a
-    return total, (a - (total - own)) + (b - own)
+    b_rounded = total - a
+    return total, (a - (total - b_rounded)) + (b - b_rounded)
 
 
 def _split(x: Array) -> tuple[Array, Array]:

@@ -67,12 +67,12 @@ def as_picture(values: Any, largest: int = 512) -> Array:
     low, high = jnp.min(x, where=finite, initial=jnp.inf), jnp.max(x, where=finite, initial=-jnp.inf)
     span = jnp.where(high > low, high - low, 1.0)
     bright = jnp.round(jnp.where(finite, (x - low) / span, 0.0) * 255.0).astype(jnp.uint8)
-    flat = _laid_flat(bright)
-    rows, columns = (_spread(size, largest) for size in flat.shape)
+    flat = _as_matrix(bright)
+    rows, columns = (_spaced_indices(size, largest) for size in flat.shape)
     return flat[rows][:, columns]
 
 
-def _laid_flat(x: Array) -> Array:
+def _as_matrix(x: Array) -> Array:
     if x.ndim <= 1:
         return x.reshape(1, -1)
     if x.ndim == 2:
@@ -84,6 +84,6 @@ def _laid_flat(x: Array) -> Array:
     return lined.reshape(inputs * tall, outputs * wide)[:-1, :-1]
 
 
-def _spread(size: int, largest: int) -> Any:
+def _spaced_indices(size: int, largest: int) -> Any:
     """Returns the indices of at most `largest` evenly spaced rows."""
     return jnp.arange(size) if size <= largest else jnp.linspace(0, size - 1, largest).round().astype(jnp.int32)

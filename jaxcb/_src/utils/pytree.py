@@ -117,9 +117,9 @@ def _register(cls: type) -> None:
 
     def unflatten(aux: Any, children: Any) -> Any:
         self = object.__new__(cls)
-        own = vars(self)
-        own.update(zip(meta, aux, strict=True))
-        own.update(zip(data, children, strict=True))
+        attributes = vars(self)
+        attributes.update(zip(meta, aux, strict=True))
+        attributes.update(zip(data, children, strict=True))
         return self
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)

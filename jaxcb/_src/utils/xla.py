@@ -34,5 +34,5 @@ def jaxpr_in(value: Any) -> Any:
 
     They are recognized by attributes, since importing their classes (`jax.extend.core`) imports Pallas.
     """
-    own = getattr(value, "jaxpr", value)
-    return own if hasattr(own, "eqns") and hasattr(own, "invars") else None
+    jaxpr = getattr(value, "jaxpr", value)
+    return jaxpr if hasattr(jaxpr, "eqns") and hasattr(jaxpr, "invars") else None

@@ -25,11 +25,12 @@ def begin(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tup
 
 def open_epoch(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
     """Begins an epoch: runs `on_epoch_begin` and draws the order of resident rows."""
-    carry, rings = _part(program, inputs, carry, rings)  # freeze members that stopped during the previous epoch
+    # freeze members that stopped during the previous epoch
+    carry, rings = _end_stopped_members(program, inputs, carry, rings)
     metrics = program.metrics(inputs, carry, {}, last=False)
     alive = _alive(program, carry)
     carry, rings, _ = program.run_hook("on_epoch_begin", inputs, carry, rings, metrics, alive=alive)
-    carry, rings = _part(program, inputs, carry, rings)
+    carry, rings = _end_stopped_members(program, inputs, carry, rings)
     order = program.layout.new_order(inputs.key, carry.epoch) if carry.order is not None else None
     return carry.replace(order=order, opened=jnp.ones((), bool)), rings
 
@@ -58,23 +59,23 @@ def evaluate(program: Program, inputs: Inputs, carry: LoopState) -> dict[str, Ar
         name -> float32 (), or (members,) for a population.
     """
     out = {}
-    for own in program.evals:
-        data = inputs.val[own.prefix]
-        full, rest = divmod(own.rows, own.batch_size)
+    for eval_set in program.evals:
+        data = inputs.val[eval_set.prefix]
+        full, rest = divmod(eval_set.rows, eval_set.batch_size)
 
         def rows(start: Any, size: int, data: Any = data) -> Any:
             return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), data)
 
         def body(
-            i: Array, window: MetricAccumulator, rows: Any = rows, size: int = own.batch_size
+            i: Array, window: MetricAccumulator, rows: Any = rows, size: int = eval_set.batch_size
         ) -> MetricAccumulator:
             return program.eval_batch(window, carry.train, rows(i * size, size), i)
 
-        first = jax.eval_shape(lambda rows=rows, size=own.batch_size if full else rest: rows(0, size))
+        first = jax.eval_shape(lambda rows=rows, size=eval_set.batch_size if full else rest: rows(0, size))
         window = jax.lax.fori_loop(0, full, body, program.empty_eval(carry.train, first))
         if rest:
-            window = program.eval_batch(window, carry.train, rows(full * own.batch_size, rest), full)
-        out |= {own.prefix + name: value for name, value in window.means().items()}
+            window = program.eval_batch(window, carry.train, rows(full * eval_set.batch_size, rest), full)
+        out |= {eval_set.prefix + name: value for name, value in window.means().items()}
     return out
 
 
@@ -106,7 +107,7 @@ def close_epoch(program: Program, inputs: Inputs, carry: LoopState, rings: Any) 
     )
     if program.members is None:
         return carry.replace(ended=carry.ended | carry.train.stop), rings
-    return _part(program, inputs, carry, rings)
+    return _end_stopped_members(program, inputs, carry, rings)
 
 
 def validate_and_close_if_due(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
@@ -117,14 +118,14 @@ def validate_and_close_if_due(program: Program, inputs: Inputs, carry: LoopState
         return end_eval(program, inputs, carry, rings, evaluate(program, inputs, carry))
 
     if program.evals and not program.host_eval:
-        carry, rings = jax.lax.cond(program.predicates.eval_due(inputs, carry), validate, _same, carry, rings)
+        carry, rings = jax.lax.cond(program.predicates.eval_due(inputs, carry), validate, _unchanged, carry, rings)
     return close_epoch_if_due(program, inputs, carry, rings)
 
 
 def close_epoch_if_due(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
     """Closes the epoch if it is complete."""
     closing = program.predicates.closing(inputs, carry)
-    return jax.lax.cond(closing, lambda c, r: close_epoch(program, inputs, c, r), _same, carry, rings)
+    return jax.lax.cond(closing, lambda c, r: close_epoch(program, inputs, c, r), _unchanged, carry, rings)
 
 
 def end(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
@@ -132,26 +133,26 @@ def end(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple
     return _end(program, inputs, carry, rings, _alive(program, carry))
 
 
-def _part(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
+def _end_stopped_members(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
     """Ends the run of members that have stopped, at the point where the run of each alone would have ended."""
     if program.members is None:
         return carry, rings
-    parting = carry.train.stop & ~carry.ended
+    stopping = carry.train.stop & ~carry.ended
     if "on_train_end" in program.actions:
         carry, rings = jax.lax.cond(
-            jnp.any(parting), lambda c, r: _end(program, inputs, c, r, parting), _same, carry, rings
+            jnp.any(stopping), lambda c, r: _end(program, inputs, c, r, stopping), _unchanged, carry, rings
         )
-    return carry.replace(ended=carry.ended | parting), rings
+    return carry.replace(ended=carry.ended | stopping), rings
 
 
-def _end(program: Program, inputs: Inputs, carry: LoopState, rings: Any, who: Any) -> tuple[LoopState, Any]:
+def _end(program: Program, inputs: Inputs, carry: LoopState, rings: Any, mask: Any) -> tuple[LoopState, Any]:
     """Runs `on_train_end` for a run, or for some members of a population."""
     closed = carry.epoch
     carry = carry.replace(epoch=jnp.maximum(closed - 1, 0))  # the hook reports the last epoch, not the one after it
     metrics = program.metrics(
         inputs, carry, carry.latest.values, last=True, reported=carry.latest.reported, closes=True
     )
-    carry, rings, _ = program.run_hook("on_train_end", inputs, carry, rings, metrics, alive=who)
+    carry, rings, _ = program.run_hook("on_train_end", inputs, carry, rings, metrics, alive=mask)
     return carry.replace(epoch=closed), rings
 
 
@@ -170,8 +171,8 @@ def _report_windows(carry: LoopState, alive: Any) -> LastReported:
     latest = _report(carry, carry.windows[""].means(), alive)
     for name, window in carry.windows.items():
         if name:
-            new, looked = _report(carry.replace(latest=latest), window.means(), alive), jnp.any(window.any())
-            latest = select(looked, new, latest)
+            new, was_due = _report(carry.replace(latest=latest), window.means(), alive), jnp.any(window.any())
+            latest = select(was_due, new, latest)
     return latest
 
 
@@ -180,5 +181,5 @@ def _alive(program: Program, carry: LoopState) -> Any:
     return None if program.members is None else ~carry.ended
 
 
-def _same(*values: Any) -> tuple[Any, ...]:
+def _unchanged(*values: Any) -> tuple[Any, ...]:
     return values

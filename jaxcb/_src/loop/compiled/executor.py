@@ -40,7 +40,7 @@ class Output(NamedTuple):
 
     Attributes:
         rings: the record buffers.
-        status: the packed status; `Executor.told` unpacks it.
+        status: the packed status; `Executor.unpack_status` unpacks it.
         may_wait: whether the host may have to act before further steps are useful, as far as the host can predict.
     """
 
@@ -52,11 +52,11 @@ class Output(NamedTuple):
 class Compiled:
     """A jitted `fn(carry, *rest) -> (carry, *out)` whose loop state is flat and donated.
 
-    With `narrow`, only leaves that `fn` modifies are donated and returned, since each array that a dispatch creates
-    costs host time. Which leaves those are depends on the trace: a leaf is unmodified if `fn` returns the very tracer
-    that it was given (`call_preserving_identity` keeps this identity through nested jits). The set is found while
-    tracing. If a trace modifies a leaf outside of the current set, tracing raises `_Wider`, the set grows, and the
-    function is jitted again. The set never shrinks, so this ends after a few traces.
+    With `donate_changed_only`, only leaves that `fn` modifies are donated and returned, since each array that a
+    dispatch creates costs host time. Which leaves those are depends on the trace: a leaf is unmodified if `fn` returns
+    the very tracer that it was given (`call_preserving_identity` keeps this identity through nested jits). The set is
+    found while tracing. If a trace modifies a leaf outside of the current set, tracing raises `_MoreLeavesChange`, the
+    set grows, and the function is jitted again. The set never shrinks, so this ends after a few traces.
 
     Args:
         fn: the function.
@@ -64,7 +64,7 @@ class Compiled:
         donate_rest: positions of further donated arguments, counted after the loop state.
         count: is called once per dispatch.
         steps: whether the function contains training steps. If so, run time matters more than compile time.
-        narrow: whether to donate and return only the leaves that the function modifies.
+        donate_changed_only: whether to donate and return only the leaves that the function modifies.
     """
 
     def __init__(
@@ -75,16 +75,17 @@ class Compiled:
         donate_rest: tuple[int, ...] = (),
         *,
         steps: bool,
-        narrow: bool = False,
+        donate_changed_only: bool = False,
     ) -> None:
-        self._count, self._placement, self._steps, self._narrow = count, placement, steps, narrow
-        # arguments of `part`: 0 is `own`, 1 is `held`, 2 is the static tree, and `rest` begins at 3
+        self._count, self._placement, self._steps = count, placement, steps
+        self._donate_changed_only = donate_changed_only
+        # arguments of `run_flat`: 0 is `changed`, 1 is `unchanged`, 2 is the static tree, and `rest` begins at 3
         self._donated = (0, *(3 + i for i in donate_rest))
         self._jitted: Any = None
-        self._places: list[int] = []  # indices of the leaves that are donated and returned
+        self._changed_indices: list[int] = []  # indices of the leaves that are donated and returned
 
-        def part(own: list[Any], held: list[Any], tree: Any, *rest: Any) -> Any:
-            leaves = _with(held, self._places, own)
+        def run_flat(changed: list[Any], unchanged: list[Any], tree: Any, *rest: Any) -> Any:
+            leaves = _replace_at(unchanged, self._changed_indices, changed)
             # inputs are sent as one packed vector; unpacking belongs to the program, so that it costs no dispatch
             given = (x.unpacked() if isinstance(x, Inputs) else x for x in rest)
             carry, *out = fn(jax.tree.unflatten(tree, leaves), *given)
@@ -93,60 +94,60 @@ class Compiled:
                 raise TypeError(f"the run's state changed its structure from {tree} to {structure}.")
             # identity of tracers: an unmodified leaf is the same object, whatever its value
             found = {i for i, (x, y) in enumerate(zip(leaves, new, strict=True)) if x is not y}
-            if not found <= set(self._places):  # also at the first trace, which starts with an empty set
-                raise _Wider(sorted(found | set(self._places)))
-            return [new[i] for i in self._places], out
+            if not found <= set(self._changed_indices):  # also at the first trace, which starts with an empty set
+                raise _MoreLeavesChange(sorted(found | set(self._changed_indices)))
+            return [new[i] for i in self._changed_indices], out
 
-        self._part = part
+        self._run_flat = run_flat
 
     def lower(self, live: DeviceState, *rest: Any) -> Any:
         """Returns the program, lowered for these arguments."""
-        return self._used(lambda program, *arguments: program.lower(*arguments), live, *rest)
+        return self._with_program(lambda program, *arguments: program.lower(*arguments), live, *rest)
 
     def __call__(self, live: DeviceState, *rest: Any) -> Any:
         self._count()
         new, out = self._placement.block_if_needed(
-            self._used(lambda program, *arguments: program(*arguments), live, *rest)
+            self._with_program(lambda program, *arguments: program(*arguments), live, *rest)
         )
-        return (DeviceState(_with(live.leaves, self._places, new), live.tree), *out)
+        return (DeviceState(_replace_at(live.leaves, self._changed_indices, new), live.tree), *out)
 
-    def _used(self, use: Callable[..., Any], live: DeviceState, *rest: Any) -> Any:
-        """Returns `use(program, *arguments)`, tracing again with a larger set of leaves while `_Wider` is raised."""
+    def _with_program(self, use: Callable[..., Any], live: DeviceState, *rest: Any) -> Any:
+        """Returns `use(program, *arguments)`. Traces again with more donated leaves after `_MoreLeavesChange`."""
         while True:
             program = self._program(live)
-            own = [live.leaves[i] for i in self._places]
-            # a donated buffer must occur once among the arguments, so the donated leaves are None in `held`
-            held = _with(live.leaves, self._places, itertools.repeat(None))
+            changed = [live.leaves[i] for i in self._changed_indices]
+            # a donated buffer must occur once among the arguments, so the donated leaves are None in `unchanged`
+            unchanged = _replace_at(live.leaves, self._changed_indices, itertools.repeat(None))
             try:
-                return use(program, own, held, live.tree, *rest)
+                return use(program, changed, unchanged, live.tree, *rest)
             # raised while tracing, before any buffer was donated: the arguments are still valid
-            except _Wider as wider:
-                self._places, self._jitted = wider.places, None
+            except _MoreLeavesChange as more:
+                self._changed_indices, self._jitted = more.indices, None
 
     def _program(self, live: DeviceState) -> Any:
         """Returns the jitted function, with output shardings equal to the current ones of the donated leaves."""
         if self._jitted is None:
-            if not self._narrow:
-                self._places = list(range(len(live.leaves)))
-            how: dict[str, Any] = self._placement.jit_out_shardings([live.leaves[i] for i in self._places])
+            if not self._donate_changed_only:
+                self._changed_indices = list(range(len(live.leaves)))
+            how: dict[str, Any] = self._placement.jit_out_shardings([live.leaves[i] for i in self._changed_indices])
             how["compiler_options"] = {} if self._steps else fast_compile_options(self._placement.platform)
-            self._jitted = jax.jit(self._part, static_argnums=2, donate_argnums=self._donated, **how)
+            self._jitted = jax.jit(self._run_flat, static_argnums=2, donate_argnums=self._donated, **how)
         return self._jitted
 
 
-class _Wider(Exception):
+class _MoreLeavesChange(Exception):
     """The traced function modifies leaves outside of the set that is donated."""
 
-    def __init__(self, places: list[int]) -> None:
-        super().__init__(places)
-        self.places = places
+    def __init__(self, indices: list[int]) -> None:
+        super().__init__(indices)
+        self.indices = indices
 
 
-def _with(leaves: list[Any], places: list[int], new: Iterable[Any]) -> list[Any]:
-    """Returns a copy of the leaves in which those at `places` are replaced."""
+def _replace_at(leaves: list[Any], indices: list[int], new: Iterable[Any]) -> list[Any]:
+    """Returns a copy of the leaves in which those at `indices` are replaced."""
     leaves = list(leaves)
-    for place, leaf in zip(places, new, strict=False):
-        leaves[place] = leaf
+    for index, leaf in zip(indices, new, strict=False):
+        leaves[index] = leaf
     return leaves
 
 
@@ -175,20 +176,27 @@ class Executor:
         self._eval_batch = self._compiled(self._run_eval_batch, donate_rest=(0,), steps=True)
 
     def _compiled(
-        self, fn: Callable[..., Any], donate_rest: tuple[int, ...] = (), *, steps: bool = False, narrow: bool = False
+        self,
+        fn: Callable[..., Any],
+        donate_rest: tuple[int, ...] = (),
+        *,
+        steps: bool = False,
+        donate_changed_only: bool = False,
     ) -> Compiled:
-        return Compiled(fn, self.placement, self._count, donate_rest, steps=steps, narrow=narrow)
+        return Compiled(
+            fn, self.placement, self._count, donate_rest, steps=steps, donate_changed_only=donate_changed_only
+        )
 
     def _count(self) -> None:
         self.dispatches += 1
 
-    def _tell(self, inputs: Inputs, carry: LoopState) -> dict[str, Any]:
+    def _pack_status(self, inputs: Inputs, carry: LoopState) -> dict[str, Any]:
         """Packs the status. Fetching one array is cheaper than fetching one per number. Traced."""
         status = self.program.status(inputs, carry)
         self._packing = TreePacker(status)
         return self._packing.row(status)
 
-    def told(self, status: dict[str, np.ndarray]) -> Status:
+    def unpack_status(self, status: dict[str, np.ndarray]) -> Status:
         """Unpacks a fetched status."""
         assert self._packing is not None
         rows = self._packing.unpack({name: row[None] for name, row in status.items()})
@@ -247,11 +255,11 @@ class Executor:
 
     def _run_begin(self, carry: LoopState, inputs: Inputs) -> Any:
         carry, rings = boundary.begin(self.program, inputs, carry, self.program.buffers.empty())
-        return carry, rings, self._tell(inputs, carry)
+        return carry, rings, self._pack_status(inputs, carry)
 
     def _run_end(self, carry: LoopState, inputs: Inputs) -> Any:
         carry, rings = boundary.end(self.program, inputs, carry, self.program.buffers.empty())
-        return carry, rings, self._tell(inputs, carry)
+        return carry, rings, self._pack_status(inputs, carry)
 
     def _run_begin_eval(self, carry: LoopState, inputs: Inputs) -> Any:
         return boundary.begin_eval(self.program, inputs, carry, self.program.buffers.empty())
@@ -266,4 +274,4 @@ class Executor:
             values |= {prefix + name: value for name, value in window.means().items()}
         carry, rings = boundary.end_eval(program, inputs, carry, rings, values)
         carry, rings = boundary.close_epoch_if_due(program, inputs, carry, rings)
-        return carry, rings, self._tell(inputs, carry)
+        return carry, rings, self._pack_status(inputs, carry)

@@ -129,10 +129,10 @@ def measured(
     found = {name: known(name, members, kind, mesh) for name in names}
     seconds = {name: _seconds(own, step, state, batch, batch_axis, kind) for name, own in found.items()}
     best = min(seconds, key=seconds.__getitem__)
-    return found[best], _said(best, seconds)
+    return found[best], _explain(best, seconds)
 
 
-def _said(best: str, seconds: Mapping[str, float]) -> str:
+def _explain(best: str, seconds: Mapping[str, float]) -> str:
     shown = ", ".join(f"{name} {took * 1e3:.3g} ms" for name, took in seconds.items())
     return f"{best}, {_WORDS[best]}; a step took: {shown}"
 

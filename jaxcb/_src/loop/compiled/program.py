@@ -215,9 +215,9 @@ class Program:
         # whether callbacks scale the final updates, because the optimizer has no schedule of its own to scale
         self.scales_final_updates = False
         self.debug = debug
-        looked_into = "on_before_update" in self.hooks or bool(self.probes)
-        self.split_step = isinstance(step, Step) and (looked_into or debug)
-        if looked_into and not self.split_step:
+        probes_step = "on_before_update" in self.hooks or bool(self.probes)
+        self.split_step = isinstance(step, Step) and (probes_step or debug)
+        if probes_step and not self.split_step:
             who = ", ".join(f"the probe {name!r}" for name in self.probes) or self._owners(chain)
             raise ValueError(
                 f"{who} needs the gradients before the update (on_before_update), but this train_step does not expose "
@@ -236,7 +236,6 @@ class Program:
             self.answer_inside = self._compiled(materializer(step.activations), (0, 0, 0, batch_axis))
         self.answer = self._compiled(materialize, (0, 0))
         self.eval_step = self._compiled(eval_step, (0, None)) if eval_step is not None else None
-        self.chain = chain
         tree = jax.tree.structure(chain)
         axes = None if chain_axes is None else tree.flatten_up_to(chain_axes)
         make = functools.partial(members_hook, axes) if members is not None else hook_of
@@ -480,7 +479,7 @@ class Program:
                 refuse_nan(carry.step + 1, metric=own.values, gradient=own.grads, update=proposal.updates)
             merging = proposal.gradients.values
             values = computed(merging, self.members is not None)
-            readings, due = self._look_inside(carry, proposal, batch)
+            readings, due = self._run_probes(carry, proposal, batch)
             seen, reported = _with_readings(values, readings)
             # a probe reports the step that it probed, which is not counted yet
             reported = {n: jnp.where(at < 0, at, at - 1) for n, at in reported.items()}
@@ -499,11 +498,11 @@ class Program:
         if self.debug:
             refuse_nan(carry.step + 1, metric=values, parameter=train.params)
         windows = {"": carry.windows[""].add(merging, rows)}
-        for name, looked in due.items():
+        for name, was_due in due.items():
             window = carry.windows[name]
             # a probe that is not due has an old value, which must not count twice
             windows[name] = jax.lax.cond(
-                looked, lambda w, r: w.add(r, rows), lambda w, _: w, window, carry.readings[name].values
+                was_due, lambda w, r: w.add(r, rows), lambda w, _: w, window, carry.readings[name].values
             )
         carry = carry.replace(
             # counts from the step of the initial state, so that a second run draws other keys
@@ -525,11 +524,13 @@ class Program:
             }
             carry = carry.replace(**frozen)
         if ok is not None:
-            places = ("step", "seq", "yielded", "readings")
-            carry = carry.replace(**{name: select(ok, getattr(carry, name), getattr(before, name)) for name in places})
+            loop_fields = ("step", "seq", "yielded", "readings")
+            carry = carry.replace(
+                **{name: select(ok, getattr(carry, name), getattr(before, name)) for name in loop_fields}
+            )
         return carry, rings
 
-    def _look_inside(
+    def _run_probes(
         self, carry: LoopState, proposal: PendingUpdate, batch: Any
     ) -> tuple[dict[str, ProbeValue], dict[str, Any]]:
         """Runs the probes that are due; the others keep their last values.
@@ -539,12 +540,12 @@ class Program:
         """
         readings, due = {}, {}
         for name, own in self.probes.items():
-            looker, last = self.probe_functions[name], carry.readings[name]
+            probe_fn, last = self.probe_functions[name], carry.readings[name]
             due[name] = (carry.step + 1) % own.every == 0
 
-            def look(last: ProbeValue, looker: Any = looker) -> ProbeValue:
+            def look(last: ProbeValue, probe_fn: Any = probe_fn) -> ProbeValue:
                 del last
-                return ProbeValue(looker(carry.train, proposal, batch), carry.step + 1)
+                return ProbeValue(probe_fn(carry.train, proposal, batch), carry.step + 1)
 
             if own.every == 1:
                 readings[name] = look(last)

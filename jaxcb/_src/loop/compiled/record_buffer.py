@@ -15,9 +15,9 @@ from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.utils.pytree import Struct
 from jaxcb._src.writers.run_handle import Record
 
-_TOGETHER = 16  # scalars that one kernel joins; its cost is quadratic in them
+_SCALARS_PER_KERNEL = 16  # scalars that one kernel joins; its cost is quadratic in them
 # dtypes that are bitcast to int32 and share a row; others have rows of their own
-_WORDS = ("int32", "uint32", "float32", "bool")
+_PACKED_DTYPES = ("int32", "uint32", "float32", "bool")
 
 
 class TreePacker:
@@ -37,7 +37,7 @@ class TreePacker:
         # scalars first, since they are joined by another kernel
         for index in sorted(range(len(leaves)), key=lambda i: leaves[i].size != 1):
             name = self._names[index]
-            self._groups.setdefault("int32" if name in _WORDS else name, []).append(index)
+            self._groups.setdefault("int32" if name in _PACKED_DTYPES else name, []).append(index)
 
     def empty(self, rows: int) -> dict[str, Array]:
         """Returns zeros for this many rows. Traced."""
@@ -49,9 +49,9 @@ class TreePacker:
         leaves = jax.tree.leaves(tree)
         rows = {}
         for name, own in self._groups.items():
-            words = [_words(leaves[i]) for i in own]
+            words = [_as_packed(leaves[i]) for i in own]
             single = [word.reshape(()) for word in words if word.size == 1]
-            vectors = [_vector(single[i : i + _TOGETHER]) for i in range(0, len(single), _TOGETHER)]
+            vectors = [_vector(single[i : i + _SCALARS_PER_KERNEL]) for i in range(0, len(single), _SCALARS_PER_KERNEL)]
             rows[name] = jnp.concatenate(vectors + [word.ravel() for word in words if word.size != 1])
         return rows
 
@@ -61,10 +61,10 @@ class TreePacker:
         for name, own in self._groups.items():
             ends = list(itertools.accumulate(math.prod(self._shapes[i][0]) for i in own))
             for index, start, end in zip(own, [0, *ends[:-1]], ends, strict=True):
-                (shape, dtype), own_name = self._shapes[index], self._names[index]
+                (shape, dtype), dtype_name = self._shapes[index], self._names[index]
                 part = rows[name][:, start:end]
-                if own_name in _WORDS:
-                    part = part.astype(bool) if own_name == "bool" else np.ascontiguousarray(part).view(dtype)
+                if dtype_name in _PACKED_DTYPES:
+                    part = part.astype(bool) if dtype_name == "bool" else np.ascontiguousarray(part).view(dtype)
                 leaves[index] = part.reshape(len(part), *shape)
         return jax.tree.unflatten(self._tree, leaves)
 
@@ -82,7 +82,7 @@ def _vector(numbers: list[Array]) -> Array:
     return out
 
 
-def _words(array: Array) -> Array:
+def _as_packed(array: Array) -> Array:
     """Returns an array in the dtype of its group, with the same bits."""
     if array.dtype == jnp.bool_:
         return array.astype(jnp.int32)
@@ -153,22 +153,22 @@ class RecordBuffers:
         self._shapes: dict[str, Any] = {}
         self._packings: dict[str, TreePacker] = {}
         for hook, shapes in actions.items():
-            asked = (answers or {}).get(hook, {})
+            lazy = (answers or {}).get(hook, {})
             recorded = [
-                i for i, a in enumerate(shapes) if isinstance(a, LogAction | HostAction | Stop) and i not in asked
+                i for i, a in enumerate(shapes) if isinstance(a, LogAction | HostAction | Stop) and i not in lazy
             ]
-            small = tuple(i for i in recorded if _nbytes(shapes[i]) <= _LARGE)
+            small = tuple(i for i in recorded if _size_in_bytes(shapes[i]) <= _LARGE)
             groups = ([small] if small else []) + [(i,) for i in recorded if i not in small]
             for number, indices in enumerate(groups):
                 self._add(f"{hook}/{number}", hook, indices, tuple(shapes[i] for i in indices))
-            for index, own in asked.items():
+            for index, own in lazy.items():
                 if own:
                     self._add(f"{hook}/asked/{index}", hook, (index,) * len(own), own, index)
 
     def _add(
         self, name: str, hook: str, indices: tuple[int, ...], entry: tuple[Any, ...], request: int | None = None
     ) -> None:
-        capacity = int(np.clip(BUFFER_BYTES // (_nbytes(entry) + 16), _LEAST, _MOST))
+        capacity = int(np.clip(BUFFER_BYTES // (_size_in_bytes(entry) + 16), _LEAST, _MOST))
         self.layouts[name] = BufferLayout(hook, indices, capacity, request)
         self._shapes[name] = entry
         word = jax.ShapeDtypeStruct((), jnp.int32)
@@ -210,10 +210,10 @@ class RecordBuffers:
                 out[name] = rings[name].append(self._packings[name].row((at, group)), any_fires(group) & ok)
                 continue
             assert answer is not None
-            asked = actions[layout.request]
-            fired = any_fires((asked,)) & ok
+            lazy = actions[layout.request]
+            fired = any_fires((lazy,)) & ok
             nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self._shapes[name])
-            group = jax.lax.cond(fired, lambda a=asked: answer(a), lambda n=nothing: n)
+            group = jax.lax.cond(fired, lambda a=lazy: answer(a), lambda n=nothing: n)
             out[name] = rings[name].append(self._packings[name].row((at, group)), fired)
         return out
 
@@ -229,12 +229,12 @@ class RecordBuffers:
         """Yields every action that fired, in order, from fetched buffers. Runs on the host."""
         rows: list[tuple[int, int, Record]] = []
         for name, layout in self.layouts.items():
-            ring = rings[name]
-            count = int(ring.count)
+            buffer = rings[name]
+            count = int(buffer.count)
             if not count:
                 continue
             # copies: a record that is kept must not keep the complete buffer alive
-            packed = {key: rows[:count].copy() for key, rows in ring.rows.items()}
+            packed = {key: rows[:count].copy() for key, rows in buffer.rows.items()}
             column, actions = self._packings[name].unpack(packed)
             at = [RecordPosition(*place) for place in zip(*(c.tolist() for c in jax.tree.leaves(column)), strict=True)]
             for index, stack in zip(layout.indices, actions, strict=True):
@@ -255,5 +255,5 @@ def any_fires(actions: tuple[Action, ...]) -> Array:
     return fires
 
 
-def _nbytes(shapes: Any) -> int:
+def _size_in_bytes(shapes: Any) -> int:
     return sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(shapes))

@@ -66,7 +66,7 @@ class Looped(Executor):
             )
 
         carry, rings = jax.lax.while_loop(more, segment, (carry, program.buffers.empty()))
-        return carry, rings, self._tell(inputs, carry)
+        return carry, rings, self._pack_status(inputs, carry)
 
     def _steps(self, inputs: Inputs, end: Any, carry: LoopState, rings: Any) -> Any:
         """Runs the steps of a segment: full batches in a loop, then the smaller last batch if it is next."""

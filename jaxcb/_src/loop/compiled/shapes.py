@@ -51,10 +51,10 @@ def infer_shapes(
         new, raw = _pair(jax.eval_shape(program.first_half, train, batch))
         _check_names("train_step", raw)
         _check_state(new, train)
-    looks = {name: jax.eval_shape(own, train, proposal, batch) for name, own in program.probe_functions.items()}
+    probe_shapes = {name: jax.eval_shape(own, train, proposal, batch) for name, own in program.probe_functions.items()}
     names: Shapes = {}
     _add(names, _computed(raw, program), "a metric of the step")
-    for name, own in looks.items():
+    for name, own in probe_shapes.items():
         _add(names, own, f"the probe {name!r}")
     train_names = dict(names)
     for prefix, shapes in val.items():
@@ -70,8 +70,8 @@ def infer_shapes(
             raise ValueError(f"the metric name {name!r} is reserved: jaxcb reports it itself. Rename yours.")
     empty = InitialBuffers(
         windows={"": MetricAccumulator.empty(raw, program.members)}
-        | {name: MetricAccumulator.empty(own, program.members) for name, own in looks.items()},
-        readings={name: ProbeValue(_unknown(own), jnp.full((), -1, jnp.int32)) for name, own in looks.items()},
+        | {name: MetricAccumulator.empty(own, program.members) for name, own in probe_shapes.items()},
+        readings={name: ProbeValue(_unknown(own), jnp.full((), -1, jnp.int32)) for name, own in probe_shapes.items()},
         latest=LastReported(_unknown(names), {name: jnp.full((), -1, jnp.int32) for name in names}),
     )
     validated = frozenset(names.keys() - train_names.keys())
@@ -112,8 +112,8 @@ def _actions(
             return program.metrics_of(values, train, host, step=zero, epoch=zero, total=zero, last=False)
 
         metrics = jax.eval_shape(seen, given, train)
-        whose = (jax.ShapeDtypeStruct((program.members or 1,), kind) for kind in (jnp.bool_, jnp.int32))
-        metrics = program.seen_in(hook, metrics, *whose)
+        members = (jax.ShapeDtypeStruct((program.members or 1,), kind) for kind in (jnp.bool_, jnp.int32))
+        metrics = program.seen_in(hook, metrics, *members)
         traced = program.hook[hook].trace(settings, callbacks, metrics)
         _, actions = traced.out_info
         read |= {name for name in program.host_names if _is_read(traced, (settings, callbacks, metrics), name)}

@@ -32,14 +32,16 @@ class Stepped(Executor):
         super().__init__(program, placement)
         self._fresh = jax.jit(program.buffers.empty, out_shardings=placement.everywhere)
         self._open = self._compiled(self._run_open, donate_rest=(1,))
-        self._step = self._compiled(self._run_step, donate_rest=(1,), steps=True, narrow=not program.debug)
-        self._remainder = self._compiled(self._run_remainder, donate_rest=(1,), steps=True, narrow=not program.debug)
+        self._step = self._compiled(self._run_step, donate_rest=(1,), steps=True, donate_changed_only=not program.debug)
+        self._remainder = self._compiled(
+            self._run_remainder, donate_rest=(1,), steps=True, donate_changed_only=not program.debug
+        )
         self._boundary = self._compiled(self._run_boundary, donate_rest=(1,))
         self._status = jax.jit(
             self._run_status, static_argnums=1, out_shardings=placement.everywhere
         )  # donates nothing
         # Only the buffers that a step writes to: each array that a dispatch takes or returns costs host time.
-        self._written = [name for name, layout in program.buffers.layouts.items() if layout.hook in STEP_HOOKS]
+        self._step_buffers = [name for name, layout in program.buffers.layouts.items() if layout.hook in STEP_HOOKS]
         hooks = _BOUNDARY_HOOKS if program.members is None else _BOUNDARY_HOOKS + _MEMBERS_TOO
         self._boundary_may_wait = program.host_eval or program.yields_at(*hooks)
 
@@ -64,35 +66,35 @@ class Stepped(Executor):
         Returns:
             The loop state, the record buffers, and whether the host may have to act before the next step.
         """
-        rings, flying, idle = self._new_rings(), list[Any](), not place.pending
+        rings, halted_flags, no_batch = self._new_rings(), list[Any](), not place.pending
         host = inputs.host_bits()
         if place.pending:
             live, rings, _ = self._pass_boundary(live, inputs, rings, place)
             if self._boundary_may_wait or place.over:
                 return live, rings, True
         for batch in batches:
-            idle = False
+            no_batch = False
             if place.cursor == 0:
                 live, rings, _ = self._open(live, inputs, rings)
             program = self._remainder if place.at_remainder else self._step
-            own = inputs if batch is None else inputs.replace(data=batch, numbers=place.single().packed(host))
-            live, written, halted = program(live, own, {name: rings[name] for name in self._written})
+            step_inputs = inputs if batch is None else inputs.replace(data=batch, numbers=place.single().packed(host))
+            live, written, halted = program(live, step_inputs, {name: rings[name] for name in self._step_buffers})
             rings = rings | written
             place.stepped()
             if place.pending:
                 live, rings, halted = self._pass_boundary(live, inputs, rings, place)
                 if self._boundary_may_wait or place.over:
                     return live, rings, True
-            flying.append(halted)
+            halted_flags.append(halted)
             if self.program.debug and bool(halted):  # an uncompiled no-op step costs as much as a real one
                 return live, rings, True
             # Bound the queue. Read the flag of the middle step: it is most likely done, so that reading it rarely
             # blocks.
-            if len(flying) == IN_FLIGHT:
-                if bool(flying[IN_FLIGHT // 2 - 1]):
+            if len(halted_flags) == IN_FLIGHT:
+                if bool(halted_flags[IN_FLIGHT // 2 - 1]):
                     return live, rings, True
-                del flying[: IN_FLIGHT // 2]
-        if idle:  # no batch was left, but the epoch may have to be closed; only the device knows whether
+                del halted_flags[: IN_FLIGHT // 2]
+        if no_batch:  # no batch was left, but the epoch may have to be closed; only the device knows whether
             live, rings, _ = self._boundary(live, inputs, rings)
         return live, rings, False
 
@@ -115,12 +117,12 @@ class Stepped(Executor):
         return carry, rings, program.halted(carry)
 
     def _run_step(self, carry: LoopState, inputs: Inputs, rings: Any) -> Any:
-        return self._guarded(carry, inputs, rings, remainder=False)
+        return self._masked_step(carry, inputs, rings, remainder=False)
 
     def _run_remainder(self, carry: LoopState, inputs: Inputs, rings: Any) -> Any:
-        return self._guarded(carry, inputs, rings, remainder=True)
+        return self._masked_step(carry, inputs, rings, remainder=True)
 
-    def _guarded(self, carry: LoopState, inputs: Inputs, rings: Any, *, remainder: bool) -> Any:
+    def _masked_step(self, carry: LoopState, inputs: Inputs, rings: Any, *, remainder: bool) -> Any:
         program, layout = self.program, self.program.layout
         ok = program.predicates.may_step(inputs, carry) & program.buffers.have_room(rings, STEP_HOOKS)
         if layout.remainder:
@@ -143,4 +145,4 @@ class Stepped(Executor):
         return carry, rings, program.halted(carry)
 
     def _run_status(self, leaves: list[Any], tree: Any, inputs: Inputs) -> dict[str, Any]:
-        return self._tell(inputs.unpacked(), jax.tree.unflatten(tree, leaves))
+        return self._pack_status(inputs.unpacked(), jax.tree.unflatten(tree, leaves))

@@ -83,7 +83,7 @@ def _shown(place: tuple[int, ...]) -> str:
     return f"batches {base + 1} to {base + size} from epoch {epoch + 1} on" + (", the last ones" if closes else "")
 
 
-_AHEAD = 2  # dispatches in flight
+_IN_FLIGHT = 2  # dispatches in flight
 
 
 class PendingDispatch(NamedTuple):
@@ -151,7 +151,7 @@ class Driver:
         self._pace = ChunkSizer(steps_per_execution)
         feed.pace(self._pace.length)
         self._read_at = (0, 0, False)  # position of the last result: epoch, step, and whether that step was validated
-        self._waiting: list[Record] = []
+        self._host_actions: list[Record] = []
         self._next: Chunk | None = None  # the next chunk on process 0
         self.performer = WriterDispatcher(context)
         for actions in executor.program.actions.values():
@@ -174,9 +174,9 @@ class Driver:
     def drain(self) -> None:
         """Reads pending dispatches. An error of a writer does not keep other records from being written."""
         while self._pending:
-            flight = self._pending.popleft()
+            dispatch = self._pending.popleft()
             with contextlib.suppress(Exception):
-                self._read(flight.output, flight.host)
+                self._read(dispatch.output, dispatch.host)
 
     def carry(self) -> LoopState:
         """Returns the loop state; for a population that of all members, in order."""
@@ -213,8 +213,8 @@ class Driver:
                 self.interrupted = self.processes.broadcast_from_primary(
                     self._signal_received
                 )  # a signal that came too late to interrupt a step
-        except Interrupted as asked:
-            failed, self.interrupted = asked, asked.signum
+        except Interrupted as interrupt:
+            failed, self.interrupted = interrupt, interrupt.signum
             self.saving.save(wait=True)
             self.update_model()
         except BaseException as error:
@@ -302,16 +302,16 @@ class Driver:
         """Returns the signal that any process received. Runs on process 0."""
         return self.processes.signum if self.signals.asked is None else self.signals.asked
 
-    def _act_while_idle(self, orders: HostDecision) -> None:
+    def _act_while_idle(self, decision: HostDecision) -> None:
         """Writes a checkpoint, compacts the population, or ends the run. No dispatch may be pending."""
-        if orders.save:
+        if decision.save:
             self.saving.save()
-        if orders.pack:
+        if decision.pack:
             assert self.members is not None
             self.executor, self.live, self.inputs = self.members.compact(self.live, self.inputs)
             self._pace.reset()
-        if orders.signum is not None:
-            raise Interrupted(orders.signum)
+        if decision.signum is not None:
+            raise Interrupted(decision.signum)
 
     def _run_single_hook(self, hook: str, moment: Any) -> None:
         """Runs `on_train_begin` or `on_train_end` if any callback defines it."""
@@ -324,45 +324,45 @@ class Driver:
     def _steps(self) -> None:
         """Dispatches chunks and handles their results until the run is over.
 
-        Each turn decides, dispatches, and then reads the oldest dispatch. `_AHEAD` dispatches are in flight, so that
-        the device works while the host handles records. This is safe, since a program that must not run returns its
-        state unchanged: after a stop, a host action or a due host validation, the queued dispatches are no-ops. They
-        then only have to be drained.
+        Each turn decides, dispatches, and then reads the oldest dispatch. There are `_IN_FLIGHT` pending dispatches, so
+        that the device works while the host handles records. This is safe, since a program that must not run returns
+        its state unchanged: after a stop, a host action or a due host validation, the queued dispatches are no-ops.
+        They then only have to be drained.
         """
-        flying = self._pending
+        pending = self._pending
         while True:
-            orders = self._next_decision()
+            decision = self._next_decision()
             # A save or compaction that is due stops new dispatches (see `_decide`). It happens here once the queue is
             # empty.
-            if orders.needs_idle_device and not flying:
-                self._act_while_idle(orders)
+            if decision.needs_idle_device and not pending:
+                self._act_while_idle(decision)
                 continue
-            if orders.host is not None:
-                flying.append(self._dispatch(orders, orders.host))
-                if len(flying) < _AHEAD:
+            if decision.host is not None:
+                pending.append(self._dispatch(decision, decision.host))
+                if len(pending) < _IN_FLIGHT:
                     continue
-            if not flying:
+            if not pending:
                 return
-            chunk, output, host = flying.popleft()
+            chunk, output, host = pending.popleft()
             status = self._read(output, host)
             self._measure(status)
             if bool(status.yielded) or bool(status.awaits) or not chunk.consumed(status):
                 # Dispatches queued behind this one are no-ops (or only close the epoch). Drain them.
-                while flying:
-                    _, output, host = flying.popleft()
-                    behind = self._read(output, host)
+                while pending:
+                    _, output, host = pending.popleft()
+                    later = self._read(output, host)
                     # A later dispatch has other data and cannot see that the epoch is complete, so only this status
                     # says that a host validation is due.
                     if not bool(status.awaits):
-                        status = behind
+                        status = later
                 self._synchronize(status)
             else:
                 self.feed.confirm(status)
-                if not flying:
+                if not pending:
                     self.place.correct(status)
             if bool(status.over):
-                while flying:  # dispatches queued behind the end are no-ops
-                    _, output, host = flying.popleft()
+                while pending:  # dispatches queued behind the end are no-ops
+                    _, output, host = pending.popleft()
                     self._read(output, host)
                 self.place.correct(status)
                 return
@@ -371,42 +371,44 @@ class Driver:
         """Returns the next decision, which is the same on all processes."""
         if self.signals.asked is not None:
             self.processes.report_signal(self.signals.asked)
-        orders = self.processes.broadcast_from_primary(self._decide)
+        decision = self.processes.broadcast_from_primary(self._decide)
         if self.processes.notified():
             self.signals.asked = signal.SIGTERM
-        return orders
+        return decision
 
     def _decide(self) -> HostDecision:
         """Returns the next decision. Runs on process 0."""
-        flying = self._pending
-        orders = HostDecision(self._signal_received(), self.saving.due, self.members is not None and self.members.due)
+        pending = self._pending
+        decision = HostDecision(self._signal_received(), self.saving.due, self.members is not None and self.members.due)
         # With an empty queue, wait for data. Otherwise dispatch only if data is ready; the next turn reads a result.
-        goes_on = not flying or (not orders.needs_idle_device and not flying[-1].output.may_wait and self.feed.ready())
-        if (orders.needs_idle_device and not flying) or not goes_on or self.place.over:
-            return orders
-        self.signals.waiting = not flying
+        may_dispatch = not pending or (
+            not decision.needs_idle_device and not pending[-1].output.may_wait and self.feed.ready()
+        )
+        if (decision.needs_idle_device and not pending) or not may_dispatch or self.place.over:
+            return decision
+        self.signals.waiting = not pending
         try:
             self._next = self.feed.next()
-        except Interrupted as asked:
-            return HostDecision(asked.signum)
+        except Interrupted as interrupt:
+            return HostDecision(interrupt.signum)
         finally:
             self.signals.waiting = False
         if self._next is None:
-            return orders
-        return orders._replace(
+            return decision
+        return decision._replace(
             length=self._pace.length, host=self.host_metrics.read(self.place.step), data=chunk_key(self._next)
         )
 
-    def _dispatch(self, orders: HostDecision, host: np.ndarray) -> PendingDispatch:
+    def _dispatch(self, decision: HostDecision, host: np.ndarray) -> PendingDispatch:
         """Dispatches the next chunk of steps."""
         place = self.place
         own = self._next if self.processes.is_primary else self.feed.next()
-        chunk = check_same_chunk(own, orders.data, self.processes.index)
+        chunk = check_same_chunk(own, decision.data, self.processes.index)
         place.epoch_len = chunk.epoch_len
         self._pace.dispatched()
-        inputs = self._inputs(chunk, host, orders.length)
+        inputs = self._inputs(chunk, host, decision.length)
         batches = chunk.left(place.epoch, place.cursor)
-        batches = repeat(None, orders.length) if batches is None else batches
+        batches = repeat(None, decision.length) if batches is None else batches
         self.live, output = self.executor.execute(self.live, inputs, batches, place)
         return PendingDispatch(chunk, output, host)
 
@@ -423,13 +425,13 @@ class Driver:
 
     def _measure(self, status: Status) -> None:
         """Adapts the chunk size to the last measurement, and updates the active members."""
-        lap = self._pace.read(int(status.step))
+        timing = self._pace.read(int(status.step))
         self.host_metrics.steps_per_second = self._pace.speed
         self.feed.pace(self._pace.length)
         if self.members is not None:
-            if lap.to_build is not None:
-                self.members.built_in(lap.to_build)
-            self.members.note(status.alive, lap.seconds)
+            if timing.to_build is not None:
+                self.members.built_in(timing.to_build)
+            self.members.note(status.alive, timing.seconds)
 
     # Results
 
@@ -437,7 +439,7 @@ class Driver:
         """Waits for a dispatch. Writes its log records and stores its host actions."""
         with self.saving.inconsistent():  # until the records are written; a resumed run must produce missing ones again
             rings, status = jax.device_get((output.rings, output.status))
-            status = self.executor.told(status)
+            status = self.executor.unpack_status(status)
             self.status = status
             self.host_metrics.note(self._read_at, host)
             self._read_at = (int(status.epoch), int(status.step), int(status.evaluated) == int(status.step))
@@ -456,7 +458,7 @@ class Driver:
             elif isinstance(record.action, Backup):
                 self.saving.request_save()
             elif isinstance(record.action, HostAction):
-                self._waiting.append(record)
+                self._host_actions.append(record)
             else:
                 yield record
 
@@ -473,7 +475,7 @@ class Driver:
         self._pace.exclude_host_time(self.place.step)  # host work does not count as step time
 
     def _call_host(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting, self._host_actions = self._host_actions, []
         self.run._attach(self.carry)
         if not waiting:
             return

@@ -48,13 +48,13 @@ class ChunkSizer:
         """Notes a result after `step` updates, and returns its duration."""
         now = time.monotonic()
         if self._last is None:
-            lap = Timing(0.0, None if self._began is None else now - self._began)
+            timing = Timing(0.0, None if self._began is None else now - self._began)
             self._began = None
         else:
-            lap = Timing(now - self._last[0], None)
-            self._size(lap.seconds, step - self._last[1])
+            timing = Timing(now - self._last[0], None)
+            self._size(timing.seconds, step - self._last[1])
         self._last = (now, step)
-        return lap
+        return timing
 
     def _size(self, seconds: float, steps: int) -> None:
         if steps <= 0 or seconds <= 0:

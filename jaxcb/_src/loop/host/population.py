@@ -42,7 +42,7 @@ def member_axes(carry: LoopState) -> list[bool]:
         train=mark(carry.train, True),
         callbacks=mark(carry.callbacks, True),
         windows=mark(carry.windows, True),
-        readings={name: ProbeValue(mark(own.values, True), False) for name, own in carry.readings.items()},
+        readings={name: ProbeValue(mark(probe.values, True), False) for name, probe in carry.readings.items()},
         latest=mark(carry.latest, False).replace(values=mark(carry.latest.values, True)),
         ended=True,
         member=True,
@@ -69,7 +69,7 @@ class ActiveMembers:
         self.sizes = [self.size]  # sizes of all programs so far
         self._repack, self._axes, self._build = population.repack, population.axes, build
         # removed members, and their rows of each leaf that has the member axis
-        self._away: list[tuple[np.ndarray, list[Any]]] = []
+        self._removed: list[tuple[np.ndarray, list[Any]]] = []
         self._alive = np.ones(self.size, bool)  # for each row of the program
         self._seconds_to_build, self._wasted = 0.0, 0.0
 
@@ -78,7 +78,7 @@ class ActiveMembers:
     def note(self, alive: np.ndarray, seconds: float) -> None:
         """Notes which rows are alive, and the seconds of the last dispatch."""
         self._alive = np.asarray(alive)
-        self._wasted += seconds * (1 - self._wanted / len(self.rows))
+        self._wasted += seconds * (1 - self._rows_needed / len(self.rows))
 
     def built_in(self, seconds: float) -> None:
         """Notes the seconds that it takes to build a program."""
@@ -90,7 +90,7 @@ class ActiveMembers:
         return int(self._alive.sum())
 
     @property
-    def _wanted(self) -> int:
+    def _rows_needed(self) -> int:
         """Rows of the smallest program that holds all members that still train."""
         rows = self.strategy.least
         while rows < self.alive:
@@ -104,7 +104,7 @@ class ActiveMembers:
         None compacts when the time wasted on stopped members exceeds the time to build a program, so the total cost
         is at most twice that of the best choice in hindsight.
         """
-        if self._repack is False or not self.alive or self._wanted == len(self.rows):
+        if self._repack is False or not self.alive or self._rows_needed == len(self.rows):
             return False
         return self._repack is True or self._wasted > self._seconds_to_build
 
@@ -115,9 +115,11 @@ class ActiveMembers:
         carry = live.carry()
         marks = member_axes(carry)
         order = np.argsort(~self._alive, kind="stable")  # members that still train first, in their order
-        stay, leave = np.sort(order[: self._wanted]), order[self._wanted :]
-        self._away.append((self.rows[leave], [x[leave] for x, own in zip(live.leaves, marks, strict=True) if own]))
-        leaves = [x[stay] if own else x for x, own in zip(live.leaves, marks, strict=True)]
+        stay, leave = np.sort(order[: self._rows_needed]), order[self._rows_needed :]
+        self._removed.append(
+            (self.rows[leave], [x[leave] for x, has_axis in zip(live.leaves, marks, strict=True) if has_axis])
+        )
+        leaves = [x[stay] if has_axis else x for x, has_axis in zip(live.leaves, marks, strict=True)]
         self.rows, self._alive, self._wasted = self.rows[stay], self._alive[stay], 0.0
         self.sizes.append(len(stay))
         settings = [x[stay] if axis == 0 else x for x, axis in zip(inputs.settings, self._axes, strict=True)]
@@ -131,7 +133,7 @@ class ActiveMembers:
         place, axes = self.strategy.place, self._axes
         if self.strategy.placement.mesh is None:
             return live, inputs
-        leaves = [place(x, own) for x, own in zip(live.leaves, member_axes(live.carry()), strict=True)]
+        leaves = [place(x, has_axis) for x, has_axis in zip(live.leaves, member_axes(live.carry()), strict=True)]
         settings = [place(x, axis == 0) for x, axis in zip(inputs.settings, axes, strict=True)]
         key = inputs.key if inputs.key is None else place(inputs.key, jnp.ndim(inputs.key) > 0)
         # the feed places the training data
@@ -142,13 +144,16 @@ class ActiveMembers:
 
         If no member was removed, the arrays are those of the run itself.
         """
-        if not self._away:
+        if not self._removed:
             return live.carry()
-        marks, order = member_axes(live.carry()), np.argsort(np.concatenate([self.rows, *(m for m, _ in self._away)]))
-        away = [iter(rows) for _, rows in self._away]
+        marks, order = (
+            member_axes(live.carry()),
+            np.argsort(np.concatenate([self.rows, *(m for m, _ in self._removed)])),
+        )
+        removed = [iter(rows) for _, rows in self._removed]
         leaves = [
-            jnp.concatenate([x, *(next(rows) for rows in away)])[order] if own else x
-            for x, own in zip(live.leaves, marks, strict=True)
+            jnp.concatenate([x, *(next(rows) for rows in removed)])[order] if has_axis else x
+            for x, has_axis in zip(live.leaves, marks, strict=True)
         ]
         return jax.tree.unflatten(live.tree, leaves)
 

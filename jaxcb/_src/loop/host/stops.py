@@ -86,9 +86,9 @@ def stops_of(record: Record) -> Iterable[StopRecord]:
     """Yields the stops of a record, one per member for which it fires."""
     when = np.asarray(record.action.when)
     for member in np.flatnonzero(when) if when.ndim else (None,):
-        own = record.action if member is None else jax.tree.map(lambda x, m=member: x[m], record.action)
-        reason = fill(own, step=record.step, epoch=record.epoch, batch=record.batch)
-        yield StopRecord(own.owner, reason, record.step, record.epoch, None if member is None else int(member))
+        action = record.action if member is None else jax.tree.map(lambda x, m=member: x[m], record.action)
+        reason = fill(action, step=record.step, epoch=record.epoch, batch=record.batch)
+        yield StopRecord(action.owner, reason, record.step, record.epoch, None if member is None else int(member))
 
 
 def check_text(action: Any, members: int | None) -> None:
