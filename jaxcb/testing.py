@@ -22,14 +22,14 @@ from jaxcb._src.testing.purity import check_purity
 from jaxcb._src.testing.registry import builtin_examples
 from jaxcb._src.testing.streams import Stream, streams
 from jaxcb._src.testing.time import check_causality, check_chunks, check_resume
-from jaxcb._src.testing.walk import Driven, Moment, drive
+from jaxcb._src.testing.walk import Driven, HookCall, drive
 
 del _hypothesis
 
 __all__ = [
     "LAWS",
     "Driven",
-    "Moment",
+    "HookCall",
     "Stream",
     "builtin_examples",
     "check_callback",

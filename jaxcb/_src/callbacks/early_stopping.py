@@ -122,8 +122,8 @@ class EarlyStopping(Callback):
         now = Reported(reported, metrics.epoch)
         # Two conditions, because a report before `start_from_epoch` is ignored but must still be recorded as seen:
         # otherwise it would count as new at the first hook call after that epoch.
-        anew = reported > state.seen.step
-        new = anew & (metrics.epoch >= self.start_from_epoch)
+        reported_now = reported > state.seen.step
+        new = reported_now & (metrics.epoch >= self.start_from_epoch)
         better = new & self._improved(value, state.best)
         progress = better if self.baseline is None else better & self._improved(value, self.baseline)
         waited = state.wait + elapsed(now, state.seen, self.patience_in)
@@ -133,7 +133,7 @@ class EarlyStopping(Callback):
             best=jnp.where(better, value, state.best),
             best_epoch=jnp.where(better, metrics.epoch, state.best_epoch),
             wait=wait,
-            seen=select(anew, now, state.seen),
+            seen=select(reported_now, now, state.seen),
         )
         actions: list[Any] = []
         if self.restore_best_weights:

@@ -56,33 +56,33 @@ class BatchValidator:
         zeros = [np.zeros(x.shape, x.dtype) for x in self._first]
         return self.validate(self.tree.unflatten(zeros), 0, False)[1]
 
-    def validate(self, batch: Any, number: int, anew: bool) -> tuple[list[Any], BatchSpec]:
+    def validate(self, batch: Any, number: int, new_shapes: bool) -> tuple[list[Any], BatchSpec]:
         """Returns the arrays of a batch and their spec.
 
         Args:
             batch: as returned by the source.
             number: number of the batch in its epoch, from 1, for errors.
-            anew: whether it begins an epoch whose batches may have new shapes.
+            new_shapes: whether it begins an epoch whose batches may have new shapes.
 
         Raises:
             DataError: for a batch that is not like the first one.
         """
         form = self._spec
-        if form is not None and not anew:
+        if form is not None and not new_shapes:
             try:
                 leaves = self.tree.flatten_up_to(batch)  # four times as fast as `jax.tree.flatten`
             except ValueError:
                 leaves = None
             if leaves is not None and _match(leaves, form):
                 return leaves, form
-        return self._validate_fully(batch, f"batch {number} of {self._what}", anew)
+        return self._validate_fully(batch, f"batch {number} of {self._what}", new_shapes)
 
-    def _validate_fully(self, batch: Any, what: str, anew: bool) -> tuple[list[Any], BatchSpec]:
+    def _validate_fully(self, batch: Any, what: str, new_shapes: bool) -> tuple[list[Any], BatchSpec]:
         arrays, rows = as_arrays(batch, what)
         leaves, found = jax.tree.flatten(arrays)
         if found != self.tree:
             raise DataError(f"{what} has the structure {found}, the first one {self.tree}.")
-        if anew:
+        if new_shapes:
             self._shapes = [x.shape for x in leaves]
         most = self._shapes[0][0]
         for x, dtype, shape in zip(leaves, self._dtypes, self._shapes, strict=True):

@@ -265,7 +265,7 @@ class Chunker:
         """Yields batches, each with a flag whether it is the last one of its epoch.
 
         The flag needs a look-ahead of one batch. It is only done if the source ends the epoch: with `steps_per_epoch`
-        the end is known, and a live stream must not be asked for a batch in advance. A resumed epoch without batches
+        the end is known, and a live stream must not be pulled in advance. A resumed epoch without batches
         yields None once.
         """
         span, given = self._span, self._span.step

@@ -198,7 +198,7 @@ def _with_journal(records: Records, path: Path) -> Records:
     # Sorted by (epoch, step, closes): a record that closes an epoch comes after a validation at the same step.
     starts = [tuple(row[:3]) for row in table.tolist()]
     moments = zip(records.epoch.tolist(), records.step.tolist(), records.closes.tolist(), strict=True)
-    last = np.asarray([bisect.bisect_right(starts, moment) - 1 for moment in moments]).clip(0)
+    last = np.asarray([bisect.bisect_right(starts, begin) - 1 for begin in moments]).clip(0)
     return records._replace(
         names=(*records.names, *header[3:]),
         values=np.concatenate([records.values, table[last, 3:].astype(np.float32)], axis=1),

@@ -205,7 +205,7 @@ def run_training(
                 assert start.keeper is not None
                 carry = driver.carry()
                 loaded = start.keeper.restore(start.saved, named_leaves(carry), finished=start.completed)
-                driver.resume(with_leaves(carry, loaded), start.saved.facts, anew=start.stop_cleared)
+                driver.resume(with_leaves(carry, loaded), start.saved.facts, clear_stopped=start.stop_cleared)
         except BaseException:
             feed.close()
             raise

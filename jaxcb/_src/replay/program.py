@@ -176,7 +176,7 @@ def run(callbacks: Chain, rows: Rows, form: ReplaySpec) -> Replayed:
 
     hooks, total = callbacks.hooks(), at(-1).step
 
-    def moment(hook: str, carry: _Carry, seen: Metrics, happens: Any) -> tuple[_Carry, tuple[Action, ...]]:
+    def run_hook(hook: str, carry: _Carry, seen: Metrics, happens: Any) -> tuple[_Carry, tuple[Action, ...]]:
         if hook not in hooks:
             return carry, ()
         states, actions = getattr(callbacks, hook)(carry.states, seen.replace(old=old.get(hook, frozenset())))
@@ -204,20 +204,20 @@ def run(callbacks: Chain, rows: Rows, form: ReplaySpec) -> Replayed:
         row = row._replace(**same)
         carry = carry.with_rate(carry.rate.replace(count=row.first_base))
         seen = begins(carry.rate, row.before, row.epoch)
-        carry, fired = moment("on_epoch_begin", carry, seen, row.opens & ~carry.train.stop)
+        carry, fired = run_hook("on_epoch_begin", carry, seen, row.opens & ~carry.train.stop)
         alive = ~carry.train.stop  # a stop in on_epoch_begin takes effect before the first step
         applied = carry.rate.replace(count=row.last_base).effective()
         applied = jnp.where(alive, applied, carry.rate.applied)
         carry = carry.with_rate(carry.rate.replace(count=row.next_base, applied=applied))
         validates = row.evaluates & alive
         seen = ends(carry, row, row.past_values, row.past_reported, row.closes)
-        carry, more = moment("on_eval_begin", carry, seen, validates)
+        carry, more = run_hook("on_eval_begin", carry, seen, validates)
         fired += more
         seen = ends(carry, row, row.eval_values, row.eval_reported, row.closes)
-        carry, more = moment("on_eval_end", carry, seen, validates)
+        carry, more = run_hook("on_eval_end", carry, seen, validates)
         fired += more
         seen = ends(carry, row, row.values, row.reported, True)
-        carry, more = moment("on_epoch_end", carry, seen, row.closes & alive)
+        carry, more = run_hook("on_epoch_end", carry, seen, row.closes & alive)
         carry = carry._replace(ran=carry.ran + alive)
         return carry, (fired + more, carry.rate.scale, carry.train.stop)
 
@@ -225,10 +225,10 @@ def run(callbacks: Chain, rows: Rows, form: ReplaySpec) -> Replayed:
     train = TrainState.create(params={}, opt_state=rate, callbacks=callbacks)
     carry = _Carry(train, callbacks.init(), jnp.zeros((), jnp.int32))
     always = jnp.ones((), bool)
-    carry, begin = moment("on_train_begin", carry, begins(rate, 0, at(0).epoch), always)
+    carry, begin = run_hook("on_train_begin", carry, begins(rate, 0, at(0).epoch), always)
     carry, (actions, scale, stopped) = jax.lax.scan(record, carry, rows)
     row, ran = at(jnp.maximum(carry.ran - 1, 0)), carry.ran > 0
     values, reported = jnp.where(ran, row.values, jnp.nan), jnp.where(ran, row.reported, -1)
     seen = ends(carry, row._replace(step=jnp.where(ran, row.step, 0)), values, reported, True)
-    carry, end = moment("on_train_end", carry, seen, always)
+    carry, end = run_hook("on_train_end", carry, seen, always)
     return Replayed(begin, actions, end, scale, stopped, carry.states)

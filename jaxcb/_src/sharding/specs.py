@@ -53,7 +53,7 @@ def specs_of(train: Any, mesh: Mesh, sharding: Any, axes: tuple[str, ...]) -> An
             owner = path[start:]
             if owner in shapes and shapes[owner].shape == leaf.shape:
                 return known.get(owner, PartitionSpec())
-        # such as a factored second moment, which has the path of a parameter and another shape
+        # such as a factored statistic of Adafactor, which has the path of a parameter and another shape
         return _by_size(leaf.shape, mesh, axes) if sharding == "fsdp" else PartitionSpec()
 
     return jax.tree_util.tree_map_with_path(spec_of, train)

@@ -115,10 +115,10 @@ def difference(
         if same.all():
             continue
         at = tuple(int(i) for i in np.argwhere(~same)[0])
-        moment = at[0] if moments else 0
-        if first is None or moment < first[0]:
-            when = f" at row {moment}" if moments else ""
-            first = moment, f"{where}{when} is {x[at]!r} ({labels[0]}), {y[at]!r} ({labels[1]})"
+        row = at[0] if moments else 0
+        if first is None or row < first[0]:
+            when = f" at row {row}" if moments else ""
+            first = row, f"{where}{when} is {x[at]!r} ({labels[0]}), {y[at]!r} ({labels[1]})"
     return first[1] if first else None
 
 

@@ -92,7 +92,7 @@ class Subject:
 
     # One transition
 
-    def moment(self, callback: Callback, state: Any, row: Row) -> tuple[Any, dict[str, Any]]:
+    def run_row(self, callback: Callback, state: Any, row: Row) -> tuple[Any, dict[str, Any]]:
         """Runs every hook of one row. Returns the state, and for each hook the state after it and its actions."""
         seen = {}
         for hook in self.hooks:
@@ -113,7 +113,7 @@ class Subject:
     def eager_moments(self, rows: Sequence[Row], state: Any = None) -> Iterator[Any]:
         state = self.init() if state is None else state
         for row in rows:
-            state, seen = self.moment(self.callback, state, row)
+            state, seen = self.run_row(self.callback, state, row)
             yield seen
 
     def jitted(self, rows: Sequence[Row], state: Any = None) -> Any:
@@ -134,13 +134,13 @@ class Subject:
 
     @functools.cached_property
     def _jit(self) -> Any:
-        return jax.jit(functools.partial(self.moment, self.callback))
+        return jax.jit(functools.partial(self.run_row, self.callback))
 
     def _run(self, callback: Callback, state: Any, rows: Row, start: Any, stop: Any) -> tuple[Any, Any]:
         def body(state: Any, at: Any) -> tuple[Any, Any]:
             index, row = at
             inside = (index >= start) & (index < stop)
-            return self.moment(callback, state, row.replace(active={h: a & inside for h, a in row.active.items()}))
+            return self.run_row(callback, state, row.replace(active={h: a & inside for h, a in row.active.items()}))
 
         return jax.lax.scan(body, state, (jnp.arange(CAPACITY, dtype=jnp.int32), rows))
 
@@ -192,7 +192,7 @@ class Subject:
         example = jax.tree.map(lambda x: x[0], self.rows(Stream(dict.fromkeys(self.names, (0.0,)), (True,), (1,))))
 
         def run(state: Any, row: Row) -> Any:
-            return self.moment(self.callback, state, row)[1]
+            return self.run_row(self.callback, state, row)[1]
 
         closed, shape = jax.make_jaxpr(run, return_shape=True)(self.init(), example)
         return jax.tree.unflatten(jax.tree.structure(shape), rounded_outputs(closed))

@@ -93,15 +93,15 @@ def check_fixed_form(
         if count != 1:
             raise broken("fixed form", subject, f"{hook} was traced {count} times over one run, expected once")
 
-    expected = jax.eval_shape(lambda s, r: subject.moment(subject.callback, s, r)[1], subject.init(), rows[0])
+    expected = jax.eval_shape(lambda s, r: subject.run_row(subject.callback, s, r)[1], subject.init(), rows[0])
 
     def check(stream: Stream) -> None:
         rows = subject.row_list(stream)
         try:
-            for moment, seen in enumerate(subject.eager_moments(rows)):
+            for index, seen in enumerate(subject.eager_moments(rows)):
                 for hook in subject.hooks:
                     if said := _form_changed(expected[hook], seen[hook]):
-                        raise broken("fixed form", subject, f"{hook} at row {moment}: {said}")
+                        raise broken("fixed form", subject, f"{hook} at row {index}: {said}")
         except CallbackError as error:
             raise broken("fixed form", subject, str(error)) from error
 

@@ -64,8 +64,8 @@ def check_population(
         """Returns states and actions of each row for these members; also a packed run starts with all of them."""
         state = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(rows), *x.shape)), to_strong_types(callback.init()))
         out = []
-        for moment in range(_MOMENTS):
-            state, actions = step(state, _seen(history, names, moment, rows))
+        for index in range(_MOMENTS):
+            state, actions = step(state, _seen(history, names, index, rows))
             out.append((state, actions))
         return out
 
@@ -81,8 +81,8 @@ def check_population(
         if 0 < len(first) < _MEMBERS:
             state, _ = plain[0]
             packed = [(jax.tree.map(lambda x: x[first], state), None)]
-            for moment in range(1, _MOMENTS):
-                packed.append(jitted(packed[-1][0], _seen(history, names, moment, first)))
+            for index in range(1, _MOMENTS):
+                packed.append(jitted(packed[-1][0], _seen(history, names, index, first)))
             _same("packing", callback, plain[1:], packed[1:], everyone, first, "without stopped members")
 
     shape = (_MOMENTS, len(names), _MEMBERS)
@@ -93,10 +93,10 @@ def check_population(
     for_all(check, histories, max_examples)
 
 
-def _seen(history: _History, names: tuple[str, ...], moment: int, rows: np.ndarray) -> Metrics:
-    values = {name: jnp.asarray(history.values[moment, i, rows]) for i, name in enumerate(names)}
-    alive = jnp.asarray(history.last[rows] >= moment)
-    return Metrics(values, step=moment + 1, epoch=moment, alive=alive, member=jnp.asarray(rows, jnp.int32))
+def _seen(history: _History, names: tuple[str, ...], index: int, rows: np.ndarray) -> Metrics:
+    values = {name: jnp.asarray(history.values[index, i, rows]) for i, name in enumerate(names)}
+    alive = jnp.asarray(history.last[rows] >= index)
+    return Metrics(values, step=index + 1, epoch=index, alive=alive, member=jnp.asarray(rows, jnp.int32))
 
 
 def _names_of(callback: PopulationCallback, hooks: list[str]) -> set[str]:
@@ -121,8 +121,8 @@ def _names_of(callback: PopulationCallback, hooks: list[str]) -> set[str]:
 
 def _check_stopped(callback: Any, history: _History, plain: list[Any]) -> None:
     """Checks that no action fires for members that no longer train."""
-    for moment, (_, actions) in enumerate(plain):
-        dead = moment > history.last
+    for index, (_, actions) in enumerate(plain):
+        dead = index > history.last
         for hook, own in actions.items():
             for action in own:
                 if np.any(np.asarray(action.when) & dead):
@@ -140,11 +140,11 @@ def _same(
 ) -> None:
     """Compares the results of two runs, member by member."""
     at = np.asarray([int(np.flatnonzero(rows == member)[0]) for member in others])
-    for moment, (one, two) in enumerate(zip(plain, other, strict=True)):
+    for index, (one, two) in enumerate(zip(plain, other, strict=True)):
         first = _by_member(one, rows, at)
         second = _by_member(two, others, np.arange(len(others)))
         if jax.tree.structure(first) != jax.tree.structure(second):
-            raise _broken(law, callback, f"the structure differs at row {moment} ({label})")
+            raise _broken(law, callback, f"the structure differs at row {index} ({label})")
         leaves = jax.tree_util.tree_leaves_with_path(first)
         for (path, a), b in zip(leaves, jax.tree.leaves(second), strict=True):
             a, b = to_numpy(a), to_numpy(b)
@@ -154,7 +154,7 @@ def _same(
                 or not np.allclose(a, b, rtol=1e-5, equal_nan=a.dtype.kind == "f")
             ):
                 where = jax.tree_util.keystr(path)
-                raise _broken(law, callback, f"{where} at row {moment} is {a.tolist()}, and {b.tolist()} {label}")
+                raise _broken(law, callback, f"{where} at row {index} is {a.tolist()}, and {b.tolist()} {label}")
 
 
 def _by_member(given: Any, rows: np.ndarray, at: np.ndarray) -> Any:

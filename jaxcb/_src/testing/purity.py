@@ -69,15 +69,15 @@ def _check_traces(subject: Subject, hook: str, row: Any) -> None:
 def _check_calls(subject: Subject, stream: Stream) -> None:
     """Checks that hooks change no input, and that a second call gives the same output."""
     state = to_host(subject.init())
-    for moment, row in enumerate(subject.row_list(stream)):
+    for index, row in enumerate(subject.row_list(stream)):
         for hook in subject.hooks:
             given = row.before if hook in SEES_PREVIOUS else row.now
             before = to_host((state, given))
             once = transition(subject.callback, subject.name, hook, state, given)
             after = {hook: (state, given)}
             if said := difference({hook: before}, after, labels=("before", "after"), moments=False):
-                raise broken("purity", subject, f"it changes its input at row {moment}: {said}")
+                raise broken("purity", subject, f"it changes its input at row {index}: {said}")
             twice = transition(subject.callback, subject.name, hook, state, given)
             if said := difference({hook: once}, {hook: twice}, labels=("once", "twice"), moments=False):
-                raise broken("purity", subject, f"same input, other output at row {moment}: {said}")
+                raise broken("purity", subject, f"same input, other output at row {index}: {said}")
             state = to_host(once[0])

@@ -26,7 +26,7 @@ from jaxcb._src.utils.validate import check_int
 
 
 @dataclasses.dataclass(frozen=True)
-class Moment:
+class HookCall:
     """One call of a hook.
 
     Attributes:
@@ -51,12 +51,12 @@ class Driven:
         state: the callback's state at the end; for a chain, by name.
     """
 
-    moments: tuple[Moment, ...]
+    moments: tuple[HookCall, ...]
     state: Any
 
-    def at(self, hook: str) -> list[Moment]:
+    def at(self, hook: str) -> list[HookCall]:
         """Returns the calls of one hook."""
-        return [moment for moment in self.moments if moment.hook == hook]
+        return [call for call in self.moments if call.hook == hook]
 
 
 def drive(
@@ -142,7 +142,7 @@ class _Walk:
         self.training = [name for name in records.names if name not in validation]
         self.train = TrainState.create(params={}, opt_state=LearningRate.create(rate), callbacks=self.chain)
         self.states = self.chain.init()
-        self.moments: list[Moment] = []
+        self.moments: list[HookCall] = []
         self.step = self.epoch = 0
         self.latest: _Reports = dict.fromkeys((*self.training, *self.validation), (math.nan, -1))
 
@@ -209,7 +209,7 @@ class _Walk:
         self.states, actions = getattr(self.chain, hook)(self.states, metrics)
         self.train = apply(tuple(a for a in actions if isinstance(a, SIMULATED)), self.train)
         happened = fired(actions)
-        self.moments.append(Moment(hook, metrics, self.own(), happened))
+        self.moments.append(HookCall(hook, metrics, self.own(), happened))
         said = [self._action(action) for action in happened] + _changes(before, self.own())
         if said and self.show is not None:
             self.show(f"epoch {self.epoch + 1} step {self.step} {hook}: {'; '.join(said)}")

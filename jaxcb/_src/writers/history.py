@@ -42,8 +42,8 @@ class HistoryWriter(Writer):
             file = self.context.append_file(path, "CSV file")
             whose = ["member"] if self._shape else []
             self._table = Table(file, [*whose, "step", "epoch", *rates, *names], grows=True)
-        for moment in self.context.processes.broadcast_from_primary(lambda: self._read_back(dtypes)):
-            self.history.add(*moment)
+        for record in self.context.processes.broadcast_from_primary(lambda: self._read_back(dtypes)):
+            self.history.add(*record)
         self._gone = [name for name in self.history if name not in dtypes]
 
     def _read_back(self, dtypes: dict[str, Any]) -> list[tuple[Any, ...]]:

@@ -152,10 +152,10 @@ def _records(actions: tuple[Any, ...], step: np.ndarray, epoch: int) -> Any:
     """Yields the actions that fire as records; the entries of a stack are consecutive steps, the last one is `step`."""
     length = max((np.shape(a.when)[0] for a in actions if np.ndim(a.when)), default=1)
     steps = np.broadcast_to(step, (length,)) if step.ndim else step - length + 1 + np.arange(length)
-    for moment in range(length):
+    for index in range(length):
         for action in actions:
-            if not np.ndim(action.when) and moment != length - 1:
+            if not np.ndim(action.when) and index != length - 1:
                 continue  # an action that is not stacked belongs to the last step
-            own = jax.tree.map(lambda x, i=moment: x[i], action) if np.ndim(action.when) else action
+            own = jax.tree.map(lambda x, i=index: x[i], action) if np.ndim(action.when) else action
             if own.when:
-                yield Record(own, "", int(steps[moment]), epoch, 0)
+                yield Record(own, "", int(steps[index]), epoch, 0)

@@ -53,10 +53,10 @@ def fired(actions: Any) -> tuple[Action, ...]:
     if len(lengths) > 1 or len(next(iter(lengths))) > 1:
         raise ValueError(f"expected the actions of one hook call or of one scan, got predicates of shapes {lengths}.")
     out: list[Action] = []
-    for moment in range(next(iter(lengths))[0]):
+    for index in range(next(iter(lengths))[0]):
         for action, when in zip(concrete, whens, strict=True):
-            if when.ndim and when[moment]:
-                out.append(jax.tree.map(lambda x, i=moment: x[i], action))
+            if when.ndim and when[index]:
+                out.append(jax.tree.map(lambda x, i=index: x[i], action))
     return tuple(out)
 
 

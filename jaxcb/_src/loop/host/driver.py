@@ -272,15 +272,15 @@ class Driver:
         # Writers first: closing a feed may block in a user's iterator and be interrupted there.
         close_all((*self.performer.writers.values(), self.host_metrics, *keepers, self.feed), failed)
 
-    def resume(self, carry: LoopState, facts: Mapping[str, Any], *, anew: bool = False) -> None:
+    def resume(self, carry: LoopState, facts: Mapping[str, Any], *, clear_stopped: bool = False) -> None:
         """Restores a run from a checkpoint; `train` then continues with the next step.
 
         Args:
             carry: the loop state.
             facts: the metadata of the host.
-            anew: whether to clear the stop that ended the run, because the arguments have changed.
+            clear_stopped: whether to clear the stop that ended the run, because the arguments have changed.
         """
-        if anew and facts["cursor"] == 0:
+        if clear_stopped and facts["cursor"] == 0:
             carry, facts = clear_stop(carry), {**facts, "stops": []}
         self.live, self._resumed = DeviceState.of(copy_arrays(self._with_order(carry))), True
         if self.members is not None:
@@ -313,12 +313,12 @@ class Driver:
         if decision.signum is not None:
             raise Interrupted(decision.signum)
 
-    def _run_single_hook(self, hook: str, moment: Any) -> None:
+    def _run_single_hook(self, hook: str, program: Any) -> None:
         """Runs `on_train_begin` or `on_train_end` if any callback defines it."""
         if hook not in self.executor.program.actions:
             return
         host = self.processes.broadcast_from_primary(lambda: self.host_metrics.read(self.place.step))
-        self.live, output = moment(self.live, self._inputs(None, host))
+        self.live, output = program(self.live, self._inputs(None, host))
         self._synchronize(self._read(output, host))
 
     def _steps(self) -> None:
