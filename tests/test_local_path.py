@@ -81,7 +81,7 @@ TAKES: dict[str, Any] = {
     "JSONLogger.filename": jc.callbacks.JSONLogger,
     "TensorBoard.log_dir": jc.TensorBoard,
     "WandbLogger.dir": lambda path: jc.callbacks.WandbLogger("project", dir=path),
-    "Row.path": lambda path: jc.actions.LogCSV({}, {}, path),
+    "LogCSV.path": lambda path: jc.actions.LogCSV({}, {}, path),
     "JSONLine.path": lambda path: jc.actions.JSONLine({}, {}, path),
     "Checkpoint.path": jc.actions.Checkpoint,
     "Profile.log_dir": lambda path: jc.actions.Profile(True, log_dir=path),
@@ -92,7 +92,7 @@ TAKES: dict[str, Any] = {
     "Text.log_dir": lambda path: jc.actions.Text("t", "text", log_dir=path),
     "Graph.log_dir": lambda path: jc.actions.Graph(log_dir=path),
     "Embedding.log_dir": lambda path: jc.actions.Embedding("e", np.eye(2), log_dir=path),
-    "Configuration.log_dir": lambda path: jc.actions.LogConfiguration(log_dir=path),
+    "LogConfiguration.log_dir": lambda path: jc.actions.LogConfiguration(log_dir=path),
     "HParams.log_dir": lambda path: jc.actions.HParams(log_dir=path),
 }
 # where other kinds of value are taken as well
@@ -101,7 +101,13 @@ TEXTS_ONLY: dict[str, Any] = {
     "TensorBoard.embeddings_metadata": lambda path: jc.TensorBoard(embeddings_freq=1, embeddings_metadata=path),
     "Embedding.labels": lambda path: jc.actions.Embedding("e", np.eye(2), path),
 }
-NO_ARGUMENTS = {  # a service's address; another member; what is handed back
+NO_ARGUMENTS = {  # bases; a writer's own helpers; a service's address; another member; what is handed back
+    "SeriesAction.log_dir",
+    "TensorBoardAction.log_dir",
+    "Context.append_file.path",
+    "Context.claim.path",
+    "Context.key.path",
+    "Context.run_dir",
     "RemoteMonitor.path",
     "Exploit.source",
     "Result.run_dir",
@@ -115,10 +121,10 @@ def test_the_table_has_every_public_argument_that_is_a_path():
     known = TAKES.keys() | TEXTS_ONLY.keys() | NO_ARGUMENTS
     like_a_path = re.compile(r"path|dir$|file|folder|labels$|^source$|metadata")
     found = set()
-    for name in dir(jc):
-        given = getattr(jc, name)
+    faces = (jc, jc.actions, jc.callbacks, jc.models, jc.probes, jc.search, jc.writers)
+    for name, given in {name: getattr(face, name) for face in faces for name in face.__all__}.items():
         functions = {name: given}
-        if name.startswith("_") or name == "Path" or not callable(given):
+        if not callable(given):
             continue
         if inspect.isclass(given):
             functions |= {f"{name}.{n}": f for n, f in inspect.getmembers(given, callable) if not n.startswith("_")}
