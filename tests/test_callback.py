@@ -121,7 +121,7 @@ def test_a_python_if_on_a_metric_shows_where():
         (lambda s, m: s, "mine.on_epoch_end returned dict, expected \\(state, actions\\)"),
         (lambda s, m: (s, 3), "mine.on_epoch_end: expected None, an action .* got int"),
         (lambda s, m: ({**s, "new": 1}, None), r"mine.on_epoch_end changed the structure.*leaf \['new'\] is new"),
-        (lambda s, m: ({}, None), r"mine.on_epoch_end changed the structure.*leaf \['n'\] is gone"),
+        (lambda s, m: ({}, None), r"mine.on_epoch_end changed the structure.*leaf \['n'\] is missing"),
         (lambda s, m: ({"n": jnp.zeros(3, int)}, None), r"mine.on_epoch_end\['n'\] has shape \(3,\), expected \(\)"),
         (lambda s, m: ({"n": m["loss"]}, None), r"mine.on_epoch_end\['n'\] has dtype float32, expected int32"),
         (lambda s, m: ({"n": "three"}, None), r"mine.on_epoch_end\['n'\]"),

@@ -140,7 +140,7 @@ def test_another_number_of_processes_goes_on_where_the_run_stood(tmp_path, alone
     assert codes == [143] * before, outputs
     found, outputs = run(tmp_path, after, "run", f"data={data}")
     assert "resuming" in outputs[0]
-    assert "within rounding" in outputs[0]
+    assert "up to rounding" in outputs[0]
     for other in found[1:]:
         assert other["history"] == found[0]["history"]
     if data == "stream":

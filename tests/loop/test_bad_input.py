@@ -95,7 +95,7 @@ def test_arrays_in_a_list():
 def test_a_shorter_epoch_over_the_same_rows_again_and_again():
     refused(
         jc.errors.DataError,
-        "shuffle=False would train on the first rows alone",
+        "shuffle=False would train on the first rows only",
         steps_per_epoch=1,
         batch_size=2,
         shuffle=False,
@@ -299,7 +299,7 @@ def test_what_is_no_optimizer(optimizer):
 def test_callbacks_that_need_the_rate_refuse_a_ready_made_optimizer(callback):
     refused(
         (ValueError, LookupError),
-        rf"{type(callback).__name__}.*ready-made optimizer hides its rate.*fit\(optimizer=optax.adam, learning_rate=",
+        rf"{type(callback).__name__}.*ready-made optimizer hides its learning rate.*fit\(optimizer=optax.adam, learning_rate=",
         optimizer=optax.adam(1e-3),
         learning_rate=None,
         callbacks=[callback],

@@ -217,7 +217,7 @@ def test_keras_lists_of_arrays_and_halves_of_data_are_refused():
     x, y = make_data()
     with pytest.raises(jc.errors.DataError, match=r"A list is an iterable of batches.*\(x, y\)"):
         fit(data=[x, y], batch_size=None)
-    with pytest.raises(jc.errors.DataError, match="on the first rows alone"):
+    with pytest.raises(jc.errors.DataError, match="on the first rows only"):
         fit(shuffle=False, steps_per_epoch=2)
     with pytest.raises(jc.errors.DataError, match="leaves nothing to train on"):
         fit(batch_size=100, drop_remainder=True)

@@ -27,7 +27,7 @@ class LogCSV(LogAction):
     append: bool = static(default=False)
 
     def __post_init__(self) -> None:
-        self._set("path", path_text("Row", "path", self.path))
+        self._set("path", path_text("LogCSV", "path", self.path))
 
 
 class LogHistory(LogAction):
