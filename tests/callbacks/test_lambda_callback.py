@@ -48,7 +48,7 @@ def test_an_unknown_name_is_refused():
         (
             "on_epoch_end",
             lambda logs: None,
-            r"on_epoch_end is called as fn\(epoch, logs\), but got a function of \(logs\)",
+            r"on_epoch_end is called as fn\(epoch, logs\), but got a function with the signature \(logs\)",
         ),
         ("on_train_begin", lambda epoch, logs: None, r"on_train_begin is called as fn\(logs\)"),
         ("on_train_batch_end", 3, r"on_train_batch_end must be a function of \(batch, logs\), got 3"),
