@@ -1,6 +1,7 @@
 """Settings of all tests: strict JAX, a compilation cache, and the Hypothesis profiles."""
 
 import importlib.metadata
+import math
 import os
 import signal
 
@@ -19,6 +20,7 @@ from pathlib import Path
 import hypothesis
 import jax
 import pytest
+from _patience import PATIENCE
 
 HERE = Path(__file__).parent
 
@@ -57,3 +59,15 @@ def _ctrl_c() -> Iterator[None]:
     yield
     if before is signal.SIG_IGN:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_clock() -> Iterator[None]:
+    """Switches off what a run does by the clock: no test depends on how fast the machine is."""
+    from jaxcb._src.checkpointing import checkpointer
+    from jaxcb._src.data import prefetch
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(prefetch, "_JOIN_SECONDS", PATIENCE)  # else a thread that ends late is left to itself
+        patched.setattr(checkpointer, "SAVE_SECONDS", math.inf)  # else a slow run saves once more
+        yield

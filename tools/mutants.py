@@ -35,7 +35,7 @@ RULES, OPTIONS = (
 )
 TESTS = {  # what is spoilt -> the tests that should notice, the quick ones first
     "monitor": [
-        "tests/test_old_names.py",
+        "tests/callbacks/test_stale_names.py",
         f"{OWN}early_stopping.py",
         f"{OWN}reduce_lr_on_plateau.py",
         f"{KERAS}[EarlyStopping]",

@@ -280,7 +280,7 @@ RULES: tuple[Rule, ...] = (
         "stops the run",
         "an error; `self.stop(reason)` stops it",
         "not every model is mutable",
-        shown_by="test_host_callback.py::test_kerass_way_to_stop_is_an_error_that_names_ours",
+        shown_by="callbacks/test_host_callback.py::test_kerass_way_to_stop_is_an_error_that_names_ours",
     ),
     Rule(
         "model in a host callback",

@@ -299,7 +299,8 @@ def test_what_is_no_optimizer(optimizer):
 def test_callbacks_that_need_the_rate_refuse_a_ready_made_optimizer(callback):
     refused(
         (ValueError, LookupError),
-        rf"{type(callback).__name__}.*ready-made optimizer hides its learning rate.*fit\(optimizer=optax.adam, learning_rate=",
+        rf"{type(callback).__name__}.*ready-made optimizer hides its learning rate.*"
+        r"fit\(optimizer=optax.adam, learning_rate=",
         optimizer=optax.adam(1e-3),
         learning_rate=None,
         callbacks=[callback],

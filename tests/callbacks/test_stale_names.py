@@ -14,6 +14,12 @@ from jaxcb._src.testing.drive import Subject
 from jaxcb._src.testing.registry import builtin_examples
 from jaxcb._src.testing.streams import streams
 
+
+@pytest.fixture(autouse=True)
+def _strict():
+    """The losses here promote dtypes, as users' losses do."""
+
+
 HOOKS = ("on_eval_end", "on_epoch_end")
 WATCHING = [
     callback

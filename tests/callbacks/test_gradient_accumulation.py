@@ -10,6 +10,11 @@ from loop import _runs
 import jaxcb as jc
 
 
+@pytest.fixture(autouse=True)
+def _strict():
+    """The losses here promote dtypes, as users' losses do."""
+
+
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
 def test_small_batches_accumulated_are_a_large_batch(executor):
     """With a schedule in updates, a plateau's scale and Adam: as one run on batches of four times the rows."""

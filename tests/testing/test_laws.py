@@ -152,7 +152,7 @@ def changes_input(state, metrics):
         (clock, "another program"),
         (dice, "another program"),
         (numpy_dice, "another program"),
-        (reads_file, "reads the file '.*test_laws.py'"),
+        (reads_file, "reads the file '.*testing/test_laws.py'"),
         (looks_at_file, "reads the file 'STOP'"),
         (keeps_tracer, "keeps a traced value"),
         (changes_input, "changes its input at row 0: on_epoch_end"),

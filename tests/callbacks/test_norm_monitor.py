@@ -8,6 +8,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import jaxcb as jc
 
 
+@pytest.fixture(autouse=True)
+def _strict():
+    """The losses here promote dtypes, as users' losses do."""
+
+
 @pytest.mark.parametrize("per_layer", [False, True])
 def test_norms_are_curves_and_join_the_history(tmp_path, per_layer):
     result = _runs.fit(

@@ -698,7 +698,7 @@ import jax, jax.numpy as jnp
 import orbax.checkpoint
 from jaxcb._src.checkpointing.store import Store
 from loop._changes import wait_at_change
-from loop.test_store import leaves_of
+from checkpointing.test_store import leaves_of
 
 for line in sys.stdin:  # one import for many processes
     task = json.loads(line)

@@ -10,6 +10,12 @@ from loop._runs import fit, make_data
 import jaxcb as jc
 from jaxcb import testing
 
+
+@pytest.fixture(autouse=True)
+def _strict():
+    """The losses here promote dtypes, as users' losses do."""
+
+
 EXECUTORS = ("looped", "stepped")
 each_executor = pytest.mark.parametrize("executor", EXECUTORS)
 

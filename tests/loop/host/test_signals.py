@@ -95,7 +95,7 @@ def test_a_run_in_another_thread_takes_no_signal(signum):
 
 IN_THE_BACKGROUND = """
 import signal
-from loop.test_signals import told, train
+from loop.host.test_signals import told, train
 assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 train(told(signal.SIGINT), told(signal.SIGTERM, at=2))
 """
@@ -103,7 +103,7 @@ train(told(signal.SIGINT), told(signal.SIGTERM, at=2))
 
 @pytest.mark.slow
 def test_ctrl_c_does_not_end_what_a_script_put_in_the_background_and_sigterm_does():
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parents[1])])
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parents[2])])
     done = subprocess.run(
         ["/bin/sh", "-c", '"$0" -c "$1" & wait $!', sys.executable, IN_THE_BACKGROUND],
         env=os.environ | {"PYTHONPATH": path},
