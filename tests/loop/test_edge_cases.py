@@ -7,8 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
+from checkpointing import test_resume
 from checkpointing.test_resume import EXECUTORS, Cut, callbacks, same
-from loop import test_resume
 
 import jaxcb as jc
 from jaxcb._src.checkpointing.checkpointer import Checkpointer
