@@ -73,9 +73,9 @@ def main() -> int:
         name, who, turns = args.contestant
         contestant(CASES[name], who, int(turns))
         return 0
-    for name in args.only or ():
-        if name not in CASES:
-            parser.error(f"there is no case {name!r}; there are {', '.join(CASES)}")
+    unknown = [name for name in args.only or () if name not in CASES]
+    if unknown:
+        parser.error(f"there is no case {unknown[0]!r}; there are {', '.join(CASES)}")
     chosen = [CASES[n] for n in args.only] if args.only else [c for c in CASES.values() if c.quick or not args.quick]
     about = machine()
     chosen = [case for case in chosen if case.backend in (None, about["backend"])]

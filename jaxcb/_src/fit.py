@@ -31,7 +31,7 @@ from jaxcb._src.utils.errors import DataError
 from jaxcb._src.utils.validate import check_int
 
 
-def fit(
+def fit(  # noqa: PLR0913
     model: Any,
     loss_fn: Callable[..., Any],
     train_data: Any,

@@ -70,7 +70,7 @@ def fit(executor: str = "looped", **changes: Any) -> jc.Result:
     return jc.fit(model, given.pop("loss_fn", loss_fn), data, **grouped(executor=executor, **given))
 
 
-def make_driver(
+def make_driver(  # noqa: PLR0913
     callbacks: Any,
     state: jc.TrainState,
     *,

@@ -106,6 +106,29 @@ FAMILIAR = [
 ]
 
 
+def perform(act, folder, epochs):
+    """What a run, or its neighbour, does; returns the epochs that the run has then."""
+    run = folder / "run"
+    if act == "neighbour":
+        fit(folder / "other", *everything()[1:], epochs=2, overwrite=True)
+    elif act == "overwrite":
+        epochs = 2
+        fit(run, *everything(), epochs=epochs, overwrite=True)
+    elif act == "resume":
+        fit(run, *everything(), epochs=epochs, resume=True)
+    elif act == "crash":
+        with pytest.raises(Crash):
+            fit(run, *everything(), crash(epochs), epochs=epochs + 2, resume=True)
+        epochs += 2
+        fit(run, *everything(), idle(), epochs=epochs, resume=True)
+    else:
+        epochs += 2
+        if act == "stop":
+            fit(run, *everything(), epochs=epochs, stop=epochs - 2, resume=True)
+        fit(run, *everything(), epochs=epochs, resume=True)
+    return epochs
+
+
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long)])
 def test_foreign_files_survive_any_sequence_of_what_a_run_does(tmp_path, seed):
     """Files with familiar names and files put into what a run has made, before each of its acts."""
@@ -132,24 +155,9 @@ def test_foreign_files_survive_any_sequence_of_what_a_run_does(tmp_path, seed):
             put(folder / f"foreign {number}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of foreign folders called as checkpoints are
-            if act == "neighbour":
-                fit(tmp_path / "other", *everything()[1:], epochs=2, overwrite=True)
-                rows = [(p, p.read_bytes()) for p in (tmp_path / "shared.csv", tmp_path / "shared.jsonl")]
-            elif act == "overwrite":
-                epochs = 2
-                fit(run, *everything(), epochs=epochs, overwrite=True)
-            elif act == "resume":
-                fit(run, *everything(), epochs=epochs, resume=True)
-            elif act == "crash":
-                with pytest.raises(Crash):
-                    fit(run, *everything(), crash(epochs), epochs=epochs + 2, resume=True)
-                epochs += 2
-                fit(run, *everything(), idle(), epochs=epochs, resume=True)
-            else:
-                epochs += 2
-                if act == "stop":
-                    fit(run, *everything(), epochs=epochs, stop=epochs - 2, resume=True)
-                fit(run, *everything(), epochs=epochs, resume=True)
+            epochs = perform(act, tmp_path, epochs)
+        if act == "neighbour":
+            rows = [(p, p.read_bytes()) for p in (tmp_path / "shared.csv", tmp_path / "shared.jsonl")]
         for path, content in foreign.items():
             assert path.exists(), (act, path)
             if path.name == "projector_config.pbtxt":

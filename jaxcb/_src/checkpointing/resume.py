@@ -132,7 +132,7 @@ class _ExistingRun(NamedTuple):
     holds: bool
 
 
-def find_start(
+def find_start(  # noqa: PLR0913
     directory: Path,
     *,
     callbacks: Chain,

@@ -124,7 +124,7 @@ class Chunker:
         """Allows an epoch to begin whose data depends on the controls; None ends the stream. Thread-safe."""
         self._begins.put(controls)
 
-    def chunks(self, first: EpochIterator, taken: list[Pulled], start_position: dict[str, Any]) -> Iterator[Chunk]:
+    def chunks(self, first: EpochIterator, taken: list[Pulled], start_position: dict[str, Any]) -> Iterator[Chunk]:  # noqa: C901, PLR0915
         """Yields the chunks.
 
         Two drafts are open at a time: `current` collects batches of the current epoch, `complete_epochs` the epochs

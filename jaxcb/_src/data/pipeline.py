@@ -15,7 +15,7 @@ from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.utils.errors import DataError
 
 
-def make_feed(
+def make_feed(  # noqa: PLR0913
     train_data: Any,
     *,
     epochs: int | None,

@@ -50,7 +50,7 @@ class Stream(Feed):
         DataError: if the source has no batch.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         source: Source,
         *,

@@ -60,7 +60,7 @@ def _has_convolution(jaxpr: Any) -> bool:
     return False
 
 
-def build_driver(
+def build_driver(  # noqa: PLR0913, PLR0915
     *,
     step: Callable[..., Any],
     eval_step: Callable[..., Any] | None,

@@ -46,7 +46,7 @@ class Loop:
         self.train_step, self.eval_step = train_step, eval_step
         self.callbacks = as_chain(callbacks)
 
-    def run(
+    def run(  # noqa: PLR0913
         self,
         train_state: TrainState,
         train_data: Any,

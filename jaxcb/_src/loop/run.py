@@ -62,7 +62,7 @@ def result_of(driver: Driver, directory: Path | None, context: Context) -> Resul
     )
 
 
-def run_training(
+def run_training(  # noqa: C901, PLR0913, PLR0915
     step: Callable[..., Any],
     eval_step: Callable[..., Any] | None,
     callbacks: Chain,

@@ -90,7 +90,7 @@ class _Smoothed(Callback):
         return _SmoothedState(value, weight), Stop(~jnp.isfinite(loss), "the loss is no longer finite")
 
 
-def lr_find(
+def lr_find(  # noqa: PLR0913
     model_fn: Any,
     loss_fn: Callable[..., Any],
     train_data: Any,

@@ -31,7 +31,7 @@ from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.history import HistoryWriter
 
 
-def sweep(
+def sweep(  # noqa: PLR0913
     model_fn: Any,
     loss_fn: Callable[..., Any],
     train_data: Any,
@@ -202,13 +202,18 @@ def sweep(
         if result.parts[-1].interrupted:
             return result
     if directory is not None and not fast_dev_run:
-        if jax.process_index() == 0:
-            record = RunRecord.read(directory) or RunRecord(directory)
-            record.make(TABLE)
-            if not record.begun:
-                record.begin()
-        result.write_table(directory / TABLE)
+        _write_table(result, directory)
     return result
+
+
+def _write_table(result: SweepResult, directory: Path) -> None:
+    """Writes the table of members, after the record of the sweep names it."""
+    if jax.process_index() == 0:
+        record = RunRecord.read(directory) or RunRecord(directory)
+        record.make(TABLE)
+        if not record.begun:
+            record.begin()
+    result.write_table(directory / TABLE)
 
 
 def _refuse_others_table(directory: Path) -> None:

@@ -86,7 +86,7 @@ class TrainState(Struct):
     adapter: Any = static(default=None)
 
     @classmethod
-    def create(
+    def create(  # noqa: PLR0913
         cls,
         *,
         params: Any,

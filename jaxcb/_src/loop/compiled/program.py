@@ -179,7 +179,7 @@ class Program:
         placement: shardings of batches and train state, for a single run.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         *,
         step: Callable[..., Any],
@@ -305,7 +305,7 @@ class Program:
 
     # Metrics that a hook call sees
 
-    def metrics_of(
+    def metrics_of(  # noqa: PLR0913
         self,
         values: Mapping[str, Any],
         train: TrainState,

@@ -54,7 +54,7 @@ class Stepped(Executor):
             rings, self.placement.block_if_needed(self._status(live.leaves, live.tree, inputs)), may_wait=may_wait
         )
 
-    def _run(
+    def _run(  # noqa: C901
         self, live: DeviceState, inputs: Inputs, batches: Iterable[Any], place: HostPosition
     ) -> tuple[DeviceState, Any, bool]:
         """Dispatches the steps of a chunk.

@@ -116,7 +116,7 @@ class Driver:
         ValueError: for an action whose text cannot be formatted, or that needs a directory.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         *,
         executor: Executor,
@@ -321,7 +321,7 @@ class Driver:
         self.live, output = program(self.live, self._inputs(None, host))
         self._synchronize(self._read(output, host))
 
-    def _steps(self) -> None:
+    def _steps(self) -> None:  # noqa: C901
         """Dispatches chunks and handles their results until the run is over.
 
         Each turn decides, dispatches, and then reads the oldest dispatch. There are `_IN_FLIGHT` pending dispatches, so
