@@ -62,7 +62,7 @@ def train(run_dir: Path, epochs: int) -> None:
             jc.ReduceLROnPlateau(factor=0.5, patience=5),
             jc.CSVLogger("log.csv"),
             jc.TensorBoard("logs"),
-            jc.BackupAndRestore(run_dir, save_freq="epoch"),
+            jc.BackupAndRestore(str(run_dir), save_freq="epoch"),
         ],
         run_dir=run_dir,
         resume=True,

@@ -29,7 +29,8 @@ def read_texts() -> tuple[np.ndarray, np.ndarray]:
     paths = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     validation = paths[::12]
     training = [path for path in paths if path not in validation]
-    return tuple(np.frombuffer(b"\n".join(p.read_bytes() for p in part), np.uint8) for part in (training, validation))
+    train, held = (np.frombuffer(b"\n".join(p.read_bytes() for p in part), np.uint8) for part in (training, validation))
+    return train, held
 
 
 def windows(text: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:

@@ -73,7 +73,7 @@ def test_runs_describe_what_they_take_as_fit_does(name):
 def public_signatures() -> dict[str, inspect.Signature]:
     """Those of all functions and classes of the public faces, and of the methods of these classes."""
     found: dict[str, Any] = {}
-    faces = [jc, *(getattr(jc, name) for name in jc.__all__ if inspect.ismodule(getattr(jc, name)))]
+    faces = [jc, *(getattr(jc, name) for name in jc.__all__ if inspect.ismodule(getattr(jc, name)))]  # pyright: ignore[reportAttributeAccessIssue]
     for face in faces:
         for name in face.__all__:
             value = getattr(face, name)

@@ -3,6 +3,8 @@
 Keras amended by all that apply decides as jaxcb does; that is what a difference on purpose means.
 """
 
+# pyright: reportAttributeAccessIssue=false
+
 from typing import Any
 
 import numpy as np

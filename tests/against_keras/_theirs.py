@@ -73,7 +73,7 @@ def run(case: Case, *callbacks: Any) -> Model:
         callback.set_model(model)
         callback.on_train_begin()
     for epoch, logs in enumerate(case.epochs):
-        model.epoch, model.batch = epoch, None
+        model.epoch, model.batch = epoch, None  # pyright: ignore[reportAttributeAccessIssue]
         for callback in callbacks:
             callback.on_epoch_begin(epoch)
         _batches(case, model, epoch, callbacks)

@@ -60,7 +60,7 @@ class Relative:
             if reference is not None:
                 size = abs(np.float32(reference)) if math.isfinite(reference) else np.float32(0.0)
                 self.min_delta = np.float32(share) * size
-            return super()._is_improvement(value, reference)
+            return super()._is_improvement(value, reference)  # pyright: ignore[reportAttributeAccessIssue]
         finally:
             self.min_delta = share
 

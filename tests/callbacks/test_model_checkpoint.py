@@ -149,8 +149,8 @@ def drive(callback, moments):
         state, actions = getattr(chain, moment.hook)(state, metrics)
         for action in jc.fired(actions):
             name = jc.actions.fill(action, step=moment.step, epoch=moment.epoch, batch=moment.batch)
-            saves.append((at, name, None if action.value is None else float(action.value)))
-            assert action.what == ("model" if callback.save_weights_only else "state")
+            saves.append((at, name, None if action.value is None else float(action.value)))  # pyright: ignore[reportAttributeAccessIssue]
+            assert action.what == ("model" if callback.save_weights_only else "state")  # pyright: ignore[reportAttributeAccessIssue]
     return saves
 
 

@@ -1,5 +1,7 @@
 """TensorBoard: what it asks for, and when."""
 
+# pyright: reportAttributeAccessIssue=false
+
 import jax.numpy as jnp
 import pytest
 

@@ -71,7 +71,7 @@ def same(a, b, one, other):
     """Requires two results, and their files, to be equal to the last bit."""
     for name in ("params", "opt_state", "model_state", "weights", "controls", "step", "key"):
         for x, y in zip(jax.tree.leaves(getattr(a.state, name)), jax.tree.leaves(getattr(b.state, name)), strict=True):
-            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # pyright: ignore[reportPrivateImportUsage]
                 x, y = jax.random.key_data(x), jax.random.key_data(y)
             np.testing.assert_array_equal(x, y, err_msg=name)
     states = [{k: v for k, v in r.callback_states.items() if k != "CutAt"} for r in (a, b)]
@@ -312,7 +312,7 @@ def test_ctrl_c_has_the_result_on_it():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as caught:
         _runs.fit(epochs=100, callbacks=[jc.LambdaCallback(on_epoch_end=interrupt)])
-    result = caught.value.result
+    result = caught.value.result  # pyright: ignore[reportAttributeAccessIssue]
     assert result is jc.last_result()
     assert result.stop_reason == "interrupted"
     assert np.isfinite(result.params["w"]).all()
@@ -342,7 +342,7 @@ def test_ctrl_c_while_waiting_for_data_is_answered_at_once(monkeypatch):
         done.set()
     until(lambda: answered)
     assert answered == [True]
-    assert int(caught.value.result.state.step) in (4, 5)  # the fifth may still have waited for its chunk
+    assert int(caught.value.result.state.step) in (4, 5)  # the fifth may still have waited for its chunk  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 def test_nested_tuples_are_laid_flat_in_order():
     a, b, c = (jc.actions.Stop(reason=r) for r in "abc")
-    assert [x.reason for x in as_actions((a, None, [b, (c,)]))] == ["a", "b", "c"]
+    assert [x.reason for x in as_actions((a, None, [b, (c,)]))] == ["a", "b", "c"]  # pyright: ignore[reportAttributeAccessIssue]
     assert as_actions(None) == ()
 
 

@@ -65,7 +65,7 @@ def test_init_of_a_pure_callback_is_refused():
 def test_callbacks_are_frozen_and_their_numbers_are_leaves():
     callback = jc.EarlyStopping(patience=3, min_delta=1)
     with pytest.raises(AttributeError):
-        callback.patience = 4
+        callback.patience = 4  # pyright: ignore[reportAttributeAccessIssue]
     assert jax.tree.leaves(callback) == [1.0, 3, 0]
     assert jax.tree.leaves(jc.EarlyStopping(baseline=2)) == [0.0, 0, 2.0, 0]
 

@@ -127,9 +127,9 @@ def test_activations_are_those_of_the_training_forward_pass(tmp_path, kind):
     x, _ = _runs.make_data()
     model = NNXNet(nnx.Rngs(0)) if kind == "nnx" else jc.linen(LinenNet(), x[:1])
     if kind == "nnx":
-        kernel, bias = model.hidden.kernel[...], model.hidden.bias[...]
+        kernel, bias = model.hidden.kernel[...], model.hidden.bias[...]  # pyright: ignore[reportAttributeAccessIssue]
     else:
-        params = model.split()[0]
+        params = model.split()[0]  # pyright: ignore[reportAttributeAccessIssue]
         kernel, bias = params["hidden"]["kernel"], params["hidden"]["bias"]
     hidden = x[:16] @ np.asarray(kernel) + np.asarray(bias)
     _runs.fit(

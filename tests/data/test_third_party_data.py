@@ -185,7 +185,7 @@ def test_a_tensor_of_a_dtype_that_numpy_lacks_comes_over_dlpack():
             return self.own.__dlpack__(**kwargs)
 
         def __dlpack_device__(self):
-            return self.own.__dlpack_device__()
+            return self.own.__dlpack_device__()  # pyright: ignore[reportAttributeAccessIssue]
 
         own = jnp.ones((4, 2), jnp.bfloat16)
 

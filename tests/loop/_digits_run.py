@@ -107,7 +107,7 @@ def tell_steps() -> None:
         tell(f"step {int(status.step)}")
         return status
 
-    Driver._read = told
+    Driver._read = told  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def tell_deafness() -> None:
@@ -118,14 +118,14 @@ def tell_deafness() -> None:
         tell("deaf")
         leave(self, *given)
 
-    Signals.__exit__ = told
+    Signals.__exit__ = told  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def leaves_of(tree, name):
     """The leaves of a tree by name, keys as their numbers."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # pyright: ignore[reportPrivateImportUsage]
             leaf = jax.random.key_data(leaf)
         found[name + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return found

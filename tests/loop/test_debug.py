@@ -23,13 +23,13 @@ def test_functions_see_numbers():
 
     class Look(jc.Callback):
         def on_batch_end(self, state, metrics):
-            if not isinstance(metrics["loss"], jax.core.Tracer):
+            if not isinstance(metrics["loss"], jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
                 seen["hook"] += 1
                 assert float(metrics["loss"]) > 0
             return state, None
 
     def loss_fn(params, batch):
-        if isinstance(batch[0], np.ndarray | jax.Array) and not isinstance(batch[0], jax.core.Tracer):
+        if isinstance(batch[0], np.ndarray | jax.Array) and not isinstance(batch[0], jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
             seen["batch"] += 1
         return _runs.loss_fn(params, batch)
 
@@ -59,14 +59,14 @@ def test_the_first_nan_names_step_and_leaf(where):
 def test_a_healthy_run_does_not_trip_jax_debug_nans():
     with jax.debug_nans(True):
         result = _runs.fit(epochs=2)
-        assert jax.config.jax_debug_nans
+        assert jax.config.jax_debug_nans  # pyright: ignore[reportAttributeAccessIssue]
     assert np.isfinite(result.history["val_loss"]).all()
 
 
 def test_breakpoints_and_errors_of_hooks_stand_in_the_users_own_frames():
     class Broken(jc.Callback):
         def on_epoch_end(self, state, metrics):
-            if not isinstance(metrics["loss"], jax.core.Tracer):
+            if not isinstance(metrics["loss"], jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
                 raise KeyError(f"the loss is {float(metrics['loss']):.3f}")
             return state, None
 

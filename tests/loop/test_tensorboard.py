@@ -200,8 +200,10 @@ def groups_of(directory):
     multiplexer.AddRunsFromDirectory(str(directory))
     multiplexer.Reload()
     context = HParamsContext(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(directory))))
-    asked = api_pb2.ListSessionGroupsRequest(
-        start_index=0, slice_size=100, allowed_statuses=[api_pb2.STATUS_SUCCESS, api_pb2.STATUS_UNKNOWN]
+    asked = api_pb2.ListSessionGroupsRequest(  # pyright: ignore[reportAttributeAccessIssue]
+        start_index=0,
+        slice_size=100,
+        allowed_statuses=[api_pb2.STATUS_SUCCESS, api_pb2.STATUS_UNKNOWN],  # pyright: ignore[reportAttributeAccessIssue]
     )
     experiment = context.experiment_from_metadata(
         RequestContext(), "", True, context.hparams_metadata(RequestContext(), ""), []
@@ -225,7 +227,7 @@ def test_the_hparams_page_has_a_line_of_settings_and_final_metrics(whole):
     for name in ("loss", "val_loss"):
         assert np.float32(final[f"final/{name}"]) == result.history[name][-1]
     (session,) = group.sessions
-    assert session.status == api_pb2.STATUS_SUCCESS
+    assert session.status == api_pb2.STATUS_SUCCESS  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_runs_side_by_side_have_a_line_each(tmp_path, whole):

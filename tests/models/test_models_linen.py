@@ -168,7 +168,7 @@ def test_the_delivered_model_stands_alone(nets, batch):
 def test_the_delivered_model_can_be_trained_on(nets, batch):
     adapter = linen(nets.linen(), batch["x"], rngs=("dropout", "noise"))
     again = adapt(adapter.deliver(*adapter.split()))
-    assert again.streams == ("dropout", "noise")
+    assert again.streams == ("dropout", "noise")  # pyright: ignore[reportAttributeAccessIssue]
     jax.tree.map(np.testing.assert_array_equal, again.split(), adapter.split())
 
 

@@ -270,7 +270,7 @@ def test_begin_and_end():
     )
     got = jc.replay([both], {"loss": [1.0, 2.0]})
     assert [type(a) for a in got.begin] == [jc.actions.ScaleLearningRate]
-    assert float(got.end[0].values["loss"]) == 2.0
+    assert float(got.end[0].values["loss"]) == 2.0  # pyright: ignore[reportAttributeAccessIssue]
     assert got.lr_scale.tolist() == [0.5, 0.5]
     stops = jc.make_callback(on_train_begin=lambda s, m: (s, jc.actions.Stop(True, "never")), name="callback")
     got = jc.replay([stops, jc.History()], {"loss": [1.0, 2.0]})

@@ -90,7 +90,7 @@ def test_an_interrupt_hands_the_sweep_over():
 
     with pytest.raises(KeyboardInterrupt) as caught:
         sweep(callbacks=[Interrupt()], epochs=50, at_once=2, strategy="vmap")
-    result = caught.value.result
+    result = caught.value.result  # pyright: ignore[reportAttributeAccessIssue]
     assert isinstance(result, jc.search.SweepResult)
     assert jc.last_result() is result
     assert result.table()["member"] == [0, 1]

@@ -169,7 +169,7 @@ def python_if(state, metrics):
 
 
 def asks_whether_traced(state, metrics):
-    traced = isinstance(metrics["loss"], jax.core.Tracer)
+    traced = isinstance(metrics["loss"], jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
     return state, jc.actions.Stop(metrics["loss"] > (0.0 if traced else 1.0))
 
 
@@ -241,7 +241,7 @@ def test_a_retrace_is_found():
 
 def foresees(state, metrics):
     """Knows from an earlier run what comes at the next step."""
-    if isinstance(metrics["loss"], jax.core.Tracer):
+    if isinstance(metrics["loss"], jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
         return state, jc.actions.Stop(metrics["loss"] > 0)
     SEEN[int(metrics.step)] = float(metrics["loss"])
     return state, jc.actions.Stop(SEEN.get(int(metrics.step) + 1, 0.0) > 0)
@@ -257,7 +257,7 @@ def test_causality_is_found_broken():
 
 def counts_on_the_side(state, metrics):
     """Keeps what it knows outside of its state."""
-    if isinstance(metrics["loss"], jax.core.Tracer):
+    if isinstance(metrics["loss"], jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
         return state, jc.actions.Stop(metrics["loss"] > 0)
     CALLS.append(None)
     return state, jc.actions.Stop(len(CALLS) % 7 == 0)

@@ -74,8 +74,8 @@ def test_no_change_of_rate_retraces():
         state = change(step(state), jnp.float32(x))
     jc.apply(jc.actions.ScaleLearningRate(0.5), state)
     step(state)
-    assert step._cache_size() == 1
-    assert change._cache_size() == 1
+    assert step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+    assert change._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def rate_after(actions, learning_rate=1.0):

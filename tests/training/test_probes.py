@@ -146,7 +146,7 @@ def test_callbacks_see_probes_before_the_update():
 
 def test_what_fails_names_the_probe():
     with pytest.raises(AttributeError) as caught:
-        _runs.fit(metrics={"odd": jc.probe(lambda look: look.gradients, every=10)})
+        _runs.fit(metrics={"odd": jc.probe(lambda look: look.gradients, every=10)})  # pyright: ignore[reportAttributeAccessIssue]
     assert "This happened in the probe 'odd'" in "\n".join(caught.value.__notes__)
     with pytest.raises(TypeError, match=r"metrics\['norm'\] is a function. Make it with jc\.probe"):
         _runs.fit(metrics={"norm": lambda look: 0.0})

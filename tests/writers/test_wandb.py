@@ -49,7 +49,7 @@ def read(path):
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
-            records.append(wandb_internal_pb2.Record.FromString(parts))
+            records.append(wandb_internal_pb2.Record.FromString(parts))  # pyright: ignore[reportAttributeAccessIssue]
             parts = b""
     return records
 

@@ -77,7 +77,7 @@ def test_a_steady_epoch_pulls_the_outputs_of_its_stretch_and_nothing_else(watche
     """Counted in any backend; where arrays are elsewhere than the host, jax's own guard watches as well."""
     pulled, strays, inside = [], [], []
     array, get = type(jax.numpy.zeros(())), jax.device_get
-    value = array._value
+    value = array._value  # pyright: ignore[reportAttributeAccessIssue]
 
     def noted_get(tree):
         pulled.append({id(leaf) for leaf in jax.tree.leaves(tree)})
@@ -229,7 +229,7 @@ def test_a_step_makes_the_arrays_that_it_changes_and_no_others(at_steps, monkeyp
     )
     quiet = callbacks(tmp_path)[len(control()) - 1 :]  # the others act at steps
     driver = driver_of([*quiet, *([counting] if at_steps else [])], executor="stepped")
-    step, changed = driver.executor._step, []
+    step, changed = driver.executor._step, []  # pyright: ignore[reportAttributeAccessIssue]
 
     def noted(live, inputs, rings):
         new, rings, halted = step(live, inputs, rings)

@@ -26,7 +26,7 @@ def reads(monkeypatch):
     """Counts fetches, and reads of single arrays outside of them."""
     counts = collections.Counter()
     array = type(jnp.zeros(()))
-    value, get = array._value, jax.device_get
+    value, get = array._value, jax.device_get  # pyright: ignore[reportAttributeAccessIssue]
     inside = []
 
     def counted_value(self):

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from parallel.eight._cases import mesh
+from sharding.eight._cases import mesh
 
 import jaxcb as jc
 from jaxcb._src.sharding.placement import automatic

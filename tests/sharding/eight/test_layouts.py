@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from parallel.eight._cases import batches, check_same, fit, layouts, loss_fn, make_data, make_params, mesh
+from sharding.eight._cases import batches, check_same, fit, layouts, loss_fn, make_data, make_params, mesh
 
 import jaxcb as jc
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from parallel.eight._cases import make_data, mesh
+from sharding.eight._cases import make_data, mesh
 
 import jaxcb as jc
 from jaxcb._src.sharding.placement import automatic

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from loop._events import events_of
-from parallel.eight._cases import fit, layouts, loss_fn, make_data, make_params
+from sharding.eight._cases import fit, layouts, loss_fn, make_data, make_params
 
 import jaxcb as jc
 

@@ -2,7 +2,7 @@
 
 import pytest
 from jax.sharding import PartitionSpec as P
-from parallel.eight._cases import fit, mesh
+from sharding.eight._cases import fit, mesh
 
 CASES = {
     "batch": ({"batch_size": 30}, "batch of 30 rows does not divide over 8 devices.*batch_size=24 or 32"),

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from parallel.eight._cases import batches, check_same, control, fit, layouts
+from sharding.eight._cases import batches, check_same, control, fit, layouts
 
 import jaxcb as jc
 

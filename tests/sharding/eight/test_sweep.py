@@ -6,7 +6,7 @@ import optax
 import pytest
 from _arguments import grouped
 from loop._runs import control, loss_fn, make_data, make_params
-from parallel.eight._cases import mesh
+from sharding.eight._cases import mesh
 
 import jaxcb as jc
 
