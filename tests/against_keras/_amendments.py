@@ -3,13 +3,11 @@
 Keras amended by all that apply decides as jaxcb does; that is what a difference on purpose means.
 """
 
-# pyright: reportAttributeAccessIssue=false
-
 from typing import Any
 
 import numpy as np
 
-# pyright: basic
+# pyright: basic, reportAttributeAccessIssue=false
 
 
 class Float32:
