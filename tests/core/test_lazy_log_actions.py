@@ -177,7 +177,7 @@ def test_what_cannot_be_known_is_refused_before_the_first_step(action, match):
 
 
 def test_activations_of_what_is_no_flax_model_are_refused():
-    with pytest.raises(ValueError, match=r"not for a plain pytree. Hand out"):
+    with pytest.raises(ValueError, match=r"not for a plain pytree. Return the arrays"):
         _runs.fit(callbacks=[Asks("activations")])
 
 

@@ -130,7 +130,7 @@ def test_an_optimizer_of_matrices_changes_no_forward_pass():
 
 
 def test_flops_need_both_a_loss_and_a_batch():
-    with pytest.raises(ValueError, match="got a batch and no loss_fn"):
+    with pytest.raises(ValueError, match="got a batch but no loss_fn"):
         jc.model_summary(make_params(), batch=IMAGES)
-    with pytest.raises(ValueError, match="got a loss_fn and no batch"):
+    with pytest.raises(ValueError, match="got a loss_fn but no batch"):
         jc.model_summary(make_params(), net_loss)

@@ -93,14 +93,14 @@ def test_more_errors():
         with_state(nnx.Linear(1, 1, rngs=nnx.Rngs(0)), {"n": 0})
     with pytest.raises(TypeError, match="state without arrays"):
         with_state({"w": jnp.ones(1)}, {})
-    with pytest.raises(TypeError, match="holds a str"):
+    with pytest.raises(TypeError, match="contains a str"):
         with_state({"w": jnp.ones(1)}, {"name": "x"})
 
 
 def test_nothing_is_imported_that_is_not_in_use():
     code = (
         "import sys, jax.numpy as jnp\n"
-        "import jaxcb.models.linen\n"
+        "import jaxcb._src.models.linen\n"
         "from jaxcb.models import adapt\n"
         "adapt({'w': jnp.zeros(1)})\n"
         "print([m for m in ('flax', 'equinox') if m in sys.modules])\n"

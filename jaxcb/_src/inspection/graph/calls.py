@@ -8,15 +8,16 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from jaxcb._src.utils.leaf_names import directory_of
 
-_NOBODYS = (
+_LIBRARIES = (
     os.path.join(os.path.dirname(jax.__file__), ""),
-    os.path.join(os.path.dirname(os.path.dirname(__file__)), ""),
+    os.path.join(Path(__file__).parents[3], ""),  # jaxcb
 )
 _LINEN = os.path.join("flax", "linen", "module.py")
 _MODULE = re.compile(r"(?:.*\.)?([A-Za-z]\w*)\.__call__")
@@ -138,7 +139,7 @@ def frames_of(equation: Any) -> Frames:
     sites, names, linen, inside = [], [], False, False
     for code, place in zip(reversed(codes), reversed(places), strict=True):
         file = code.co_filename
-        if file.startswith(_NOBODYS):
+        if file.startswith(_LIBRARIES):
             inside = True  # the frames outside of jaxcb and JAX belong to the program that trains, not to the model
         elif inside:
             sites.append((id(code), place))
