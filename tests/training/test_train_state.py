@@ -76,7 +76,7 @@ def test_unknown_kinds_of_named_weights_are_refused():
             return {"best": "weights"}
 
     with pytest.raises(
-        ValueError, match="named weights 'Wrong/best' are of 'weights', expected one of params, model, optimizer"
+        ValueError, match="named weights 'Wrong/best' are copies of 'weights', expected one of params, model, optimizer"
     ):
         jc.TrainState.create(params={}, callbacks=jc.chain(Wrong()))
 

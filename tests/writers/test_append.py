@@ -85,9 +85,9 @@ def test_a_file_that_is_shorter_than_noted_is_refused(tmp_path):
     file.write("one\n")
     place = file.position()
     path.write_text("")
-    with pytest.raises(ValueError, match=r"a.txt has 0 lines, but 1 were written"):
+    with pytest.raises(ValueError, match=r"a.txt has 0 lines, but had 1 at the checkpoint"):
         file.restore(place)
-    with pytest.raises(ValueError, match="has 0 lines, but 1 were written"):
+    with pytest.raises(ValueError, match="has 0 lines, but had 1 at the checkpoint"):
         AppendFile(tmp_path / "none.txt").restore(1)
 
 

@@ -115,7 +115,7 @@ def test_a_functions_mistake_is_an_error_that_names_it(tmp_path):
             steps_per_execution=20,
             callbacks=[jc.callbacks.LogTo(lambda step, values: values["no_such"]), jc.callbacks.JSONLogger(path)],
         )
-    assert "This happened while writing a HandOver of LogTo." in caught.value.__notes__
+    assert "This happened while writing a LogToFunction of LogTo." in caught.value.__notes__
     assert len(lines(path)) == 4, "the others have their records"
 
 
