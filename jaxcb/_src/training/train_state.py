@@ -244,7 +244,7 @@ _NO_RATE = (
 )
 _NOT_EXACT = (
     "{owner} needs the learning rate itself (a floor such as min_lr above 0, or setting it), but a "
-    "ready-made optimizer hides its rate. Use fit(optimizer=optax.adam, learning_rate=1e-3), or "
+    "ready-made optimizer hides its learning rate. Use fit(optimizer=optax.adam, learning_rate=1e-3), or "
     "jc.adjustable_lr(optax.adam, learning_rate=1e-3)."
 )
 
