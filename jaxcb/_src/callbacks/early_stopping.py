@@ -92,16 +92,16 @@ class EarlyStopping(Callback):
     check_finite: bool = static(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        own = "EarlyStopping"
-        self._set("min_delta", check_number(own, "min_delta", self.min_delta))
-        self._set("patience", check_int(own, "patience", self.patience))
-        self._set("start_from_epoch", check_int(own, "start_from_epoch", self.start_from_epoch))
+        owner = "EarlyStopping"
+        self._set("min_delta", check_number(owner, "min_delta", self.min_delta))
+        self._set("patience", check_int(owner, "patience", self.patience))
+        self._set("start_from_epoch", check_int(owner, "start_from_epoch", self.start_from_epoch))
         for name in ("baseline", "stopping_threshold", "divergence_threshold"):
             if getattr(self, name) is not None:
-                self._set(name, check_number(own, name, getattr(self, name)))
-        check_choice(own, "threshold_mode", self.threshold_mode, THRESHOLD_MODES)
-        check_choice(own, "patience_in", self.patience_in, PATIENCE_UNITS)
-        self._set("mode", resolve_mode(own, self.monitor, self.mode))
+                self._set(name, check_number(owner, name, getattr(self, name)))
+        check_choice(owner, "threshold_mode", self.threshold_mode, THRESHOLD_MODES)
+        check_choice(owner, "patience_in", self.patience_in, PATIENCE_UNITS)
+        self._set("mode", resolve_mode(owner, self.monitor, self.mode))
 
     def init(self) -> EarlyStoppingState:
         return to_strong_types(EarlyStoppingState(best=NO_BEST, best_epoch=-1, wait=0, seen=Reported()))

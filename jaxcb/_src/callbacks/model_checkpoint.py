@@ -96,40 +96,40 @@ class ModelCheckpoint(Callback):
     async_: bool = static(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        own = "ModelCheckpoint"
-        path = path_text(own, "filepath", self.filepath)
+        owner = "ModelCheckpoint"
+        path = path_text(owner, "filepath", self.filepath)
         self._set("filepath", path)
         try:
             template_names(path)
         except ValueError as error:
-            raise ValueError(f"{own}: filepath {self.filepath!r} is not a valid template: {error}.") from None
-        self._check_numbers(own)
-        self._check_cadences(own)
+            raise ValueError(f"{owner}: filepath {self.filepath!r} is not a valid template: {error}.") from None
+        self._check_numbers(owner)
+        self._check_cadences(owner)
         if self.save_best_only and self.save_at_end:
             raise ValueError(
-                f"{own}: save_at_end=True would save the last weights among the best ones. Use a second {own} with "
+                f"{owner}: save_at_end=True would save the last weights among the best ones. Use a second {owner} with "
                 "another path, or keep_best= instead of save_best_only=True."
             )
         if self.initial_value_threshold is not None:
-            threshold = check_number(own, "initial_value_threshold", self.initial_value_threshold)
+            threshold = check_number(owner, "initial_value_threshold", self.initial_value_threshold)
             self._set("initial_value_threshold", threshold)
         if self._compares:
-            self._set("mode", resolve_mode(own, self.monitor, self.mode))
+            self._set("mode", resolve_mode(owner, self.monitor, self.mode))
         else:  # the monitor is not read, so its name need not imply a mode
-            check_choice(own, "mode", self.mode, ("auto", "min", "max"))
+            check_choice(owner, "mode", self.mode, ("auto", "min", "max"))
 
-    def _check_numbers(self, own: str) -> None:
+    def _check_numbers(self, owner: str) -> None:
         if self.save_freq != "epoch":
             if isinstance(self.save_freq, str):
-                raise ValueError(f'{own}: save_freq must be "epoch" or a number of steps, got {self.save_freq!r}.')
-            self._set("save_freq", check_int(own, "save_freq", self.save_freq, least=1))
+                raise ValueError(f'{owner}: save_freq must be "epoch" or a number of steps, got {self.save_freq!r}.')
+            self._set("save_freq", check_int(owner, "save_freq", self.save_freq, least=1))
         for name in ("max_to_keep", "keep_best", "every_n_epochs"):
             if getattr(self, name) is not None:
-                self._set(name, check_int(own, name, getattr(self, name), least=1))
+                self._set(name, check_int(owner, name, getattr(self, name), least=1))
         if self.every_minutes is not None:
-            self._set("every_minutes", check_number(own, "every_minutes", self.every_minutes, least=0))
+            self._set("every_minutes", check_number(owner, "every_minutes", self.every_minutes, least=0))
 
-    def _check_cadences(self, own: str) -> None:
+    def _check_cadences(self, owner: str) -> None:
         cadences = {
             f"save_freq={self.save_freq!r}": self.save_freq != "epoch",
             f"every_n_epochs={self.every_n_epochs}": self.every_n_epochs != 1,
@@ -137,7 +137,7 @@ class ModelCheckpoint(Callback):
         }
         given = [text for text, is_given in cadences.items() if is_given]
         if len(given) > 1:
-            raise ValueError(f"{own}: {' and '.join(given)} conflict; use a second {own} for one of them.")
+            raise ValueError(f"{owner}: {' and '.join(given)} conflict; use a second {owner} for one of them.")
 
     @property
     def _compares(self) -> bool:
@@ -151,19 +151,17 @@ class ModelCheckpoint(Callback):
     @property
     def _remembers(self) -> tuple[str, ...]:
         """The names that the path uses and a batch may not report."""
-        return () if self._by_epoch else tuple(dict.fromkeys(n for n in self._asked if n not in PLACES))
-
-    @property
-    def _asked(self) -> list[str]:
-        return template_names(self.filepath)
+        return (
+            () if self._by_epoch else tuple(dict.fromkeys(n for n in template_names(self.filepath) if n not in PLACES))
+        )
 
     def hooks(self) -> frozenset[str]:
-        own = {"on_epoch_end"} if self._by_epoch else {"on_batch_end"}
+        hooks = {"on_epoch_end"} if self._by_epoch else {"on_batch_end"}
         if not self._by_epoch and (self._compares or self._remembers):
-            own |= {"on_eval_end", "on_epoch_end"}
+            hooks |= {"on_eval_end", "on_epoch_end"}
         if self._by_epoch and self.save_best_only:
-            own |= {"on_eval_end"}
-        return frozenset(own | ({"on_train_end"} if self.save_at_end else set()))
+            hooks |= {"on_eval_end"}
+        return frozenset(hooks | ({"on_train_end"} if self.save_at_end else set()))
 
     def init(self) -> ModelCheckpointState:
         best = NO_BEST if self.initial_value_threshold is None else self.initial_value_threshold

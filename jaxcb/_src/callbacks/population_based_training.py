@@ -52,20 +52,20 @@ class PopulationBasedTraining(PopulationCallback):
     mode: Literal["auto", "min", "max"] = static(default="auto")
 
     def __post_init__(self) -> None:
-        own = "PopulationBasedTraining"
-        self._set("every", check_int(own, "every", self.every, least=1))
-        self._set("seed", check_int(own, "seed", self.seed))
-        self._set("fraction", check_number(own, "fraction", self.fraction))
+        owner = "PopulationBasedTraining"
+        self._set("every", check_int(owner, "every", self.every, least=1))
+        self._set("seed", check_int(owner, "seed", self.seed))
+        self._set("fraction", check_number(owner, "fraction", self.fraction))
         if not 0 < self.fraction <= 0.5:
-            raise ValueError(f"{own}: fraction must be above 0 and at most 0.5, got {self.fraction}.")
+            raise ValueError(f"{owner}: fraction must be above 0 and at most 0.5, got {self.fraction}.")
         self._set("numbers", tuple(self.numbers))
-        self._set("factors", tuple(check_number(own, "each of factors", f) for f in self.factors))
+        self._set("factors", tuple(check_number(owner, "each of factors", f) for f in self.factors))
         if not self.factors:
-            raise ValueError(f"{own}: factors is empty, but at least one factor is needed.")
+            raise ValueError(f"{owner}: factors is empty, but at least one factor is needed.")
         for path in self.numbers:
             if path.partition(".")[0] not in ("optimizer", "controls") or not path.partition(".")[2]:
-                raise ValueError(f"{own}: numbers must be paths such as optimizer.learning_rate, got {path!r}.")
-        self._set("mode", resolve_mode(own, self.monitor, self.mode))
+                raise ValueError(f"{owner}: numbers must be paths such as optimizer.learning_rate, got {path!r}.")
+        self._set("mode", resolve_mode(owner, self.monitor, self.mode))
 
     def on_epoch_end(self, state: Any, metrics: Metrics) -> Any:
         score = scores("PopulationBasedTraining", self.monitor, self.mode, metrics)

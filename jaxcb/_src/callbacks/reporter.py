@@ -29,8 +29,8 @@ class Reporter(Callback):
             self._set("every", check_int(owner, "every", self.every, least=1))
 
     def hooks(self) -> frozenset[str]:
-        own = Callback.hooks(self)
-        return own - {"on_batch_end"} if self.every == "epoch" else own
+        hooks = Callback.hooks(self)
+        return hooks - {"on_batch_end"} if self.every == "epoch" else hooks
 
     def on_batch_end(self, state: Any, metrics: Metrics) -> Any:
         # At an epoch's last step both a step's own loss and the epoch's mean are reported, so they need two names.

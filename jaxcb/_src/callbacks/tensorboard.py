@@ -110,12 +110,12 @@ class TensorBoard(Callback):
         return tuple(of for of in self.histograms if of != "params") if self.histogram_freq else ()
 
     def hooks(self) -> frozenset[str]:
-        own = {"on_train_begin", "on_eval_end", "on_epoch_end", "on_train_end"}
+        hooks = {"on_train_begin", "on_eval_end", "on_epoch_end", "on_train_end"}
         if self._every is not None or self.profile_batch:
-            own.add("on_batch_end")
+            hooks.add("on_batch_end")
         if self._inside:
-            own.add("on_before_update")
-        return frozenset(own)
+            hooks.add("on_before_update")
+        return frozenset(hooks)
 
     def init(self) -> TensorBoardState:
         return to_strong_types(TensorBoardState(looked=-1))
@@ -179,14 +179,14 @@ class TensorBoard(Callback):
             if name in _NO_CURVES and "learning_rate" in values:
                 continue
             run = "validation" if name.startswith(_VALIDATION) else "train"
-            own = runs.setdefault(run, ({}, {}))
+            curves = runs.setdefault(run, ({}, {}))
             tag = prefix + name.removeprefix(_VALIDATION)
-            own[0][tag], own[1][tag] = value, fresh[name]
+            curves[0][tag], curves[1][tag] = value, fresh[name]
         if self.write_steps_per_second and "steps_per_second" in metrics:
             pace = metrics["steps_per_second"]
-            own = runs.setdefault("train", ({}, {}))
-            own[0][f"{prefix}steps_per_second"], own[1][f"{prefix}steps_per_second"] = pace, jnp.isfinite(pace)
-        return tuple(self._curves(run, *own, when=due, by=by) for run, own in sorted(runs.items()))
+            curves = runs.setdefault("train", ({}, {}))
+            curves[0][f"{prefix}steps_per_second"], curves[1][f"{prefix}steps_per_second"] = pace, jnp.isfinite(pace)
+        return tuple(self._curves(run, *curves, when=due, by=by) for run, curves in sorted(runs.items()))
 
     def _curves(self, run: str, values: Any, fresh: Any, **more: Any) -> Scalars:
         return Scalars(values, fresh=fresh, run=run, log_dir=self.log_dir, **more)
@@ -215,10 +215,10 @@ def _batches(profile_batch: Any) -> tuple[int, int] | None:
 def _labels(metadata: Any) -> tuple[tuple[str, Any], ...]:
     """Returns pairs of a pattern and the labels of the parameters that match it."""
     pairs = metadata.items() if isinstance(metadata, Mapping) else [(_EMBEDDINGS, metadata)]
-    return tuple((pattern, _label(own)) for pattern, own in pairs)
+    return tuple((pattern, _label(labels)) for pattern, labels in pairs)
 
 
-def _label(own: Any) -> Any:
-    if isinstance(own, str | bytes | os.PathLike):
-        return path_text("TensorBoard", "embeddings_metadata", own)
-    return tuple(own) if isinstance(own, list) else own
+def _label(labels: Any) -> Any:
+    if isinstance(labels, str | bytes | os.PathLike):
+        return path_text("TensorBoard", "embeddings_metadata", labels)
+    return tuple(labels) if isinstance(labels, list) else labels

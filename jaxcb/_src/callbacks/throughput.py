@@ -55,8 +55,8 @@ class Throughput(Callback):
                 self._set(name, check_number("Throughput", name, getattr(self, name), least=0))
 
     def hooks(self) -> frozenset[str]:
-        own = {"on_epoch_end" if self.every == "epoch" else "on_batch_end"}
-        return frozenset(own | ({"on_train_end"} if self.verbose else set()))
+        hooks = {"on_epoch_end" if self.every == "epoch" else "on_batch_end"}
+        return frozenset(hooks | ({"on_train_end"} if self.verbose else set()))
 
     def on_batch_end(self, state: Any, metrics: Metrics) -> Any:
         return state, self._report(metrics, metrics.step % self.every == 0)

@@ -153,12 +153,12 @@ def _complete(path: Path) -> Path:
         raise FileNotFoundError(f"there is no checkpoint at {path}.{_list_checkpoints(path.parent)}")
     if path.is_file():
         raise ValueError(f"{path} is a file, expected the directory of an Orbax checkpoint.")
-    own = (path / "manifest.json").is_file()
+    is_run = (path / "manifest.json").is_file()
     saves = ("step_*/manifest.json", "*/step_*/manifest.json")  # a run directory
-    if own or (not _is_checkpoint(path) and any(any(path.glob(at)) for at in saves)):
+    if is_run or (not _is_checkpoint(path) and any(any(path.glob(at)) for at in saves)):
         raise ValueError(
             f"{path} holds checkpoints of a run: fit(..., run_dir=, resume=True) resumes from them. What "
-            f"ModelCheckpoint saves can be loaded.{'' if own else _list_checkpoints(path)}"
+            f"ModelCheckpoint saves can be loaded.{'' if is_run else _list_checkpoints(path)}"
         )
     if not _is_checkpoint(path):
         raise ValueError(f"{path} is not an Orbax checkpoint, or an incomplete copy of one.{_list_checkpoints(path)}")
@@ -174,7 +174,7 @@ def _is_checkpoint(path: Path) -> bool:
 def _list_checkpoints(directory: Path) -> str:
     """Lists the checkpoints in a directory and in its subdirectories, for an error."""
     near = [path for path in directory.glob("*/") if not (path / "manifest.json").is_file()]
-    far = [path for own in near if not _is_checkpoint(own) for path in own.glob("*/")]
+    far = [path for folder in near if not _is_checkpoint(folder) for path in folder.glob("*/")]
     found = sorted(str(path.relative_to(directory)) for path in near + far if _is_checkpoint(path))
     return f" Checkpoints in {directory}: {', '.join(found[:_SHOWN])}." if found else ""
 
@@ -206,9 +206,9 @@ def _load_into(source: _Source, target: Any, what: str | None) -> Any:
             )
         source.part(what)
         params, model_state, rngs = adapter.split()
-        own = {"params": params, "model_state": model_state}
+        parts = {"params": params, "model_state": model_state}
         names = _MODEL if what == "model" else _MODEL[:1]
-        new = own | _fill(source, {n: own[n] for n in names}, (), within=names)
+        new = parts | _fill(source, {n: parts[n] for n in names}, (), within=names)
         return adapter.deliver(new["params"], new["model_state"], rngs)
     for parts, leaf in _named(target):
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):

@@ -35,11 +35,11 @@ class Chain(Callback):
     def probes(self) -> dict[str, Any]:
         found: dict[str, tuple[str, Any]] = {}
         for name, callback in self.items():
-            for key, own in callback.probes().items():
-                other, known = found.setdefault(key, (name, own))
-                if known != own:
+            for key, probe in callback.probes().items():
+                other, known = found.setdefault(key, (name, probe))
+                if known != probe:
                     raise ValueError(f"{other} and {name} both define the probe {key!r}, but differently.")
-        return {key: own for key, (_, own) in found.items()}
+        return {key: probe for key, (_, probe) in found.items()}
 
     def setup(self, train_state: Any) -> Any:
         for _, callback in self.items():
@@ -54,8 +54,8 @@ class Chain(Callback):
         together = metrics.alive is not None
         for name, callback in self.items():
             if hook in callback.hooks() and isinstance(callback, PopulationCallback) == together:
-                states[name], own = transition(callback, name, hook, state[name], metrics)
-                actions += own
+                states[name], taken = transition(callback, name, hook, state[name], metrics)
+                actions += taken
         return states, actions
 
     def on_train_begin(self, state: Any, metrics: Metrics) -> tuple[Any, Any]:
@@ -246,9 +246,9 @@ def stacked_callbacks(chains: Sequence[Chain]) -> tuple[Chain, tuple[int | None,
     columns = list(zip(*(jax.tree.leaves(c) for c in chains), strict=True))
     leaves, axes = [], []
     for column in columns:
-        own = all(np.array_equal(x, column[0], equal_nan=True) for x in column)
+        same = all(np.array_equal(x, column[0], equal_nan=True) for x in column)
         floats = any(isinstance(x, float) for x in column)  # then an int among them is a float as well
         typed = to_strong_types([float(x) if floats and isinstance(x, int) else x for x in column])
-        leaves.append(column[0] if own else jnp.stack(typed))
-        axes.append(None if own else 0)
+        leaves.append(column[0] if same else jnp.stack(typed))
+        axes.append(None if same else 0)
     return jax.tree.unflatten(jax.tree.structure(chains[0]), leaves), tuple(axes)

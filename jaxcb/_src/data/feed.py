@@ -21,7 +21,7 @@ _MAX_FRACTION = 0.5  # fraction of a device's free memory that data may use
 def fits_on_device(
     arrays: Any,
     what: str,
-    asked: bool | None,
+    requested: bool | None,
     *,
     placement: Placement,
     processes: Processes,
@@ -32,13 +32,13 @@ def fits_on_device(
     Args:
         arrays: a pytree of arrays.
         what: name of the data in messages.
-        asked: True or False as the user requested, or None.
+        requested: True or False as the user requested, or None.
         placement: the devices.
         processes: of the run; process 0 decides.
         say: prints a line.
     """
-    if isinstance(asked, bool):
-        return asked
+    if isinstance(requested, bool):
+        return requested
     # arrays that are already on the single device take no further memory
     new = [x for x in jax.tree.leaves(arrays) if placement.mesh is not None or not isinstance(x, jax.Array)]
     needed = sum(x.nbytes for x in new)

@@ -127,5 +127,5 @@ def _epoch_of(rows: int, batch_size: int, steps_per_epoch: int | None, shuffle: 
 def _keys(seed: int | Sequence[int]) -> jax.Array:
     """Returns the PRNG key of the data order, or one per member if their seeds differ."""
     seeds = [seed] if isinstance(seed, int) else list(seed)
-    keys = [key_of(own) for own in seeds]
+    keys = [key_of(part) for part in seeds]
     return keys[0] if len(set(seeds)) == 1 else jnp.stack(keys)

@@ -33,8 +33,8 @@ def draw(key: Array, epoch: Any, rows: int) -> Array:
     bits = jax.random.bits(jax.random.fold_in(key, epoch), (sorts, rows), jnp.uint32)
     places = jnp.arange(rows, dtype=jnp.uint32)
     order = jnp.arange(rows, dtype=jnp.int32)
-    for own in bits:
-        came_from = jax.lax.sort((own << place) | places) & ((1 << place) - 1)
+    for chosen in bits:
+        came_from = jax.lax.sort((chosen << place) | places) & ((1 << place) - 1)
         order = order.at[came_from].get(mode="promise_in_bounds")
     return order
 
@@ -156,8 +156,8 @@ class _BatchIterator(Iterator[Any]):
         if start >= self._rows:
             raise StopIteration
         self._given += 1
-        own = min(self._size, self._rows - start) // self._parts
-        rows = slice(start + self._index * own, start + (self._index + 1) * own)
+        share = min(self._size, self._rows - start) // self._parts
+        rows = slice(start + self._index * share, start + (self._index + 1) * share)
         return self._at(rows if self._order is None else self._order[rows])
 
     def get_state(self) -> int:

@@ -51,13 +51,13 @@ class RunHistory(Mapping[str, np.ndarray]):
 
     def member(self, index: int) -> "RunHistory":
         """Returns the rows of one member of a population as the history of a single run."""
-        own = RunHistory()
-        own.declare(self)
+        member_history = RunHistory()
+        member_history.declare(self)
         for row in self.rows_of(index):
             values = {name: column[row][index] for name, column in self._values.items()}
             fresh = {name: column[row][index] for name, column in self._reported.items()}
-            own.add(self._steps[row], self._epochs[row], values, fresh)
-        return own
+            member_history.add(self._steps[row], self._epochs[row], values, fresh)
+        return member_history
 
     def rows_of(self, index: int) -> np.ndarray:
         """Returns the indices of a member's rows, int64 (rows,)."""

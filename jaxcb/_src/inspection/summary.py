@@ -124,10 +124,16 @@ def summarize(train_state: Any, traced: TracedStep | None = None) -> Summary:
     for path, leaf in jax.tree_util.tree_leaves_with_path({p: getattr(train_state, p) for p in reversed(_PARTS)}):
         key = leaf_name(path)
         part, _, name = key.partition("/")
-        own = None if flops is None else flops.by_parameter[key]
+        flop_count = None if flops is None else flops.by_parameter[key]
         size = math.prod(leaf.shape)
         line = Line(
-            name or part, tuple(leaf.shape), str(leaf.dtype), size, size * leaf.dtype.itemsize, own, part == _PARTS[0]
+            name or part,
+            tuple(leaf.shape),
+            str(leaf.dtype),
+            size,
+            size * leaf.dtype.itemsize,
+            flop_count,
+            part == _PARTS[0],
         )
         lines.append(line)
     lines.sort(key=lambda line: not line.trainable)
@@ -173,11 +179,11 @@ def table(summary: Summary) -> Any:
     for name in ("parameters", "bytes", *(["FLOPs"] if counted else [])):
         out.add_column(name, justify="right", no_wrap=True)
     for trainable in (True, False):
-        own = [line for line in summary.lines if line.trainable is trainable]
-        if own and not trainable:
+        lines = [line for line in summary.lines if line.trainable is trainable]
+        if lines and not trainable:
             out.add_section()
             out.add_row("not trained:")
-        for line in own:
+        for line in lines:
             out.add_row(*_cells(line)[: len(out.columns)], style=None if trainable else "dim")
     if summary.between:
         out.add_section()

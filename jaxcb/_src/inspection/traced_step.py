@@ -132,7 +132,7 @@ def _equation(equation: Any, given: list[_Origin], backward: bool) -> tuple[list
                 for outs in zip(*(outs for outs, _ in sides), strict=True)
             ]
             return origins, max((tally for _, tally in sides), key=lambda t: t.get(_STEP, 0.0))
-    inner = next((own for own in map(jaxpr_in, params.values()) if own is not None), None)
+    inner = next((inner_jaxpr for inner_jaxpr in map(jaxpr_in, params.values()) if inner_jaxpr is not None), None)
     if inner is not None and len(inner.invars) == len(given) and len(inner.outvars) == len(equation.outvars):
         return _walk(inner, given, backward)
     return [_joined(given)] * len(equation.outvars), {}

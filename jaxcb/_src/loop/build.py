@@ -116,8 +116,8 @@ def build_driver(  # noqa: PLR0913, PLR0915
     if population is None:
         feed.place(placement)
         placement.check_batch(feed.layout.batch_size)
-    resident = {prefix: own for prefix, own in sets.items() if isinstance(own, ResidentSet)}
-    host = {prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)}
+    resident = {prefix: val_set for prefix, val_set in sets.items() if isinstance(val_set, ResidentSet)}
+    host = {prefix: val_set for prefix, val_set in sets.items() if isinstance(val_set, HostSet)}
     evaluators = evaluators or Evaluators({})
     # `program`, `state` and `batch` are bound below; the function runs at the first dispatch at the earliest
     outside = HostMetrics(
@@ -131,7 +131,7 @@ def build_driver(  # noqa: PLR0913, PLR0915
     all_probes = _all_probes(probes, callbacks)
 
     def with_callbacks(state: TrainState) -> tuple[TrainState, Any]:
-        return _over(lambda own, state: _with_callbacks(state, jax.tree.unflatten(tree, own)), population)(
+        return _over(lambda numbers, state: _with_callbacks(state, jax.tree.unflatten(tree, numbers)), population)(
             settings, state
         )
 
@@ -142,7 +142,7 @@ def build_driver(  # noqa: PLR0913, PLR0915
             eval_step=eval_step,
             chain=callbacks,
             members=size,
-            evals=[EvalSet(prefix, own.rows, own.batch_size) for prefix, own in resident.items()],
+            evals=[EvalSet(prefix, numbers.rows, numbers.batch_size) for prefix, numbers in resident.items()],
             host_prefixes=list(host),
             cadence=cadence,
             layout=feed.layout,
@@ -157,16 +157,16 @@ def build_driver(  # noqa: PLR0913, PLR0915
         )
         rows = None if population is None else population.axes
         # shapes only: any rows of the right number serve
-        own = [x if a is None else x[:size] for x, a in zip(settings, rows or [None] * len(settings), strict=True)]
+        numbers = [x if a is None else x[:size] for x, a in zip(settings, rows or [None] * len(settings), strict=True)]
         shapes = (state, states) if size == members else _resized((state, states), size)
         batch = example if batch_axis is None else _with_axis(example, size)
-        return program, infer_shapes(program, shapes[0], shapes[1], own, batch, examples)
+        return program, infer_shapes(program, shapes[0], shapes[1], numbers, batch, examples)
 
     # sharding of a single run; a population shards members instead
     alone = ONE_DEVICE if population is not None else placement
     state, states = alone.shapes(jax.eval_shape(with_callbacks, train_state))
     example = alone.shapes(feed.example)
-    examples = {prefix: alone.shapes(own.example) for prefix, own in sets.items()}
+    examples = {prefix: alone.shapes(val_set.example) for prefix, val_set in sets.items()}
     program, empty = build(members)
     outside.use(program.host_read, context)
     batch = example if batch_axis is None else _with_axis(example, members)
@@ -187,7 +187,7 @@ def build_driver(  # noqa: PLR0913, PLR0915
         settings=settings,
         data=feed.data,
         key=feed.key,
-        val={prefix: own.arrays for prefix, own in resident.items()},
+        val={prefix: val_set.arrays for prefix, val_set in resident.items()},
         numbers=None,
     )
 
@@ -266,15 +266,15 @@ def _resized(shapes: Any, size: int | None) -> Any:
 def _all_probes(given: Mapping[str, Probe] | None, callbacks: Chain) -> dict[str, Probe]:
     """Returns the probes of the user and of the callbacks. A name must denote one probe only."""
     probes = callbacks.probes()
-    for name, own in (given or {}).items():
-        if probes.setdefault(name, own) != own:
+    for name, probe in (given or {}).items():
+        if probes.setdefault(name, probe) != probe:
             raise ValueError(f"metrics: {name!r} is also the name of a different probe, which a callback has.")
     return probes
 
 
 def _with_callbacks(state: TrainState, callbacks: Chain) -> tuple[TrainState, Any]:
     """Returns the train state prepared for a new run (with slots for named weights), and the callbacks' states."""
-    kept = {key: own for key, own in state.weights.items() if key not in callbacks.slots()}
+    kept = {key: copy for key, copy in state.weights.items() if key not in callbacks.slots()}
     state = state.init_optimizer().replace(weights=kept, stop=jnp.zeros_like(state.stop))
     return callbacks.setup(state).with_slots(callbacks), callbacks.init()
 

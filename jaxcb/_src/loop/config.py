@@ -267,16 +267,16 @@ class RunArguments:
             self.cadence = EvalSchedule(1, None)
 
     def _unpack_execution(self) -> None:
-        own, default = self.execution, Execution()
-        if not isinstance(own, Execution):
-            raise TypeError(f"{self.owner}: execution must be a jc.Execution, got a {type(own).__name__}.")
+        execution, default = self.execution, Execution()
+        if not isinstance(execution, Execution):
+            raise TypeError(f"{self.owner}: execution must be a jc.Execution, got a {type(execution).__name__}.")
         for name in self.unsupported:
-            if getattr(own, name) != getattr(default, name):
-                raise ValueError(f"{self.owner} does not take Execution({name}={getattr(own, name)!r}).")
-        self.executor, self.fixed_steps = own.executor, own.steps_per_execution
-        self.resident, self.drop_remainder = own.resident, own.drop_remainder
-        self.eval_every, self.fast_dev_run = own.eval_every, own.fast_dev_run
-        self.mesh, self.sharding, self.debug = own.mesh, own.sharding, own.debug
+            if getattr(execution, name) != getattr(default, name):
+                raise ValueError(f"{self.owner} does not take Execution({name}={getattr(execution, name)!r}).")
+        self.executor, self.fixed_steps = execution.executor, execution.steps_per_execution
+        self.resident, self.drop_remainder = execution.resident, execution.drop_remainder
+        self.eval_every, self.fast_dev_run = execution.eval_every, execution.fast_dev_run
+        self.mesh, self.sharding, self.debug = execution.mesh, execution.sharding, execution.debug
 
     @property
     def order(self) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def run_training(  # noqa: C901, PLR0913, PLR0915
     callbacks: Chain,
     train_state: TrainState,
     train_data: Any,
-    asked: RunArguments,
+    args: RunArguments,
     *,
     settings: Mapping[str, Any] | None = None,
     population: Population | None = None,
@@ -86,7 +86,7 @@ def run_training(  # noqa: C901, PLR0913, PLR0915
         callbacks: the user's callbacks.
         train_state: the initial state; for a population with a leading member axis.
         train_data: as in `Loop.run`.
-        asked: all other arguments.
+        args: all other arguments.
         settings: further hyperparameters, name -> number, text or boolean, for tables.
         population: configuration of a population; None for a single run.
         result: makes the return value from the driver, the run directory and the context.
@@ -98,30 +98,30 @@ def run_training(  # noqa: C901, PLR0913, PLR0915
     """
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes())
-        mesh = asked.mesh
+        mesh = args.mesh
         if mesh is None and group.is_multiprocess:  # otherwise each process would train its own copy of the model
             mesh = jax.make_mesh((jax.device_count(),), ("data",))
-        placement = Placement.of(mesh, asked.sharding, train_state) if population is None else Placement.devices(mesh)
+        placement = Placement.of(mesh, args.sharding, train_state) if population is None else Placement.devices(mesh)
         # a trial run (`fast_dev_run`) writes to a temporary directory and never resumes
-        run_dir, kept = asked.run_dir, not asked.fast_dev_run
+        run_dir, kept = args.run_dir, not args.fast_dev_run
         if not kept:
             run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcb-"))
-        directory = _directory(asked.owner, run_dir, callbacks)
+        directory = _directory(args.owner, run_dir, callbacks)
         if directory is not None and kept:
             stack.enter_context(lock_run_dir(directory))
         run = Run(directory)
-        context = Context(directory, run, asked.verbose, asked.epochs, trial=not kept, processes=group)
-        stack.enter_context(debugging(asked.debug, context.say))
-        callbacks = _all_callbacks(callbacks, asked.verbose)
+        context = Context(directory, run, args.verbose, args.epochs, trial=not kept, processes=group)
+        stack.enter_context(debugging(args.debug, context.say))
+        callbacks = _all_callbacks(callbacks, args.verbose)
         # all processes need one run id, since checkpoints are named by it
         start, executor = (
             ResumePlan(RunRecord(run=group.broadcast_from_primary(lambda: RunRecord().run))),
-            asked.executor,
+            args.executor,
         )
-        order = asked.order if population is None else asked.order | {"seed": list(population.seeds)}
-        config = request_facts(callbacks, asked.epochs, asked.steps, order, placement.layout_text())
-        arguments = {"epochs": asked.epochs, "steps": asked.steps, **order}
-        arguments |= {"drop_remainder": asked.drop_remainder, "eval_every": asked.eval_every}
+        order = args.order if population is None else args.order | {"seed": list(population.seeds)}
+        config = request_facts(callbacks, args.epochs, args.steps, order, placement.layout_text())
+        arguments = {"epochs": args.epochs, "steps": args.steps, **order}
+        arguments |= {"drop_remainder": args.drop_remainder, "eval_every": args.eval_every}
         run.callbacks = config["callbacks"]
         run.settings = settings_of(arguments, callbacks, settings or {})
         if directory is not None and kept:
@@ -129,25 +129,25 @@ def run_training(  # noqa: C901, PLR0913, PLR0915
                 directory,
                 callbacks=callbacks,
                 config=config,
-                resume=asked.resume or run_dir is None,  # then a `BackupAndRestore` names the directory, which resumes
-                overwrite=asked.overwrite,
+                resume=args.resume or run_dir is None,  # then a `BackupAndRestore` names the directory, which resumes
+                overwrite=args.overwrite,
                 say=context.say,
                 warn=context.warn,
-                on_save_error=asked.on_save_error,
+                on_save_error=args.on_save_error,
                 processes=group,
             )
         context.record, context.resumed_files, context.inherits = start.record, start.files, start.inherits
         feed = make_feed(
             train_data,
-            epochs=asked.epochs,
-            steps=asked.steps,
-            steps_per_epoch=asked.steps_per_epoch,
-            batch_size=asked.batch_size,
-            shuffle=asked.shuffle,
-            seed=asked.seed if population is None else population.seeds,
-            train_remainder=not asked.drop_remainder,
-            steps_per_execution=asked.fixed_steps,
-            resident=asked.resident,
+            epochs=args.epochs,
+            steps=args.steps,
+            steps_per_epoch=args.steps_per_epoch,
+            batch_size=args.batch_size,
+            shuffle=args.shuffle,
+            seed=args.seed if population is None else population.seeds,
+            train_remainder=not args.drop_remainder,
+            steps_per_execution=args.fixed_steps,
+            resident=args.resident,
             placement=placement,
             controls=train_state.controls,
             start=start.feed(group),
@@ -156,18 +156,18 @@ def run_training(  # noqa: C901, PLR0913, PLR0915
         )
         try:
             sets = validation_sets(
-                asked.validation_data,
-                asked.validation_batch_size or asked.batch_size,
-                asked.validation_steps,
+                args.validation_data,
+                args.validation_batch_size or args.batch_size,
+                args.validation_steps,
                 like=feed.example,
-                resident=asked.resident,
+                resident=args.resident,
                 placement=placement,
                 processes=group,
                 say=context.say,
             )
             if sets and eval_step is None:
                 raise ValueError(
-                    f"{asked.owner}: validation_data was given, but there is no eval_step: pass "
+                    f"{args.owner}: validation_data was given, but there is no eval_step: pass "
                     "Loop(train_step, eval_step)."
                 )
             if start.saved is not None and executor is None:
@@ -184,17 +184,17 @@ def run_training(  # noqa: C901, PLR0913, PLR0915
                 train_state=train_state,
                 feed=feed,
                 sets=sets,
-                cadence=asked.cadence,
-                end=(asked.epochs, asked.steps),
+                cadence=args.cadence,
+                end=(args.epochs, args.steps),
                 executor=executor,
-                steps_per_execution=asked.fixed_steps,
+                steps_per_execution=args.fixed_steps,
                 context=context,
                 run=run,
-                probes=asked.probes,
-                evaluators=Evaluators(asked.evaluators),
-                host_metrics=asked.host_metrics,
+                probes=args.probes,
+                evaluators=Evaluators(args.evaluators),
+                host_metrics=args.host_metrics,
                 keeper=start.keeper,
-                debug=asked.debug,
+                debug=args.debug,
                 population=population,
                 placement=placement,
             )

@@ -130,8 +130,8 @@ def by_call(tree: Any) -> dict[str, Any]:
 
     def walk(node: Any, parts: tuple[str, ...]) -> None:
         if isinstance(node, Mapping):
-            for name, own in node.items():
-                walk(own, (*parts, str(name)))
+            for name, child in node.items():
+                walk(child, (*parts, str(name)))
             return
         path = "/".join(part for part in parts if part != "__call__") or "output"
         leaves = [leaf for leaf in jax.tree.leaves(node) if hasattr(leaf, "dtype")]

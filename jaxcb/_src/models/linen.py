@@ -229,13 +229,13 @@ class LinenModel:
                 dropout whose mode is a field of the module. Draws of a module without such a mode are assumed to be
                 intended, as in a variational model with a stream of its own.
         """
-        asked = (mutable,) if isinstance(mutable, str) else tuple(mutable)
+        requested = (mutable,) if isinstance(mutable, str) else tuple(mutable)
         added, given = _train_arguments(self.module, method, args, kwargs, train=self._train)
         kwargs = {**kwargs, **added}
         training = self._train or any(given.get(name) is value for name, value in _TRAIN_ARGUMENTS.items())
         capture = self.captured is not None
         watched = (_CAPTURED,) if capture else ()
-        collections = list(dict.fromkeys((*(self.state if training else ()), *asked, *watched)))
+        collections = list(dict.fromkeys((*(self.state if training else ()), *requested, *watched)))
         watched_draws = contextlib.nullcontext() if training or rngs is not None else self._watching_draws()
         try:
             with watched_draws:
@@ -267,7 +267,7 @@ class LinenModel:
             self.captured.append(new.get(_CAPTURED, {}))
         if self._train:  # the evaluation view never changes, even if a call enables dropout
             self.state = {name: new.get(name, old) for name, old in self.state.items()}
-        return (result, {name: new[name] for name in asked if name in new}) if asked else result
+        return (result, {name: new[name] for name in requested if name in new}) if requested else result
 
     @contextlib.contextmanager
     def _watching_draws(self) -> Iterator[None]:
@@ -294,10 +294,10 @@ class LinenModel:
                 warnings.warn(self._told(stream, module), UserWarning, stacklevel=4)
 
     def _told(self, stream: str, module: Any) -> str:
-        own = type(module).__name__
+        name = type(module).__name__
         at = "/".join(module.path)
-        where = f"{own} at {at}" if at else own
-        dropout = "dropout is active there and " if "drop" in f"{stream} {own}".lower() else ""
+        where = f"{name} at {at}" if at else name
+        dropout = "dropout is active there and " if "drop" in f"{stream} {name}".lower() else ""
         return (
             f"jaxcb: {type(self.module).__name__} draws random numbers from the stream {stream!r} in evaluation (in "
             f"{where}), as in training, so that {dropout}its values are random. "

@@ -67,10 +67,10 @@ def _panels(history: Any) -> dict[str, list[tuple[str, str]]]:
     train = sorted((n for n in scalars if not n.startswith("val_")), key=lambda n: n != "loss")
     panels = {n: [(n, "train")] for n in train}
     for name in (n for n in scalars if n.startswith("val_")):
-        own = name.removeprefix("val_")
-        twins = [n for n in train if own == n or own.endswith(f"_{n}")]
-        twin = max(twins, key=len, default=own)  # val_wiki_loss belongs to loss if there is no wiki_loss
-        label = "validation" if own == twin else own.removesuffix(f"_{twin}")
+        panel = name.removeprefix("val_")
+        twins = [n for n in train if panel == n or panel.endswith(f"_{n}")]
+        twin = max(twins, key=len, default=panel)  # val_wiki_loss belongs to loss if there is no wiki_loss
+        label = "validation" if panel == twin else panel.removesuffix(f"_{twin}")
         panels.setdefault(twin, []).append((name, label))
     return panels
 
@@ -85,9 +85,9 @@ def _positions(history: Any) -> np.ndarray:
 def _draw_metric(axis: Any, history: Any, at: np.ndarray, name: str, lines: list[tuple[str, str]]) -> None:
     marker = "." if len(at) <= _MARKED_ROWS else None
     drawn = [np.zeros(0)]
-    for own, label in lines:
-        reported = history.reported(own)
-        drawn.append(history[own][reported])
+    for curve, label in lines:
+        reported = history.reported(curve)
+        drawn.append(history[curve][reported])
         axis.plot(at[reported], drawn[-1], marker=marker, markersize=4, linewidth=1.4, label=label)
     values = np.concatenate(drawn)
     values = values[np.isfinite(values)]

@@ -85,8 +85,8 @@ def replay_grid(callbacks: Chain, source: Any, learning_rate: Any, over: Any) ->
 
 def _by_structure(chains: Sequence[Chain]) -> list[list[int]]:
     groups: list[tuple[Any, list[int]]] = []
-    for i, own in enumerate(chains):
-        tree = jax.tree.structure(own)
+    for i, one in enumerate(chains):
+        tree = jax.tree.structure(one)
         for known, index in groups:
             if known == tree:
                 index.append(i)

@@ -133,9 +133,9 @@ def _fixed_numbers(member: Member) -> tuple[str, ...]:
     configuration, fixed = member.configuration, []
     params = avals(member.adapter.split()[0])
     for name, value in configuration.hyperparameters.items():
-        own = RunConfig(0, configuration.optimizer, 1.0, configuration.callbacks, {name: value})
+        config = RunConfig(0, configuration.optimizer, 1.0, configuration.callbacks, {name: value})
         try:
-            tx = optax.with_extra_args_support(own.transformation(params))
+            tx = optax.with_extra_args_support(config.transformation(params))
             jax.eval_shape(lambda p, tx=tx: tx.update(p, tx.init(p), p, value=jnp.zeros(()), grad=p), params)
         except (jax.errors.TracerBoolConversionError, jax.errors.ConcretizationTypeError):
             fixed.append(name)

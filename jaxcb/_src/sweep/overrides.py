@@ -76,15 +76,17 @@ def _with_optimizer(configuration: RunConfig, name: str, value: Any) -> RunConfi
 
 def _with_field(callbacks: Chain, name: str, field: str, value: Any) -> Chain:
     """Returns the chain with one number of one callback changed; the callback is made again, to validate it."""
-    own = dict(callbacks.items())
-    if name not in own:
-        raise ValueError(f"there is no such callback; callbacks: {', '.join(own) or 'none'}.{did_you_mean(name, own)}")
-    callback: Any = own[name]
+    by_name = dict(callbacks.items())
+    if name not in by_name:
+        raise ValueError(
+            f"there is no such callback; callbacks: {', '.join(by_name) or 'none'}.{did_you_mean(name, by_name)}"
+        )
+    callback: Any = by_name[name]
     fields = {f.name: not f.metadata.get("static") for f in dataclasses.fields(callback) if f.name != "name"}
     if field not in fields:
         raise ValueError(f"{name} has no {field!r}; it has {', '.join(fields)}.{did_you_mean(field, fields)}")
     if not fields[field]:
-        numbers = ", ".join(own for own, is_number in fields.items() if is_number) or "none"
+        numbers = ", ".join(by_name for by_name, is_number in fields.items() if is_number) or "none"
         raise ValueError(
             f"it is {getattr(callback, field)!r} in {name}, a part of the program and not a number that can be "
             f"swept. Numbers that can: {numbers}."

@@ -45,9 +45,9 @@ def show(result: Any, monitor: str, mode: str, rows: int) -> None:
     for name in names:
         table.add_column(name, justify="left" if name == "end" else "right", overflow="fold")
     for i in order[:rows]:
-        own = [columns[name][i] for name in ("member", *paths, "epochs", monitor)]
+        cells = [columns[name][i] for name in ("member", *paths, "epochs", monitor)]
         ended = (columns["stop_reason"][i] or "ran to completion").split(":")[0]
-        table.add_row(*map(_text, [*own, float(best[own[0]])]), ended)
+        table.add_row(*map(_text, [*cells, float(best[cells[0]])]), ended)
     if len(result) > rows:
         table.caption = f"and {len(result) - rows} more"
     console = Console()
@@ -106,9 +106,9 @@ class Part(NamedTuple):
 
     def result(self, row: int) -> Result:
         """Returns one member as the result of a single run."""
-        own, stops = self.members[row], self._stops_of(row)
+        member, stops = self.members[row], self._stops_of(row)
         state, states = jax.tree.map(lambda x: x[row], (self.state, self.callback_states))
-        state = state.replace(adapter=own.adapter)
+        state = state.replace(adapter=member.adapter)
         return Result(
             state=state,
             model=delivered(state),
@@ -119,8 +119,8 @@ class Part(NamedTuple):
             executor=self.executor,
             run_dir=self.run_dir,
             files=self.files,
-            member=own.number,
-            point=own.point,
+            member=member.number,
+            point=member.point,
         )
 
     def _stops_of(self, row: int) -> list[StopRecord]:

@@ -25,8 +25,8 @@ def grid(over: Mapping[str, Iterable[Any]]) -> list[Point]:
         >>> jc.search.grid({"seed": range(2), "optimizer.learning_rate": [0.1, 0.2]})[1]
         {'seed': 0, 'optimizer.learning_rate': 0.2}
     """
-    values = {path: _listed(path, own) for path, own in over.items()}
-    return [dict(zip(values, own, strict=True)) for own in itertools.product(*values.values())]
+    values = {path: _listed(path, column) for path, column in over.items()}
+    return [dict(zip(values, column, strict=True)) for column in itertools.product(*values.values())]
 
 
 def draws(n: int, over: Mapping[str, Draw | Iterable[Any]], *, seed: int = 0) -> list[Point]:
@@ -58,7 +58,7 @@ def draws(n: int, over: Mapping[str, Draw | Iterable[Any]], *, seed: int = 0) ->
         else:
             known = _listed(path, how)
             columns[path] = [known[int(rng.integers(len(known)))] for _ in range(n)]
-    return [{path: own[i] for path, own in columns.items()} for i in range(n)]
+    return [{path: column[i] for path, column in columns.items()} for i in range(n)]
 
 
 def uniform(low: float, high: float) -> Draw:

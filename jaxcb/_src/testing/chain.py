@@ -31,14 +31,14 @@ def check_chain(
         >>> jc.testing.check_chain(jc.TerminateOnNaN(), max_examples=2)
     """
     subject = subject_of(callback, metrics)
-    own = subject.callback
+    callback = subject.callback
     first, last = (_witness(subject.hooks, name) for name in ("witness", "witness_2"))
-    company = chain(first, chain(own, last))
-    for other in (chain(chain(first, own), last), chain(chain(), company), chain(company, chain())):
+    company = chain(first, chain(callback, last))
+    for other in (chain(chain(first, callback), last), chain(chain(), company), chain(company, chain())):
         if company.names != other.names or jax.tree.structure(company) != jax.tree.structure(other):
             raise broken("chain", subject, f"grouping matters: {company.names} became {other.names}")
-    names = chain(own).names
-    together, alone = Subject(company, subject.names), Subject(chain(own), subject.names)
+    names = chain(callback).names
+    together, alone = Subject(company, subject.names), Subject(chain(callback), subject.names)
 
     def check(stream: Stream) -> None:
         rows = together.row_list(stream)

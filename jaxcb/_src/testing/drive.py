@@ -66,12 +66,12 @@ class Subject:
         """Traces each hook with metrics that have every name, and returns the names that it reads."""
         found: set[str] = set()
         for hook in self.hooks:
-            asked = AccessedNames()
+            accessed = AccessedNames()
 
-            def ask(state: Any, clock: Any, value: Any, asked: AccessedNames = asked, hook: str = hook) -> Any:
+            def ask(state: Any, clock: Any, value: Any, accessed: AccessedNames = accessed, hook: str = hook) -> Any:
                 metrics = Metrics._make(
-                    values=AnyNames(asked, value),
-                    reported=AnyNames(asked, clock),
+                    values=AnyNames(accessed, value),
+                    reported=AnyNames(accessed, clock),
                     step=clock,
                     epoch=clock,
                     total_steps=clock,
@@ -87,7 +87,7 @@ class Subject:
             except CallbackError as error:
                 law = "one meaning" if isinstance(error.__cause__, jax.errors.JAXTypeError) else "fixed form"
                 raise broken(law, self, str(error)) from error
-            found |= asked.names | (set(STANDARD) if asked.all else set())
+            found |= accessed.names | (set(STANDARD) if accessed.all else set())
         return found
 
     # One transition

@@ -123,8 +123,8 @@ def _check_stopped(callback: Any, history: _History, plain: list[Any]) -> None:
     """Checks that no action fires for members that no longer train."""
     for index, (_, actions) in enumerate(plain):
         dead = index > history.last
-        for hook, own in actions.items():
-            for action in own:
+        for hook, listed in actions.items():
+            for action in listed:
                 if np.any(np.asarray(action.when) & dead):
                     raise _broken("packing", callback, f"{hook}: {type(action).__name__} fires for a stopped member")
 
@@ -172,7 +172,7 @@ def _by_member(given: Any, rows: np.ndarray, at: np.ndarray) -> Any:
 
         return jax.tree.map(kept, action).replace(when=when)
 
-    actions = {hook: tuple(named(a) for a in own) for hook, own in actions.items()}
+    actions = {hook: tuple(named(a) for a in listed) for hook, listed in actions.items()}
     return jax.tree.map(lambda x: x[at], (state, actions))
 
 

@@ -31,12 +31,12 @@ class AccessedNames:
 class AnyNames(dict[str, Any]):
     """A mapping that has every name, and records which names are read."""
 
-    def __init__(self, asked: AccessedNames, value: Any) -> None:
+    def __init__(self, accessed: AccessedNames, value: Any) -> None:
         super().__init__(dict.fromkeys(STANDARD, value))
-        self._asked, self._value = asked, value
+        self._accessed, self._value = accessed, value
 
     def __getitem__(self, name: str) -> Any:
-        self._asked.names.add(name)
+        self._accessed.names.add(name)
         return self._value
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -46,19 +46,19 @@ class AnyNames(dict[str, Any]):
         return True
 
     def __iter__(self) -> Iterator[str]:
-        self._asked.all = True
+        self._accessed.all = True
         return super().__iter__()
 
     def keys(self) -> Any:
-        self._asked.all = True
+        self._accessed.all = True
         return super().keys()
 
     def values(self) -> Any:
-        self._asked.all = True
+        self._accessed.all = True
         return super().values()
 
     def items(self) -> Any:
-        self._asked.all = True
+        self._accessed.all = True
         return super().items()
 
 

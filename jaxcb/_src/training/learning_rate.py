@@ -223,8 +223,8 @@ def with_hyperparameters(opt_state: Any, values: Mapping[str, Any]) -> Any:
     def changed(node: Any) -> Any:
         if not _is_injected(node):
             return node
-        own = {n: v for n, v in values.items() if n in node.hyperparams and n not in node.hyperparams_states}
-        return node._replace(hyperparams={**node.hyperparams, **own})
+        numbers = {n: v for n, v in values.items() if n in node.hyperparams and n not in node.hyperparams_states}
+        return node._replace(hyperparams={**node.hyperparams, **numbers})
 
     return jax.tree.map(changed, opt_state, is_leaf=_is_injected)
 

@@ -41,11 +41,11 @@ class LossFunction:
         if not callable(loss_fn):
             raise TypeError(f"loss_fn must be a function of (model, batch), got {type(loss_fn).__name__}.")
         self.fn = loss_fn
-        self.asked = _asked(loss_fn)
+        self.keywords = _keywords(loss_fn)
         self.class_weight = dict(class_weight) if class_weight else None
         for label in self.class_weight or ():
             check_int("class_weight", "each label", label)
-        if self.class_weight and "sample_weight" not in self.asked:
+        if self.class_weight and "sample_weight" not in self.keywords:
             raise ValueError(
                 "class_weight was given, but loss_fn does not use it. Take the weights of the rows as a keyword: "
                 "`def loss_fn(model, batch, sample_weight): return (losses * sample_weight).mean()`."
@@ -59,7 +59,7 @@ class LossFunction:
             "state": lambda: jax.tree.map(lambda x: x, state.model_state),  # an eqx.nn.State can be used once
             "sample_weight": lambda: _row_weights(batch, self.class_weight if train else None),
         }
-        result = self.fn(model, batch, **{name: known[name]() for name in self.asked})
+        result = self.fn(model, batch, **{name: known[name]() for name in self.keywords})
         out = _as_out(result)
         loss = _as_array(out.loss, "a loss")
         if loss.shape != ():
@@ -104,7 +104,7 @@ def _as_array(value: Any, what: str) -> Array:
         raise TypeError(f"loss_fn returned {what} of type {type(value).__name__}, expected an array.{cure}") from None
 
 
-def _asked(loss_fn: Callable[..., Any]) -> tuple[str, ...]:
+def _keywords(loss_fn: Callable[..., Any]) -> tuple[str, ...]:
     """Returns the keywords that a loss function takes, without those that a `partial` has set."""
     try:
         parameters = tuple(inspect.signature(loss_fn).parameters)

@@ -190,20 +190,20 @@ def look(
     )
 
 
-def readings(name: str, own: Probe, seen: StepView) -> dict[str, Array]:
+def readings(name: str, probe: Probe, seen: StepView) -> dict[str, Array]:
     """Runs a probe. An error names the probe.
 
     Returns:
         Metric name -> float32 array.
     """
     try:
-        result = own.fn(seen)
+        result = probe.fn(seen)
         named = {name: result}
         if isinstance(result, Mapping):
             named = {f"{name}/{key}": value for key, value in result.items()}
         return {key: jnp.asarray(value, jnp.float32) for key, value in named.items()}
     except Exception as error:
-        error.add_note(f"This happened in the probe {name!r}, which runs every {own.every} steps.")
+        error.add_note(f"This happened in the probe {name!r}, which runs every {probe.every} steps.")
         raise
 
 

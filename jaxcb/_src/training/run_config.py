@@ -40,9 +40,9 @@ class RunConfig:
         """Returns the configuration with some of the factory's numbers bound to it as Python values."""
         if not fixed:
             return self
-        own = {name: self.hyperparameters[name] for name in fixed}
+        numbers = {name: self.hyperparameters[name] for name in fixed}
         rest = {name: value for name, value in self.hyperparameters.items() if name not in fixed}
-        return dataclasses.replace(self, optimizer=functools.partial(self.optimizer, **own), hyperparameters=rest)
+        return dataclasses.replace(self, optimizer=functools.partial(self.optimizer, **numbers), hyperparameters=rest)
 
     def transformation(self, params: Any) -> optax.GradientTransformation:
         """Makes the optimizer, with a learning rate that callbacks can change: exactly, or by scaling its updates.

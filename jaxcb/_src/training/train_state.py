@@ -341,12 +341,12 @@ def apply(actions: Any, state: TrainState) -> TrainState:
 
 def _exploit(action: Exploit, state: TrainState) -> TrainState:
     """Copies members under `cond`, so that it costs nothing when it is not due."""
-    own = {part: getattr(state, part) for part in ("params", "model_state", "opt_state", "controls")}
+    parts = {part: getattr(state, part) for part in ("params", "model_state", "opt_state", "controls")}
 
-    def due(own: Any) -> Any:
-        return select(action.when, jax.tree.map(lambda x: x[action.source], own), own)
+    def due(parts: Any) -> Any:
+        return select(action.when, jax.tree.map(lambda x: x[action.source], parts), parts)
 
-    return state.replace(**jax.lax.cond(jnp.any(action.when), due, lambda same: same, own))
+    return state.replace(**jax.lax.cond(jnp.any(action.when), due, lambda same: same, parts))
 
 
 def _apply_rate(actions: list[Any], rate: LearningRate) -> LearningRate:

@@ -92,9 +92,9 @@ class CSVWriter(Writer):
         action = record.action
         place = {"epoch": str(record.epoch), "step": str(record.step)}
         table = self._tables[self.context.path(action.path)]
-        for member, own in by_member(action):
+        for member, scalars in by_member(action):
             whose = {} if member is None else {"member": str(member)}
-            table.write(whose | place | row_text(own.values, own.fresh))
+            table.write(whose | place | row_text(scalars.values, scalars.fresh))
 
     def close(self) -> None:
         for table in self._tables.values():

@@ -203,17 +203,20 @@ class AppendFile:
         """Removes what the run wrote after a position, if no text of others follows it."""
         self._end = end
         writes = self._record.writes(self._key)
-        before, later = [own for own in writes if own.start < end], [own for own in writes if own.start >= end]
+        before, later = (
+            [write for write in writes if write.start < end],
+            [write for write in writes if write.start >= end],
+        )
         if not self.path.exists():
             standing, whole, joined, torn = [], not end, True, False
         else:
             with self._named(), self._locked() as file:
                 size = os.fstat(file).st_size
-                whole = all(_stands(file, own) for own in before) and (before or not end)
-                standing = [own for own in later if _stands(file, own)]
-                places = [own.start for own in standing] + [size]
-                joined = places[1:] == [own.end for own in standing]
-                torn = any(own.start < size < own.end for own in later)
+                whole = all(_stands(file, write) for write in before) and (before or not end)
+                standing = [write for write in later if _stands(file, write)]
+                places = [write.start for write in standing] + [size]
+                joined = places[1:] == [write.end for write in standing]
+                torn = any(write.start < size < write.end for write in later)
                 if whole and joined and not torn and standing:
                     os.ftruncate(file, standing[0].start)
                     os.fsync(file)
@@ -283,9 +286,9 @@ def _read(file: int, start: int, size: int) -> bytes:
     return os.read(file, size)
 
 
-def _stands(file: int, own: Written) -> bool:
+def _stands(file: int, write: Written) -> bool:
     """Returns whether the file still contains a recorded write at its place."""
-    return own.end <= os.fstat(file).st_size and zlib.crc32(_read(file, own.start, own.size)) == own.checksum
+    return write.end <= os.fstat(file).st_size and zlib.crc32(_read(file, write.start, write.size)) == write.checksum
 
 
 def _ends(path: Path) -> list[int]:

@@ -63,9 +63,9 @@ class HistoryWriter(Writer):
         self.history.add(record.step, record.epoch, gone | action.values, fresh, action.when)
         if self._table is not None:
             place = {"step": str(record.step), "epoch": str(record.epoch)}
-            for member, own in by_member(action):
+            for member, scalars in by_member(action):
                 whose = {} if member is None else {"member": str(member)}
-                self._table.write(whose | place | row_text(own.values, own.fresh))
+                self._table.write(whose | place | row_text(scalars.values, scalars.fresh))
 
     def close(self) -> None:
         if self._table is not None:

@@ -61,10 +61,10 @@ class CheckpointWriter(Writer):
 
     def _claim(self, template: Path, owner: str) -> None:
         """Rejects paths that would replace or delete the checkpoints of another callback or of the run."""
-        for own in _OF_THE_RUN if self.context.run_dir is not None else ():
-            if self.context.path(own).absolute() in (template, *template.parents):
+        for name in _OF_THE_RUN if self.context.run_dir is not None else ():
+            if self.context.path(name).absolute() in (template, *template.parents):
                 raise ValueError(
-                    f"{owner} saves to {template}, but {own!r} below run_dir is where the run saves the checkpoints "
+                    f"{owner} saves to {template}, but {name!r} below run_dir is where the run saves the checkpoints "
                     "that it resumes from. Give another path."
                 )
         for other, known in self._owners.items():
@@ -91,10 +91,10 @@ class CheckpointWriter(Writer):
             if tree is None:
                 # a copy, because the state's buffers are donated while it is being saved
                 tree = self.context.run.copy_of(lambda state, what=action.what: _chosen(state, what))
-            own, key = tree, action.path
+            weights, key = tree, action.path
             if member is not None:
                 path, key = path / str(member), f"{key}/{member}"
-                own = jax.tree.map(lambda x, m=member: x[m], tree)
+                weights = jax.tree.map(lambda x, m=member: x[m], tree)
             new = _Kept(path, math.nan if action.value is None else float(action.value))
             facts = {"step": record.step, "epoch": record.epoch, "what": action.what, "owner": action.owner}
             if not math.isnan(new.value):
@@ -105,13 +105,13 @@ class CheckpointWriter(Writer):
                 self.context.claim(path, action.owner)
                 if self.context.processes.is_primary:
                     _refuse_others(path)
-                _refuse_same_names(own)
+                _refuse_same_names(weights)
                 # with several processes, a save in the background could run collectives during a step
                 if not action.async_ or self.context.processes.is_multiprocess:
-                    self._save(own, facts, key, new, action, note)
+                    self._save(weights, facts, key, new, action, note)
                     continue
             self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="jaxcb-checkpoint")
-            self._flight = self._worker.submit(self._save, own, facts, key, new, action, note)
+            self._flight = self._worker.submit(self._save, weights, facts, key, new, action, note)
 
     def _save(self, tree: Any, facts: dict[str, Any], key: str, new: _Kept, action: Any, note: str) -> None:
         """Saves, and then deletes what is not to be kept; both in the background if the save is."""

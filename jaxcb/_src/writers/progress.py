@@ -77,9 +77,9 @@ class ProgressWriter(Writer):
 
     def write(self, record: Any) -> None:
         if isinstance(record.action, Print):
-            for member, own in by_member(record.action):
+            for member, line in by_member(record.action):
                 whose = "" if member is None else f"member {member}: "
-                self._line(whose + fill(own, step=record.step, epoch=record.epoch, batch=record.batch))
+                self._line(whose + fill(line, step=record.step, epoch=record.epoch, batch=record.batch))
         else:
             self._epoch_line(record)
 

@@ -99,11 +99,13 @@ class Recorder:
                 raise ValueError("perform needs the step: pass the train state, or step=.")
             step = train_state.step
         self._run._hold(train_state)
-        own = tuple(to_strong_types(a) for a in as_actions(actions) if isinstance(a, LogAction | HostAction | Stop))
-        own = tuple(a for asked in own for a in _answered(asked, train_state))
-        for action in own:
+        performed = tuple(
+            to_strong_types(a) for a in as_actions(actions) if isinstance(a, LogAction | HostAction | Stop)
+        )
+        performed = tuple(a for request in performed for a in _answered(request, train_state))
+        for action in performed:
             self._prepare(action)
-        concrete, step = jax.device_get((own, step))
+        concrete, step = jax.device_get((performed, step))
         records = list(_records(concrete, np.asarray(step), epoch))
         for record in records:
             if isinstance(record.action, Stop):
@@ -156,6 +158,6 @@ def _records(actions: tuple[Any, ...], step: np.ndarray, epoch: int) -> Any:
         for action in actions:
             if not np.ndim(action.when) and index != length - 1:
                 continue  # an action that is not stacked belongs to the last step
-            own = jax.tree.map(lambda x, i=index: x[i], action) if np.ndim(action.when) else action
-            if own.when:
-                yield Record(own, "", int(steps[index]), epoch, 0)
+            action_at = jax.tree.map(lambda x, i=index: x[i], action) if np.ndim(action.when) else action
+            if action_at.when:
+                yield Record(action_at, "", int(steps[index]), epoch, 0)

@@ -17,9 +17,9 @@ from jaxcb._src.writers.files import AppendFile
 def fresh_scalars_of(action: Any) -> dict[str, Any]:
     """Returns name -> scalar for the reported values; for a population, each member has a name, `name/member`."""
     found = {}
-    for member, own in by_member(action):
+    for member, scalars in by_member(action):
         suffix = "" if member is None else f"/{member}"
-        found |= {name + suffix: value for name, value in own.values.items() if bool(own.fresh[name])}
+        found |= {name + suffix: value for name, value in scalars.values.items() if bool(scalars.fresh[name])}
     return found
 
 

@@ -169,7 +169,7 @@ def test_a_host_metric_that_fails_names_itself_and_the_step():
     assert any("the host metric 'sensor', read near step 0" in note for note in caught.value.__notes__)
     with pytest.raises(TypeError, match=r"'sensor' returned an array of shape \(2,\), not a number"):
         _runs.fit(callbacks=[], metrics={"sensor": jc.probes.host_metric(lambda: [1, 2])})
-    with pytest.raises(ValueError, match="'elapsed' is a built-in host metric"):
+    with pytest.raises(ValueError, match="'elapsed' is the name of a built-in host metric"):
         _runs.fit(callbacks=[], metrics={"elapsed": jc.probes.host_metric(lambda: 1)})
     with pytest.raises(TypeError, match="host_metric takes a function without arguments, got int"):
         jc.probes.host_metric(3)

@@ -129,7 +129,7 @@ def materialize(action: LazyLogAction, seen: Any) -> tuple[LazyLogAction, ...]:
     try:
         tree = action.of(seen) if callable(action.of) else getattr(seen, str(action.of))
         arrays = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        return tuple(own.replace(when=action.when, owner=action.owner) for own in action.answer(arrays))
+        return tuple(found.replace(when=action.when, owner=action.owner) for found in action.answer(arrays))
     except Exception as error:
         error.add_note(f"This happened while computing of= of {type(action).__name__} for {action.owner}.")
         raise

@@ -92,8 +92,8 @@ class Call:
         before = around.path or ""
         for call in self.calls:
             path = call.path if call.is_module else None
-            own = "" if path is None else _below(path, before)
-            yield call, own or call.name
+            label = "" if path is None else _below(path, before)
+            yield call, label or call.name
             yield from call.labels()
 
 
@@ -169,8 +169,8 @@ def find_call(within: Call, equation: Any, around: Frames, *, outermost: bool) -
             module, function = _MODULE.fullmatch(name), _FUNCTION.fullmatch(name)
             if module or (function and not (outermost and i == 0)):
                 key = (frames.sites[:i], frames.sites[i][0])
-                own = module.group(1) if module else name
-                call = call.enter(own, key, frames.sites[i][1], is_module=bool(module))
+                scope = module.group(1) if module else name
+                call = call.enter(scope, key, frames.sites[i][1], is_module=bool(module))
     for scope in scopes:
         call = call.enter(scope, scope)
     return call

@@ -161,7 +161,10 @@ class _Walker:
             ]
             chosen = [[sources[0], *sides] for sides in zip(*ends, strict=True)]
             results = [[var.aval] for var in equation.outvars]
-            return [(_Drawn("cond", scope, "choose", own, r, {}), 0) for own, r in zip(chosen, results, strict=True)]
+            return [
+                (_Drawn("cond", scope, "choose", branches, r, {}), 0)
+                for branches, r in zip(chosen, results, strict=True)
+            ]
         inner = next((v for v in params.values() if isinstance(v, core.ClosedJaxpr | core.Jaxpr)), None)
         inner = inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner
         if inner is not None and len(inner.invars) == len(sources) and len(inner.outvars) == len(equation.outvars):

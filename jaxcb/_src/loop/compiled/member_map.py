@@ -24,7 +24,7 @@ def one_by_one(fn: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Calla
     """
 
     def run(*args: Any) -> Any:
-        return jax.lax.map(lambda own: fn(*_merged(args, own, in_axes)), _own(args, in_axes))
+        return jax.lax.map(lambda one: fn(*_merged(args, one, in_axes)), _own(args, in_axes))
 
     return run
 
@@ -33,9 +33,9 @@ def unrolled(fn: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callabl
     """Maps over members without a loop, where XLA compiles a loop body badly. Compile time grows with the members."""
 
     def run(*args: Any) -> Any:
-        own = _own(args, in_axes)
-        size = jax.tree.leaves(own)[0].shape[0]
-        each = [fn(*_merged(args, jax.tree.map(lambda x, i=i: x[i], own), in_axes)) for i in range(size)]
+        one = _own(args, in_axes)
+        size = jax.tree.leaves(one)[0].shape[0]
+        each = [fn(*_merged(args, jax.tree.map(lambda x, i=i: x[i], one), in_axes)) for i in range(size)]
         return jax.tree.map(lambda *x: jnp.stack(x), *each)
 
     return run
@@ -45,8 +45,8 @@ def _own(args: tuple[Any, ...], in_axes: tuple[int | None, ...]) -> list[Any]:
     return [arg for arg, axis in zip(args, in_axes, strict=True) if axis == 0]
 
 
-def _merged(args: tuple[Any, ...], own: list[Any], in_axes: tuple[int | None, ...]) -> list[Any]:
-    rest = iter(own)
+def _merged(args: tuple[Any, ...], mapped: list[Any], in_axes: tuple[int | None, ...]) -> list[Any]:
+    rest = iter(mapped)
     return [next(rest) if axis == 0 else arg for arg, axis in zip(args, in_axes, strict=True)]
 
 
@@ -75,9 +75,9 @@ class Strategy(NamedTuple):
         """The number of members must be a multiple of this."""
         return 1 if self.placement.mesh is None else self.placement.mesh.size
 
-    def place(self, tree: Any, own: bool) -> Any:
+    def place(self, tree: Any, per_member: bool) -> Any:
         """Puts arrays on the devices: sharded over members if `own`, otherwise replicated."""
-        return self.placement.put_rows(tree) if own else self.placement.put_everywhere(tree)
+        return self.placement.put_rows(tree) if per_member else self.placement.put_everywhere(tree)
 
 
 def known(name: str, members: int, kind: str, mesh: Mesh | None = None) -> Strategy:
@@ -127,7 +127,7 @@ def measured(
     if devices > 1 and members % devices == 0:
         names.append("shard")
     found = {name: known(name, members, kind, mesh) for name in names}
-    seconds = {name: _seconds(own, step, state, batch, batch_axis, kind) for name, own in found.items()}
+    seconds = {name: _seconds(strategy, step, state, batch, batch_axis, kind) for name, strategy in found.items()}
     best = min(seconds, key=seconds.__getitem__)
     return found[best], _explain(best, seconds)
 
@@ -137,10 +137,10 @@ def _explain(best: str, seconds: Mapping[str, float]) -> str:
     return f"{best}, {_WORDS[best]}; a step took: {shown}"
 
 
-def _seconds(own: Strategy, step: Any, state: Any, batch: Any, batch_axis: int | None, kind: str) -> float:
+def _seconds(strategy: Strategy, step: Any, state: Any, batch: Any, batch_axis: int | None, kind: str) -> float:
     """Returns the seconds of a step, the minimum over a few rounds."""
-    over = own.over(step, (0, batch_axis))
-    state, batch = own.place(state, True), own.place(batch, batch_axis == 0)
+    over = strategy.over(step, (0, batch_axis))
+    state, batch = strategy.place(state, True), strategy.place(batch, batch_axis == 0)
     if kind == "looped":
         run = jax.jit(lambda s, b: jax.lax.fori_loop(0, _STEPS, lambda _, s: over(s, b)[0], s))
     else:
@@ -148,7 +148,7 @@ def _seconds(own: Strategy, step: Any, state: Any, batch: Any, batch_axis: int |
 
         def run(s: Any, b: Any) -> Any:
             for _ in range(_STEPS):
-                s = own.placement.block_if_needed(once(s, b))
+                s = strategy.placement.block_if_needed(once(s, b))
             return s
 
     jax.block_until_ready(run(state, batch))

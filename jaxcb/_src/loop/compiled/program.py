@@ -105,9 +105,9 @@ def members_hook(axes: Any, hook: str, tree: Any) -> Callable[..., Any]:
     one = hook_of(hook, tree)
 
     def run(settings: list[Any], states: Any, metrics: Metrics) -> Any:
-        own = metrics.replace(alive=None, member=None)
-        seen = jax.tree.map(lambda _: None, own).replace(values=0)
-        states, actions = jax.vmap(one, in_axes=(axes, 0, seen))(settings, states, own)
+        per_member = metrics.replace(alive=None, member=None)
+        seen = jax.tree.map(lambda _: None, per_member).replace(values=0)
+        states, actions = jax.vmap(one, in_axes=(axes, 0, seen))(settings, states, per_member)
         if metrics.alive is None:
             return states, actions
         states, more = one(settings, states, metrics)
@@ -117,11 +117,11 @@ def members_hook(axes: Any, hook: str, tree: Any) -> Callable[..., Any]:
     return run
 
 
-def probe_function(name: str, own: Probe, forward: Callable[..., Any]) -> Callable[..., dict[str, Array]]:
+def probe_function(name: str, probe: Probe, forward: Callable[..., Any]) -> Callable[..., dict[str, Array]]:
     """Returns a probe as a function of the train state, the pending update and the batch."""
 
     def run(train: TrainState, proposal: PendingUpdate, batch: Any) -> dict[str, Array]:
-        return readings(name, own, look(train, proposal, batch, forward))
+        return readings(name, probe, look(train, proposal, batch, forward))
 
     return run
 
@@ -129,8 +129,8 @@ def probe_function(name: str, own: Probe, forward: Callable[..., Any]) -> Callab
 def materializer(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function that computes lazy log actions between gradients and update."""
 
-    def run(asked: Any, train: TrainState, proposal: PendingUpdate, batch: Any) -> Any:
-        return materialize(asked, look(train, proposal, batch, forward))
+    def run(action: Any, train: TrainState, proposal: PendingUpdate, batch: Any) -> Any:
+        return materialize(action, look(train, proposal, batch, forward))
 
     return run
 
@@ -230,8 +230,8 @@ class Program:
             self._propose = self._compiled(step.compute_update, over_members)
             self.update = self._compiled(step.update, (0, 0, 0))
             self.probe_functions = {
-                name: self._compiled(probe_function(name, own, step.activations), (0, 0, batch_axis))
-                for name, own in self.probes.items()
+                name: self._compiled(probe_function(name, probe, step.activations), (0, 0, batch_axis))
+                for name, probe in self.probes.items()
             }
             self.answer_inside = self._compiled(materializer(step.activations), (0, 0, 0, batch_axis))
         self.answer = self._compiled(materialize, (0, 0))
@@ -296,8 +296,8 @@ class Program:
     @property
     def steps_may_stop(self) -> bool:
         """Whether a step can request a stop: by a hook, or by a custom train step that sets `stop`."""
-        asked = (a for hook in STEP_HOOKS for a in self.actions.get(hook, ()))
-        return not isinstance(self.step, Step) or any(isinstance(a, Stop) for a in asked)
+        actions = (a for hook in STEP_HOOKS for a in self.actions.get(hook, ()))
+        return not isinstance(self.step, Step) or any(isinstance(a, Stop) for a in actions)
 
     def yields_at(self, *hooks: str) -> bool:
         """Returns whether any of these hooks can return a host action."""
@@ -413,10 +413,10 @@ class Program:
             seq=carry.seq + 1,
         )
 
-        def answer(asked: Any) -> Any:
+        def answer(action: Any) -> Any:
             # the weights that the hook saw, not those after its control actions
             return (
-                self.answer(asked, carry.train) if inside is None else self.answer_inside(asked, carry.train, *inside)
+                self.answer(action, carry.train) if inside is None else self.answer_inside(action, carry.train, *inside)
             )
 
         return new, self.buffers.append(rings, hook, at, actions, ok, answer), actions
@@ -475,8 +475,10 @@ class Program:
         if self.split_step:
             proposal = self._propose(carry.train, batch)
             if self.debug:
-                own = proposal.gradients
-                refuse_nan(carry.step + 1, metric=own.values, gradient=own.grads, update=proposal.updates)
+                loss_and_grads = proposal.gradients
+                refuse_nan(
+                    carry.step + 1, metric=loss_and_grads.values, gradient=loss_and_grads.grads, update=proposal.updates
+                )
             merging = proposal.gradients.values
             values = computed(merging, self.members is not None)
             readings, due = self._run_probes(carry, proposal, batch)
@@ -539,15 +541,15 @@ class Program:
             Probe -> value, and probe -> whether it was due, bool ().
         """
         readings, due = {}, {}
-        for name, own in self.probes.items():
+        for name, probe in self.probes.items():
             probe_fn, last = self.probe_functions[name], carry.readings[name]
-            due[name] = (carry.step + 1) % own.every == 0
+            due[name] = (carry.step + 1) % probe.every == 0
 
             def look(last: ProbeValue, probe_fn: Any = probe_fn) -> ProbeValue:
                 del last
                 return ProbeValue(probe_fn(carry.train, proposal, batch), carry.step + 1)
 
-            if own.every == 1:
+            if probe.every == 1:
                 readings[name] = look(last)
             else:
                 readings[name] = jax.lax.cond(due[name], look, lambda last: last, last)

@@ -41,15 +41,15 @@ class TreePacker:
 
     def empty(self, rows: int) -> dict[str, Array]:
         """Returns zeros for this many rows. Traced."""
-        widths = {name: sum(math.prod(self._shapes[i][0]) for i in own) for name, own in self._groups.items()}
+        widths = {name: sum(math.prod(self._shapes[i][0]) for i in indices) for name, indices in self._groups.items()}
         return {name: jnp.zeros((rows, width), jnp.dtype(name)) for name, width in widths.items()}
 
     def row(self, tree: Any) -> dict[str, Array]:
         """Packs a tree. Traced."""
         leaves = jax.tree.leaves(tree)
         rows = {}
-        for name, own in self._groups.items():
-            words = [_as_packed(leaves[i]) for i in own]
+        for name, indices in self._groups.items():
+            words = [_as_packed(leaves[i]) for i in indices]
             single = [word.reshape(()) for word in words if word.size == 1]
             vectors = [_vector(single[i : i + _SCALARS_PER_KERNEL]) for i in range(0, len(single), _SCALARS_PER_KERNEL)]
             rows[name] = jnp.concatenate(vectors + [word.ravel() for word in words if word.size != 1])
@@ -58,9 +58,9 @@ class TreePacker:
     def unpack(self, rows: dict[str, np.ndarray]) -> Any:
         """Unpacks rows. The leaves have the rows as their leading axis. Runs on the host."""
         leaves: list[Any] = [None] * len(self._shapes)
-        for name, own in self._groups.items():
-            ends = list(itertools.accumulate(math.prod(self._shapes[i][0]) for i in own))
-            for index, start, end in zip(own, [0, *ends[:-1]], ends, strict=True):
+        for name, indices in self._groups.items():
+            ends = list(itertools.accumulate(math.prod(self._shapes[i][0]) for i in indices))
+            for index, start, end in zip(indices, [0, *ends[:-1]], ends, strict=True):
                 (shape, dtype), dtype_name = self._shapes[index], self._names[index]
                 part = rows[name][:, start:end]
                 if dtype_name in _PACKED_DTYPES:
@@ -161,9 +161,9 @@ class RecordBuffers:
             groups = ([small] if small else []) + [(i,) for i in recorded if i not in small]
             for number, indices in enumerate(groups):
                 self._add(f"{hook}/{number}", hook, indices, tuple(shapes[i] for i in indices))
-            for index, own in lazy.items():
-                if own:
-                    self._add(f"{hook}/asked/{index}", hook, (index,) * len(own), own, index)
+            for index, requests in lazy.items():
+                if requests:
+                    self._add(f"{hook}/asked/{index}", hook, (index,) * len(requests), requests, index)
 
     def _add(
         self, name: str, hook: str, indices: tuple[int, ...], entry: tuple[Any, ...], request: int | None = None
@@ -240,9 +240,9 @@ class RecordBuffers:
             for index, stack in zip(layout.indices, actions, strict=True):
                 leaves, tree = jax.tree.flatten(stack)
                 for entry in np.flatnonzero(stack.when.reshape(count, -1).any(axis=1)).tolist():
-                    own = jax.tree.unflatten(tree, [leaf[entry] for leaf in leaves])
+                    action = jax.tree.unflatten(tree, [leaf[entry] for leaf in leaves])
                     where = at[entry]
-                    rows.append((where.seq, index, Record(own, layout.hook, where.step, where.epoch, where.batch)))
+                    rows.append((where.seq, index, Record(action, layout.hook, where.step, where.epoch, where.batch)))
         rows.sort(key=lambda row: row[:2])
         return (record for _, _, record in rows)
 

@@ -51,18 +51,20 @@ def infer_shapes(
         new, raw = _pair(jax.eval_shape(program.first_half, train, batch))
         _check_names("train_step", raw)
         _check_state(new, train)
-    probe_shapes = {name: jax.eval_shape(own, train, proposal, batch) for name, own in program.probe_functions.items()}
+    probe_shapes = {
+        name: jax.eval_shape(probe, train, proposal, batch) for name, probe in program.probe_functions.items()
+    }
     names: Shapes = {}
     _add(names, _computed(raw, program), "a metric of the step")
-    for name, own in probe_shapes.items():
-        _add(names, own, f"the probe {name!r}")
+    for name, readings in probe_shapes.items():
+        _add(names, readings, f"the probe {name!r}")
     train_names = dict(names)
     for prefix, shapes in val.items():
         assert program.eval_step is not None
         found = jax.eval_shape(program.eval_step, train, shapes)
         _check_names("eval_step", found)
-        own = {prefix + name: value for name, value in _computed(found, program).items()}
-        _add(names, own, "a validation's metric")
+        prefixed = {prefix + name: value for name, value in _computed(found, program).items()}
+        _add(names, prefixed, "a validation's metric")
     _add(names, {name: _scalar(program) for name in program.host_values}, "an evaluator's metric")
     for name in (*RESERVED, *program.host_names):
         # a metric may have the name of a control, to report the value that the step used
@@ -70,8 +72,10 @@ def infer_shapes(
             raise ValueError(f"the metric name {name!r} is reserved: jaxcb reports it itself. Rename yours.")
     empty = InitialBuffers(
         windows={"": MetricAccumulator.empty(raw, program.members)}
-        | {name: MetricAccumulator.empty(own, program.members) for name, own in probe_shapes.items()},
-        readings={name: ProbeValue(_unknown(own), jnp.full((), -1, jnp.int32)) for name, own in probe_shapes.items()},
+        | {name: MetricAccumulator.empty(shapes, program.members) for name, shapes in probe_shapes.items()},
+        readings={
+            name: ProbeValue(_unknown(shapes), jnp.full((), -1, jnp.int32)) for name, shapes in probe_shapes.items()
+        },
         latest=LastReported(_unknown(names), {name: jnp.full((), -1, jnp.int32) for name in names}),
     )
     validated = frozenset(names.keys() - train_names.keys())
@@ -82,7 +86,7 @@ def infer_shapes(
     }
     actions = _actions(program, train, callbacks, settings, train_names, names)
     program.expect(
-        actions, {hook: _answers(program, hook, own, train, proposal, batch) for hook, own in actions.items()}
+        actions, {hook: _answers(program, hook, listed, train, proposal, batch) for hook, listed in actions.items()}
     )
     if proposal is not None:
         actions = program.actions.get("on_before_update", ())

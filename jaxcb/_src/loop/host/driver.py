@@ -300,7 +300,7 @@ class Driver:
 
     def _signal_received(self) -> int | None:
         """Returns the signal that any process received. Runs on process 0."""
-        return self.processes.signum if self.signals.asked is None else self.signals.asked
+        return self.processes.signum if self.signals.received is None else self.signals.received
 
     def _act_while_idle(self, decision: HostDecision) -> None:
         """Writes a checkpoint, compacts the population, or ends the run. No dispatch may be pending."""
@@ -369,11 +369,11 @@ class Driver:
 
     def _next_decision(self) -> HostDecision:
         """Returns the next decision, which is the same on all processes."""
-        if self.signals.asked is not None:
-            self.processes.report_signal(self.signals.asked)
+        if self.signals.received is not None:
+            self.processes.report_signal(self.signals.received)
         decision = self.processes.broadcast_from_primary(self._decide)
         if self.processes.notified():
-            self.signals.asked = signal.SIGTERM
+            self.signals.received = signal.SIGTERM
         return decision
 
     def _decide(self) -> HostDecision:
@@ -402,8 +402,8 @@ class Driver:
     def _dispatch(self, decision: HostDecision, host: np.ndarray) -> PendingDispatch:
         """Dispatches the next chunk of steps."""
         place = self.place
-        own = self._next if self.processes.is_primary else self.feed.next()
-        chunk = check_same_chunk(own, decision.data, self.processes.index)
+        mine = self._next if self.processes.is_primary else self.feed.next()
+        chunk = check_same_chunk(mine, decision.data, self.processes.index)
         place.epoch_len = chunk.epoch_len
         self._pace.dispatched()
         inputs = self._inputs(chunk, host, decision.length)

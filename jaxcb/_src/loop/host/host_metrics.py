@@ -31,7 +31,6 @@ class HostMetrics:
         step_flops: returns the floating point operations of a step.
 
     Raises:
-        TypeError: for a value that is not callable.
         ValueError: for the name of a built-in metric.
     """
 
@@ -43,9 +42,6 @@ class HostMetrics:
         step_flops: Callable[[], float] = lambda: math.nan,
     ) -> None:
         self._functions = dict(functions or {})
-        for name, function in self._functions.items():
-            if not callable(function):
-                raise TypeError(f"host_metrics: {name!r} must be a function without arguments, got {function!r}.")
         self.steps_per_second = math.nan
         self.before = 0.0  # seconds that earlier processes of the run took
         self._started = time.monotonic()
@@ -60,7 +56,7 @@ class HostMetrics:
             "device_memory": _device_memory,
         }
         for name in self._functions.keys() & self._own.keys():
-            raise ValueError(f"host_metrics: {name!r} is a built-in host metric; rename yours.")
+            raise ValueError(f"metrics: {name!r} is the name of a built-in host metric. Rename yours.")
         self._read: tuple[str, ...] = ()
         self._journal: Table | None = None
         self._noted: dict[str, str] = {}
@@ -159,27 +155,13 @@ class Evaluators:
     """Functions of the model whose results are added to the metrics of a validation.
 
     Args:
-        functions: name -> `fn(model)` that returns a number; or tuple of names -> `fn(model)` that returns a sequence
-            or dict of numbers.
-
-    Raises:
-        TypeError: for a value that is not callable, or a name that is not a string.
-        ValueError: for a duplicate name.
+        functions: names of the results -> `fn(model)`, which returns a number if there is one name, otherwise a
+            sequence or dict of numbers.
     """
 
-    def __init__(self, functions: Mapping[Any, Callable[[Any], Any]] | None) -> None:
-        self._functions: dict[tuple[str, ...], Callable[[Any], Any]] = {}
-        for name, function in (functions or {}).items():
-            names = (name,) if isinstance(name, str) else tuple(name)
-            if not callable(function):
-                raise TypeError(f"evaluators: {name!r} must be a function of the model, got {function!r}.")
-            self._functions[names] = function
+    def __init__(self, functions: Mapping[tuple[str, ...], Callable[[Any], Any]]) -> None:
+        self._functions = dict(functions)
         self.names = tuple(name for names in self._functions for name in names)
-        for name in self.names:
-            if not isinstance(name, str) or not name:
-                raise TypeError(f"evaluators: a name must be a non-empty string, got {name!r}.")
-            if self.names.count(name) > 1:
-                raise ValueError(f"evaluators: the name {name!r} occurs more than once.")
 
     def __call__(self, run: Run, step: int) -> dict[str, np.ndarray]:
         """Runs all evaluators on the current model.

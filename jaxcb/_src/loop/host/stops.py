@@ -34,13 +34,13 @@ class Signals:
         sigterm: whether to handle SIGTERM; False if JAX's preemption notice handles it.
 
     Attributes:
-        asked: the signal received, or None.
+        received: the signal received, or None.
         waiting: whether the run waits for data with no pending dispatch, and can be interrupted at once.
     """
 
     def __init__(self, *, sigterm: bool = True) -> None:
         self._taken = (signal.SIGTERM, signal.SIGINT) if sigterm else (signal.SIGINT,)
-        self.asked: int | None = None
+        self.received: int | None = None
         self.waiting = False
         self._before: dict[int, Any] = {}
 
@@ -60,14 +60,14 @@ class Signals:
             if signal.getsignal(signum) == self._take:  # a handler that a callback has set meanwhile stays
                 signal.signal(signum, handler)
         before, self._before = self._before, {}
-        outer: Any = before.get(self.asked or 0)
-        if self.asked is not None and getattr(outer, "__func__", None) is Signals._take:
-            outer(self.asked, None)  # the enclosing run ends, too
+        outer: Any = before.get(self.received or 0)
+        if self.received is not None and getattr(outer, "__func__", None) is Signals._take:
+            outer(self.received, None)  # the enclosing run ends, too
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
-        if self.asked is not None and signum == signal.SIGINT:
+        if self.received is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = signum
+        self.received = signum
         if self.waiting:
             raise Interrupted(signum)
 

@@ -60,9 +60,9 @@ class EventFile:
 
     def add_event(self, event: Any) -> None:
         """Writes an event."""
-        own = event.SerializeToString()
-        self._waiting.append(own)
-        self._bytes += len(own)
+        data = event.SerializeToString()
+        self._waiting.append(data)
+        self._bytes += len(data)
         if self._bytes > _WAITING:
             self._write()
 
@@ -107,10 +107,10 @@ def _masked(records: Sequence[bytes]) -> list[int]:
             sums[places] = [crc32c(records[i]) for i in places]
             continue
         columns = np.frombuffer(b"".join(records[i] for i in places), np.uint8).reshape(-1, length).T
-        own = np.full(len(places), 0xFFFFFFFF, np.uint32)
+        checksums = np.full(len(places), 0xFFFFFFFF, np.uint32)
         for column in columns:
-            own = _TABLE[(own ^ column) & 0xFF] ^ (own >> 8)
-        sums[places] = ~own
+            checksums = _TABLE[(checksums ^ column) & 0xFF] ^ (checksums >> 8)
+        sums[places] = ~checksums
     return (((sums >> 15) | (sums << 17)) + np.uint32(0xA282EAD8)).tolist()
 
 
@@ -121,8 +121,8 @@ def event_files(directory: Path) -> list[Path]:
 
 def run_of(path: Path) -> str | None:
     """Returns the id of the run that wrote an event file; None if its name has none."""
-    own = path.name.rpartition(_OF)[2]
-    return own if _OF in path.name and is_run_id(own) else None
+    run_id = path.name.rpartition(_OF)[2]
+    return run_id if _OF in path.name and is_run_id(run_id) else None
 
 
 _TYPES = {

@@ -51,11 +51,11 @@ class Projector:
             sprites: uint8 (rows, height, width), optionally with a last axis of channels; None for points.
         """
         self._clear()
-        own = re.sub(r"[^\w.\-]+", "_", name)
-        while own in self._parts or (self._directory / ROOM / own).exists():
-            own += "_"  # names may differ only in replaced characters, or another run may use this one
-        room = self._directory / ROOM / own
-        self._record.make(f"{self._prefix}/{own}", _FILES)
+        folder = re.sub(r"[^\w.\-]+", "_", name)
+        while folder in self._parts or (self._directory / ROOM / folder).exists():
+            folder += "_"  # names may differ only in replaced characters, or another run may use this one
+        room = self._directory / ROOM / folder
+        self._record.make(f"{self._prefix}/{folder}", _FILES)
         room.mkdir(parents=True)
         about = {"tensor_name": name, "tensor_path": self._put(room / _VECTORS, _table(vectors))}
         if isinstance(columns, Path):
@@ -67,7 +67,7 @@ class Projector:
             path, (height, width) = self._put(room / _SPRITES, _sheet(sprites)), sprites.shape[1:3]
             part += f"  sprite {{\n    image_path: {json.dumps(path)}\n"
             part += f"    single_image_dim: [{width}, {height}]\n  }}\n"
-        self._parts[own] = f"embeddings {{\n{part}}}\n"
+        self._parts[folder] = f"embeddings {{\n{part}}}\n"
         self._configure()
 
     def position(self) -> list[str]:
@@ -84,12 +84,12 @@ class Projector:
         self._parts = {}
         for part in parts:
             match = _PART.fullmatch(part)
-            own = None if match is None else _room_of(match)
-            if own is None:
+            folder = None if match is None else _room_of(match)
+            if folder is None:
                 warn(f"the checkpoint names an embedding in {self._directory} that no run has written; it is ignored.")
             else:
-                self._parts[own] = part
-                self._record.make(f"{self._prefix}/{own}", _FILES)
+                self._parts[folder] = part
+                self._record.make(f"{self._prefix}/{folder}", _FILES)
         self._clear()
 
     def _clear(self) -> None:
@@ -98,9 +98,9 @@ class Projector:
             return
         self._cleared = True
         gone = [key.removeprefix(f"{self._prefix}/") for key in self._record.made if key.startswith(f"{self._prefix}/")]
-        gone = [own for own in gone if own not in self._parts and _is_plain(own)]
-        for own in gone:
-            remove_files(self._directory / ROOM / own, _FILES)
+        gone = [folder for folder in gone if folder not in self._parts and _is_plain(folder)]
+        for folder in gone:
+            remove_files(self._directory / ROOM / folder, _FILES)
         if gone or self._parts:
             self._configure(gone)
 
@@ -136,10 +136,10 @@ def _is_plain(name: str) -> bool:
 def _room_of(part: re.Match[str]) -> str | None:
     """Returns the subdirectory of a part of the configuration; None if it is not one of `projector`."""
     try:
-        above, own, file = json.loads(part[1]).split("/")
+        above, folder, file = json.loads(part[1]).split("/")
     except ValueError:
         return None
-    return own if (above, file) == (ROOM, _VECTORS) and _is_plain(own) else None
+    return folder if (above, file) == (ROOM, _VECTORS) and _is_plain(folder) else None
 
 
 def _table(rows: Iterable[Iterable[Any]]) -> bytes:

@@ -194,7 +194,7 @@ class TensorBoardWriter(Writer):
         for file in self._files.values():
             file.sync()
         sizes = {key: path.stat().st_size for key, path in self._own.items() if path.is_file()}
-        projectors = {self.context.key(path): own.position() for path, own in self._projectors.items()}
+        projectors = {self.context.key(path): projector.position() for path, projector in self._projectors.items()}
         return {"sizes": sizes, "projectors": projectors}
 
     def restore(self, position: Any) -> None:
