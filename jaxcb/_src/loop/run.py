@@ -270,7 +270,7 @@ def _leave(signum: int, result: Any, steps: int) -> None:
         raise SystemExit(TERMINATED)
     remember(result)
     if not _in_notebook():
-        interrupt = KeyboardInterrupt(f"after {steps} steps; jaxcb._src.loop.result.last_result() is what they came to")
+        interrupt = KeyboardInterrupt(f"stopped after {steps} steps; jc.last_result() returns the result so far")
         interrupt.result = result  # pyright: ignore[reportAttributeAccessIssue]
         raise interrupt
 
