@@ -15,6 +15,7 @@ from jaxcb._src.models.linen import LinenModel
 from jaxcb._src.models.pytree import is_equinox
 from jaxcb._src.storage import exports as _exports
 from jaxcb._src.storage import orbax as _orbax
+from jaxcb._src.training.learning_rate import with_constant_rates_of
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.utils.validate import check_choice
@@ -192,7 +193,8 @@ def _load_into(source: _Source, target: Any, what: str | None) -> Any:
         what = what or "state"
         source.part(what)
         if what == "state":
-            return _fill(source, target, (), within=None)
+            new = _fill(source, target, (), within=None)
+            return new.replace(opt_state=with_constant_rates_of(new.opt_state, target.opt_state, target.tx))
         names = _MODEL if what == "model" else _MODEL[:1]
         new = _fill(source, {n: getattr(target, n) for n in names}, (), within=names)
         return target.replace(**new)

@@ -25,6 +25,11 @@ class ResidentSet(NamedTuple):
     batch_size: int
 
     @property
+    def layout_key(self) -> tuple[int, int]:
+        """What a program knows of the rows besides their shapes."""
+        return self.rows, self.batch_size
+
+    @property
     def example(self) -> Any:
         """The shapes of a batch."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.batch_size, *x.shape[1:]), x.dtype), self.arrays)
@@ -40,6 +45,8 @@ class HostSet:
     Raises:
         DataError: for a generator or empty data.
     """
+
+    layout_key = ()  # a program knows nothing of batches that the host feeds besides their shapes
 
     def __init__(self, source: Source, steps: int | None) -> None:
         if source.is_generator:

@@ -11,21 +11,16 @@ from jaxcb._src.checkpointing.checkpointer import Checkpointer
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.data.feed import UNBOUNDED, Feed
 from jaxcb._src.data.validation import HostSet, ResidentSet
-from jaxcb._src.loop.compiled.executor import DeviceState, Executor
-from jaxcb._src.loop.compiled.member_map import Over, Strategy, known, measured
+from jaxcb._src.loop.compiled.member_map import Strategy, known, measured
 from jaxcb._src.loop.compiled.position import EvalSchedule, HostPosition
-from jaxcb._src.loop.compiled.program import EvalSet, Program
-from jaxcb._src.loop.compiled.scan import Looped
-from jaxcb._src.loop.compiled.shapes import infer_shapes
-from jaxcb._src.loop.compiled.state import InitialBuffers, Inputs, LoopState, copy_arrays, initial_state
-from jaxcb._src.loop.compiled.stepwise import Stepped
+from jaxcb._src.loop.compiled.state import Inputs
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.host_metrics import Evaluators, HostMetrics
 from jaxcb._src.loop.host.population import ActiveMembers, Population
+from jaxcb._src.loop.programs import RunPrograms, placement_of_programs
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.training.probes import Probe
 from jaxcb._src.training.train_state import TrainState
-from jaxcb._src.utils.pytree import to_strong_types
 from jaxcb._src.utils.xla import jaxpr_in
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.run_handle import Run
@@ -116,103 +111,70 @@ def build_driver(  # noqa: PLR0913, PLR0915
     if population is None:
         feed.place(placement)
         placement.check_batch(feed.layout.batch_size)
-    resident = {prefix: val_set for prefix, val_set in sets.items() if isinstance(val_set, ResidentSet)}
-    host = {prefix: val_set for prefix, val_set in sets.items() if isinstance(val_set, HostSet)}
     evaluators = evaluators or Evaluators({})
-    # `program`, `state` and `batch` are bound below; the function runs at the first dispatch at the earliest
+    # `program` is bound below; the function runs at the first dispatch at the earliest
     outside = HostMetrics(
-        host_metrics, examples_per_step=feed.layout.batch_size, step_flops=lambda: program.flops(state, batch)
+        host_metrics, examples_per_step=feed.layout.batch_size, step_flops=lambda: programs.flops(program)
     )
-    members = None if population is None else population.size
-    settings = jax.tree.leaves(to_strong_types(callbacks))
-    tree = jax.tree.structure(callbacks)
-    axes = None if population is None else jax.tree.unflatten(tree, list(population.axes))
-    batch_axis = 0 if feed.key is not None and jnp.ndim(feed.key) and feed.layout.shuffle else None
-    all_probes = _all_probes(probes, callbacks)
-
-    def with_callbacks(state: TrainState) -> tuple[TrainState, Any]:
-        return _over(lambda numbers, state: _with_callbacks(state, jax.tree.unflatten(tree, numbers)), population)(
-            settings, state
-        )
-
-    def build(size: int | None, over: Over = jax.vmap) -> tuple[Program, InitialBuffers]:
-        """Returns the program for this many members, and its initial metric buffers."""
-        program = Program(
-            step=step,
-            eval_step=eval_step,
-            chain=callbacks,
-            members=size,
-            evals=[EvalSet(prefix, numbers.rows, numbers.batch_size) for prefix, numbers in resident.items()],
-            host_prefixes=list(host),
-            cadence=cadence,
-            layout=feed.layout,
-            host_values=evaluators.names,
-            probes=all_probes,
-            host_names=outside.names,
-            batch_axis=batch_axis,
-            chain_axes=axes,
-            debug=debug,
-            over=over,
-            placement=alone,
-        )
-        rows = None if population is None else population.axes
-        # shapes only: any rows of the right number serve
-        numbers = [x if a is None else x[:size] for x, a in zip(settings, rows or [None] * len(settings), strict=True)]
-        shapes = (state, states) if size == members else _resized((state, states), size)
-        batch = example if batch_axis is None else _with_axis(example, size)
-        return program, infer_shapes(program, shapes[0], shapes[1], numbers, batch, examples)
-
-    # sharding of a single run; a population shards members instead
-    alone = ONE_DEVICE if population is not None else placement
-    state, states = alone.shapes(jax.eval_shape(with_callbacks, train_state))
-    example = alone.shapes(feed.example)
-    examples = {prefix: alone.shapes(val_set.example) for prefix, val_set in sets.items()}
-    program, empty = build(members)
-    outside.use(program.host_read, context)
-    batch = example if batch_axis is None else _with_axis(example, members)
-    run.traced_step = lambda: program.traced(state, batch)
-    kind, why = ("stepped", "debug=True") if debug else choose(executor, program.jaxpr(state, batch))
+    alone = placement_of_programs(placement, population)
+    programs = RunPrograms(
+        step=step,
+        eval_step=eval_step,
+        callbacks=callbacks,
+        train=alone.shapes(train_state),
+        feed=feed,
+        sets=sets,
+        cadence=cadence,
+        probes=_all_probes(probes, callbacks),
+        host_values=evaluators.names,
+        host_names=outside.names,
+        executor=executor,
+        population=population,
+        placement=alone,
+        debug=debug,
+    )
+    program = programs.program(programs.members)
+    outside.use(program.shapes.host_read, context)
+    run.traced_step = lambda: programs.traced_step(program)
+    kind, why = programs.kept.fact(
+        "executor", lambda: ("stepped", "debug=True") if debug else choose(executor, programs.jaxpr(program))
+    )
     strategy = None
     if population is not None:
         # the members are sharded, not the batch: the placement of the strategy replaces the given one
-        strategy, because = _strategy(population, step, train_state, feed, batch, batch_axis, kind, placement.mesh)
+        strategy, because = programs.kept.fact(
+            "strategy", lambda: _strategy(population, programs, train_state, kind, placement.mesh)
+        )
         placement = strategy.placement
         feed.place(placement)
         why = f"{why}; {because}"
         if strategy.over is not jax.vmap:
-            program, empty = build(members, strategy.over)
+            program = programs.program(population.size, strategy.over)
     feed.choose(stacked=kind == "looped")
     program.layout = feed.layout
     inputs = Inputs(
-        settings=settings,
+        settings=programs.settings,
         data=feed.data,
         key=feed.key,
-        val={prefix: val_set.arrays for prefix, val_set in resident.items()},
+        val={prefix: own.arrays for prefix, own in sets.items() if isinstance(own, ResidentSet)},
         numbers=None,
     )
-
-    def start(state: TrainState) -> LoopState:
-        order = jax.eval_shape(program.layout.new_order, feed.key, 0)
-        # zeros: the order is drawn when the epoch begins
-        order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)
-        return copy_arrays(initial_state(*with_callbacks(state), empty, order))
-
-    def executor_of(program: Program) -> Executor:
-        program.layout = feed.layout
-        return Looped(program, placement) if kind == "looped" else Stepped(program, placement)
-
     context.steps_per_epoch = None if feed.epoch_len == UNBOUNDED else feed.epoch_len
     inputs = alone.put_everywhere(inputs)
-    live, group = DeviceState.of(alone.init_sharded(start, train_state)), None
+    live, group = programs.start(program, train_state), None
     if population is not None and strategy is not None:
         chosen = strategy
-        group = ActiveMembers(population, chosen, lambda size: executor_of(build(size, chosen.over)[0]))
+        group = ActiveMembers(
+            population,
+            chosen,
+            lambda size: programs.executor_of(programs.program(size, chosen.over), kind, chosen.placement),
+        )
         live, inputs = group.put(live, inputs)
     driver = Driver(
-        executor=executor_of(program),
+        executor=programs.executor_of(program, kind, placement),
         live=live,
         feed=feed,
-        host_sets=host,
+        host_sets={prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)},
         evaluators=evaluators,
         host_metrics=outside,
         inputs=inputs,
@@ -226,41 +188,19 @@ def build_driver(  # noqa: PLR0913, PLR0915
     return driver, why
 
 
-def _over(fn: Callable[[list[Any], TrainState], Any], population: Population | None) -> Callable[..., Any]:
-    """Maps a function of numeric fields and a train state over the members, if there are any."""
-    if population is None:
-        return fn
-    return jax.vmap(fn, in_axes=(list(population.axes), 0))
-
-
 def _strategy(
-    population: Population,
-    step: Callable[..., Any],
-    state: TrainState,
-    feed: Feed,
-    batch: Any,
-    batch_axis: int | None,
-    kind: str,
-    mesh: Mesh | None,
+    population: Population, programs: RunPrograms, state: TrainState, kind: str, mesh: Mesh | None
 ) -> tuple[Strategy, str]:
     """Returns the strategy to map over members, and why it was chosen."""
     if population.strategy is not None:
         return known(population.strategy, population.size, kind, mesh), f"{population.strategy}, as requested"
+    batch, feed = programs.batch(population.size), programs.feed
     if feed.data is None:
         rows = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), batch)
     else:
         size = feed.layout.batch_size
         rows = jax.tree.map(lambda x, s: jnp.broadcast_to(x[:size], s.shape), feed.data, batch)
-    return measured(step, state, rows, batch_axis, population.size, kind, mesh)
-
-
-def _with_axis(shapes: Any, size: int | None) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), shapes)
-
-
-def _resized(shapes: Any, size: int | None) -> Any:
-    """Returns the shapes for another number of members."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), shapes)
+    return measured(programs.step, state, rows, programs.batch_axis, population.size, kind, mesh)
 
 
 def _all_probes(given: Mapping[str, Probe] | None, callbacks: Chain) -> dict[str, Probe]:
@@ -270,13 +210,6 @@ def _all_probes(given: Mapping[str, Probe] | None, callbacks: Chain) -> dict[str
         if probes.setdefault(name, probe) != probe:
             raise ValueError(f"metrics: {name!r} is also the name of a different probe, which a callback has.")
     return probes
-
-
-def _with_callbacks(state: TrainState, callbacks: Chain) -> tuple[TrainState, Any]:
-    """Returns the train state prepared for a new run (with slots for named weights), and the callbacks' states."""
-    kept = {key: copy for key, copy in state.weights.items() if key not in callbacks.slots()}
-    state = state.init_optimizer().replace(weights=kept, stop=jnp.zeros_like(state.stop))
-    return callbacks.setup(state).with_slots(callbacks), callbacks.init()
 
 
 def _place(end: tuple[int | None, int | None], feed: Feed, cadence: EvalSchedule) -> HostPosition:

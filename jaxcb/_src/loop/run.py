@@ -249,7 +249,7 @@ def _all_callbacks(callbacks: Chain, verbose: Literal[0, 1, 2] | None) -> Chain:
 def _train(driver: Driver, why: str, context: Context) -> None:
     """Runs the driver and prints start and summary lines."""
     context.say(f"jaxcb: {driver.executor.name} executor ({why}); the first step compiles the run.")
-    if driver.executor.program.scales_final_updates:
+    if driver.executor.program.shapes.scales_final_updates:
         context.say(
             "jaxcb: the optimizer was passed as an instance, so callbacks scale its final updates. This is exact if "
             "the learning rate is the last factor (not for adafactor, lars, schedule-free). optimizer=optax.adam with "

@@ -57,6 +57,11 @@ class Equinox:
         leaves, tree = jax.tree.flatten(self._static)
         return jax.tree.structure(self._params), tree, [id(x) if eqx.is_array(x) else x for x in leaves]
 
+    def program_key(self) -> Any:
+        """Returns what decides its programs; see `key_of`."""
+        leaves, tree = jax.tree.flatten(self._static)
+        return jax.tree.structure((self._params, self._state)), tree, leaves, self._keep_mode
+
     def split(self) -> tuple[Any, Any, Any]:
         """Returns `(params, state, None)`."""
         return jax.tree.map(to_strong_type, self._params), jax.tree.map(to_strong_type, self._state), None

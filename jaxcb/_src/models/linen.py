@@ -127,6 +127,10 @@ class Linen:
         """The module with its attributes, the streams, and the structure of its variables."""
         return self.module, self.streams, jax.tree.structure((self._params, self._state))
 
+    def program_key(self) -> Any:
+        """Returns what decides its programs; see `key_of`."""
+        return self.form
+
     def split(self) -> tuple[Any, Any, Any]:
         """Returns `(params, other collections, None)`; keys are derived from the step's key."""
         return jax.tree.map(to_strong_type, self._params), jax.tree.map(to_strong_type, self._state), None

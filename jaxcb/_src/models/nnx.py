@@ -87,6 +87,10 @@ class NNX:
         """The graphs of its views, and the constants among its leaves."""
         return self._given, self._train, self._eval, self._slots
 
+    def program_key(self) -> Any:
+        """Returns what decides its programs; see `key_of`."""
+        return self.form
+
     def split(self) -> tuple[Any, Any, Any]:
         """Returns the current `(params, model_state, rngs)` of the caller's module."""
         params, model_state, rngs = self._parts(self.model)

@@ -42,6 +42,10 @@ class Pytree:
         """The structure of its trees."""
         return jax.tree.structure((self._params, self._state))
 
+    def program_key(self) -> Any:
+        """Returns what decides its programs; see `key_of`."""
+        return self.form
+
     def split(self) -> tuple[Any, Any, Any]:
         """Returns `(params, state, None)`."""
         return jax.tree.map(to_strong_type, self._params), jax.tree.map(to_strong_type, self._state), None

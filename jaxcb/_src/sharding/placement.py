@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxcb._src.sharding.arrays import put, put_part
 from jaxcb._src.sharding.specs import axes_of, declared, specs_of
 from jaxcb._src.utils.errors import DataError
-from jaxcb._src.utils.xla import fast_compile_options
 
 _BATCH = ("data", "batch", "fsdp")  # mesh axes that a batch is sharded over, by their common names
 _WORDS = ("fsdp", "replicated")
@@ -141,14 +140,9 @@ class Placement:
         """Shards a train state."""
         return train if self.mesh is None else jax.tree.map(put, train, self.shardings(train))
 
-    def init_sharded(self, start: Callable[[Any], Any], train: Any) -> Any:
-        """Runs `start(train)`, which returns a loop state: its train state is created sharded, the rest replicated."""
-        if self.mesh is None:
-            return jax.jit(start, compiler_options=fast_compile_options(self.platform))(train)
-        train = self.put_state(train)
-        carry = jax.eval_shape(start, train)
-        shardings = jax.tree.map(lambda _: self.everywhere, carry).replace(train=self.shardings(carry.train))
-        return jax.jit(start, out_shardings=shardings, compiler_options=fast_compile_options(self.platform))(train)
+    def carry_shardings(self, carry: Any) -> Any:
+        """Returns the sharding of each leaf of a loop state: its train state is sharded, the rest is replicated."""
+        return jax.tree.map(lambda _: self.everywhere, carry).replace(train=self.shardings(carry.train))
 
     def put_batch(self, tree: Any, *, axis: int = 0) -> Any:
         """Transfers batches to the devices, from each process its own part of the rows.
@@ -198,6 +192,11 @@ class Placement:
         config: Any = jax.config
         default = config.jax_default_device
         return [default if isinstance(default, jax.Device) else jax.local_devices()[0]]
+
+    @property
+    def devices_key(self) -> Any:
+        """The devices, as part of the key of a compiled program."""
+        return self.own_devices[0] if self.mesh is None else self.mesh
 
     @property
     def platform(self) -> str:

@@ -19,11 +19,11 @@ class LearningRate(Struct):
     Attributes:
         count: updates that the optimizer has done, int32 ().
         scale: product of the callbacks' factors, float32 ().
-        override: base rate set by a callback, float32 ().
-        overridden: whether `override` replaces the schedule, bool ().
+        override: base rate that a callback has set, or else a constant rate, float32 ().
+        overridden: whether a callback has set `override`, bool ().
         applied: effective rate of the last update, float32 (); before the first update, that of the first.
-        schedule: count -> base rate. None for a ready-made optimizer, of which only the
-            final updates are scaled.
+        schedule: count -> base rate; `CONSTANT` for a constant rate, which is an array so that another rate needs no
+            other program. None for a ready-made optimizer, of which only the final updates are scaled.
     """
 
     count: Any
@@ -34,16 +34,24 @@ class LearningRate(Struct):
     schedule: optax.Schedule | None = static(default=None)
 
     @classmethod
-    def create(cls, schedule: optax.Schedule | None) -> "LearningRate":
-        """Returns the rate before the first update."""
+    def create(cls, rate: Any) -> "LearningRate":
+        """Returns the rate before the first update.
+
+        Args:
+            rate: a schedule, a constant (number or float32 ()), or None for a ready-made optimizer.
+        """
         one, zero = jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
-        rate = cls(jnp.zeros((), jnp.int32), one, zero, jnp.zeros((), bool), one, schedule)
-        return rate.replace(applied=rate.effective())
+        is_constant = rate is not None and not callable(rate)
+        constant, schedule = (jnp.asarray(rate, jnp.float32), CONSTANT) if is_constant else (zero, rate)
+        state = cls(jnp.zeros((), jnp.int32), one, constant, jnp.zeros((), bool), one, schedule)
+        return state.replace(applied=state.effective())
 
     def base(self, *, last: bool = False) -> Array:
         """Returns the base rate of the next update, or of the last one, float32 (); 1 for a ready-made optimizer."""
         if self.schedule is None:
             return jnp.ones_like(self.scale)
+        if self.schedule is CONSTANT:
+            return self.override
         count = jnp.maximum(self.count - 1, 0) if last else self.count
         scheduled = jnp.asarray(jax.vmap(self.schedule)(count) if jnp.ndim(count) else self.schedule(count))
         return jnp.where(self.overridden, self.override, scheduled.astype(jnp.float32))
@@ -70,14 +78,19 @@ class LearningRate(Struct):
         return self.replace(scale=jnp.where((floor > 0) & (base * scale < floor), jnp.minimum(held, self.scale), scale))
 
 
-class _Adjustable:
+def CONSTANT(count: Any) -> Any:  # noqa: N802
+    """Stands for the schedule of a constant rate; it is never called, since the rate is in `override`."""
+    raise NotImplementedError(f"a constant learning rate has no schedule to call with {count!r}")
+
+
+class _Rate:
     """A rate for optax's slot for schedules with state (`StatefulSchedule`)."""
 
-    def __init__(self, schedule: optax.Schedule) -> None:
-        self.schedule = schedule
+    def __init__(self, rate: Any) -> None:
+        self.rate = rate
 
     def init(self) -> LearningRate:
-        return LearningRate.create(self.schedule)
+        return LearningRate.create(self.rate)
 
     def update(self, state: LearningRate, **extra_args: Any) -> LearningRate:
         del extra_args
@@ -130,26 +143,63 @@ def adjustable_lr(
     names = list(inspect.signature(factory).parameters)
     if not names:
         raise TypeError(f"adjustable_lr: {factory!r} takes no argument, expected learning_rate.")
-    name = "learning_rate" if "learning_rate" in names else names[0]
-    schedule = learning_rate if callable(learning_rate) else _Constant(float(learning_rate))
     numbers = dict(hyperparameters or {})
     check_hyperparameters(factory, numbers)
+    rate = learning_rate if callable(learning_rate) else float(learning_rate)
+    return AdjustableOptimizer.make(factory, rate, numbers)
 
-    def make(**values: Any) -> Any:
-        return factory(**values)
 
-    # inject_hyperparams takes the names of its hyperparameters from the signature
-    parameters = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in (name, *numbers)]
-    make.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
-    inject = optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)
-    tx = inject(**{name: _Adjustable(schedule)}, **numbers)
+class AdjustableOptimizer(optax.GradientTransformationExtraArgs):
+    """The optax transformation of `adjustable_lr`.
 
-    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
-        updates, new = tx.update(updates, state, params, **extra_args)
-        # a float32 rate must not widen the optimizer's state of a smaller dtype
-        return updates, jax.tree.map(lambda n, o: n.astype(o.dtype) if n.dtype != o.dtype else n, new, state)
+    Two of them with equal program keys differ at most in a constant rate, which is in the optimizer's state.
 
-    return optax.GradientTransformationExtraArgs(tx.init, update)
+    Attributes:
+        rate: the constant rate; None for a schedule.
+    """
+
+    rate: float | None
+
+    @classmethod
+    def make(cls, factory: Callable[..., Any], rate: Any, numbers: Mapping[str, Any]) -> "AdjustableOptimizer":
+        """Makes it.
+
+        Args:
+            factory: as for `adjustable_lr`.
+            rate: a schedule or a constant.
+            numbers: further hyperparameters.
+        """
+        names = list(inspect.signature(factory).parameters)
+        name = "learning_rate" if "learning_rate" in names else names[0]
+
+        def make(**values: Any) -> Any:
+            return factory(**values)
+
+        # inject_hyperparams takes the names of its hyperparameters from the signature
+        parameters = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in (name, *numbers)]
+        make.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+        inject = optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)
+        tx = inject(**{name: _Rate(rate)}, **numbers)
+
+        def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+            updates, new = tx.update(updates, state, params, **extra_args)
+            # a float32 rate must not widen the optimizer's state of a smaller dtype
+            return updates, jax.tree.map(lambda n, o: n.astype(o.dtype) if n.dtype != o.dtype else n, new, state)
+
+        self = cls(tx.init, update)
+        self._made_from = (factory, rate, dict(numbers))
+        self.rate = None if callable(rate) else rate
+        return self
+
+    def with_rate(self, rate: Any) -> "AdjustableOptimizer":
+        """Returns the optimizer with another constant rate, which may be traced."""
+        factory, _, numbers = self._made_from
+        return AdjustableOptimizer.make(factory, rate, numbers)
+
+    def program_key(self) -> Any:
+        """Returns what decides its programs; see `key_of`."""
+        factory, rate, numbers = self._made_from
+        return factory, rate if callable(rate) else None, numbers
 
 
 def check_hyperparameters(factory: Any, names: Iterable[str]) -> None:
@@ -169,22 +219,6 @@ def check_hyperparameters(factory: Any, names: Iterable[str]) -> None:
             )
 
 
-class _Constant:
-    """A constant schedule that compares by value, so that equal optimizers have equal structures."""
-
-    def __init__(self, value: float) -> None:
-        self.value = value
-
-    def __call__(self, count: Any) -> Array:
-        return jnp.full(jnp.shape(count), self.value, jnp.float32)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Constant) and other.value == self.value
-
-    def __hash__(self) -> int:
-        return hash(self.value)
-
-
 def scaled_updates(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Wraps a ready-made optimizer so that callbacks can scale its final updates.
 
@@ -201,7 +235,19 @@ def scaled_updates(tx: optax.GradientTransformation) -> optax.GradientTransforma
         scaled = jax.tree.map(lambda u: (u * rate.effective()).astype(u.dtype), updates)
         return scaled, (rate.updated(), inner_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    wrapped = _ScaledOptimizer(init, update)
+    wrapped.inner = tx
+    return wrapped
+
+
+class _ScaledOptimizer(optax.GradientTransformationExtraArgs):
+    """The optax transformation of `scaled_updates`."""
+
+    inner: optax.GradientTransformation
+
+    def program_key(self) -> Any:
+        """Returns what decides its programs; see `key_of`."""
+        return tuple(self.inner)
 
 
 def _is_rate(node: Any) -> bool:
@@ -250,6 +296,29 @@ def accumulations(opt_state: Any) -> list[optax.MultiStepsState]:
 def map_learning_rates(fn: Callable[[LearningRate], LearningRate], opt_state: Any) -> Any:
     """Returns the optimizer's state with `fn` applied to each learning rate in it."""
     return jax.tree.map(lambda n: fn(n) if _is_rate(n) else n, opt_state, is_leaf=_is_rate)
+
+
+def with_constant_rates_of(opt_state: Any, configured: Any, tx: Any = None) -> Any:
+    """Returns a restored optimizer's state with the constant rates of the configured one.
+
+    The configuration comes from the code, not from the checkpoint. A rate that a callback has set is kept.
+
+    Args:
+        opt_state: as restored.
+        configured: as the code made it, with the same structure.
+        tx: its optimizer, which has the rate if `configured` has only shapes.
+    """
+    rates = iter(learning_rates(configured))
+
+    def restored(rate: LearningRate) -> LearningRate:
+        constant = next(rates).override
+        if isinstance(constant, jax.ShapeDtypeStruct):
+            constant = getattr(tx, "rate", None)
+        if rate.schedule is not CONSTANT or constant is None:
+            return rate
+        return rate.replace(override=jnp.where(rate.overridden, rate.override, constant))
+
+    return map_learning_rates(restored, opt_state)
 
 
 def with_callback_lr_from(opt_state: Any, other: Any) -> Any:

@@ -51,6 +51,10 @@ class LossFunction:
                 "`def loss_fn(model, batch, sample_weight): return (losses * sample_weight).mean()`."
             )
 
+    def program_key(self) -> Any:
+        """Returns what decides its programs; see `key_of`."""
+        return self.fn, self.class_weight
+
     def __call__(self, model: Any, batch: Any, state: TrainState, *, train: bool) -> Out:
         known = {
             "key": lambda: state.step_key(),

@@ -14,6 +14,7 @@ from jaxcb._src.training.learning_rate import with_callback_lr_from
 from jaxcb._src.training.loss import LossFunction
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.leaf_names import check_pattern, leaf_name, matches
+from jaxcb._src.utils.program_key import Reference
 from jaxcb._src.utils.pytree import Struct, cast_like, select
 
 _EVALUATION = 0x6576616C  # folded into the key, so that evaluation and training use different keys
@@ -92,6 +93,10 @@ class Step:
         step._gradients = CustomGradients(fn)
         return step
 
+    def program_key(self) -> Any:
+        """Returns what decides its programs; see `key_of`."""
+        return self._gradients if type(self) is Step else Reference(self)
+
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         proposal = self.compute_update(state, batch)
         return self.update(state, proposal), proposal.gradients.values
@@ -143,6 +148,10 @@ class LossGradients:
     def __init__(self, loss_fn: LossFunction) -> None:
         self.loss_fn = loss_fn
 
+    def program_key(self) -> Any:
+        """Returns what decides its programs; see `key_of`."""
+        return self.loss_fn
+
     def __call__(self, state: TrainState, batch: Any) -> Gradients:
         def loss(params: Any) -> tuple[Array, Any]:
             model = state.replace(params=params).model(train=True)
@@ -165,6 +174,10 @@ class CustomGradients:
             raise TypeError(f"Step.from_gradients takes a function of (train_state, batch), got {type(fn).__name__}.")
         self.fn = fn
 
+    def program_key(self) -> Any:
+        """Returns what decides its programs; see `key_of`."""
+        return self.fn
+
     def __call__(self, state: TrainState, batch: Any) -> Gradients:
         result = self.fn(state, batch)
         if not (isinstance(result, tuple) and len(result) in (2, 3)):
@@ -185,6 +198,10 @@ class EvalStep:
 
     def __init__(self, loss_fn: Callable[..., Any]) -> None:
         self.loss_fn = LossFunction(loss_fn)
+
+    def program_key(self) -> Any:
+        """Returns what decides its programs; see `key_of`."""
+        return self.loss_fn if type(self) is EvalStep else Reference(self)
 
     def __call__(self, state: TrainState, batch: Any) -> dict[str, Any]:
         state = state.replace(key=jax.random.fold_in(state.key, _EVALUATION))

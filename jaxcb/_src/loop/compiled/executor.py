@@ -1,7 +1,7 @@
 """Base of both executors: compiled functions over the flat loop state, and validation on batches of the host."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from jaxcb._src.loop.compiled.program import Program
 from jaxcb._src.loop.compiled.record_buffer import TreePacker
 from jaxcb._src.loop.compiled.state import Inputs, LoopState, Status
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
+from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram
 from jaxcb._src.utils.xla import fast_compile_options
 
 
@@ -50,26 +51,30 @@ class Output(NamedTuple):
 
 
 class Compiled:
-    """A jitted `fn(carry, *rest) -> (carry, *out)` whose loop state is flat and donated.
+    """A compiled `fn(carry, *rest) -> (carry, *out)` whose loop state is flat and donated.
 
     With `donate_changed_only`, only leaves that `fn` modifies are donated and returned, since each array that a
     dispatch creates costs host time. Which leaves those are depends on the trace: a leaf is unmodified if `fn` returns
     the very tracer that it was given (`call_preserving_identity` keeps this identity through nested jits). The set is
     found while tracing. If a trace modifies a leaf outside of the current set, tracing raises `_MoreLeavesChange`, the
-    set grows, and the function is jitted again. The set never shrinks, so this ends after a few traces.
+    set grows, and the function is traced again. The set never shrinks, so this ends after a few traces.
 
     Args:
+        name: distinguishes the functions of a run.
         fn: the function.
+        kept: where the executables are kept for later runs.
         placement: the devices; the loop state keeps its shardings.
-        donate_rest: positions of further donated arguments, counted after the loop state.
         count: is called once per dispatch.
+        donate_rest: positions of further donated arguments, counted after the loop state.
         steps: whether the function contains training steps. If so, run time matters more than compile time.
         donate_changed_only: whether to donate and return only the leaves that the function modifies.
     """
 
     def __init__(
         self,
+        name: Hashable,
         fn: Callable[..., Any],
+        kept: KeptProgram,
         placement: Placement,
         count: Callable[[], None],
         donate_rest: tuple[int, ...] = (),
@@ -79,60 +84,76 @@ class Compiled:
     ) -> None:
         self._count, self._placement, self._steps = count, placement, steps
         self._donate_changed_only = donate_changed_only
-        # arguments of `run_flat`: 0 is `changed`, 1 is `unchanged`, 2 is the static tree, and `rest` begins at 3
-        self._donated = (0, *(3 + i for i in donate_rest))
-        self._jitted: Any = None
+        self._kept, self._name = kept, (name, "leaves that change")
+        self._fn = fn
+        self._live: DeviceState | None = None  # of the current call
         self._changed_indices: list[int] = []  # indices of the leaves that are donated and returned
+        # arguments of `_run_flat`: 0 is `changed`, 1 is `unchanged`, and `rest` begins at 2
+        self._function = KeptFunction(
+            name,
+            self._run_flat,
+            kept,
+            donate=(0, *(2 + i for i in donate_rest)),
+            options=self._options,
+            devices=placement.devices_key,
+            varies=_batches_in,
+        )
 
-        def run_flat(changed: list[Any], unchanged: list[Any], tree: Any, *rest: Any) -> Any:
-            leaves = _replace_at(unchanged, self._changed_indices, changed)
-            # inputs are sent as one packed vector; unpacking belongs to the program, so that it costs no dispatch
-            given = (x.unpacked() if isinstance(x, Inputs) else x for x in rest)
-            carry, *out = fn(jax.tree.unflatten(tree, leaves), *given)
-            new, structure = jax.tree.flatten(carry)
-            if structure != tree:
-                raise TypeError(f"the run's state changed its structure from {tree} to {structure}.")
-            # identity of tracers: an unmodified leaf is the same object, whatever its value
-            found = {i for i, (x, y) in enumerate(zip(leaves, new, strict=True)) if x is not y}
-            if not found <= set(self._changed_indices):  # also at the first trace, which starts with an empty set
-                raise _MoreLeavesChange(sorted(found | set(self._changed_indices)))
-            return [new[i] for i in self._changed_indices], out
+    def _run_flat(self, changed: list[Any], unchanged: list[Any], *rest: Any) -> Any:
+        """Runs the function on the flat loop state. Traced."""
+        assert self._live is not None
+        tree = self._live.tree
+        leaves = _replace_at(unchanged, self._changed_indices, changed)
+        # inputs are sent as one packed vector; unpacking belongs to the program, so that it costs no dispatch
+        given = (x.unpacked() if isinstance(x, Inputs) else x for x in rest)
+        carry, *out = self._fn(jax.tree.unflatten(tree, leaves), *given)
+        new, structure = jax.tree.flatten(carry)
+        if structure != tree:
+            raise TypeError(f"the run's state changed its structure from {tree} to {structure}.")
+        # identity of tracers: an unmodified leaf is the same object, whatever its value
+        found = {i for i, (x, y) in enumerate(zip(leaves, new, strict=True)) if x is not y}
+        if not found <= set(self._changed_indices):  # also at the first trace, which starts with an empty set
+            raise _MoreLeavesChange(sorted(found | set(self._changed_indices)))
+        return [new[i] for i in self._changed_indices], out
 
-        self._run_flat = run_flat
+    def _options(self) -> dict[str, Any]:
+        """Returns the arguments of `jax.jit`: the donated leaves keep their shardings."""
+        assert self._live is not None
+        how = self._placement.jit_out_shardings([self._live.leaves[i] for i in self._changed_indices])
+        return {**how, "compiler_options": {} if self._steps else fast_compile_options(self._placement.platform)}
 
     def lower(self, live: DeviceState, *rest: Any) -> Any:
         """Returns the program, lowered for these arguments."""
-        return self._with_program(lambda program, *arguments: program.lower(*arguments), live, *rest)
+        return self._with_arguments(self._function.lower, live, *rest)
 
     def __call__(self, live: DeviceState, *rest: Any) -> Any:
         self._count()
-        new, out = self._placement.block_if_needed(
-            self._with_program(lambda program, *arguments: program(*arguments), live, *rest)
-        )
+        new, out = self._placement.block_if_needed(self._with_arguments(self._function, live, *rest))
         return (DeviceState(_replace_at(live.leaves, self._changed_indices, new), live.tree), *out)
 
-    def _with_program(self, use: Callable[..., Any], live: DeviceState, *rest: Any) -> Any:
-        """Returns `use(program, *arguments)`. Traces again with more donated leaves after `_MoreLeavesChange`."""
+    def _with_arguments(self, use: Callable[..., Any], live: DeviceState, *rest: Any) -> Any:
+        """Returns `use(*arguments)`. Traces again with more donated leaves after `_MoreLeavesChange`."""
+        every = range(0 if self._donate_changed_only else len(live.leaves))
+        self._changed_indices = self._kept.fact(self._name, lambda: list(every))
         while True:
-            program = self._program(live)
+            self._live = live
             changed = [live.leaves[i] for i in self._changed_indices]
             # a donated buffer must occur once among the arguments, so the donated leaves are None in `unchanged`
             unchanged = _replace_at(live.leaves, self._changed_indices, itertools.repeat(None))
             try:
-                return use(program, changed, unchanged, live.tree, *rest)
+                return use(changed, unchanged, *rest)
             # raised while tracing, before any buffer was donated: the arguments are still valid
             except _MoreLeavesChange as more:
-                self._changed_indices, self._jitted = more.indices, None
+                self._changed_indices = more.indices
+                self._kept.put(self._name, more.indices)
+            finally:
+                self._live = None
 
-    def _program(self, live: DeviceState) -> Any:
-        """Returns the jitted function, with output shardings equal to the current ones of the donated leaves."""
-        if self._jitted is None:
-            if not self._donate_changed_only:
-                self._changed_indices = list(range(len(live.leaves)))
-            how: dict[str, Any] = self._placement.jit_out_shardings([live.leaves[i] for i in self._changed_indices])
-            how["compiler_options"] = {} if self._steps else fast_compile_options(self._placement.platform)
-            self._jitted = jax.jit(self._run_flat, static_argnums=2, donate_argnums=self._donated, **how)
-        return self._jitted
+
+def _batches_in(changed: list[Any], unchanged: list[Any], *rest: Any) -> list[Any]:
+    """Returns the arguments of a dispatch whose shapes may differ from those of the last one."""
+    del changed, unchanged
+    return [x.data if isinstance(x, Inputs) else x for x in rest]
 
 
 class _MoreLeavesChange(Exception):
@@ -151,26 +172,29 @@ def _replace_at(leaves: list[Any], indices: list[int], new: Iterable[Any]) -> li
     return leaves
 
 
+def _not_traced() -> Any:
+    raise RuntimeError("a status was read before any program that returns one was traced")
+
+
 class Executor:
     """Base of the two executors.
 
     Args:
-        program: the traced functions of the run.
+        program: the functions of the run.
+        kept: where compiled functions are kept for later runs.
         placement: the devices.
     """
 
     name = ""
 
-    def __init__(self, program: Program, placement: Placement = ONE_DEVICE) -> None:
+    def __init__(self, program: Program, kept: KeptProgram, placement: Placement = ONE_DEVICE) -> None:
         self.program, self.placement = program, placement
         self.dispatches = 0
-        self._packing: TreePacker | None = None  # packs the status; set when a program is traced
+        self.kept = kept
         self._begin = self._compiled(self._run_begin)
         self._end = self._compiled(self._run_end)
-        self._stop = self._compiled(
-            lambda carry: (carry.replace(train=carry.train.replace(stop=jnp.ones_like(carry.train.stop))),)
-        )
-        self._resume = self._compiled(lambda carry: (carry.replace(yielded=jnp.zeros_like(carry.yielded)),))
+        self._stop = self._compiled(self._run_stop)
+        self._resume = self._compiled(self._run_resume)
         self._begin_eval = self._compiled(self._run_begin_eval)
         self._end_eval = self._compiled(self._run_end_eval, donate_rest=(1,))
         self._eval_batch = self._compiled(self._run_eval_batch, donate_rest=(0,), steps=True)
@@ -184,8 +208,19 @@ class Executor:
         donate_changed_only: bool = False,
     ) -> Compiled:
         return Compiled(
-            fn, self.placement, self._count, donate_rest, steps=steps, donate_changed_only=donate_changed_only
+            self._key(fn.__name__),
+            fn,
+            self.kept,
+            self.placement,
+            self._count,
+            donate_rest,
+            steps=steps,
+            donate_changed_only=donate_changed_only,
         )
+
+    def _key(self, name: str) -> Hashable:
+        """Returns the name of a function among all that are kept for the run: populations shrink to other programs."""
+        return self.name, self.program.members, name
 
     def _count(self) -> None:
         self.dispatches += 1
@@ -193,13 +228,14 @@ class Executor:
     def _pack_status(self, inputs: Inputs, carry: LoopState) -> dict[str, Any]:
         """Packs the status. Fetching one array is cheaper than fetching one per number. Traced."""
         status = self.program.status(inputs, carry)
-        self._packing = TreePacker(status)
-        return self._packing.row(status)
+        packing = TreePacker(status)
+        self.kept.put(self._key("status"), packing)
+        return packing.row(status)
 
     def unpack_status(self, status: dict[str, np.ndarray]) -> Status:
         """Unpacks a fetched status."""
-        assert self._packing is not None
-        rows = self._packing.unpack({name: row[None] for name, row in status.items()})
+        packing = self.kept.fact(self._key("status"), _not_traced)
+        rows = packing.unpack({name: row[None] for name, row in status.items()})
         return jax.tree.map(lambda x: x[0], rows)
 
     def begin(self, live: DeviceState, inputs: Inputs) -> tuple[DeviceState, Output]:
@@ -252,6 +288,12 @@ class Executor:
             windows[prefix] = window
         live, rings, status = self._end_eval(live, inputs, rings, windows, evaluate(live))
         return live, Output(rings, status)
+
+    def _run_stop(self, carry: LoopState) -> Any:
+        return (carry.replace(train=carry.train.replace(stop=jnp.ones_like(carry.train.stop))),)
+
+    def _run_resume(self, carry: LoopState) -> Any:
+        return (carry.replace(yielded=jnp.zeros_like(carry.yielded)),)
 
     def _run_begin(self, carry: LoopState, inputs: Inputs) -> Any:
         carry, rings = boundary.begin(self.program, inputs, carry, self.program.buffers.empty())

@@ -21,7 +21,7 @@ from jaxcb._src.inspection.traced_step import TracedStep
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator, computed
 from jaxcb._src.loop.compiled.position import EvalSchedule, PositionPredicates
 from jaxcb._src.loop.compiled.record_buffer import RecordBuffers, RecordPosition, any_fires
-from jaxcb._src.loop.compiled.state import Inputs, LoopState, ProbeValue, Status
+from jaxcb._src.loop.compiled.state import Inputs, LoopState, MetricShapes, ProbeValue, Status
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.training.learning_rate import accumulations, learning_rates
 from jaxcb._src.training.probes import Probe, look, readings
@@ -157,6 +157,27 @@ class EvalSet(NamedTuple):
     batch_size: int
 
 
+class ProgramShapes(NamedTuple):
+    """What is known of a program before its first step, by tracing the hooks and steps once.
+
+    Attributes:
+        metrics: the shapes of everything that the run reports.
+        stale_names: hook -> names that are not reported by that hook call.
+        actions: hook -> shapes of its actions. Hooks that are missing never run.
+        answers: hook -> index of each lazy log action -> shapes of the actions that it computes.
+        host_read: host metrics that a hook reads.
+        scales_final_updates: whether callbacks scale the final updates, because the optimizer has no schedule of its
+            own to scale.
+    """
+
+    metrics: MetricShapes
+    stale_names: Mapping[str, frozenset[str]]
+    actions: Mapping[str, tuple[Any, ...]] = {}
+    answers: Mapping[str, Mapping[int, tuple[Any, ...]]] = {}
+    host_read: tuple[str, ...] = ()
+    scales_final_updates: bool = False
+
+
 class Program:
     """The traced functions of a run. Each hook and each step function is traced once per batch shape.
 
@@ -210,10 +231,6 @@ class Program:
         self.batch_axis = batch_axis
         self.hooks = chain.hooks()
         self.probe_functions: dict[str, Any] = {}
-        self.host_read: tuple[str, ...] = ()  # host metrics that a hook reads
-        self.stale_names: dict[str, frozenset[str]] = {}  # hook -> names that are not reported by that hook call
-        # whether callbacks scale the final updates, because the optimizer has no schedule of its own to scale
-        self.scales_final_updates = False
         self.debug = debug
         probes_step = "on_before_update" in self.hooks or bool(self.probes)
         self.split_step = isinstance(step, Step) and (probes_step or debug)
@@ -243,7 +260,7 @@ class Program:
         self.populations = tuple(n for n, callback in chain.items() if isinstance(callback, PopulationCallback))
         if self.populations and members is None:
             raise ValueError(f"{', '.join(self.populations)} acts on a population: pass it to jc.sweep, not to fit.")
-        self.expect({})
+        self.expect(ProgramShapes(MetricShapes({}, {}, {}, members), {}))
 
     def _compiled(self, fn: Callable[..., Any], in_axes: Any) -> Any:
         """Jits a function, mapped over members if there are any. One jit per function means one trace per shape."""
@@ -275,19 +292,10 @@ class Program:
             lowered.append(self.update.lower(train, proposal, self.actions.get("on_before_update", ())))
         return sum(float((part.cost_analysis() or {}).get("flops", jnp.nan)) for part in lowered)
 
-    def expect(
-        self,
-        actions: dict[str, tuple[Any, ...]],
-        answers: Mapping[str, Mapping[int, tuple[Any, ...]]] | None = None,
-    ) -> None:
-        """Stores the shapes of the actions of each hook. Hooks that are missing never run.
-
-        Args:
-            actions: hook -> shapes of its actions.
-            answers: hook -> index of each lazy log action -> shapes of the actions that it computes.
-        """
-        self.actions = actions
-        self.buffers = RecordBuffers(actions, answers)
+    def expect(self, shapes: ProgramShapes) -> None:
+        """Stores the shapes that are known so far."""
+        self.shapes, self.actions = shapes, shapes.actions
+        self.buffers = RecordBuffers(shapes.actions, shapes.answers)
 
     @staticmethod
     def _owners(chain: Chain) -> str:
@@ -364,7 +372,7 @@ class Program:
     def seen_in(self, hook: str, metrics: Metrics, alive: Any, member: Any) -> Metrics:
         """Returns the metrics as a hook sees them; `alive` and `member` are only set for population callbacks."""
         together = {"alive": alive, "member": member} if self.populations else {}
-        return metrics.replace(old=self.stale_names.get(hook, frozenset()), **together)
+        return metrics.replace(old=self.shapes.stale_names.get(hook, frozenset()), **together)
 
     # Hooks
 

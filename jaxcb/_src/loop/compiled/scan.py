@@ -13,6 +13,7 @@ from jaxcb._src.loop.compiled.executor import DeviceState, Executor, Output
 from jaxcb._src.loop.compiled.program import Program
 from jaxcb._src.loop.compiled.state import Inputs, LoopState, fetch_batch
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
+from jaxcb._src.utils.kept_programs import KeptProgram
 
 
 class Looped(Executor):
@@ -26,8 +27,8 @@ class Looped(Executor):
 
     name = "looped"
 
-    def __init__(self, program: Program, placement: Placement = ONE_DEVICE) -> None:
-        super().__init__(program, placement)
+    def __init__(self, program: Program, kept: KeptProgram, placement: Placement = ONE_DEVICE) -> None:
+        super().__init__(program, kept, placement)
         self._chunk = self._compiled(self._run_chunk, steps=True)
 
     def execute(

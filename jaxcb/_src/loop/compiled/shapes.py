@@ -11,9 +11,9 @@ from jaxcb._src.core.actions.control import ScaleLearningRate, ScaleUpdates, Ski
 from jaxcb._src.core.actions.utils import check_lazy, is_lazy
 from jaxcb._src.core.callback import HOOKS
 from jaxcb._src.core.metrics import is_mergeable
-from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator, computed
-from jaxcb._src.loop.compiled.program import Program
-from jaxcb._src.loop.compiled.state import InitialBuffers, LastReported, ProbeValue
+from jaxcb._src.loop.compiled.metric_accumulator import computed
+from jaxcb._src.loop.compiled.program import Program, ProgramShapes
+from jaxcb._src.loop.compiled.state import MetricShapes
 from jaxcb._src.training.learning_rate import learning_rates
 from jaxcb._src.training.train_state import TrainState, check_actions
 from jaxcb._src.utils.pytree import cast_like
@@ -25,11 +25,11 @@ Shapes = dict[str, Any]  # name -> shape
 
 def infer_shapes(
     program: Program, train: TrainState, callbacks: Any, settings: Any, batch: Any, val: Mapping[str, Any]
-) -> InitialBuffers:
-    """Infers the shapes of all actions for a program, and returns the initial metric buffers.
+) -> ProgramShapes:
+    """Infers the shapes of metrics and actions, by tracing each hook and each step function once.
 
     Args:
-        program: receives the shapes.
+        program: its functions are traced; it is given the shapes.
         train: the train state, or its shapes; likewise for the other arguments.
         callbacks: the callbacks' states.
         settings: the callbacks' numeric fields, as in `Inputs`.
@@ -37,7 +37,7 @@ def infer_shapes(
         val: prefix -> a batch of each validation set.
 
     Returns:
-        Empty accumulators and probe values, and NaN for each metric.
+        The shapes, which `Program.expect` takes.
 
     Raises:
         ValueError: for a metric name that is taken.
@@ -70,36 +70,37 @@ def infer_shapes(
         # a metric may have the name of a control, to report the value that the step used
         if name in names or name in train.controls:
             raise ValueError(f"the metric name {name!r} is reserved: jaxcb reports it itself. Rename yours.")
-    empty = InitialBuffers(
-        windows={"": MetricAccumulator.empty(raw, program.members)}
-        | {name: MetricAccumulator.empty(shapes, program.members) for name, shapes in probe_shapes.items()},
-        readings={
-            name: ProbeValue(_unknown(shapes), jnp.full((), -1, jnp.int32)) for name, shapes in probe_shapes.items()
-        },
-        latest=LastReported(_unknown(names), {name: jnp.full((), -1, jnp.int32) for name in names}),
-    )
     validated = frozenset(names.keys() - train_names.keys())
-    program.stale_names = {
-        "on_eval_end": frozenset(train_names),
-        "on_epoch_end": validated,
-        "on_train_end": frozenset(names),
-    }
-    actions = _actions(program, train, callbacks, settings, train_names, names)
     program.expect(
-        actions, {hook: _answers(program, hook, listed, train, proposal, batch) for hook, listed in actions.items()}
+        ProgramShapes(
+            metrics=MetricShapes(raw, probe_shapes, names, program.members),
+            stale_names={
+                "on_eval_end": frozenset(train_names),
+                "on_epoch_end": validated,
+                "on_train_end": frozenset(names),
+            },
+        )
     )
+    actions, host_read = _actions(program, train, callbacks, settings, train_names, names)
+    answers = {hook: _answers(program, hook, listed, train, proposal, batch) for hook, listed in actions.items()}
     if proposal is not None:
-        actions = program.actions.get("on_before_update", ())
-        _check_state(jax.eval_shape(program.update, train, proposal, actions), train)
-    scaled = any(isinstance(a, ScaleLearningRate) for actions in program.actions.values() for a in actions)
-    program.scales_final_updates = scaled and any(r.schedule is None for r in learning_rates(train.opt_state))
-    return empty
+        before_update = actions.get("on_before_update", ())
+        _check_state(jax.eval_shape(program.update, train, proposal, before_update), train)
+    scaled = any(isinstance(a, ScaleLearningRate) for listed in actions.values() for a in listed)
+    shapes = program.shapes._replace(
+        actions=actions,
+        answers=answers,
+        host_read=host_read,
+        scales_final_updates=scaled and any(r.schedule is None for r in learning_rates(train.opt_state)),
+    )
+    program.expect(shapes)
+    return shapes
 
 
 def _actions(
     program: Program, train: TrainState, callbacks: Any, settings: Any, step_names: Shapes, names: Shapes
-) -> dict[str, tuple[Any, ...]]:
-    """Returns the shapes of the actions of each hook, and stores which host metrics the hooks read."""
+) -> tuple[dict[str, tuple[Any, ...]], tuple[str, ...]]:
+    """Returns the shapes of the actions of each hook, and the host metrics that the hooks read."""
     out: dict[str, tuple[Any, ...]] = {}
     read: set[str] = set()
     for hook in sorted(program.hooks, key=HOOKS.index):
@@ -126,8 +127,7 @@ def _actions(
         _check_place(hook, actions)
         _check_payload(hook, actions)
         out[hook] = actions
-    program.host_read = tuple(name for name in program.host_names if name in read)
-    return out
+    return out, tuple(name for name in program.host_names if name in read)
 
 
 def _answers(
@@ -187,11 +187,6 @@ def _computed(values: Any, program: Program) -> Shapes:
 
 def _scalar(program: Program) -> Any:
     return jax.ShapeDtypeStruct(() if program.members is None else (program.members,), jnp.float32)
-
-
-def _unknown(shapes: Shapes) -> dict[str, Any]:
-    """Returns NaN for each value, as before its first report."""
-    return {name: jnp.full(s.shape, jnp.nan, jnp.float32) for name, s in shapes.items()}
 
 
 def _check_state(new: Any, train: TrainState) -> None:

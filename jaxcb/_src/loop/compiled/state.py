@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxcb._src.data.feed import BatchLayout, rows_in
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator
+from jaxcb._src.training.learning_rate import with_constant_rates_of
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.pytree import Struct
 
@@ -27,12 +28,37 @@ class ProbeValue(Struct):
     step: Any  # int32 (), updates done after the probed step; -1 if not probed yet
 
 
-class InitialBuffers(NamedTuple):
-    """Metrics before the first step: empty, with their final structure."""
+class MetricShapes(NamedTuple):
+    """The shapes of everything that a run reports.
 
-    windows: dict[str, MetricAccumulator]
-    readings: dict[str, ProbeValue]
-    latest: LastReported
+    Attributes:
+        step: name -> shape of the metrics of a step, or a metric with its own merge.
+        probes: probe -> name -> shape.
+        epoch: name -> shape of the values that epoch hooks see.
+        members: size of the member axis; None for a single run.
+    """
+
+    step: dict[str, Any]
+    probes: dict[str, dict[str, Any]]
+    epoch: dict[str, Any]
+    members: int | None
+
+    def windows(self) -> dict[str, MetricAccumulator]:
+        """Returns empty accumulators: of the step's metrics (key "") and of each probe. Traced."""
+        return {name: MetricAccumulator.empty(of, self.members) for name, of in {"": self.step, **self.probes}.items()}
+
+    def readings(self) -> dict[str, ProbeValue]:
+        """Returns the values of the probes before the first one. Traced."""
+        return {name: ProbeValue(_unknown(of), jnp.full((), -1, jnp.int32)) for name, of in self.probes.items()}
+
+    def latest(self) -> LastReported:
+        """Returns the values of the epoch before the first report. Traced."""
+        return LastReported(_unknown(self.epoch), {name: jnp.full((), -1, jnp.int32) for name in self.epoch})
+
+
+def _unknown(shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns NaN for each value, as before its first report."""
+    return {name: jnp.full(s.shape, jnp.nan, jnp.float32) for name, s in shapes.items()}
 
 
 class LoopState(Struct):
@@ -140,15 +166,15 @@ class Status(Struct):
     controls: dict[str, Any]  # the train state's
 
 
-def initial_state(train: TrainState, callbacks: Any, empty: InitialBuffers, order: Any) -> LoopState:
+def initial_state(train: TrainState, callbacks: Any, metrics: MetricShapes, order: Any) -> LoopState:
     """Returns the loop state before the first step."""
     zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
     return LoopState(
         train=train,
         callbacks=callbacks,
-        windows=empty.windows,
-        readings=empty.readings,
-        latest=empty.latest,
+        windows=metrics.windows(),
+        readings=metrics.readings(),
+        latest=metrics.latest(),
         step=zero,
         epoch=zero,
         began=zero,
@@ -186,9 +212,11 @@ def named_leaves(carry: LoopState) -> dict[str, Any]:
 
 
 def with_leaves(carry: LoopState, leaves: Mapping[str, Any]) -> LoopState:
-    """Returns the loop state with the named leaves replaced."""
+    """Returns the loop state with the named leaves replaced by those of a checkpoint."""
     old, tree = jax.tree_util.tree_flatten_with_path(carry)
-    return jax.tree.unflatten(tree, [leaves.get(jax.tree_util.keystr(path), leaf) for path, leaf in old])
+    new = jax.tree.unflatten(tree, [leaves.get(jax.tree_util.keystr(path), leaf) for path, leaf in old])
+    opt_state = with_constant_rates_of(new.train.opt_state, carry.train.opt_state)
+    return new.replace(train=new.train.replace(opt_state=opt_state))
 
 
 def clear_stop(carry: LoopState) -> LoopState:

@@ -12,6 +12,7 @@ from jaxcb._src.loop.compiled.position import HostPosition
 from jaxcb._src.loop.compiled.program import Program
 from jaxcb._src.loop.compiled.state import Inputs, LoopState, fetch_batch
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
+from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram
 
 IN_FLIGHT = 8  # steps dispatched ahead of the device; a stop costs at most as many no-op steps
 _BOUNDARY_HOOKS = ("on_eval_begin", "on_eval_end", "on_epoch_end", "on_epoch_begin")
@@ -28,18 +29,17 @@ class Stepped(Executor):
 
     name = "stepped"
 
-    def __init__(self, program: Program, placement: Placement = ONE_DEVICE) -> None:
-        super().__init__(program, placement)
-        self._fresh = jax.jit(program.buffers.empty, out_shardings=placement.everywhere)
+    def __init__(self, program: Program, kept: KeptProgram, placement: Placement = ONE_DEVICE) -> None:
+        super().__init__(program, kept, placement)
+        self._tree: Any = None  # structure of the loop state, while its status is traced
+        self._fresh = self._without_state(program.buffers.empty)
         self._open = self._compiled(self._run_open, donate_rest=(1,))
         self._step = self._compiled(self._run_step, donate_rest=(1,), steps=True, donate_changed_only=not program.debug)
         self._remainder = self._compiled(
             self._run_remainder, donate_rest=(1,), steps=True, donate_changed_only=not program.debug
         )
         self._boundary = self._compiled(self._run_boundary, donate_rest=(1,))
-        self._status = jax.jit(
-            self._run_status, static_argnums=1, out_shardings=placement.everywhere
-        )  # donates nothing
+        self._status = self._without_state(self._run_status)  # donates nothing
         # Only the buffers that a step writes to: each array that a dispatch takes or returns costs host time.
         self._step_buffers = [name for name, layout in program.buffers.layouts.items() if layout.hook in STEP_HOOKS]
         hooks = _BOUNDARY_HOOKS if program.members is None else _BOUNDARY_HOOKS + _MEMBERS_TOO
@@ -51,7 +51,7 @@ class Stepped(Executor):
         live, rings, may_wait = self._run(live, inputs, batches, place)
         self._count()
         return live, Output(
-            rings, self.placement.block_if_needed(self._status(live.leaves, live.tree, inputs)), may_wait=may_wait
+            rings, self.placement.block_if_needed(self._read_status(live, inputs)), may_wait=may_wait
         )
 
     def _run(  # noqa: C901
@@ -144,5 +144,20 @@ class Stepped(Executor):
         )
         return carry, rings, program.halted(carry)
 
-    def _run_status(self, leaves: list[Any], tree: Any, inputs: Inputs) -> dict[str, Any]:
-        return self._pack_status(inputs.unpacked(), jax.tree.unflatten(tree, leaves))
+    def _without_state(self, fn: Any) -> KeptFunction:
+        """Returns a compiled function that does not return the loop state."""
+        placement = self.placement
+        return KeptFunction(
+            self._key(fn.__name__),
+            fn,
+            self.kept,
+            options=lambda: {"out_shardings": placement.everywhere},
+            devices=placement.devices_key,
+        )
+
+    def _read_status(self, live: DeviceState, inputs: Inputs) -> dict[str, Any]:
+        self._tree = live.tree
+        return self._status(live.leaves, inputs)
+
+    def _run_status(self, leaves: list[Any], inputs: Inputs) -> dict[str, Any]:
+        return self._pack_status(inputs.unpacked(), jax.tree.unflatten(self._tree, leaves))

@@ -1,0 +1,253 @@
+"""`RunPrograms`: the programs of a run, traced only if no earlier run has traced the same."""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.chain import Chain
+from jaxcb._src.data.feed import Feed
+from jaxcb._src.data.validation import HostSet, ResidentSet
+from jaxcb._src.inspection.traced_step import TracedStep
+from jaxcb._src.loop.compiled.executor import DeviceState, Executor
+from jaxcb._src.loop.compiled.member_map import Over
+from jaxcb._src.loop.compiled.position import EvalSchedule
+from jaxcb._src.loop.compiled.program import EvalSet, Program, ProgramShapes
+from jaxcb._src.loop.compiled.record_buffer import BUFFER_BYTES
+from jaxcb._src.loop.compiled.scan import Looped
+from jaxcb._src.loop.compiled.shapes import infer_shapes
+from jaxcb._src.loop.compiled.state import LoopState, copy_arrays, initial_state
+from jaxcb._src.loop.compiled.stepwise import Stepped
+from jaxcb._src.loop.host.population import Population
+from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
+from jaxcb._src.training.probes import Probe
+from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram, kept_program
+from jaxcb._src.utils.program_key import key_of, tree_key
+from jaxcb._src.utils.pytree import to_strong_types
+from jaxcb._src.utils.xla import fast_compile_options
+
+
+@dataclass
+class RunPrograms:
+    """The programs of a run: everything that they depend on, and what tracing them finds.
+
+    Facts and compiled functions are looked up in the kept program first. Tracing uses the functions of this run.
+
+    Attributes:
+        step: the training step.
+        eval_step: the evaluation step, or None.
+        callbacks: all callbacks.
+        train: shapes of the train state that the run starts from; for a population with a leading member axis.
+        feed: training batches.
+        sets: prefix -> validation set.
+        cadence: when to validate.
+        probes: name -> probe.
+        host_values: names of the validation metrics that the host computes.
+        host_names: names of the host metrics.
+        executor: "looped", "stepped", or None to choose.
+        population: configuration of a population; None for a single run.
+        placement: shardings of a single run.
+        debug: whether to check for NaN at every step.
+    """
+
+    step: Callable[..., Any]
+    eval_step: Callable[..., Any] | None
+    callbacks: Chain
+    train: TrainState
+    feed: Feed
+    sets: Mapping[str, ResidentSet | HostSet]
+    cadence: EvalSchedule
+    probes: Mapping[str, Probe]
+    host_values: tuple[str, ...]
+    host_names: tuple[str, ...]
+    executor: str | None
+    population: Population | None
+    placement: Placement
+    debug: bool
+
+    def __post_init__(self) -> None:
+        self.settings = jax.tree.leaves(to_strong_types(self.callbacks))
+        self._tree = jax.tree.structure(self.callbacks)
+        self.members = None if self.population is None else self.population.size
+        key = self.feed.key
+        self.batch_axis = 0 if key is not None and jnp.ndim(key) and self.feed.layout.shuffle else None
+        self.kept: KeptProgram = kept_program(self._key)
+
+    def _key(self) -> Any:
+        """Returns everything that the programs depend on, besides the shapes of their further arguments.
+
+        Numbers of callbacks, a constant learning rate, seeds, lengths and paths below the run directory are missing on
+        purpose: they are arguments, or known to the host alone.
+        """
+        feed, population = self.feed, self.population
+        functions = (self.step, self.eval_step, self.probes)
+        choices = (self.cadence, self.host_values, self.host_names, self.executor, self.debug, BUFFER_BYTES)
+        return (
+            key_of(functions),
+            key_of(choices),
+            tree_key((self.callbacks, self.train, feed.example)),
+            tuple((prefix, type(own), own.layout_key, tree_key(own.example)) for prefix, own in self.sets.items()),
+            (type(feed), feed.layout, None if feed.key is None else jnp.ndim(feed.key)),
+            None if population is None else (population.size, population.axes, population.strategy),
+            key_of((self.placement, self.placement.devices_key)),
+        )
+
+    # The program
+
+    def program(self, members: int | None, over: Over = jax.vmap) -> Program:
+        """Returns the program for a number of members, with the shapes of its metrics and actions.
+
+        Args:
+            members: size of the member axis; None for a single run.
+            over: maps a step over the members.
+        """
+        axes = None if self.population is None else jax.tree.unflatten(self._tree, list(self.population.axes))
+        resident = {prefix: own for prefix, own in self.sets.items() if isinstance(own, ResidentSet)}
+        program = Program(
+            step=self.step,
+            eval_step=self.eval_step,
+            chain=self.callbacks,
+            members=members,
+            evals=[EvalSet(prefix, own.rows, own.batch_size) for prefix, own in resident.items()],
+            host_prefixes=[prefix for prefix in self.sets if prefix not in resident],
+            cadence=self.cadence,
+            layout=self.feed.layout,
+            host_values=self.host_values,
+            probes=self.probes,
+            host_names=self.host_names,
+            batch_axis=self.batch_axis,
+            chain_axes=axes,
+            debug=self.debug,
+            over=over,
+            placement=self.placement,
+        )
+        program.expect(self.kept.fact(("shapes", members), lambda: self._shapes(program, members)))
+        return program
+
+    def _shapes(self, program: Program, members: int | None) -> ProgramShapes:
+        """Traces hooks and steps for the shapes of their results."""
+        state, states = self._prepared
+        settings = self.settings
+        if members != self.members:  # shapes only: any rows of the right number serve
+            assert self.population is not None
+            axes = self.population.axes
+            state, states = _with_rows((state, states), members)
+            settings = [x if axis is None else x[:members] for x, axis in zip(settings, axes, strict=True)]
+        examples = {prefix: self.placement.shapes(own.example) for prefix, own in self.sets.items()}
+        return infer_shapes(program, state, states, settings, self.batch(members), examples)
+
+    def batch(self, members: int | None) -> Any:
+        """Returns the shapes of a batch, with a member axis if each member has its own."""
+        example = self.placement.shapes(self.feed.example)
+        return example if self.batch_axis is None else _with_axis(example, members)
+
+    @functools.cached_property
+    def _prepared(self) -> tuple[TrainState, Any]:
+        """The shapes of the train state with its named weights and optimizer state, and of the callbacks' states."""
+        return self.placement.shapes(jax.eval_shape(self._with_callbacks, self.train, self.settings))
+
+    def _with_callbacks(self, train: TrainState, settings: list[Any]) -> tuple[TrainState, Any]:
+        """Returns the train state prepared for the run, and the callbacks' states. Traced."""
+
+        def one(settings: list[Any], train: TrainState) -> tuple[TrainState, Any]:
+            return _prepare(train, jax.tree.unflatten(self._tree, settings))
+
+        if self.population is not None:
+            return jax.vmap(one, in_axes=(list(self.population.axes), 0))(settings, train)
+        return one(settings, train)
+
+    def executor_of(self, program: Program, kind: str, placement: Placement) -> Executor:
+        """Returns an executor, whose functions compile when they are called first.
+
+        Args:
+            program: the functions to compile.
+            kind: "looped" or "stepped".
+            placement: the devices; for a population those of its strategy.
+        """
+        program.layout = self.feed.layout
+        return (Looped if kind == "looped" else Stepped)(program, self.kept, placement)
+
+    # What is known of the step
+
+    def traced_step(self, program: Program) -> TracedStep:
+        """Returns the traced step, with the location of its metrics."""
+        return program.traced(self._prepared[0], self.batch(self.members))
+
+    def jaxpr(self, program: Program) -> Any:
+        """Returns the traced step as a jaxpr."""
+        return program.jaxpr(self._prepared[0], self.batch(self.members))
+
+    def flops(self, program: Program) -> float:
+        """Returns the floating point operations of a step."""
+        return self.kept.fact("flops", lambda: program.flops(self._prepared[0], self.batch(self.members)))
+
+    # The first loop state
+
+    def start(self, program: Program, train: TrainState) -> DeviceState:
+        """Returns the loop state before the first step, with copies of the arrays of a train state.
+
+        A constant learning rate is an argument, like the numbers of the callbacks, so that a run with other ones needs
+        no other program.
+        """
+        rate = getattr(train.tx, "rate", None) if train.opt_state is None else None
+        if self.placement.mesh is not None:
+            train = self.placement.put_state(train)
+        leaves, tree = jax.tree.flatten(train)
+
+        def start(leaves: list[Any], settings: list[Any], rate: Any) -> list[Any]:
+            carry = self._first(program, jax.tree.unflatten(tree, leaves), settings, rate)
+            leaves, structure = jax.tree.flatten(carry.replace(train=carry.train.replace(tx=None, adapter=None)))
+            self.kept.put("structure", structure)
+            return leaves
+
+        def options() -> dict[str, Any]:
+            how: dict[str, Any] = {"compiler_options": fast_compile_options(self.placement.platform)}
+            if self.placement.mesh is not None:
+                carry = jax.eval_shape(lambda train: self._first(program, train, self.settings, rate), self.train)
+                how["out_shardings"] = jax.tree.leaves(self.placement.carry_shardings(carry))
+            return how
+
+        function = KeptFunction("start", start, self.kept, options=options, devices=self.placement.devices_key)
+        rate = None if rate is None else jnp.asarray(rate, jnp.float32)
+        leaves = function(leaves, self.settings, rate)
+        carry: LoopState = jax.tree.unflatten(self.kept.fact("structure", dict), leaves)
+        tx = train.tx
+        if any(type(callback).setup is not Callback.setup for callback in self.callbacks.callbacks):
+            tx = self._prepared[0].tx  # a callback has wrapped the optimizer
+        return DeviceState.of(carry.replace(train=carry.train.replace(tx=tx, adapter=train.adapter)))
+
+    def _first(self, program: Program, train: TrainState, settings: list[Any], rate: Any) -> LoopState:
+        """Returns the loop state before the first step. Traced."""
+        if rate is not None:
+            train = train.replace(tx=train.tx.with_rate(rate))  # pyright: ignore[reportOptionalMemberAccess]
+        order = jax.eval_shape(program.layout.new_order, self.feed.key, 0)
+        # zeros: the order is drawn when the epoch begins
+        order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)
+        state, states = self._with_callbacks(train, settings)
+        return copy_arrays(initial_state(state, states, program.shapes.metrics, order))
+
+
+def _prepare(state: TrainState, callbacks: Chain) -> tuple[TrainState, Any]:
+    """Returns the train state prepared for a new run (with slots for named weights), and the callbacks' states."""
+    kept = {key: copy for key, copy in state.weights.items() if key not in callbacks.slots()}
+    state = state.init_optimizer().replace(weights=kept, stop=jnp.zeros_like(state.stop))
+    return callbacks.setup(state).with_slots(callbacks), callbacks.init()
+
+
+def _with_axis(shapes: Any, size: int | None) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), shapes)
+
+
+def _with_rows(shapes: Any, size: int | None) -> Any:
+    """Returns the shapes for another number of members."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), shapes)
+
+
+def placement_of_programs(placement: Placement, population: Population | None) -> Placement:
+    """Returns the shardings inside programs: a population shards its members, not batch and train state."""
+    return placement if population is None else ONE_DEVICE

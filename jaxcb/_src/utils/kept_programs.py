@@ -1,0 +1,206 @@
+"""Programs are kept: what was traced and compiled for a run serves later runs that would trace the same.
+
+There are two levels. A *kept program* is found by a key of everything that tracing depends on (`program_key`): it gives
+compiled functions and facts that were found by tracing, so nothing is traced. An *executable* is found by the text of
+the lowered program: where only closures are new, the run is traced again and nothing is compiled.
+
+Neither level refers to arrays. A compiled function takes and returns flat lists of arrays and our own structures, so
+that the structure of a train state, which refers to the user's model and optimizer, is never part of it.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxcb._src.utils.program_key import NoProgramKey, Reference, context_key, leaf_key, references_in
+
+_PROGRAMS = 32  # kept programs
+_EXECUTABLES = 128  # kept executables; a run has about five
+_lock = threading.RLock()
+
+
+class Executable(NamedTuple):
+    """A compiled function, and what was found while it was traced."""
+
+    call: Any
+    found: Any
+
+
+class KeptProgram:
+    """The compiled functions and facts of runs with the same key.
+
+    Args:
+        references: weak references to the functions in the key; the program is dropped once one of them is dead.
+    """
+
+    def __init__(self, references: list[Reference]) -> None:
+        self._references = references
+        self._executables: dict[Hashable, Executable] = {}
+        self._facts: dict[Hashable, Any] = {}
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether no run can have this key any more."""
+        return any(reference.is_dead for reference in self._references)
+
+    def has(self, name: Hashable) -> bool:
+        """Returns whether a fact is known."""
+        return name in self._facts
+
+    def put(self, name: Hashable, value: Any) -> None:
+        """Sets a fact."""
+        self._facts[name] = value
+
+    def fact(self, name: Hashable, find: Callable[[], Any]) -> Any:
+        """Returns a fact about the program; calls `find` if it is not known. It must refer to no arrays."""
+        if name not in self._facts:
+            self._facts[name] = find()
+        return self._facts[name]
+
+    def executable(self, key: Hashable, build: Callable[[], Executable]) -> Executable:
+        """Returns a compiled function; calls `build` if there is none for this key."""
+        if key not in self._executables:
+            self._executables[key] = build()
+        return self._executables[key]
+
+
+_programs: OrderedDict[Hashable, KeptProgram] = OrderedDict()
+_executables: OrderedDict[Hashable, Any] = OrderedDict()
+
+
+def kept_program(make_key: Callable[[], Hashable]) -> KeptProgram:
+    """Returns the kept program for a key; a new one if there is none.
+
+    Args:
+        make_key: returns everything that the program depends on, as `key_of` and `tree_key` compare it.
+
+    Returns:
+        The program. It is not kept where the key cannot be made, or without compilation (`jax.disable_jit`).
+    """
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+        return KeptProgram([])
+    try:
+        key = make_key(), context_key()
+        hash(key)
+    except (NoProgramKey, TypeError):  # a static part of a pytree without a hash
+        return KeptProgram([])
+    with _lock:
+        for dead in [k for k, program in _programs.items() if program.is_dead]:
+            del _programs[dead]
+        program = _programs.get(key)
+        if program is None:
+            program = _programs[key] = KeptProgram(references_in(key))
+        _programs.move_to_end(key)
+        while len(_programs) > _PROGRAMS:
+            _programs.popitem(last=False)
+        return program
+
+
+def compiled(lowered: Any, devices: Hashable) -> Any:
+    """Compiles a lowered function, unless the same one was compiled before.
+
+    Args:
+        lowered: of a function that was jitted with `keep_unused=True`: otherwise the text does not tell which arguments
+            are used.
+        devices: the devices and the compiler options.
+    """
+    text = lowered.as_text()
+    if "callback" in text:  # the text has the address of a Python function, which may be used again
+        return lowered.compile()
+    digest = hashlib.sha256(text.encode()).digest()
+    key = (digest, lowered.in_tree, lowered.out_tree, devices)
+    with _lock:
+        if key in _executables:
+            _executables.move_to_end(key)
+            return _executables[key]
+    new = lowered.compile()
+    with _lock:
+        _executables[key] = new
+        while len(_executables) > _EXECUTABLES:
+            _executables.popitem(last=False)
+    return new
+
+
+def clear_caches() -> None:
+    """Drops all programs that are kept for later runs.
+
+    `fit`, `Loop.run`, `evaluate`, `predict`, `sweep` and `replay` keep what they have compiled, so that the next call
+    with the same functions and shapes compiles nothing. Like `jax.jit`, they read globals, closures and mutable objects
+    when they trace: call this after such a change, or to free the memory of the programs.
+
+    Example:
+        >>> import jaxcb as jc
+        >>> jc.clear_caches()
+    """
+    with _lock:
+        _programs.clear()
+        _executables.clear()
+
+
+class KeptFunction:
+    """A jitted function whose executables are kept.
+
+    Args:
+        name: distinguishes the functions of a program.
+        fn: the function. Its arguments and results are arrays in lists, dicts and our own classes. It may return a
+            third of Python as `found` through `note`.
+        program: where the executables are kept.
+        donate: positions of donated arguments.
+        options: returns further arguments of `jax.jit`; called only to trace.
+        devices: the devices, as part of the key of an executable.
+        varies: returns the part of the arguments whose shapes may differ from call to call.
+    """
+
+    def __init__(
+        self,
+        name: Hashable,
+        fn: Callable[..., Any],
+        program: KeptProgram,
+        *,
+        donate: tuple[int, ...] = (),
+        options: Callable[[], dict[str, Any]] = dict,
+        devices: Hashable = None,
+        varies: Callable[..., Any] = lambda *args: None,
+    ) -> None:
+        self._name, self._fn, self._program = name, fn, program
+        self._donate, self._options, self._devices, self._varies = donate, options, devices, varies
+        self._found: Any = None
+        self._by_shapes: dict[Hashable, Executable] = {}
+
+    def note(self, found: Any) -> None:
+        """Notes what the function has found while it is traced; `found_by` returns it."""
+        self._found = found
+
+    def __call__(self, *args: Any) -> Any:
+        if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+            return self._fn(*args)
+        return self.executable(*args).call(*args)
+
+    def executable(self, *args: Any) -> Executable:
+        """Returns the compiled function for arguments of these shapes."""
+        shapes = tuple(
+            (x.shape, x.dtype) if hasattr(x, "dtype") else type(x) for x in jax.tree.leaves(self._varies(*args))
+        )
+        known = self._by_shapes.get(shapes)
+        if known is None:
+            leaves, structure = jax.tree.flatten(args)
+            key = (self._name, structure, tuple(map(leaf_key, leaves)))
+            known = self._by_shapes[shapes] = self._program.executable(key, lambda: self._build(args))
+        return known
+
+    def lower(self, *args: Any) -> Any:
+        """Traces and lowers the function."""
+        return self._lower(self._options(), args)
+
+    def _lower(self, options: dict[str, Any], args: Any) -> Any:
+        return jax.jit(self._fn, donate_argnums=self._donate, keep_unused=True, **options).lower(*args)
+
+    def _build(self, args: Any) -> Executable:
+        options = self._options()
+        lowered = self._lower(options, args)
+        flags = tuple(sorted(options.get("compiler_options", {}).items()))
+        return Executable(compiled(lowered, (self._devices, flags)), self._found)
