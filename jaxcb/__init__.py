@@ -51,6 +51,7 @@ _NAMES = {
     "training.probes": "probe",
     "training.train_state": "TrainState apply",
     "training.train_step": "EvalStep Step",
+    "utils.kept_programs": "clear_caches",
     "utils.pytree": "Struct static",
     "writers.recorder": "Recorder",
     "writers.run_handle": "Run",

@@ -52,6 +52,7 @@ from jaxcb._src.training.train_state import TrainState as TrainState
 from jaxcb._src.training.train_state import apply as apply
 from jaxcb._src.training.train_step import EvalStep as EvalStep
 from jaxcb._src.training.train_step import Step as Step
+from jaxcb._src.utils.kept_programs import clear_caches as clear_caches
 from jaxcb._src.utils.pytree import Struct as Struct
 from jaxcb._src.utils.pytree import static as static
 from jaxcb._src.writers.recorder import Recorder as Recorder

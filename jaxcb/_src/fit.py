@@ -1,7 +1,7 @@
 """`fit`, `evaluate` and `predict`: training, measuring and using a model."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ from jaxcb._src.training.run_config import RunConfig
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import EvalStep, Step
 from jaxcb._src.utils.errors import DataError
+from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram, kept_program
+from jaxcb._src.utils.program_key import key_of, tree_key
 from jaxcb._src.utils.validate import check_int
 
 
@@ -189,19 +191,26 @@ def evaluate(
         {'loss': 1.0}
     """
     state, placement = _inference_state(model, seed, mesh, sharding)
-    step = placement.with_mesh(EvalStep(loss_fn))
+    step = EvalStep(loss_fn)
+    leaves, tree = jax.tree.flatten(state)
+    kept = _kept_program("evaluate", step, state, placement)
 
-    @partial(jax.jit, out_shardings=placement.everywhere)
-    def add(window: MetricAccumulator, state: TrainState, batch: Any) -> MetricAccumulator:
-        return window.add(step(state, placement.split(batch)), rows_in(batch))
+    def measure(leaves: list[Any], batch: Any) -> Any:
+        return placement.with_mesh(step)(jax.tree.unflatten(tree, leaves), placement.split(batch))
 
+    def add(window: MetricAccumulator, leaves: list[Any], batch: Any) -> MetricAccumulator:
+        return window.add(measure(leaves, batch), rows_in(batch))
+
+    add_batch = _kept_function("add", add, kept, placement)
     window = None
     for batch in _batches(data, batch_size, "evaluate", placement):
         if window is None:
-            window = placement.put_everywhere(MetricAccumulator.empty(jax.eval_shape(step, state, batch)))
-        window = placement.block_if_needed(add(window, state, batch))
+            # the first batch alone decides the shapes of the sums, as a mean does not depend on the rows
+            shapes = kept.fact(tree_key(batch), functools.partial(jax.eval_shape, measure, leaves, batch))
+            window = placement.put_everywhere(MetricAccumulator.empty(shapes))
+        window = placement.block_if_needed(add_batch(window, leaves, batch))
     assert window is not None
-    means = jax.device_get(window.means())
+    means = jax.device_get(_kept_function("means", MetricAccumulator.means, kept, placement)(window))
     return {name: value.item() if np.ndim(value) == 0 else value for name, value in means.items()}
 
 
@@ -234,15 +243,18 @@ def predict(
     """
     state, placement = _inference_state(model, 0, mesh, sharding)
 
-    @partial(jax.jit, out_shardings=placement.everywhere)
-    @placement.with_mesh
-    def run(state: TrainState, batch: Any) -> Any:
-        model, batch = state.model(), placement.split(batch)
+    leaves, tree = jax.tree.flatten(state)
+
+    def run(leaves: list[Any], batch: Any) -> Any:
+        state, batch = jax.tree.unflatten(tree, leaves), placement.split(batch)
+        model = state.model()
         return fn(model, batch) if fn is not None else state.adapter.call(model, batch, state.model_state)
 
+    kept = _kept_program("predict", fn, state, placement)
+    run_batch = _kept_function("run", placement.with_mesh(run), kept, placement)
     out = []
     for batch in _batches(x, batch_size, "predict", placement):
-        out.append(jax.device_get(run(state, batch)))
+        out.append(jax.device_get(run_batch(leaves, batch)))
         rows = rows_in(batch)
         for leaf in jax.tree.leaves(out[-1]):
             if np.shape(leaf)[:1] != (rows,):
@@ -250,6 +262,23 @@ def predict(
                     f"predict: the output for {rows} rows has shape {np.shape(leaf)}, expected {rows} rows."
                 )
     return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
+
+
+def _kept_program(owner: str, fn: Any, state: TrainState, placement: Placement) -> KeptProgram:
+    """Returns the kept program of a function that is called with a model."""
+    return kept_program(lambda: (owner, key_of(fn), tree_key(state), key_of((placement, placement.devices_key))))
+
+
+def _kept_function(name: str, fn: Callable[..., Any], kept: KeptProgram, placement: Placement) -> KeptFunction:
+    """Returns a compiled function of arrays and one batch, which may have another shape in each call."""
+    return KeptFunction(
+        name,
+        fn,
+        kept,
+        options=lambda: {"out_shardings": placement.everywhere},
+        devices=placement.devices_key,
+        varies=lambda *args: tree_key(args[-1]),
+    )
 
 
 def _inference_state(model: Any, seed: int, mesh: Mesh | None, sharding: Any) -> tuple[TrainState, Placement]:

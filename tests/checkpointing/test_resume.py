@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from loop import _runs
 
 import jaxcb as jc
+from jaxcb._src.checkpointing.store import Store
 from jaxcb._src.loop.host.stops import Signals
+from jaxcb._src.storage.ownership import RunRecord
 
 EXECUTORS = ("looped", "stepped")
 
@@ -51,6 +53,15 @@ def callbacks(every=1):
         jc.callbacks.NormMonitor(every=3, of="grad_norm"),
         jc.BackupAndRestore("unused", save_freq=every),
     ]
+
+
+def latest_save(directory):
+    """The newest checkpoint of the run in a directory."""
+    record = RunRecord.read(directory)
+    assert record is not None
+    saved = Store(directory / "checkpoints", run=record.run, say=print).latest()
+    assert saved is not None
+    return saved
 
 
 def run(directory, executor="looped", at=None, **changes):
@@ -156,7 +167,7 @@ def test_streams_go_on_at_their_batch(tmp_path, executor, streamed):
 @pytest.mark.long
 def test_validation_in_the_middle_of_epochs_and_by_the_host(tmp_path):
     held = [_runs.make_data(20, seed=1)]
-    given = {"eval_every": 3, "validation_data": held, "evaluators": {"val_b": lambda p: p["b"]}}
+    given = {"eval_every": 3, "validation_data": held, "metrics": {"val_b": jc.probes.evaluator(lambda p: p["b"])}}
     one = run(tmp_path / "one", **given)
     for at in (3, 4, 9):
         run(tmp_path / "two", at=at, **given)
@@ -249,7 +260,7 @@ def test_other_callbacks_start_anew_or_are_dropped_and_both_are_said(tmp_path, c
     out = capsys.readouterr().out
     assert "TerminateOnNaN" in out
     assert "SwapEMAWeights, TerminateOnNaN are new and start with their initial state" in out
-    assert "ReduceLROnPlateau are gone" in out
+    assert "ReduceLROnPlateau are missing, and their state is dropped" in out
     assert "EarlyStopping are other callbacks under the same name" in out
     assert int(result.callback_states["EarlyStopping"].best_epoch) >= 2  # of `loss`, from the third epoch on
 
@@ -295,7 +306,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, signum, status):
     told = child(tmp_path, signum)
     assert told.returncode in ({status, -signum} if signum == signal.SIGINT else {status}), told.stderr
     if signum == signal.SIGINT:
-        assert "KeyboardInterrupt: after 20 steps" in told.stderr
+        assert "KeyboardInterrupt: stopped after 20 steps" in told.stderr
     rest = child(tmp_path, signum)
     assert rest.returncode == 0, rest.stderr
     assert "resuming" in rest.stdout
@@ -399,10 +410,8 @@ def test_no_whole_checkpoint_left_is_an_error_and_no_fresh_start(tmp_path):
 @pytest.mark.long
 def test_the_time_goes_on(tmp_path):
     """A budget of time is one of the whole run."""
-    from jaxcb._src.checkpointing.store import Store
-
     run(tmp_path, at=9)
-    elapsed = Store(tmp_path / "checkpoints", say=print).latest().facts["elapsed"]
+    elapsed = latest_save(tmp_path).facts["elapsed"]
     assert elapsed > 0
     result = run(tmp_path, callbacks=[*callbacks(), jc.callbacks.Timer(elapsed)])
     assert "Timer: the time limit of" in result.stop_reason

@@ -8,12 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 from checkpointing import test_resume
-from checkpointing.test_resume import EXECUTORS, Cut, callbacks, same
+from checkpointing.test_resume import EXECUTORS, Cut, callbacks, latest_save, same
 
 import jaxcb as jc
 from jaxcb._src.checkpointing.checkpointer import Checkpointer
-from jaxcb._src.checkpointing.store import Store
-from jaxcb._src.loop.host.checkpoint_hooks import CheckpointHooks
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.writers.csv import CSVWriter
 
@@ -49,7 +47,7 @@ def failing(monkeypatch, where, what, error, *, at=1, killed=False):
     with monkeypatch.context() as patched:
         patched.setattr(where, what, raising)
         if killed:
-            patched.setattr(CheckpointHooks, "rescue", lambda *_: None)
+            patched.setattr(Driver, "_save_on_error", lambda *_: None)
         with pytest.raises(type(error)):
             yield
 
@@ -92,8 +90,7 @@ def test_ended_between_the_last_save_and_the_result(tmp_path, monkeypatch, whole
 def test_the_last_save_knows_where_the_training_ended(tmp_path, executor):
     """Also where something is still under way behind the last step."""
     run(tmp_path, executor, epochs=2, callbacks=[], steps_per_execution=3)
-    saved = Store(tmp_path / "checkpoints", say=print).latest()
-    assert saved is not None
+    saved = latest_save(tmp_path)
     assert (saved.step, saved.facts["step"], saved.facts["epoch"], saved.facts["cursor"]) == (10, 10, 2, 0)
     assert saved.facts["over"]
 

@@ -130,7 +130,7 @@ def perform(act, folder, epochs):
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long)])
-def test_foreign_files_survive_any_sequence_of_what_a_run_does(tmp_path, seed):
+def test_foreign_files_survive_any_sequence_of_what_a_run_does(tmp_path, seed):  # noqa: C901
     """Files with familiar names and files put into what a run has made, before each of its acts."""
     rng = random.Random(seed)
     foreign = {}
@@ -155,7 +155,15 @@ def test_foreign_files_survive_any_sequence_of_what_a_run_does(tmp_path, seed):
             put(folder / f"foreign {number}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of foreign folders called as checkpoints are
-            epochs = perform(act, tmp_path, epochs)
+            try:
+                epochs = perform(act, tmp_path, epochs)
+            except FileExistsError as refused:  # the folder of an export that was deleted up to a foreign file in it
+                blocked = next(p for p in (run / "exports").iterdir() if f"{p} " in str(refused))
+                mine = [path for path in foreign if path.is_relative_to(blocked)]
+                assert mine
+                assert all(path.read_bytes() == foreign.pop(path) for path in mine)
+                shutil.rmtree(blocked)
+                epochs = perform("resume" if act == "overwrite" else act, tmp_path, epochs)
         if act == "neighbour":
             rows = [(p, p.read_bytes()) for p in (tmp_path / "shared.csv", tmp_path / "shared.jsonl")]
         for path, content in foreign.items():

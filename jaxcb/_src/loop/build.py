@@ -1,5 +1,6 @@
 """Builds a ready-to-run driver from validated arguments."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,18 +27,15 @@ from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.run_handle import Run
 
 
-def choose(executor: str | None, jaxpr: Any) -> tuple[str, str]:
+def choose(jaxpr: Any) -> tuple[str, str]:
     """Returns "looped" or "stepped", and why.
 
     XLA's CPU backend runs convolution gradients 10 to 33 times slower inside any loop or branch. No other measured
     operation is slower in a loop, and none on accelerators.
 
     Args:
-        executor: "looped", "stepped", or None to choose.
         jaxpr: the traced step.
     """
-    if executor is not None:
-        return executor, "as requested"
     backend = jax.default_backend()
     if backend == "cpu" and _has_convolution(jaxpr):
         return "stepped", "the step has convolutions, whose gradients are slow in a compiled loop on the CPU"
@@ -55,7 +53,7 @@ def _has_convolution(jaxpr: Any) -> bool:
     return False
 
 
-def build_driver(  # noqa: PLR0913, PLR0915
+def build_driver(  # noqa: PLR0913
     *,
     step: Callable[..., Any],
     eval_step: Callable[..., Any] | None,
@@ -128,7 +126,6 @@ def build_driver(  # noqa: PLR0913, PLR0915
         probes=_all_probes(probes, callbacks),
         host_values=evaluators.names,
         host_names=outside.names,
-        executor=executor,
         population=population,
         placement=alone,
         debug=debug,
@@ -136,15 +133,15 @@ def build_driver(  # noqa: PLR0913, PLR0915
     program = programs.program(programs.members)
     outside.use(program.shapes.host_read, context)
     run.traced_step = lambda: programs.traced_step(program)
-    kind, why = programs.kept.fact(
-        "executor", lambda: ("stepped", "debug=True") if debug else choose(executor, programs.jaxpr(program))
-    )
+    if debug or executor is not None:
+        kind, why = ("stepped", "debug=True") if debug else (str(executor), "as requested")
+    else:
+        kind, why = programs.kept.fact("executor", lambda: choose(programs.jaxpr(program)))
     strategy = None
     if population is not None:
         # the members are sharded, not the batch: the placement of the strategy replaces the given one
-        strategy, because = programs.kept.fact(
-            "strategy", lambda: _strategy(population, programs, train_state, kind, placement.mesh)
-        )
+        find = functools.partial(_strategy, population, programs, train_state, kind, placement.mesh)
+        strategy, because = find() if population.strategy is not None else programs.kept.fact((kind, "strategy"), find)
         placement = strategy.placement
         feed.place(placement)
         why = f"{why}; {because}"

@@ -49,7 +49,6 @@ class RunPrograms:
         probes: name -> probe.
         host_values: names of the validation metrics that the host computes.
         host_names: names of the host metrics.
-        executor: "looped", "stepped", or None to choose.
         population: configuration of a population; None for a single run.
         placement: shardings of a single run.
         debug: whether to check for NaN at every step.
@@ -65,7 +64,6 @@ class RunPrograms:
     probes: Mapping[str, Probe]
     host_values: tuple[str, ...]
     host_names: tuple[str, ...]
-    executor: str | None
     population: Population | None
     placement: Placement
     debug: bool
@@ -81,19 +79,19 @@ class RunPrograms:
     def _key(self) -> Any:
         """Returns everything that the programs depend on, besides the shapes of their further arguments.
 
-        Numbers of callbacks, a constant learning rate, seeds, lengths and paths below the run directory are missing on
-        purpose: they are arguments, or known to the host alone.
+        Numbers of callbacks, a constant learning rate, seeds, lengths and the run directory are missing on purpose:
+        they are arguments, or known to the host alone. Executor and strategy are in the names of the functions.
         """
         feed, population = self.feed, self.population
         functions = (self.step, self.eval_step, self.probes)
-        choices = (self.cadence, self.host_values, self.host_names, self.executor, self.debug, BUFFER_BYTES)
+        choices = (self.cadence, self.host_values, self.host_names, self.debug, BUFFER_BYTES)
         return (
             key_of(functions),
             key_of(choices),
             tree_key((self.callbacks, self.train, feed.example)),
             tuple((prefix, type(own), own.layout_key, tree_key(own.example)) for prefix, own in self.sets.items()),
             (type(feed), feed.layout, None if feed.key is None else jnp.ndim(feed.key)),
-            None if population is None else (population.size, population.axes, population.strategy),
+            None if population is None else (population.size, population.axes),
             key_of((self.placement, self.placement.devices_key)),
         )
 
@@ -224,7 +222,7 @@ class RunPrograms:
     def _first(self, program: Program, train: TrainState, settings: list[Any], rate: Any) -> LoopState:
         """Returns the loop state before the first step. Traced."""
         if rate is not None:
-            train = train.replace(tx=train.tx.with_rate(rate))  # pyright: ignore[reportOptionalMemberAccess]
+            train = train.replace(tx=train.tx.with_rate(rate))  # pyright: ignore
         order = jax.eval_shape(program.layout.new_order, self.feed.key, 0)
         # zeros: the order is drawn when the epoch begins
         order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxcb._src.core.chain import Chain, stacked_callbacks
 from jaxcb._src.history.reader import Records, read_records
-from jaxcb._src.replay.program import program_of
+from jaxcb._src.replay.program import ReplaySpec, Rows, program_of, replay_function, run
 from jaxcb._src.sweep.overrides import with_overrides
 from jaxcb._src.sweep.space import Point, as_points
 from jaxcb._src.training.run_config import RunConfig
@@ -74,11 +74,11 @@ def replay_grid(callbacks: Chain, source: Any, learning_rate: Any, over: Any) ->
     base = RunConfig(0, None, None, callbacks)
     chains = [with_overrides(base, point).callbacks for point in points]
     records = read_records(source)
-    run, rows = program_of(records, learning_rate)
+    form, rows = program_of(records, learning_rate)
     last, scale = np.zeros(len(points), np.int64), np.zeros(len(points), np.float32)
     stopped = np.zeros(len(points), bool)
     for index in _by_structure(chains):
-        at, factor, ended = _run([chains[i] for i in index], run, rows)
+        at, factor, ended = _run([chains[i] for i in index], form, rows)
         last[index], scale[index], stopped[index] = at, factor, ended
     return _result(points, records, last, scale, stopped)
 
@@ -96,23 +96,22 @@ def _by_structure(chains: Sequence[Chain]) -> list[list[int]]:
     return [index for _, index in groups]
 
 
-def _run(chains: Sequence[Chain], run: Any, rows: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _run(chains: Sequence[Chain], form: ReplaySpec, rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the record at which each stops, or the last one; the factor there; and whether it stopped."""
     whole, axes = stacked_callbacks(chains)
-    tree = jax.tree.structure(whole)
-
-    def one(leaves: list[Any], rows: Any) -> Any:
-        out = run(jax.tree.unflatten(tree, leaves), rows)
-        ended = out.stopped.any()
-        at = jax.numpy.where(ended, jax.numpy.argmax(out.stopped), len(out.stopped) - 1)
-        return at, out.scale[at], ended
-
-    with jax.default_device(host_device()):
-        leaves = jax.device_get(to_strong_types(jax.tree.leaves(whole)))
+    with jax.default_device(device := host_device()):
+        whole = jax.device_get(to_strong_types(whole))
         if not any(axis == 0 for axis in axes):  # all configurations are equal
-            found = jax.device_get(jax.jit(one)(leaves, rows))
+            found = jax.device_get(replay_function("stops", _stop_of, whole, form, device)(rows))
             return tuple(np.broadcast_to(x, (len(chains),)) for x in found)  # pyright: ignore[reportReturnType]
-        return jax.device_get(jax.jit(jax.vmap(one, in_axes=(list(axes), None)))(leaves, rows))
+        return jax.device_get(replay_function("stops", _stop_of, whole, form, device, axes)(rows))
+
+
+def _stop_of(callbacks: Chain, rows: Rows, form: ReplaySpec) -> Any:
+    out = run(callbacks, rows, form)
+    ended = out.stopped.any()
+    at = jax.numpy.where(ended, jax.numpy.argmax(out.stopped), len(out.stopped) - 1)
+    return at, out.scale[at], ended
 
 
 def _result(

@@ -1,7 +1,6 @@
 """The device program of a replay: `on_train_begin`, one scan over the records, `on_train_end`."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +16,11 @@ from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.history.reader import Records
 from jaxcb._src.training.learning_rate import LearningRate
 from jaxcb._src.training.train_state import TrainState, apply
+from jaxcb._src.utils.kept_programs import KeptFunction, kept_program
+from jaxcb._src.utils.program_key import key_of, tree_key
 from jaxcb._src.utils.pytree import select
 from jaxcb._src.utils.validate import check_number
+from jaxcb._src.utils.xla import fast_compile_options
 
 SIMULATED = (Stop, ScaleLearningRate, SetLearningRate, WeightAction)  # actions that can affect later decisions
 
@@ -62,22 +64,51 @@ class ReplaySpec(NamedTuple):
         return cls(records.names, frozenset(records.old.items()))
 
 
-def program_of(
-    records: Records, learning_rate: float | optax.Schedule | None
-) -> tuple[Callable[[Chain, Rows], "Replayed"], Rows]:
-    """Makes the program for the given records, and converts them to its inputs.
+def program_of(records: Records, learning_rate: float | optax.Schedule | None) -> tuple[ReplaySpec, Rows]:
+    """Returns the specification of the program for the given records, and its inputs.
 
     Args:
         records: the recorded run.
         learning_rate: as in `to_rows`.
-
-    Returns:
-        `fn(callbacks, rows)`, and the rows.
     """
     rows = to_rows(records, learning_rate)
     same = {name: x[0] for name, x in rows._asdict().items() if x.ndim == 1 and (x == x[0]).all()}
-    form = ReplaySpec.of(records)._replace(same=tuple(same.items()))
-    return partial(run, form=form), rows._replace(**dict.fromkeys(same))
+    return ReplaySpec.of(records)._replace(same=tuple(same.items())), rows._replace(**dict.fromkeys(same))
+
+
+def replay_function(
+    name: str,
+    fn: Callable[[Chain, Rows, ReplaySpec], Any],
+    callbacks: Chain,
+    form: ReplaySpec,
+    device: Any,
+    axes: Sequence[int | None] = (),
+) -> Callable[[Rows], Any]:
+    """Returns a compiled function of rows, which is kept for later replays of equal callbacks.
+
+    Args:
+        name: of the function.
+        fn: the function.
+        callbacks: the chain; its numbers are arguments of the program.
+        form: the specification of the records.
+        device: where to run.
+        axes: for each number of the callbacks 0 if it has an axis of configurations to map over, else None; empty
+            for one configuration.
+    """
+    kept = kept_program(lambda: (name, tree_key(callbacks), key_of((form, axes)), device))
+    leaves, tree = jax.tree.flatten(callbacks)
+
+    def one(leaves: list[Any], rows: Rows) -> Any:
+        return fn(jax.tree.unflatten(tree, leaves), rows, form)
+
+    function = KeptFunction(
+        name,
+        jax.vmap(one, in_axes=(list(axes), None)) if axes else one,
+        kept,
+        options=lambda: {"compiler_options": fast_compile_options(device.platform)},
+        devices=device,
+    )
+    return lambda rows: function(leaves, rows)
 
 
 def to_rows(records: Records, learning_rate: float | optax.Schedule | None) -> Rows:

@@ -16,10 +16,9 @@ from jaxcb._src.core.callback import STEP_HOOKS, Callback, PopulationCallback
 from jaxcb._src.core.chain import Chain, chain
 from jaxcb._src.history.reader import Records, read_records
 from jaxcb._src.replay.grid import ReplayGrid, host_device, replay_grid
-from jaxcb._src.replay.program import Replayed, program_of
+from jaxcb._src.replay.program import Replayed, program_of, replay_function, run
 from jaxcb._src.sweep.space import Point
 from jaxcb._src.utils.pytree import to_strong_types
-from jaxcb._src.utils.xla import fast_compile_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,10 +157,10 @@ def replay(
     if over is not None:
         return replay_grid(whole, source, learning_rate, over)
     records = read_records(source)
-    run, rows = program_of(records, learning_rate)
+    form, rows = program_of(records, learning_rate)
     with jax.default_device(device := host_device()):
         whole = jax.device_get(to_strong_types(whole))
-        out = jax.device_get(jax.jit(run, compiler_options=fast_compile_options(device.platform))(whole, rows))
+        out = jax.device_get(replay_function("all", run, whole, form, device)(rows))
     return _result(records, out)
 
 

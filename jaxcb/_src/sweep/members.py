@@ -17,6 +17,8 @@ from jaxcb._src.sweep.space import Point
 from jaxcb._src.training.learning_rate import map_learning_rates, with_hyperparameters
 from jaxcb._src.training.run_config import RunConfig
 from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.kept_programs import KeptFunction, kept_program
+from jaxcb._src.utils.program_key import key_of, tree_key
 
 
 class Member(NamedTuple):
@@ -130,18 +132,23 @@ def _share(one: Member, other: Member, fixed: tuple[str, ...]) -> bool:
 
 def _fixed_numbers(member: Member) -> tuple[str, ...]:
     """Returns the optimizer's numbers that cannot be arrays, because it uses them in a Python `if`."""
-    configuration, fixed = member.configuration, []
+    configuration = member.configuration
     params = avals(member.adapter.split()[0])
-    for name, value in configuration.hyperparameters.items():
+
+    def is_fixed(name: str, value: Any) -> bool:
         config = RunConfig(0, configuration.optimizer, 1.0, configuration.callbacks, {name: value})
         try:
             tx = optax.with_extra_args_support(config.transformation(params))
-            jax.eval_shape(lambda p, tx=tx: tx.update(p, tx.init(p), p, value=jnp.zeros(()), grad=p), params)
+            jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, value=jnp.zeros(()), grad=p), params)
         except (jax.errors.TracerBoolConversionError, jax.errors.ConcretizationTypeError):
-            fixed.append(name)
+            return True
         except Exception:  # other errors of the optimizer are raised where it is used
-            continue
-    return tuple(fixed)
+            return False
+        return False
+
+    numbers = configuration.hyperparameters
+    kept = kept_program(lambda: ("numbers", key_of((configuration.optimizer, numbers)), tree_key(params)))
+    return kept.fact("fixed", lambda: tuple(name for name, value in numbers.items() if is_fixed(name, value)))
 
 
 def describe_group(group: Sequence[Member], others: Sequence[Member]) -> str:
@@ -187,21 +194,25 @@ def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...]) -> TrainStat
     controls = {n: jnp.asarray([c.controls[n] for c in configurations], jnp.float32) for n in first.controls}
     keys = jnp.stack([jax.random.key(c.seed) for c in configurations])
 
-    def create(params: Any, model_state: Any, rngs: Any, controls: Any, key: Any) -> TrainState:
-        return TrainState.create(
-            params=params, tx=tx, model_state=model_state, rngs=rngs, controls=controls, seed=key, adapter=adapter
-        )
+    def create(params: Any, model_state: Any, rngs: Any, controls: Any, key: Any, rate: Any) -> TrainState:
+        own = tx if rate is None else tx.with_rate(rate)  # pyright: ignore[reportAttributeAccessIssue]
+        return TrainState.create(params=params, tx=own, model_state=model_state, rngs=rngs, controls=controls, seed=key)
 
-    state: TrainState = jax.jit(jax.vmap(create))(params, model_state, rngs, controls, keys)
+    kept = kept_program(lambda: ("members", key_of((tx, adapter))))
+    rate = getattr(tx, "rate", None)
+    members = KeptFunction("create", lambda *parts: jax.vmap(create)(*parts).replace(tx=None), kept)
+    rates = None if rate is None else jnp.full(len(group), rate, jnp.float32)
+    state: TrainState = members(params, model_state, rngs, controls, keys, rates)
+    state = state.replace(tx=tx, adapter=adapter)
     numbers = {
         name: jnp.asarray([c.hyperparameters[name] for c in configurations], jnp.float32)
         for name in first.hyperparameters
         if name not in fixed
     }
     opt_state = with_hyperparameters(state.opt_state, numbers)
-    rates = [c.learning_rate for c in configurations]
-    if len({id(r) if callable(r) else r for r in rates}) > 1:
-        base = jnp.asarray(rates, jnp.float32)
+    swept = [c.learning_rate for c in configurations]
+    if len({id(r) if callable(r) else r for r in swept}) > 1:
+        base = jnp.asarray(swept, jnp.float32)
         opt_state = map_learning_rates(
             lambda r: r.replace(override=base, overridden=jnp.ones_like(r.overridden), applied=base), opt_state
         )
@@ -211,7 +222,12 @@ def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...]) -> TrainStat
 def bytes_of(member: Member) -> int:
     """Returns the bytes that a member needs on the device: its train state, its gradients and its updates."""
     configuration = member.configuration.without(tuple(member.configuration.hyperparameters))
-    state = jax.eval_shape(
-        lambda: configuration.train_state(member.adapter).init_optimizer().with_slots(configuration.callbacks)
-    )
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, state.params, state.params)))
+    adapter, callbacks = member.adapter, configuration.callbacks
+
+    def count() -> int:
+        state = jax.eval_shape(lambda: configuration.train_state(adapter).init_optimizer().with_slots(callbacks))
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, state.params, state.params)))
+
+    shapes = avals(adapter.split())
+    kept = kept_program(lambda: ("bytes", key_of((configuration.optimizer, adapter)), tree_key((callbacks, shapes))))
+    return kept.fact("bytes", count)

@@ -41,8 +41,8 @@ class LearningRate(Struct):
             rate: a schedule, a constant (number or float32 ()), or None for a ready-made optimizer.
         """
         one, zero = jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
-        is_constant = rate is not None and not callable(rate)
-        constant, schedule = (jnp.asarray(rate, jnp.float32), CONSTANT) if is_constant else (zero, rate)
+        schedule: Any = rate if rate is None or callable(rate) else CONSTANT
+        constant = jnp.asarray(rate, jnp.float32) if schedule is CONSTANT else zero
         state = cls(jnp.zeros((), jnp.int32), one, constant, jnp.zeros((), bool), one, schedule)
         return state.replace(applied=state.effective())
 
@@ -78,7 +78,7 @@ class LearningRate(Struct):
         return self.replace(scale=jnp.where((floor > 0) & (base * scale < floor), jnp.minimum(held, self.scale), scale))
 
 
-def CONSTANT(count: Any) -> Any:  # noqa: N802
+def CONSTANT(count: Any) -> Any:
     """Stands for the schedule of a constant rate; it is never called, since the rate is in `override`."""
     raise NotImplementedError(f"a constant learning rate has no schedule to call with {count!r}")
 
@@ -159,6 +159,7 @@ class AdjustableOptimizer(optax.GradientTransformationExtraArgs):
     """
 
     rate: float | None
+    _made_from: tuple[Callable[..., Any], Any, dict[str, Any]]
 
     @classmethod
     def make(cls, factory: Callable[..., Any], rate: Any, numbers: Mapping[str, Any]) -> "AdjustableOptimizer":

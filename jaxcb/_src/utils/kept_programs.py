@@ -12,7 +12,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -21,13 +21,6 @@ from jaxcb._src.utils.program_key import NoProgramKey, Reference, context_key, l
 _PROGRAMS = 32  # kept programs
 _EXECUTABLES = 128  # kept executables; a run has about five
 _lock = threading.RLock()
-
-
-class Executable(NamedTuple):
-    """A compiled function, and what was found while it was traced."""
-
-    call: Any
-    found: Any
 
 
 class KeptProgram:
@@ -39,7 +32,7 @@ class KeptProgram:
 
     def __init__(self, references: list[Reference]) -> None:
         self._references = references
-        self._executables: dict[Hashable, Executable] = {}
+        self._executables: dict[Hashable, Any] = {}
         self._facts: dict[Hashable, Any] = {}
 
     @property
@@ -61,7 +54,7 @@ class KeptProgram:
             self._facts[name] = find()
         return self._facts[name]
 
-    def executable(self, key: Hashable, build: Callable[[], Executable]) -> Executable:
+    def executable(self, key: Hashable, build: Callable[[], Any]) -> Any:
         """Returns a compiled function; calls `build` if there is none for this key."""
         if key not in self._executables:
             self._executables[key] = build()
@@ -146,13 +139,13 @@ class KeptFunction:
 
     Args:
         name: distinguishes the functions of a program.
-        fn: the function. Its arguments and results are arrays in lists, dicts and our own classes. It may return a
-            third of Python as `found` through `note`.
+        fn: the function. Its arguments and results are arrays in lists, dicts and our own classes.
         program: where the executables are kept.
         donate: positions of donated arguments.
         options: returns further arguments of `jax.jit`; called only to trace.
         devices: the devices, as part of the key of an executable.
-        varies: returns the part of the arguments whose shapes may differ from call to call.
+        varies: returns a key of the arguments that may differ in shape from those of the last call. The complete key
+            would cost a small step as much as its dispatch.
     """
 
     def __init__(
@@ -164,32 +157,25 @@ class KeptFunction:
         donate: tuple[int, ...] = (),
         options: Callable[[], dict[str, Any]] = dict,
         devices: Hashable = None,
-        varies: Callable[..., Any] = lambda *args: None,
+        varies: Callable[..., Hashable] = lambda *args: None,
     ) -> None:
         self._name, self._fn, self._program = name, fn, program
         self._donate, self._options, self._devices, self._varies = donate, options, devices, varies
-        self._found: Any = None
-        self._by_shapes: dict[Hashable, Executable] = {}
-
-    def note(self, found: Any) -> None:
-        """Notes what the function has found while it is traced; `found_by` returns it."""
-        self._found = found
+        self._by_variant: dict[Hashable, Any] = {}
 
     def __call__(self, *args: Any) -> Any:
         if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
             return self._fn(*args)
-        return self.executable(*args).call(*args)
+        return self.executable(*args)(*args)
 
-    def executable(self, *args: Any) -> Executable:
+    def executable(self, *args: Any) -> Any:
         """Returns the compiled function for arguments of these shapes."""
-        shapes = tuple(
-            (x.shape, x.dtype) if hasattr(x, "dtype") else type(x) for x in jax.tree.leaves(self._varies(*args))
-        )
-        known = self._by_shapes.get(shapes)
+        variant = self._varies(*args)
+        known = self._by_variant.get(variant)
         if known is None:
             leaves, structure = jax.tree.flatten(args)
             key = (self._name, structure, tuple(map(leaf_key, leaves)))
-            known = self._by_shapes[shapes] = self._program.executable(key, lambda: self._build(args))
+            known = self._by_variant[variant] = self._program.executable(key, lambda: self._build(args))
         return known
 
     def lower(self, *args: Any) -> Any:
@@ -199,8 +185,8 @@ class KeptFunction:
     def _lower(self, options: dict[str, Any], args: Any) -> Any:
         return jax.jit(self._fn, donate_argnums=self._donate, keep_unused=True, **options).lower(*args)
 
-    def _build(self, args: Any) -> Executable:
+    def _build(self, args: Any) -> Any:
         options = self._options()
         lowered = self._lower(options, args)
         flags = tuple(sorted(options.get("compiler_options", {}).items()))
-        return Executable(compiled(lowered, (self._devices, flags)), self._found)
+        return compiled(lowered, (self._devices, flags))

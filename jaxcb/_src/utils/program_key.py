@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxcb._src.utils.pytree import Struct
 
@@ -88,9 +89,9 @@ def key_of(value: Any) -> Hashable:
 
 
 def _array_key(value: Any) -> Hashable:
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         raise NoProgramKey
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended) or value.nbytes > _LARGE:
+    if jax.numpy.issubdtype(value.dtype, jax.dtypes.extended) or value.nbytes > _LARGE:
         return Reference(value)
     return type(value), value.shape, value.dtype, np.asarray(value).tobytes()
 

@@ -84,7 +84,7 @@ def test_a_run_in_another_thread_takes_no_signal(signum):
 
     def enter():
         with Signals() as signals:
-            found.append((signal.getsignal(signum), signals.asked))
+            found.append((signal.getsignal(signum), signals.received))
 
     before = signal.getsignal(signum)
     thread = threading.Thread(target=enter)

@@ -96,7 +96,7 @@ class Compiled:
             donate=(0, *(2 + i for i in donate_rest)),
             options=self._options,
             devices=placement.devices_key,
-            varies=_batches_in,
+            varies=_variant,
         )
 
     def _run_flat(self, changed: list[Any], unchanged: list[Any], *rest: Any) -> Any:
@@ -150,10 +150,11 @@ class Compiled:
                 self._live = None
 
 
-def _batches_in(changed: list[Any], unchanged: list[Any], *rest: Any) -> list[Any]:
-    """Returns the arguments of a dispatch whose shapes may differ from those of the last one."""
-    del changed, unchanged
-    return [x.data if isinstance(x, Inputs) else x for x in rest]
+def _variant(changed: list[Any], unchanged: list[Any], *rest: Any) -> Hashable:
+    """Returns a key of what may differ from the last dispatch: the leaves that change, and the shapes of batches."""
+    del unchanged
+    given = jax.tree.leaves([x.data if isinstance(x, Inputs) else x for x in rest])
+    return len(changed), tuple((x.shape, x.dtype) if hasattr(x, "dtype") else type(x) for x in given)
 
 
 class _MoreLeavesChange(Exception):
@@ -220,7 +221,7 @@ class Executor:
 
     def _key(self, name: str) -> Hashable:
         """Returns the name of a function among all that are kept for the run: populations shrink to other programs."""
-        return self.name, self.program.members, name
+        return self.name, self.program.members, self.program.over.__name__, name
 
     def _count(self) -> None:
         self.dispatches += 1

@@ -221,7 +221,7 @@ class Program:
         placement: Placement = ONE_DEVICE,
     ) -> None:
         self.members, self.placement = members, placement
-        self._over = over
+        self.over = over
         self.evals = tuple(evals)
         self.host_eval = bool(host_prefixes or host_values)
         self.host_values, self.host_names = tuple(host_values), tuple(host_names)
@@ -266,7 +266,7 @@ class Program:
         """Jits a function, mapped over members if there are any. One jit per function means one trace per shape."""
         if fn.__hash__ is None:  # jax.jit needs a hashable function; a partial hashes by identity
             fn = functools.partial(fn)
-        return jax.jit(self._over(fn, in_axes) if self.members is not None else self.placement.with_mesh(fn))
+        return jax.jit(self.over(fn, in_axes) if self.members is not None else self.placement.with_mesh(fn))
 
     # Shapes and costs, known before the first step
 

@@ -50,9 +50,7 @@ class Stepped(Executor):
     ) -> tuple[DeviceState, Output]:
         live, rings, may_wait = self._run(live, inputs, batches, place)
         self._count()
-        return live, Output(
-            rings, self.placement.block_if_needed(self._read_status(live, inputs)), may_wait=may_wait
-        )
+        return live, Output(rings, self.placement.block_if_needed(self._read_status(live, inputs)), may_wait=may_wait)
 
     def _run(  # noqa: C901
         self, live: DeviceState, inputs: Inputs, batches: Iterable[Any], place: HostPosition

@@ -26,6 +26,7 @@ from jaxcb._src.loop.host.population import ActiveMembers
 from jaxcb._src.loop.host.stops import Interrupted, Signals, StopRecord, check_text, stops_of
 from jaxcb._src.sharding.arrays import all_gather
 from jaxcb._src.utils.errors import DataError
+from jaxcb._src.utils.kept_programs import KeptFunction
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.dispatch import WriterDispatcher, close_all
 from jaxcb._src.writers.run_handle import Record, Run
@@ -296,7 +297,8 @@ class Driver:
         """Returns the loop state with the order of the rows, which is a function of key and epoch and is not saved."""
         if carry.order is None:
             return carry
-        return carry.replace(order=jax.jit(self.executor.program.layout.new_order)(self.inputs.key, carry.epoch))
+        draw = KeptFunction("order", self.executor.program.layout.new_order, self.executor.kept)
+        return carry.replace(order=draw(self.inputs.key, carry.epoch))
 
     def _signal_received(self) -> int | None:
         """Returns the signal that any process received. Runs on process 0."""

@@ -1,0 +1,301 @@
+"""Programs are kept: a run of the same kind compiles nothing, and a run of another kind is never served by it."""
+
+import gc
+import random
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from _compilations import counting
+from kept_programs._variants import VARIANTS, X, Y, loss_fn, make_loss, params, run
+
+import jaxcb as jc
+from jaxcb._src.utils import kept_programs
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept():
+    jc.clear_caches()
+    yield
+    jc.clear_caches()
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name in found:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name, strict=True)
+
+
+# What costs nothing the second time
+
+
+def _step(state, batch):
+    loss, grads = jax.value_and_grad(lambda p: loss_fn(p, batch)[0])(state.params)
+    return state.apply_gradients(grads), {"loss": loss}
+
+
+STATE = jc.TrainState.create(params=params(), tx=optax.sgd(0.1))
+LOOP = jc.Loop(_step, callbacks=[jc.TerminateOnNaN()])
+RECORD = {"val_loss": [3.0, 2.0, 2.5, 2.5, 2.25, 1.0]}
+
+
+def _apply(model, x):
+    return x @ model["w"]
+
+
+def _sweep(rate):
+    return jc.sweep(
+        params(),
+        loss_fn,
+        (X, Y),
+        over={"optimizer.learning_rate": [rate, 0.2]},
+        optimizer=optax.adam,
+        callbacks=[jc.EarlyStopping("loss")],
+        epochs=2,
+        batch_size=8,
+        strategy="vmap",
+        verbose=0,
+    )
+
+
+CALLS = {
+    "fit": lambda i: run(learning_rate=0.1 * (1 + i), seed=i, epochs=2 + i),
+    "fit, stepped": lambda i: run(execution=jc.Execution(executor="stepped"), seed=i),
+    "fit in a directory": lambda i, tmp: run(run_dir=tmp / str(i), seed=i),
+    "Loop.run": lambda i: LOOP.run(STATE, (X, Y), epochs=2 + i, batch_size=8, verbose=0),
+    "evaluate": lambda i: jc.evaluate(params(), loss_fn, (X, Y), batch_size=7, seed=i),
+    "predict": lambda i: jc.predict(params(), X, batch_size=7, fn=_apply),
+    "sweep": lambda i: _sweep(0.1 * (1 + i)),
+    "lr_find": lambda i: jc.lr_find(params(), loss_fn, (X, Y), optimizer=optax.sgd, rates=4, steps=3, seed=i),
+    "replay": lambda i: jc.replay([jc.EarlyStopping(patience=1 + i)], RECORD),
+    "replay of a grid": lambda i: jc.replay(
+        [jc.EarlyStopping()], RECORD, over={"callbacks.EarlyStopping.patience": [1 + i, 3]}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_second_call_traces_and_compiles_nothing(name, tmp_path):
+    call = CALLS[name]
+    arguments = (tmp_path,) if call.__code__.co_argcount == 2 else ()
+    with counting() as counts:
+        call(0, *arguments)
+        assert counts["traced"] > 0
+        counts.clear()
+        call(1, *arguments)
+        assert not counts
+
+
+def test_a_model_that_is_made_again_needs_no_other_program():
+    nnx = pytest.importorskip("flax.nnx")
+
+    def train():
+        rngs = nnx.Rngs(0)
+        model = nnx.Sequential(nnx.Linear(3, 4, rngs=rngs), nnx.BatchNorm(4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs))
+        result = jc.fit(model, _module_loss, (X, Y), optimizer=optax.adam, learning_rate=0.1, epochs=2, verbose=0)
+        assert result.model is model
+        return result.history["loss"]
+
+    first = train()
+    with counting() as counts:
+        second = train()
+    assert not counts
+    np.testing.assert_array_equal(first, second)
+
+
+def _module_loss(model, batch):
+    return jnp.mean((model(batch[0]) - batch[1]) ** 2)
+
+
+def test_new_functions_of_the_same_program_are_traced_and_not_compiled():
+    run(loss=make_loss(2.0), optimizer=optax.sgd(0.1), learning_rate=None)
+    with counting() as counts:
+        again = run(loss=make_loss(2.0), optimizer=optax.sgd(0.1), learning_rate=None)
+    assert counts["traced"] > 0
+    assert counts["compiled"] == 0
+    with counting() as counts:
+        run(loss=make_loss(3.0), optimizer=optax.sgd(0.1), learning_rate=None)
+    assert counts["compiled"] > 0
+    jc.clear_caches()
+    assert_same(again, run(loss=make_loss(2.0), optimizer=optax.sgd(0.1), learning_rate=None))
+
+
+def test_the_caches_can_be_cleared():
+    run()
+    jc.clear_caches()
+    with counting() as counts:
+        run()
+    assert counts["lowered"] > 0
+
+
+# What must never be shared
+
+ALIKE = [  # whose programs have arguments of the same shapes
+    "base",
+    "order",
+    "mode",
+    "static integer",
+    "static float",
+    "static boolean",
+    "static function",
+    "other static function",
+    "captured 1",
+    "captured 2",
+    "captured array",
+    "other captured array",
+    "object",
+    "other object",
+    "other method",
+    "other partial",
+    "other factory of a partial",
+    "other schedule",
+    "other ready-made",
+    "other scheduler",
+]
+
+
+@pytest.mark.parametrize("names", [ALIKE, pytest.param(list(VARIANTS), marks=pytest.mark.long)], ids=["alike", "all"])
+def test_each_run_is_that_of_a_process_without_other_runs(names):
+    """Every variant after all others has the values that it has alone."""
+    names = random.Random(0).sample(names, len(names))
+    shared = {name: run(**VARIANTS[name]) for name in names}
+    for name in names:
+        jc.clear_caches()
+        assert_same(shared[name], run(**VARIANTS[name]))
+    assert len({tuple(x.tobytes() for x in found.values()) for found in shared.values()}) > len(names) // 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", VARIANTS)
+def test_each_run_is_that_of_a_fresh_process(name, tmp_path):
+    for other in random.Random(name).sample(list(VARIANTS), 5):
+        run(**VARIANTS[other])
+    found = run(**VARIANTS[name])
+    path = tmp_path / "found.npz"
+    code = (
+        "import conftest, numpy as np\nfrom kept_programs._variants import VARIANTS, run\n"
+        f"np.savez({str(path)!r}, **{{k: v for k, v in run(**VARIANTS[{name!r}]).items()}})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    with np.load(path) as expected:
+        for key, value in found.items():
+            stored = expected[key]
+            if stored.dtype.kind == "V":  # npz has no bfloat16
+                stored = stored.view(value.dtype)
+            np.testing.assert_array_equal(value, stored, err_msg=key)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        lambda: jax.enable_x64(True),
+        lambda: jax.default_matmul_precision("bfloat16"),
+        lambda: jax.threefry_partitionable(False),
+        lambda: jax.default_prng_impl("rbg"),
+    ],
+    ids=["x64", "precision", "threefry", "prng"],
+)
+def test_settings_of_jax_are_part_of_the_key(context):
+    alike = {"loss": VARIANTS["key"]["loss"]}
+    run(**alike)
+    with context():
+        kept = run(**alike)
+        jc.clear_caches()
+        assert_same(kept, run(**alike))
+
+
+def test_without_compilation_nothing_is_kept():
+    run()
+    with jax.disable_jit():
+        run(epochs=1)
+    assert len(kept_programs._programs) == 1
+
+
+def test_a_field_of_a_module_is_part_of_the_key():
+    nn = pytest.importorskip("flax.linen")
+
+    class Net(nn.Module):
+        scale: float = 1.0
+
+        @nn.compact
+        def __call__(self, x):
+            return self.scale * nn.Dense(2)(x)
+
+    def train(scale):
+        model = jc.linen(Net(scale), X[:1])
+        return jc.fit(model, _module_loss, (X, Y), optimizer=optax.sgd(0.1), epochs=2, verbose=0).history["loss"]
+
+    kept = [train(1.0), train(2.0)]
+    jc.clear_caches()
+    np.testing.assert_array_equal(kept[1], train(2.0))
+    assert kept[0][0] != kept[1][0]
+
+
+# What is kept
+
+
+def test_no_arrays_and_no_functions_of_the_user_are_kept():
+    def train():
+        constant = jnp.ones((1000, 7))
+        loss = make_loss(constant.mean())
+        data = (jnp.asarray(X), jnp.asarray(Y))
+        result = jc.fit(params(), loss, data, optimizer=optax.adam, learning_rate=0.1, epochs=1, verbose=0)
+        jc.evaluate(result.params, loss, data)
+        jc.predict(result.params, data[0], fn=lambda model, x: x @ model["w"] * constant.mean())
+        return [weakref.ref(x) for x in (constant, loss, data[0], result, result.params["w"])]
+
+    train()
+    gc.collect()
+    before = len(jax.live_arrays())
+    references = train()
+    gc.collect()
+    assert [reference() for reference in references] == [None] * len(references)
+    assert len(jax.live_arrays()) == before
+
+
+def test_what_is_kept_is_bounded():
+    for i in range(kept_programs._PROGRAMS + 5):
+        jc.replay([jc.EarlyStopping(patience=3)], {"val_loss": [1.0] * (2 + i), f"other_{i}": [1.0] * (2 + i)})
+    assert len(kept_programs._programs) == kept_programs._PROGRAMS
+    assert len(kept_programs._executables) <= kept_programs._EXECUTABLES
+
+
+def test_a_program_is_dropped_with_its_function():
+    jc.evaluate(params(), make_loss(1.0), (X, Y))
+    gc.collect()
+    jc.evaluate(params(), loss_fn, (X, Y))
+    assert len(kept_programs._programs) == 1
+
+
+def test_threads_share_programs():
+    alone = [run(seed=seed) for seed in range(4)]
+    jc.clear_caches()
+    found = {}
+
+    def train(seed):
+        found[seed] = run(seed=seed)
+
+    threads = [threading.Thread(target=train, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in range(4):
+        assert_same(found[seed], alone[seed])
+
+
+def test_a_resumed_run_uses_what_is_kept(tmp_path):
+    run(run_dir=tmp_path / "a", epochs=2)
+    more = run(run_dir=tmp_path / "a", epochs=4, resume=True)
+    run(run_dir=tmp_path / "c", epochs=2)
+    with counting() as counts:  # the first resumed run compiles copies of the restored arrays
+        run(run_dir=tmp_path / "c", epochs=4, resume=True)
+    assert counts["compiled"] <= 1  # the order of the rows
+    assert_same(more, run(run_dir=tmp_path / "b", epochs=4))
