@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import threading
+import warnings
 import weakref
 from pathlib import Path
 
@@ -299,3 +300,25 @@ def test_a_resumed_run_uses_what_is_kept(tmp_path):
         run(run_dir=tmp_path / "c", epochs=4, resume=True)
     assert counts["compiled"] <= 1  # the order of the rows
     assert_same(more, run(run_dir=tmp_path / "b", epochs=4))
+
+
+# Shapes that keep changing
+
+
+def _sizes(*rows):
+    """Data of which each epoch has batches of another size."""
+    return lambda epoch, controls: [(X[:size], Y[:size]) for size in [rows[epoch % len(rows)]] * 2]
+
+
+@pytest.mark.parametrize("executor", ["looped", "stepped"])
+def test_a_run_whose_shapes_keep_changing_says_so_once(executor):
+    how = {"batch_size": None, "callbacks": list, "epochs": 7, "execution": jc.Execution(executor=executor)}
+    with pytest.warns(RuntimeWarning, match="shapes of the batches keep changing") as caught:
+        run(data=_sizes(8, 7, 6, 5, 4, 3), **how)
+    assert len([w for w in caught if "keep changing" in str(w.message)]) == 1
+    text = str(caught[0].message)
+    assert "4, 3]" in text
+    assert "drop_remainder" in text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(data=_sizes(8, 7, 5), **how)

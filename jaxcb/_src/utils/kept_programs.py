@@ -178,6 +178,11 @@ class KeptFunction:
             known = self._by_variant[variant] = self._program.executable(key, lambda: self._build(args))
         return known
 
+    @property
+    def variants(self) -> list[Hashable]:
+        """The keys that `varies` has returned so far; there was one executable for each."""
+        return list(self._by_variant)
+
     def lower(self, *args: Any) -> Any:
         """Traces and lowers the function."""
         return self._lower(self._options(), args)

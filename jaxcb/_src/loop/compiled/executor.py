@@ -16,6 +16,8 @@ from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram
 from jaxcb._src.utils.xla import fast_compile_options
 
+MOST_SHAPES = 4  # of batches in a run without a warning: full, smaller, and those of another epoch
+
 
 class DeviceState(NamedTuple):
     """The loop state between dispatches, as flat leaves.
@@ -122,6 +124,11 @@ class Compiled:
         how = self._placement.jit_out_shardings([self._live.leaves[i] for i in self._changed_indices])
         return {**how, "compiler_options": {} if self._steps else fast_compile_options(self._placement.platform)}
 
+    @property
+    def batch_shapes(self) -> list[Any]:
+        """The shapes of batches that the function was called with: for each, shape and dtype of the arrays."""
+        return list(dict.fromkeys(shapes for *_, shapes in self._function.variants))
+
     def lower(self, live: DeviceState, *rest: Any) -> Any:
         """Returns the program, lowered for these arguments."""
         return self._with_arguments(self._function.lower, live, *rest)
@@ -151,10 +158,11 @@ class Compiled:
 
 
 def _variant(changed: list[Any], unchanged: list[Any], *rest: Any) -> Hashable:
-    """Returns a key of what may differ from the last dispatch: the leaves that change, and the shapes of batches."""
+    """Returns a key of what may differ from the last dispatch: the leaves that change, and form and shapes of batches."""
     del unchanged
-    given = jax.tree.leaves([x.data if isinstance(x, Inputs) else x for x in rest])
-    return len(changed), tuple((x.shape, x.dtype) if hasattr(x, "dtype") else type(x) for x in given)
+    batches = [x.data for x in rest if isinstance(x, Inputs)] or list(rest)
+    leaves, structure = jax.tree.flatten(batches)
+    return len(changed), structure, tuple((x.shape, x.dtype) if hasattr(x, "dtype") else type(x) for x in leaves)
 
 
 class _MoreLeavesChange(Exception):
@@ -192,6 +200,7 @@ class Executor:
         self.program, self.placement = program, placement
         self.dispatches = 0
         self.kept = kept
+        self._step_functions: list[Compiled] = []
         self._begin = self._compiled(self._run_begin)
         self._end = self._compiled(self._run_end)
         self._stop = self._compiled(self._run_stop)
@@ -208,7 +217,7 @@ class Executor:
         steps: bool = False,
         donate_changed_only: bool = False,
     ) -> Compiled:
-        return Compiled(
+        compiled = Compiled(
             self._key(fn.__name__),
             fn,
             self.kept,
@@ -218,6 +227,18 @@ class Executor:
             steps=steps,
             donate_changed_only=donate_changed_only,
         )
+        if steps:
+            self._step_functions.append(compiled)
+        return compiled
+
+    def shapes_that_keep_changing(self) -> str | None:
+        """Returns the shapes of the batches, as text, if a step was compiled for too many of them; otherwise None."""
+        for function in self._step_functions:
+            if len(function.batch_shapes) > MOST_SHAPES:
+                return ", ".join(
+                    "(" + ", ".join(f"{d.name}{list(s)}" for s, d in of) + ")" for of in function.batch_shapes
+                )
+        return None
 
     def _key(self, name: str) -> Hashable:
         """Returns the name of a function among all that are kept for the run: populations shrink to other programs."""

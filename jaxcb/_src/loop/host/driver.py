@@ -146,6 +146,7 @@ class Driver:
         self.stops: list[StopRecord] = []
         self.interrupted: int | None = None  # signal that ended the run
         self._resumed = False
+        self._warned_of_shapes = False
         self.begun = False  # whether `on_train_begin` has run
         self._pending: deque[PendingDispatch] = deque()
         self.status: Status | None = None  # as last read
@@ -427,6 +428,13 @@ class Driver:
 
     def _measure(self, status: Status) -> None:
         """Adapts the chunk size to the last measurement, and updates the active members."""
+        shapes = None if self._warned_of_shapes else self.executor.shapes_that_keep_changing()
+        if shapes is not None:
+            self._warned_of_shapes = True
+            self.context.warn(
+                f"the shapes of the batches keep changing, and each new shape compiles the step again: {shapes}. Pad "
+                "the arrays to a few common shapes, or drop smaller batches with Execution(drop_remainder=True)."
+            )
         timing = self._pace.read(int(status.step))
         self.host_metrics.steps_per_second = self._pace.speed
         self.feed.pace(self._pace.length)
