@@ -1,5 +1,6 @@
 """Programs are kept: a run of the same kind compiles nothing, and a run of another kind is never served by it."""
 
+import dataclasses
 import gc
 import random
 import subprocess
@@ -237,6 +238,36 @@ def test_a_field_of_a_module_is_part_of_the_key():
     jc.clear_caches()
     np.testing.assert_array_equal(kept[1], train(2.0))
     assert kept[0][0] != kept[1][0]
+
+
+@dataclasses.dataclass
+class Noting(jc.HostCallback):
+    """A callback with a state of its own, which compares by value."""
+
+    seen: list = dataclasses.field(default_factory=list)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(epoch)
+
+
+class Listening:
+    """Compares by identity."""
+
+    def __init__(self):
+        self.seen = []
+
+    def note(self, step, values):
+        self.seen.append(step)
+
+
+def test_each_run_calls_its_own_functions():
+    for make, note in [(Noting, None), (Listening, "note")]:
+        objects = [make() for _ in range(3)]
+        for own in objects:
+            callback = own if note is None else jc.callbacks.LogTo(own.note)
+            run(callbacks=lambda callback=callback: [callback])
+        assert [own.seen for own in objects] == [objects[0].seen] * 3
+        assert len(objects[0].seen) == 3
 
 
 # What is kept

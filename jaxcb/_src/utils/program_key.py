@@ -83,9 +83,15 @@ def key_of(value: Any) -> Hashable:
         return _array_key(value)
     if isinstance(value, type | enum.Enum | np.dtype):
         return value
-    if dataclasses.is_dataclass(value):
+    if _is_value(value):
         return type(value), tuple((f.name, key_of(getattr(value, f.name))) for f in dataclasses.fields(value))
     return _object_key(value)
+
+
+def _is_value(value: Any) -> bool:
+    """Returns whether a dataclass is a value. Others, such as a callback with a state of its own, are objects."""
+    how = getattr(type(value), "__dataclass_params__", None)
+    return how is not None and (how.frozen or how.unsafe_hash)
 
 
 def _array_key(value: Any) -> Hashable:
@@ -101,7 +107,7 @@ def _object_key(value: Any) -> Hashable:
         return functools.partial, key_of(value.func), key_of(value.args), key_of(value.keywords)
     if isinstance(value, types.MethodType):  # a new object at each access
         return types.MethodType, Reference(value.__self__), key_of(value.__func__)
-    if callable(value) or type(value).__hash__ is object.__hash__:
+    if callable(value) or dataclasses.is_dataclass(value) or type(value).__hash__ is object.__hash__:
         try:
             return Reference(value)
         except TypeError:  # without weak references, such as a builtin function

@@ -158,7 +158,7 @@ class Compiled:
 
 
 def _variant(changed: list[Any], unchanged: list[Any], *rest: Any) -> Hashable:
-    """Returns a key of what may differ from the last dispatch: the leaves that change, and form and shapes of batches."""
+    """Returns a key of what may differ from the last dispatch: the leaves that change, and the form of batches."""
     del unchanged
     batches = [x.data for x in rest if isinstance(x, Inputs)] or list(rest)
     leaves, structure = jax.tree.flatten(batches)
