@@ -266,7 +266,8 @@ def predict(
 
 def _kept_program(owner: str, fn: Any, state: TrainState, placement: Placement) -> KeptProgram:
     """Returns the kept program of a function that is called with a model."""
-    return kept_program(lambda: (owner, key_of(fn), tree_key(state), key_of((placement, placement.devices_key))))
+    devices = (placement, placement.devices_key)
+    return kept_program(lambda: (owner, key_of(fn), tree_key(state), key_of(devices, mutable=True)))
 
 
 def _kept_function(name: str, fn: Callable[..., Any], kept: KeptProgram, placement: Placement) -> KeptFunction:

@@ -260,6 +260,22 @@ class Listening:
         self.seen.append(step)
 
 
+class Filling(jc.Callback):
+    """Writes to a container in a static field."""
+
+    into: dict = jc.static(default_factory=dict)
+
+    def on_epoch_end(self, state, metrics):
+        return state, jc.actions.Call(lambda run: self.into.update({int(run.step): 1}))
+
+
+def test_a_container_in_a_static_field_is_the_one_of_its_run():
+    containers = [{}, {}]
+    for container in containers:
+        run(callbacks=lambda container=container: [Filling(container)])
+    assert [list(container) for container in containers] == [[3, 6, 9]] * 2
+
+
 def test_each_run_calls_its_own_functions():
     for make, note in [(Noting, None), (Listening, "note")]:
         objects = [make() for _ in range(3)]

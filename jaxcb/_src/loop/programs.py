@@ -83,7 +83,7 @@ class RunPrograms:
         they are arguments, or known to the host alone. Executor and strategy are in the names of the functions.
         """
         feed, population = self.feed, self.population
-        functions = (self.step, self.eval_step, self.probes)
+        functions = (self.step, self.eval_step, tuple(self.probes.items()))
         choices = (self.cadence, self.host_values, self.host_names, self.debug, BUFFER_BYTES)
         return (
             key_of(functions),
@@ -92,7 +92,7 @@ class RunPrograms:
             tuple((prefix, type(own), own.layout_key, tree_key(own.example)) for prefix, own in self.sets.items()),
             (type(feed), feed.layout, None if feed.key is None else jnp.ndim(feed.key)),
             None if population is None else (population.size, population.axes),
-            key_of((self.placement, self.placement.devices_key)),
+            key_of((self.placement, self.placement.devices_key), mutable=True),
         )
 
     # The program

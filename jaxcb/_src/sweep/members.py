@@ -147,7 +147,9 @@ def _fixed_numbers(member: Member) -> tuple[str, ...]:
         return False
 
     numbers = configuration.hyperparameters
-    kept = kept_program(lambda: ("numbers", key_of((configuration.optimizer, numbers)), tree_key(params)))
+    kept = kept_program(
+        lambda: ("numbers", key_of((configuration.optimizer, tuple(numbers.items()))), tree_key(params))
+    )
     return kept.fact("fixed", lambda: tuple(name for name, value in numbers.items() if is_fixed(name, value)))
 
 

@@ -179,7 +179,7 @@ class KeptFunction:
         return known
 
     @property
-    def variants(self) -> list[Hashable]:
+    def variants(self) -> list[Any]:
         """The keys that `varies` has returned so far; there was one executable for each."""
         return list(self._by_variant)
 

@@ -1,12 +1,13 @@
 """Keys of programs: two runs with equal keys would trace the same program."""
 
+import contextlib
 import dataclasses
 import enum
 import functools
 import itertools
 import types
 import weakref
-from collections.abc import Hashable, Mapping, Set
+from collections.abc import Callable, Hashable, Mapping, Set
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -58,34 +59,49 @@ class Reference:
         return self._hash
 
 
-def key_of(value: Any) -> Hashable:
+def key_of(value: Any, *, mutable: bool = False) -> Hashable:
     """Returns the key of a value that is fixed while a program is traced.
 
     Numbers compare by type and value, since `1`, `1.0` and `True` are equal in Python and give different programs.
-    Functions compare by identity; arrays by content, since tracing makes constants of them.
+    Functions and objects compare by identity; arrays by content, since tracing makes constants of them.
+
+    Args:
+        value: the value.
+        mutable: whether lists, dicts and arrays of numpy are compared by content. Otherwise they have no key: a hook
+            may write to them from the host, and then the program of one run must not serve another.
 
     Raises:
         NoProgramKey: for a value that cannot be compared.
     """
+    parts = functools.partial(key_of, mutable=mutable)
     if isinstance(value, _PLAIN):
         return type(value), value
     if isinstance(value, float):
         return type(value), value.hex()
     if isinstance(value, HasProgramKey) and not isinstance(value, type):
-        return type(value), key_of(value.program_key())
-    if isinstance(value, tuple | list):
-        return type(value), tuple(map(key_of, value))
-    if isinstance(value, Mapping):
-        return type(value), tuple((key_of(k), key_of(v)) for k, v in value.items())
-    if isinstance(value, Set):
-        return type(value), frozenset(map(key_of, value))
-    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return type(value), key_of(value.program_key(), mutable=True)
+    if isinstance(value, tuple | frozenset):
+        return type(value), (frozenset if isinstance(value, frozenset) else tuple)(map(parts, value))
+    if isinstance(value, jax.Array | np.generic):
         return _array_key(value)
+    if isinstance(value, np.ndarray | Mapping | Set | list):
+        if not mutable:
+            raise NoProgramKey
+        return _content_key(value, parts)
     if isinstance(value, type | enum.Enum | np.dtype):
         return value
     if _is_value(value):
-        return type(value), tuple((f.name, key_of(getattr(value, f.name))) for f in dataclasses.fields(value))
+        return type(value), tuple((f.name, parts(getattr(value, f.name))) for f in dataclasses.fields(value))
     return _object_key(value)
+
+
+def _content_key(value: Any, parts: Callable[[Any], Hashable]) -> Hashable:
+    """Returns the key of a mutable container by its content."""
+    if isinstance(value, np.ndarray):
+        return _array_key(value)
+    if isinstance(value, Mapping):
+        return type(value), tuple((parts(k), parts(v)) for k, v in value.items())
+    return type(value), (frozenset if isinstance(value, Set) else tuple)(map(parts, value))
 
 
 def _is_value(value: Any) -> bool:
@@ -104,7 +120,8 @@ def _array_key(value: Any) -> Hashable:
 
 def _object_key(value: Any) -> Hashable:
     if isinstance(value, functools.partial):
-        return functools.partial, key_of(value.func), key_of(value.args), key_of(value.keywords)
+        with contextlib.suppress(NoProgramKey):
+            return functools.partial, key_of(value.func), key_of(value.args), key_of(tuple(value.keywords.items()))
     if isinstance(value, types.MethodType):  # a new object at each access
         return types.MethodType, Reference(value.__self__), key_of(value.__func__)
     if callable(value) or dataclasses.is_dataclass(value) or type(value).__hash__ is object.__hash__:
@@ -127,15 +144,20 @@ def tree_key(tree: Any) -> Hashable:
     if isinstance(tree, HasProgramKey) and not isinstance(tree, type):
         return key_of(tree)
     if isinstance(tree, Struct):
-        parts = (
-            (f.name, (key_of if f.metadata.get("static") else tree_key)(getattr(tree, f.name)))
-            for f in dataclasses.fields(tree)  # pyright: ignore[reportArgumentType]
-        )
-        return type(tree), tuple(parts)
+        return type(tree), *_struct_key(tree)
     children, structure = jax.tree.flatten(tree, is_leaf=lambda x: x is not tree)
     if len(children) == 1 and children[0] is tree:
         return leaf_key(tree)
     return structure, tuple(map(tree_key, children))
+
+
+def _struct_key(tree: Struct) -> tuple[Hashable, ...]:
+    fields = dataclasses.fields(tree)  # pyright: ignore[reportArgumentType]
+    try:
+        static = tuple((f.name, key_of(getattr(tree, f.name))) for f in fields if f.metadata.get("static"))
+    except NoProgramKey:  # a mutable object that the hooks may write to
+        static = Reference(tree)
+    return static, tuple((f.name, tree_key(getattr(tree, f.name))) for f in fields if not f.metadata.get("static"))
 
 
 def leaf_key(leaf: Any) -> Hashable:
