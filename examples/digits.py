@@ -8,6 +8,7 @@ used once, at the end.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import jax
@@ -137,6 +138,6 @@ def arguments(run_dir: str) -> dict:
 
 if __name__ == "__main__":
     options = arguments(run_dir="runs/digits")
-    if not jax.config.jax_compilation_cache_dir:  # the second time, the programs are read from the disk
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the second time, the programs are read from the disk
         jax.config.update("jax_compilation_cache_dir", str(options["run_dir"].resolve().parent / ".jax_cache"))
     train(CNN(nnx.Rngs(options["seed"])), **options)

@@ -1,5 +1,6 @@
 """Settings of all tests: strict JAX, a compilation cache, and the Hypothesis profiles."""
 
+import gc
 import importlib.metadata
 import math
 import os
@@ -23,6 +24,7 @@ import pytest
 from _patience import PATIENCE
 
 HERE = Path(__file__).parent
+MEMORY = 900 << 20  # bytes of a process
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(HERE / ".jax_cache"))
@@ -71,3 +73,21 @@ def _no_clock() -> Iterator[None]:
         patched.setattr(prefetch, "_JOIN_SECONDS", PATIENCE)  # else a thread that ends late is left to itself
         patched.setattr(checkpointer, "SAVE_SECONDS", math.inf)  # else a slow run saves once more
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bounded_memory() -> Iterator[None]:
+    """Drops compiled programs after a module, once the process is large: they are of little use to the next one."""
+    yield
+    if _resident_bytes() > MEMORY:
+        import jaxcb as jc
+
+        jc.clear_caches()
+        jax.clear_caches()
+        gc.collect()
+
+
+def _resident_bytes() -> int:
+    """The memory of this process; 0 where the system does not tell."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0

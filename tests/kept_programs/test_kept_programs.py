@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import os
 import random
 import subprocess
 import sys
@@ -313,6 +314,26 @@ def test_what_is_kept_is_bounded():
         jc.replay([jc.EarlyStopping(patience=3)], {"val_loss": [1.0] * (2 + i), f"other_{i}": [1.0] * (2 + i)})
     assert len(kept_programs._programs) == kept_programs._PROGRAMS
     assert len(kept_programs._executables) <= kept_programs._EXECUTABLES
+
+
+@pytest.mark.long
+def test_a_thousand_fits_of_two_programs_need_no_more_memory():
+    def train(number):
+        run(loss=loss_fn, batch_size=8 if number % 2 else 6, seed=number)
+
+    def resident():
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("the system does not tell the memory of a process")
+    for number in range(200):
+        train(number)
+    arrays, before = len(jax.live_arrays()), resident()
+    for number in range(1000):
+        train(number)
+    assert len(jax.live_arrays()) == arrays
+    assert resident() - before < 20
 
 
 def test_a_program_is_dropped_with_its_function():

@@ -8,6 +8,7 @@ Neither level refers to arrays. A compiled function takes and returns flat lists
 that the structure of a train state, which refers to the user's model and optimizer, is never part of it.
 """
 
+import contextlib
 import hashlib
 import threading
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from jaxcb._src.utils.program_key import NoProgramKey, Reference, context_key, l
 
 _PROGRAMS = 32  # kept programs
 _EXECUTABLES = 128  # kept executables; a run has about five
+_OF_ONE_PROGRAM = 64  # compiled functions, over all shapes of batches
 _lock = threading.RLock()
 
 
@@ -56,9 +58,13 @@ class KeptProgram:
 
     def executable(self, key: Hashable, build: Callable[[], Any]) -> Any:
         """Returns a compiled function; calls `build` if there is none for this key."""
-        if key not in self._executables:
-            self._executables[key] = build()
-        return self._executables[key]
+        found = self._executables.get(key)
+        if found is None:
+            found = self._executables[key] = build()
+            while len(self._executables) > _OF_ONE_PROGRAM:  # of a stream whose shapes keep changing
+                with contextlib.suppress(KeyError):  # another thread was faster
+                    del self._executables[next(iter(self._executables))]
+        return found
 
 
 _programs: OrderedDict[Hashable, KeptProgram] = OrderedDict()
