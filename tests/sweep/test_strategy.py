@@ -29,6 +29,7 @@ def test_auto_takes_the_fastest_and_says_so(fastest, monkeypatch, capsys):
         return 0.001 if own.name == fastest else 0.002
 
     monkeypatch.setattr(_strategy, "_seconds", seconds)
+    jc.clear_caches()  # a choice is kept with the program
     result = sweep(verbose=2, epochs=1)
     said = capsys.readouterr().out
     assert result.parts[0].strategy == fastest

@@ -17,7 +17,7 @@ from jaxcb._src.loop.compiled.executor import DeviceState, Executor
 from jaxcb._src.loop.compiled.member_map import Over
 from jaxcb._src.loop.compiled.position import EvalSchedule
 from jaxcb._src.loop.compiled.program import EvalSet, Program, ProgramShapes
-from jaxcb._src.loop.compiled.record_buffer import BUFFER_BYTES
+from jaxcb._src.loop.compiled.record_buffer import buffer_limits
 from jaxcb._src.loop.compiled.scan import Looped
 from jaxcb._src.loop.compiled.shapes import infer_shapes
 from jaxcb._src.loop.compiled.state import LoopState, copy_arrays, initial_state
@@ -84,7 +84,7 @@ class RunPrograms:
         """
         feed, population = self.feed, self.population
         functions = (self.step, self.eval_step, tuple(self.probes.items()))
-        choices = (self.cadence, self.host_values, self.host_names, self.debug, BUFFER_BYTES)
+        choices = (self.cadence, self.host_values, self.host_names, self.debug, buffer_limits())
         return (
             key_of(functions),
             key_of(choices),

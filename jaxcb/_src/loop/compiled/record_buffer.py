@@ -97,6 +97,11 @@ _MOST = 1 << 12  # entries
 _LEAST = 2  # one dispatch may pass two epoch ends without a step between them
 
 
+def buffer_limits() -> tuple[int, ...]:
+    """Returns everything that the capacities depend on besides the shapes of the actions."""
+    return BUFFER_BYTES, _LARGE, _MOST, _LEAST
+
+
 class RecordPosition(Struct):
     """Position of a record in the run."""
 
