@@ -40,7 +40,7 @@ demo: .venv/.demo
 	$(BIN)/python examples/digits.py $(ARGS)
 
 test: .venv/.dev lint
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -19,7 +19,6 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxcb._src.data.feed import Resident
 from jaxcb._src.data.pipeline import make_feed
-from jaxcb._src.loop.compiled.state import Inputs
 
 
 def order_of(network: Network) -> Callable[[Any], Any]:
@@ -29,8 +28,7 @@ def order_of(network: Network) -> Callable[[Any], Any]:
         shuffle=True, seed=0, train_remainder=True, steps_per_execution=None,
     )  # fmt: skip
     assert isinstance(feed, Resident)
-    inputs = Inputs(settings=None, data=None, key=feed.key, val=None, numbers=None)
-    return lambda epoch: feed.layout.new_order(inputs, epoch)
+    return lambda epoch: feed.layout.new_order(feed.key, epoch)
 
 
 class Peer:
