@@ -2,7 +2,6 @@
 #
 #   make demo          train a small network with callbacks (examples/digits.py)
 #   make test          linters, types, and the everyday tests with the examples in docstrings
-#   make fast          tests that compile no network, in under a minute
 #   make test-newest   a short set of tests on the newest Python here, with the newest jax locked
 #   make long          tests that take minutes: processes killed at arbitrary times, all ways to interrupt a run
 #   make deep          complete runs of the examples, which take longest
@@ -19,7 +18,7 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: demo test fast lint check test-newest long deep browser keras mutants bench bench-quick format lock clean
+.PHONY: demo test lint check test-newest long deep browser keras mutants bench bench-quick format lock clean
 
 PYTHON ?=
 BENCH_PYTHON ?=
@@ -75,9 +74,6 @@ bench: $(BENCH)/.done
 
 bench-quick: $(BENCH)/.done
 	$(BENCH)/bin/python benchmarks/bench.py --quick $(ARGS)
-
-fast: .venv/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m fast $(ARGS)
 
 test-newest:
 	@python=$$(sh tools/find_python.sh newest) || exit 1; \
