@@ -242,7 +242,6 @@ def predict(
         [0.0, 2.0, 4.0]
     """
     state, placement = _inference_state(model, 0, mesh, sharding)
-
     leaves, tree = jax.tree.flatten(state)
 
     def run(leaves: list[Any], batch: Any) -> Any:

@@ -175,6 +175,40 @@ def test_each_run_is_that_of_a_process_without_other_runs(names):
     assert len({tuple(x.tobytes() for x in found.values()) for found in shared.values()}) > len(names) // 2
 
 
+def test_one_number_of_a_large_captured_array_tells_two_programs_apart():
+    def make(number):
+        constant = jnp.ones(100_000).at[50_000].set(number)
+        return lambda model, batch: model["b"].sum() + (constant * batch[0].mean()).sum()
+
+    found = [jc.evaluate(params(), make(number), (jnp.ones((4, 3)), Y[:4]))["loss"] for number in (1.0, 1001.0)]
+    assert found[1] - found[0] == pytest.approx(1000.0, rel=1e-3)  # a float32 sum of 100,000 numbers
+
+
+class Slotted:
+    """A loss function that cannot be referred to weakly."""
+
+    __slots__ = ("factor",)
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, model, batch):
+        return self.factor * loss_fn(model, batch)[0]
+
+    def method(self, model, batch):
+        return self(model, batch)
+
+
+@pytest.mark.parametrize("pick", [lambda own: own, lambda own: own.method], ids=["object", "method"])
+def test_an_object_with_slots_compares_by_identity(pick):
+    one, two = Slotted(1.0), Slotted(2.0)
+    losses = [jc.evaluate(params(), pick(own), (X, Y))["loss"] for own in (one, two, one)]
+    assert losses[0] == losses[2] == pytest.approx(losses[1] / 2)
+    with counting() as counts:
+        jc.evaluate(params(), pick(two), (X, Y))
+    assert not counts
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", VARIANTS)
 def test_each_run_is_that_of_a_fresh_process(name, tmp_path):

@@ -18,7 +18,7 @@ from jaxcb._src.loop.compiled.state import Inputs
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.host_metrics import Evaluators, HostMetrics
 from jaxcb._src.loop.host.population import ActiveMembers, Population
-from jaxcb._src.loop.programs import RunPrograms, placement_of_programs
+from jaxcb._src.loop.programs import RunPrograms
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.training.probes import Probe
 from jaxcb._src.training.train_state import TrainState
@@ -114,7 +114,8 @@ def build_driver(  # noqa: PLR0913
     outside = HostMetrics(
         host_metrics, examples_per_step=feed.layout.batch_size, step_flops=lambda: programs.flops(program)
     )
-    alone = placement_of_programs(placement, population)
+    # a population shards its members, not batch and train state
+    alone = placement if population is None else ONE_DEVICE
     programs = RunPrograms(
         step=step,
         eval_step=eval_step,

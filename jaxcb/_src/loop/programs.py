@@ -23,7 +23,7 @@ from jaxcb._src.loop.compiled.shapes import infer_shapes
 from jaxcb._src.loop.compiled.state import LoopState, copy_arrays, initial_state
 from jaxcb._src.loop.compiled.stepwise import Stepped
 from jaxcb._src.loop.host.population import Population
-from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
+from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.training.probes import Probe
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram, kept_program
@@ -213,7 +213,7 @@ class RunPrograms:
         function = KeptFunction("start", start, self.kept, options=options, devices=self.placement.devices_key)
         rate = None if rate is None else jnp.asarray(rate, jnp.float32)
         leaves = function(leaves, self.settings, rate)
-        carry: LoopState = jax.tree.unflatten(self.kept.fact("structure", dict), leaves)
+        carry: LoopState = jax.tree.unflatten(self.kept.get("structure"), leaves)
         tx = train.tx
         if any(type(callback).setup is not Callback.setup for callback in self.callbacks.callbacks):
             tx = self._prepared[0].tx  # a callback has wrapped the optimizer
@@ -244,8 +244,3 @@ def _with_axis(shapes: Any, size: int | None) -> Any:
 def _with_rows(shapes: Any, size: int | None) -> Any:
     """Returns the shapes for another number of members."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), shapes)
-
-
-def placement_of_programs(placement: Placement, population: Population | None) -> Placement:
-    """Returns the shardings inside programs: a population shards its members, not batch and train state."""
-    return placement if population is None else ONE_DEVICE

@@ -8,7 +8,6 @@ Neither level refers to arrays. A compiled function takes and returns flat lists
 that the structure of a train state, which refers to the user's model and optimizer, is never part of it.
 """
 
-import contextlib
 import hashlib
 import threading
 from collections import OrderedDict
@@ -42,9 +41,9 @@ class KeptProgram:
         """Whether no run can have this key any more."""
         return any(reference.is_dead for reference in self._references)
 
-    def has(self, name: Hashable) -> bool:
-        """Returns whether a fact is known."""
-        return name in self._facts
+    def get(self, name: Hashable) -> Any:
+        """Returns a fact that a traced function has put here."""
+        return self._facts[name]
 
     def put(self, name: Hashable, value: Any) -> None:
         """Sets a fact."""
@@ -60,9 +59,10 @@ class KeptProgram:
         """Returns a compiled function; calls `build` if there is none for this key."""
         found = self._executables.get(key)
         if found is None:
-            found = self._executables[key] = build()
-            while len(self._executables) > _OF_ONE_PROGRAM:  # of a stream whose shapes keep changing
-                with contextlib.suppress(KeyError):  # another thread was faster
+            found = build()
+            with _lock:
+                self._executables[key] = found
+                while len(self._executables) > _OF_ONE_PROGRAM:  # of a stream whose shapes keep changing
                     del self._executables[next(iter(self._executables))]
         return found
 
@@ -84,8 +84,11 @@ def kept_program(make_key: Callable[[], Hashable]) -> KeptProgram:
         return KeptProgram([])
     try:
         key = make_key(), context_key()
+    except NoProgramKey:
+        return KeptProgram([])
+    try:
         hash(key)
-    except (NoProgramKey, TypeError):  # a static part of a pytree without a hash
+    except TypeError:  # a static part of a pytree has no hash
         return KeptProgram([])
     with _lock:
         for dead in [k for k, program in _programs.items() if program.is_dead]:

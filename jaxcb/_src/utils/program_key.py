@@ -59,6 +59,19 @@ class Reference:
         return self._hash
 
 
+class _StrongReference:
+    """A reference for objects that cannot be referred to weakly; it compares by identity, too."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _StrongReference) and self._target is other._target
+
+    def __hash__(self) -> int:
+        return id(self._target)
+
+
 def key_of(value: Any, *, mutable: bool = False) -> Hashable:
     """Returns the key of a value that is fixed while a program is traced.
 
@@ -123,17 +136,22 @@ def _object_key(value: Any) -> Hashable:
         with contextlib.suppress(NoProgramKey):
             return functools.partial, key_of(value.func), key_of(value.args), key_of(tuple(value.keywords.items()))
     if isinstance(value, types.MethodType):  # a new object at each access
-        return types.MethodType, Reference(value.__self__), key_of(value.__func__)
+        return types.MethodType, _reference(value.__self__), key_of(value.__func__)
     if callable(value) or dataclasses.is_dataclass(value) or type(value).__hash__ is object.__hash__:
-        try:
-            return Reference(value)
-        except TypeError:  # without weak references, such as a builtin function
-            return type(value), value
+        return _reference(value)
     try:
         hash(value)
     except TypeError:
         raise NoProgramKey from None
     return type(value), value
+
+
+def _reference(value: Any) -> Hashable:
+    """Returns a key that compares by identity."""
+    try:
+        return Reference(value)
+    except TypeError:  # without weak references, such as an object with slots
+        return _StrongReference(value)
 
 
 def tree_key(tree: Any) -> Hashable:

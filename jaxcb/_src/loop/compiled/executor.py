@@ -151,8 +151,9 @@ class Compiled:
                 return use(changed, unchanged, *rest)
             # raised while tracing, before any buffer was donated: the arguments are still valid
             except _MoreLeavesChange as more:
-                self._changed_indices = more.indices
-                self._kept.put(self._name, more.indices)
+                # another thread may have grown the set meanwhile; as it only grows, its size tells which one it is
+                self._changed_indices = sorted({*more.indices, *self._kept.get(self._name)})
+                self._kept.put(self._name, self._changed_indices)
             finally:
                 self._live = None
 
@@ -179,10 +180,6 @@ def _replace_at(leaves: list[Any], indices: list[int], new: Iterable[Any]) -> li
     for index, leaf in zip(indices, new, strict=False):
         leaves[index] = leaf
     return leaves
-
-
-def _not_traced() -> Any:
-    raise RuntimeError("a status was read before any program that returns one was traced")
 
 
 class Executor:
@@ -256,8 +253,7 @@ class Executor:
 
     def unpack_status(self, status: dict[str, np.ndarray]) -> Status:
         """Unpacks a fetched status."""
-        packing = self.kept.fact(self._key("status"), _not_traced)
-        rows = packing.unpack({name: row[None] for name, row in status.items()})
+        rows = self.kept.get(self._key("status")).unpack({name: row[None] for name, row in status.items()})
         return jax.tree.map(lambda x: x[0], rows)
 
     def begin(self, live: DeviceState, inputs: Inputs) -> tuple[DeviceState, Output]:
