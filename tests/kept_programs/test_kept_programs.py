@@ -96,6 +96,15 @@ def test_the_second_call_traces_and_compiles_nothing(name, tmp_path):
         assert not counts
 
 
+def test_a_run_says_whether_it_compiles(capsys):
+    def train(epochs):
+        jc.fit(params(), loss_fn, (X, Y), optimizer=optax.adam, learning_rate=0.1, epochs=epochs, verbose=2)
+        return capsys.readouterr().out
+
+    assert "the first step compiles the run" in train(1)
+    assert "its programs are those of an earlier run" in train(2)
+
+
 def test_a_model_that_is_made_again_needs_no_other_program():
     nnx = pytest.importorskip("flax.nnx")
 

@@ -248,7 +248,9 @@ def _all_callbacks(callbacks: Chain, verbose: Literal[0, 1, 2] | None) -> Chain:
 
 def _train(driver: Driver, why: str, context: Context) -> None:
     """Runs the driver and prints start and summary lines."""
-    context.say(f"jaxcb: {driver.executor.name} executor ({why}); the first step compiles the run.")
+    kept = driver.executor.kept.is_reused
+    compiles = "its programs are those of an earlier run" if kept else "the first step compiles the run"
+    context.say(f"jaxcb: {driver.executor.name} executor ({why}); {compiles}.")
     if driver.executor.program.shapes.scales_final_updates:
         context.say(
             "jaxcb: the optimizer was passed as an instance, so callbacks scale its final updates. This is exact if "

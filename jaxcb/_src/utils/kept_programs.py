@@ -29,10 +29,14 @@ class KeptProgram:
 
     Args:
         references: weak references to the functions in the key; the program is dropped once one of them is dead.
+
+    Attributes:
+        is_reused: whether an earlier run had the same key.
     """
 
     def __init__(self, references: list[Reference]) -> None:
         self._references = references
+        self.is_reused = False
         self._executables: dict[Hashable, Any] = {}
         self._facts: dict[Hashable, Any] = {}
 
@@ -96,6 +100,8 @@ def kept_program(make_key: Callable[[], Hashable]) -> KeptProgram:
         program = _programs.get(key)
         if program is None:
             program = _programs[key] = KeptProgram(references_in(key))
+        else:
+            program.is_reused = True
         _programs.move_to_end(key)
         while len(_programs) > _PROGRAMS:
             _programs.popitem(last=False)
