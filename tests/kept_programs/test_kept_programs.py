@@ -96,6 +96,17 @@ def test_the_second_call_traces_and_compiles_nothing(name, tmp_path):
         assert not counts
 
 
+def test_no_library_that_a_run_imports_changes_the_configuration_of_jax():
+    """JAX traces all functions again after an import that adds to its configuration, as that of Pallas does."""
+    code = (
+        "import jaxcb._src.fit\nfrom jaxcb._src.utils.program_key import context_key\nbefore = context_key()\n"
+        "import flax.linen, flax.nnx, jax.experimental.pallas, optax, tensorboardX\n"
+        "from orbax.checkpoint import v1\nimport jax.experimental.multihost_utils, jax.experimental.colocated_python\n"
+        "assert context_key() == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_run_says_whether_it_compiles(capsys):
     def train(epochs):
         jc.fit(params(), loss_fn, (X, Y), optimizer=optax.adam, learning_rate=0.1, epochs=epochs, verbose=2)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxcb._src.utils.program_key import NoProgramKey, Reference, context_key, leaf_key, references_in
 
@@ -108,19 +109,19 @@ def kept_program(make_key: Callable[[], Hashable]) -> KeptProgram:
         return program
 
 
-def compiled(lowered: Any, devices: Hashable) -> Any:
-    """Compiles a lowered function, unless the same one was compiled before.
+def compiled(traced: Any, devices: Hashable) -> Any:
+    """Lowers and compiles a traced function, unless the same one was compiled before.
 
     Args:
-        lowered: of a function that was jitted with `keep_unused=True`: otherwise the text does not tell which arguments
-            are used.
+        traced: what `jax.jit(fn).trace(*args)` returns.
         devices: the devices and the compiler options.
     """
+    lowered = traced.lower()
     text = lowered.as_text()
     if "callback" in text:  # the text has the address of a Python function, which may be used again
         return lowered.compile()
     digest = hashlib.sha256(text.encode()).digest()
-    key = (digest, lowered.in_tree, lowered.out_tree, devices)
+    key = (digest, _used(traced.jaxpr), lowered.in_tree, lowered.out_tree, devices)
     with _lock:
         if key in _executables:
             _executables.move_to_end(key)
@@ -131,6 +132,15 @@ def compiled(lowered: Any, devices: Hashable) -> Any:
         while len(_executables) > _EXECUTABLES:
             _executables.popitem(last=False)
     return new
+
+
+def _used(jaxpr: Any) -> tuple[bool, ...]:
+    """Returns which arguments a function uses: JAX leaves out the others, and the lowered text does not tell which.
+
+    `jax.jit(keep_unused=True)` would leave out none. But JAX 0.12 then keeps the arrays that the function has captured
+    until 2,048 other functions were compiled.
+    """
+    return tuple(dce_jaxpr(getattr(jaxpr, "jaxpr", jaxpr), [True] * len(jaxpr.out_avals))[1])
 
 
 def clear_caches() -> None:
@@ -200,13 +210,13 @@ class KeptFunction:
 
     def lower(self, *args: Any) -> Any:
         """Traces and lowers the function."""
-        return self._lower(self._options(), args)
+        return self._trace(self._options(), args).lower()
 
-    def _lower(self, options: dict[str, Any], args: Any) -> Any:
-        return jax.jit(self._fn, donate_argnums=self._donate, keep_unused=True, **options).lower(*args)
+    def _trace(self, options: dict[str, Any], args: Any) -> Any:
+        return jax.jit(self._fn, donate_argnums=self._donate, **options).trace(*args)
 
     def _build(self, args: Any) -> Any:
         options = self._options()
-        lowered = self._lower(options, args)
+        traced = self._trace(options, args)
         flags = tuple(sorted(options.get("compiler_options", {}).items()))
-        return compiled(lowered, (self._devices, flags))
+        return compiled(traced, (self._devices, flags))

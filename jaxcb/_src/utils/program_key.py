@@ -11,6 +11,10 @@ from collections.abc import Callable, Hashable, Mapping, Set
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+
+# JAX 0.12 adds to its configuration when Pallas is first imported, and then traces every function again. Orbax and
+# `jax.extend` import it: without this line that would happen between the first and the second run.
+import jax.extend.core
 import numpy as np
 from jax.core import Tracer
 
