@@ -8,10 +8,12 @@ Neither level refers to arrays. A compiled function takes and returns flat lists
 that the structure of a train state, which refers to the user's model and optimizer, is never part of it.
 """
 
+import functools
 import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -60,16 +62,42 @@ class KeptProgram:
             self._facts[name] = find()
         return self._facts[name]
 
-    def executable(self, key: Hashable, build: Callable[[], Any]) -> Any:
-        """Returns a compiled function; calls `build` if there is none for this key."""
+    def executable(self, key: Hashable, build: Callable[[], Callable[[], Any]]) -> Any:
+        """Returns a compiled function.
+
+        Args:
+            key: identifies it.
+            build: called if there is none for this key; it traces, and returns the function that compiles.
+        """
         found = self._executables.get(key)
         if found is None:
-            found = build()
-            with _lock:
-                self._executables[key] = found
-                while len(self._executables) > _OF_ONE_PROGRAM:  # of a stream whose shapes keep changing
-                    del self._executables[next(iter(self._executables))]
+            found = build()()
+            self._keep(key, found)
+        elif isinstance(found, Future):
+            try:
+                found = found.result()
+            except BaseException:
+                self._executables.pop(key, None)
+                raise
+            self._keep(key, found)
         return found
+
+    def prepare(self, key: Hashable, build: Callable[[], Callable[[], Any]]) -> None:
+        """Compiles in the background, if there is no compiled function for this key; `executable` then waits for it."""
+        if key not in self._executables:
+            self._keep(key, _background().submit(build()))
+
+    def _keep(self, key: Hashable, value: Any) -> None:
+        with _lock:
+            self._executables[key] = value
+            while len(self._executables) > _OF_ONE_PROGRAM:  # of a stream whose shapes keep changing
+                del self._executables[next(iter(self._executables))]
+
+
+@functools.cache
+def _background() -> ThreadPoolExecutor:
+    """Returns the threads that compile. XLA releases the interpreter's lock meanwhile."""
+    return ThreadPoolExecutor(2, thread_name_prefix="jaxcb-compile")
 
 
 _programs: OrderedDict[Hashable, KeptProgram] = OrderedDict()
@@ -109,29 +137,37 @@ def kept_program(make_key: Callable[[], Hashable]) -> KeptProgram:
         return program
 
 
-def compiled(traced: Any, devices: Hashable) -> Any:
-    """Lowers and compiles a traced function, unless the same one was compiled before.
+def compiled(traced: Any, devices: Hashable) -> Callable[[], Any]:
+    """Lowers a traced function.
 
     Args:
         traced: what `jax.jit(fn).trace(*args)` returns.
         devices: the devices and the compiler options.
+
+    Returns:
+        A function that compiles, unless the same program was compiled before. Any thread may call it.
     """
     lowered = traced.lower()
     text = lowered.as_text()
     if "callback" in text:  # the text has the address of a Python function, which may be used again
-        return lowered.compile()
+        return lowered.compile
     digest = hashlib.sha256(text.encode()).digest()
-    key = (digest, _used(traced.jaxpr), lowered.in_tree, lowered.out_tree, devices)
-    with _lock:
-        if key in _executables:
-            _executables.move_to_end(key)
-            return _executables[key]
-    new = lowered.compile()
-    with _lock:
-        _executables[key] = new
-        while len(_executables) > _EXECUTABLES:
-            _executables.popitem(last=False)
-    return new
+    arguments = tuple(traced.jaxpr.in_avals)  # also of those that are not used: a call compares the shapes of all
+    key = (digest, _used(traced.jaxpr), arguments, lowered.in_tree, lowered.out_tree, devices)
+
+    def finish() -> Any:
+        with _lock:
+            if key in _executables:
+                _executables.move_to_end(key)
+                return _executables[key]
+        new = lowered.compile()
+        with _lock:
+            _executables[key] = new
+            while len(_executables) > _EXECUTABLES:
+                _executables.popitem(last=False)
+        return new
+
+    return finish
 
 
 def _used(jaxpr: Any) -> tuple[bool, ...]:
@@ -198,10 +234,17 @@ class KeptFunction:
         variant = self._varies(*args)
         known = self._by_variant.get(variant)
         if known is None:
-            leaves, structure = jax.tree.flatten(args)
-            key = (self._name, structure, tuple(map(leaf_key, leaves)))
-            known = self._by_variant[variant] = self._program.executable(key, lambda: self._build(args))
+            known = self._program.executable(self._key(args), lambda: self._build(args))
+            self._by_variant[variant] = known
         return known
+
+    def prepare(self, *args: Any) -> None:
+        """Traces for arguments of these shapes, and compiles in the background; the first call waits for it."""
+        self._program.prepare(self._key(args), lambda: self._build(args))
+
+    def _key(self, args: Any) -> Hashable:
+        leaves, structure = jax.tree.flatten(args)
+        return self._name, structure, tuple(map(leaf_key, leaves))
 
     @property
     def variants(self) -> list[Any]:
@@ -215,7 +258,7 @@ class KeptFunction:
     def _trace(self, options: dict[str, Any], args: Any) -> Any:
         return jax.jit(self._fn, donate_argnums=self._donate, **options).trace(*args)
 
-    def _build(self, args: Any) -> Any:
+    def _build(self, args: Any) -> Callable[[], Any]:
         options = self._options()
         traced = self._trace(options, args)
         flags = tuple(sorted(options.get("compiler_options", {}).items()))

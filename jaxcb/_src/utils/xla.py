@@ -4,6 +4,8 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import Array
 
 # Callbacks compile to many small kernels. The CPU backend of jax 0.10 has two emitters for them: one compiles in half
 # of the time, the kernels of the other are faster for large arrays. Later versions only have the second one.
@@ -27,6 +29,22 @@ def fast_compile_options(platform: str) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError:
         return {}
     return dict(_CPU)
+
+
+def computed_once(array: Array, always: Array) -> Array:
+    """Returns the array, such that XLA's CPU backend computes it once.
+
+    The backend copies the computation of a small array into the kernel of each value that depends on it; with long
+    computations and many values, compiling takes much longer. A branch is the only border that it respects: it removes
+    an `optimization_barrier` before it forms kernels. On other backends nothing is added.
+
+    Args:
+        array: a small array.
+        always: bool (), true whenever the program runs. It must not be a constant, which XLA would see through.
+    """
+    if jax.default_backend() != "cpu":
+        return array
+    return jax.lax.cond(always, lambda x: x, jnp.zeros_like, array)
 
 
 def jaxpr_in(value: Any) -> Any:

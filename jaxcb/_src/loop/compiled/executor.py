@@ -133,6 +133,10 @@ class Compiled:
         """Returns the program, lowered for these arguments."""
         return self._with_arguments(self._function.lower, live, *rest)
 
+    def prepare(self, live: DeviceState, *rest: Any) -> None:
+        """Compiles for these arguments in the background; the first call waits for it."""
+        self._with_arguments(self._function.prepare, live, *rest)
+
     def __call__(self, live: DeviceState, *rest: Any) -> Any:
         self._count()
         new, out = self._placement.block_if_needed(self._with_arguments(self._function, live, *rest))
@@ -255,6 +259,14 @@ class Executor:
         """Unpacks a fetched status."""
         rows = self.kept.get(self._key("status")).unpack({name: row[None] for name, row in status.items()})
         return jax.tree.map(lambda x: x[0], rows)
+
+    def prepare(self, live: DeviceState, inputs: Inputs) -> None:
+        """Compiles in the background what takes longest, for data that lies on the device.
+
+        Args:
+            live: the loop state.
+            inputs: the inputs of a dispatch.
+        """
 
     def begin(self, live: DeviceState, inputs: Inputs) -> tuple[DeviceState, Output]:
         """Runs `on_train_begin`."""

@@ -10,6 +10,7 @@ from jax import Array
 from jaxcb._src.core.metrics import is_mergeable
 from jaxcb._src.utils.exact import add_product, quotient
 from jaxcb._src.utils.pytree import Struct, select, static
+from jaxcb._src.utils.xla import computed_once
 
 
 class MetricAccumulator(Struct):
@@ -86,6 +87,8 @@ class MetricAccumulator(Struct):
         """Returns the means, and the computed values of merged metrics; NaN if nothing was added."""
         sums, (error,), start, out = self._sums, self.error.values(), 1, {}
         means = quotient(sums, -error, sums[..., :1], -error[..., :1])
+        if not self._members:
+            means = computed_once(means, sums[0] >= 0)
         for name, shape in self.shapes:
             end = start + math.prod(shape)
             out[name] = means[..., start:end].reshape(*sums.shape[:-1], *shape)

@@ -31,6 +31,9 @@ class Looped(Executor):
         super().__init__(program, kept, placement)
         self._chunk = self._compiled(self._run_chunk, steps=True)
 
+    def prepare(self, live: DeviceState, inputs: Inputs) -> None:
+        self._chunk.prepare(live, inputs)
+
     def execute(
         self, live: DeviceState, inputs: Inputs, batches: Iterable[Any], place: Any
     ) -> tuple[DeviceState, Output]:

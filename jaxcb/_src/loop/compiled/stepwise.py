@@ -45,6 +45,11 @@ class Stepped(Executor):
         hooks = _BOUNDARY_HOOKS if program.members is None else _BOUNDARY_HOOKS + _MEMBERS_TOO
         self._boundary_may_wait = program.host_eval or program.yields_at(*hooks)
 
+    def prepare(self, live: DeviceState, inputs: Inputs) -> None:
+        rings = self.kept.fact(self._key("rings"), lambda: jax.eval_shape(self.program.buffers.empty))
+        self._step.prepare(live, inputs, {name: rings[name] for name in self._step_buffers})
+        self._boundary.prepare(live, inputs, rings)
+
     def execute(
         self, live: DeviceState, inputs: Inputs, batches: Iterable[Any], place: HostPosition
     ) -> tuple[DeviceState, Output]:

@@ -201,6 +201,7 @@ class Driver:
         failed: BaseException | None = None
         try:
             with self.signals:
+                self._compile_ahead()
                 if not self._resumed:
                     # the first checkpoint precedes all logs, so that a run killed early can truncate them on resume
                     self.saving.save(wait=True)
@@ -227,6 +228,16 @@ class Driver:
             raise
         finally:
             self.close(failed)
+
+    def _compile_ahead(self) -> None:
+        """Compiles the steps in the background, while the run writes its first checkpoint and `on_train_begin` runs.
+
+        Only for data on the device: the shapes of a stream's chunks are known when the first one is there. With several
+        processes, compiling may need all of them, at the same point of the run.
+        """
+        compiles = not jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+        if compiles and self.inputs.data is not None and not self.processes.is_multiprocess:
+            self.executor.prepare(self.live, self._inputs(None, np.zeros(len(self.host_metrics.names), np.float32)))
 
     def _facts(self) -> dict[str, Any]:
         """Returns the metadata of the host as JSON, after making all logs durable."""
