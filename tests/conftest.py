@@ -7,10 +7,11 @@ import os
 import signal
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
-# Before JAX is imported: programs that compile in about half of the time. Most of the compiling of a small program is
-# the work of jax 0.10's emitters of fused kernels; later versions know no other.
+# Before JAX is imported: programs that compile in less than half of the time. Most of the compiling of a small program
+# is the work of jax 0.10's emitters of fused kernels; later versions know no other. Parts of a program would be compiled
+# side by side, which is slower where several processes test.
 os.environ["XLA_FLAGS"] = " ".join(
-    ["--xla_backend_optimization_level=0"]
+    ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
     + ["--xla_cpu_use_fusion_emitters=false"] * importlib.metadata.version("jax").startswith("0.10.")
     + [os.environ.get("XLA_FLAGS", "")]
 )
@@ -32,7 +33,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 _COMMON = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
-hypothesis.settings.register_profile("quick", max_examples=25, derandomize=True, database=None, **_COMMON)
+hypothesis.settings.register_profile("quick", max_examples=15, derandomize=True, database=None, **_COMMON)
 hypothesis.settings.register_profile("deep", max_examples=150, **_COMMON)
 
 

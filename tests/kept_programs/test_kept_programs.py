@@ -162,25 +162,17 @@ def test_the_caches_can_be_cleared():
 
 ALIKE = [  # whose programs have arguments of the same shapes
     "base",
-    "order",
-    "mode",
     "static integer",
     "static float",
     "static boolean",
     "static function",
     "other static function",
-    "captured 1",
-    "captured 2",
     "captured array",
     "other captured array",
     "object",
     "other object",
-    "other method",
     "other partial",
-    "other factory of a partial",
     "other schedule",
-    "other ready-made",
-    "other scheduler",
 ]
 
 

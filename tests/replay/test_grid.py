@@ -27,6 +27,7 @@ def test_each_configuration_does_what_it_would_do_alone(curve):
         np.testing.assert_array_equal(grid.values["val_loss"][i], np.float32(curve[last]))
 
 
+@pytest.mark.long
 def test_ten_thousand_configurations_over_a_thousand_epochs_in_one_call():
     rng = np.random.default_rng(0)
     curve = np.exp(-np.arange(1000) / 200) + rng.normal(scale=0.05, size=1000)

@@ -10,32 +10,29 @@ import pytest
 import jaxcb as jc
 
 EIGHT = Path(__file__).parent / "eight"
-SLOW = ("test_sweep.py", "test_resume.py", "test_outside.py")
-LONG = ("test_layouts.py", "test_resume.py")  # those with tests that are marked so
+ALL = sorted(path.name for path in EIGHT.glob("test_*.py"))
+STEPS = ("test_layouts.py", "test_collectives.py")
+LONG = ("test_layouts.py", "test_outside.py", "test_resume.py", "test_sweep.py")  # those with tests that are marked so
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(path.name, marks=[pytest.mark.slow] if path.name in SLOW else [])
-        for path in sorted(EIGHT.glob("test_*.py"))
-    ],
-)
-def test_with_eight_devices(name):
-    run(name, "not long")
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [True, False], ids=["steps", "others"])
+def test_with_eight_devices(steps):
+    run([name for name in ALL if (name in STEPS) == steps], "not long")  # few processes, since each starts slowly
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", LONG)
 def test_with_eight_devices_at_length(name):
-    run(name, "long")
+    run([name], "long")
 
 
-def run(name, mark):
+def run(names, mark):
     root = Path(jc.__file__).parent.parent
     own = "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=240"
     env = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {own}", "JAX_PLATFORMS": "cpu"}
     env["PYTHONPATH"] = str(root)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", mark, str(EIGHT / name)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", mark]
+    command += [str(EIGHT / name) for name in names]
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]

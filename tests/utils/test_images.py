@@ -13,7 +13,7 @@ SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, max_side=5)
 NUMBERS = st.floats(-1e3, 1e3, width=32)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(hnp.arrays(np.float32, SHAPES, elements=NUMBERS))
 def test_the_smallest_value_is_black_and_the_largest_white(values):
     picture = np.asarray(as_picture(values))

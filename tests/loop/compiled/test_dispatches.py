@@ -116,6 +116,7 @@ def test_a_dispatch_is_sent_one_vector_of_numbers(watched, tmp_path):
         assert sent[0].nbytes <= 256
 
 
+@pytest.mark.long
 def test_nothing_grows_with_the_run_but_its_history(monkeypatch, tmp_path):
     monkeypatch.setattr(RunHistory, "add", lambda *_: None)
     monkeypatch.setattr(
@@ -239,6 +240,7 @@ def test_a_step_makes_the_arrays_that_it_changes_and_no_others(at_steps, monkeyp
         assert not any(x.is_deleted() for x in new.leaves)
         return new, rings, halted
 
+    noted.prepare = step.prepare
     monkeypatch.setattr(driver.executor, "_step", noted)
     driver.train()
     paths = set().union(*changed)

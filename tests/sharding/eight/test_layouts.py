@@ -27,7 +27,7 @@ def alone(executor: str, stream: bool) -> jc.Result:
         pytest.param("fsdp", "looped", True, marks=pytest.mark.long),
         ("fsdp", "stepped", False),
         pytest.param("rules", "looped", False, marks=pytest.mark.long),
-        ("rules", "stepped", True),
+        pytest.param("rules", "stepped", True, marks=pytest.mark.long),
     ],
 )
 def test_a_run_over_a_mesh_equals_one_on_one_device(layout, executor, stream):
@@ -120,5 +120,6 @@ def test_a_part_of_the_devices_and_axes_of_any_name():
     check_same(found, fit(epochs=2, callbacks=[]))
 
 
+@pytest.mark.long
 def test_debug_runs_on_a_mesh():
     assert fit(debug=True, steps=2, epochs=1, callbacks=[], mesh=mesh()).history["loss"].shape == (1,)

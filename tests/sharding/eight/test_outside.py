@@ -48,6 +48,7 @@ class _Note(jc.Callback):
         return state, jc.actions.Call(self.note)
 
 
+@pytest.mark.long
 def test_tensorboard_and_checkpoints_of_a_split_state(tmp_path):
     found = {}
     for name, how in {"one": {}, "fsdp": layouts()["fsdp"]}.items():

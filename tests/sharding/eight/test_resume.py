@@ -34,7 +34,7 @@ def _callbacks(cut_at=0):
 @pytest.mark.parametrize(
     ("before", "after", "stream"),
     [
-        ("fsdp", "fsdp", True),
+        pytest.param("fsdp", "fsdp", True, marks=pytest.mark.long),
         pytest.param("data", "data", False, marks=pytest.mark.long),
         ("fsdp", "none", False),
         pytest.param("none", "fsdp", True, marks=pytest.mark.long),

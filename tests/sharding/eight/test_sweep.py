@@ -18,7 +18,7 @@ def sweep(members=16, **changes):
     return jc.sweep(make_params, loss_fn, make_data(), **grouped(over=over, **(given | changes)))
 
 
-@pytest.mark.parametrize("executor", ["looped", "stepped"])
+@pytest.mark.parametrize("executor", ["looped", pytest.param("stepped", marks=pytest.mark.long)])
 def test_members_over_the_devices_equal_those_on_one(executor):
     one, many = (sweep(strategy=s, executor=executor) for s in ("vmap", "shard"))
     assert many.parts[0].strategy == "shard"
