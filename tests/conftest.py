@@ -8,8 +8,8 @@ import signal
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
 # Before JAX is imported: programs that compile in less than half of the time. Most of the compiling of a small program
-# is the work of jax 0.10's emitters of fused kernels; later versions know no other. Parts of a program would be compiled
-# side by side, which is slower where several processes test.
+# is the work of jax 0.10's emitters of fused kernels; later versions know no other. Compiling the parts of a program in
+# several threads is slower where several processes test.
 os.environ["XLA_FLAGS"] = " ".join(
     ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
     + ["--xla_cpu_use_fusion_emitters=false"] * importlib.metadata.version("jax").startswith("0.10.")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from loop._events import events_of
 from sharding.eight._cases import fit, layouts, loss_fn, make_data, make_params
 
