@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 # Callbacks compile to many small kernels. The CPU backend of jax 0.10 has two emitters for them: one compiles in half
@@ -45,6 +46,38 @@ def computed_once(array: Array, always: Array) -> Array:
     if jax.default_backend() != "cpu":
         return array
     return jax.lax.cond(always, lambda x: x, jnp.zeros_like, array)
+
+
+def equal_outputs(jaxpr: Any) -> tuple[int, ...]:
+    """Returns for each output of a jaxpr the index of the first output that is computed in the same way.
+
+    Two outputs are the same if they are one variable, or results of equal operations on the same inputs. Nested jaxprs
+    compare by identity: JAX traces a function once for arguments of the same shapes.
+    """
+    numbers: dict[Any, int] = {}  # what was computed -> its number
+    known: dict[int, int] = {}  # id of a variable -> the number of its value
+
+    def number_of(key: Any) -> int:
+        return numbers.setdefault(key, len(numbers))
+
+    def value(atom: Any) -> int:
+        if hasattr(atom, "val"):  # a constant of the program
+            constant = np.asarray(atom.val)
+            return number_of((str(atom.aval), constant.dtype, constant.tobytes()))
+        return known.setdefault(id(atom), number_of(atom))
+
+    for equation in jaxpr.eqns:
+        key: Any = object()  # equal to nothing else
+        if not equation.effects:
+            parameters = ((k, v.hex() if isinstance(v, float) else v) for k, v in sorted(equation.params.items()))
+            key = (equation.primitive, tuple(parameters), tuple(map(value, equation.invars)))
+        for place, out in enumerate(equation.outvars):
+            try:
+                known[id(out)] = number_of((key, place))
+            except TypeError:  # a parameter without a hash
+                known[id(out)] = number_of(out)
+    first: dict[int, int] = {}
+    return tuple(first.setdefault(value(out), index) for index, out in enumerate(jaxpr.outvars))
 
 
 def jaxpr_in(value: Any) -> Any:

@@ -97,6 +97,8 @@ class ProgramShapes(NamedTuple):
         metrics: the shapes of everything that the run reports.
         stale_names: hook -> names that are not reported by that hook call.
         actions: hook -> shapes of its actions. Hooks that are missing never run.
+        equal: hook -> for each array of its actions the index of the first one that is always equal, or a negative
+            number if that is part of a callback's state.
         answers: hook -> index of each lazy log action -> shapes of the actions that it computes.
         host_read: host metrics that a hook reads.
         scales_final_updates: whether callbacks scale the final updates, because the optimizer has no schedule of its
@@ -106,6 +108,7 @@ class ProgramShapes(NamedTuple):
     metrics: MetricShapes
     stale_names: Mapping[str, frozenset[str]]
     actions: Mapping[str, tuple[Any, ...]] = {}
+    equal: Mapping[str, tuple[int, ...]] = {}
     answers: Mapping[str, Mapping[int, tuple[Any, ...]]] = {}
     host_read: tuple[str, ...] = ()
     scales_final_updates: bool = False
@@ -228,7 +231,7 @@ class Program:
     def expect(self, shapes: ProgramShapes) -> None:
         """Stores the shapes that are known so far."""
         self.shapes, self.actions = shapes, shapes.actions
-        self.buffers = RecordBuffers(shapes.actions, shapes.answers)
+        self.buffers = RecordBuffers(shapes.actions, shapes.answers, shapes.equal)
 
     @staticmethod
     def _owners(chain: Chain) -> str:

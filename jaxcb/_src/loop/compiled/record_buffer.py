@@ -115,7 +115,7 @@ class RecordBuffer(Struct):
     """Entries of one structure, oldest first."""
 
     count: Any  # int32 ()
-    rows: dict[str, Any]  # packed `(Entry, actions)`, each (capacity, width)
+    rows: dict[str, Any]  # packed positions and arrays of the actions, each (capacity, width)
 
     def append(self, row: dict[str, Array], fired: Array) -> "RecordBuffer":
         """Writes an entry. If not `fired`, it does not count, and the next entry overwrites it."""
@@ -129,12 +129,15 @@ class RecordBuffer(Struct):
 class BufferLayout(NamedTuple):
     """Contents of one buffer: actions of one hook, and the capacity.
 
+    Arrays that are always equal are stored once: several loggers of the same numbers cost no more than one.
+
     The buffer of a lazy log action holds the actions that it computes, all under its index.
     """
 
     hook: str
     indices: tuple[int, ...]
     capacity: int
+    stored: tuple[int, ...]  # for each array of the actions, the index of the array that is stored for it
     request: int | None = None
 
 
@@ -147,13 +150,16 @@ class RecordBuffers:
     Args:
         actions: hook -> shapes of its actions.
         answers: hook -> index of each lazy log action -> shapes of the actions that it computes.
+        equal: hook -> which arrays of its actions are always equal, as in `ProgramShapes`.
     """
 
     def __init__(
         self,
         actions: Mapping[str, tuple[Any, ...]],
         answers: Mapping[str, Mapping[int, tuple[Any, ...]]] | None = None,
+        equal: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
+        self._equal = equal or {}
         self.layouts: dict[str, BufferLayout] = {}
         self._shapes: dict[str, Any] = {}
         self._packings: dict[str, TreePacker] = {}
@@ -164,20 +170,47 @@ class RecordBuffers:
             ]
             small = tuple(i for i in recorded if _size_in_bytes(shapes[i]) <= _LARGE)
             groups = ([small] if small else []) + [(i,) for i in recorded if i not in small]
+            numbers = iter(self._equal.get(hook, range(len(jax.tree.leaves(shapes)))))
+            numbers = [[next(numbers) for _ in jax.tree.leaves(action)] for action in shapes]
             for number, indices in enumerate(groups):
-                self._add(f"{hook}/{number}", hook, indices, tuple(shapes[i] for i in indices))
+                entry = tuple(shapes[i] for i in indices)
+                self._add(f"{hook}/{number}", hook, indices, entry, [n for i in indices for n in numbers[i]])
             for index, requests in lazy.items():
                 if requests:
-                    self._add(f"{hook}/asked/{index}", hook, (index,) * len(requests), requests, index)
+                    every = list(range(len(jax.tree.leaves(requests))))
+                    self._add(f"{hook}/asked/{index}", hook, (index,) * len(requests), requests, every, index)
 
     def _add(
-        self, name: str, hook: str, indices: tuple[int, ...], entry: tuple[Any, ...], request: int | None = None
+        self,
+        name: str,
+        hook: str,
+        indices: tuple[int, ...],
+        entry: tuple[Any, ...],
+        numbers: list[int],
+        request: int | None = None,
     ) -> None:
-        capacity = int(np.clip(BUFFER_BYTES // (_size_in_bytes(entry) + 16), _LEAST, _MOST))
-        self.layouts[name] = BufferLayout(hook, indices, capacity, request)
+        """Adds a buffer for actions; arrays with the same number are stored once."""
+        first = {number: index for index, number in reversed(list(enumerate(numbers)))}
+        stored = tuple(first[number] for number in numbers)
+        leaves = jax.tree.leaves(entry)
+        distinct = [leaves[i] for i in dict.fromkeys(stored)]
+        capacity = int(np.clip(BUFFER_BYTES // (_size_in_bytes(distinct) + 16), _LEAST, _MOST))
+        self.layouts[name] = BufferLayout(hook, indices, capacity, stored, request)
         self._shapes[name] = entry
         word = jax.ShapeDtypeStruct((), jnp.int32)
-        self._packings[name] = TreePacker((RecordPosition(word, word, word, word), entry))
+        self._packings[name] = TreePacker((RecordPosition(word, word, word, word), distinct))
+
+    def _row(self, name: str, at: RecordPosition, group: tuple[Action, ...]) -> dict[str, Array]:
+        """Packs an entry. Traced."""
+        leaves = jax.tree.leaves(group)
+        return self._packings[name].row((at, [leaves[i] for i in dict.fromkeys(self.layouts[name].stored)]))
+
+    def _entries(self, name: str, rows: dict[str, np.ndarray]) -> tuple[RecordPosition, tuple[Action, ...]]:
+        """Unpacks the entries of a buffer: their positions and actions, stacked. Runs on the host."""
+        at, distinct = self._packings[name].unpack(rows)
+        stored = self.layouts[name].stored
+        leaves = dict(zip(dict.fromkeys(stored), distinct, strict=True))
+        return at, jax.tree.unflatten(jax.tree.structure(self._shapes[name]), [leaves[i] for i in stored])
 
     def empty(self) -> dict[str, RecordBuffer]:
         """Returns empty buffers. Traced."""
@@ -212,14 +245,14 @@ class RecordBuffers:
                 continue
             if layout.request is None:
                 group = tuple(actions[i] for i in layout.indices)
-                out[name] = rings[name].append(self._packings[name].row((at, group)), any_fires(group) & ok)
+                out[name] = rings[name].append(self._row(name, at, group), any_fires(group) & ok)
                 continue
             assert answer is not None
             lazy = actions[layout.request]
             fired = any_fires((lazy,)) & ok
             nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self._shapes[name])
             group = jax.lax.cond(fired, lambda a=lazy: answer(a), lambda n=nothing: n)
-            out[name] = rings[name].append(self._packings[name].row((at, group)), fired)
+            out[name] = rings[name].append(self._row(name, at, group), fired)
         return out
 
     def have_room(self, rings: dict[str, RecordBuffer], hooks: Container[str] | None = None) -> Array:
@@ -240,7 +273,7 @@ class RecordBuffers:
                 continue
             # copies: a record that is kept must not keep the complete buffer alive
             packed = {key: rows[:count].copy() for key, rows in buffer.rows.items()}
-            column, actions = self._packings[name].unpack(packed)
+            column, actions = self._entries(name, packed)
             at = [RecordPosition(*place) for place in zip(*(c.tolist() for c in jax.tree.leaves(column)), strict=True)]
             for index, stack in zip(layout.indices, actions, strict=True):
                 leaves, tree = jax.tree.flatten(stack)

@@ -17,6 +17,7 @@ from jaxcb._src.loop.compiled.state import MetricShapes
 from jaxcb._src.training.learning_rate import learning_rates
 from jaxcb._src.training.train_state import TrainState, check_actions
 from jaxcb._src.utils.pytree import cast_like
+from jaxcb._src.utils.xla import equal_outputs
 
 RESERVED = ("learning_rate", "base_learning_rate", "lr_scale", "epoch", "step", "updates")
 
@@ -81,7 +82,7 @@ def infer_shapes(
             },
         )
     )
-    actions, host_read = _actions(program, train, callbacks, settings, train_names, names)
+    actions, equal, host_read = _actions(program, train, callbacks, settings, train_names, names)
     answers = {hook: _answers(program, hook, listed, train, proposal, batch) for hook, listed in actions.items()}
     if proposal is not None:
         before_update = actions.get("on_before_update", ())
@@ -89,6 +90,7 @@ def infer_shapes(
     scaled = any(isinstance(a, ScaleLearningRate) for listed in actions.values() for a in listed)
     shapes = program.shapes._replace(
         actions=actions,
+        equal=equal,
         answers=answers,
         host_read=host_read,
         scales_final_updates=scaled and any(r.schedule is None for r in learning_rates(train.opt_state)),
@@ -99,9 +101,10 @@ def infer_shapes(
 
 def _actions(
     program: Program, train: TrainState, callbacks: Any, settings: Any, step_names: Shapes, names: Shapes
-) -> tuple[dict[str, tuple[Any, ...]], tuple[str, ...]]:
-    """Returns the shapes of the actions of each hook, and the host metrics that the hooks read."""
+) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[int, ...]], tuple[str, ...]]:
+    """Returns the shapes of the actions of each hook, which of their arrays are equal, and the host metrics in use."""
     out: dict[str, tuple[Any, ...]] = {}
+    equal: dict[str, tuple[int, ...]] = {}
     read: set[str] = set()
     for hook in sorted(program.hooks, key=HOOKS.index):
         if hook in ("on_eval_begin", "on_eval_end") and not program.predicates.validates:
@@ -120,14 +123,16 @@ def _actions(
         members = (jax.ShapeDtypeStruct((program.members or 1,), kind) for kind in (jnp.bool_, jnp.int32))
         metrics = program.seen_in(hook, metrics, *members)
         traced = program.hook[hook].trace(settings, callbacks, metrics)
-        _, actions = traced.out_info
+        states, actions = traced.out_info
+        before = len(jax.tree.leaves(states))
+        equal[hook] = tuple(i - before for i in equal_outputs(traced.jaxpr.jaxpr)[before:])
         read |= {name for name in program.host_names if _is_read(traced, (settings, callbacks, metrics), name)}
         actions = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), actions)
         check_actions(actions, train)
         _check_place(hook, actions)
         _check_payload(hook, actions)
         out[hook] = actions
-    return out, tuple(name for name in program.host_names if name in read)
+    return out, equal, tuple(name for name in program.host_names if name in read)
 
 
 def _answers(
