@@ -4,7 +4,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -32,7 +31,7 @@ def fast_compile_options(platform: str) -> dict[str, Any]:
     return dict(_CPU)
 
 
-def computed_once(array: Array, always: Array) -> Array:
+def computed_once(array: Array, always: Array, like: Array) -> Array:
     """Returns the array, such that XLA's CPU backend computes it once.
 
     The backend copies the computation of a small array into the kernel of each value that depends on it; with long
@@ -42,10 +41,11 @@ def computed_once(array: Array, always: Array) -> Array:
     Args:
         array: a small array.
         always: bool (), true whenever the program runs. It must not be a constant, which XLA would see through.
+        like: an array of the same shape and dtype that exists anyway.
     """
     if jax.default_backend() != "cpu":
         return array
-    return jax.lax.cond(always, lambda x: x, jnp.zeros_like, array)
+    return jax.lax.cond(always, lambda x, _: x, lambda _, y: y, array, like)
 
 
 def equal_outputs(jaxpr: Any) -> tuple[int, ...]:

@@ -88,7 +88,7 @@ class MetricAccumulator(Struct):
         sums, (error,), start, out = self._sums, self.error.values(), 1, {}
         means = quotient(sums, -error, sums[..., :1], -error[..., :1])
         if not self._members:
-            means = computed_once(means, sums[0] >= 0)
+            means = computed_once(means, sums[0] >= 0, sums)
         for name, shape in self.shapes:
             end = start + math.prod(shape)
             out[name] = means[..., start:end].reshape(*sums.shape[:-1], *shape)
