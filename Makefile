@@ -2,6 +2,7 @@
 #
 #   make demo          train a small network with callbacks (examples/digits.py)
 #   make test          linters, types, and the everyday tests with the examples in docstrings
+#   make fast          tests that train no network, in less than a minute
 #   make test-newest   a short set of tests on the newest Python here, with the newest jax locked
 #   make long          tests that take minutes: processes killed at arbitrary times, all ways to interrupt a run
 #   make deep          complete runs of the examples, which take longest
@@ -18,7 +19,7 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: demo test lint check test-newest long deep browser keras mutants bench bench-quick format lock clean
+.PHONY: demo fast test lint check test-newest long deep browser keras mutants bench bench-quick format lock clean
 
 PYTHON ?=
 BENCH_PYTHON ?=
@@ -35,8 +36,21 @@ export PYTHONUNBUFFERED := 1
 LOCK_OF = $$($(1) -c 'import sys; print("requirements/py311.txt" if sys.version_info < (3, 12) else "requirements/newest.txt")')
 SOURCES := pyproject.toml requirements/py311.txt requirements/newest.txt
 
+# Tests of the algebra and of single parts, which train no network.
+CALLBACKS = csv_logger early_stopping history lambda_callback learning_rate_scheduler model_checkpoint model_summary \
+    progress_bar reduce_lr_on_plateau reporters tensorboard terminate_on_nan timer
+FAST = tests/core/test_actions.py tests/core/test_callback.py tests/core/test_metrics.py tests/history tests/replay \
+    tests/data/test_chunking.py tests/data/test_position.py tests/inspection/test_flops.py \
+    tests/training/test_learning_rate.py tests/training/test_train_state.py tests/utils/test_class_keys.py \
+    tests/utils/test_exact.py tests/utils/test_images.py tests/utils/test_leaf_names.py \
+    tests/writers/test_event_file.py tests/writers/test_outbox.py tests/writers/test_recorder.py \
+    tests/test_public.py tests/test_signatures.py $(CALLBACKS:%=tests/callbacks/test_%.py)
+
 demo: .venv/.demo
 	$(BIN)/python examples/digits.py $(ARGS)
+
+fast: .venv/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(FAST) $(ARGS)
 
 test: .venv/.dev lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)

@@ -18,15 +18,13 @@ from _race import Baton
 from orbax.checkpoint import v1 as ocp
 
 from jaxcb._src.data.feed import Resident
+from jaxcb._src.data.inputs import DataConfig
 from jaxcb._src.data.pipeline import make_feed
 
 
 def order_of(network: Network) -> Callable[[Any], Any]:
     """The order of an epoch's rows, with which jaxcb trains at seed 0."""
-    feed = make_feed(
-        np.zeros(network.rows), epochs=None, steps=None, steps_per_epoch=None, batch_size=network.batch_size,
-        shuffle=True, seed=0, train_remainder=True, steps_per_execution=None,
-    )  # fmt: skip
+    feed = make_feed(np.zeros(network.rows), DataConfig(batch_size=network.batch_size))
     assert isinstance(feed, Resident)
     return lambda epoch: feed.layout.new_order(feed.key, epoch)
 

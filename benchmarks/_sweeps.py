@@ -16,8 +16,8 @@ from _ours import compilation_cache
 from _race import Baton
 
 import jaxcb as jc
+from jaxcb._src.data.inputs import DataConfig
 from jaxcb._src.data.pipeline import make_feed
-from jaxcb._src.loop.compiled.state import Inputs
 
 ROWS, VALIDATION_ROWS, BATCH_SIZE = 1472, 256, 8
 STEPS = ROWS // BATCH_SIZE
@@ -223,15 +223,11 @@ def _key(seed: int) -> Any:
 
 
 def _order(key: Any, epoch: Any) -> Any:
-    inputs = Inputs(settings=None, data=None, key=key, val=None, numbers=None)
-    return _feed(0).layout.new_order(inputs, epoch)
+    return _feed(0).layout.new_order(key, epoch)
 
 
 def _feed(seed: int) -> Any:
-    return make_feed(
-        np.zeros(ROWS), epochs=None, steps=None, steps_per_epoch=None, batch_size=BATCH_SIZE, shuffle=True, seed=seed,
-        train_remainder=True, steps_per_execution=None,
-    )  # fmt: skip
+    return make_feed(np.zeros(ROWS), DataConfig(batch_size=BATCH_SIZE, seed=seed))
 
 
 def _did(steps: list[int], bests: list[float]) -> dict[str, Any]:

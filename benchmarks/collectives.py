@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jaxcb as jc
 from jaxcb._src.data.pipeline import make_feed
 from jaxcb._src.loop.build import build_driver
-from jaxcb._src.loop.compiled.position import EvalSchedule
+from jaxcb._src.loop.config import RunConfig, RunFunctions
 from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.writers.run_handle import Run
 from jaxcb.writers import Context
@@ -96,21 +96,18 @@ def ours(mesh, sharding, executor, callbacks):
     """The program of our own: one step for the stepped executor, a loop around the same step for the looped one."""
     state = jc.TrainState.create(params=make_params(), tx=jc.adjustable_lr(optax.adam, learning_rate=1e-3))
     rows = np.zeros((ROWS, FEATURES), np.float32)
-    how = {"epochs": 1, "steps": None, "steps_per_epoch": None, "batch_size": BATCH, "shuffle": True, "seed": 0}
-    run = Run(None)
+    names = ("steps", "steps_per_epoch", "validation_data", "validation_steps", "validation_batch_size", "metrics")
+    config = RunConfig.of(
+        "Loop.run", **dict.fromkeys((*names, "run_dir")), epochs=1, batch_size=BATCH, shuffle=True, validation_freq=1,
+        seed=0, resume=False, verbose=0, execution=jc.Execution(executor=executor), checkpointing=jc.Checkpointing(),
+    )  # fmt: skip
     driver, _ = build_driver(
-        step=jc.Step(loss_fn),
-        eval_step=None,
-        callbacks=jc.chain(*callbacks, jc.History()),
-        train_state=state,
-        feed=make_feed((rows, rows), **how, train_remainder=True, steps_per_execution=None),
+        RunFunctions(jc.Step(loss_fn), None, jc.chain(*callbacks, jc.History())),
+        state,
+        config,
+        feed=make_feed((rows, rows), config.data),
         sets={},
-        cadence=EvalSchedule(1, None),
-        end=(1, None),
-        executor=executor,
-        steps_per_execution=None,
-        context=Context(None, run, 0, 1),
-        run=run,
+        context=Context(None, Run(None), 0, 1),
         placement=Placement.of(mesh, sharding, state),
     )
     inputs = driver._inputs(driver.feed.next(), driver.host_metrics.read(0))

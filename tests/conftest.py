@@ -25,7 +25,8 @@ import pytest
 from _patience import PATIENCE
 
 HERE = Path(__file__).parent
-MEMORY = 900 << 20  # bytes of a process
+MEMORY = 900 << 20  # bytes of a process, and
+GROWTH = 300 << 20  # bytes that it has grown by, at which it drops what it has compiled
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(HERE / ".jax_cache"))
@@ -76,16 +77,20 @@ def _no_clock() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
+_after_last_clearing = [0]
+
+
+@pytest.fixture(autouse=True)
 def _bounded_memory() -> Iterator[None]:
-    """Drops compiled programs after a module, once the process is large: they are of little use to the next one."""
+    """Drops compiled programs after a test, once the process is large."""
     yield
-    if _resident_bytes() > MEMORY:
+    if _resident_bytes() > max(MEMORY, _after_last_clearing[0] + GROWTH):
         import jaxcb as jc
 
         jc.clear_caches()
         jax.clear_caches()
         gc.collect()
+        _after_last_clearing[0] = _resident_bytes()
 
 
 def _resident_bytes() -> int:

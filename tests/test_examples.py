@@ -64,6 +64,7 @@ def test_distributed_digits_in_short(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_sweep_digits_in_short(tmp_path):
     pytest.importorskip("sklearn")
     out = run("sweep_digits.py", "--run-dir", tmp_path / "run", "--members", 4, "--epochs", 3)

@@ -1,5 +1,6 @@
 """The public signatures: how many arguments, that those of `fit`, `Loop.run` and `sweep` agree, and their types."""
 
+import dataclasses
 import inspect
 import re
 import types
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import pytest
 
 import jaxcb as jc
+from jaxcb._src.loop.config import RunConfig
 
 MOST = 25  # parameters of `fit`
 RUNS = {"fit": jc.fit, "Loop.run": jc.Loop.run, "sweep": jc.sweep}
@@ -49,6 +51,26 @@ def test_fit_has_few_parameters():
 @pytest.mark.parametrize("name", RUNS)
 def test_every_parameter_of_a_run_is_described(name):
     assert list(arguments_text(RUNS[name])) == [p for p in parameters(RUNS[name]) if p != "self"]
+
+
+def test_the_configuration_of_a_run_takes_what_all_runs_take():
+    everywhere = set.intersection(*(set(parameters(function)) for function in RUNS.values()))
+    found = parameters(RunConfig.of)
+    assert found.keys() - {"owner", "unsupported"} == everywhere - {"train_data"}
+    expected = parameters(jc.fit)
+    for name in found.keys() & {"epochs", "seed", "run_dir", "resume", "verbose", "execution", "checkpointing"}:
+        assert found[name].annotation == expected[name].annotation, name
+
+
+def test_a_configuration_cannot_be_changed():
+    signature = inspect.signature(jc.Loop.run).parameters.values()
+    defaults = {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY}
+    config = RunConfig.of("fit", **(defaults | {"epochs": 2, "batch_size": 3}))
+    assert (config.data.epochs, config.data.batch_size, config.validation.batch_size) == (2, 3, 3)
+    for part in (config, config.data, config.validation, config.execution, config.checkpointing):
+        for field in dataclasses.fields(part):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(part, field.name, None)
 
 
 @pytest.mark.parametrize("name", ["Loop.run", "sweep"])

@@ -18,15 +18,15 @@ from jaxcb._src.data.feed import rows_in
 from jaxcb._src.data.inputs import split_off
 from jaxcb._src.data.sources import BATCH_SIZE, sequential_source
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator
-from jaxcb._src.loop.config import Checkpointing, Execution, RunArguments, name_of
+from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig, RunFunctions, name_of
 from jaxcb._src.loop.result import Result
 from jaxcb._src.loop.run import run_training
 from jaxcb._src.models.adapt import adapt
 from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
-from jaxcb._src.training.run_config import RunConfig
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import EvalStep, Step
+from jaxcb._src.training.training_config import TrainingConfig
 from jaxcb._src.utils.errors import DataError
 from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram, kept_program
 from jaxcb._src.utils.program_key import key_of, tree_key
@@ -125,7 +125,7 @@ def fit(  # noqa: PLR0913
     """
     if validation_split:
         train_data, validation_data = split_off("fit", train_data, validation_data, validation_split)
-    arguments = RunArguments(
+    config = RunConfig.of(
         "fit",
         epochs=epochs,
         steps=steps,
@@ -144,9 +144,9 @@ def fit(  # noqa: PLR0913
         execution=execution,
         checkpointing=checkpointing,
     )
-    configuration = RunConfig(arguments.seed, optimizer, learning_rate, as_chain(callbacks), controls=controls or {})
+    training = TrainingConfig(config.seed, optimizer, learning_rate, as_chain(callbacks), controls=controls or {})
     adapter = adapt(model, copy=execution.copy)
-    given = [configuration.train_state(adapter)]
+    given = [training.train_state(adapter)]
     settings = {
         "model": type(getattr(model, "module", model)).__name__,
         "loss_fn": name_of(loss_fn),
@@ -156,9 +156,8 @@ def fit(  # noqa: PLR0913
     if adapter is not model:
         adapter.release()
     del model  # the run has its own arrays; if the caller has no reference to these, they are freed before step 0
-    step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn)
-    # few arguments: CPython keeps those of a call with more than thirty alive for as long as it runs
-    return run_training(step, eval_step, configuration.callbacks, given.pop(), train_data, arguments, settings=settings)
+    functions = RunFunctions(Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn), training.callbacks)
+    return run_training(functions, given.pop(), train_data, config, settings=settings)
 
 
 def evaluate(

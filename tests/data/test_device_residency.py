@@ -27,7 +27,7 @@ def seen(**how):
     return found
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     rows=st.integers(2, 12),
     size=st.integers(1, 5),

@@ -14,6 +14,7 @@ from loop._watch import threads
 
 import jaxcb as jc
 from jaxcb._src.data.feed import UNBOUNDED, FeedStart
+from jaxcb._src.data.inputs import DataConfig
 from jaxcb._src.data.iterator import NotSerializableError, as_json, from_json
 from jaxcb._src.data.pipeline import make_feed
 from jaxcb._src.loop.compiled.state import Status
@@ -180,7 +181,7 @@ CUT = {"steps_per_epoch": 4}
 KINDS = {
     "list": (batches, {}),
     "list, cut": (batches, CUT),
-    "list, smaller ones dropped": (batches, {"train_remainder": False}),
+    "list, smaller ones dropped": (batches, {"drop_remainder": True}),
     "list, counted in steps": (batches, {"epochs": None, "steps": 10}),
     "walked anew": (lambda: Anew(batches()), {}),
     "walked anew, cut long": (lambda: Anew(batches()), {"steps_per_epoch": 9, "epochs": 2}),
@@ -215,9 +216,9 @@ KINDS = {
 
 
 def feed_of(data, start=None, say=None, **how):
-    how = {"epochs": 3, "steps": None, "steps_per_epoch": None, "batch_size": None, "train_remainder": True} | how
-    how = {"controls": {"level": np.float32(0)}} | how
-    return make_feed(data, shuffle=True, seed=5, steps_per_execution=3, start=start, say=say, **how)
+    more = {"controls": how.pop("controls", {"level": np.float32(0)})}
+    config = DataConfig(seed=5, steps_per_execution=3, **{"epochs": 3, **how})
+    return make_feed(data, config, start=start, say=say, **more)
 
 
 def status(epoch, cursor, step, over=False):

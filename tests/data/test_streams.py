@@ -13,6 +13,7 @@ from loop._runs import fit, loss_fn, make_data
 from loop._watch import SEEN, CallAt, Watch, in_epochs, number_loss, numbered, threads, watch
 
 import jaxcb as jc
+from jaxcb._src.data.inputs import ValidationConfig
 from jaxcb._src.data.validation import validation_sets
 
 EXECUTORS = ("looped", "stepped")
@@ -532,7 +533,7 @@ def test_a_buffer_that_is_used_again_spoils_no_batch():
                 buffer[:] = i
                 yield buffer
 
-    (own,) = validation_sets(Reuses(), None, None).values()
+    (own,) = validation_sets(ValidationConfig(data=Reuses())).values()
     assert [float(batch[0, 0]) for batch in [*own]] == [*range(40)]  # all are kept, as if none were used yet
     for executor in EXECUTORS:
         SEEN.clear()

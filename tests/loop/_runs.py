@@ -1,5 +1,6 @@
 """Small runs that the tests of the loop share."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -10,9 +11,10 @@ from _arguments import grouped
 
 import jaxcb as jc
 from jaxcb._src.data.feed import Resident
+from jaxcb._src.data.inputs import ValidationConfig
 from jaxcb._src.data.validation import validation_sets
 from jaxcb._src.loop.build import build_driver
-from jaxcb._src.loop.compiled.position import EvalSchedule
+from jaxcb._src.loop.config import RunConfig, RunFunctions
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
 from jaxcb._src.writers.run_handle import Run
@@ -70,6 +72,13 @@ def fit(executor: str = "looped", **changes: Any) -> jc.Result:
     return jc.fit(model, given.pop("loss_fn", loss_fn), data, **grouped(executor=executor, **given))
 
 
+def config_of(**arguments: Any) -> RunConfig:
+    """The configuration of a run with the defaults of `Loop.run`."""
+    signature = inspect.signature(jc.Loop.run).parameters.values()
+    defaults = {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY}
+    return RunConfig.of("Loop.run", **(defaults | arguments))
+
+
 def make_driver(  # noqa: PLR0913
     callbacks: Any,
     state: jc.TrainState,
@@ -84,7 +93,7 @@ def make_driver(  # noqa: PLR0913
     steps_per_execution: int | None = None,
     step: Any = None,
     data: Any = None,
-    **more: Any,
+    metrics: Any = None,
 ) -> Driver:
     """A driver as `Loop` makes one; with `members` over a population."""
     data = make_data() if data is None else data
@@ -101,19 +110,16 @@ def make_driver(  # noqa: PLR0913
     if axes is None:
         axes = [0 if jnp.ndim(x) else None for x in jax.tree.leaves(all_callbacks)]
     driver, _ = build_driver(
-        step=step or jc.Step(loss_fn),
-        eval_step=jc.EvalStep(loss_fn),
-        callbacks=all_callbacks,
-        train_state=state,
+        RunFunctions(step or jc.Step(loss_fn), jc.EvalStep(loss_fn), all_callbacks),
+        state,
+        config_of(
+            epochs=epochs,
+            metrics=metrics,
+            execution=jc.Execution(executor=executor, steps_per_execution=steps_per_execution),
+        ),
         feed=feed,
-        sets=validation_sets(make_data(20, seed=1), 16, None),
-        cadence=EvalSchedule(1, None),
-        end=(epochs, None),
-        executor=executor,
-        steps_per_execution=steps_per_execution,
+        sets=validation_sets(ValidationConfig(data=make_data(20, seed=1), batch_size=16)),
         context=Context(None, run, 0, epochs),
-        run=run,
         population=None if members is None else Population(members, tuple(axes), (0,) * members, strategy, repack),
-        **more,
     )
     return driver

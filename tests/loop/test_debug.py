@@ -9,6 +9,7 @@ from loop import _runs
 import jaxcb as jc
 
 
+@pytest.mark.long
 def test_a_debugged_run_is_the_same_run():
     plain, debugged = (_runs.fit("stepped", epochs=2, debug=debug) for debug in (False, True))
     for name in plain.history:

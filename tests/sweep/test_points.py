@@ -14,7 +14,7 @@ import jaxcb as jc
 from jaxcb._src.core.chain import as_chain
 from jaxcb._src.sweep.overrides import with_overrides
 from jaxcb._src.sweep.space import as_points
-from jaxcb._src.training.run_config import RunConfig
+from jaxcb._src.training.training_config import TrainingConfig
 from jaxcb.testing import builtin_examples
 
 VALUES = st.lists(st.integers(0, 9) | st.floats(-1, 1), min_size=1, max_size=4)
@@ -42,7 +42,7 @@ def test_draws_depend_on_the_seed_and_the_path_alone(n, seed):
 
 def configuration(**changes):
     given = {"seed": 0, "optimizer": optax.adamw, "learning_rate": 0.1, "controls": {"beta": 0.0}}
-    return RunConfig(callbacks=as_chain([jc.EarlyStopping(), jc.ReduceLROnPlateau()]), **(given | changes))
+    return TrainingConfig(callbacks=as_chain([jc.EarlyStopping(), jc.ReduceLROnPlateau()]), **(given | changes))
 
 
 @pytest.mark.parametrize(

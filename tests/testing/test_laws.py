@@ -36,7 +36,7 @@ def everyday():
 
 @pytest.mark.parametrize("callback", everyday())
 def test_builtin(callback):
-    testing.check_callback(callback, max_examples=6)
+    testing.check_callback(callback, max_examples=4)
 
 
 @pytest.mark.deep

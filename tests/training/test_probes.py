@@ -199,11 +199,11 @@ def test_members_have_their_own_readings():
     states = [_runs.make_state(seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     probe = {"norm": jc.probes.grad_norm(every=3)}
-    together = _runs.make_driver([], stacked, members=3, epochs=2, probes=probe)
+    together = _runs.make_driver([], stacked, members=3, epochs=2, metrics=probe)
     together.train()
     rows = together.writer(HistoryWriter).history["norm"]
     for i, state in enumerate(states):
-        alone = _runs.make_driver([], state, epochs=2, probes=probe)
+        alone = _runs.make_driver([], state, epochs=2, metrics=probe)
         alone.train()
         np.testing.assert_allclose(rows[:, i], alone.writer(HistoryWriter).history["norm"], rtol=1e-4)
 

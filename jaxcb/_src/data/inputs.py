@@ -1,8 +1,9 @@
-"""Classification and checks of the user's data."""
+"""The user's data: how it is configured, what it is, and its checks."""
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,6 +13,62 @@ import numpy as np
 from jaxcb._src.utils.errors import DataError
 from jaxcb._src.utils.leaf_names import leaf_name
 from jaxcb._src.utils.validate import check_between
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How training data becomes batches, and how long it is used.
+
+    Attributes:
+        epochs: maximum number of epochs; None for no limit.
+        steps: maximum number of steps; None for no limit.
+        steps_per_epoch: steps of an epoch; None if the data ends each epoch.
+        batch_size: rows of a batch, for arrays and tables; None for the default.
+        shuffle: whether to draw a new order of rows each epoch.
+        seed: seed of the orders; a sequence for a population, with one per member. Members share a stream, in the order
+            of the first seed.
+        drop_remainder: whether a smaller last batch is left out.
+        resident: whether to keep arrays on the devices; None if they have enough memory.
+        steps_per_execution: batches of a chunk; None to choose by their size.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    steps_per_epoch: int | None = None
+    batch_size: int | None = None
+    shuffle: bool = True
+    seed: int | Sequence[int] = 0
+    drop_remainder: bool = False
+    resident: bool | None = None
+    steps_per_execution: int | None = None
+
+    @property
+    def order(self) -> dict[str, Any]:
+        """What the order of the batches depends on, as JSON."""
+        seed = self.seed if isinstance(self.seed, int) else list(self.seed)
+        return {
+            "batch_size": self.batch_size,
+            "steps_per_epoch": self.steps_per_epoch,
+            "shuffle": self.shuffle,
+            "seed": seed,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """The validation data, and how it becomes batches.
+
+    Attributes:
+        data: one set, or a dict of named sets; each is arrays or an iterable of batches.
+        batch_size: rows of a batch, for arrays and tables; None for the default.
+        steps: maximum number of batches of a set; None for all.
+        resident: whether to keep arrays on the devices; None if they have enough memory.
+    """
+
+    data: Any = None
+    batch_size: int | None = None
+    steps: int | None = None
+    resident: bool | None = None
 
 
 def is_table(data: Any) -> bool:
@@ -176,22 +233,23 @@ def check_list(data: Any, what: str) -> None:
             )
 
 
-def check_walkable(data: Any, *, epochs: int | None, steps: int | None, steps_per_epoch: int | None) -> None:
+def check_walkable(data: Any, config: DataConfig) -> None:
     """Rejects, before the first step, a stream that would end too early or never.
 
     Raises:
         DataError: for such a stream.
     """
-    if steps_per_epoch is not None:
+    if config.steps_per_epoch is not None:
         return
     if is_endless(data):
-        if steps is None:
+        if config.steps is None:
             raise DataError(
                 "train_data is an endless stream, so an epoch of it never ends: pass steps_per_epoch=, or steps= and "
                 "steps_per_epoch=."
             )
         return
-    if is_one_shot(data) and steps is None and epochs is not None and epochs > 1:
+    epochs = config.epochs
+    if is_one_shot(data) and config.steps is None and epochs is not None and epochs > 1:
         raise DataError(
             f"train_data is a {type(data).__name__}, which can be iterated only once, but epochs={epochs}: it would "
             "be used up after the first epoch, or never end. Pass something that can be iterated again (a list, a "

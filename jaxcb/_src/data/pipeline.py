@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxcb._src.data import inputs as _data
 from jaxcb._src.data.feed import UNBOUNDED, Feed, FeedStart, Resident, fits_on_device
+from jaxcb._src.data.inputs import DataConfig
 from jaxcb._src.data.prefetch import Stream
 from jaxcb._src.data.sources import BATCH_SIZE, CallableSource, batches_in, key_of, source_of
 from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
@@ -15,18 +16,10 @@ from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.utils.errors import DataError
 
 
-def make_feed(  # noqa: PLR0913
+def make_feed(
     train_data: Any,
+    config: DataConfig,
     *,
-    epochs: int | None,
-    steps: int | None,
-    steps_per_epoch: int | None,
-    batch_size: int | None,
-    shuffle: bool,
-    seed: int | Sequence[int],
-    train_remainder: bool,
-    steps_per_execution: int | None,
-    resident: bool | None = None,
     placement: Placement = ONE_DEVICE,
     controls: Mapping[str, Any] | None = None,
     start: FeedStart | None = None,
@@ -37,16 +30,7 @@ def make_feed(  # noqa: PLR0913
 
     Args:
         train_data: arrays, an iterable of batches, a data set, or a function of epoch and controls.
-        epochs: maximum number of epochs.
-        steps: maximum number of steps.
-        steps_per_epoch: steps of an epoch; None if the data ends each epoch.
-        batch_size: rows of a batch, for arrays and tables.
-        shuffle: whether to draw a new order of rows each epoch.
-        seed: seed of the orders; a sequence for a population, with one per member. Members share a stream, in the order
-            of the first seed.
-        train_remainder: whether to train on a smaller last batch.
-        steps_per_execution: batches of a chunk; None to choose by their size.
-        resident: whether to keep arrays on the devices; None if they have enough memory.
+        config: how the data becomes batches.
         placement: shardings of the batches.
         controls: the controls before the first step.
         start: position to resume at; None for a new run.
@@ -57,32 +41,33 @@ def make_feed(  # noqa: PLR0913
         DataError: for invalid training data.
         TypeError: for a function with other parameters.
     """
+    seed, batch_size, steps_per_epoch = config.seed, config.batch_size, config.steps_per_epoch
     how: dict[str, Any] = {
         "batch_size": batch_size,
-        "shuffle": shuffle,
+        "shuffle": config.shuffle,
         "seed": seed if isinstance(seed, int) else seed[0],
-        "remainder": train_remainder,
+        "remainder": not config.drop_remainder,
         "placement": placement,
     }
     if _data.are_arrays(train_data):
         arrays, rows = _data.as_arrays(train_data, "train_data")
         size = min(batch_size or BATCH_SIZE, rows)
-        length = _epoch_of(rows, batch_size or BATCH_SIZE, steps_per_epoch, shuffle, train_remainder)
+        length = _epoch_of(rows, config)
         # the device draws the orders of a population's members, so its rows must be resident
         alone = isinstance(seed, int)
         if not alone or fits_on_device(
-            arrays, "train_data", resident, placement=placement, processes=processes, say=say
+            arrays, "train_data", config.resident, placement=placement, processes=processes, say=say
         ):
             return Resident(
                 arrays,
                 batch_size=size,
-                shuffle=shuffle,
+                shuffle=config.shuffle,
                 key=_keys(seed),
                 epoch_len=length,
-                train_remainder=train_remainder,
+                train_remainder=not config.drop_remainder,
             )
         source, steps_per_epoch = source_of(arrays, "train_data", most=length, **how), None
-    elif resident is True:
+    elif config.resident is True:
         raise DataError(
             f"Execution(resident=True) was given, but train_data is a {type(train_data).__name__}: only arrays can be "
             "kept on the devices. Leave resident out, or pass arrays."
@@ -91,14 +76,14 @@ def make_feed(  # noqa: PLR0913
         source, steps_per_epoch = CallableSource(train_data, "train_data", steps_per_epoch=steps_per_epoch, **how), None
     else:
         source = source_of(train_data, "train_data", **how)
-        _data.check_walkable(train_data, epochs=epochs, steps=steps, steps_per_epoch=steps_per_epoch)
+        _data.check_walkable(train_data, config)
     return Stream(
         source,
         steps_per_epoch=steps_per_epoch,
-        end_epoch=UNBOUNDED if epochs is None else epochs,
-        end_step=UNBOUNDED if steps is None else steps,
-        steps_per_execution=steps_per_execution,
-        train_remainder=train_remainder,
+        end_epoch=UNBOUNDED if config.epochs is None else config.epochs,
+        end_step=UNBOUNDED if config.steps is None else config.steps,
+        steps_per_execution=config.steps_per_execution,
+        train_remainder=not config.drop_remainder,
         controls=controls,
         start=start,
         say=say,
@@ -106,9 +91,10 @@ def make_feed(  # noqa: PLR0913
     )
 
 
-def _epoch_of(rows: int, batch_size: int, steps_per_epoch: int | None, shuffle: bool, remainder: bool) -> int:
+def _epoch_of(rows: int, config: DataConfig) -> int:
     """Returns the batches in an epoch of arrays."""
-    batches = batches_in(rows, batch_size, "train_data", remainder=remainder)
+    batch_size, steps_per_epoch = config.batch_size or BATCH_SIZE, config.steps_per_epoch
+    batches = batches_in(rows, batch_size, "train_data", remainder=not config.drop_remainder)
     if steps_per_epoch is None:
         return batches
     if steps_per_epoch > batches:
@@ -116,7 +102,7 @@ def _epoch_of(rows: int, batch_size: int, steps_per_epoch: int | None, shuffle: 
             f"steps_per_epoch={steps_per_epoch}, but one pass over {rows} rows has {batches} batches of "
             f"{min(batch_size, rows)}. Leave it out, or lower it."
         )
-    if not shuffle and steps_per_epoch < batches:
+    if not config.shuffle and steps_per_epoch < batches:
         raise DataError(
             f"steps_per_epoch={steps_per_epoch} with shuffle=False would train on the first rows only, epoch after "
             f"epoch: one pass has {batches} batches. Shuffle, or leave steps_per_epoch out."

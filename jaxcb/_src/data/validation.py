@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._src.data.feed import fits_on_device
-from jaxcb._src.data.inputs import are_arrays, as_arrays, copied, named_sets
+from jaxcb._src.data.inputs import ValidationConfig, are_arrays, as_arrays, copied, named_sets
 from jaxcb._src.data.sources import BATCH_SIZE, Source, sequential_source
 from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
@@ -79,12 +79,9 @@ class HostSet:
 
 
 def validation_sets(
-    data: Any,
-    batch_size: int | None,
-    steps: int | None,
+    config: ValidationConfig,
     *,
     like: Any = None,
-    resident: bool | None = None,
     placement: Placement = ONE_DEVICE,
     processes: Processes = SINGLE_PROCESS,
     say: Callable[[str], None] | None = None,
@@ -92,24 +89,21 @@ def validation_sets(
     """Returns the validation sets by the prefix of their metrics.
 
     Args:
-        data: one set, or a dict of named sets; each is arrays or an iterable of batches.
-        batch_size: rows of a batch, for arrays and tables.
-        steps: maximum number of batches per set; None for all.
+        config: the data, and how it becomes batches.
         like: a training batch, to tell a named set from a batch that is a dict; None if there is none.
-        resident: whether to keep arrays on the devices; None if they have enough memory.
         placement: shardings of the batches.
         processes: of the run.
         say: prints a line.
     """
+    steps, size = config.steps, config.batch_size or BATCH_SIZE
     sets: dict[str, ResidentSet | HostSet] = {}
-    for prefix, one_set in named_sets(data, like=like).items():
+    for prefix, one_set in named_sets(config.data, like=like).items():
         what = f"validation_data ({prefix.rstrip('_')})"
-        size = batch_size or BATCH_SIZE
         if are_arrays(one_set):
             one_set, rows = as_arrays(one_set, what)
             rows = rows if steps is None else min(rows, steps * size)
             one_set = jax.tree.map(lambda x, rows=rows: x[:rows], one_set)
-            if fits_on_device(one_set, what, resident, placement=placement, processes=processes, say=say):
+            if fits_on_device(one_set, what, config.resident, placement=placement, processes=processes, say=say):
                 sets[prefix] = ResidentSet(jax.tree.map(jnp.asarray, one_set), rows, min(size, rows))
                 continue
         sets[prefix] = HostSet(sequential_source(one_set, what, size, placement), steps)

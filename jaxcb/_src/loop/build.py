@@ -1,7 +1,7 @@
 """Builds a ready-to-run driver from validated arguments."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,8 +13,9 @@ from jaxcb._src.core.chain import Chain
 from jaxcb._src.data.feed import UNBOUNDED, Feed
 from jaxcb._src.data.validation import HostSet, ResidentSet
 from jaxcb._src.loop.compiled.member_map import Strategy, known, measured
-from jaxcb._src.loop.compiled.position import EvalSchedule, HostPosition
+from jaxcb._src.loop.compiled.position import HostPosition
 from jaxcb._src.loop.compiled.state import Inputs
+from jaxcb._src.loop.config import RunConfig, RunFunctions
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.host_metrics import Evaluators, HostMetrics
 from jaxcb._src.loop.host.population import ActiveMembers, Population
@@ -24,7 +25,6 @@ from jaxcb._src.training.probes import Probe
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.xla import jaxpr_in
 from jaxcb._src.writers.base import Context
-from jaxcb._src.writers.run_handle import Run
 
 
 def choose(jaxpr: Any) -> tuple[str, str]:
@@ -54,24 +54,14 @@ def _has_convolution(jaxpr: Any) -> bool:
 
 
 def build_driver(  # noqa: PLR0913
-    *,
-    step: Callable[..., Any],
-    eval_step: Callable[..., Any] | None,
-    callbacks: Chain,
+    functions: RunFunctions,
     train_state: TrainState,
+    config: RunConfig,
+    *,
     feed: Feed,
     sets: Mapping[str, ResidentSet | HostSet],
-    cadence: EvalSchedule,
-    end: tuple[int | None, int | None],
-    executor: str | None,
-    steps_per_execution: int | None,
     context: Context,
-    run: Run,
-    probes: Mapping[str, Probe] | None = None,
-    evaluators: Evaluators | None = None,
-    host_metrics: Mapping[str, Callable[[], Any]] | None = None,
     keeper: Checkpointer | None = None,
-    debug: bool = False,
     population: Population | None = None,
     placement: Placement = ONE_DEVICE,
 ) -> tuple[Driver, str]:
@@ -83,23 +73,13 @@ def build_driver(  # noqa: PLR0913
     strategy is part of every jitted function.
 
     Args:
-        step: the training step.
-        eval_step: the evaluation step, or None.
-        callbacks: all callbacks.
+        functions: steps and callbacks, with those that every run has.
         train_state: the initial state; for a population each array has a leading member axis.
+        config: the configuration of the run.
         feed: training batches.
         sets: prefix -> validation set.
-        cadence: when to validate.
-        end: epochs and steps after which the run is over; None for no limit.
-        executor: "looped", "stepped", or None to choose.
-        steps_per_execution: steps per dispatch; None to choose by measurement.
         context: for the writers.
-        run: for host callbacks.
-        probes: the user's probes; callbacks may add more.
-        evaluators: metrics that the host computes at a validation.
-        host_metrics: name -> function without arguments, read before each dispatch.
         keeper: writes checkpoints; None for a run without checkpoints.
-        debug: whether to check for NaN at every step.
         population: configuration of a population; None for a single run.
         placement: shardings of a single run; for a population, the devices that members may be sharded over.
 
@@ -109,33 +89,34 @@ def build_driver(  # noqa: PLR0913
     if population is None:
         feed.place(placement)
         placement.check_batch(feed.layout.batch_size)
-    evaluators = evaluators or Evaluators({})
+    execution, metrics, run = config.execution, config.metrics, context.run
+    evaluators = Evaluators(metrics.evaluators)
     # `program` is bound below; the function runs at the first dispatch at the earliest
     outside = HostMetrics(
-        host_metrics, examples_per_step=feed.layout.batch_size, step_flops=lambda: programs.flops(program)
+        metrics.host_metrics, examples_per_step=feed.layout.batch_size, step_flops=lambda: programs.flops(program)
     )
     # a population shards its members, not batch and train state
     alone = placement if population is None else ONE_DEVICE
     programs = RunPrograms(
-        step=step,
-        eval_step=eval_step,
-        callbacks=callbacks,
+        step=functions.step,
+        eval_step=functions.eval_step,
+        callbacks=functions.callbacks,
         train=alone.shapes(train_state),
         feed=feed,
         sets=sets,
-        cadence=cadence,
-        probes=_all_probes(probes, callbacks),
+        cadence=config.cadence,
+        probes=_all_probes(metrics.probes, functions.callbacks),
         host_values=evaluators.names,
         host_names=outside.names,
         population=population,
         placement=alone,
-        debug=debug,
+        debug=execution.debug,
     )
     program = programs.program(programs.members)
     outside.use(program.shapes.host_read, context)
     run.traced_step = lambda: programs.traced_step(program)
-    if debug or executor is not None:
-        kind, why = ("stepped", "debug=True") if debug else (str(executor), "as requested")
+    if execution.debug or execution.executor is not None:
+        kind, why = ("stepped", "debug=True") if execution.debug else (str(execution.executor), "as requested")
     else:
         kind, why = programs.kept.fact("executor", lambda: choose(programs.jaxpr(program)))
     strategy = None
@@ -176,10 +157,10 @@ def build_driver(  # noqa: PLR0913
         evaluators=evaluators,
         host_metrics=outside,
         inputs=inputs,
-        place=_place(end, feed, cadence),
+        place=_place(config, feed),
         context=context,
         run=run,
-        steps_per_execution=steps_per_execution,
+        steps_per_execution=execution.steps_per_execution,
         keeper=keeper,
         members=group,
     )
@@ -201,17 +182,17 @@ def _strategy(
     return measured(programs.step, state, rows, programs.batch_axis, population.size, kind, mesh)
 
 
-def _all_probes(given: Mapping[str, Probe] | None, callbacks: Chain) -> dict[str, Probe]:
+def _all_probes(given: Mapping[str, Probe], callbacks: Chain) -> dict[str, Probe]:
     """Returns the probes of the user and of the callbacks. A name must denote one probe only."""
     probes = callbacks.probes()
-    for name, probe in (given or {}).items():
+    for name, probe in given.items():
         if probes.setdefault(name, probe) != probe:
             raise ValueError(f"metrics: {name!r} is also the name of a different probe, which a callback has.")
     return probes
 
 
-def _place(end: tuple[int | None, int | None], feed: Feed, cadence: EvalSchedule) -> HostPosition:
-    epochs, steps = end
+def _place(config: RunConfig, feed: Feed) -> HostPosition:
+    epochs, steps = config.data.epochs, config.data.steps
     total = UNBOUNDED if steps is None else steps
     if epochs is not None and feed.epoch_len != UNBOUNDED:
         total = min(total, epochs * feed.epoch_len)
@@ -220,6 +201,6 @@ def _place(end: tuple[int | None, int | None], feed: Feed, cadence: EvalSchedule
         end_step=UNBOUNDED if steps is None else steps,
         end_epoch=UNBOUNDED if epochs is None else epochs,
         total_steps=-1 if total == UNBOUNDED else total,
-        eval_every=cadence.steps,
+        eval_every=config.cadence.steps,
         full=feed.layout.full if feed.layout.remainder else UNBOUNDED,
     )

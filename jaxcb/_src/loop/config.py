@@ -1,9 +1,9 @@
-"""The arguments of a run: `Execution`, `Checkpointing`, and all of them together, checked."""
+"""The configuration of a run: `Execution`, `Checkpointing`, and `RunConfig`, which has all of it."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.data.feed import UNBOUNDED
+from jaxcb._src.data.inputs import DataConfig, ValidationConfig
 from jaxcb._src.loop.compiled.position import EvalSchedule
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.utils.local_path import local_path
@@ -206,84 +207,155 @@ def split_metrics(owner: str, metrics: Mapping[Any, Any] | None) -> FurtherMetri
     return found
 
 
-@dataclass
-class RunArguments:
-    """The arguments of a run, checked; `fit` describes them.
+class RunFunctions(NamedTuple):
+    """The functions of a run.
 
-    Internal code reads the fields of `execution`, `checkpointing` and `metrics` as attributes of their own.
+    Attributes:
+        step: `(train_state, batch) -> (train_state, metrics)`.
+        eval_step: `(train_state, batch) -> metrics`, or None.
+        callbacks: the callbacks.
+    """
+
+    step: Callable[..., Any]
+    eval_step: Callable[..., Any] | None
+    callbacks: Chain
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The arguments of `fit`, `Loop.run` or `sweep` about data, duration, files and execution: checked, and by part.
+
+    It is made once by `RunConfig.of`. Each constructor takes the part that it needs.
 
     Attributes:
         owner: the function that was called, which errors name.
+        data: how training data becomes batches.
+        validation: the validation data.
         cadence: when to validate.
-        unsupported: fields of `execution` that the owner does not take.
-
-    Raises:
-        TypeError: for arguments of another type.
-        ValueError: for arguments out of range.
+        metrics: further metrics, by kind.
+        run_dir: directory of the run's files; None for a run without files.
+        resume: whether a run in `run_dir` is resumed.
+        checkpointing: how the run is saved.
+        execution: how the run is executed.
+        verbose: how much is printed.
     """
 
     owner: str
-    _: KW_ONLY
-    epochs: int | None = None
-    steps: int | None = None
-    steps_per_epoch: int | None = None
-    batch_size: int | None = None
-    shuffle: bool = True
-    validation_data: Any = None
-    validation_freq: int | Sequence[int] = 1
-    validation_steps: int | None = None
-    validation_batch_size: int | None = None
-    metrics: Mapping[Any, Any] | None = None
-    seed: int = 0
-    run_dir: str | Path | None = None
-    resume: bool = False
-    verbose: Literal[0, 1, 2] | None = None
-    execution: Execution = Execution()
-    checkpointing: Checkpointing = Checkpointing()
-    unsupported: tuple[str, ...] = ()
+    data: DataConfig
+    validation: ValidationConfig
+    cadence: EvalSchedule
+    metrics: FurtherMetrics
+    run_dir: Path | None
+    resume: bool
+    checkpointing: Checkpointing
+    execution: Execution
+    verbose: Literal[0, 1, 2] | None
 
-    def __post_init__(self) -> None:
-        owner = self.owner
-        if self.run_dir is not None:
-            self.run_dir = local_path(owner, "run_dir", self.run_dir)
-        if self.epochs is None and self.steps is None:
+    @classmethod
+    def of(  # noqa: PLR0913
+        cls,
+        owner: str,
+        *,
+        epochs: int | None,
+        steps: int | None,
+        steps_per_epoch: int | None,
+        batch_size: int | None,
+        shuffle: bool,
+        validation_data: Any,
+        validation_freq: int | Sequence[int],
+        validation_steps: int | None,
+        validation_batch_size: int | None,
+        metrics: Mapping[Any, Any] | None,
+        seed: int,
+        run_dir: str | Path | None,
+        resume: bool,
+        verbose: Literal[0, 1, 2] | None,
+        execution: Execution,
+        checkpointing: Checkpointing,
+        unsupported: tuple[str, ...] = (),
+    ) -> "RunConfig":
+        """Checks the arguments, which `fit` describes.
+
+        Args:
+            owner: the function that was called.
+            epochs: and the other arguments: as in `fit`.
+            steps: see `fit`.
+            steps_per_epoch: see `fit`.
+            batch_size: see `fit`.
+            shuffle: see `fit`.
+            validation_data: see `fit`.
+            validation_freq: see `fit`.
+            validation_steps: see `fit`.
+            validation_batch_size: see `fit`.
+            metrics: see `fit`.
+            seed: see `fit`.
+            run_dir: see `fit`.
+            resume: see `fit`.
+            verbose: see `fit`.
+            execution: see `fit`.
+            checkpointing: see `fit`.
+            unsupported: fields of `execution` that the owner does not take.
+
+        Raises:
+            TypeError: for arguments of another type.
+            ValueError: for arguments out of range.
+        """
+        directory = None if run_dir is None else local_path(owner, "run_dir", run_dir)
+        if epochs is None and steps is None:
             raise ValueError(f"{owner}: epochs and steps are both None; pass at least one of them.")
-        for name in ("epochs", "steps", "steps_per_epoch", "batch_size", "validation_batch_size", "validation_steps"):
-            setattr(self, name, _count(owner, name, getattr(self, name)))
-        self.shuffle = check_bool(owner, "shuffle", self.shuffle)
-        self.resume = check_bool(owner, "resume", self.resume)
-        check_choice(owner, "verbose", self.verbose, (None, 0, 1, 2))
-        self.seed = check_int(owner, "seed", self.seed)
-        self._unpack_execution()
-        if not isinstance(self.checkpointing, Checkpointing):
-            raise TypeError(
-                f"{owner}: checkpointing must be a jc.Checkpointing, got a {type(self.checkpointing).__name__}."
-            )
-        self.overwrite, self.on_save_error = self.checkpointing.overwrite, self.checkpointing.on_error
-        self.probes, self.evaluators, self.host_metrics = split_metrics(owner, self.metrics)
-        self.cadence = EvalSchedule(_frequency(owner, self.validation_freq), self.eval_every)
-        if self.fast_dev_run:
-            self.epochs, self.steps, self.validation_steps = 1, self.fast_dev_run, self.fast_dev_run
-            self.cadence = EvalSchedule(1, None)
-
-    def _unpack_execution(self) -> None:
-        execution, default = self.execution, Execution()
-        if not isinstance(execution, Execution):
-            raise TypeError(f"{self.owner}: execution must be a jc.Execution, got a {type(execution).__name__}.")
-        for name in self.unsupported:
-            if getattr(execution, name) != getattr(default, name):
-                raise ValueError(f"{self.owner} does not take Execution({name}={getattr(execution, name)!r}).")
-        self.executor, self.fixed_steps = execution.executor, execution.steps_per_execution
-        self.resident, self.drop_remainder = execution.resident, execution.drop_remainder
-        self.eval_every, self.fast_dev_run = execution.eval_every, execution.fast_dev_run
-        self.mesh, self.sharding, self.debug = execution.mesh, execution.sharding, execution.debug
+        check_choice(owner, "verbose", verbose, (None, 0, 1, 2))
+        _check_execution(owner, execution, unsupported)
+        if not isinstance(checkpointing, Checkpointing):
+            raise TypeError(f"{owner}: checkpointing must be a jc.Checkpointing, got a {type(checkpointing).__name__}.")
+        data = DataConfig(
+            epochs=_count(owner, "epochs", epochs),
+            steps=_count(owner, "steps", steps),
+            steps_per_epoch=_count(owner, "steps_per_epoch", steps_per_epoch),
+            batch_size=_count(owner, "batch_size", batch_size),
+            shuffle=check_bool(owner, "shuffle", shuffle),
+            seed=check_int(owner, "seed", seed),
+            drop_remainder=execution.drop_remainder,
+            resident=execution.resident,
+            steps_per_execution=execution.steps_per_execution,
+        )
+        validation = ValidationConfig(
+            data=validation_data,
+            batch_size=_count(owner, "validation_batch_size", validation_batch_size) or data.batch_size,
+            steps=_count(owner, "validation_steps", validation_steps),
+            resident=execution.resident,
+        )
+        cadence = EvalSchedule(_frequency(owner, validation_freq), execution.eval_every)
+        if execution.fast_dev_run:
+            data = replace(data, epochs=1, steps=execution.fast_dev_run)
+            validation, cadence = replace(validation, steps=execution.fast_dev_run), EvalSchedule(1, None)
+        return cls(
+            owner=owner,
+            data=data,
+            validation=validation,
+            cadence=cadence,
+            metrics=split_metrics(owner, metrics),
+            run_dir=directory,
+            resume=check_bool(owner, "resume", resume),
+            checkpointing=checkpointing,
+            execution=execution,
+            verbose=verbose,
+        )
 
     @property
-    def order(self) -> dict[str, Any]:
-        """The arguments that the order of the data depends on, as JSON."""
-        return {
-            "batch_size": self.batch_size,
-            "steps_per_epoch": self.steps_per_epoch,
-            "shuffle": self.shuffle,
-            "seed": self.seed,
-        }
+    def seed(self) -> int:
+        """The seed of the run."""
+        assert isinstance(self.data.seed, int)
+        return self.data.seed
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether nothing may remain after the run."""
+        return bool(self.execution.fast_dev_run)
+
+
+def _check_execution(owner: str, execution: Execution, unsupported: Sequence[str]) -> None:
+    if not isinstance(execution, Execution):
+        raise TypeError(f"{owner}: execution must be a jc.Execution, got a {type(execution).__name__}.")
+    for name in unsupported:
+        if getattr(execution, name) != getattr(Execution(), name):
+            raise ValueError(f"{owner} does not take Execution({name}={getattr(execution, name)!r}).")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
-from jaxcb._src.loop.config import Checkpointing, Execution, RunArguments
+from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig, RunFunctions
 from jaxcb._src.loop.result import Result
 from jaxcb._src.loop.run import run_training
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
@@ -108,7 +108,7 @@ class Loop:
                 f"Loop.run takes a TrainState, such as jc.TrainState.create(params=..., tx=...), got a "
                 f"{type(train_state).__name__}."
             )
-        arguments = RunArguments(
+        config = RunConfig.of(
             "Loop.run",
             epochs=epochs,
             steps=steps,
@@ -130,4 +130,5 @@ class Loop:
         )
         given = [train_state]
         del train_state  # see `run_training`
-        return run_training(self.train_step, self.eval_step, self.callbacks, given.pop(), train_data, arguments)
+        functions = RunFunctions(self.train_step, self.eval_step, self.callbacks)
+        return run_training(functions, given.pop(), train_data, config)

@@ -6,6 +6,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,13 +22,12 @@ from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import Chain, chain
 from jaxcb._src.data.pipeline import make_feed
 from jaxcb._src.data.validation import validation_sets
-from jaxcb._src.distributed.processes import processes
+from jaxcb._src.distributed.processes import Processes, processes
 from jaxcb._src.loop.build import build_driver
 from jaxcb._src.loop.compiled.program import debugging
 from jaxcb._src.loop.compiled.state import named_leaves, with_leaves
-from jaxcb._src.loop.config import RunArguments, settings_of
+from jaxcb._src.loop.config import RunConfig, RunFunctions, settings_of
 from jaxcb._src.loop.host.driver import Driver
-from jaxcb._src.loop.host.host_metrics import Evaluators
 from jaxcb._src.loop.host.population import Population
 from jaxcb._src.loop.host.stops import TERMINATED
 from jaxcb._src.loop.result import Result, delivered, remember
@@ -62,13 +62,11 @@ def result_of(driver: Driver, directory: Path | None, context: Context) -> Resul
     )
 
 
-def run_training(  # noqa: C901, PLR0913, PLR0915
-    step: Callable[..., Any],
-    eval_step: Callable[..., Any] | None,
-    callbacks: Chain,
+def run_training(
+    functions: RunFunctions,
     train_state: TrainState,
     train_data: Any,
-    args: RunArguments,
+    config: RunConfig,
     *,
     settings: Mapping[str, Any] | None = None,
     population: Population | None = None,
@@ -78,15 +76,13 @@ def run_training(  # noqa: C901, PLR0913, PLR0915
 
     Resources are opened in the order in which they must be released: process group, temporary directory and lock on the
     `ExitStack`; the feed, which owns a thread, is closed by the driver from the point at which the driver exists, and
-    by the `except` branch before that.
+    by `_build` before that.
 
     Args:
-        step: the training step.
-        eval_step: the evaluation step, or None.
-        callbacks: the user's callbacks.
+        functions: steps and callbacks of the user.
         train_state: the initial state; for a population with a leading member axis.
         train_data: as in `Loop.run`.
-        args: all other arguments.
+        config: all other arguments.
         settings: further hyperparameters, name -> number, text or boolean, for tables.
         population: configuration of a population; None for a single run.
         result: makes the return value from the driver, the run directory and the context.
@@ -98,117 +94,18 @@ def run_training(  # noqa: C901, PLR0913, PLR0915
     """
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes())
-        mesh = args.mesh
-        if mesh is None and group.is_multiprocess:  # otherwise each process would train its own copy of the model
-            mesh = jax.make_mesh((jax.device_count(),), ("data",))
-        placement = Placement.of(mesh, args.sharding, train_state) if population is None else Placement.devices(mesh)
-        # a trial run (`fast_dev_run`) writes to a temporary directory and never resumes
-        run_dir, kept = args.run_dir, not args.fast_dev_run
-        if not kept:
-            run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcb-"))
-        directory = _directory(args.owner, run_dir, callbacks)
-        if directory is not None and kept:
-            stack.enter_context(lock_run_dir(directory))
-        run = Run(directory)
-        context = Context(directory, run, args.verbose, args.epochs, trial=not kept, processes=group)
-        stack.enter_context(debugging(args.debug, context.say))
-        callbacks = _all_callbacks(callbacks, args.verbose)
-        # all processes need one run id, since checkpoints are named by it
-        start, executor = (
-            ResumePlan(RunRecord(run=group.broadcast_from_primary(lambda: RunRecord().run))),
-            args.executor,
-        )
-        order = args.order if population is None else args.order | {"seed": list(population.seeds)}
-        config = request_facts(callbacks, args.epochs, args.steps, order, placement.layout_text())
-        arguments = {"epochs": args.epochs, "steps": args.steps, **order}
-        arguments |= {"drop_remainder": args.drop_remainder, "eval_every": args.eval_every}
-        run.callbacks = config["callbacks"]
-        run.settings = settings_of(arguments, callbacks, settings or {})
-        if directory is not None and kept:
-            start = find_start(
-                directory,
-                callbacks=callbacks,
-                config=config,
-                resume=args.resume or run_dir is None,  # then a `BackupAndRestore` names the directory, which resumes
-                overwrite=args.overwrite,
-                say=context.say,
-                warn=context.warn,
-                on_save_error=args.on_save_error,
-                processes=group,
-            )
-        context.record, context.resumed_files, context.inherits = start.record, start.files, start.inherits
-        feed = make_feed(
-            train_data,
-            epochs=args.epochs,
-            steps=args.steps,
-            steps_per_epoch=args.steps_per_epoch,
-            batch_size=args.batch_size,
-            shuffle=args.shuffle,
-            seed=args.seed if population is None else population.seeds,
-            train_remainder=not args.drop_remainder,
-            steps_per_execution=args.fixed_steps,
-            resident=args.resident,
-            placement=placement,
-            controls=train_state.controls,
-            start=start.feed(group),
-            say=context.say,
-            processes=group,
-        )
-        try:
-            sets = validation_sets(
-                args.validation_data,
-                args.validation_batch_size or args.batch_size,
-                args.validation_steps,
-                like=feed.example,
-                resident=args.resident,
-                placement=placement,
-                processes=group,
-                say=context.say,
-            )
-            if sets and eval_step is None:
-                raise ValueError(
-                    f"{args.owner}: validation_data was given, but there is no eval_step: pass "
-                    "Loop(train_step, eval_step)."
-                )
-            if start.saved is not None and executor is None:
-                executor = start.saved.facts["executor"]  # the other executor agrees only up to rounding
-            if start.saved is not None and population is not None and population.strategy is None:
-                population = population._replace(strategy=start.saved.facts["strategy"])
-            if group.is_multiprocess and population is not None and population.strategy is None:
-                # a measurement could choose differently on each process
-                population = population._replace(strategy="shard")
-            driver, why = build_driver(
-                step=step,
-                eval_step=eval_step,
-                callbacks=callbacks,
-                train_state=train_state,
-                feed=feed,
-                sets=sets,
-                cadence=args.cadence,
-                end=(args.epochs, args.steps),
-                executor=executor,
-                steps_per_execution=args.fixed_steps,
-                context=context,
-                run=run,
-                probes=args.probes,
-                evaluators=Evaluators(args.evaluators),
-                host_metrics=args.host_metrics,
-                keeper=start.keeper,
-                debug=args.debug,
-                population=population,
-                placement=placement,
-            )
-            # the driver has copied it; drop the reference, so that the arrays are freed if the caller holds none
-            del train_state
-            if start.saved is not None:
-                why = "as the run began"
-                assert start.keeper is not None
-                carry = driver.carry()
-                loaded = start.keeper.restore(start.saved, named_leaves(carry), finished=start.completed)
-                driver.resume(with_leaves(carry, loaded), start.saved.facts, clear_stopped=start.stop_cleared)
-        except BaseException:
-            feed.close()
-            raise
+        placement = _placement(config, group, train_state, population)
+        context = _open(stack, config, functions.callbacks, group)
+        functions = functions._replace(callbacks=_all_callbacks(functions.callbacks, config.verbose))
+        if population is not None:
+            config = replace(config, data=replace(config.data, seed=list(population.seeds)))
+        start = _find_start(config, functions.callbacks, context, placement.layout_text(), settings or {})
+        given = [train_state]
+        del train_state  # the driver copies it: without a reference here its arrays are freed if the caller has none
+        driver, why = _build(functions, given, train_data, config, start, context, placement, population)
+        if start.saved is not None:
+            why = "as the run began"
+            _restore(driver, start)
         # a completed run is not trained again: its result is loaded and returned
         if start.completed:
             driver.close()
@@ -216,10 +113,127 @@ def run_training(  # noqa: C901, PLR0913, PLR0915
             if group.is_primary:
                 start.begin()
             _train(driver, why, context)
-        found = result(driver, directory, context)
+        found = result(driver, context.run_dir, context)
         if driver.interrupted is not None:
             _leave(driver.interrupted, found, int(np.max(driver.carry().train.step)))
         return found
+
+
+def _placement(config: RunConfig, group: Processes, state: TrainState, population: Population | None) -> Placement:
+    """Returns the devices and shardings of a run."""
+    mesh = config.execution.mesh
+    if mesh is None and group.is_multiprocess:  # otherwise each process would train its own copy of the model
+        mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    return Placement.of(mesh, config.execution.sharding, state) if population is None else Placement.devices(mesh)
+
+
+def _open(stack: contextlib.ExitStack, config: RunConfig, callbacks: Chain, group: Processes) -> Context:
+    """Locks the run directory, and returns the context of the writers."""
+    # a trial run (`fast_dev_run`) writes to a temporary directory and never resumes
+    run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcb-")) if config.is_trial else config.run_dir
+    directory = _directory(config.owner, run_dir, callbacks)
+    if directory is not None and not config.is_trial:
+        stack.enter_context(lock_run_dir(directory))
+    run = Run(directory)
+    context = Context(directory, run, config.verbose, config.data.epochs, trial=config.is_trial, processes=group)
+    stack.enter_context(debugging(config.execution.debug, context.say))
+    return context
+
+
+def _find_start(
+    config: RunConfig, callbacks: Chain, context: Context, layout: str, settings: Mapping[str, Any]
+) -> ResumePlan:
+    """Decides from where the run starts, and describes the run to its writers."""
+    group, run, data = context.processes, context.run, config.data
+    facts = request_facts(callbacks, data.epochs, data.steps, data.order, layout)
+    arguments = {"epochs": data.epochs, "steps": data.steps, **data.order}
+    arguments |= {"drop_remainder": data.drop_remainder, "eval_every": config.execution.eval_every}
+    run.callbacks = facts["callbacks"]
+    run.settings = settings_of(arguments, callbacks, settings)
+    if context.run_dir is not None and not config.is_trial:
+        start = find_start(
+            context.run_dir,
+            callbacks=callbacks,
+            config=facts,
+            # without a `run_dir` a `BackupAndRestore` has named the directory, which resumes
+            resume=config.resume or config.run_dir is None,
+            overwrite=config.checkpointing.overwrite,
+            say=context.say,
+            warn=context.warn,
+            on_save_error=config.checkpointing.on_error,
+            processes=group,
+        )
+    else:
+        # all processes need one run id, since checkpoints are named by it
+        start = ResumePlan(RunRecord(run=group.broadcast_from_primary(lambda: RunRecord().run)))
+    context.record, context.resumed_files, context.inherits = start.record, start.files, start.inherits
+    return start
+
+
+def _build(
+    functions: RunFunctions,
+    given: list[TrainState],
+    train_data: Any,
+    config: RunConfig,
+    start: ResumePlan,
+    context: Context,
+    placement: Placement,
+    population: Population | None,
+) -> tuple[Driver, str]:
+    """Makes feed, validation sets and driver. Empties `given`, the list with the train state."""
+    group = context.processes
+    common: dict[str, Any] = {"placement": placement, "processes": group, "say": context.say}
+    feed = make_feed(train_data, config.data, controls=given[0].controls, start=start.feed(group), **common)
+    try:
+        sets = validation_sets(config.validation, like=feed.example, **common)
+        if sets and functions.eval_step is None:
+            raise ValueError(
+                f"{config.owner}: validation_data was given, but there is no eval_step: pass "
+                "Loop(train_step, eval_step)."
+            )
+        if start.saved is not None:
+            config, population = _as_saved(config, population, start.saved.facts)
+        if group.is_multiprocess and population is not None and population.strategy is None:
+            # a measurement could choose differently on each process
+            population = population._replace(strategy="shard")
+        return build_driver(
+            functions,
+            given.pop(),
+            config,
+            feed=feed,
+            sets=sets,
+            context=context,
+            keeper=start.keeper,
+            population=population,
+            placement=placement,
+        )
+    except BaseException:
+        feed.close()
+        raise
+
+
+def _as_saved(
+    config: RunConfig, population: Population | None, facts: Mapping[str, Any]
+) -> tuple[RunConfig, Population | None]:
+    """Returns the configuration with the executor and strategy that the run began with, unless others are given."""
+    if config.execution.executor is None:  # the other executor agrees only up to rounding
+        config = replace(config, execution=replace(config.execution, executor=facts["executor"]))
+    if population is not None and population.strategy is None:
+        population = population._replace(strategy=facts["strategy"])
+    return config, population
+
+
+def _restore(driver: Driver, start: ResumePlan) -> None:
+    """Restores the driver from the checkpoint of the plan."""
+    assert start.keeper is not None
+    assert start.saved is not None
+    try:
+        carry = driver.carry()
+        loaded = start.keeper.restore(start.saved, named_leaves(carry), finished=start.completed)
+        driver.resume(with_leaves(carry, loaded), start.saved.facts, clear_stopped=start.stop_cleared)
+    except BaseException:
+        driver.feed.close()
+        raise
 
 
 def _directory(owner: str, run_dir: str | Path | None, callbacks: Chain) -> Path | None:

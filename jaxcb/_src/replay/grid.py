@@ -12,7 +12,7 @@ from jaxcb._src.history.reader import Records, read_records
 from jaxcb._src.replay.program import ReplaySpec, Rows, program_of, replay_function, run
 from jaxcb._src.sweep.overrides import with_overrides
 from jaxcb._src.sweep.space import Point, as_points
-from jaxcb._src.training.run_config import RunConfig
+from jaxcb._src.training.training_config import TrainingConfig
 from jaxcb._src.utils.pytree import to_strong_types
 
 NEVER = -1
@@ -71,7 +71,7 @@ def replay_grid(callbacks: Chain, source: Any, learning_rate: Any, over: Any) ->
     for path in points[0]:
         if not path.startswith("callbacks."):
             raise ValueError(f"over: {path!r} is not in a callback; a recorded run has no other numbers to change.")
-    base = RunConfig(0, None, None, callbacks)
+    base = TrainingConfig(0, None, None, callbacks)
     chains = [with_overrides(base, point).callbacks for point in points]
     records = read_records(source)
     form, rows = program_of(records, learning_rate)

@@ -15,8 +15,8 @@ from jaxcb._src.models.adapter import Adapter, avals
 from jaxcb._src.sweep.overrides import with_overrides
 from jaxcb._src.sweep.space import Point
 from jaxcb._src.training.learning_rate import map_learning_rates, with_hyperparameters
-from jaxcb._src.training.run_config import RunConfig
 from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.training.training_config import TrainingConfig
 from jaxcb._src.utils.kept_programs import KeptFunction, kept_program
 from jaxcb._src.utils.program_key import key_of, tree_key
 
@@ -33,12 +33,12 @@ class Member(NamedTuple):
 
     number: int
     point: Point
-    configuration: RunConfig
+    configuration: TrainingConfig
     adapter: Adapter
 
 
 def make_members(
-    model_fn: Any, base: RunConfig, points: Sequence[Point], check: Callable[[Member], None]
+    model_fn: Any, base: TrainingConfig, points: Sequence[Point], check: Callable[[Member], None]
 ) -> list[Member]:
     """Makes each member's configuration and model.
 
@@ -65,7 +65,7 @@ def make_members(
     return members
 
 
-def _maker(model_fn: Any, with_arguments: bool) -> Callable[[RunConfig], Adapter]:
+def _maker(model_fn: Any, with_arguments: bool) -> Callable[[TrainingConfig], Adapter]:
     """Returns how to make a member's model: by a function of the seed, or as a copy of the given model."""
     if isinstance(model_fn, type):
         raise TypeError(f"model_fn is the class {model_fn.__name__}, expected a function: `lambda seed: ...`.")
@@ -136,7 +136,7 @@ def _fixed_numbers(member: Member) -> tuple[str, ...]:
     params = avals(member.adapter.split()[0])
 
     def is_fixed(name: str, value: Any) -> bool:
-        config = RunConfig(0, configuration.optimizer, 1.0, configuration.callbacks, {name: value})
+        config = TrainingConfig(0, configuration.optimizer, 1.0, configuration.callbacks, {name: value})
         try:
             tx = optax.with_extra_args_support(config.transformation(params))
             jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, value=jnp.zeros(()), grad=p), params)

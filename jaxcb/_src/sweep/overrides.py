@@ -8,7 +8,7 @@ import optax
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.sweep.space import Point
 from jaxcb._src.training.learning_rate import check_hyperparameters
-from jaxcb._src.training.run_config import RunConfig
+from jaxcb._src.training.training_config import TrainingConfig
 from jaxcb._src.utils.errors import did_you_mean
 from jaxcb._src.utils.validate import check_int, check_number
 
@@ -16,7 +16,7 @@ _PLACES = ("seed", "optimizer.NAME", "controls.NAME", "callbacks.NAME.FIELD", "m
 _HEADS = ("optimizer", "controls", "callbacks", "model")
 
 
-def with_overrides(configuration: RunConfig, point: Point) -> RunConfig:
+def with_overrides(configuration: TrainingConfig, point: Point) -> TrainingConfig:
     """Returns the configuration with a point's values, each validated by its new owner.
 
     Raises:
@@ -31,7 +31,7 @@ def with_overrides(configuration: RunConfig, point: Point) -> RunConfig:
     return new
 
 
-def _with(configuration: RunConfig, path: str, value: Any) -> RunConfig:
+def _with(configuration: TrainingConfig, path: str, value: Any) -> TrainingConfig:
     head, _, rest = path.partition(".")
     if path == "seed":
         return dataclasses.replace(configuration, seed=check_int("sweep", "seed", value))
@@ -55,7 +55,7 @@ def _with(configuration: RunConfig, path: str, value: Any) -> RunConfig:
     raise ValueError(f"expected a path such as {', '.join(_PLACES)}.{did_you_mean(head, ('seed', *_HEADS))}")
 
 
-def _with_optimizer(configuration: RunConfig, name: str, value: Any) -> RunConfig:
+def _with_optimizer(configuration: TrainingConfig, name: str, value: Any) -> TrainingConfig:
     if isinstance(configuration.optimizer, optax.GradientTransformation):
         raise ValueError(
             "the optimizer is ready-made, so its numbers cannot be changed. Pass the factory: "

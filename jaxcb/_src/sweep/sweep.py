@@ -1,5 +1,6 @@
 """`sweep`: a population of runs in one program, each with its own callbacks."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
 from jaxcb._src.data.inputs import split_off
 from jaxcb._src.loop.compiled.member_map import STRATEGIES
-from jaxcb._src.loop.config import Checkpointing, Execution, RunArguments
+from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig, RunFunctions
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
 from jaxcb._src.loop.run import run_training
@@ -23,8 +24,8 @@ from jaxcb._src.sweep.members import Member, bytes_of, describe_group, group_by_
 from jaxcb._src.sweep.result import Part, SweepResult
 from jaxcb._src.sweep.space import Point, as_points
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
-from jaxcb._src.training.run_config import RunConfig
 from jaxcb._src.training.train_step import EvalStep, Step
+from jaxcb._src.training.training_config import TrainingConfig
 from jaxcb._src.utils.errors import DataError
 from jaxcb._src.utils.validate import check_bool, check_choice, check_int
 from jaxcb._src.writers.base import Context
@@ -143,7 +144,7 @@ def sweep(  # noqa: PLR0913
         raise DataError("train_data is a function, which follows the controls of one run; members share their data.")
     if validation_split:
         train_data, validation_data = split_off("sweep", train_data, validation_data, validation_split)
-    arguments = RunArguments(
+    config = RunConfig.of(
         "sweep",
         epochs=epochs,
         steps=steps,
@@ -163,37 +164,34 @@ def sweep(  # noqa: PLR0913
         checkpointing=checkpointing,
         unsupported=("resident", "sharding", "copy", "debug"),
     )
-    if arguments.evaluators:
-        names = ", ".join(next(iter(arguments.evaluators)))
+    if config.metrics.evaluators:
+        names = ", ".join(next(iter(config.metrics.evaluators)))
         raise ValueError(
             f"sweep: metrics has an evaluator, {names!r}, which needs the model of one run. Return the value "
             "from loss_fn as a metric, or compute it from result.member(i).model."
         )
-    directory, fast_dev_run = arguments.run_dir, arguments.fast_dev_run
-    assert not isinstance(directory, str)
-    base = RunConfig(
-        arguments.seed, optimizer, _given_rate(learning_rate, points), as_chain(callbacks), controls=controls or {}
+    directory = config.run_dir
+    base = TrainingConfig(
+        config.seed, optimizer, _given_rate(learning_rate, points), as_chain(callbacks), controls=controls or {}
     )
     together_at_most = min(at_once or len(points), len(points))
     members = make_members(model_fn, base, points, lambda first: _check_memory(bytes_of(first), together_at_most))
     groups, fixed = group_by_program(members)
     where = list(_split(groups, at_once))
-    if directory is not None and not fast_dev_run and jax.process_index() == 0:
+    if directory is not None and not config.is_trial and jax.process_index() == 0:
         _refuse_others_table(directory)
     if verbose != 0 and jax.process_index() == 0:
         _say_groups(groups, len(where))
     step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn)
     result = SweepResult(tuple(points), (), directory)
     for number, group in enumerate(where):
-        arguments.run_dir = directory if directory is None or len(where) == 1 else directory / f"part_{number}"
+        part = directory if directory is None or len(where) == 1 else directory / f"part_{number}"
         one = stack_members(group, fixed)
         result = run_training(
-            step,
-            eval_step,
-            one.callbacks,
+            RunFunctions(step, eval_step, one.callbacks),
             one.state,
             train_data,
-            arguments,
+            dataclasses.replace(config, run_dir=part),
             population=Population(len(group), one.axes, one.seeds, strategy, repack),
             result=lambda driver, at, context, group=group, done=result.parts: SweepResult(
                 tuple(points), (*done, _part(group, driver, at, context)), directory
@@ -201,7 +199,7 @@ def sweep(  # noqa: PLR0913
         )
         if result.parts[-1].interrupted:
             return result
-    if directory is not None and not fast_dev_run:
+    if directory is not None and not config.is_trial:
         _write_table(result, directory)
     return result
 

@@ -11,6 +11,7 @@ from sharding.eight._cases import fit, layouts, loss_fn, make_data, make_params
 import jaxcb as jc
 
 
+@pytest.mark.long
 def test_probes_evaluators_and_host_validation_see_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # NormMonitor writes below the current directory
     seen = {}

@@ -465,14 +465,15 @@ class Driver:
             self.host_metrics.note(self._read_at, host)
             self._read_at = (int(status.epoch), int(status.step), int(status.evaluated) == int(status.step))
             records = self.executor.program.buffers.read(rings)
-            self.performer.perform(
-                self._logs(records if self.members is None else self.members.scatter_records(records))
-            )
+            if self.members is not None:
+                records = self.members.scatter_records(records)
+            self.performer.perform(self._take_effects(records))
         self.performer.tick(status)
         return status
 
-    def _logs(self, records: Iterable[Record]) -> Iterable[Record]:
-        """Yields the log records; stores stops and host actions."""
+    def _take_effects(self, records: Iterable[Record]) -> list[Record]:
+        """Stores stops, requests for checkpoints and host actions. Returns the other records, which are logs."""
+        logs: list[Record] = []
         for record in records:
             if isinstance(record.action, Stop):
                 self.stops.extend(stops_of(record))
@@ -481,7 +482,8 @@ class Driver:
             elif isinstance(record.action, HostAction):
                 self._host_actions.append(record)
             else:
-                yield record
+                logs.append(record)
+        return logs
 
     def _synchronize(self, status: Status) -> None:
         """Synchronizes host and device: corrects the position, rewinds the feed, runs host actions and validation."""

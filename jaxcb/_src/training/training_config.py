@@ -1,4 +1,4 @@
-"""`RunConfig`: the configuration of a run as far as a sweep can vary it."""
+"""`TrainingConfig`: what is trained and how, as far as a sweep can vary it."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from jaxcb._src.training.train_state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class TrainingConfig:
     """The configuration of one run, as far as a sweep can vary it.
 
     Attributes:
@@ -36,7 +36,7 @@ class RunConfig:
     controls: Mapping[str, float] = dataclasses.field(default_factory=dict)
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def without(self, fixed: tuple[str, ...]) -> "RunConfig":
+    def without(self, fixed: tuple[str, ...]) -> "TrainingConfig":
         """Returns the configuration with some of the factory's numbers bound to it as Python values."""
         if not fixed:
             return self
