@@ -19,7 +19,7 @@ EXAMPLES = {"EarlyStopping": 150, "ReduceLROnPlateau": 150, "ModelCheckpoint": 5
 def test_decisions_are_those_of_keras_or_differ_by_rule(kind):
     tally = Tally()
 
-    @settings(max_examples=EXAMPLES.get(kind, 25))
+    @settings(max_examples=EXAMPLES.get(kind, 15))
     @given(KINDS[kind])
     def compare(case):
         verdict = tally.add(case)

@@ -56,7 +56,7 @@ def test_a_constant_loss_does_not_spike():
 
 
 @hypothesis.given(st.lists(st.one_of(st.sampled_from([NAN, INF, 3e38, -3e38, 1e20]), st.floats(width=32)), max_size=12))
-@hypothesis.settings(max_examples=20)
+@hypothesis.settings(max_examples=10)
 def test_the_moments_stay_finite_whatever_comes(losses):
     _, state = detect(jc.callbacks.SpikeDetection(warmup=3, window=5), losses)
     assert np.isfinite(state.mean)
@@ -66,7 +66,7 @@ def test_the_moments_stay_finite_whatever_comes(losses):
 
 
 @hypothesis.given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=12), st.integers(2, 20))
-@hypothesis.settings(max_examples=20)
+@hypothesis.settings(max_examples=10)
 def test_the_moments_are_those_of_the_accepted_values(losses, window):
     """Against float64: equal weights until 2 / (window + 1) is larger than 1 / n, then exponential ones."""
     skipped, state = detect(jc.callbacks.SpikeDetection(factor=2.0, warmup=3, window=window), losses)

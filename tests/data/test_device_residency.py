@@ -55,7 +55,7 @@ def test_a_run_on_the_hosts_rows_decides_alike(executor):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), found.params, expected.params)
 
 
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [pytest.param(True, marks=pytest.mark.long), False])
 def test_a_run_goes_on_where_the_rows_lie_elsewhere(tmp_path, first):
     class Cut(Exception):
         pass

@@ -86,8 +86,8 @@ def test_each_member_equals_its_single_run(strategy, executor):
         assert_equal(result.member(row), alone(index))
 
 
-@pytest.mark.slow
-@hypothesis.settings(max_examples=3)
+@pytest.mark.long
+@hypothesis.settings(max_examples=5)
 @hypothesis.given(chosen=st.lists(st.sampled_from(range(len(POOL))), min_size=1, max_size=6), repack=st.booleans())
 def test_in_any_order_and_any_repacking(chosen, repack):
     result = sweep(points_of(chosen), repack=repack)

@@ -59,7 +59,7 @@ def whole(tmp_path_factory):
     return sweep(directory), directory
 
 
-@pytest.mark.parametrize("quit_at", [2, 6])
+@pytest.mark.parametrize("quit_at", [pytest.param(2, marks=pytest.mark.long), 6])
 def test_resumed_it_ends_as_if_never_cut_short(whole, tmp_path, quit_at):
     """Before the first member has stopped, and after some have left the program."""
     result, directory = whole

@@ -157,7 +157,7 @@ def build_driver(  # noqa: PLR0913
         evaluators=evaluators,
         host_metrics=outside,
         inputs=inputs,
-        place=_place(config, feed),
+        place=_place(config, feed, program.predicates.validates),
         context=context,
         run=run,
         steps_per_execution=execution.steps_per_execution,
@@ -191,7 +191,7 @@ def _all_probes(given: Mapping[str, Probe], callbacks: Chain) -> dict[str, Probe
     return probes
 
 
-def _place(config: RunConfig, feed: Feed) -> HostPosition:
+def _place(config: RunConfig, feed: Feed, validates: bool) -> HostPosition:
     epochs, steps = config.data.epochs, config.data.steps
     total = UNBOUNDED if steps is None else steps
     if epochs is not None and feed.epoch_len != UNBOUNDED:
@@ -201,6 +201,6 @@ def _place(config: RunConfig, feed: Feed) -> HostPosition:
         end_step=UNBOUNDED if steps is None else steps,
         end_epoch=UNBOUNDED if epochs is None else epochs,
         total_steps=-1 if total == UNBOUNDED else total,
-        eval_every=config.cadence.steps,
+        schedule=config.cadence if validates else None,
         full=feed.layout.full if feed.layout.remainder else UNBOUNDED,
     )

@@ -273,7 +273,7 @@ def _train(driver: Driver, why: str, context: Context) -> None:
         )
     started = time.monotonic()
     driver.train()
-    place = driver.place
+    place = driver.place.at
     context.say(f"jaxcb: {place.epoch} epochs, {place.step} steps in {time.monotonic() - started:.1f} s.")
 
 

@@ -98,6 +98,7 @@ def test_evaluate_and_predict_equal_those_on_one_device(layout):
     np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_loss_function_names_the_axes_of_the_mesh():
     def constrained(params, batch, *, key, train):
         x, y = batch

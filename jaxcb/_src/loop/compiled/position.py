@@ -1,7 +1,9 @@
-"""Position of a run in its data: predicates on the device, and the optimistic copy of the host."""
+"""Position of a run: its predicates, for the host's integers and for the arrays of a program, and the host's copy."""
 
+import functools
+import operator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,77 @@ class EvalSchedule(NamedTuple):
 
     epochs: int | tuple[int, ...]
     steps: int | None
+
+
+class Position(NamedTuple):
+    """Where a run is: integers on the host, arrays in a program."""
+
+    step: Any  # updates done
+    epoch: Any  # from 0
+    cursor: Any  # steps done in this epoch
+    evaluated: Any  # step of the last validation
+    stopped: Any  # whether every member has stopped
+
+
+_BEGIN = Position(step=0, epoch=0, cursor=0, evaluated=0, stopped=False)
+
+
+class Limits(Protocol):
+    """Where an epoch and a run end. `DispatchParams` and their packed form have these attributes, too."""
+
+    @property
+    def epoch_len(self) -> Any:
+        """Steps of an epoch, `UNBOUNDED` if not yet known."""
+        ...
+
+    @property
+    def end_step(self) -> Any:
+        """The step after which the run is over."""
+        ...
+
+    @property
+    def end_epoch(self) -> Any:
+        """The epoch after which the run is over."""
+        ...
+
+
+# The predicates use only operators that integers, booleans and arrays share: no `not`, `and`, `or`, `if` or `~`.
+
+
+def is_over(at: Position, limits: Limits) -> Any:
+    """Returns whether the last epoch is closed, bool ()."""
+    return (at.cursor == 0) & (at.stopped | (at.epoch >= limits.end_epoch) | (at.step >= limits.end_step))
+
+
+def must_close(at: Position, limits: Limits, is_own_epoch: Any = True) -> Any:
+    """Returns whether the epoch must be closed now, bool ().
+
+    Args:
+        at: the position.
+        limits: where epoch and run end.
+        is_own_epoch: whether the data belongs to this epoch; the length of another one says nothing about it.
+    """
+    full = is_own_epoch & (at.cursor >= limits.epoch_len)
+    return (at.cursor > 0) & (full | (at.step >= limits.end_step) | at.stopped)
+
+
+def must_validate(at: Position, limits: Limits, schedule: EvalSchedule, closing: Any) -> Any:
+    """Returns whether a validation is due now, bool ().
+
+    Args:
+        at: the position.
+        limits: where the run ends; there is a last validation.
+        schedule: when to validate.
+        closing: whether the epoch must be closed now.
+    """
+    if schedule.steps is not None:
+        last = closing & ((at.step >= limits.end_step) | (at.epoch + 1 >= limits.end_epoch) | at.stopped)
+        due = (at.step > 0) & (at.step % schedule.steps == 0) | last
+    elif isinstance(schedule.epochs, int):
+        due = closing & ((at.epoch + 1) % schedule.epochs == 0)
+    else:
+        due = closing & functools.reduce(operator.or_, (at.epoch + 1 == n for n in schedule.epochs), False)
+    return due & (at.evaluated != at.step)
 
 
 class PositionPredicates(NamedTuple):
@@ -36,19 +109,17 @@ class PositionPredicates(NamedTuple):
         """Returns whether every member has stopped, bool ()."""
         return jnp.all(carry.train.stop | carry.ended)
 
+    def position(self, carry: LoopState) -> Position:
+        """Returns the position of a loop state."""
+        return Position(carry.step, carry.epoch, carry.cursor, carry.evaluated, self.all_stopped(carry))
+
     def over(self, inputs: Inputs, carry: LoopState) -> Array:
         """Returns whether the last epoch is closed, bool ()."""
-        n = inputs.numbers
-        return (carry.cursor == 0) & (
-            self.all_stopped(carry) | (carry.epoch >= n.end_epoch) | (carry.step >= n.end_step)
-        )
+        return is_over(self.position(carry), inputs.numbers)
 
     def closing(self, inputs: Inputs, carry: LoopState) -> Array:
         """Returns whether the epoch must be closed now, bool ()."""
-        n = inputs.numbers
-        # the data may belong to a later epoch, whose length says nothing about this one
-        full = self.is_own_epoch(inputs, carry) & (carry.cursor >= n.epoch_len)
-        return (carry.cursor > 0) & (full | (carry.step >= n.end_step) | self.all_stopped(carry))
+        return must_close(self.position(carry), inputs.numbers, self.is_own_epoch(inputs, carry))
 
     def is_own_epoch(self, inputs: Inputs, carry: LoopState) -> Array:
         """Returns whether the data of the dispatch belongs to the current epoch, bool ()."""
@@ -60,15 +131,7 @@ class PositionPredicates(NamedTuple):
         """Returns whether a validation is due now, bool ()."""
         if not self.validates:
             return jnp.zeros((), bool)
-        closing, n = self.closing(inputs, carry), inputs.numbers
-        if self.cadence.steps is not None:
-            last = closing & ((carry.step >= n.end_step) | (carry.epoch + 1 >= n.end_epoch) | self.all_stopped(carry))
-            due = (carry.step > 0) & (carry.step % self.cadence.steps == 0) | last
-        elif isinstance(self.cadence.epochs, int):
-            due = closing & ((carry.epoch + 1) % self.cadence.epochs == 0)
-        else:
-            due = closing & jnp.any(jnp.asarray(self.cadence.epochs) == carry.epoch + 1)
-        return due & (carry.evaluated != carry.step)
+        return must_validate(self.position(carry), inputs.numbers, self.cadence, self.closing(inputs, carry))
 
     def pending(self, inputs: Inputs, carry: LoopState) -> Array:
         """Returns whether an epoch end or a validation comes before the next step, bool ()."""
@@ -104,64 +167,69 @@ class HostPosition:
 
     The prediction assumes that nothing interrupts a chunk of steps. The device checks its position in every program, so
     a misprediction costs no-op steps and never correctness.
+
+    Attributes:
+        epoch_len: steps of an epoch, `UNBOUNDED` if not yet known.
+        end_step: the step after which the run is over.
+        end_epoch: the epoch after which the run is over.
+        total_steps: for `Metrics`; -1 if unknown.
+        schedule: when to validate; None if there is nothing to validate on.
+        full: full batches in an epoch that has a smaller last batch.
+        at: the predicted position.
     """
 
-    epoch: int = 0
-    cursor: int = 0
-    step: int = 0
     epoch_len: int = UNBOUNDED
     end_step: int = UNBOUNDED
     end_epoch: int = UNBOUNDED
     total_steps: int = -1
-    eval_every: int | None = None
-    full: int = UNBOUNDED  # full batches in an epoch that has a smaller last batch
-    evaluated: int = 0
-    stopping: bool = False
+    schedule: EvalSchedule | None = None
+    full: int = UNBOUNDED
+    at: Position = _BEGIN
 
     @property
     def closing(self) -> bool:
         """Whether the epoch must be closed now."""
-        return self.cursor > 0 and (self.cursor >= self.epoch_len or self.step >= self.end_step or self.stopping)
+        return must_close(self.at, self)
 
     @property
     def pending(self) -> bool:
         """Whether an epoch end or a validation comes before the next step."""
-        due = self.eval_every and self.step > 0 and self.step % self.eval_every == 0 and self.evaluated != self.step
-        return self.closing or bool(due)
+        closing = self.closing
+        return closing or (self.schedule is not None and must_validate(self.at, self, self.schedule, closing))
 
     @property
     def over(self) -> bool:
         """Whether the last epoch is closed."""
-        return self.cursor == 0 and (self.stopping or self.epoch >= self.end_epoch or self.step >= self.end_step)
+        return is_over(self.at, self)
 
     @property
     def at_remainder(self) -> bool:
         """Whether the next batch is the smaller last one."""
-        return self.cursor == self.full
+        return self.at.cursor == self.full
 
     def stepped(self) -> None:
         """Advances by a step."""
-        self.cursor += 1
-        self.step += 1
+        self.at = self.at._replace(cursor=self.at.cursor + 1, step=self.at.step + 1)
 
     def passed_boundary(self) -> None:
         """Advances past an epoch end or a validation."""
-        self.evaluated = self.step
-        if self.closing:
-            self.epoch += 1
-            self.cursor = 0
+        closing, at = self.closing, self.at._replace(evaluated=self.at.step)
+        self.at = at._replace(epoch=at.epoch + 1, cursor=0) if closing else at
+
+    def stop(self) -> None:
+        """Notes that the host has requested a stop."""
+        self.at = self.at._replace(stopped=True)
 
     def correct(self, status: Status) -> None:
         """Sets the position to what the device reported."""
-        self.epoch, self.cursor, self.step = int(status.epoch), int(status.cursor), int(status.step)
-        self.stopping = bool(status.stop)
-        self.evaluated = int(status.evaluated)
+        self.at = Position(
+            int(status.step), int(status.epoch), int(status.cursor), int(status.evaluated), bool(status.stop)
+        )
 
     def take(self, carry: LoopState) -> None:
         """Sets the position to that of a restored loop state."""
-        self.epoch, self.cursor, self.step = int(carry.epoch), int(carry.cursor), int(carry.step)
-        self.stopping = bool(np.all(np.asarray(carry.train.stop | carry.ended)))
-        self.evaluated = int(carry.evaluated)
+        stopped = bool(np.all(np.asarray(carry.train.stop | carry.ended)))
+        self.at = Position(int(carry.step), int(carry.epoch), int(carry.cursor), int(carry.evaluated), stopped)
 
     def numbers(
         self, *, data_epoch: int = -1, epochs: int = 1, base: int = 0, size: int = UNBOUNDED, length: int = UNBOUNDED
@@ -172,4 +240,4 @@ class HostPosition:
 
     def single(self) -> DispatchParams:
         """Returns the parameters of a dispatch of the next batch alone."""
-        return self.numbers(data_epoch=self.epoch, base=self.cursor, size=1)
+        return self.numbers(data_epoch=self.at.epoch, base=self.at.cursor, size=1)

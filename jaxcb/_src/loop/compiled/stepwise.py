@@ -77,7 +77,7 @@ class Stepped(Executor):
                 return live, rings, True
         for batch in batches:
             no_batch = False
-            if place.cursor == 0:
+            if place.at.cursor == 0:
                 live, rings, _ = self._open(live, inputs, rings)
             program = self._remainder if place.at_remainder else self._step
             step_inputs = inputs if batch is None else inputs.replace(data=batch, numbers=place.single().packed(host))

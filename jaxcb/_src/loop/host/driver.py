@@ -245,9 +245,9 @@ class Driver:
         return {
             "begun": self.begun,
             "over": place.over,
-            "step": place.step,
-            "epoch": place.epoch,
-            "cursor": place.cursor,
+            "step": place.at.step,
+            "epoch": place.at.epoch,
+            "cursor": place.at.cursor,
             "feed": merge_process_positions(self.processes.gather(self.feed.position())),
             "files": self.context.file_positions(),
             "writers": self.performer.positions(),
@@ -300,7 +300,8 @@ class Driver:
             self.live, self.inputs = self.members.put(self.live, self.inputs)
         self.begun = facts["begun"]
         self.place.take(carry)
-        self._read_at = (self.place.epoch, self.place.step, self.place.evaluated == self.place.step)
+        at = self.place.at
+        self._read_at = (at.epoch, at.step, at.evaluated == at.step)
         self.stops = [StopRecord(*stop) for stop in facts["stops"]]
         self.host_metrics.before = facts["elapsed"]
         self.performer.restore(facts["writers"])
@@ -331,7 +332,7 @@ class Driver:
         """Runs `on_train_begin` or `on_train_end` if any callback defines it."""
         if hook not in self.executor.program.actions:
             return
-        host = self.processes.broadcast_from_primary(lambda: self.host_metrics.read(self.place.step))
+        host = self.processes.broadcast_from_primary(lambda: self.host_metrics.read(self.place.at.step))
         self.live, output = program(self.live, self._inputs(None, host))
         self._synchronize(self._read(output, host))
 
@@ -410,7 +411,7 @@ class Driver:
         if self._next is None:
             return decision
         return decision._replace(
-            length=self._pace.length, host=self.host_metrics.read(self.place.step), data=chunk_key(self._next)
+            length=self._pace.length, host=self.host_metrics.read(self.place.at.step), data=chunk_key(self._next)
         )
 
     def _dispatch(self, decision: HostDecision, host: np.ndarray) -> PendingDispatch:
@@ -421,7 +422,7 @@ class Driver:
         place.epoch_len = chunk.epoch_len
         self._pace.dispatched()
         inputs = self._inputs(chunk, host, decision.length)
-        batches = chunk.left(place.epoch, place.cursor)
+        batches = chunk.left(place.at.epoch, place.at.cursor)
         batches = repeat(None, decision.length) if batches is None else batches
         self.live, output = self.executor.execute(self.live, inputs, batches, place)
         return PendingDispatch(chunk, output, host)
@@ -495,7 +496,7 @@ class Driver:
             self.live = self.executor.resume(self.live)
         elif bool(status.awaits):
             self._validate()
-        self._pace.exclude_host_time(self.place.step)  # host work does not count as step time
+        self._pace.exclude_host_time(self.place.at.step)  # host work does not count as step time
 
     def _call_host(self) -> None:
         waiting, self._host_actions = self._host_actions, []
@@ -511,7 +512,7 @@ class Driver:
                     self.stops.append(StopRecord(record.action.owner, reason, record.step, record.epoch))
                     self.run.stop_reason = None
                     self.live = self.executor.request_stop(self.live)
-                    self.place.stopping = True
+                    self.place.stop()
 
     def update_model(self) -> None:
         """Updates the caller's own module if the model is one that is modified in place."""
@@ -524,7 +525,7 @@ class Driver:
     def _validate(self) -> None:
         """Runs a validation on batches or evaluators of the host."""
         with self.saving.inconsistent():
-            host = self.processes.broadcast_from_primary(lambda: self.host_metrics.read(self.place.step))
+            host = self.processes.broadcast_from_primary(lambda: self.host_metrics.read(self.place.at.step))
             inputs = self._inputs(None, host)
             self.live, output = self.executor.validate(self.live, inputs, self.host_sets, self._evaluate)
         self._synchronize(self._read(output, host))
@@ -535,4 +536,4 @@ class Driver:
             return {}
         train = all_gather(live.carry().train)
         self.run._attach(lambda: live.carry().replace(train=train))
-        return self.processes.broadcast_from_primary(lambda: self.evaluators(self.run, self.place.step))
+        return self.processes.broadcast_from_primary(lambda: self.evaluators(self.run, self.place.at.step))
