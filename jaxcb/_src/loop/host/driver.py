@@ -336,7 +336,7 @@ class Driver:
         self.live, output = program(self.live, self._inputs(None, host))
         self._synchronize(self._read(output, host))
 
-    def _steps(self) -> None:  # noqa: C901
+    def _steps(self) -> None:
         """Dispatches chunks and handles their results until the run is over.
 
         Each turn decides, dispatches, and then reads the oldest dispatch. There are `_IN_FLIGHT` pending dispatches, so
@@ -358,29 +358,37 @@ class Driver:
                     continue
             if not pending:
                 return
-            chunk, output, host = pending.popleft()
-            status = self._read(output, host)
+            done = pending.popleft()
+            status = self._read(done.output, done.host)
             self._measure(status)
-            if bool(status.yielded) or bool(status.awaits) or not chunk.consumed(status):
-                # Dispatches queued behind this one are no-ops (or only close the epoch). Drain them.
-                while pending:
-                    _, output, host = pending.popleft()
-                    later = self._read(output, host)
-                    # A later dispatch has other data and cannot see that the epoch is complete, so only this status
-                    # says that a host validation is due.
-                    if not bool(status.awaits):
-                        status = later
+            if bool(status.yielded) or bool(status.awaits) or not done.chunk.consumed(status):
+                status = self._read_no_ops(status)
                 self._synchronize(status)
             else:
                 self.feed.confirm(status)
                 if not pending:
                     self.place.correct(status)
             if bool(status.over):
-                while pending:  # dispatches queued behind the end are no-ops
-                    _, output, host = pending.popleft()
-                    self._read(output, host)
+                self._read_no_ops(status)
                 self.place.correct(status)
                 return
+
+    def _read_no_ops(self, status: Status) -> Status:
+        """Reads the dispatches behind one that has ended early: they are no-ops, or only close the epoch.
+
+        Args:
+            status: what that dispatch reported.
+
+        Returns:
+            The last status. A later dispatch has other data and cannot see that the epoch is complete, so only the
+            given one says that a validation by the host is due.
+        """
+        while self._pending:
+            dispatch = self._pending.popleft()
+            later = self._read(dispatch.output, dispatch.host)
+            if not bool(status.awaits):
+                status = later
+        return status
 
     def _next_decision(self) -> HostDecision:
         """Returns the next decision, which is the same on all processes."""
