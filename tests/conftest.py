@@ -32,7 +32,7 @@ GROWTH = 200 << 20  # bytes since the last time, at which it drops what it has c
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(HERE / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.15)  # to write costs time, too
 jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 _COMMON = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
