@@ -8,6 +8,7 @@ import typing
 from typing import Any, Literal
 
 import pytest
+from loop._runs import config_of
 
 import jaxcb as jc
 from jaxcb._src.loop.config import RunConfig
@@ -63,9 +64,7 @@ def test_the_configuration_of_a_run_takes_what_all_runs_take():
 
 
 def test_a_configuration_cannot_be_changed():
-    signature = inspect.signature(jc.Loop.run).parameters.values()
-    defaults = {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY}
-    config = RunConfig.of("fit", **(defaults | {"epochs": 2, "batch_size": 3}))
+    config = config_of(epochs=2, batch_size=3)
     assert (config.data.epochs, config.data.batch_size, config.validation.batch_size) == (2, 3, 3)
     for part in (config, config.data, config.validation, config.execution, config.checkpointing):
         for field in dataclasses.fields(part):

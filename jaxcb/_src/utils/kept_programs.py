@@ -137,7 +137,7 @@ def kept_program(make_key: Callable[[], Hashable]) -> KeptProgram:
         return program
 
 
-def compiled(traced: Any, devices: Hashable) -> Callable[[], Any]:
+def compilation_of(traced: Any, devices: Hashable) -> Callable[[], Any]:
     """Lowers a traced function.
 
     Args:
@@ -262,4 +262,4 @@ class KeptFunction:
         options = self._options()
         traced = self._trace(options, args)
         flags = tuple(sorted(options.get("compiler_options", {}).items()))
-        return compiled(traced, (self._devices, flags))
+        return compilation_of(traced, (self._devices, flags))
