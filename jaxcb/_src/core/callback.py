@@ -20,6 +20,7 @@ HOOKS = (
     "on_train_end",
 )
 STEP_HOOKS = ("on_batch_begin", "on_before_update", "on_batch_end")  # called in every step
+BOUNDARY_HOOKS = tuple(hook for hook in HOOKS if hook not in STEP_HOOKS)  # called between steps
 
 _KERAS_HOOKS = {
     "on_train_batch_begin": "on_batch_begin",

@@ -1,6 +1,7 @@
 """XLA compiler options, and access to nested jaxprs."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -78,6 +79,46 @@ def equal_outputs(jaxpr: Any) -> tuple[int, ...]:
                 known[id(out)] = number_of(out)
     first: dict[int, int] = {}
     return tuple(first.setdefault(value(out), index) for index, out in enumerate(jaxpr.outvars))
+
+
+def outputs_always_false(jaxpr: Any, known: Mapping[int, bool]) -> tuple[bool, ...]:
+    """Returns for each output of a jaxpr whether it is false whatever the inputs are.
+
+    Follows booleans through `and`, `or`, `not` and operations that keep values; anything else counts as unknown.
+
+    Args:
+        jaxpr: the jaxpr.
+        known: inputs that have the same value in every call, by their index.
+    """
+    return tuple(value is False for value in _known_booleans(jaxpr, known))
+
+
+def _known_booleans(jaxpr: Any, known: Mapping[int, bool]) -> list[bool | None]:
+    """Returns the outputs of a jaxpr that are known booleans; None for the others."""
+    values: dict[Any, bool | None] = {var: known.get(index) for index, var in enumerate(jaxpr.invars)}
+
+    def value(atom: Any) -> bool | None:
+        if not hasattr(atom, "val"):
+            return values.get(atom)
+        constant = np.asarray(atom.val)
+        same = constant.dtype == np.bool_ and constant.size and (constant == constant.flat[0]).all()
+        return bool(constant.flat[0]) if same else None
+
+    for equation in jaxpr.eqns:
+        given, found = [value(atom) for atom in equation.invars], [None] * len(equation.outvars)
+        match equation.primitive.name:
+            case "and":
+                found = [False if False in given else True if given == [True, True] else None]
+            case "or":
+                found = [True if True in given else False if given == [False, False] else None]
+            case "not":
+                found = [None if given[0] is None else not given[0]]
+            case "convert_element_type" | "broadcast_in_dim" | "reshape" | "squeeze" | "copy":
+                found = [given[0] if equation.outvars[0].aval.dtype == np.bool_ else None]
+            case "jit" | "pjit" if (inner := jaxpr_in(equation.params["jaxpr"])) is not None:
+                found = _known_booleans(inner, {i: x for i, x in enumerate(given) if x is not None})
+        values |= zip(equation.outvars, found, strict=True)
+    return [value(atom) for atom in jaxpr.outvars]
 
 
 def jaxpr_in(value: Any) -> Any:

@@ -44,7 +44,7 @@ def begin_eval(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -
         carry.latest.values,
         last=True,
         reported=carry.latest.reported,
-        closes=program.predicates.closing(inputs, carry),
+        closes=_closes(program, inputs, carry),
     )
     carry, rings, _ = program.run_hook("on_eval_begin", inputs, carry, rings, metrics, alive=alive)
     return carry, rings
@@ -85,7 +85,7 @@ def end_eval(
     """Stores the metrics of a validation and runs `on_eval_end`."""
     alive = _alive(program, carry)
     latest = _report(carry, values, alive)
-    closes = program.predicates.closing(inputs, carry)
+    closes = _closes(program, inputs, carry)
     carry = carry.replace(latest=latest, evaluated=carry.step)
     metrics = program.metrics(inputs, carry, latest.values, last=True, reported=latest.reported, closes=closes)
     carry, rings, _ = program.run_hook("on_eval_end", inputs, carry, rings, metrics, alive=alive)
@@ -111,21 +111,29 @@ def close_epoch(program: Program, inputs: Inputs, carry: LoopState, rings: Any) 
 
 
 def validate_and_close_if_due(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
-    """Runs a validation on resident sets if one is due, and closes the epoch if it is complete."""
+    """Runs a validation on resident sets if one is due, and closes the epoch if it is complete. One of them must be."""
 
     def validate(carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
         carry, rings = begin_eval(program, inputs, carry, rings)
         return end_eval(program, inputs, carry, rings, evaluate(program, inputs, carry))
 
     if program.evals and not program.host_eval:
-        carry, rings = jax.lax.cond(program.predicates.eval_due(inputs, carry), validate, _unchanged, carry, rings)
+        due = program.predicates.eval_due(inputs, carry, closing=_closes(program, inputs, carry))
+        carry, rings = jax.lax.cond(due, validate, _unchanged, carry, rings)
     return close_epoch_if_due(program, inputs, carry, rings)
 
 
 def close_epoch_if_due(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
-    """Closes the epoch if it is complete."""
-    closing = program.predicates.closing(inputs, carry)
+    """Closes the epoch if it is complete, after a validation or where none is due."""
+    closing = _closes(program, inputs, carry)
+    if closing is True:
+        return close_epoch(program, inputs, carry, rings)
     return jax.lax.cond(closing, lambda c, r: close_epoch(program, inputs, c, r), _unchanged, carry, rings)
+
+
+def _closes(program: Program, inputs: Inputs, carry: LoopState) -> Any:
+    """Returns whether the epoch closes at this boundary: True where every boundary closes one, otherwise bool ()."""
+    return True if program.predicates.cadence.closes_epochs else program.predicates.closing(inputs, carry)
 
 
 def end(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:

@@ -258,7 +258,8 @@ class Executor:
     def unpack_status(self, status: dict[str, np.ndarray]) -> Status:
         """Unpacks a fetched status."""
         rows = self.kept.get(self._key("status")).unpack({name: row[None] for name, row in status.items()})
-        return jax.tree.map(lambda x: x[0], rows)
+        status = jax.tree.map(lambda x: x[0], rows)
+        return status.replace(window=status.window.means_on_host())
 
     def prepare(self, live: DeviceState, inputs: Inputs) -> None:
         """Compiles in the background what takes longest, for data that lies on the device.

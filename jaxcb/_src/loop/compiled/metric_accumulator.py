@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxcb._src.core.metrics import is_mergeable
@@ -85,15 +86,34 @@ class MetricAccumulator(Struct):
 
     def means(self) -> dict[str, Array]:
         """Returns the means, and the computed values of merged metrics; NaN if nothing was added."""
-        sums, (error,), start, out = self._sums, self.error.values(), 1, {}
+        sums, (error,) = self._sums, self.error.values()
         means = quotient(sums, -error, sums[..., :1], -error[..., :1])
         if not self._members:
             means = computed_once(means, sums[0] >= 0, sums)
+        return self._by_name(means) | computed(self.merged, self._members)
+
+    def _by_name(self, values: Any) -> dict[str, Any]:
+        """Splits a vector of the width of the sums."""
+        start, out = 1, {}
         for name, shape in self.shapes:
             end = start + math.prod(shape)
-            out[name] = means[..., start:end].reshape(*sums.shape[:-1], *shape)
-            start = end
-        return out | computed(self.merged, self._members)
+            out[name], start = values[..., start:end].reshape((*values.shape[:-1], *shape)), end
+        return out
+
+    def with_computed(self) -> "MetricAccumulator":
+        """Returns the accumulator with the computed values of merged metrics, for `means_on_host`."""
+        return self.replace(merged=computed(self.merged, self._members))
+
+    def means_on_host(self) -> dict[str, np.ndarray]:
+        """Returns the means to show during an epoch. Takes fetched arrays, and computes in float64.
+
+        On the device the division would be compiled into every program that returns a status.
+        """
+        (total,), (error,) = self.total.values(), self.error.values()
+        sums = total.astype(np.float64) - error
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = (sums / sums[..., :1]).astype(np.float32)
+        return self._by_name(means) | self.merged
 
     @property
     def _sums(self) -> Array:

@@ -19,6 +19,11 @@ class EvalSchedule(NamedTuple):
     epochs: int | tuple[int, ...]
     steps: int | None
 
+    @property
+    def closes_epochs(self) -> bool:
+        """Whether every validation is at the end of an epoch."""
+        return self.steps is None
+
 
 class Position(NamedTuple):
     """Where a run is: integers on the host, arrays in a program."""
@@ -127,17 +132,24 @@ class PositionPredicates(NamedTuple):
         within = (n.data_epoch <= carry.epoch) & (carry.epoch < n.data_epoch + n.epochs)
         return (n.data_epoch < 0) | within
 
-    def eval_due(self, inputs: Inputs, carry: LoopState) -> Array:
-        """Returns whether a validation is due now, bool ()."""
+    def eval_due(self, inputs: Inputs, carry: LoopState, closing: Any = None) -> Array:
+        """Returns whether a validation is due now, bool ().
+
+        Args:
+            inputs: the inputs of the dispatch.
+            carry: the loop state.
+            closing: whether the epoch must be closed now; None to find it.
+        """
         if not self.validates:
             return jnp.zeros((), bool)
-        return must_validate(self.position(carry), inputs.numbers, self.cadence, self.closing(inputs, carry))
+        closing = self.closing(inputs, carry) if closing is None else closing
+        return must_validate(self.position(carry), inputs.numbers, self.cadence, closing)
 
     def pending(self, inputs: Inputs, carry: LoopState) -> Array:
         """Returns whether an epoch end or a validation comes before the next step, bool ()."""
         closing = self.closing(inputs, carry)
         # an epoch-based validation is only due at an epoch end
-        return closing if self.cadence.steps is None else closing | self.eval_due(inputs, carry)
+        return closing if self.cadence.closes_epochs else closing | self.eval_due(inputs, carry, closing)
 
     def has_data(self, inputs: Inputs, carry: LoopState) -> Array:
         """Returns whether the data of the dispatch contains the next batch, bool ()."""

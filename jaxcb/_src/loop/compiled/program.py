@@ -99,6 +99,8 @@ class ProgramShapes(NamedTuple):
         actions: hook -> shapes of its actions. Hooks that are missing never run.
         equal: hook -> for each array of its actions the index of the first one that is always equal, or a negative
             number if that is part of a callback's state.
+        never: hook -> the actions that never fire, by index, such as the row of a logger at a validation within an epoch
+            if every validation is at the end of one. They are not recorded.
         answers: hook -> index of each lazy log action -> shapes of the actions that it computes.
         host_read: host metrics that a hook reads.
         scales_final_updates: whether callbacks scale the final updates, because the optimizer has no schedule of its
@@ -109,6 +111,7 @@ class ProgramShapes(NamedTuple):
     stale_names: Mapping[str, frozenset[str]]
     actions: Mapping[str, tuple[Any, ...]] = {}
     equal: Mapping[str, tuple[int, ...]] = {}
+    never: Mapping[str, frozenset[int]] = {}
     answers: Mapping[str, Mapping[int, tuple[Any, ...]]] = {}
     host_read: tuple[str, ...] = ()
     scales_final_updates: bool = False
@@ -231,7 +234,7 @@ class Program:
     def expect(self, shapes: ProgramShapes) -> None:
         """Stores the shapes that are known so far."""
         self.shapes, self.actions = shapes, shapes.actions
-        self.buffers = RecordBuffers(shapes.actions, shapes.answers, shapes.equal)
+        self.buffers = RecordBuffers(shapes.actions, shapes.answers, shapes.equal, shapes.never)
 
     @staticmethod
     def _owners(chain: Chain) -> str:
@@ -245,7 +248,11 @@ class Program:
 
     def yields_at(self, *hooks: str) -> bool:
         """Returns whether any of these hooks can return a host action."""
-        return any(isinstance(a, HostAction) for hook in hooks for a in self.actions.get(hook, ()))
+        return any(
+            isinstance(action, HostAction) and index not in self.shapes.never.get(hook, ())
+            for hook in hooks
+            for index, action in enumerate(self.actions.get(hook, ()))
+        )
 
     # Metrics that a hook call sees
 
@@ -297,13 +304,19 @@ class Program:
         return self.metrics_of(
             values,
             carry.train,
-            inputs.host(self.host_names),
+            inputs.host(self.host_names, self.shapes.host_read),
             step=carry.step,
             epoch=carry.epoch,
             total=inputs.numbers.total_steps,
             last=last,
             **more,
         )
+
+    def closes_in(self, hook: str) -> bool | None:
+        """Returns `closes_epoch` of a hook's metrics, if it is the same in every call; otherwise None."""
+        if hook in ("on_eval_begin", "on_eval_end"):
+            return True if self.predicates.cadence.closes_epochs else None
+        return hook in ("on_epoch_end", "on_train_end")
 
     def seen_in(self, hook: str, metrics: Metrics, alive: Any, member: Any) -> Metrics:
         """Returns the metrics as a hook sees them; `alive` and `member` are only set for population callbacks."""
@@ -383,7 +396,7 @@ class Program:
             yielded=carry.yielded,
             over=self.predicates.over(inputs, carry),
             awaits=self.boundary_waits(inputs, carry) & ~carry.yielded,
-            window=carry.windows[""].means(),
+            window=carry.windows[""].with_computed(),
             controls=dict(carry.train.controls),
         )
 

@@ -151,6 +151,7 @@ class RecordBuffers:
         actions: hook -> shapes of its actions.
         answers: hook -> index of each lazy log action -> shapes of the actions that it computes.
         equal: hook -> which arrays of its actions are always equal, as in `ProgramShapes`.
+        never: hook -> which of its actions never fire, by index.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class RecordBuffers:
         actions: Mapping[str, tuple[Any, ...]],
         answers: Mapping[str, Mapping[int, tuple[Any, ...]]] | None = None,
         equal: Mapping[str, tuple[int, ...]] | None = None,
+        never: Mapping[str, frozenset[int]] | None = None,
     ) -> None:
         self._equal = equal or {}
         self.layouts: dict[str, BufferLayout] = {}
@@ -165,8 +167,9 @@ class RecordBuffers:
         self._packings: dict[str, TreePacker] = {}
         for hook, shapes in actions.items():
             lazy = (answers or {}).get(hook, {})
+            skipped = {*lazy, *(never or {}).get(hook, ())}
             recorded = [
-                i for i, a in enumerate(shapes) if isinstance(a, LogAction | HostAction | Stop) and i not in lazy
+                i for i, a in enumerate(shapes) if isinstance(a, LogAction | HostAction | Stop) and i not in skipped
             ]
             small = tuple(i for i in recorded if _size_in_bytes(shapes[i]) <= _LARGE)
             groups = ([small] if small else []) + [(i,) for i in recorded if i not in small]

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxcb._src.core.callback import STEP_HOOKS
+from jaxcb._src.core.callback import BOUNDARY_HOOKS, STEP_HOOKS
 from jaxcb._src.data.feed import UNBOUNDED
 from jaxcb._src.loop.compiled import epoch as boundary
 from jaxcb._src.loop.compiled.executor import DeviceState, Executor, Output
@@ -16,12 +16,15 @@ from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.utils.kept_programs import KeptProgram
 
 
+_END, _AT_STEPS, _AT_BOUNDARY = 0, 1, 2  # how the next turn of a chunk begins
+
+
 class Looped(Executor):
     """Runs a chunk of steps in a `while_loop`.
 
     The loop ends when the requested steps are done, the run ends, a record buffer is full, or a host action fires. An
-    outer loop goes over segments (up to the next epoch end, validation or limit), an inner loop over steps. All limits
-    are operands, so one program serves every length. A dispatch with nothing to do returns its state unchanged, so the
+    outer loop goes over turns (an epoch end or a validation if one is due, then the steps up to the next one), an inner
+    loop over steps. All limits are operands, so one program serves every length. A dispatch with nothing to do returns its state unchanged, so the
     next one can always be dispatched before this one is read.
     """
 
@@ -42,44 +45,65 @@ class Looped(Executor):
         return live, Output(rings, status)
 
     def _run_chunk(self, carry: LoopState, inputs: Inputs) -> Any:
-        program = self.program
+        program, at = self.program, self.program.predicates
         # end of this dispatch, without overflow of int32
         end = carry.step + jnp.minimum(inputs.numbers.length, UNBOUNDED - carry.step)
 
-        def more(loop: Any) -> Any:
-            carry, rings = loop
-            at_boundary = program.predicates.pending(inputs, carry)
-            ready = at_boundary & ~program.boundary_waits(inputs, carry)
-            steps = ~at_boundary & (carry.step < end) & program.predicates.has_data(inputs, carry)
-            free = ~carry.yielded & ~program.predicates.over(inputs, carry) & program.buffers.have_room(rings)
-            return free & (ready | steps)
+        def next_turn(carry: LoopState, rings: Any, *, otherwise: Any) -> Any:
+            pending = at.pending(inputs, carry)
+            ready = ~carry.yielded & ~program.boundary_waits(inputs, carry)
+            ready = ready & program.buffers.have_room(rings, BOUNDARY_HOOKS)
+            return jnp.where(pending, jnp.where(ready, _AT_BOUNDARY, _END), otherwise)
 
-        def segment(loop: Any) -> Any:
-            carry, rings = loop
+        def turn(loop: Any) -> Any:
+            # What is due after the last step comes first. So the predicates of the position are compiled once: those
+            # of a boundary at the end of a turn, and those of a step here.
+            carry, rings, begins_with = loop
             carry, rings = jax.lax.cond(
-                carry.opened, lambda c, r: (c, r), lambda c, r: boundary.open_epoch(program, inputs, c, r), carry, rings
-            )
-            carry, rings = self._steps(inputs, end, carry, rings)
-            go = program.predicates.pending(inputs, carry) & ~carry.yielded & ~program.boundary_waits(inputs, carry)
-            return jax.lax.cond(
-                go,
+                begins_with == _AT_BOUNDARY,
                 lambda c, r: boundary.validate_and_close_if_due(program, inputs, c, r),
                 lambda c, r: (c, r),
                 carry,
                 rings,
             )
+            free = ~carry.yielded & ~at.over(inputs, carry) & program.buffers.have_room(rings)
+            limit = jnp.minimum(at.steps_to_boundary(inputs, carry), end - carry.step)
+            steps = jnp.where(free & at.has_data(inputs, carry), limit, 0)
+            carry, rings = jax.lax.cond(
+                carry.opened | (steps <= 0),
+                lambda c, r: (c, r),
+                lambda c, r: boundary.open_epoch(program, inputs, c, r),
+                carry,
+                rings,
+            )
+            carry, rings = self._steps(inputs, carry.step + steps, carry, rings)
+            return carry, rings, next_turn(carry, rings, otherwise=_END)
 
-        carry, rings = jax.lax.while_loop(more, segment, (carry, program.buffers.empty()))
+        rings = program.buffers.empty()
+        first = next_turn(carry, rings, otherwise=_AT_STEPS)
+
+        def more(loop: Any) -> Any:
+            # `yielded` only matters for the first turn. But a condition on one value alone makes XLA analyze it as a
+            # loop counter, again and again, which takes longer than to compile the predicates.
+            return (loop[2] != _END) & ~loop[0].yielded
+
+        carry, rings, _ = jax.lax.while_loop(more, turn, (carry, rings, first))
         return carry, rings, self._pack_status(inputs, carry)
 
     def _steps(self, inputs: Inputs, end: Any, carry: LoopState, rings: Any) -> Any:
-        """Runs the steps of a segment: full batches in a loop, then the smaller last batch if it is next."""
-        program = self.program
-        layout = program.layout
-        limit = jnp.minimum(program.predicates.steps_to_boundary(inputs, carry), end - carry.step)
-        if layout.remainder:
-            limit = jnp.minimum(limit, layout.full - carry.cursor)
-        last = carry.step + jnp.where(program.predicates.may_step(inputs, carry), limit, 0)
+        """Runs the steps of a turn: full batches in a loop, then the smaller last batch if it is next.
+
+        Args:
+            inputs: the inputs of the dispatch.
+            end: the step after which to return, before the next epoch end or validation.
+            carry: the loop state.
+            rings: the record buffers.
+        """
+        program, layout = self.program, self.program.layout
+        # `on_epoch_begin` may have stopped the run, or wait for the host
+        free = ~carry.yielded & ~program.predicates.all_stopped(carry)
+        full = jnp.minimum(end, carry.began + layout.full) if layout.remainder else end
+        last = jnp.where(free, full, carry.step)
 
         def more(loop: Any) -> Any:
             # This runs at every step, with a collective if members are sharded. Test only what a step can change.
@@ -102,6 +126,6 @@ class Looped(Executor):
                 inputs, carry, rings, *fetch_batch(program.layout, inputs, carry, remainder=True)
             )
 
-        is_next = program.predicates.may_step(inputs, carry) & (carry.cursor == layout.full) & (carry.step < end)
-        is_next = is_next & program.buffers.have_room(rings)
+        free = ~carry.yielded & ~program.predicates.all_stopped(carry) & program.buffers.have_room(rings)
+        is_next = free & (carry.cursor == layout.full) & (carry.step < end)
         return jax.lax.cond(is_next, smaller, lambda *same: same, carry, rings)

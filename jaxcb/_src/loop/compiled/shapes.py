@@ -1,6 +1,6 @@
 """Shape inference and checks before the first step, without running any computation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jaxcb._src.loop.compiled.state import MetricShapes
 from jaxcb._src.training.learning_rate import learning_rates
 from jaxcb._src.training.train_state import TrainState, check_actions
 from jaxcb._src.utils.pytree import cast_like
-from jaxcb._src.utils.xla import equal_outputs
+from jaxcb._src.utils.xla import equal_outputs, outputs_always_false
 
 RESERVED = ("learning_rate", "base_learning_rate", "lr_scale", "epoch", "step", "updates")
 
@@ -82,7 +82,7 @@ def infer_shapes(
             },
         )
     )
-    actions, equal, host_read = _actions(program, train, callbacks, settings, train_names, names)
+    actions, equal, never, host_read = _actions(program, train, callbacks, settings, train_names, names)
     answers = {hook: _answers(program, hook, listed, train, proposal, batch) for hook, listed in actions.items()}
     if proposal is not None:
         before_update = actions.get("on_before_update", ())
@@ -91,6 +91,7 @@ def infer_shapes(
     shapes = program.shapes._replace(
         actions=actions,
         equal=equal,
+        never=never,
         answers=answers,
         host_read=host_read,
         scales_final_updates=scaled and any(r.schedule is None for r in learning_rates(train.opt_state)),
@@ -101,10 +102,11 @@ def infer_shapes(
 
 def _actions(
     program: Program, train: TrainState, callbacks: Any, settings: Any, step_names: Shapes, names: Shapes
-) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[int, ...]], tuple[str, ...]]:
-    """Returns the shapes of the actions of each hook, which of their arrays are equal, and the host metrics in use."""
+) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[int, ...]], dict[str, frozenset[int]], tuple[str, ...]]:
+    """Returns `actions`, `equal`, `never` and `host_read` of the shapes."""
     out: dict[str, tuple[Any, ...]] = {}
     equal: dict[str, tuple[int, ...]] = {}
+    never: dict[str, frozenset[int]] = {}
     read: set[str] = set()
     for hook in sorted(program.hooks, key=HOOKS.index):
         if hook in ("on_eval_begin", "on_eval_end") and not program.predicates.validates:
@@ -124,15 +126,24 @@ def _actions(
         metrics = program.seen_in(hook, metrics, *members)
         traced = program.hook[hook].trace(settings, callbacks, metrics)
         states, actions = traced.out_info
-        before = len(jax.tree.leaves(states))
-        equal[hook] = tuple(i - before for i in equal_outputs(traced.jaxpr.jaxpr)[before:])
-        read |= {name for name in program.host_names if _is_read(traced, (settings, callbacks, metrics), name)}
+        before, jaxpr, given = len(jax.tree.leaves(states)), traced.jaxpr.jaxpr, (settings, callbacks, metrics)
+        equal[hook] = tuple(i - before for i in equal_outputs(jaxpr)[before:])
+        closes = program.closes_in(hook)
+        known = {} if closes is None else {_leaf_index(given, "[2].closes_epoch"): closes}
+        never[hook] = _never_fire(actions, outputs_always_false(jaxpr, known)[before:])
+        read |= {name for name in program.host_names if _is_read(jaxpr, _leaf_index(given, f"[2].host['{name}']"))}
         actions = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), actions)
         check_actions(actions, train)
         _check_place(hook, actions)
         _check_payload(hook, actions)
         out[hook] = actions
-    return out, equal, tuple(name for name in program.host_names if name in read)
+    return out, equal, never, tuple(name for name in program.host_names if name in read)
+
+
+def _never_fire(actions: tuple[Any, ...], always_false: Sequence[bool]) -> frozenset[int]:
+    """Returns the indices of actions whose `when` is always false, given that of each array of the actions."""
+    flags = jax.tree.unflatten(jax.tree.structure(actions), always_false)
+    return frozenset(index for index, action in enumerate(flags) if action.when)
 
 
 def _answers(
@@ -150,13 +161,15 @@ def _answers(
     return found
 
 
-def _is_read(traced: Any, arguments: Any, name: str) -> bool:
-    """Returns whether a traced hook reads a host metric."""
-    wanted = f".host['{name}']"
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(arguments)]
-    jaxpr = traced.jaxpr.jaxpr
+def _leaf_index(arguments: Any, path: str) -> int:
+    """Returns the index of the leaf at a path, as `jax.tree_util.keystr` writes it."""
+    return [jax.tree_util.keystr(at) for at, _ in jax.tree_util.tree_leaves_with_path(arguments)].index(path)
+
+
+def _is_read(jaxpr: Any, index: int) -> bool:
+    """Returns whether a jaxpr uses an input."""
     used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
-    return any(path.endswith(wanted) and id(v) in used for path, v in zip(paths, jaxpr.invars, strict=True))
+    return id(jaxpr.invars[index]) in used
 
 
 def _check_place(hook: str, actions: tuple[Action, ...]) -> None:

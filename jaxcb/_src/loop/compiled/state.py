@@ -1,6 +1,6 @@
 """Loop state, per-dispatch inputs, and the status that is returned to the host."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -119,7 +119,8 @@ class PackedParams(NamedTuple):
     def __getattr__(self, name: str) -> Any:
         if name not in DispatchParams._fields:
             raise AttributeError(name)
-        return self.vector[DispatchParams._fields.index(name)]
+        # indexing by `[]` would add operations that wrap negative indices
+        return jax.lax.index_in_dim(self.vector, DispatchParams._fields.index(name), keepdims=False)
 
     def batch_index(self, carry: LoopState) -> Any:
         """Returns the index of the next batch in the data, int32 (). Only valid for data of the current epoch."""
@@ -145,9 +146,20 @@ class Inputs(Struct):
         """Returns the host metrics from the packed vector, float32. Runs on the host."""
         return self.numbers[len(DispatchParams._fields) :].view(np.float32)
 
-    def host(self, names: Sequence[str]) -> dict[str, Any]:
-        """Returns the host metrics, name -> float32 (). Traced."""
-        return {name: jax.lax.bitcast_convert_type(self.bits[i], jnp.float32) for i, name in enumerate(names)}
+    def host(self, names: Sequence[str], read: Container[str]) -> dict[str, Any]:
+        """Returns the host metrics, name -> float32 (). Traced.
+
+        Args:
+            names: the names of all host metrics.
+            read: the names that a hook reads; the others are zero.
+        """
+        found = {}
+        for i, name in enumerate(names):
+            found[name] = jnp.zeros((), jnp.float32)
+            if name in read:
+                bits = jax.lax.index_in_dim(self.bits, i, keepdims=False)
+                found[name] = jax.lax.bitcast_convert_type(bits, jnp.float32)
+        return found
 
 
 class Status(Struct):
@@ -162,7 +174,7 @@ class Status(Struct):
     yielded: Any
     over: Any  # whether the last epoch is closed
     awaits: Any  # whether a validation by the host is due
-    window: dict[str, Any]  # means of the epoch so far
+    window: Any  # accumulator of the epoch so far; its means, name -> value, once unpacked
     controls: dict[str, Any]  # the train state's
 
 
