@@ -13,7 +13,8 @@ from jaxcb._src.core.chain import Chain
 from jaxcb._src.data.feed import Feed
 from jaxcb._src.data.validation import HostSet, ResidentSet
 from jaxcb._src.inspection.traced_step import TracedStep
-from jaxcb._src.loop.compiled.executor import DeviceState, Executor
+from jaxcb._src.loop.compiled.device_state import DeviceState, StateForm, StatePacking
+from jaxcb._src.loop.compiled.executor import Executor
 from jaxcb._src.loop.compiled.member_map import Over
 from jaxcb._src.loop.compiled.position import EvalSchedule
 from jaxcb._src.loop.compiled.program import EvalSet, Program, ProgramShapes
@@ -199,25 +200,27 @@ class RunPrograms:
 
         def start(leaves: list[Any], settings: list[Any], rate: Any) -> list[Any]:
             carry = self._first(program, jax.tree.unflatten(tree, leaves), settings, rate)
-            leaves, structure = jax.tree.flatten(carry.replace(train=carry.train.replace(tx=None, adapter=None)))
-            self.kept.put("structure", structure)
-            return leaves
+            bare = _with_static(carry, None, None)  # what is kept must not refer to the user's model and optimizer
+            form = StateForm.of(bare)
+            self.kept.put("form", form)
+            return StatePacking(form).pack(bare)
 
         def options() -> dict[str, Any]:
             how: dict[str, Any] = {"compiler_options": fast_compile_options(self.placement.platform)}
             if self.placement.mesh is not None:
                 carry = jax.eval_shape(lambda train: self._first(program, train, self.settings, rate), self.train)
-                how["out_shardings"] = jax.tree.leaves(self.placement.carry_shardings(carry))
+                _, arrays = StateForm.of(carry).split(jax.tree.leaves(self.placement.carry_shardings(carry)))
+                how["out_shardings"] = [self.placement.everywhere, *arrays]
             return how
 
         function = KeptFunction("start", start, self.kept, options=options, devices=self.placement.devices_key)
         rate = None if rate is None else jnp.asarray(rate, jnp.float32)
-        leaves = function(leaves, self.settings, rate)
-        carry: LoopState = jax.tree.unflatten(self.kept.get("structure"), leaves)
+        packed = function(leaves, self.settings, rate)
         tx = train.tx
         if any(type(callback).setup is not Callback.setup for callback in self.callbacks.callbacks):
             tx = self._prepared[0].tx  # a callback has wrapped the optimizer
-        return DeviceState.of(carry.replace(train=carry.train.replace(tx=tx, adapter=train.adapter)))
+        form: StateForm = self.kept.get("form")
+        return DeviceState(packed, form.changed(lambda carry: _with_static(carry, tx, train.adapter)))
 
     def _first(self, program: Program, train: TrainState, settings: list[Any], rate: Any) -> LoopState:
         """Returns the loop state before the first step. Traced."""
@@ -228,6 +231,10 @@ class RunPrograms:
         order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)
         state, states = self._with_callbacks(train, settings)
         return copy_arrays(initial_state(state, states, program.shapes.metrics, order))
+
+
+def _with_static(carry: LoopState, tx: Any, adapter: Any) -> LoopState:
+    return carry.replace(train=carry.train.replace(tx=tx, adapter=adapter))
 
 
 def _prepare(state: TrainState, callbacks: Chain) -> tuple[TrainState, Any]:

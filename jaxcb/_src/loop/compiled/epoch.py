@@ -3,7 +3,7 @@
 All functions are traced. Each one takes and returns the loop state (`carry`) and the record buffers (`rings`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,8 @@ from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator
 from jaxcb._src.loop.compiled.program import Program
 from jaxcb._src.loop.compiled.state import Inputs, LastReported, LoopState
 from jaxcb._src.utils.pytree import select
+
+Cond = Callable[..., tuple[LoopState, Any]]  # (predicate, fn, carry, rings) -> fn(carry, rings), or the given ones
 
 
 def begin(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
@@ -110,7 +112,9 @@ def close_epoch(program: Program, inputs: Inputs, carry: LoopState, rings: Any) 
     return _end_stopped_members(program, inputs, carry, rings)
 
 
-def validate_and_close_if_due(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
+def validate_and_close_if_due(
+    program: Program, inputs: Inputs, carry: LoopState, rings: Any, cond: Cond
+) -> tuple[LoopState, Any]:
     """Runs a validation on resident sets if one is due, and closes the epoch if it is complete. One of them must be."""
 
     def validate(carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
@@ -119,16 +123,18 @@ def validate_and_close_if_due(program: Program, inputs: Inputs, carry: LoopState
 
     if program.evals and not program.host_eval:
         due = program.predicates.eval_due(inputs, carry, closing=_closes(program, inputs, carry))
-        carry, rings = jax.lax.cond(due, validate, _unchanged, carry, rings)
-    return close_epoch_if_due(program, inputs, carry, rings)
+        carry, rings = cond(due, validate, carry, rings)
+    return close_epoch_if_due(program, inputs, carry, rings, cond)
 
 
-def close_epoch_if_due(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
+def close_epoch_if_due(
+    program: Program, inputs: Inputs, carry: LoopState, rings: Any, cond: Cond
+) -> tuple[LoopState, Any]:
     """Closes the epoch if it is complete, after a validation or where none is due."""
     closing = _closes(program, inputs, carry)
     if closing is True:
         return close_epoch(program, inputs, carry, rings)
-    return jax.lax.cond(closing, lambda c, r: close_epoch(program, inputs, c, r), _unchanged, carry, rings)
+    return cond(closing, lambda c, r: close_epoch(program, inputs, c, r), carry, rings)
 
 
 def _closes(program: Program, inputs: Inputs, carry: LoopState) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcb._src.loop.compiled import epoch as boundary
+from jaxcb._src.loop.compiled.device_state import DeviceState, StatePacking
 from jaxcb._src.loop.compiled.program import Program
 from jaxcb._src.loop.compiled.record_buffer import TreePacker
 from jaxcb._src.loop.compiled.state import Inputs, LoopState, Status
@@ -17,25 +18,6 @@ from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram
 from jaxcb._src.utils.xla import fast_compile_options
 
 MOST_SHAPES = 4  # of batches in a run without a warning: full, smaller, and those of another epoch
-
-
-class DeviceState(NamedTuple):
-    """The loop state between dispatches, as flat leaves.
-
-    Flattening the state of a large model on each dispatch would cost more than a small step.
-    """
-
-    leaves: list[Any]
-    tree: Any
-
-    @classmethod
-    def of(cls, carry: LoopState) -> "DeviceState":
-        """Flattens a loop state."""
-        return cls(*jax.tree.flatten(carry))
-
-    def carry(self) -> LoopState:
-        """Unflattens. The arrays are donated by the next dispatch."""
-        return jax.tree.unflatten(self.tree, self.leaves)
 
 
 class Output(NamedTuple):
@@ -104,14 +86,12 @@ class Compiled:
     def _run_flat(self, changed: list[Any], unchanged: list[Any], *rest: Any) -> Any:
         """Runs the function on the flat loop state. Traced."""
         assert self._live is not None
-        tree = self._live.tree
+        packing = StatePacking(self._live.form)
         leaves = _replace_at(unchanged, self._changed_indices, changed)
         # inputs are sent as one packed vector; unpacking belongs to the program, so that it costs no dispatch
         given = (x.unpacked() if isinstance(x, Inputs) else x for x in rest)
-        carry, *out = self._fn(jax.tree.unflatten(tree, leaves), *given)
-        new, structure = jax.tree.flatten(carry)
-        if structure != tree:
-            raise TypeError(f"the run's state changed its structure from {tree} to {structure}.")
+        carry, *out = self._fn(packing, packing.unpack(leaves), *given)
+        new = packing.pack(carry)
         # identity of tracers: an unmodified leaf is the same object, whatever its value
         found = {i for i, (x, y) in enumerate(zip(leaves, new, strict=True)) if x is not y}
         if not found <= set(self._changed_indices):  # also at the first trace, which starts with an empty set
@@ -140,7 +120,7 @@ class Compiled:
     def __call__(self, live: DeviceState, *rest: Any) -> Any:
         self._count()
         new, out = self._placement.block_if_needed(self._with_arguments(self._function, live, *rest))
-        return (DeviceState(_replace_at(live.leaves, self._changed_indices, new), live.tree), *out)
+        return (DeviceState(_replace_at(live.leaves, self._changed_indices, new), live.form), *out)
 
     def _with_arguments(self, use: Callable[..., Any], live: DeviceState, *rest: Any) -> Any:
         """Returns `use(*arguments)`. Traces again with more donated leaves after `_MoreLeavesChange`."""
@@ -314,37 +294,39 @@ class Executor:
             window = None
             for index, batch in enumerate(map(self.placement.put_batch, batches)):
                 if window is None:
-                    window = self.program.empty_eval(live.carry().train, batch)
+                    window = self.program.empty_eval(live.shapes().train, batch)
                 live, window = self._eval_batch(live, window, batch, np.int32(index))
             windows[prefix] = window
         live, rings, status = self._end_eval(live, inputs, rings, windows, evaluate(live))
         return live, Output(rings, status)
 
-    def _run_stop(self, carry: LoopState) -> Any:
+    def _run_stop(self, packing: StatePacking, carry: LoopState) -> Any:
         return (carry.replace(train=carry.train.replace(stop=jnp.ones_like(carry.train.stop))),)
 
-    def _run_resume(self, carry: LoopState) -> Any:
+    def _run_resume(self, packing: StatePacking, carry: LoopState) -> Any:
         return (carry.replace(yielded=jnp.zeros_like(carry.yielded)),)
 
-    def _run_begin(self, carry: LoopState, inputs: Inputs) -> Any:
+    def _run_begin(self, packing: StatePacking, carry: LoopState, inputs: Inputs) -> Any:
         carry, rings = boundary.begin(self.program, inputs, carry, self.program.buffers.empty())
         return carry, rings, self._pack_status(inputs, carry)
 
-    def _run_end(self, carry: LoopState, inputs: Inputs) -> Any:
+    def _run_end(self, packing: StatePacking, carry: LoopState, inputs: Inputs) -> Any:
         carry, rings = boundary.end(self.program, inputs, carry, self.program.buffers.empty())
         return carry, rings, self._pack_status(inputs, carry)
 
-    def _run_begin_eval(self, carry: LoopState, inputs: Inputs) -> Any:
+    def _run_begin_eval(self, packing: StatePacking, carry: LoopState, inputs: Inputs) -> Any:
         return boundary.begin_eval(self.program, inputs, carry, self.program.buffers.empty())
 
-    def _run_eval_batch(self, carry: LoopState, window: Any, batch: Any, index: Any) -> Any:
+    def _run_eval_batch(self, packing: StatePacking, carry: LoopState, window: Any, batch: Any, index: Any) -> Any:
         return carry, self.program.eval_batch(window, carry.train, batch, index)
 
-    def _run_end_eval(self, carry: LoopState, inputs: Inputs, rings: Any, windows: Any, extra: Any) -> Any:
+    def _run_end_eval(
+        self, packing: StatePacking, carry: LoopState, inputs: Inputs, rings: Any, windows: Any, extra: Any
+    ) -> Any:
         program = self.program
         values = boundary.evaluate(program, inputs, carry) | dict(extra)
         for prefix, window in windows.items():
             values |= {prefix + name: value for name, value in window.means().items()}
         carry, rings = boundary.end_eval(program, inputs, carry, rings, values)
-        carry, rings = boundary.close_epoch_if_due(program, inputs, carry, rings)
+        carry, rings = boundary.close_epoch_if_due(program, inputs, carry, rings, packing.cond)
         return carry, rings, self._pack_status(inputs, carry)

@@ -17,7 +17,7 @@ from jaxcb._src.writers.run_handle import Record
 
 _SCALARS_PER_KERNEL = 16  # scalars that one kernel joins; its cost is quadratic in them
 # dtypes that are bitcast to int32 and share a row; others have rows of their own
-_PACKED_DTYPES = ("int32", "uint32", "float32", "bool")
+PACKED_DTYPES = ("int32", "uint32", "float32", "bool")
 
 
 class TreePacker:
@@ -37,7 +37,7 @@ class TreePacker:
         # scalars first, since they are joined by another kernel
         for index in sorted(range(len(leaves)), key=lambda i: leaves[i].size != 1):
             name = self._names[index]
-            self._groups.setdefault("int32" if name in _PACKED_DTYPES else name, []).append(index)
+            self._groups.setdefault("int32" if name in PACKED_DTYPES else name, []).append(index)
 
     def empty(self, rows: int) -> dict[str, Array]:
         """Returns zeros for this many rows. Traced."""
@@ -49,7 +49,7 @@ class TreePacker:
         leaves = jax.tree.leaves(tree)
         rows = {}
         for name, indices in self._groups.items():
-            words = [_as_packed(leaves[i]) for i in indices]
+            words = [as_packed(leaves[i]) for i in indices]
             single = [word.reshape(()) for word in words if word.size == 1]
             vectors = [_vector(single[i : i + _SCALARS_PER_KERNEL]) for i in range(0, len(single), _SCALARS_PER_KERNEL)]
             rows[name] = jnp.concatenate(vectors + [word.ravel() for word in words if word.size != 1])
@@ -63,7 +63,7 @@ class TreePacker:
             for index, start, end in zip(indices, [0, *ends[:-1]], ends, strict=True):
                 (shape, dtype), dtype_name = self._shapes[index], self._names[index]
                 part = rows[name][:, start:end]
-                if dtype_name in _PACKED_DTYPES:
+                if dtype_name in PACKED_DTYPES:
                     part = part.astype(bool) if dtype_name == "bool" else np.ascontiguousarray(part).view(dtype)
                 leaves[index] = part.reshape(len(part), *shape)
         return jax.tree.unflatten(self._tree, leaves)
@@ -82,7 +82,7 @@ def _vector(numbers: list[Array]) -> Array:
     return out
 
 
-def _as_packed(array: Array) -> Array:
+def as_packed(array: Array) -> Array:
     """Returns an array in the dtype of its group, with the same bits."""
     if array.dtype == jnp.bool_:
         return array.astype(jnp.int32)

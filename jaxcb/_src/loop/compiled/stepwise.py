@@ -7,7 +7,8 @@ import jax
 
 from jaxcb._src.core.callback import STEP_HOOKS
 from jaxcb._src.loop.compiled import epoch as boundary
-from jaxcb._src.loop.compiled.executor import DeviceState, Executor, Output
+from jaxcb._src.loop.compiled.device_state import DeviceState, StatePacking
+from jaxcb._src.loop.compiled.executor import Executor, Output
 from jaxcb._src.loop.compiled.position import HostPosition
 from jaxcb._src.loop.compiled.program import Program
 from jaxcb._src.loop.compiled.state import Inputs, LoopState, fetch_batch
@@ -31,7 +32,7 @@ class Stepped(Executor):
 
     def __init__(self, program: Program, kept: KeptProgram, placement: Placement = ONE_DEVICE) -> None:
         super().__init__(program, kept, placement)
-        self._tree: Any = None  # structure of the loop state, while its status is traced
+        self._form: Any = None  # form of the loop state, while its status is traced
         self._fresh = self._without_state(program.buffers.empty)
         self._open = self._compiled(self._run_open, donate_rest=(1,))
         self._step = self._compiled(self._run_step, donate_rest=(1,), steps=True, donate_changed_only=not program.debug)
@@ -111,18 +112,18 @@ class Stepped(Executor):
         place.passed_boundary()
         return self._boundary(live, inputs, rings)
 
-    def _run_open(self, carry: LoopState, inputs: Inputs, rings: Any) -> Any:
+    # The traced functions take the packing of their trace, which only branches use
+
+    def _run_open(self, packing: StatePacking, carry: LoopState, inputs: Inputs, rings: Any) -> Any:
         program = self.program
         go = ~carry.opened & ~carry.yielded & ~program.predicates.over(inputs, carry) & program.buffers.have_room(rings)
-        carry, rings = jax.lax.cond(
-            go, lambda c, r: boundary.open_epoch(program, inputs, c, r), lambda c, r: (c, r), carry, rings
-        )
+        carry, rings = packing.cond(go, lambda c, r: boundary.open_epoch(program, inputs, c, r), carry, rings)
         return carry, rings, program.halted(carry)
 
-    def _run_step(self, carry: LoopState, inputs: Inputs, rings: Any) -> Any:
+    def _run_step(self, packing: StatePacking, carry: LoopState, inputs: Inputs, rings: Any) -> Any:
         return self._masked_step(carry, inputs, rings, remainder=False)
 
-    def _run_remainder(self, carry: LoopState, inputs: Inputs, rings: Any) -> Any:
+    def _run_remainder(self, packing: StatePacking, carry: LoopState, inputs: Inputs, rings: Any) -> Any:
         return self._masked_step(carry, inputs, rings, remainder=True)
 
     def _masked_step(self, carry: LoopState, inputs: Inputs, rings: Any, *, remainder: bool) -> Any:
@@ -134,16 +135,12 @@ class Stepped(Executor):
         carry, rings = program.train_step_with_hooks(inputs, carry, rings, batch, rows, ok=ok)
         return carry, rings, program.halted(carry)
 
-    def _run_boundary(self, carry: LoopState, inputs: Inputs, rings: Any) -> Any:
+    def _run_boundary(self, packing: StatePacking, carry: LoopState, inputs: Inputs, rings: Any) -> Any:
         program = self.program
         go = program.predicates.pending(inputs, carry) & ~carry.yielded & ~program.boundary_waits(inputs, carry)
         go = go & program.buffers.have_room(rings)
-        carry, rings = jax.lax.cond(
-            go,
-            lambda c, r: boundary.validate_and_close_if_due(program, inputs, c, r),
-            lambda c, r: (c, r),
-            carry,
-            rings,
+        carry, rings = packing.cond(
+            go, lambda c, r: boundary.validate_and_close_if_due(program, inputs, c, r, packing.cond), carry, rings
         )
         return carry, rings, program.halted(carry)
 
@@ -159,8 +156,8 @@ class Stepped(Executor):
         )
 
     def _read_status(self, live: DeviceState, inputs: Inputs) -> dict[str, Any]:
-        self._tree = live.tree
+        self._form = live.form
         return self._status(live.leaves, inputs)
 
     def _run_status(self, leaves: list[Any], inputs: Inputs) -> dict[str, Any]:
-        return self._pack_status(inputs.unpacked(), jax.tree.unflatten(self._tree, leaves))
+        return self._pack_status(inputs.unpacked(), StatePacking(self._form).unpack(leaves))

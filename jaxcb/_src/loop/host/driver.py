@@ -16,7 +16,8 @@ from jaxcb._src.core.actions.base import HostAction
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.actions.host import Backup
 from jaxcb._src.data.feed import UNBOUNDED, Chunk, Feed
-from jaxcb._src.loop.compiled.executor import DeviceState, Executor, Output
+from jaxcb._src.loop.compiled.device_state import DeviceState
+from jaxcb._src.loop.compiled.executor import Executor, Output
 from jaxcb._src.loop.compiled.position import HostPosition
 from jaxcb._src.loop.compiled.state import Inputs, LoopState, Status, clear_stop, copy_arrays, named_leaves
 from jaxcb._src.loop.host.checkpoint_hooks import CheckpointHooks
@@ -524,7 +525,7 @@ class Driver:
 
     def update_model(self) -> None:
         """Updates the caller's own module if the model is one that is modified in place."""
-        adapter = self.live.carry().train.adapter
+        adapter = self.live.shapes().train.adapter
         if adapter is not None and adapter.in_place:
             self.run._attach(self.carry)
             state = self.run.copy_of(lambda state: state)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcb._src.loop.compiled.executor import DeviceState, Executor
+from jaxcb._src.loop.compiled.device_state import DeviceState
+from jaxcb._src.loop.compiled.executor import Executor
 from jaxcb._src.loop.compiled.member_map import Strategy
 from jaxcb._src.loop.compiled.state import Inputs, LoopState, ProbeValue
 from jaxcb._src.writers.run_handle import Record
@@ -49,6 +50,10 @@ def member_axes(carry: LoopState) -> list[bool]:
         order=None if carry.order is None else jnp.ndim(carry.order) > 1,
     )
     return jax.tree.leaves(marks)
+
+
+def _with_leaves(carry: LoopState, leaves: list[Any]) -> LoopState:
+    return jax.tree.unflatten(jax.tree.structure(carry), leaves)
 
 
 class ActiveMembers:
@@ -113,19 +118,19 @@ class ActiveMembers:
     def compact(self, live: DeviceState, inputs: Inputs) -> tuple[Executor, DeviceState, Inputs]:
         """Returns the executor of a smaller program, with loop state and inputs for it."""
         carry = live.carry()
-        marks = member_axes(carry)
+        given, marks = jax.tree.leaves(carry), member_axes(carry)
         order = np.argsort(~self._alive, kind="stable")  # members that still train first, in their order
         stay, leave = np.sort(order[: self._rows_needed]), order[self._rows_needed :]
         self._removed.append(
-            (self.rows[leave], [x[leave] for x, has_axis in zip(live.leaves, marks, strict=True) if has_axis])
+            (self.rows[leave], [x[leave] for x, has_axis in zip(given, marks, strict=True) if has_axis])
         )
-        leaves = [x[stay] if has_axis else x for x, has_axis in zip(live.leaves, marks, strict=True)]
+        leaves = [x[stay] if has_axis else x for x, has_axis in zip(given, marks, strict=True)]
         self.rows, self._alive, self._wasted = self.rows[stay], self._alive[stay], 0.0
         self.sizes.append(len(stay))
         settings = [x[stay] if axis == 0 else x for x, axis in zip(inputs.settings, self._axes, strict=True)]
         key = inputs.key[stay] if inputs.key is not None and jnp.ndim(inputs.key) else inputs.key
         return self._build(len(stay)), *self.put(
-            DeviceState(leaves, live.tree), inputs.replace(settings=settings, key=key)
+            DeviceState.of(_with_leaves(carry, leaves)), inputs.replace(settings=settings, key=key)
         )
 
     def put(self, live: DeviceState, inputs: Inputs) -> tuple[DeviceState, Inputs]:
@@ -133,29 +138,29 @@ class ActiveMembers:
         place, axes = self.strategy.place, self._axes
         if self.strategy.placement.mesh is None:
             return live, inputs
-        leaves = [place(x, has_axis) for x, has_axis in zip(live.leaves, member_axes(live.carry()), strict=True)]
+        carry = live.carry()
+        leaves = [place(x, has_axis) for x, has_axis in zip(jax.tree.leaves(carry), member_axes(carry), strict=True)]
         settings = [place(x, axis == 0) for x, axis in zip(inputs.settings, axes, strict=True)]
         key = inputs.key if inputs.key is None else place(inputs.key, jnp.ndim(inputs.key) > 0)
         # the feed places the training data
-        return DeviceState(leaves, live.tree), inputs.replace(settings=settings, key=key, val=place(inputs.val, False))
+        live = DeviceState.of(_with_leaves(carry, leaves))
+        return live, inputs.replace(settings=settings, key=key, val=place(inputs.val, False))
 
     def full_state(self, live: DeviceState) -> LoopState:
         """Returns the loop state of the complete population, members in order.
 
         If no member was removed, the arrays are those of the run itself.
         """
+        carry = live.carry()
         if not self._removed:
-            return live.carry()
-        marks, order = (
-            member_axes(live.carry()),
-            np.argsort(np.concatenate([self.rows, *(m for m, _ in self._removed)])),
-        )
+            return carry
+        order = np.argsort(np.concatenate([self.rows, *(m for m, _ in self._removed)]))
         removed = [iter(rows) for _, rows in self._removed]
         leaves = [
             jnp.concatenate([x, *(next(rows) for rows in removed)])[order] if has_axis else x
-            for x, has_axis in zip(live.leaves, marks, strict=True)
+            for x, has_axis in zip(jax.tree.leaves(carry), member_axes(carry), strict=True)
         ]
-        return jax.tree.unflatten(live.tree, leaves)
+        return _with_leaves(carry, leaves)
 
     def scatter_records(self, records: Iterable[Record]) -> Iterator[Record]:
         """Expands records from the program's rows to the full member axis. Actions of removed members do not fire."""
