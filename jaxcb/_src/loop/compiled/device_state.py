@@ -1,0 +1,181 @@
+"""`DeviceState`: the loop state between two dispatches, with all its single numbers in one vector."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding
+
+from jaxcb._src.loop.compiled.record_buffer import PACKED_DTYPES, as_packed
+from jaxcb._src.loop.compiled.state import LoopState
+
+
+class _Own:
+    """Marks a leaf that has an array of its own."""
+
+
+class StateForm(NamedTuple):
+    """The structure of a loop state, and which of its leaves are single numbers.
+
+    Attributes:
+        tree: the structure.
+        numbers: for each leaf its dtype if it is a number in the vector; None for an array of its own.
+    """
+
+    tree: Any
+    numbers: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, carry: LoopState) -> "StateForm":
+        """Returns the form of a loop state, of arrays or of shapes.
+
+        What every step changes has an array of its own: a step that had to write the complete vector would be slower.
+        """
+
+        def dtype(x: Any) -> Any:
+            return _Own() if x.shape or x.dtype.name not in PACKED_DTYPES else x.dtype
+
+        marked = jax.tree.map(dtype, carry)
+        marked = marked.replace(train=jax.tree.map(lambda _: _Own(), carry.train), step=_Own())
+        numbers = tuple(None if isinstance(x, _Own) else x for x in jax.tree.leaves(marked))
+        return cls(jax.tree.structure(carry), numbers)
+
+    def split(self, leaves: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Splits leaves of the loop state into numbers and arrays."""
+        marked = list(zip(leaves, self.numbers, strict=True))
+        return [x for x, dtype in marked if dtype is not None], [x for x, dtype in marked if dtype is None]
+
+    def join(self, numbers: list[Any], arrays: list[Any]) -> LoopState:
+        """Inverts `split`, and returns the loop state."""
+        numbers, arrays = list(reversed(numbers)), list(reversed(arrays))
+        leaves = [(arrays if dtype is None else numbers).pop() for dtype in self.numbers]
+        return jax.tree.unflatten(self.tree, leaves)
+
+    def changed(self, change: Callable[[LoopState], LoopState]) -> "StateForm":
+        """Returns the form with other static fields."""
+        some = jax.tree.unflatten(self.tree, range(len(self.numbers)))
+        return self._replace(tree=jax.tree.structure(change(some)))
+
+
+class DeviceState(NamedTuple):
+    """The loop state between dispatches, as flat leaves: the vector of all numbers, then the arrays.
+
+    Flattening the state of a large model on each dispatch would cost more than a small step. Each array that a program
+    takes or returns costs host time, and each number that it changes is a kernel to compile and to run; so numbers
+    share a vector.
+    """
+
+    leaves: list[Any]
+    form: StateForm
+
+    @classmethod
+    def of(cls, carry: LoopState) -> "DeviceState":
+        """Packs a loop state. Waits for its numbers."""
+        form = StateForm.of(carry)
+        numbers, arrays = form.split(jax.tree.leaves(carry))
+        words = [np.asarray(x) for x in numbers]
+        vector = np.stack([x.astype(np.int32) if x.dtype == np.bool_ else x.view(np.int32) for x in words])
+        return cls([_like(vector, numbers[0]), *arrays], form)
+
+    def carry(self) -> LoopState:
+        """Unpacks the loop state. Waits for the last dispatch; the next one donates the arrays."""
+        vector, *arrays = self.leaves
+        words, dtypes = np.asarray(vector), [dtype for dtype in self.form.numbers if dtype is not None]
+        numbers = [
+            np.asarray(x != 0) if dtype == np.bool_ else x.view(dtype) for x, dtype in zip(words, dtypes, strict=True)
+        ]
+        return self.form.join([_like(x, vector) for x in numbers], arrays)
+
+    def shapes(self) -> LoopState:
+        """Returns the shapes of the loop state, with its static fields. Does not wait."""
+        dtypes = [dtype for dtype in self.form.numbers if dtype is not None]
+        arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self.leaves[1:]]
+        return self.form.join([jax.ShapeDtypeStruct((), dtype) for dtype in dtypes], arrays)
+
+
+def _from_packed(word: Array, dtype: Any) -> Array:
+    """Inverts `as_packed`."""
+    return word != 0 if dtype == np.bool_ else jax.lax.bitcast_convert_type(word, dtype)
+
+
+def _like(value: Any, like: Any) -> Array:
+    """Puts a host array on the devices of another one, replicated if that one is."""
+    if isinstance(like.sharding, NamedSharding):
+        # no `device_put`: with several processes it would compare the value among them
+        return jax.make_array_from_callback(np.shape(value), like.sharding, lambda _: np.asarray(value))
+    return jax.device_put(value, like.sharding if like.committed else None)
+
+
+class StatePacking:
+    """Packs and unpacks a loop state inside a program, and runs branches and loops on the packed state.
+
+    A branch or loop body then writes one vector for all numbers that it changes; each number of its own would be a
+    kernel, and each one it passes through a copy. Numbers that were unpacked and not changed cost nothing, which is
+    known by the identity of their tracers. Make one for each trace.
+
+    Args:
+        form: the form of the state.
+    """
+
+    def __init__(self, form: StateForm) -> None:
+        self.form = form
+        self._known: dict[int, tuple[Any, Any, int]] = {}  # id of a number -> number, its vector, its place there
+        dtypes = [dtype for dtype in form.numbers if dtype is not None]
+
+        def numbers(vector: Array) -> list[Array]:
+            words = [jax.lax.index_in_dim(vector, place, keepdims=False) for place in range(len(dtypes))]
+            return [_from_packed(word, dtype) for word, dtype in zip(words, dtypes, strict=True)]
+
+        self._numbers = jax.jit(numbers)  # traced once, for all branches and loop bodies
+
+    def unpack(self, leaves: list[Any]) -> LoopState:
+        """Returns the loop state. Traced."""
+        vector, *arrays = leaves
+        numbers = self._numbers(vector)
+        self._known |= {id(number): (number, vector, place) for place, number in enumerate(numbers)}
+        return self.form.join(numbers, arrays)
+
+    def pack(self, carry: LoopState) -> list[Any]:
+        """Returns the packed leaves. Traced."""
+        leaves, tree = jax.tree.flatten(carry)
+        if tree != self.form.tree:
+            raise TypeError(f"the run's state changed its structure from {self.form.tree} to {tree}.")
+        numbers, arrays = self.form.split(leaves)
+        places = jax.lax.iota(jnp.int32, len(numbers))
+        origins = [self._known.get(id(number)) for number in numbers]
+        vector = next((origin[1] for origin in origins if origin is not None), None)
+        start = jnp.zeros(places.shape, jnp.int32) if vector is None else vector
+        packed = start
+        for place, (number, origin) in enumerate(zip(numbers, origins, strict=True)):
+            if origin is None or origin[1] is not vector or origin[2] != place:
+                word = jnp.broadcast_to(as_packed(number), places.shape)
+                packed = jax.lax.select(places == place, word, packed)
+        return [packed, *arrays]
+
+    def cond(self, predicate: Any, fn: Callable[..., Any], carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
+        """Returns `fn(carry, rings)` if the predicate holds, otherwise the given ones. Traced."""
+
+        def run(leaves: list[Any], rings: Any) -> tuple[list[Any], Any]:
+            new, rings = fn(self.unpack(leaves), rings)
+            return self.pack(new), rings
+
+        leaves, rings = jax.lax.cond(predicate, run, lambda *same: same, self.pack(carry), rings)
+        return self.unpack(leaves), rings
+
+    def while_loop(
+        self, more: Callable[..., Any], body: Callable[..., Any], carry: LoopState, rings: Any, *further: Any
+    ) -> tuple[Any, ...]:
+        """Repeats `body(carry, rings, *further)`, which returns the same, as long as `more` of these holds. Traced."""
+
+        def step(loop: Any) -> Any:
+            leaves, *rest = loop
+            new, *rest = body(self.unpack(leaves), *rest)
+            return self.pack(new), *rest
+
+        leaves, *rest = jax.lax.while_loop(
+            lambda loop: more(self.unpack(loop[0]), *loop[1:]), step, (self.pack(carry), rings, *further)
+        )
+        return self.unpack(leaves), *rest
