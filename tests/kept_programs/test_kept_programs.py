@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 from _compilations import counting
-from kept_programs._variants import VARIANTS, X, Y, loss_fn, make_loss, params, run
+from kept_programs._variants import VARIANTS, Chosen, X, Y, loss_fn, make_loss, params, run
 
 import jaxcb as jc
 from jaxcb._src.utils import kept_programs
@@ -148,6 +148,53 @@ def test_new_functions_of_the_same_program_are_traced_and_not_compiled():
     assert counts["compiled"] > 0
     jc.clear_caches()
     assert_same(again, run(loss=make_loss(2.0), optimizer=optax.sgd(0.1), learning_rate=None))
+
+
+def test_paths_texts_and_functions_for_the_host_need_no_other_program(tmp_path):
+    """The hooks are traced, and the first state of the callbacks; not the steps."""
+
+    def train(number):
+        seen = []
+        callbacks = [
+            jc.CSVLogger(tmp_path / f"{number}.csv"),
+            jc.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch)),
+            jc.callbacks.LogTo(lambda step, values: seen.append(values["loss"])),
+            Chosen(_above_one if number < 2 else lambda metrics: metrics["loss"] > 1.0),
+        ]
+        found = run(callbacks=lambda: callbacks, run_dir=tmp_path / str(number))
+        return found, seen, (tmp_path / f"{number}.csv").read_text()
+
+    found, seen, text = train(0)
+    for number in (1, 2):
+        with counting() as counts:
+            again = train(number)
+        assert counts["compiled"] == 0
+        assert counts["lowered"] <= 1
+        assert_same(found, again[0])
+        assert again[1:] == (seen, text)
+        assert len(seen) > 1
+
+
+def _above_one(metrics):
+    return metrics["loss"] > 1.0
+
+
+@pytest.mark.parametrize("second", ["rule", "text", "constant"])
+def test_static_fields_that_reach_a_program_have_their_own(second):
+    """Each of these runs has the traces of the run before it, except for one thing."""
+    captured = np.full((), 2.0, np.float32)
+    runs = {
+        "rule": (lambda m: m["loss"] > 1.0, lambda m: m["loss"] < 1.0),
+        "text": (lambda m: m["loss"] > 1.0, lambda m: m["loss"] > np.nextafter(np.float32(1), np.float32(2))),
+        "constant": (lambda m: m["loss"] > jnp.asarray(captured), lambda m: m["loss"] > jnp.asarray(captured - 1)),
+    }[second]
+    found = [run(callbacks=lambda rule=rule: [Chosen(rule)]) for rule in runs]
+    alone = []
+    for rule in runs:
+        jc.clear_caches()
+        alone.append(run(callbacks=lambda rule=rule: [Chosen(rule)]))
+    for shared, own in zip(found, alone, strict=True):
+        assert_same(shared, own)
 
 
 def test_the_caches_can_be_cleared():

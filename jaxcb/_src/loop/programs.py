@@ -8,6 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxcb._src.core.actions.base import HostAction, LogAction
+from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.core.actions.utils import is_lazy
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.data.feed import Feed
@@ -28,7 +31,7 @@ from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.training.probes import Probe
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram, kept_program
-from jaxcb._src.utils.program_key import key_of, tree_key
+from jaxcb._src.utils.program_key import NoProgramKey, key_of, tree_key
 from jaxcb._src.utils.pytree import to_strong_types
 from jaxcb._src.utils.xla import fast_compile_options
 
@@ -83,13 +86,29 @@ class RunPrograms:
         Numbers of callbacks, a constant learning rate, seeds, lengths and the run directory are missing on purpose:
         they are arguments, or known to the host alone. Executor and strategy are in the names of the functions.
         """
+        return tree_key(self.callbacks), self._common_key()
+
+    def _traced_key(self, shapes: ProgramShapes) -> Any:
+        """Returns everything that the programs depend on once the hooks were traced.
+
+        Static fields of callbacks count as far as they change a trace, an action that acts on the device, or what is
+        computed for one. Other actions are shapes; their paths, texts and functions are for the host.
+        """
+        if shapes.traces is None or any(type(c).setup is not Callback.setup for c in self.callbacks.callbacks):
+            raise NoProgramKey
+        actions = tuple((hook, tuple(map(_action_key, listed))) for hook, listed in shapes.actions.items())
+        states, slots = tree_key(self._prepared[1]), tuple(sorted(self.callbacks.slots().items()))
+        return tuple(shapes.traces.items()), actions, slots, states, tree_key(self.settings), self._common_key()
+
+    def _common_key(self) -> Any:
+        """Returns the key of everything but the callbacks."""
         feed, population = self.feed, self.population
         functions = (self.step, self.eval_step, tuple(self.probes.items()))
         choices = (self.cadence, self.host_values, self.host_names, self.debug, buffer_limits())
         return (
             key_of(functions),
             key_of(choices),
-            tree_key((self.callbacks, self.train, feed.example)),
+            tree_key((self.train, feed.example)),
             tuple((prefix, type(own), own.layout_key, tree_key(own.example)) for prefix, own in self.sets.items()),
             (type(feed), feed.layout, None if feed.key is None else jnp.ndim(feed.key)),
             None if population is None else (population.size, population.axes),
@@ -125,7 +144,10 @@ class RunPrograms:
             over=over,
             placement=self.placement,
         )
-        program.expect(self.kept.fact(("shapes", members), lambda: self._shapes(program, members)))
+        shapes = self.kept.own_fact(("shapes", members), lambda: self._shapes(program, members))
+        program.expect(shapes)
+        if members == self.members and not self.kept.is_reused:
+            self.kept.share(lambda: self._traced_key(shapes))
         return program
 
     def _shapes(self, program: Program, members: int | None) -> ProgramShapes:
@@ -213,7 +235,10 @@ class RunPrograms:
                 how["out_shardings"] = [self.placement.everywhere, *arrays]
             return how
 
-        function = KeptFunction("start", start, self.kept, options=options, devices=self.placement.devices_key)
+        # not shared by equal traces, since the first states of the callbacks are not part of these
+        function = KeptFunction(
+            ("start", self.kept.number), start, self.kept, options=options, devices=self.placement.devices_key
+        )
         rate = None if rate is None else jnp.asarray(rate, jnp.float32)
         packed = function(leaves, self.settings, rate)
         tx = train.tx
@@ -231,6 +256,13 @@ class RunPrograms:
         order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)
         state, states = self._with_callbacks(train, settings)
         return copy_arrays(initial_state(state, states, program.shapes.metrics, order))
+
+
+def _action_key(action: Any) -> Any:
+    """Returns the key of an action as far as the programs depend on it."""
+    if isinstance(action, LogAction | HostAction | Stop) and not is_lazy(action):
+        return type(action), tuple((x.shape, x.dtype) for x in jax.tree.leaves(action))
+    return tree_key(action)
 
 
 def _with_static(carry: LoopState, tx: Any, adapter: Any) -> LoopState:

@@ -1,15 +1,18 @@
 """Programs are kept: what was traced and compiled for a run serves later runs that would trace the same.
 
-There are two levels. A *kept program* is found by a key of everything that tracing depends on (`program_key`): it gives
-compiled functions and facts that were found by tracing, so nothing is traced. An *executable* is found by the text of
-the lowered program: where only closures are new, the run is traced again and nothing is compiled.
+There are three levels. A *kept program* is found by a key of everything that tracing depends on (`program_key`): it
+gives compiled functions and facts that were found by tracing, so nothing is traced. If there is none, the hooks are
+traced, and a kept program with equal traces shares its compiled functions: that is how paths, texts and functions for
+the host need no other program. An *executable* is found by the text of the lowered program: where only closures are
+new, the run is traced again and nothing is compiled.
 
-Neither level refers to arrays. A compiled function takes and returns flat lists of arrays and our own structures, so
+No level refers to arrays. A compiled function takes and returns flat lists of arrays and our own structures, so
 that the structure of a train state, which refers to the user's model and optimizer, is never part of it.
 """
 
 import functools
 import hashlib
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -34,14 +37,17 @@ class KeptProgram:
         references: weak references to the functions in the key; the program is dropped once one of them is dead.
 
     Attributes:
-        is_reused: whether an earlier run had the same key.
+        is_reused: whether an earlier run had the same key, or equal traces.
+        number: a number that no other kept program has.
     """
 
     def __init__(self, references: list[Reference]) -> None:
         self._references = references
         self.is_reused = False
+        self.number = next(_numbers)
         self._executables: dict[Hashable, Any] = {}
         self._facts: dict[Hashable, Any] = {}
+        self._own_facts: dict[Hashable, Any] = {}
 
     @property
     def is_dead(self) -> bool:
@@ -61,6 +67,22 @@ class KeptProgram:
         if name not in self._facts:
             self._facts[name] = find()
         return self._facts[name]
+
+    def own_fact(self, name: Hashable, find: Callable[[], Any]) -> Any:
+        """Returns a fact that holds for this key alone, and not for programs with equal traces."""
+        if name not in self._own_facts:
+            self._own_facts[name] = find()
+        return self._own_facts[name]
+
+    def share(self, make_key: Callable[[], Hashable]) -> None:
+        """Shares compiled functions and facts with the kept program of equal traces, if there is one.
+
+        Args:
+            make_key: returns everything that the compiled functions depend on.
+        """
+        other = _find(lambda: ("traces", make_key()), self)
+        if other is not self:
+            self._executables, self._facts, self.is_reused = other._executables, other._facts, True
 
     def executable(self, key: Hashable, build: Callable[[], Callable[[], Any]]) -> Any:
         """Returns a compiled function.
@@ -100,7 +122,8 @@ def _background() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(2, thread_name_prefix="jaxcb-compile")
 
 
-_programs: OrderedDict[Hashable, KeptProgram] = OrderedDict()
+_numbers = itertools.count()
+_programs: OrderedDict[Hashable, KeptProgram] = OrderedDict()  # by key, and by traces
 _executables: OrderedDict[Hashable, Any] = OrderedDict()
 
 
@@ -113,26 +136,31 @@ def kept_program(make_key: Callable[[], Hashable]) -> KeptProgram:
     Returns:
         The program. It is not kept where the key cannot be made, or without compilation (`jax.disable_jit`).
     """
+    return _find(make_key, None)
+
+
+def _find(make_key: Callable[[], Hashable], new: KeptProgram | None) -> KeptProgram:
+    """Returns the kept program for a key; if there is none, it keeps `new`, or a new one."""
     if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
-        return KeptProgram([])
+        return new or KeptProgram([])
     try:
         key = make_key(), context_key()
     except NoProgramKey:
-        return KeptProgram([])
+        return new or KeptProgram([])
     try:
         hash(key)
     except TypeError:  # a static part of a pytree has no hash
-        return KeptProgram([])
+        return new or KeptProgram([])
     with _lock:
         for dead in [k for k, program in _programs.items() if program.is_dead]:
             del _programs[dead]
         program = _programs.get(key)
         if program is None:
-            program = _programs[key] = KeptProgram(references_in(key))
-        else:
+            program = _programs[key] = new or KeptProgram(references_in(key))
+        elif new is None:
             program.is_reused = True
         _programs.move_to_end(key)
-        while len(_programs) > _PROGRAMS:
+        while len(_programs) > 2 * _PROGRAMS:  # each has two keys
             _programs.popitem(last=False)
         return program
 

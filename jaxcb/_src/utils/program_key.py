@@ -7,7 +7,7 @@ import functools
 import itertools
 import types
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Set
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -19,6 +19,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxcb._src.utils.pytree import Struct
+from jaxcb._src.utils.xla import jaxpr_in
 
 _PLAIN = (str, bytes, int, bool, complex, type(None), type(...))
 _LARGE = 1 << 20  # bytes; a larger array in a static field is compared by identity, not by its content
@@ -188,6 +189,47 @@ def leaf_key(leaf: Any) -> Hashable:
     if hasattr(leaf, "dtype"):
         return leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False), sharding
     return type(leaf)
+
+
+def trace_key(jaxpr: Any, constants: Sequence[Any] = ()) -> Hashable:
+    """Returns the key of a jaxpr: equal for traces that compute the same in the same way.
+
+    Args:
+        jaxpr: the jaxpr.
+        constants: the arrays that it captures, in order.
+
+    Raises:
+        NoProgramKey: if it has effects, or a parameter that cannot be compared.
+    """
+    numbers: dict[Any, int] = {}
+
+    def atom(value: Any) -> Hashable:
+        if not hasattr(value, "val"):
+            return numbers[value]
+        constant = np.asarray(value.val)
+        return str(value.aval), constant.dtype.str, constant.tobytes()
+
+    def parameter(value: Any) -> Hashable:
+        inner = jaxpr_in(value)
+        if inner is not None:
+            return trace_key(inner, getattr(value, "consts", ()))
+        if isinstance(value, tuple | list):
+            return tuple(map(parameter, value))
+        return key_of(value)
+
+    for var in (*jaxpr.invars, *jaxpr.constvars):
+        numbers[var] = len(numbers)
+    lines = []
+    for equation in jaxpr.eqns:
+        if equation.effects:
+            raise NoProgramKey
+        given = tuple(map(atom, equation.invars))
+        for var in equation.outvars:
+            numbers[var] = len(numbers)
+        parameters = tuple((name, parameter(value)) for name, value in sorted(equation.params.items()))
+        lines.append((equation.primitive.name, parameters, given, tuple(str(var.aval) for var in equation.outvars)))
+    shapes = tuple(str(var.aval) for var in jaxpr.invars)
+    return shapes, tuple(map(key_of, constants)), tuple(lines), tuple(map(atom, jaxpr.outvars))
 
 
 def references_in(key: Any) -> list[Reference]:

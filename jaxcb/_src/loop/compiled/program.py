@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -99,8 +99,9 @@ class ProgramShapes(NamedTuple):
         actions: hook -> shapes of its actions. Hooks that are missing never run.
         equal: hook -> for each array of its actions the index of the first one that is always equal, or a negative
             number if that is part of a callback's state.
-        never: hook -> the actions that never fire, by index, such as the row of a logger at a validation within an epoch
-            if every validation is at the end of one. They are not recorded.
+        never: hook -> index of the actions that never fire, and are not recorded: such as the row of a logger at a
+            validation within an epoch, if every validation is at the end of one.
+        traces: hook -> key of its trace; None if they cannot be compared.
         answers: hook -> index of each lazy log action -> shapes of the actions that it computes.
         host_read: host metrics that a hook reads.
         scales_final_updates: whether callbacks scale the final updates, because the optimizer has no schedule of its
@@ -112,6 +113,7 @@ class ProgramShapes(NamedTuple):
     actions: Mapping[str, tuple[Any, ...]] = {}
     equal: Mapping[str, tuple[int, ...]] = {}
     never: Mapping[str, frozenset[int]] = {}
+    traces: Mapping[str, Hashable] | None = {}
     answers: Mapping[str, Mapping[int, tuple[Any, ...]]] = {}
     host_read: tuple[str, ...] = ()
     scales_final_updates: bool = False

@@ -22,9 +22,9 @@ class Looped(Executor):
     """Runs a chunk of steps in a `while_loop`.
 
     The loop ends when the requested steps are done, the run ends, a record buffer is full, or a host action fires. An
-    outer loop goes over turns (an epoch end or a validation if one is due, then the steps up to the next one), an inner
-    loop over steps. All limits are operands, so one program serves every length. A dispatch with nothing to do returns its state unchanged, so the
-    next one can always be dispatched before this one is read.
+    outer loop goes over turns (an epoch end or a validation if one is due, then the steps up to the next one), an
+    inner loop over steps. All limits are operands, so one program serves every length. A dispatch with nothing to do
+    returns its state unchanged, so the next one can always be dispatched before this one is read.
     """
 
     name = "looped"

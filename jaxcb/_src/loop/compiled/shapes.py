@@ -1,6 +1,6 @@
 """Shape inference and checks before the first step, without running any computation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jaxcb._src.loop.compiled.program import Program, ProgramShapes
 from jaxcb._src.loop.compiled.state import MetricShapes
 from jaxcb._src.training.learning_rate import learning_rates
 from jaxcb._src.training.train_state import TrainState, check_actions
+from jaxcb._src.utils.program_key import NoProgramKey, trace_key
 from jaxcb._src.utils.pytree import cast_like
 from jaxcb._src.utils.xla import equal_outputs, outputs_always_false
 
@@ -82,31 +83,29 @@ def infer_shapes(
             },
         )
     )
-    actions, equal, never, host_read = _actions(program, train, callbacks, settings, train_names, names)
+    shapes = _with_actions(program, train, callbacks, settings, train_names, names)
+    actions = shapes.actions
     answers = {hook: _answers(program, hook, listed, train, proposal, batch) for hook, listed in actions.items()}
     if proposal is not None:
         before_update = actions.get("on_before_update", ())
         _check_state(jax.eval_shape(program.update, train, proposal, before_update), train)
     scaled = any(isinstance(a, ScaleLearningRate) for listed in actions.values() for a in listed)
-    shapes = program.shapes._replace(
-        actions=actions,
-        equal=equal,
-        never=never,
+    shapes = shapes._replace(
         answers=answers,
-        host_read=host_read,
         scales_final_updates=scaled and any(r.schedule is None for r in learning_rates(train.opt_state)),
     )
     program.expect(shapes)
     return shapes
 
 
-def _actions(
+def _with_actions(
     program: Program, train: TrainState, callbacks: Any, settings: Any, step_names: Shapes, names: Shapes
-) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[int, ...]], dict[str, frozenset[int]], tuple[str, ...]]:
-    """Returns `actions`, `equal`, `never` and `host_read` of the shapes."""
+) -> ProgramShapes:
+    """Returns the shapes of the program with everything that the traces of the hooks tell."""
     out: dict[str, tuple[Any, ...]] = {}
     equal: dict[str, tuple[int, ...]] = {}
     never: dict[str, frozenset[int]] = {}
+    traces: dict[str, Hashable] | None = {}
     read: set[str] = set()
     for hook in sorted(program.hooks, key=HOOKS.index):
         if hook in ("on_eval_begin", "on_eval_end") and not program.predicates.validates:
@@ -128,6 +127,11 @@ def _actions(
         states, actions = traced.out_info
         before, jaxpr, given = len(jax.tree.leaves(states)), traced.jaxpr.jaxpr, (settings, callbacks, metrics)
         equal[hook] = tuple(i - before for i in equal_outputs(jaxpr)[before:])
+        try:
+            if traces is not None:
+                traces[hook] = trace_key(jaxpr, traced.jaxpr.consts)
+        except NoProgramKey:
+            traces = None
         closes = program.closes_in(hook)
         known = {} if closes is None else {_leaf_index(given, "[2].closes_epoch"): closes}
         never[hook] = _never_fire(actions, outputs_always_false(jaxpr, known)[before:])
@@ -137,7 +141,8 @@ def _actions(
         _check_place(hook, actions)
         _check_payload(hook, actions)
         out[hook] = actions
-    return out, equal, never, tuple(name for name in program.host_names if name in read)
+    host_read = tuple(name for name in program.host_names if name in read)
+    return program.shapes._replace(actions=out, equal=equal, never=never, traces=traces, host_read=host_read)
 
 
 def _never_fire(actions: tuple[Any, ...], always_false: Sequence[bool]) -> frozenset[int]:
