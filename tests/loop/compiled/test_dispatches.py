@@ -225,7 +225,7 @@ def test_a_step_makes_the_arrays_that_it_changes_and_no_others(at_steps, monkeyp
     """Each array that a dispatch makes costs as much as a small kernel; what stays is neither donated nor made anew."""
     counting = jc.make_callback(
         init=lambda: jnp.zeros((), jnp.int32),
-        on_batch_end=lambda state, metrics: (state + 1, jc.actions.Print("{seen}", values={"seen": state}, when=state < 0)),
+        on_batch_end=lambda seen, _: (seen + 1, jc.actions.Print("{seen}", values={"seen": seen}, when=seen < 0)),
         name="counting",
     )
     quiet = callbacks(tmp_path)[len(control()) - 1 :]  # the others act at steps
