@@ -85,6 +85,18 @@ def test_epochs_that_are_cut_from_one_stream_travel_together_where_it_is_not_liv
     assert together == (1 if live else max(1, min(most // length, steps // length)))
 
 
+@pytest.mark.parametrize("how", [{"epochs": 4}, {"steps_per_epoch": 5, "steps": 12}], ids=["passes", "cut"])
+def test_batches_around_a_dropped_smaller_one_travel_together(how):
+    data = [*numbered(3), np.full((1, 1), 9.0, np.float32)]
+    run = watch("looped", data, drop_remainder=True, steps_per_execution=16, **how)
+    assert [n for _, n in run] == [0, 1, 2] * 4
+
+
+def test_batches_of_two_dtypes_that_are_one_on_the_device_are_no_stack():
+    data = [(batch.astype(np.float64 if i % 2 else np.float32),) for i, batch in enumerate(numbered(6))]
+    assert [n for _, n in watch("looped", (b[0] for b in data), epochs=1, steps_per_execution=16)] == list(range(6))
+
+
 def test_data_that_follows_the_controls_is_never_of_several_epochs():
     calls = []
 

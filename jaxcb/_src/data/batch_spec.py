@@ -50,6 +50,7 @@ class BatchValidator:
         self._shapes = [x.shape for x in leaves]
         self.rows = self._shapes[0][0]
         self._spec: BatchSpec | None = None  # spec of the previous batch
+        self._specs: dict[BatchSpec, BatchSpec] = {}  # all specs so far
 
     def placeholder(self) -> BatchSpec:
         """Returns the spec of the first batch."""
@@ -94,8 +95,7 @@ class BatchValidator:
         if rows == most:
             max_batches = self._most or max(1, min(_STACK_BYTES // max(1, sum(x.nbytes for x in leaves)), MOST))
         form = BatchSpec(tuple((x.shape, x.dtype) for x in leaves), rows < most, max_batches)
-        if self._spec is None or form != self._spec:
-            self._spec = form
+        self._spec = self._specs.setdefault(form, form)
         return leaves, self._spec
 
 

@@ -154,7 +154,7 @@ class Chunker:
         complete_epochs: ChunkDraft | None = None  # complete epochs of one length
         # batches of the current epoch, after those in `complete_epochs`
         current = ChunkDraft(epoch, cursor, step, span.epoch_len)
-        ragged, started_at = False, 0.0
+        ragged, started_at, collected = False, 0.0, None
         batches = self._batches(self._epochs(first, taken, start_position))
         done = span.is_over(epoch, cursor, step)
         while not done:
@@ -183,7 +183,8 @@ class Chunker:
                     f"{self._forms.rows} rows. Only the last batch of a pass or of an epoch may be smaller."
                 )
             smaller = form.smaller
-            if smaller:  # its shape does not fit into a stack: emit what is before it
+            if form is not collected:  # it does not fit into the stack: emit what is before it
+                collected = form
                 yield from self._flush(complete_epochs, current)
                 complete_epochs, current = None, ChunkDraft(epoch, cursor, step, span.epoch_len)
             if complete_epochs is None and not current.positions:
