@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._src.core.callback import STEP_HOOKS
-from jaxcb._src.data.feed import UNBOUNDED
+from jaxcb._src.data.progress import UNBOUNDED
 from jaxcb._src.loop.compiled import epoch as boundary
 from jaxcb._src.loop.compiled.executor import DeviceState, Executor, Output
 from jaxcb._src.loop.compiled.program import Program
