@@ -17,16 +17,15 @@ from _networks import Network, loss_fn
 from _race import Baton
 from orbax.checkpoint import v1 as ocp
 
-from jaxcb._src.data.feed import Resident
 from jaxcb._src.data.inputs import DataConfig
-from jaxcb._src.data.pipeline import make_feed
+from jaxcb._src.data.pipeline import plan_data
 
 
 def order_of(network: Network) -> Callable[[Any], Any]:
     """The order of an epoch's rows, with which jaxcb trains at seed 0."""
-    feed = make_feed(np.zeros(network.rows), DataConfig(batch_size=network.batch_size))
-    assert isinstance(feed, Resident)
-    return lambda epoch: feed.layout.new_order(feed.key, epoch)
+    spec = plan_data(np.zeros(network.rows), DataConfig(batch_size=network.batch_size)).spec
+    assert spec.layout.kind == "resident"
+    return lambda epoch: spec.layout.new_order(spec.key, epoch)
 
 
 class Peer:

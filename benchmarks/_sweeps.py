@@ -17,7 +17,7 @@ from _race import Baton
 
 import jaxcb as jc
 from jaxcb._src.data.inputs import DataConfig
-from jaxcb._src.data.pipeline import make_feed
+from jaxcb._src.data.pipeline import plan_data
 
 ROWS, VALIDATION_ROWS, BATCH_SIZE = 1472, 256, 8
 STEPS = ROWS // BATCH_SIZE
@@ -219,15 +219,15 @@ def _update(params: Any, opt_state: Any, index: Any, i: Any, rate: Any, training
 
 def _key(seed: int) -> Any:
     """The key of the order in which jaxcb trains at that seed."""
-    return _feed(seed).key
+    return _data(seed).key
 
 
 def _order(key: Any, epoch: Any) -> Any:
-    return _feed(0).layout.new_order(key, epoch)
+    return _data(0).layout.new_order(key, epoch)
 
 
-def _feed(seed: int) -> Any:
-    return make_feed(np.zeros(ROWS), DataConfig(batch_size=BATCH_SIZE, seed=seed))
+def _data(seed: int) -> Any:
+    return plan_data(np.zeros(ROWS), DataConfig(batch_size=BATCH_SIZE, seed=seed)).spec
 
 
 def _did(steps: list[int], bests: list[float]) -> dict[str, Any]:

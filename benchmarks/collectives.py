@@ -23,7 +23,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxcb as jc
-from jaxcb._src.data.pipeline import make_feed
+from jaxcb._src.data.pipeline import plan_data
 from jaxcb._src.loop.build import build_driver
 from jaxcb._src.loop.config import RunConfig, RunFunctions
 from jaxcb._src.sharding.placement import Placement
@@ -105,12 +105,12 @@ def ours(mesh, sharding, executor, callbacks):
         RunFunctions(jc.Step(loss_fn), None, jc.chain(*callbacks, jc.History())),
         state,
         config,
-        feed=make_feed((rows, rows), config.data),
+        data=plan_data((rows, rows), config.data),
         sets={},
         context=Context(None, Run(None), 0, 1),
         placement=Placement.of(mesh, sharding, state),
     )
-    inputs = driver._inputs(driver.feed.next(), driver.host_metrics.read(0))
+    inputs = driver._inputs(driver.feed.next(1, wait=True), driver.host_metrics.read(0))
     ran = driver.executor
     if executor == "looped":
         return ran._chunk.lower(driver.live, inputs).compile()

@@ -79,7 +79,7 @@ def _ctrl_c() -> Iterator[None]:
 def _no_clock() -> Iterator[None]:
     """Switches off what a run does by the clock: no test depends on how fast the machine is."""
     from jaxcb._src.checkpointing import checkpointer
-    from jaxcb._src.data import prefetch
+    from jaxcb._src.data.stream import prefetch
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(prefetch, "_JOIN_SECONDS", PATIENCE)  # else a thread that ends late is left to itself

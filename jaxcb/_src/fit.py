@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
 from jaxcb._src.data import inputs as _data
-from jaxcb._src.data.feed import rows_in
 from jaxcb._src.data.inputs import split_off
 from jaxcb._src.data.sources import BATCH_SIZE, sequential_source
+from jaxcb._src.data.spec import rows_in
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator
 from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig, RunFunctions, name_of
 from jaxcb._src.loop.result import Result

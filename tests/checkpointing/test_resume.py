@@ -332,7 +332,7 @@ def test_ctrl_c_has_the_result_on_it():
 
 
 def test_ctrl_c_while_waiting_for_data_is_answered_at_once(monkeypatch):
-    monkeypatch.setattr("jaxcb._src.data.prefetch._JOIN_SECONDS", 0.1)
+    monkeypatch.setattr("jaxcb._src.data.stream.prefetch._JOIN_SECONDS", 0.1)
     x, y = _runs.make_data(16)
     runs, epochs, done, answered = [], [], threading.Event(), []
     enter = Signals.__enter__

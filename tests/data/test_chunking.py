@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from loop._watch import SEEN, CallAt, in_epochs, numbered, watch
 
 import jaxcb as jc
-from jaxcb._src.data import batch_spec as _forms
-from jaxcb._src.data import prefetch as _stream
-from jaxcb._src.data import staging as _stacks
-from jaxcb._src.data.feed import UNBOUNDED
+from jaxcb._src.data.inputs import DataConfig
+from jaxcb._src.data.progress import UNBOUNDED
 from jaxcb._src.data.sources import Source
-from jaxcb._src.sharding.placement import Placement
+from jaxcb._src.data.stream import batch_spec as _forms
+from jaxcb._src.data.stream import staging as _stacks
+from jaxcb._src.data.stream.chunking import ChunkLimit
+from jaxcb._src.data.stream.stream import chunks_of, plan_stream
+from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 
 
 class Passes:
@@ -31,16 +33,11 @@ class Passes:
             yield batch[:1] if self.smaller_last and batch[0, 0] == first + length - 1 and length > 1 else batch
 
 
-def chunks_of(data, **changes):
+def all_chunks(data, most=UNBOUNDED, *, steps_per_epoch=None, epochs=None, steps=None):
     """Pulls all chunks of a stream, as its thread does."""
-    arguments = {
-        "steps_per_epoch": None, "end_epoch": UNBOUNDED, "end_step": UNBOUNDED, "steps_per_execution": None,
-        "train_remainder": True,
-    } | changes  # fmt: skip
-    stream = _stream.Stream(Source(data, "train_data"), **arguments)
-    if arguments["steps_per_execution"]:
-        stream.pace(arguments["steps_per_execution"])
-    return list(stream.chunks())
+    config = DataConfig(epochs=epochs, steps=steps, steps_per_execution=most)
+    plan = plan_stream(Source(data, "train_data"), config, steps_per_epoch=steps_per_epoch, processes=1)
+    return list(chunks_of(plan, ONE_DEVICE, _stacks.StagingPool(), ChunkLimit(most), alike=False))
 
 
 def numbers_in(chunk):
@@ -53,7 +50,7 @@ def numbers_in(chunk):
     smaller_last=st.booleans(),
 )
 def test_chunks_hold_each_batch_once_in_order_and_end_each_epoch_where_it_ends(lengths, most, smaller_last):
-    chunks = chunks_of(Passes(lengths, smaller_last=smaller_last), end_epoch=len(lengths), steps_per_execution=most)
+    chunks = all_chunks(Passes(lengths, smaller_last=smaller_last), most, epochs=len(lengths))
     assert [n for chunk in chunks for n in numbers_in(chunk)] == list(range(sum(lengths)))
     step, ends = 0, []
     for chunk in chunks:
@@ -77,12 +74,24 @@ def test_chunks_hold_each_batch_once_in_order_and_end_each_epoch_where_it_ends(l
 @given(length=st.integers(1, 5), steps=st.integers(1, 30), most=st.integers(1, 12), live=st.booleans())
 def test_epochs_that_are_cut_from_one_stream_travel_together_where_it_is_not_live(length, steps, most, live):
     data = (b for b in numbered(30)) if live else numbered(30)
-    chunks = chunks_of(data, steps_per_epoch=length, end_step=steps, steps_per_execution=most)
+    chunks = all_chunks(data, most, steps_per_epoch=length, steps=steps)
     assert [n for chunk in chunks for n in numbers_in(chunk)] == list(range(steps))
     assert chunks[-1].closes
     assert sum(chunk.epochs for chunk in chunks if chunk.closes) == -(-steps // length)
     together = max(chunk.epochs for chunk in chunks)
     assert together == (1 if live else max(1, min(most // length, steps // length)))
+
+
+@pytest.mark.parametrize("how", [{"epochs": 4}, {"steps_per_epoch": 5, "steps": 12}], ids=["passes", "cut"])
+def test_batches_around_a_dropped_smaller_one_travel_together(how):
+    data = [*numbered(3), np.full((1, 1), 9.0, np.float32)]
+    run = watch("looped", data, drop_remainder=True, steps_per_execution=16, **how)
+    assert [n for _, n in run] == [0, 1, 2] * 4
+
+
+def test_batches_of_two_dtypes_that_are_one_on_the_device_are_no_stack():
+    data = [(batch.astype(np.float64 if i % 2 else np.float32),) for i, batch in enumerate(numbered(6))]
+    assert [n for _, n in watch("looped", (b[0] for b in data), epochs=1, steps_per_execution=16)] == list(range(6))
 
 
 def test_data_that_follows_the_controls_is_never_of_several_epochs():

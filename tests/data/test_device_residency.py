@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from loop import _runs
 
 import jaxcb as jc
-from jaxcb._src.data import feed as _residence
+from jaxcb._src.data import resident as _residence
 
 
 def seen(**how):

@@ -13,10 +13,11 @@ from hypothesis.extra import numpy as hnp
 from loop._watch import threads
 
 import jaxcb as jc
-from jaxcb._src.data.feed import UNBOUNDED, FeedStart
+from jaxcb._src.data.feed import NOT_READY
 from jaxcb._src.data.inputs import DataConfig
-from jaxcb._src.data.iterator import NotSerializableError, as_json, from_json
-from jaxcb._src.data.pipeline import make_feed
+from jaxcb._src.data.pipeline import open_feed, plan_data
+from jaxcb._src.data.progress import UNBOUNDED, FeedStart
+from jaxcb._src.data.stream.epoch import NotSerializableError, as_json, from_json
 from jaxcb._src.loop.compiled.state import Status
 
 X = np.arange(22, dtype=np.float32).reshape(11, 2)
@@ -215,10 +216,19 @@ KINDS = {
 }
 
 
-def feed_of(data, start=None, say=None, **how):
-    more = {"controls": how.pop("controls", {"level": np.float32(0)})}
+def plan_of(data, start=None, say=None, controls=None, **how):
     config = DataConfig(seed=5, steps_per_execution=3, **{"epochs": 3, **how})
-    return make_feed(data, config, start=start, say=say, **more)
+    return plan_data(data, config, start=start, say=say, controls=controls or {"level": np.float32(0)})
+
+
+def feed_of(data, start=None, say=None, stacked=True, **how):
+    return open_feed(plan_of(data, start, say, **how), stacked=stacked)
+
+
+def next_of(feed):
+    chunk = feed.next(UNBOUNDED, wait=True)
+    assert chunk is not NOT_READY
+    return chunk
 
 
 def status(epoch, cursor, step, over=False):
@@ -244,8 +254,7 @@ def drive(data, how, stacked, start=None, confirms=always, moments=UNBOUNDED, sa
 
     Returns what happened, how much of it had happened at the last moment confirmed, and where that was.
     """
-    feed = feed_of(data, start, say, **how, **({"controls": {"level": -1}} if start else {}))
-    feed.choose(stacked=stacked)
+    feed = feed_of(data, start, say, stacked, **how, **({"controls": {"level": -1}} if start else {}))
     start = start or FeedStart()
     (epoch, cursor, step), moment = start[:3], 0
     epochs, steps = how.get("epochs", 3) or UNBOUNDED, how.get("steps") or UNBOUNDED
@@ -260,15 +269,14 @@ def drive(data, how, stacked, start=None, confirms=always, moments=UNBOUNDED, sa
         moment += 1
         if not confirms(moment) and not (cursor == 0 and callable(data)):
             return False
-        feed.confirm(status(epoch, cursor, step, over()))
-        feed.rewind()
-        saved = len(happened), FeedStart(epoch, cursor, step, json.loads(json.dumps(feed.position())))
+        feed.confirm(status(epoch, cursor, step, over()), again=True)
+        saved = len(happened), FeedStart(epoch, cursor, step, json.loads(json.dumps(feed.get_state())))
         return True
 
     try:
         feed.confirm(status(epoch, cursor, step))
         while not over() and moment < moments:
-            chunk = feed.next()
+            chunk = next_of(feed)
             assert chunk is not None
             assert chunk.epoch == epoch
             assert chunk.base <= cursor <= chunk.base + chunk.size
@@ -431,13 +439,13 @@ def test_an_iterator_that_has_come_to_say_where_it_stands_is_passed_over_once():
 @pytest.mark.parametrize("kind", ["list", "own", "function of arrays", "Hugging Face", "generator of one epoch"])
 def test_shapes_are_those_of_a_new_run_although_the_next_batch_is_the_smaller_one(kind):
     make, how = KINDS[kind]
-    new = feed_of(make(), **how)
+    new = plan_of(make(), **how)
     last = 3 if kind.startswith(("Hugging", "function")) else 5
     start = stand(make(), how, last)
-    feed = feed_of(make(), start, **how)
-    assert feed.example == new.example
-    assert feed.layout == new.layout
-    chunk = feed.next()
+    plan = plan_of(make(), start, **how)
+    assert plan.spec == new.spec
+    feed = open_feed(plan)
+    chunk = next_of(feed)
     feed.close()
     assert chunk is not None
     assert (chunk.epoch, chunk.base, chunk.step) == (0, last, last)
@@ -448,15 +456,14 @@ def test_a_run_that_was_resumed_before_its_epoch_was_closed_learns_that_it_ends(
     for how in ({}, {"steps_per_epoch": 6}, {"epochs": None, "steps": 6}):
         start = stand(batches(), how, 6)
         assert (start.epoch, start.cursor) == (0, 6)
-        feed = feed_of(batches(), start, **how)
-        feed.choose(stacked=stacked)
-        chunk, after = feed.next(), feed.next()
+        feed = feed_of(batches(), start, stacked=stacked, **how)
+        chunk, after = next_of(feed), next_of(feed)
         feed.close()
         assert chunk is not None
         assert (chunk.epoch, chunk.base, chunk.size, chunk.closes) == (0, 6, 0, True)
         if stacked:  # as a full one: no program is compiled for it
             new = feed_of(batches(), **how)
-            first = new.next()
+            first = next_of(new)
             new.close()
             assert first is not None
             assert jax.tree.map(np.shape, chunk.data) == jax.tree.map(np.shape, first.data)
@@ -485,7 +492,7 @@ def test_nothing_is_pulled_for_a_run_that_has_no_step_left():
     start, data = stand(Own(FULL), {**CUT, "epochs": 2}, 10), Own(FULL)
     assert (start.epoch, start.cursor) == (2, 0)
     feed = feed_of(data, start, **CUT, epochs=2)
-    assert feed.next() is None
+    assert next_of(feed) is None
     feed.close()
     assert data.asked == ["next", "get"]
 
@@ -543,14 +550,13 @@ def test_a_state_that_an_iterator_refuses_names_the_batch():
 def test_a_control_that_is_new_is_given_as_it_is_and_the_others_as_they_were():
     calls = []
     start = stand(lesson, {}, 2)
-    feed = feed_of(lambda e, c: calls.append(c) or lesson(e, c), start, controls={"level": 9, "new": 1})
-    feed.close()
+    plan_of(lambda e, c: calls.append(c) or lesson(e, c), start, controls={"level": 9, "new": 1})
     assert calls == [{"level": 0.0, "new": 1.0}]
 
 
 def test_arrays_stand_where_their_epoch_does():
     feed = feed_of((X, Y), FeedStart(1, 2, 8), batch_size=2)
-    assert feed.position() is None
+    assert feed.get_state() is None
     # and what was not a stream before goes on as if each epoch had been a pass
     start = FeedStart(1, 2, 8, None)
     assert rest(Loader(), {}, start) == whole_of(Loader(), {})[9:]

@@ -476,7 +476,7 @@ def test_an_error_in_a_validation_set_names_the_batch():
 
 @pytest.mark.parametrize("kind", [Mine, KeyboardInterrupt])
 def test_a_run_ends_although_its_iterable_never_answers(kind, monkeypatch):
-    monkeypatch.setattr("jaxcb._src.data.prefetch._JOIN_SECONDS", 0.2)
+    monkeypatch.setattr("jaxcb._src.data.stream.prefetch._JOIN_SECONDS", 0.2)
     answer, pulled = threading.Event(), []
 
     def stream():

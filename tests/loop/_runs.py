@@ -10,13 +10,14 @@ import optax
 from _arguments import grouped
 
 import jaxcb as jc
-from jaxcb._src.data.feed import Resident
 from jaxcb._src.data.inputs import ValidationConfig
+from jaxcb._src.data.resident import ResidentPlan
 from jaxcb._src.data.validation import validation_sets
 from jaxcb._src.loop.build import build_driver
 from jaxcb._src.loop.config import RunConfig, RunFunctions
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
+from jaxcb._src.sharding.placement import ONE_DEVICE
 from jaxcb._src.writers.run_handle import Run
 from jaxcb.writers import Context
 
@@ -97,13 +98,14 @@ def make_driver(  # noqa: PLR0913
 ) -> Driver:
     """A driver as `Loop` makes one; with `members` over a population."""
     data = make_data() if data is None else data
-    feed = Resident(
+    rows = ResidentPlan.of(
         data,
         batch_size=16,
         shuffle=True,
         key=jax.random.key(7) if keys is None else keys,
         epoch_len=-(-len(data[0]) // 16),
         train_remainder=True,
+        placement=ONE_DEVICE,
     )
     run = Run(None)
     all_callbacks = jc.chain(*callbacks, jc.History())
@@ -117,7 +119,7 @@ def make_driver(  # noqa: PLR0913
             metrics=metrics,
             execution=jc.Execution(executor=executor, steps_per_execution=steps_per_execution),
         ),
-        feed=feed,
+        data=rows,
         sets=validation_sets(ValidationConfig(data=make_data(20, seed=1), batch_size=16)),
         context=Context(None, run, 0, epochs),
         population=None if members is None else Population(members, tuple(axes), (0,) * members, strategy, repack),

@@ -11,7 +11,7 @@ from jaxcb._src.checkpointing.checkpointer import CHECKPOINTS, RESULT, Checkpoin
 from jaxcb._src.checkpointing.manifest import Saved
 from jaxcb._src.checkpointing.store import checkpoints_in, remove_store
 from jaxcb._src.core.chain import Chain
-from jaxcb._src.data.feed import FeedStart
+from jaxcb._src.data.progress import FeedStart
 from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.history.reader import JOURNAL
 from jaxcb._src.storage.ownership import RunRecord

@@ -1,117 +1,16 @@
-"""Feeds: provide the batches of a run in chunks."""
+"""`Feed`: provides the batches of a run in chunks."""
 
-import os
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+import enum
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import Array
-
-from jaxcb._src.data.inputs import rows_of
-from jaxcb._src.data.iterator import Position
-from jaxcb._src.data.sources import draw
-from jaxcb._src.distributed.processes import Processes
-from jaxcb._src.sharding.placement import Placement
-
-_MAX_FRACTION = 0.5  # fraction of a device's free memory that data may use
+from jaxcb._src.data.progress import UNBOUNDED, Progress
 
 
-def fits_on_device(
-    arrays: Any,
-    what: str,
-    requested: bool | None,
-    *,
-    placement: Placement,
-    processes: Processes,
-    say: Callable[[str], None] | None = None,
-) -> bool:
-    """Returns whether to keep arrays on the devices, replicated.
+class SourcePosition(Protocol):
+    """Position of a source after a batch."""
 
-    Args:
-        arrays: a pytree of arrays.
-        what: name of the data in messages.
-        requested: True or False as the user requested, or None.
-        placement: the devices.
-        processes: of the run; process 0 decides.
-        say: prints a line.
-    """
-    if isinstance(requested, bool):
-        return requested
-    # arrays that are already on the single device take no further memory
-    new = [x for x in jax.tree.leaves(arrays) if placement.mesh is not None or not isinstance(x, jax.Array)]
-    needed = sum(x.nbytes for x in new)
-    free = processes.broadcast_from_primary(lambda: free_bytes(placement.own_devices))
-    if needed <= _MAX_FRACTION * free:
-        return True
-    if say is not None:
-        say(
-            f"jaxcb: {what} has {needed / 1e9:.3g} GB, a device has {free / 1e9:.3g} GB free: it stays on the host, "
-            "which gathers each batch. Execution(resident=True) keeps it on the devices."
-        )
-    return False
-
-
-def free_bytes(devices: list[Any]) -> int:
-    """Returns the minimum of the free bytes of some devices; for CPU devices, their share of the machine's memory."""
-    per_device = [device.memory_stats() for device in devices]
-    if all(stats and "bytes_limit" in stats for stats in per_device):
-        return min(stats["bytes_limit"] - stats["bytes_in_use"] for stats in per_device)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
-
-
-UNBOUNDED = np.iinfo(np.int32).max  # a number of steps that is unknown or unlimited
-
-
-class BatchLayout(NamedTuple):
-    """How batches are found in data: gathered from resident rows, indexed in a stack, or given one by one."""
-
-    kind: str  # "resident", "stacked" or "single"
-    rows: int  # rows of resident data; 0 otherwise
-    batch_size: int  # rows of a full batch
-    shuffle: bool
-    train_remainder: bool
-
-    @property
-    def full(self) -> int:
-        """Full batches in an epoch of resident rows."""
-        return self.rows // self.batch_size
-
-    @property
-    def remainder(self) -> int:
-        """Rows of the smaller last batch; 0 if there is none."""
-        return self.rows % self.batch_size if self.train_remainder and self.kind == "resident" else 0
-
-    def new_order(self, key: Any, epoch: Any) -> Any:
-        """Returns the order of resident rows in an epoch, a function of key (or keys) and epoch. Traced."""
-        if self.kind != "resident" or not self.shuffle:
-            return None
-
-        def one(key: Array) -> Array:
-            return draw(key, epoch, self.rows)
-
-        return jax.vmap(one)(key) if jnp.ndim(key) else one(key)
-
-
-def rows_in(batch: Any) -> int:
-    """Returns the rows of a batch."""
-    return jax.tree.leaves(batch)[0].shape[0]
-
-
-class Progress(Protocol):
-    """Position of a run, as a feed needs it. `Status` implements it."""
-
-    @property
-    def step(self) -> Any: ...
-    @property
-    def epoch(self) -> Any: ...
-    @property
-    def cursor(self) -> Any: ...
-    @property
-    def over(self) -> Any: ...
-    @property
-    def controls(self) -> Any: ...
+    def as_json(self) -> dict[str, Any]: ...
 
 
 class Chunk(NamedTuple):
@@ -139,7 +38,7 @@ class Chunk(NamedTuple):
     epoch_len: int
     closes: bool = False
     step: int = 0
-    positions: Sequence[Position] = ()
+    positions: Sequence[SourcePosition] = ()
     epochs: int = 1
     memory: Any = None
 
@@ -160,98 +59,54 @@ class Chunk(NamedTuple):
         return not self.closes and int(status.cursor) >= self.base + self.size
 
 
-class FeedStart(NamedTuple):
-    """Position at which to resume a feed.
+class NotReady(enum.Enum):
+    """The type of `NOT_READY`."""
 
-    Attributes:
-        epoch: the epoch.
-        cursor: steps done in the epoch.
-        step: updates done.
-        position: `Feed.position()` at that point.
-    """
+    NOT_READY = "the next chunk is not there yet"
 
-    epoch: int = 0
-    cursor: int = 0
-    step: int = 0
-    position: dict[str, Any] | None = None
+
+NOT_READY: Literal[NotReady.NOT_READY] = NotReady.NOT_READY
 
 
 class Feed:
-    """Base class of feeds."""
+    """Base class of feeds. A feed is made once executor and placement are known; only its position changes.
 
-    layout: BatchLayout
+    Attributes:
+        data: data that is the same for every dispatch; None if each chunk has its own.
+        epoch_len: steps of an epoch, UNBOUNDED if unknown.
+    """
+
+    data: Any = None
     epoch_len: int = UNBOUNDED
-    key: Array | None = None
-    example: Any = None  # a batch or its shapes
-    data: Any = None  # data that is the same for every dispatch
 
-    def ready(self) -> bool:
-        """Returns whether `next` returns without waiting."""
-        return True
+    def next(self, most: int, *, wait: bool) -> Chunk | Literal[NotReady.NOT_READY] | None:
+        """Returns the next chunk; None at the end of the data.
 
-    def next(self) -> Chunk | None:
-        """Returns the next chunk; None at the end of the data."""
+        Args:
+            most: maximum number of steps of the chunks that are made from now on.
+            wait: whether to wait for it. If not, NOT_READY is returned where there is no chunk yet, at the end of the
+                data, and in place of an error of the data.
+        """
         raise NotImplementedError
 
-    def pace(self, steps: int) -> None:
-        """Sets the maximum number of steps per chunk."""
+    def confirm(self, status: Progress, *, again: bool = False) -> int:
+        """Releases the chunks that the run has consumed.
 
-    def choose(self, *, stacked: bool) -> None:
-        """Selects the form of chunks before the first one: stacked (looped executor) or lists (stepped)."""
+        Args:
+            status: position of the run.
+            again: whether to return to the first chunk that is not consumed.
 
-    def place(self, placement: Placement) -> None:
-        """Sets the shardings of the data, before the first chunk."""
+        Returns:
+            The steps of the epoch of that chunk.
+        """
+        raise NotImplementedError
 
-    def confirm(self, status: Progress) -> None:
-        """Releases the chunks that the run has consumed."""
-
-    def position(self) -> dict[str, Any] | None:
+    def get_state(self) -> dict[str, Any] | None:
         """Returns the position of the source after the last confirmed step, as JSON.
 
         None if it is a function of epoch and cursor.
         """
         return None
 
-    def rewind(self) -> int:
-        """Returns to the first chunk that is not consumed. Returns the steps of its epoch."""
-        return self.epoch_len
-
     def close(self) -> None:
         """Ends threads."""
-
-
-class Resident(Feed):
-    """Arrays on the devices, in an order that the device draws for each epoch.
-
-    Args:
-        arrays: a pytree of arrays with a common leading axis.
-        batch_size: rows of a batch, at most the rows of the arrays.
-        shuffle: whether each epoch has its own order.
-        key: PRNG key of the orders.
-        epoch_len: batches of an epoch.
-        train_remainder: whether to train on the smaller last batch.
-    """
-
-    def __init__(
-        self,
-        arrays: Any,
-        *,
-        batch_size: int,
-        shuffle: bool,
-        key: Array,
-        epoch_len: int,
-        train_remainder: bool,
-    ) -> None:
-        rows = rows_of(arrays, "train_data")
-        self.layout = BatchLayout("resident", rows, batch_size, shuffle, train_remainder)
-        self.epoch_len = epoch_len
-        self.data = jax.tree.map(jnp.asarray, arrays)
-        self.key = key
-        self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), self.data)
-
-    def place(self, placement: Placement) -> None:
-        # replicated: the indices are sharded, so that gathering rows needs no communication
-        self.data = placement.put_everywhere(self.data)
-
-    def next(self) -> Chunk:
-        return Chunk(self.data, None, -1, 0, UNBOUNDED, self.epoch_len)

@@ -1,4 +1,4 @@
-"""Selects the feed for the user's training data."""
+"""Plans the training data of a run, and opens its feed once executor and placement are known."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -7,16 +7,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._src.data import inputs as _data
-from jaxcb._src.data.feed import UNBOUNDED, Feed, FeedStart, Resident, fits_on_device
+from jaxcb._src.data.feed import Feed
 from jaxcb._src.data.inputs import DataConfig
-from jaxcb._src.data.prefetch import Stream
-from jaxcb._src.data.sources import BATCH_SIZE, CallableSource, batches_in, key_of, source_of
+from jaxcb._src.data.progress import FeedStart
+from jaxcb._src.data.resident import Resident, ResidentPlan, fits_on_device
+from jaxcb._src.data.sources import BATCH_SIZE, CallableSource, Source, batches_in, key_of, source_of
+from jaxcb._src.data.stream.stream import Stream, StreamPlan, plan_stream
 from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.utils.errors import DataError
 
+DataPlan = ResidentPlan | StreamPlan
 
-def make_feed(
+
+def plan_data(
     train_data: Any,
     config: DataConfig,
     *,
@@ -25,13 +29,13 @@ def make_feed(
     start: FeedStart | None = None,
     say: Callable[[str], None] | None = None,
     processes: Processes = SINGLE_PROCESS,
-) -> Feed:
-    """Returns the feed for training data.
+) -> DataPlan:
+    """Describes training data. Arrays are transferred if they stay on the devices; a stream is opened.
 
     Args:
         train_data: arrays, an iterable of batches, a data set, or a function of epoch and controls.
         config: how the data becomes batches.
-        placement: shardings of the batches.
+        placement: shardings of the batches; for a population, whose strategy is not known, one device.
         controls: the controls before the first step.
         start: position to resume at; None for a new run.
         say: prints a line.
@@ -41,54 +45,76 @@ def make_feed(
         DataError: for invalid training data.
         TypeError: for a function with other parameters.
     """
-    seed, batch_size, steps_per_epoch = config.seed, config.batch_size, config.steps_per_epoch
-    how: dict[str, Any] = {
-        "batch_size": batch_size,
-        "shuffle": config.shuffle,
-        "seed": seed if isinstance(seed, int) else seed[0],
-        "remainder": not config.drop_remainder,
-        "placement": placement,
-    }
     if _data.are_arrays(train_data):
         arrays, rows = _data.as_arrays(train_data, "train_data")
-        size = min(batch_size or BATCH_SIZE, rows)
         length = _epoch_of(rows, config)
         # the device draws the orders of a population's members, so its rows must be resident
-        alone = isinstance(seed, int)
-        if not alone or fits_on_device(
+        if not isinstance(config.seed, int) or fits_on_device(
             arrays, "train_data", config.resident, placement=placement, processes=processes, say=say
         ):
-            return Resident(
+            return ResidentPlan.of(
                 arrays,
-                batch_size=size,
+                batch_size=min(config.batch_size or BATCH_SIZE, rows),
                 shuffle=config.shuffle,
-                key=_keys(seed),
+                key=_keys(config.seed),
                 epoch_len=length,
                 train_remainder=not config.drop_remainder,
+                placement=placement,
             )
-        source, steps_per_epoch = source_of(arrays, "train_data", most=length, **how), None
-    elif config.resident is True:
+        source, steps_per_epoch = source_of(arrays, "train_data", most=length, **_cut(config, placement)), None
+    else:
+        source, steps_per_epoch = _source(train_data, config, placement)
+    return plan_stream(
+        source,
+        config,
+        steps_per_epoch=steps_per_epoch,
+        processes=placement.processes,
+        controls=controls,
+        start=start,
+        say=say,
+    )
+
+
+def open_feed(
+    plan: DataPlan, placement: Placement = ONE_DEVICE, *, stacked: bool = True, processes: Processes = SINGLE_PROCESS
+) -> Feed:
+    """Returns the feed of planned data. A plan can be opened once, since the feed goes on with its iterator.
+
+    Args:
+        plan: the data.
+        placement: shardings of the batches.
+        stacked: whether chunks are stacks of batches (looped executor) or lists (stepped).
+        processes: of the run.
+    """
+    if isinstance(plan, ResidentPlan):
+        return Resident(plan, placement)
+    return Stream(plan, placement, stacked=stacked, alike=processes.is_multiprocess)
+
+
+def _source(train_data: Any, config: DataConfig, placement: Placement) -> tuple[Source, int | None]:
+    """Returns the source of data that is not arrays, and the steps of an epoch; None if the source ends each epoch."""
+    if config.resident is True:
         raise DataError(
             f"Execution(resident=True) was given, but train_data is a {type(train_data).__name__}: only arrays can be "
             "kept on the devices. Leave resident out, or pass arrays."
         )
-    elif callable(train_data) and not isinstance(train_data, Iterable):
-        source, steps_per_epoch = CallableSource(train_data, "train_data", steps_per_epoch=steps_per_epoch, **how), None
-    else:
-        source = source_of(train_data, "train_data", **how)
-        _data.check_walkable(train_data, config)
-    return Stream(
-        source,
-        steps_per_epoch=steps_per_epoch,
-        end_epoch=UNBOUNDED if config.epochs is None else config.epochs,
-        end_step=UNBOUNDED if config.steps is None else config.steps,
-        steps_per_execution=config.steps_per_execution,
-        train_remainder=not config.drop_remainder,
-        controls=controls,
-        start=start,
-        say=say,
-        processes=processes,
-    )
+    steps_per_epoch, cut = config.steps_per_epoch, _cut(config, placement)
+    if callable(train_data) and not isinstance(train_data, Iterable):
+        return CallableSource(train_data, "train_data", steps_per_epoch=steps_per_epoch, **cut), None
+    source = source_of(train_data, "train_data", **cut)
+    _data.check_walkable(train_data, config)
+    return source, steps_per_epoch
+
+
+def _cut(config: DataConfig, placement: Placement) -> dict[str, Any]:
+    """Returns how a source cuts rows into batches."""
+    return {
+        "batch_size": config.batch_size,
+        "shuffle": config.shuffle,
+        "seed": config.seed if isinstance(config.seed, int) else config.seed[0],
+        "remainder": not config.drop_remainder,
+        "placement": placement,
+    }
 
 
 def _epoch_of(rows: int, config: DataConfig) -> int:

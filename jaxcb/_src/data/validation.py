@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxcb._src.data.feed import fits_on_device
 from jaxcb._src.data.inputs import ValidationConfig, are_arrays, as_arrays, copied, named_sets
+from jaxcb._src.data.resident import fits_on_device
 from jaxcb._src.data.sources import BATCH_SIZE, Source, sequential_source
 from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement

@@ -10,7 +10,10 @@ from jax.sharding import Mesh
 
 from jaxcb._src.checkpointing.checkpointer import Checkpointer
 from jaxcb._src.core.chain import Chain
-from jaxcb._src.data.feed import UNBOUNDED, Feed
+from jaxcb._src.data.pipeline import DataPlan, open_feed
+from jaxcb._src.data.progress import UNBOUNDED
+from jaxcb._src.data.resident import ResidentPlan
+from jaxcb._src.data.spec import DataSpec
 from jaxcb._src.data.validation import HostSet, ResidentSet
 from jaxcb._src.loop.compiled.member_map import Strategy, known, measured
 from jaxcb._src.loop.compiled.position import HostPosition
@@ -58,7 +61,7 @@ def build_driver(  # noqa: PLR0913
     train_state: TrainState,
     config: RunConfig,
     *,
-    feed: Feed,
+    data: DataPlan,
     sets: Mapping[str, ResidentSet | HostSet],
     context: Context,
     keeper: Checkpointer | None = None,
@@ -68,15 +71,15 @@ def build_driver(  # noqa: PLR0913
     """Traces the hooks, builds the program and returns the driver of a run.
 
     The order is given by what depends on what. The step must be traced before the executor can be chosen ("auto" looks
-    for convolutions), and the executor before the strategy of a population (it is measured in that executor). The data
-    layout depends on the executor. If the strategy is not `vmap`, the program is built a second time, since the
-    strategy is part of every jitted function.
+    for convolutions), and the executor before the strategy of a population (it is measured in that executor). The feed
+    is made when both are known: the executor decides the form of its chunks, and the strategy their devices. If the
+    strategy is not `vmap`, the program is built a second time, since the strategy is part of every jitted function.
 
     Args:
         functions: steps and callbacks, with those that every run has.
         train_state: the initial state; for a population each array has a leading member axis.
         config: the configuration of the run.
-        feed: training batches.
+        data: the training data.
         sets: prefix -> validation set.
         context: for the writers.
         keeper: writes checkpoints; None for a run without checkpoints.
@@ -86,14 +89,14 @@ def build_driver(  # noqa: PLR0913
     Returns:
         The driver, and why its executor was chosen.
     """
+    spec = data.spec
     if population is None:
-        feed.place(placement)
-        placement.check_batch(feed.layout.batch_size)
+        placement.check_batch(spec.layout.batch_size)
     execution, metrics, run = config.execution, config.metrics, context.run
     evaluators = Evaluators(metrics.evaluators)
     # `program` is bound below; the function runs at the first dispatch at the earliest
     outside = HostMetrics(
-        metrics.host_metrics, examples_per_step=feed.layout.batch_size, step_flops=lambda: programs.flops(program)
+        metrics.host_metrics, examples_per_step=spec.layout.batch_size, step_flops=lambda: programs.flops(program)
     )
     # a population shards its members, not batch and train state
     alone = placement if population is None else ONE_DEVICE
@@ -102,7 +105,7 @@ def build_driver(  # noqa: PLR0913
         eval_step=functions.eval_step,
         callbacks=functions.callbacks,
         train=alone.shapes(train_state),
-        feed=feed,
+        data=spec,
         sets=sets,
         cadence=config.cadence,
         probes=_all_probes(metrics.probes, functions.callbacks),
@@ -122,23 +125,22 @@ def build_driver(  # noqa: PLR0913
     strategy = None
     if population is not None:
         # the members are sharded, not the batch: the placement of the strategy replaces the given one
-        find = functools.partial(_strategy, population, programs, train_state, kind, placement.mesh)
+        find = functools.partial(_strategy, population, programs, data, train_state, kind, placement.mesh)
         strategy, because = find() if population.strategy is not None else programs.kept.fact((kind, "strategy"), find)
         placement = strategy.placement
-        feed.place(placement)
         why = f"{why}; {because}"
         if strategy.over is not jax.vmap:
             program = programs.program(population.size, strategy.over)
-    feed.choose(stacked=kind == "looped")
-    program.layout = feed.layout
+    feed = open_feed(data, placement, stacked=kind == "looped", processes=context.processes)
+    program.layout = spec.layout_for(stacked=kind == "looped")
     inputs = Inputs(
         settings=programs.settings,
         data=feed.data,
-        key=feed.key,
+        key=spec.key,
         val={prefix: own.arrays for prefix, own in sets.items() if isinstance(own, ResidentSet)},
         numbers=None,
     )
-    context.steps_per_epoch = None if feed.epoch_len == UNBOUNDED else feed.epoch_len
+    context.steps_per_epoch = None if spec.epoch_len == UNBOUNDED else spec.epoch_len
     inputs = alone.put_everywhere(inputs)
     live, group = programs.start(program, train_state), None
     if population is not None and strategy is not None:
@@ -157,7 +159,7 @@ def build_driver(  # noqa: PLR0913
         evaluators=evaluators,
         host_metrics=outside,
         inputs=inputs,
-        place=_place(config, feed, program.predicates.validates),
+        place=_place(config, spec, program.predicates.validates),
         context=context,
         run=run,
         steps_per_execution=execution.steps_per_execution,
@@ -168,17 +170,17 @@ def build_driver(  # noqa: PLR0913
 
 
 def _strategy(
-    population: Population, programs: RunPrograms, state: TrainState, kind: str, mesh: Mesh | None
+    population: Population, programs: RunPrograms, data: DataPlan, state: TrainState, kind: str, mesh: Mesh | None
 ) -> tuple[Strategy, str]:
     """Returns the strategy to map over members, and why it was chosen."""
     if population.strategy is not None:
         return known(population.strategy, population.size, kind, mesh), f"{population.strategy}, as requested"
-    batch, feed = programs.batch(population.size), programs.feed
-    if feed.data is None:
-        rows = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), batch)
+    batch = programs.batch(population.size)
+    if isinstance(data, ResidentPlan):
+        size = data.spec.layout.batch_size
+        rows = jax.tree.map(lambda x, s: jnp.broadcast_to(x[:size], s.shape), data.arrays, batch)
     else:
-        size = feed.layout.batch_size
-        rows = jax.tree.map(lambda x, s: jnp.broadcast_to(x[:size], s.shape), feed.data, batch)
+        rows = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), batch)
     return measured(programs.step, state, rows, programs.batch_axis, population.size, kind, mesh)
 
 
@@ -191,16 +193,16 @@ def _all_probes(given: Mapping[str, Probe], callbacks: Chain) -> dict[str, Probe
     return probes
 
 
-def _place(config: RunConfig, feed: Feed, validates: bool) -> HostPosition:
+def _place(config: RunConfig, data: DataSpec, validates: bool) -> HostPosition:
     epochs, steps = config.data.epochs, config.data.steps
     total = UNBOUNDED if steps is None else steps
-    if epochs is not None and feed.epoch_len != UNBOUNDED:
-        total = min(total, epochs * feed.epoch_len)
+    if epochs is not None and data.epoch_len != UNBOUNDED:
+        total = min(total, epochs * data.epoch_len)
     return HostPosition(
-        epoch_len=feed.epoch_len,
+        epoch_len=data.epoch_len,
         end_step=UNBOUNDED if steps is None else steps,
         end_epoch=UNBOUNDED if epochs is None else epochs,
         total_steps=-1 if total == UNBOUNDED else total,
         schedule=config.cadence if validates else None,
-        full=feed.layout.full if feed.layout.remainder else UNBOUNDED,
+        full=data.layout.full if data.layout.remainder else UNBOUNDED,
     )

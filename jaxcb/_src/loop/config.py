@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxcb._src.core.chain import Chain
-from jaxcb._src.data.feed import UNBOUNDED
 from jaxcb._src.data.inputs import DataConfig, ValidationConfig
+from jaxcb._src.data.progress import UNBOUNDED
 from jaxcb._src.loop.compiled.position import EvalSchedule
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.utils.local_path import local_path

@@ -13,7 +13,7 @@ from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.actions.utils import is_lazy
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import Chain
-from jaxcb._src.data.feed import Feed
+from jaxcb._src.data.spec import DataSpec
 from jaxcb._src.data.validation import HostSet, ResidentSet
 from jaxcb._src.inspection.traced_step import TracedStep
 from jaxcb._src.loop.compiled.device_state import DeviceState, StateForm, StatePacking
@@ -47,7 +47,7 @@ class RunPrograms:
         eval_step: the evaluation step, or None.
         callbacks: all callbacks.
         train: shapes of the train state that the run starts from; for a population with a leading member axis.
-        feed: training batches.
+        data: the training data.
         sets: prefix -> validation set.
         cadence: when to validate.
         probes: name -> probe.
@@ -62,7 +62,7 @@ class RunPrograms:
     eval_step: Callable[..., Any] | None
     callbacks: Chain
     train: TrainState
-    feed: Feed
+    data: DataSpec
     sets: Mapping[str, ResidentSet | HostSet]
     cadence: EvalSchedule
     probes: Mapping[str, Probe]
@@ -76,8 +76,8 @@ class RunPrograms:
         self.settings = jax.tree.leaves(to_strong_types(self.callbacks))
         self._tree = jax.tree.structure(self.callbacks)
         self.members = None if self.population is None else self.population.size
-        key = self.feed.key
-        self.batch_axis = 0 if key is not None and jnp.ndim(key) and self.feed.layout.shuffle else None
+        key = self.data.key
+        self.batch_axis = 0 if key is not None and jnp.ndim(key) and self.data.layout.shuffle else None
         self.kept: KeptProgram = kept_program(self._key)
 
     def _key(self) -> Any:
@@ -102,15 +102,15 @@ class RunPrograms:
 
     def _common_key(self) -> Any:
         """Returns the key of everything but the callbacks."""
-        feed, population = self.feed, self.population
+        data, population = self.data, self.population
         functions = (self.step, self.eval_step, tuple(self.probes.items()))
         choices = (self.cadence, self.host_values, self.host_names, self.debug, buffer_limits())
         return (
             key_of(functions),
             key_of(choices),
-            tree_key((self.train, feed.example)),
+            tree_key((self.train, data.example)),
             tuple((prefix, type(own), own.layout_key, tree_key(own.example)) for prefix, own in self.sets.items()),
-            (type(feed), feed.layout, None if feed.key is None else jnp.ndim(feed.key)),
+            (data.layout, None if data.key is None else jnp.ndim(data.key)),
             None if population is None else (population.size, population.axes),
             key_of((self.placement, self.placement.devices_key), mutable=True),
         )
@@ -134,7 +134,7 @@ class RunPrograms:
             evals=[EvalSet(prefix, own.rows, own.batch_size) for prefix, own in resident.items()],
             host_prefixes=[prefix for prefix in self.sets if prefix not in resident],
             cadence=self.cadence,
-            layout=self.feed.layout,
+            layout=self.data.layout,
             host_values=self.host_values,
             probes=self.probes,
             host_names=self.host_names,
@@ -164,7 +164,7 @@ class RunPrograms:
 
     def batch(self, members: int | None) -> Any:
         """Returns the shapes of a batch, with a member axis if each member has its own."""
-        example = self.placement.shapes(self.feed.example)
+        example = self.placement.shapes(self.data.example)
         return example if self.batch_axis is None else _with_axis(example, members)
 
     @functools.cached_property
@@ -190,7 +190,7 @@ class RunPrograms:
             kind: "looped" or "stepped".
             placement: the devices; for a population those of its strategy.
         """
-        program.layout = self.feed.layout
+        program.layout = self.data.layout_for(stacked=kind == "looped")
         return (Looped if kind == "looped" else Stepped)(program, self.kept, placement)
 
     # What is known of the step
@@ -251,7 +251,7 @@ class RunPrograms:
         """Returns the loop state before the first step. Traced."""
         if rate is not None:
             train = train.replace(tx=train.tx.with_rate(rate))  # pyright: ignore
-        order = jax.eval_shape(program.layout.new_order, self.feed.key, 0)
+        order = jax.eval_shape(program.layout.new_order, self.data.key, 0)
         # zeros: the order is drawn when the epoch begins
         order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)
         state, states = self._with_callbacks(train, settings)

@@ -20,7 +20,7 @@ from jaxcb._src.checkpointing.lock import lock_run_dir
 from jaxcb._src.checkpointing.resume import ResumePlan, find_start, request_facts
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import Chain, chain
-from jaxcb._src.data.pipeline import make_feed
+from jaxcb._src.data.pipeline import plan_data
 from jaxcb._src.data.validation import validation_sets
 from jaxcb._src.distributed.processes import Processes, processes
 from jaxcb._src.loop.build import build_driver
@@ -31,7 +31,7 @@ from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
 from jaxcb._src.loop.host.stops import TERMINATED
 from jaxcb._src.loop.result import Result, delivered, remember
-from jaxcb._src.sharding.placement import Placement
+from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.storage import orbax as _orbax
 from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.training.train_state import TrainState
@@ -75,8 +75,7 @@ def run_training(
     """Trains.
 
     Resources are opened in the order in which they must be released: process group, temporary directory and lock on the
-    `ExitStack`; the feed, which owns a thread, is closed by the driver from the point at which the driver exists, and
-    by `_build` before that.
+    `ExitStack`; the feed, whose thread begins with the first step, is closed by the driver.
 
     Args:
         functions: steps and callbacks of the user.
@@ -180,36 +179,39 @@ def _build(
     placement: Placement,
     population: Population | None,
 ) -> tuple[Driver, str]:
-    """Makes feed, validation sets and driver. Empties `given`, the list with the train state."""
+    """Plans the data, and makes validation sets and driver. Empties `given`, the list with the train state."""
     group = context.processes
-    common: dict[str, Any] = {"placement": placement, "processes": group, "say": context.say}
-    feed = make_feed(train_data, config.data, controls=given[0].controls, start=start.feed(group), **common)
-    try:
-        sets = validation_sets(config.validation, like=feed.example, **common)
-        if sets and functions.eval_step is None:
-            raise ValueError(
-                f"{config.owner}: validation_data was given, but there is no eval_step: pass "
-                "Loop(train_step, eval_step)."
-            )
-        if start.saved is not None:
-            config, population = _as_saved(config, population, start.saved.facts)
-        if group.is_multiprocess and population is not None and population.strategy is None:
-            # a measurement could choose differently on each process
-            population = population._replace(strategy="shard")
-        return build_driver(
-            functions,
-            given.pop(),
-            config,
-            feed=feed,
-            sets=sets,
-            context=context,
-            keeper=start.keeper,
-            population=population,
-            placement=placement,
+    common: dict[str, Any] = {"processes": group, "say": context.say}
+    data = plan_data(
+        train_data,
+        config.data,
+        # the members are sharded, not the rows: these wait until the strategy is known
+        placement=placement if population is None else ONE_DEVICE,
+        controls=given[0].controls,
+        start=start.feed(group),
+        **common,
+    )
+    sets = validation_sets(config.validation, like=data.spec.example, placement=placement, **common)
+    if sets and functions.eval_step is None:
+        raise ValueError(
+            f"{config.owner}: validation_data was given, but there is no eval_step: pass Loop(train_step, eval_step)."
         )
-    except BaseException:
-        feed.close()
-        raise
+    if start.saved is not None:
+        config, population = _as_saved(config, population, start.saved.facts)
+    if group.is_multiprocess and population is not None and population.strategy is None:
+        # a measurement could choose differently on each process
+        population = population._replace(strategy="shard")
+    return build_driver(
+        functions,
+        given.pop(),
+        config,
+        data=data,
+        sets=sets,
+        context=context,
+        keeper=start.keeper,
+        population=population,
+        placement=placement,
+    )
 
 
 def _as_saved(

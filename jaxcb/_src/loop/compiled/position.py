@@ -1,15 +1,15 @@
-"""Position of a run: its predicates, for the host's integers and for the arrays of a program, and the host's copy."""
+"""Position of a run: when it validates, its predicates inside of a program, and the host's copy."""
 
 import functools
 import operator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxcb._src.data.feed import UNBOUNDED
+from jaxcb._src.data.progress import UNBOUNDED, Limits, Position, is_over, must_close
 from jaxcb._src.loop.compiled.state import DispatchParams, Inputs, LoopState, Status
 
 
@@ -25,56 +25,7 @@ class EvalSchedule(NamedTuple):
         return self.steps is None
 
 
-class Position(NamedTuple):
-    """Where a run is: integers on the host, arrays in a program."""
-
-    step: Any  # updates done
-    epoch: Any  # from 0
-    cursor: Any  # steps done in this epoch
-    evaluated: Any  # step of the last validation
-    stopped: Any  # whether every member has stopped
-
-
 _BEGIN = Position(step=0, epoch=0, cursor=0, evaluated=0, stopped=False)
-
-
-class Limits(Protocol):
-    """Where an epoch and a run end. `DispatchParams` and their packed form have these attributes, too."""
-
-    @property
-    def epoch_len(self) -> Any:
-        """Steps of an epoch, `UNBOUNDED` if not yet known."""
-        ...
-
-    @property
-    def end_step(self) -> Any:
-        """The step after which the run is over."""
-        ...
-
-    @property
-    def end_epoch(self) -> Any:
-        """The epoch after which the run is over."""
-        ...
-
-
-# The predicates use only operators that integers, booleans and arrays share: no `not`, `and`, `or`, `if` or `~`.
-
-
-def is_over(at: Position, limits: Limits) -> Any:
-    """Returns whether the last epoch is closed, bool ()."""
-    return (at.cursor == 0) & (at.stopped | (at.epoch >= limits.end_epoch) | (at.step >= limits.end_step))
-
-
-def must_close(at: Position, limits: Limits, is_own_epoch: Any = True) -> Any:
-    """Returns whether the epoch must be closed now, bool ().
-
-    Args:
-        at: the position.
-        limits: where epoch and run end.
-        is_own_epoch: whether the data belongs to this epoch; the length of another one says nothing about it.
-    """
-    full = is_own_epoch & (at.cursor >= limits.epoch_len)
-    return (at.cursor > 0) & (full | (at.step >= limits.end_step) | at.stopped)
 
 
 def must_validate(at: Position, limits: Limits, schedule: EvalSchedule, closing: Any) -> Any:

@@ -16,7 +16,7 @@ from jaxcb._src.core.actions.utils import materialize
 from jaxcb._src.core.callback import STEP_HOOKS, PopulationCallback
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.data.feed import BatchLayout, rows_in
+from jaxcb._src.data.spec import BatchLayout, rows_in
 from jaxcb._src.inspection.traced_step import TracedStep
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator, computed
 from jaxcb._src.loop.compiled.position import EvalSchedule, PositionPredicates

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxcb._src.core.callback import BOUNDARY_HOOKS, STEP_HOOKS
-from jaxcb._src.data.feed import UNBOUNDED
+from jaxcb._src.data.progress import UNBOUNDED
 from jaxcb._src.loop.compiled import epoch as boundary
 from jaxcb._src.loop.compiled.device_state import DeviceState, StatePacking
 from jaxcb._src.loop.compiled.executor import Executor, Output

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcb._src.data.feed import BatchLayout, rows_in
+from jaxcb._src.data.spec import BatchLayout, rows_in
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator
 from jaxcb._src.training.learning_rate import with_constant_rates_of
 from jaxcb._src.training.train_state import TrainState

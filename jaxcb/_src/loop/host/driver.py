@@ -15,7 +15,8 @@ from jaxcb._src.checkpointing.resume import merge_process_positions
 from jaxcb._src.core.actions.base import HostAction
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.actions.host import Backup
-from jaxcb._src.data.feed import UNBOUNDED, Chunk, Feed
+from jaxcb._src.data.feed import Chunk, Feed, NotReady
+from jaxcb._src.data.progress import UNBOUNDED
 from jaxcb._src.loop.compiled.device_state import DeviceState
 from jaxcb._src.loop.compiled.executor import Executor, Output
 from jaxcb._src.loop.compiled.position import HostPosition
@@ -65,15 +66,15 @@ def chunk_key(chunk: Chunk) -> tuple[int, ...]:
     return chunk.epoch, chunk.base, chunk.size, chunk.epoch_len, int(chunk.closes), chunk.epochs
 
 
-def check_same_chunk(chunk: Chunk | None, wanted: tuple[int, ...], index: int) -> Chunk:
+def check_same_chunk(chunk: Chunk | NotReady | None, wanted: tuple[int, ...], index: int) -> Chunk:
     """Returns the chunk of this process.
 
     Raises:
         DataError: if it does not cover the same steps as the chunk of process 0.
     """
-    if chunk is not None and chunk_key(chunk) == wanted:
+    if isinstance(chunk, Chunk) and chunk_key(chunk) == wanted:
         return chunk
-    got = "no more batches" if chunk is None else _shown(chunk_key(chunk))
+    got = _shown(chunk_key(chunk)) if isinstance(chunk, Chunk) else "no more batches"
     raise DataError(
         f"process {index} has other data than process 0: {got}; process 0 has {_shown(wanted)}. Each process "
         "must provide the same number of batches per epoch, with the same number of rows."
@@ -152,7 +153,6 @@ class Driver:
         self._pending: deque[PendingDispatch] = deque()
         self.status: Status | None = None  # as last read
         self._pace = ChunkSizer(steps_per_execution)
-        feed.pace(self._pace.length)
         self._read_at = (0, 0, False)  # position of the last result: epoch, step, and whether that step was validated
         self._host_actions: list[Record] = []
         self._next: Chunk | None = None  # the next chunk on process 0
@@ -249,7 +249,7 @@ class Driver:
             "step": place.at.step,
             "epoch": place.at.epoch,
             "cursor": place.at.cursor,
-            "feed": merge_process_positions(self.processes.gather(self.feed.position())),
+            "feed": merge_process_positions(self.processes.gather(self.feed.get_state())),
             "files": self.context.file_positions(),
             "writers": self.performer.positions(),
             "stops": [list(stop) for stop in self.stops],
@@ -404,29 +404,28 @@ class Driver:
         """Returns the next decision. Runs on process 0."""
         pending = self._pending
         decision = HostDecision(self._signal_received(), self.saving.due, self.members is not None and self.members.due)
-        # With an empty queue, wait for data. Otherwise dispatch only if data is ready; the next turn reads a result.
-        may_dispatch = not pending or (
-            not decision.needs_idle_device and not pending[-1].output.may_wait and self.feed.ready()
-        )
-        if (decision.needs_idle_device and not pending) or not may_dispatch or self.place.over:
+        may_wait = bool(pending) and pending[-1].output.may_wait
+        if decision.needs_idle_device or may_wait or self.place.over:
             return decision
+        # With an empty queue, wait for data. Otherwise dispatch only if data is ready; the next turn reads a result.
         self.signals.waiting = not pending
         try:
-            self._next = self.feed.next()
+            chunk = self.feed.next(self._pace.length, wait=not pending)
         except Interrupted as interrupt:
             return HostDecision(interrupt.signum)
         finally:
             self.signals.waiting = False
-        if self._next is None:
+        if not isinstance(chunk, Chunk):  # not ready, or the end of the data
             return decision
+        self._next = chunk
         return decision._replace(
-            length=self._pace.length, host=self.host_metrics.read(self.place.at.step), data=chunk_key(self._next)
+            length=self._pace.length, host=self.host_metrics.read(self.place.at.step), data=chunk_key(chunk)
         )
 
     def _dispatch(self, decision: HostDecision, host: np.ndarray) -> PendingDispatch:
         """Dispatches the next chunk of steps."""
         place = self.place
-        mine = self._next if self.processes.is_primary else self.feed.next()
+        mine = self._next if self.processes.is_primary else self.feed.next(decision.length, wait=True)
         chunk = check_same_chunk(mine, decision.data, self.processes.index)
         place.epoch_len = chunk.epoch_len
         self._pace.dispatched()
@@ -458,7 +457,6 @@ class Driver:
             )
         timing = self._pace.read(int(status.step))
         self.host_metrics.steps_per_second = self._pace.speed
-        self.feed.pace(self._pace.length)
         if self.members is not None:
             if timing.to_build is not None:
                 self.members.built_in(timing.to_build)
@@ -496,10 +494,9 @@ class Driver:
         return logs
 
     def _synchronize(self, status: Status) -> None:
-        """Synchronizes host and device: corrects the position, rewinds the feed, runs host actions and validation."""
+        """Synchronizes host and device: corrects the position and the feed, runs host actions and validation."""
         self.place.correct(status)
-        self.feed.confirm(status)
-        self.place.epoch_len = self.feed.rewind()
+        self.place.epoch_len = self.feed.confirm(status, again=True)
         self._call_host()
         if bool(status.yielded):
             self.live = self.executor.resume(self.live)

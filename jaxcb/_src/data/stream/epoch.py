@@ -75,8 +75,8 @@ def from_json(value: Any) -> Any:
 _NO_STATE: Mapping[str, Any] = MappingProxyType({})
 
 
-class Position(NamedTuple):
-    """Position of the iteration after a batch.
+class SourcePosition(NamedTuple):
+    """Position of a source after a batch.
 
     A plain tuple, since one is made per batch and few are read.
 
@@ -95,7 +95,7 @@ class Position(NamedTuple):
         return {"pass": self.number, "batches": self.batches, **self.state}
 
 
-Pulled = tuple[Any, Position]  # a batch as returned by the source, and the position after it
+Pulled = tuple[Any, SourcePosition]  # a batch as returned by the source, and the position after it
 
 
 class EpochIterator(Iterator[Pulled]):
@@ -111,57 +111,86 @@ class EpochIterator(Iterator[Pulled]):
     """
 
     def __init__(self, source: Source, number: int, controls: Mapping[str, float]) -> None:
-        self.number, self.pulled = number, 0
-        self._source, self._controls = source, controls
+        self.number, self.controls = number, controls
+        self._source = source
+        self._restart()
+
+    def _restart(self) -> None:
         self._batches: Any = None
         self._has_state = False  # whether the user's iterator has a state
+        self._pulled = 0
+        self._peeked: Pulled | None = None
+        self._position = SourcePosition(self.number, 0)  # after the last batch returned
 
     def __next__(self) -> Pulled:
-        try:
-            if self._batches is None:
-                self._batches = self._begin()
-            if self.pulled == self._source.most:
-                raise StopIteration
-            batch = next(self._batches)
-            state = self._state() if self._has_state else _NO_STATE
-        except StopIteration:
-            self._batches, self._has_state = iter(()), False  # free the source's iterator before the next epoch begins
-            raise
-        except BaseException as error:
-            error.add_note(f"This happened while batch {self.pulled + 1} of {self._what} was pulled.")
-            raise
-        pulled = self.pulled = self.pulled + 1
-        return batch, Position(self.number, pulled, state)
+        pulled, self._peeked = self._peeked or self._pull(), None
+        self._position = pulled[1]
+        return pulled
 
-    def must_replay_to(self, position: Mapping[str, Any]) -> bool:
-        """Returns whether seeking to a position has to iterate over the batches before it."""
-        return position["batches"] > 0 and not ("iterator" in position and self._has_state)
+    def peek(self) -> Pulled | None:
+        """Returns the next batch, which stays the next one; None at the end."""
+        if self._peeked is None:
+            with contextlib.suppress(StopIteration):
+                self._peeked = self._pull()
+        return self._peeked
 
-    def seek(self, position: Mapping[str, Any]) -> None:
-        """Seeks to a position.
+    def get_state(self) -> dict[str, Any]:
+        """Returns the position after the last batch, as JSON."""
+        return self._position.as_json()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes to a position in this epoch. Without a state of the user's iterator, the batches before it are skipped.
 
         Raises:
             DataError: if the epoch has fewer batches.
         """
-        done = position["batches"]
-        if "iterator" in position and self._has_state:
+        done = state["batches"]
+        if done == self._position.batches:
+            return
+        if done < self._position.batches:
+            self._restart()
+        if self._batches is None:
+            self.peek()
+        if "iterator" in state and self._has_state:
+            batches: Any = self._batches
             try:
-                self._batches.set_state(from_json(position["iterator"]))
+                batches.set_state(from_json(state["iterator"]))
             except BaseException as error:
                 error.add_note(f"This happened while the state of {self._what} after batch {done} was restored.")
                 raise
-            self.pulled = done
-            return
-        while self.pulled < done:
+            self._pulled, self._peeked = done, None
+            self._position = SourcePosition(self.number, done, {"iterator": state["iterator"]})
+        while self._position.batches < done:
             if next(self, None) is None:
-                raise DataError(ran_out(self._what, self.pulled, done))
+                raise DataError(ran_out(self._what, self._pulled, done))
+
+    def must_replay_to(self, state: Mapping[str, Any]) -> bool:
+        """Returns whether going to a position has to iterate over the batches before it."""
+        return state["batches"] > 0 and not ("iterator" in state and self._has_state)
+
+    def _pull(self) -> Pulled:
+        try:
+            if self._batches is None:
+                self._batches = self._begin()
+            if self._pulled == self._source.most:
+                raise StopIteration
+            batch = next(self._batches)
+            state = self._read_state() if self._has_state else _NO_STATE
+        except StopIteration:
+            self._batches, self._has_state = iter(()), False  # free the source's iterator before the next epoch begins
+            raise
+        except BaseException as error:
+            error.add_note(f"This happened while batch {self._pulled + 1} of {self._what} was pulled.")
+            raise
+        pulled = self._pulled = self._pulled + 1
+        return batch, SourcePosition(self.number, pulled, state)
 
     def _begin(self) -> Iterator[Any]:
-        batches = self._source.iterate(self.number, self._controls)
+        batches = self._source.iterate(self.number, self.controls)
         self._has_state = all(callable(getattr(batches, name, None)) for name in ("get_state", "set_state"))
         return batches
 
-    def _state(self) -> Mapping[str, Any]:
+    def _read_state(self) -> Mapping[str, Any]:
         """Returns the iterator's state. An iterator whose state cannot be saved is iterated again on resume."""
         state = None
         with contextlib.suppress(NotImplementedError):

@@ -1,11 +1,15 @@
-"""Validation of batches: structure, shapes and dtypes must be those of the first batch."""
+"""The check of batches: structure, shapes and dtypes must be those of the first batch."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxcb._src.data.inputs import as_arrays
+from jaxcb._src.data.sources import Source
+from jaxcb._src.data.stream.epoch import SourcePosition
+from jaxcb._src.data.stream.epochs import END, Epochs
 from jaxcb._src.utils.errors import DataError
 
 _STACK_BYTES = 32 << 20  # size of a stacked chunk
@@ -50,6 +54,7 @@ class BatchValidator:
         self._shapes = [x.shape for x in leaves]
         self.rows = self._shapes[0][0]
         self._spec: BatchSpec | None = None  # spec of the previous batch
+        self._specs: dict[BatchSpec, BatchSpec] = {}  # all specs so far
 
     def placeholder(self) -> BatchSpec:
         """Returns the spec of the first batch."""
@@ -94,9 +99,57 @@ class BatchValidator:
         if rows == most:
             max_batches = self._most or max(1, min(_STACK_BYTES // max(1, sum(x.nbytes for x in leaves)), MOST))
         form = BatchSpec(tuple((x.shape, x.dtype) for x in leaves), rows < most, max_batches)
-        if self._spec is None or form != self._spec:
-            self._spec = form
+        self._spec = self._specs.setdefault(form, form)
         return leaves, self._spec
+
+
+# A checked batch: position after it, spec, arrays. A plain tuple, since one is made per batch. The end of an epoch has
+# no spec.
+CheckedBatch = tuple[SourcePosition, BatchSpec | None, list[Any] | None]
+
+
+class CheckedBatches(Iterator[CheckedBatch]):
+    """Checks the batches of each epoch, and leaves out smaller ones if they are not trained on.
+
+    Args:
+        batches: the batches of the source.
+        validator: compares a batch with the first one.
+        source: where they come from.
+        train_remainder: whether to train on a smaller last batch.
+    """
+
+    def __init__(self, batches: Epochs, validator: BatchValidator, source: Source, *, train_remainder: bool) -> None:
+        self._batches, self._validate, self._source = batches, validator.validate, source
+        self._train_remainder = train_remainder
+        self._has_batch = False  # whether this epoch has had a batch
+
+    def __next__(self) -> CheckedBatch:
+        while True:
+            batch, position = next(self._batches)
+            if batch is END:
+                return self._end(position)
+            # data that depends on the controls may have new shapes each epoch
+            new_shapes = position.batches == 1 and self._source.per_epoch
+            leaves, spec = self._validate(batch, position.batches, new_shapes)
+            if self._train_remainder or not spec.smaller:
+                self._has_batch = True
+                return position, spec, leaves
+
+    def get_state(self) -> Mapping[str, Any]:
+        """Returns the position after the last batch, as JSON."""
+        return self._batches.get_state()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes to a position."""
+        self._has_batch = state["batches"] > 0
+        self._batches.set_state(state)
+
+    def _end(self, position: SourcePosition) -> CheckedBatch:
+        if not self._has_batch:
+            again = "" if self._source.per_epoch else " when it was iterated again"
+            raise DataError(f"{self._source.describe(position.number - 1)} gave no batch{again}.")
+        self._has_batch = False
+        return position, None, None
 
 
 def _match(leaves: list[Any], form: BatchSpec) -> bool:

@@ -1,11 +1,13 @@
-"""Host memory in which batches are stacked into chunks."""
+"""Host memory in which batches are stacked into chunks: how they get into it, and from there onto the devices."""
 
 from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxcb._src.data.batch_spec import BatchSpec
+from jaxcb._src.data.inputs import copied
+from jaxcb._src.data.stream.batch_spec import BatchSpec, CheckedBatch, CheckedBatches
 
 _ALIGNED = 64  # bytes; a CPU device can alias memory with this alignment
 
@@ -66,6 +68,12 @@ class StagingPool:
         self._last = self._filling[-1] if self._filling else None
         return first
 
+    def clear(self) -> None:
+        """Drops the batches that were not taken."""
+        self._free.extend(self._filling)
+        self._filling.clear()
+        self._last = None
+
     def release(self, stack: StagingBuffer) -> None:
         """Returns a buffer to the pool. No device may read it any more. Callable from any thread."""
         self._free.append(stack)
@@ -77,6 +85,37 @@ class StagingPool:
                 stack.count = 0
                 return stack
         return StagingBuffer(form)
+
+
+class StagedBatches(Iterator[CheckedBatch]):
+    """Copies each batch, since the source may reuse its buffers for the next batch.
+
+    Args:
+        batches: checked batches.
+        pool: the memory for stacked batches, which then leave the items; None to copy each batch into new memory.
+    """
+
+    def __init__(self, batches: CheckedBatches, pool: StagingPool | None) -> None:
+        self._batches, self._pool = batches, pool
+
+    def __next__(self) -> CheckedBatch:
+        position, spec, leaves = next(self._batches)
+        if spec is None or leaves is None:
+            return position, None, None
+        if self._pool is None:
+            return position, spec, copied(leaves)
+        self._pool.add(leaves, spec)
+        return position, spec, None
+
+    def get_state(self) -> Mapping[str, Any]:
+        """Returns the position after the last batch, as JSON."""
+        return self._batches.get_state()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes to a position."""
+        if self._pool is not None:
+            self._pool.clear()
+        self._batches.set_state(state)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
