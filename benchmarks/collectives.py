@@ -25,7 +25,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jaxcb as jc
 from jaxcb._src.data.pipeline import plan_data
 from jaxcb._src.loop.build import build_driver
-from jaxcb._src.loop.config import RunConfig, RunFunctions
+from jaxcb._src.loop.compiled.traced_functions import RunFunctions
+from jaxcb._src.loop.config import RunConfig
 from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.writers.run_handle import Run
 from jaxcb.writers import Context

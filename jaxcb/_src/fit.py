@@ -18,7 +18,8 @@ from jaxcb._src.data.inputs import split_off
 from jaxcb._src.data.sources import BATCH_SIZE, sequential_source
 from jaxcb._src.data.spec import rows_in
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator
-from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig, RunFunctions, name_of
+from jaxcb._src.loop.compiled.traced_functions import RunFunctions
+from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig, name_of
 from jaxcb._src.loop.result import Result
 from jaxcb._src.loop.run import run_training
 from jaxcb._src.models.adapt import adapt

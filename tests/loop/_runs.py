@@ -14,7 +14,8 @@ from jaxcb._src.data.inputs import ValidationConfig
 from jaxcb._src.data.resident import ResidentPlan
 from jaxcb._src.data.validation import validation_sets
 from jaxcb._src.loop.build import build_driver
-from jaxcb._src.loop.config import RunConfig, RunFunctions
+from jaxcb._src.loop.compiled.traced_functions import RunFunctions
+from jaxcb._src.loop.config import RunConfig
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
 from jaxcb._src.sharding.placement import ONE_DEVICE

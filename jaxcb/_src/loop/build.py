@@ -18,11 +18,12 @@ from jaxcb._src.data.validation import HostSet, ResidentSet
 from jaxcb._src.loop.compiled.member_map import Strategy, known, measured
 from jaxcb._src.loop.compiled.position import HostPosition
 from jaxcb._src.loop.compiled.state import Inputs
-from jaxcb._src.loop.config import RunConfig, RunFunctions
+from jaxcb._src.loop.compiled.traced_functions import RunFunctions
+from jaxcb._src.loop.config import RunConfig
 from jaxcb._src.loop.host.driver import Driver
-from jaxcb._src.loop.host.host_metrics import Evaluators, HostMetrics
+from jaxcb._src.loop.host.host_metrics import Evaluators, HostMetrics, host_metric_names
 from jaxcb._src.loop.host.population import ActiveMembers, Population
-from jaxcb._src.loop.programs import RunPrograms
+from jaxcb._src.loop.programs import Reported, RunPrograms
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.training.probes import Probe
 from jaxcb._src.training.train_state import TrainState
@@ -72,8 +73,7 @@ def build_driver(  # noqa: PLR0913
 
     The order is given by what depends on what. The step must be traced before the executor can be chosen ("auto" looks
     for convolutions), and the executor before the strategy of a population (it is measured in that executor). The feed
-    is made when both are known: the executor decides the form of its chunks, and the strategy their devices. If the
-    strategy is not `vmap`, the program is built a second time, since the strategy is part of every jitted function.
+    is made when both are known: the executor decides the form of its chunks, and the strategy their devices.
 
     Args:
         functions: steps and callbacks, with those that every run has.
@@ -89,77 +89,67 @@ def build_driver(  # noqa: PLR0913
     Returns:
         The driver, and why its executor was chosen.
     """
-    spec = data.spec
     if population is None:
-        placement.check_batch(spec.layout.batch_size)
+        placement.check_batch(data.spec.layout.batch_size)
     execution, metrics, run = config.execution, config.metrics, context.run
     evaluators = Evaluators(metrics.evaluators)
-    # `program` is bound below; the function runs at the first dispatch at the earliest
-    outside = HostMetrics(
-        metrics.host_metrics, examples_per_step=spec.layout.batch_size, step_flops=lambda: programs.flops(program)
-    )
     # a population shards its members, not batch and train state
     alone = placement if population is None else ONE_DEVICE
+    probes = _all_probes(metrics.probes, functions.callbacks)
     programs = RunPrograms(
-        step=functions.step,
-        eval_step=functions.eval_step,
-        callbacks=functions.callbacks,
-        train=alone.shapes(train_state),
-        data=spec,
-        sets=sets,
-        cadence=config.cadence,
-        probes=_all_probes(metrics.probes, functions.callbacks),
-        host_values=evaluators.names,
-        host_names=outside.names,
-        population=population,
-        placement=alone,
-        debug=execution.debug,
+        functions,
+        alone.shapes(train_state),
+        data.spec,
+        sets,
+        Reported(config.cadence, probes, evaluators.names, host_metric_names(metrics.host_metrics)),
+        population,
+        alone,
+        execution.debug,
     )
-    program = programs.program(programs.members)
-    outside.use(program.shapes.host_read, context)
-    run.traced_step = lambda: programs.traced_step(program)
+    spec = programs.spec(programs.members)
+    run.describe_step(programs.traced_step)
     if execution.debug or execution.executor is not None:
         kind, why = ("stepped", "debug=True") if execution.debug else (str(execution.executor), "as requested")
     else:
-        kind, why = programs.kept.fact("executor", lambda: choose(programs.jaxpr(program)))
+        kind, why = programs.kept.fact("executor", lambda: choose(programs.jaxpr()))
     strategy = None
     if population is not None:
         # the members are sharded, not the batch: the placement of the strategy replaces the given one
         find = functools.partial(_strategy, population, programs, data, train_state, kind, placement.mesh)
         strategy, because = find() if population.strategy is not None else programs.kept.fact((kind, "strategy"), find)
-        placement = strategy.placement
-        why = f"{why}; {because}"
-        if strategy.over is not jax.vmap:
-            program = programs.program(population.size, strategy.over)
+        placement, why = strategy.placement, f"{why}; {because}"
+    context.describe_data(None if data.spec.epoch_len == UNBOUNDED else data.spec.epoch_len)
     feed = open_feed(data, placement, stacked=kind == "looped", processes=context.processes)
-    program.layout = spec.layout_for(stacked=kind == "looped")
     inputs = Inputs(
         settings=programs.settings,
         data=feed.data,
-        key=spec.key,
+        key=data.spec.key,
         val={prefix: own.arrays for prefix, own in sets.items() if isinstance(own, ResidentSet)},
         numbers=None,
     )
-    context.steps_per_epoch = None if spec.epoch_len == UNBOUNDED else spec.epoch_len
     inputs = alone.put_everywhere(inputs)
-    live, group = programs.start(program, train_state), None
+    live, group, over = programs.start(train_state), None, jax.vmap
     if population is not None and strategy is not None:
-        chosen = strategy
+        over = strategy.over
         group = ActiveMembers(
-            population,
-            chosen,
-            lambda size: programs.executor_of(programs.program(size, chosen.over), kind, chosen.placement),
+            population, strategy, lambda size: programs.executor(kind, size, strategy.over, strategy.placement)
         )
         live, inputs = group.put(live, inputs)
     driver = Driver(
-        executor=programs.executor_of(program, kind, placement),
+        executor=programs.executor(kind, programs.members, over, placement),
         live=live,
         feed=feed,
         host_sets={prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)},
         evaluators=evaluators,
-        host_metrics=outside,
+        host_metrics=HostMetrics(
+            metrics.host_metrics,
+            read=spec.host_read,
+            context=context,
+            examples_per_step=data.spec.layout.batch_size,
+            step_flops=programs.flops,
+        ),
         inputs=inputs,
-        place=_place(config, spec, program.predicates.validates),
+        place=_place(config, data.spec, programs.validation.predicates.validates),
         context=context,
         run=run,
         steps_per_execution=execution.steps_per_execution,
@@ -181,7 +171,7 @@ def _strategy(
         rows = jax.tree.map(lambda x, s: jnp.broadcast_to(x[:size], s.shape), data.arrays, batch)
     else:
         rows = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), batch)
-    return measured(programs.step, state, rows, programs.batch_axis, population.size, kind, mesh)
+    return measured(programs.functions.step, state, rows, programs.batch_axis, population.size, kind, mesh)
 
 
 def _all_probes(given: Mapping[str, Probe], callbacks: Chain) -> dict[str, Probe]:

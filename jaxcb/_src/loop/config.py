@@ -207,20 +207,6 @@ def split_metrics(owner: str, metrics: Mapping[Any, Any] | None) -> FurtherMetri
     return found
 
 
-class RunFunctions(NamedTuple):
-    """The functions of a run.
-
-    Attributes:
-        step: `(train_state, batch) -> (train_state, metrics)`.
-        eval_step: `(train_state, batch) -> metrics`, or None.
-        callbacks: the callbacks.
-    """
-
-    step: Callable[..., Any]
-    eval_step: Callable[..., Any] | None
-    callbacks: Chain
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The arguments of `fit`, `Loop.run` or `sweep` about data, duration, files and execution: checked, and by part.

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
-from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig, RunFunctions
+from jaxcb._src.loop.compiled.traced_functions import RunFunctions
+from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig
 from jaxcb._src.loop.result import Result
 from jaxcb._src.loop.run import run_training
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe

@@ -1,9 +1,9 @@
 """`RunPrograms`: the programs of a run, traced only if no earlier run has traced the same."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,13 @@ from jaxcb._src.loop.compiled.device_state import DeviceState, StateForm, StateP
 from jaxcb._src.loop.compiled.executor import Executor
 from jaxcb._src.loop.compiled.member_map import Over
 from jaxcb._src.loop.compiled.position import EvalSchedule
-from jaxcb._src.loop.compiled.program import EvalSet, Program, ProgramShapes
+from jaxcb._src.loop.compiled.program import Program
+from jaxcb._src.loop.compiled.program_spec import EvalSet, ProgramSpec, ValidationPlan, plan_program
 from jaxcb._src.loop.compiled.record_buffer import buffer_limits
 from jaxcb._src.loop.compiled.scan import Looped
-from jaxcb._src.loop.compiled.shapes import infer_shapes
 from jaxcb._src.loop.compiled.state import LoopState, copy_arrays, initial_state
 from jaxcb._src.loop.compiled.stepwise import Stepped
+from jaxcb._src.loop.compiled.traced_functions import MemberMapping, RunFunctions, TracedFunctions
 from jaxcb._src.loop.host.population import Population
 from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.training.probes import Probe
@@ -36,6 +37,22 @@ from jaxcb._src.utils.pytree import to_strong_types
 from jaxcb._src.utils.xla import fast_compile_options
 
 
+class Reported(NamedTuple):
+    """What a run reports besides the metrics of its steps.
+
+    Attributes:
+        schedule: when to validate.
+        probes: name -> probe.
+        host_values: names of the validation metrics that the host computes.
+        host_names: names of the host metrics.
+    """
+
+    schedule: EvalSchedule
+    probes: Mapping[str, Probe]
+    host_values: tuple[str, ...]
+    host_names: tuple[str, ...]
+
+
 @dataclass
 class RunPrograms:
     """The programs of a run: everything that they depend on, and what tracing them finds.
@@ -43,41 +60,38 @@ class RunPrograms:
     Facts and compiled functions are looked up in the kept program first. Tracing uses the functions of this run.
 
     Attributes:
-        step: the training step.
-        eval_step: the evaluation step, or None.
-        callbacks: all callbacks.
+        functions: steps and callbacks.
         train: shapes of the train state that the run starts from; for a population with a leading member axis.
         data: the training data.
         sets: prefix -> validation set.
-        cadence: when to validate.
-        probes: name -> probe.
-        host_values: names of the validation metrics that the host computes.
-        host_names: names of the host metrics.
+        reported: what the run reports besides the metrics of its steps.
         population: configuration of a population; None for a single run.
         placement: shardings of a single run.
         debug: whether to check for NaN at every step.
     """
 
-    step: Callable[..., Any]
-    eval_step: Callable[..., Any] | None
-    callbacks: Chain
+    functions: RunFunctions
     train: TrainState
     data: DataSpec
     sets: Mapping[str, ResidentSet | HostSet]
-    cadence: EvalSchedule
-    probes: Mapping[str, Probe]
-    host_values: tuple[str, ...]
-    host_names: tuple[str, ...]
+    reported: Reported
     population: Population | None
     placement: Placement
     debug: bool
 
     def __post_init__(self) -> None:
-        self.settings = jax.tree.leaves(to_strong_types(self.callbacks))
-        self._tree = jax.tree.structure(self.callbacks)
+        callbacks, resident = self.functions.callbacks, []
+        self.settings = jax.tree.leaves(to_strong_types(callbacks))
+        self._tree = jax.tree.structure(callbacks)
         self.members = None if self.population is None else self.population.size
         key = self.data.key
         self.batch_axis = 0 if key is not None and jnp.ndim(key) and self.data.layout.shuffle else None
+        for prefix, own in self.sets.items():
+            if isinstance(own, ResidentSet):
+                resident.append(EvalSet(prefix, own.rows, own.batch_size))
+        fed = tuple(prefix for prefix, own in self.sets.items() if not isinstance(own, ResidentSet))
+        self.validation = ValidationPlan(self.reported.schedule, tuple(resident), fed, self.reported.host_values)
+        self._traced: dict[Any, TracedFunctions] = {}
         self.kept: KeptProgram = kept_program(self._key)
 
     def _key(self) -> Any:
@@ -86,25 +100,26 @@ class RunPrograms:
         Numbers of callbacks, a constant learning rate, seeds, lengths and the run directory are missing on purpose:
         they are arguments, or known to the host alone. Executor and strategy are in the names of the functions.
         """
-        return tree_key(self.callbacks), self._common_key()
+        return tree_key(self.functions.callbacks), self._common_key()
 
-    def _traced_key(self, shapes: ProgramShapes) -> Any:
+    def _traced_key(self, spec: ProgramSpec) -> Any:
         """Returns everything that the programs depend on once the hooks were traced.
 
         Static fields of callbacks count as far as they change a trace, an action that acts on the device, or what is
         computed for one. Other actions are shapes; their paths, texts and functions are for the host.
         """
-        if shapes.traces is None or any(type(c).setup is not Callback.setup for c in self.callbacks.callbacks):
+        hooks = spec.hooks.items()
+        if self._wraps_optimizer or any(own.trace is None for _, own in hooks):
             raise NoProgramKey
-        actions = tuple((hook, tuple(map(_action_key, listed))) for hook, listed in shapes.actions.items())
-        states, slots = tree_key(self._prepared[1]), tuple(sorted(self.callbacks.slots().items()))
-        return tuple(shapes.traces.items()), actions, slots, states, tree_key(self.settings), self._common_key()
+        traces = tuple((hook, own.trace, tuple(map(_action_key, own.actions))) for hook, own in hooks)
+        states, slots = tree_key(self._prepared[1]), tuple(sorted(self.functions.callbacks.slots().items()))
+        return traces, slots, states, tree_key(self.settings), self._common_key()
 
     def _common_key(self) -> Any:
         """Returns the key of everything but the callbacks."""
-        data, population = self.data, self.population
-        functions = (self.step, self.eval_step, tuple(self.probes.items()))
-        choices = (self.cadence, self.host_values, self.host_names, self.debug, buffer_limits())
+        data, population, reported = self.data, self.population, self.reported
+        functions = (self.functions.step, self.functions.eval_step, tuple(reported.probes.items()))
+        choices = (reported.schedule, reported.host_values, reported.host_names, self.debug, buffer_limits())
         return (
             key_of(functions),
             key_of(choices),
@@ -117,41 +132,29 @@ class RunPrograms:
 
     # The program
 
-    def program(self, members: int | None, over: Over = jax.vmap) -> Program:
-        """Returns the program for a number of members, with the shapes of its metrics and actions.
+    def traced(self, members: int | None, over: Over = jax.vmap) -> TracedFunctions:
+        """Returns the functions for a number of members; all programs of the run call the same ones.
 
         Args:
             members: size of the member axis; None for a single run.
             over: maps a step over the members.
         """
-        axes = None if self.population is None else jax.tree.unflatten(self._tree, list(self.population.axes))
-        resident = {prefix: own for prefix, own in self.sets.items() if isinstance(own, ResidentSet)}
-        program = Program(
-            step=self.step,
-            eval_step=self.eval_step,
-            chain=self.callbacks,
-            members=members,
-            evals=[EvalSet(prefix, own.rows, own.batch_size) for prefix, own in resident.items()],
-            host_prefixes=[prefix for prefix in self.sets if prefix not in resident],
-            cadence=self.cadence,
-            layout=self.data.layout,
-            host_values=self.host_values,
-            probes=self.probes,
-            host_names=self.host_names,
-            batch_axis=self.batch_axis,
-            chain_axes=axes,
-            debug=self.debug,
-            over=over,
-            placement=self.placement,
-        )
-        shapes = self.kept.own_fact(("shapes", members), lambda: self._shapes(program, members))
-        program.expect(shapes)
-        if members == self.members and not self.kept.is_reused:
-            self.kept.share(lambda: self._traced_key(shapes))
-        return program
+        if (members, over) not in self._traced:
+            axes = None if self.population is None else jax.tree.unflatten(self._tree, list(self.population.axes))
+            mapping = MemberMapping(members, over, self.batch_axis, axes, self.placement)
+            self._traced[members, over] = TracedFunctions(
+                self.functions, self.reported.probes, mapping, debug=self.debug
+            )
+        return self._traced[members, over]
 
-    def _shapes(self, program: Program, members: int | None) -> ProgramShapes:
-        """Traces hooks and steps for the shapes of their results."""
+    def spec(self, members: int | None) -> ProgramSpec:
+        """Returns what is known of the program for a number of members. Traces hooks and steps if they are new."""
+        spec = self.kept.own_fact(("spec", members), lambda: self._plan(members))
+        if members == self.members and not self.kept.is_reused:
+            self.kept.share(lambda: self._traced_key(spec))
+        return spec
+
+    def _plan(self, members: int | None) -> ProgramSpec:
         state, states = self._prepared
         settings = self.settings
         if members != self.members:  # shapes only: any rows of the right number serve
@@ -160,7 +163,21 @@ class RunPrograms:
             state, states = _with_rows((state, states), members)
             settings = [x if axis is None else x[:members] for x, axis in zip(settings, axes, strict=True)]
         examples = {prefix: self.placement.shapes(own.example) for prefix, own in self.sets.items()}
-        return infer_shapes(program, state, states, settings, self.batch(members), examples)
+        names, batch = self.reported.host_names, self.batch(members)
+        return plan_program(self.traced(members), self.validation, names, state, states, settings, batch, examples)
+
+    def executor(self, kind: str, members: int | None, over: Over, placement: Placement) -> Executor:
+        """Returns an executor, whose functions compile when they are called first.
+
+        Args:
+            kind: "looped" or "stepped".
+            members: size of the member axis; None for a single run.
+            over: maps a step over the members.
+            placement: the devices; for a population those of its strategy.
+        """
+        layout = self.data.layout_for(stacked=kind == "looped")
+        program = Program(self.traced(members, over), self.spec(members), self.validation, layout)
+        return (Looped if kind == "looped" else Stepped)(program, self.kept, placement)
 
     def batch(self, members: int | None) -> Any:
         """Returns the shapes of a batch, with a member axis if each member has its own."""
@@ -182,34 +199,33 @@ class RunPrograms:
             return jax.vmap(one, in_axes=(list(self.population.axes), 0))(settings, train)
         return one(settings, train)
 
-    def executor_of(self, program: Program, kind: str, placement: Placement) -> Executor:
-        """Returns an executor, whose functions compile when they are called first.
-
-        Args:
-            program: the functions to compile.
-            kind: "looped" or "stepped".
-            placement: the devices; for a population those of its strategy.
-        """
-        program.layout = self.data.layout_for(stacked=kind == "looped")
-        return (Looped if kind == "looped" else Stepped)(program, self.kept, placement)
-
     # What is known of the step
 
-    def traced_step(self, program: Program) -> TracedStep:
+    def traced_step(self) -> TracedStep:
         """Returns the traced step, with the location of its metrics."""
-        return program.traced(self._prepared[0], self.batch(self.members))
+        return self.traced(self.members).traced(self._prepared[0], self.batch(self.members))
 
-    def jaxpr(self, program: Program) -> Any:
+    def jaxpr(self) -> Any:
         """Returns the traced step as a jaxpr."""
-        return program.jaxpr(self._prepared[0], self.batch(self.members))
+        return self.traced(self.members).jaxpr(self._prepared[0], self.batch(self.members))
 
-    def flops(self, program: Program) -> float:
+    def flops(self) -> float:
         """Returns the floating point operations of a step."""
-        return self.kept.fact("flops", lambda: program.flops(self._prepared[0], self.batch(self.members)))
+
+        def count() -> float:
+            before_update = self.spec(self.members).actions_of("on_before_update")
+            return self.traced(self.members).flops(self._prepared[0], self.batch(self.members), before_update)
+
+        return self.kept.fact("flops", count)
+
+    @property
+    def _wraps_optimizer(self) -> bool:
+        """Whether a callback changes the train state before the run."""
+        return any(type(callback).setup is not Callback.setup for callback in self.functions.callbacks.callbacks)
 
     # The first loop state
 
-    def start(self, program: Program, train: TrainState) -> DeviceState:
+    def start(self, train: TrainState) -> DeviceState:
         """Returns the loop state before the first step, with copies of the arrays of a train state.
 
         A constant learning rate is an argument, like the numbers of the callbacks, so that a run with other ones needs
@@ -221,7 +237,7 @@ class RunPrograms:
         leaves, tree = jax.tree.flatten(train)
 
         def start(leaves: list[Any], settings: list[Any], rate: Any) -> list[Any]:
-            carry = self._first(program, jax.tree.unflatten(tree, leaves), settings, rate)
+            carry = self._first(jax.tree.unflatten(tree, leaves), settings, rate)
             bare = _with_static(carry, None, None)  # what is kept must not refer to the user's model and optimizer
             form = StateForm.of(bare)
             self.kept.put("form", form)
@@ -230,7 +246,7 @@ class RunPrograms:
         def options() -> dict[str, Any]:
             how: dict[str, Any] = {"compiler_options": fast_compile_options(self.placement.platform)}
             if self.placement.mesh is not None:
-                carry = jax.eval_shape(lambda train: self._first(program, train, self.settings, rate), self.train)
+                carry = jax.eval_shape(lambda train: self._first(train, self.settings, rate), self.train)
                 _, arrays = StateForm.of(carry).split(jax.tree.leaves(self.placement.carry_shardings(carry)))
                 how["out_shardings"] = [self.placement.everywhere, *arrays]
             return how
@@ -242,20 +258,20 @@ class RunPrograms:
         rate = None if rate is None else jnp.asarray(rate, jnp.float32)
         packed = function(leaves, self.settings, rate)
         tx = train.tx
-        if any(type(callback).setup is not Callback.setup for callback in self.callbacks.callbacks):
+        if self._wraps_optimizer:
             tx = self._prepared[0].tx  # a callback has wrapped the optimizer
         form: StateForm = self.kept.get("form")
         return DeviceState(packed, form.changed(lambda carry: _with_static(carry, tx, train.adapter)))
 
-    def _first(self, program: Program, train: TrainState, settings: list[Any], rate: Any) -> LoopState:
+    def _first(self, train: TrainState, settings: list[Any], rate: Any) -> LoopState:
         """Returns the loop state before the first step. Traced."""
         if rate is not None:
             train = train.replace(tx=train.tx.with_rate(rate))  # pyright: ignore
-        order = jax.eval_shape(program.layout.new_order, self.data.key, 0)
+        order = jax.eval_shape(self.data.layout.new_order, self.data.key, 0)
         # zeros: the order is drawn when the epoch begins
         order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)
         state, states = self._with_callbacks(train, settings)
-        return copy_arrays(initial_state(state, states, program.shapes.metrics, order))
+        return copy_arrays(initial_state(state, states, self.spec(self.members).metrics, order))
 
 
 def _action_key(action: Any) -> Any:

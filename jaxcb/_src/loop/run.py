@@ -26,7 +26,8 @@ from jaxcb._src.distributed.processes import Processes, processes
 from jaxcb._src.loop.build import build_driver
 from jaxcb._src.loop.compiled.program import debugging
 from jaxcb._src.loop.compiled.state import named_leaves, with_leaves
-from jaxcb._src.loop.config import RunConfig, RunFunctions, settings_of
+from jaxcb._src.loop.compiled.traced_functions import RunFunctions
+from jaxcb._src.loop.config import RunConfig, settings_of
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
 from jaxcb._src.loop.host.stops import TERMINATED
@@ -147,8 +148,7 @@ def _find_start(
     facts = request_facts(callbacks, data.epochs, data.steps, data.order, layout)
     arguments = {"epochs": data.epochs, "steps": data.steps, **data.order}
     arguments |= {"drop_remainder": data.drop_remainder, "eval_every": config.execution.eval_every}
-    run.callbacks = facts["callbacks"]
-    run.settings = settings_of(arguments, callbacks, settings)
+    run.describe(facts["callbacks"], settings_of(arguments, callbacks, settings))
     if context.run_dir is not None and not config.is_trial:
         start = find_start(
             context.run_dir,
@@ -165,7 +165,7 @@ def _find_start(
     else:
         # all processes need one run id, since checkpoints are named by it
         start = ResumePlan(RunRecord(run=group.broadcast_from_primary(lambda: RunRecord().run)))
-    context.record, context.resumed_files, context.inherits = start.record, start.files, start.inherits
+    context.start_from(start.record, start.files, inherits=start.inherits)
     return start
 
 
@@ -267,7 +267,7 @@ def _train(driver: Driver, why: str, context: Context) -> None:
     kept = driver.executor.kept.is_reused
     compiles = "its programs are those of an earlier run" if kept else "the first step compiles the run"
     context.say(f"jaxcb: {driver.executor.name} executor ({why}); {compiles}.")
-    if driver.executor.program.shapes.scales_final_updates:
+    if driver.executor.program.spec.scales_final_updates:
         context.say(
             "jaxcb: the optimizer was passed as an instance, so callbacks scale its final updates. This is exact if "
             "the learning rate is the last factor (not for adafactor, lars, schedule-free). optimizer=optax.adam with "

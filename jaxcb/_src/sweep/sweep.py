@@ -15,7 +15,8 @@ from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
 from jaxcb._src.data.inputs import split_off
 from jaxcb._src.loop.compiled.member_map import STRATEGIES
-from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig, RunFunctions
+from jaxcb._src.loop.compiled.traced_functions import RunFunctions
+from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
 from jaxcb._src.loop.run import run_training

@@ -80,7 +80,7 @@ class KeptProgram:
         Args:
             make_key: returns everything that the compiled functions depend on.
         """
-        other = _find(lambda: ("traces", make_key()), self)
+        other = _find(make_key, _by_traces, self)
         if other is not self:
             self._executables, self._facts, self.is_reused = other._executables, other._facts, True
 
@@ -123,7 +123,8 @@ def _background() -> ThreadPoolExecutor:
 
 
 _numbers = itertools.count()
-_programs: OrderedDict[Hashable, KeptProgram] = OrderedDict()  # by key, and by traces
+_programs: OrderedDict[Hashable, KeptProgram] = OrderedDict()
+_by_traces: OrderedDict[Hashable, KeptProgram] = OrderedDict()
 _executables: OrderedDict[Hashable, Any] = OrderedDict()
 
 
@@ -136,10 +137,12 @@ def kept_program(make_key: Callable[[], Hashable]) -> KeptProgram:
     Returns:
         The program. It is not kept where the key cannot be made, or without compilation (`jax.disable_jit`).
     """
-    return _find(make_key, None)
+    return _find(make_key, _programs)
 
 
-def _find(make_key: Callable[[], Hashable], new: KeptProgram | None) -> KeptProgram:
+def _find(
+    make_key: Callable[[], Hashable], kept: OrderedDict[Hashable, KeptProgram], new: KeptProgram | None = None
+) -> KeptProgram:
     """Returns the kept program for a key; if there is none, it keeps `new`, or a new one."""
     if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         return new or KeptProgram([])
@@ -152,16 +155,16 @@ def _find(make_key: Callable[[], Hashable], new: KeptProgram | None) -> KeptProg
     except TypeError:  # a static part of a pytree has no hash
         return new or KeptProgram([])
     with _lock:
-        for dead in [k for k, program in _programs.items() if program.is_dead]:
-            del _programs[dead]
-        program = _programs.get(key)
+        for dead in [k for k, program in kept.items() if program.is_dead]:
+            del kept[dead]
+        program = kept.get(key)
         if program is None:
-            program = _programs[key] = new or KeptProgram(references_in(key))
+            program = kept[key] = new or KeptProgram(references_in(key))
         elif new is None:
             program.is_reused = True
-        _programs.move_to_end(key)
-        while len(_programs) > 2 * _PROGRAMS:  # each has two keys
-            _programs.popitem(last=False)
+        kept.move_to_end(key)
+        while len(kept) > _PROGRAMS:
+            kept.popitem(last=False)
         return program
 
 
@@ -220,6 +223,7 @@ def clear_caches() -> None:
     """
     with _lock:
         _programs.clear()
+        _by_traces.clear()
         _executables.clear()
 
 
@@ -273,11 +277,6 @@ class KeptFunction:
     def _key(self, args: Any) -> Hashable:
         leaves, structure = jax.tree.flatten(args)
         return self._name, structure, tuple(map(leaf_key, leaves))
-
-    @property
-    def variants(self) -> list[Any]:
-        """The keys that `varies` has returned so far; there was one executable for each."""
-        return list(self._by_variant)
 
     def lower(self, *args: Any) -> Any:
         """Traces and lowers the function."""

@@ -77,6 +77,18 @@ class Context:
         self.failure: BaseException | None = None
         self._owners: dict[Path, str] = {}
 
+    def describe_data(self, steps_per_epoch: int | None) -> None:
+        """Sets the steps of an epoch, before the first writer is made."""
+        self.steps_per_epoch = steps_per_epoch
+
+    def start_from(self, record: RunRecord, files: dict[str, Any], *, inherits: bool) -> None:
+        """Sets the run's id and files, and the positions in files at the checkpoint from which it resumes."""
+        self.record, self.resumed_files, self.inherits = record, files, inherits
+
+    def fail(self, error: BaseException | None) -> None:
+        """Sets the error that ended the run, before the writers are closed."""
+        self.failure = error
+
     def path(self, name: str) -> Path:
         """Returns the path of a file: relative names are below `run_dir`, or the initial working directory.
 

@@ -69,7 +69,7 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._context.failure = error
+        self._context.fail(error)
         close_all(self._performer.writers.values(), error)
 
     @property

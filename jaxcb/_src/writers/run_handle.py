@@ -66,6 +66,14 @@ class Run:
         """Stops the run: its epoch is validated and closed first."""
         self.stop_reason = reason
 
+    def describe(self, callbacks: dict[str, str], settings: dict[str, Any]) -> None:
+        """Sets the configuration of the run, before the first hook."""
+        self.callbacks, self.settings = callbacks, settings
+
+    def describe_step(self, traced_step: Callable[[], TracedStep]) -> None:
+        """Sets the function that returns the traced step, before the first hook."""
+        self.traced_step = traced_step
+
     def _attach(self, carry: Any) -> None:
         """Sets a function that returns the current loop state."""
         self._carry, self._state = carry, None

@@ -61,7 +61,7 @@ def evaluate(program: Program, inputs: Inputs, carry: LoopState) -> dict[str, Ar
         name -> float32 (), or (members,) for a population.
     """
     out = {}
-    for eval_set in program.evals:
+    for eval_set in program.validation.resident:
         data = inputs.val[eval_set.prefix]
         full, rest = divmod(eval_set.rows, eval_set.batch_size)
 
@@ -121,7 +121,7 @@ def validate_and_close_if_due(
         carry, rings = begin_eval(program, inputs, carry, rings)
         return end_eval(program, inputs, carry, rings, evaluate(program, inputs, carry))
 
-    if program.evals and not program.host_eval:
+    if program.validation.resident and not program.validation.needs_host:
         due = program.predicates.eval_due(inputs, carry, closing=_closes(program, inputs, carry))
         carry, rings = cond(due, validate, carry, rings)
     return close_epoch_if_due(program, inputs, carry, rings, cond)
@@ -139,7 +139,7 @@ def close_epoch_if_due(
 
 def _closes(program: Program, inputs: Inputs, carry: LoopState) -> Any:
     """Returns whether the epoch closes at this boundary: True where every boundary closes one, otherwise bool ()."""
-    return True if program.predicates.cadence.closes_epochs else program.predicates.closing(inputs, carry)
+    return True if program.validation.schedule.closes_epochs else program.predicates.closing(inputs, carry)
 
 
 def end(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
@@ -152,7 +152,7 @@ def _end_stopped_members(program: Program, inputs: Inputs, carry: LoopState, rin
     if program.members is None:
         return carry, rings
     stopping = carry.train.stop & ~carry.ended
-    if "on_train_end" in program.actions:
+    if "on_train_end" in program.spec.hooks:
         carry, rings = jax.lax.cond(
             jnp.any(stopping), lambda c, r: _end(program, inputs, c, r, stopping), _unchanged, carry, rings
         )

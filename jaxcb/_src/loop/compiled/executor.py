@@ -1,7 +1,7 @@
 """Base of both executors: compiled functions over the flat loop state, and validation on batches of the host."""
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcb._src.loop.compiled import epoch as boundary
-from jaxcb._src.loop.compiled.device_state import DeviceState, StatePacking
+from jaxcb._src.loop.compiled.device_state import DeviceState, StateForm, StatePacking
 from jaxcb._src.loop.compiled.program import Program
 from jaxcb._src.loop.compiled.record_buffer import TreePacker
 from jaxcb._src.loop.compiled.state import Inputs, LoopState, Status
@@ -34,21 +34,31 @@ class Output(NamedTuple):
     may_wait: bool = False
 
 
+class _Function(NamedTuple):
+    """A compiled function for batches of one shape.
+
+    Attributes:
+        changed: indices of the leaves of the state that it takes as donated arguments, and returns.
+        run: `run(changed, unchanged, *rest) -> (changed, out)`.
+    """
+
+    changed: tuple[int, ...]
+    run: Callable[..., Any]
+
+
 class Compiled:
-    """A compiled `fn(carry, *rest) -> (carry, *out)` whose loop state is flat and donated.
+    """A compiled `fn(packing, carry, *rest) -> (carry, *out)` whose loop state is flat and donated.
 
     With `donate_changed_only`, only leaves that `fn` modifies are donated and returned, since each array that a
     dispatch creates costs host time. Which leaves those are depends on the trace: a leaf is unmodified if `fn` returns
-    the very tracer that it was given (`call_preserving_identity` keeps this identity through nested jits). The set is
-    found while tracing. If a trace modifies a leaf outside of the current set, tracing raises `_MoreLeavesChange`, the
-    set grows, and the function is traced again. The set never shrinks, so this ends after a few traces.
+    the very tracer that it was given (`call_preserving_identity` keeps this identity through nested jits). So the
+    function is traced once before it is compiled, for each shape of a batch; the inner functions keep their traces.
 
     Args:
         name: distinguishes the functions of a run.
         fn: the function.
         kept: where the executables are kept for later runs.
         placement: the devices; the loop state keeps its shardings.
-        count: is called once per dispatch.
         donate_rest: positions of further donated arguments, counted after the loop state.
         steps: whether the function contains training steps. If so, run time matters more than compile time.
         donate_changed_only: whether to donate and return only the leaves that the function modifies.
@@ -60,105 +70,101 @@ class Compiled:
         fn: Callable[..., Any],
         kept: KeptProgram,
         placement: Placement,
-        count: Callable[[], None],
         donate_rest: tuple[int, ...] = (),
         *,
         steps: bool,
         donate_changed_only: bool = False,
     ) -> None:
-        self._count, self._placement, self._steps = count, placement, steps
-        self._donate_changed_only = donate_changed_only
-        self._kept, self._name = kept, (name, "leaves that change")
-        self._fn = fn
-        self._live: DeviceState | None = None  # of the current call
-        self._changed_indices: list[int] = []  # indices of the leaves that are donated and returned
-        # arguments of `_run_flat`: 0 is `changed`, 1 is `unchanged`, and `rest` begins at 2
-        self._function = KeptFunction(
-            name,
-            self._run_flat,
-            kept,
-            donate=(0, *(2 + i for i in donate_rest)),
-            options=self._options,
-            devices=placement.devices_key,
-            varies=_variant,
-        )
+        self._name, self._fn, self._kept, self._placement = name, fn, kept, placement
+        self._donate_rest, self._donate_changed_only = donate_rest, donate_changed_only
+        self.has_steps = steps
+        self._functions: dict[tuple[Any, Any], _Function] = {}  # by what may differ between two dispatches
+        self.dispatches = 0
 
-    def _run_flat(self, changed: list[Any], unchanged: list[Any], *rest: Any) -> Any:
-        """Runs the function on the flat loop state. Traced."""
-        assert self._live is not None
-        packing = StatePacking(self._live.form)
-        leaves = _replace_at(unchanged, self._changed_indices, changed)
-        # inputs are sent as one packed vector; unpacking belongs to the program, so that it costs no dispatch
-        given = (x.unpacked() if isinstance(x, Inputs) else x for x in rest)
-        carry, *out = self._fn(packing, packing.unpack(leaves), *given)
-        new = packing.pack(carry)
-        # identity of tracers: an unmodified leaf is the same object, whatever its value
-        found = {i for i, (x, y) in enumerate(zip(leaves, new, strict=True)) if x is not y}
-        if not found <= set(self._changed_indices):  # also at the first trace, which starts with an empty set
-            raise _MoreLeavesChange(sorted(found | set(self._changed_indices)))
-        return [new[i] for i in self._changed_indices], out
-
-    def _options(self) -> dict[str, Any]:
-        """Returns the arguments of `jax.jit`: the donated leaves keep their shardings."""
-        assert self._live is not None
-        how = self._placement.jit_out_shardings([self._live.leaves[i] for i in self._changed_indices])
-        return {**how, "compiler_options": {} if self._steps else fast_compile_options(self._placement.platform)}
+    def __call__(self, live: DeviceState, *rest: Any) -> Any:
+        self.dispatches += 1
+        key = _form_of(rest)
+        found = self._functions.get(key)
+        if found is None:
+            changed = self._changed_by(live, rest, key)
+            kept = self._kept_function(live, changed)
+            given = _split(live.leaves, changed)
+            compiles = not jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+            run = kept.executable(*given, *rest) if compiles else kept
+            found = self._functions[key] = _Function(changed, run)
+        new, out = self._placement.block_if_needed(found.run(*_split(live.leaves, found.changed), *rest))
+        return (DeviceState(_replace_at(live.leaves, found.changed, new), live.form), *out)
 
     @property
     def batch_shapes(self) -> list[Any]:
         """The shapes of batches that the function was called with: for each, shape and dtype of the arrays."""
-        return list(dict.fromkeys(shapes for *_, shapes in self._function.variants))
+        return list(dict.fromkeys(shapes for _, shapes in self._functions))
 
     def lower(self, live: DeviceState, *rest: Any) -> Any:
         """Returns the program, lowered for these arguments."""
-        return self._with_arguments(self._function.lower, live, *rest)
+        changed = self._changed_by(live, rest, _form_of(rest))
+        return self._kept_function(live, changed).lower(*_split(live.leaves, changed), *rest)
 
     def prepare(self, live: DeviceState, *rest: Any) -> None:
         """Compiles for these arguments in the background; the first call waits for it."""
-        self._with_arguments(self._function.prepare, live, *rest)
+        changed = self._changed_by(live, rest, _form_of(rest))
+        self._kept_function(live, changed).prepare(*_split(live.leaves, changed), *rest)
 
-    def __call__(self, live: DeviceState, *rest: Any) -> Any:
-        self._count()
-        new, out = self._placement.block_if_needed(self._with_arguments(self._function, live, *rest))
-        return (DeviceState(_replace_at(live.leaves, self._changed_indices, new), live.form), *out)
+    def _changed_by(self, live: DeviceState, rest: tuple[Any, ...], key: Hashable) -> tuple[int, ...]:
+        """Returns the indices of the leaves that the function modifies."""
+        if not self._donate_changed_only:
+            return tuple(range(len(live.leaves)))
 
-    def _with_arguments(self, use: Callable[..., Any], live: DeviceState, *rest: Any) -> Any:
-        """Returns `use(*arguments)`. Traces again with more donated leaves after `_MoreLeavesChange`."""
-        every = range(0 if self._donate_changed_only else len(live.leaves))
-        self._changed_indices = self._kept.fact(self._name, lambda: list(every))
-        while True:
-            self._live = live
-            changed = [live.leaves[i] for i in self._changed_indices]
-            # a donated buffer must occur once among the arguments, so the donated leaves are None in `unchanged`
-            unchanged = _replace_at(live.leaves, self._changed_indices, itertools.repeat(None))
-            try:
-                return use(changed, unchanged, *rest)
-            # raised while tracing, before any buffer was donated: the arguments are still valid
-            except _MoreLeavesChange as more:
-                # another thread may have grown the set meanwhile; as it only grows, its size tells which one it is
-                self._changed_indices = sorted({*more.indices, *self._kept.get(self._name)})
-                self._kept.put(self._name, self._changed_indices)
-            finally:
-                self._live = None
+        def find() -> tuple[int, ...]:
+            changed: list[int] = []
+
+            def trace(leaves: list[Any], *rest: Any) -> None:
+                new, _ = self._run(live.form, leaves, rest)
+                changed.extend(i for i, (x, y) in enumerate(zip(leaves, new, strict=True)) if x is not y)
+
+            jax.eval_shape(trace, live.leaves, *rest)
+            return tuple(changed)
+
+        return self._kept.fact((self._name, "leaves that change", key), find)
+
+    def _kept_function(self, live: DeviceState, changed: tuple[int, ...]) -> KeptFunction:
+        """Returns the function that is compiled: its arguments are those of `_Function.run`."""
+
+        def run(donated: list[Any], others: list[Any], *rest: Any) -> Any:
+            new, out = self._run(live.form, _replace_at(others, changed, donated), rest)
+            return [new[i] for i in changed], out
+
+        def options() -> dict[str, Any]:
+            """Returns the arguments of `jax.jit`: the donated leaves keep their shardings."""
+            how = self._placement.jit_out_shardings([live.leaves[i] for i in changed])
+            return {**how, "compiler_options": {} if self.has_steps else fast_compile_options(self._placement.platform)}
+
+        donate = (0, *(2 + i for i in self._donate_rest))  # 0 is `donated`, 1 is `others`, and `rest` begins at 2
+        devices = self._placement.devices_key
+        return KeptFunction((self._name, changed), run, self._kept, donate=donate, options=options, devices=devices)
+
+    def _run(self, form: StateForm, leaves: list[Any], rest: tuple[Any, ...]) -> tuple[list[Any], Any]:
+        """Runs the function on the flat loop state. Traced."""
+        packing = StatePacking(form)
+        # inputs are sent as one packed vector; unpacking belongs to the program, so that it costs no dispatch
+        given = (x.unpacked() if isinstance(x, Inputs) else x for x in rest)
+        carry, *out = self._fn(packing, packing.unpack(leaves), *given)
+        return packing.pack(carry), out
 
 
-def _variant(changed: list[Any], unchanged: list[Any], *rest: Any) -> Hashable:
-    """Returns a key of what may differ from the last dispatch: the leaves that change, and the form of batches."""
-    del unchanged
+def _form_of(rest: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Returns what may differ from the last dispatch: structure and shapes of the batches."""
     batches = [x.data for x in rest if isinstance(x, Inputs)] or list(rest)
     leaves, structure = jax.tree.flatten(batches)
-    return len(changed), structure, tuple((x.shape, x.dtype) if hasattr(x, "dtype") else type(x) for x in leaves)
+    return structure, tuple((x.shape, x.dtype) if hasattr(x, "dtype") else type(x) for x in leaves)
 
 
-class _MoreLeavesChange(Exception):
-    """The traced function modifies leaves outside of the set that is donated."""
-
-    def __init__(self, indices: list[int]) -> None:
-        super().__init__(indices)
-        self.indices = indices
+def _split(leaves: list[Any], changed: tuple[int, ...]) -> tuple[list[Any], list[Any]]:
+    """Returns the leaves to donate, and all leaves with None in their places: a donated buffer must occur once."""
+    return [leaves[i] for i in changed], _replace_at(leaves, changed, itertools.repeat(None))
 
 
-def _replace_at(leaves: list[Any], indices: list[int], new: Iterable[Any]) -> list[Any]:
+def _replace_at(leaves: list[Any], indices: Sequence[int], new: Iterable[Any]) -> list[Any]:
     """Returns a copy of the leaves in which those at `indices` are replaced."""
     leaves = list(leaves)
     for index, leaf in zip(indices, new, strict=False):
@@ -179,9 +185,9 @@ class Executor:
 
     def __init__(self, program: Program, kept: KeptProgram, placement: Placement = ONE_DEVICE) -> None:
         self.program, self.placement = program, placement
-        self.dispatches = 0
         self.kept = kept
-        self._step_functions: list[Compiled] = []
+        self._functions: list[Compiled] = []
+        self._other_dispatches = 0  # of functions that return no loop state
         self._begin = self._compiled(self._run_begin)
         self._end = self._compiled(self._run_end)
         self._stop = self._compiled(self._run_stop)
@@ -203,19 +209,22 @@ class Executor:
             fn,
             self.kept,
             self.placement,
-            self._count,
             donate_rest,
             steps=steps,
             donate_changed_only=donate_changed_only,
         )
-        if steps:
-            self._step_functions.append(compiled)
+        self._functions.append(compiled)
         return compiled
+
+    @property
+    def dispatches(self) -> int:
+        """Number of calls of compiled functions so far."""
+        return sum(function.dispatches for function in self._functions) + self._other_dispatches
 
     def shapes_that_keep_changing(self) -> str | None:
         """Returns the shapes of the batches, as text, if a step was compiled for too many of them; otherwise None."""
-        for function in self._step_functions:
-            if len(function.batch_shapes) > MOST_SHAPES:
+        for function in self._functions:
+            if function.has_steps and len(function.batch_shapes) > MOST_SHAPES:
                 return ", ".join(
                     "(" + ", ".join(f"{d.name}{list(s)}" for s, d in of) + ")" for of in function.batch_shapes
                 )
@@ -223,10 +232,7 @@ class Executor:
 
     def _key(self, name: str) -> Hashable:
         """Returns the name of a function among all that are kept for the run: populations shrink to other programs."""
-        return self.name, self.program.members, self.program.over.__name__, name
-
-    def _count(self) -> None:
-        self.dispatches += 1
+        return self.name, self.program.members, self.program.functions.mapping.over.__name__, name
 
     def _pack_status(self, inputs: Inputs, carry: LoopState) -> dict[str, Any]:
         """Packs the status. Fetching one array is cheaper than fetching one per number. Traced."""
@@ -238,8 +244,8 @@ class Executor:
     def unpack_status(self, status: dict[str, np.ndarray]) -> Status:
         """Unpacks a fetched status."""
         rows = self.kept.get(self._key("status")).unpack({name: row[None] for name, row in status.items()})
-        status = jax.tree.map(lambda x: x[0], rows)
-        return status.replace(window=status.window.means_on_host())
+        found: Status = jax.tree.map(lambda x: x[0], rows)
+        return found.replace(window=found.window.means_on_host())
 
     def prepare(self, live: DeviceState, inputs: Inputs) -> None:
         """Compiles in the background what takes longest, for data that lies on the device.

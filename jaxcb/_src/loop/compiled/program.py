@@ -1,9 +1,8 @@
 """Hooks and steps as pure functions of the loop state; both executors are built from these."""
 
 import contextlib
-import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +11,15 @@ from jax.core import Tracer
 
 from jaxcb._src.core.actions.base import Action, HostAction
 from jaxcb._src.core.actions.control import Stop
-from jaxcb._src.core.actions.utils import materialize
-from jaxcb._src.core.callback import STEP_HOOKS, PopulationCallback
-from jaxcb._src.core.chain import Chain
+from jaxcb._src.core.callback import STEP_HOOKS
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.data.spec import BatchLayout, rows_in
-from jaxcb._src.inspection.traced_step import TracedStep
+from jaxcb._src.loop.compiled.hook_metrics import metrics_of
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator, computed
-from jaxcb._src.loop.compiled.position import EvalSchedule, PositionPredicates
+from jaxcb._src.loop.compiled.program_spec import ProgramSpec, ValidationPlan
 from jaxcb._src.loop.compiled.record_buffer import RecordBuffers, RecordPosition, any_fires
-from jaxcb._src.loop.compiled.state import Inputs, LoopState, MetricShapes, ProbeValue, Status
-from jaxcb._src.loop.compiled.traced_functions import (
-    call_preserving_identity,
-    hook_of,
-    materializer,
-    members_hook,
-    probe_function,
-)
-from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
-from jaxcb._src.training.learning_rate import accumulations, learning_rates
-from jaxcb._src.training.probes import Probe
+from jaxcb._src.loop.compiled.state import Inputs, LoopState, ProbeValue, Status
+from jaxcb._src.loop.compiled.traced_functions import TracedFunctions, call_preserving_identity
 from jaxcb._src.training.train_state import TrainState, apply
 from jaxcb._src.training.train_step import PendingUpdate, Step
 from jaxcb._src.utils.leaf_names import leaf_name
@@ -82,214 +70,35 @@ def refuse_nan(step: Any, **trees: Any) -> None:
                 )
 
 
-class EvalSet(NamedTuple):
-    """A validation set whose rows stay on the device."""
-
-    prefix: str  # prefix of its metrics' names, such as "val_" or "val_wiki_"
-    rows: int
-    batch_size: int
-
-
-class ProgramShapes(NamedTuple):
-    """What is known of a program before its first step, by tracing the hooks and steps once.
-
-    Attributes:
-        metrics: the shapes of everything that the run reports.
-        stale_names: hook -> names that are not reported by that hook call.
-        actions: hook -> shapes of its actions. Hooks that are missing never run.
-        equal: hook -> for each array of its actions the index of the first one that is always equal, or a negative
-            number if that is part of a callback's state.
-        never: hook -> index of the actions that never fire, and are not recorded: such as the row of a logger at a
-            validation within an epoch, if every validation is at the end of one.
-        traces: hook -> key of its trace; None if they cannot be compared.
-        answers: hook -> index of each lazy log action -> shapes of the actions that it computes.
-        host_read: host metrics that a hook reads.
-        scales_final_updates: whether callbacks scale the final updates, because the optimizer has no schedule of its
-            own to scale.
-    """
-
-    metrics: MetricShapes
-    stale_names: Mapping[str, frozenset[str]]
-    actions: Mapping[str, tuple[Any, ...]] = {}
-    equal: Mapping[str, tuple[int, ...]] = {}
-    never: Mapping[str, frozenset[int]] = {}
-    traces: Mapping[str, Hashable] | None = {}
-    answers: Mapping[str, Mapping[int, tuple[Any, ...]]] = {}
-    host_read: tuple[str, ...] = ()
-    scales_final_updates: bool = False
-
-
 class Program:
-    """The traced functions of a run. Each hook and each step function is traced once per batch shape.
+    """A run's hooks and steps, as pure functions of the loop state.
 
     Args:
-        step: `(train_state, batch) -> (train_state, metrics)`; with a `Step`, `on_before_update` can run.
-        eval_step: `(train_state, batch) -> metrics`, or None.
-        chain: all callbacks.
-        members: size of the member axis; None for a single run.
-        evals: resident validation sets.
-        host_prefixes: prefixes of the validation sets that the host feeds.
-        host_values: names of the validation metrics that the host computes.
-        probes: name -> probe of the step.
-        host_names: names of the host metrics.
-        cadence: when to validate.
+        functions: the functions that it calls.
+        spec: what is known of them.
+        validation: what is validated, and when.
         layout: how batches are found in the data.
-        batch_axis: 0 if each member has its own batches, None if members share them.
-        chain_axes: which numeric fields of the callbacks have a member axis, as `in_axes` of `vmap`.
-        debug: whether to check for NaN at every step; only possible without compilation.
-        over: maps a step over the members, `over(fn, in_axes) -> fn`; `jax.vmap` by default.
-        placement: shardings of batches and train state, for a single run.
     """
 
-    def __init__(  # noqa: PLR0913
-        self,
-        *,
-        step: Callable[..., Any],
-        eval_step: Callable[..., Any] | None,
-        chain: Chain,
-        members: int | None,
-        evals: Sequence[EvalSet],
-        host_prefixes: Sequence[str],
-        cadence: EvalSchedule,
-        layout: BatchLayout,
-        host_values: Sequence[str] = (),
-        probes: Mapping[str, Probe] | None = None,
-        host_names: Sequence[str] = (),
-        batch_axis: int | None = None,
-        chain_axes: Any = None,
-        debug: bool = False,
-        over: Callable[[Callable[..., Any], Any], Callable[..., Any]] = jax.vmap,
-        placement: Placement = ONE_DEVICE,
+    def __init__(
+        self, functions: TracedFunctions, spec: ProgramSpec, validation: ValidationPlan, layout: BatchLayout
     ) -> None:
-        self.members, self.placement = members, placement
-        self.over = over
-        self.evals = tuple(evals)
-        self.host_eval = bool(host_prefixes or host_values)
-        self.host_values, self.host_names = tuple(host_values), tuple(host_names)
-        self.probes = dict(probes or {})
-        self.predicates = PositionPredicates(cadence, bool(evals) or self.host_eval)
-        self.layout = layout
-        self.batch_axis = batch_axis
-        self.hooks = chain.hooks()
-        self.probe_functions: dict[str, Any] = {}
-        self.debug = debug
-        probes_step = "on_before_update" in self.hooks or bool(self.probes)
-        self.split_step = isinstance(step, Step) and (probes_step or debug)
-        if probes_step and not self.split_step:
-            who = ", ".join(f"the probe {name!r}" for name in self.probes) or self._owners(chain)
-            raise ValueError(
-                f"{who} needs the gradients before the update (on_before_update), but this train_step does not expose "
-                "them. Use fit, or make the step with jc.Step(loss_fn) or jc.Step.from_gradients(fn)."
-            )
-        self.step = step
-        over_members = (0, batch_axis)
-        self._step = self._compiled(step, over_members)
-        if isinstance(step, Step) and self.split_step:
-            self._propose = self._compiled(step.compute_update, over_members)
-            self.update = self._compiled(step.update, (0, 0, 0))
-            self.probe_functions = {
-                name: self._compiled(probe_function(name, probe, step.activations), (0, 0, batch_axis))
-                for name, probe in self.probes.items()
-            }
-            self.answer_inside = self._compiled(materializer(step.activations), (0, 0, 0, batch_axis))
-        self.answer = self._compiled(materialize, (0, 0))
-        self.eval_step = self._compiled(eval_step, (0, None)) if eval_step is not None else None
-        tree = jax.tree.structure(chain)
-        axes = None if chain_axes is None else tree.flatten_up_to(chain_axes)
-        make = functools.partial(members_hook, axes) if members is not None else hook_of
-        self.hook = {hook: jax.jit(make(hook, tree)) for hook in self.hooks}
-        self.populations = tuple(n for n, callback in chain.items() if isinstance(callback, PopulationCallback))
-        if self.populations and members is None:
-            raise ValueError(f"{', '.join(self.populations)} acts on a population: pass it to jc.sweep, not to fit.")
-        self.expect(ProgramShapes(MetricShapes({}, {}, {}, members), {}))
-
-    def _compiled(self, fn: Callable[..., Any], in_axes: Any) -> Any:
-        """Jits a function, mapped over members if there are any. One jit per function means one trace per shape."""
-        if fn.__hash__ is None:  # jax.jit needs a hashable function; a partial hashes by identity
-            fn = functools.partial(fn)
-        return jax.jit(self.over(fn, in_axes) if self.members is not None else self.placement.with_mesh(fn))
-
-    # Shapes and costs, known before the first step
-
-    def jaxpr(self, train: TrainState, batch: Any) -> Any:
-        """Returns the traced step. The programs reuse this trace."""
-        return self.first_half.trace(train, batch).jaxpr
-
-    def traced(self, train: TrainState, batch: Any) -> TracedStep:
-        """Returns the traced step, with the location of its metrics."""
-        traced = self.first_half.trace(train, batch)
-        return TracedStep.of(traced, train, batch, lambda out: out.gradients.values if self.split_step else out[1])
-
-    @property
-    def first_half(self) -> Any:
-        """The function that computes the gradients; the complete step if nothing runs between gradients and update."""
-        return self._propose if self.split_step else self._step
-
-    def flops(self, train: TrainState, batch: Any) -> float:
-        """Returns the floating point operations of a step from XLA's cost analysis; NaN if it reports none."""
-        lowered = [self.first_half.lower(train, batch)]
-        if self.split_step:
-            proposal = jax.eval_shape(self.first_half, train, batch)
-            lowered.append(self.update.lower(train, proposal, self.actions.get("on_before_update", ())))
-        return sum(float((part.cost_analysis() or {}).get("flops", jnp.nan)) for part in lowered)
-
-    def expect(self, shapes: ProgramShapes) -> None:
-        """Stores the shapes that are known so far."""
-        self.shapes, self.actions = shapes, shapes.actions
-        self.buffers = RecordBuffers(shapes.actions, shapes.answers, shapes.equal, shapes.never)
-
-    @staticmethod
-    def _owners(chain: Chain) -> str:
-        return ", ".join(name for name, callback in chain.items() if "on_before_update" in callback.hooks())
+        self.functions, self.spec, self.validation, self.layout = functions, spec, validation, layout
+        self.members, self.placement = functions.mapping.members, functions.mapping.placement
+        self.predicates = validation.predicates
+        self.buffers = RecordBuffers(spec.hooks)
 
     @property
     def steps_may_stop(self) -> bool:
         """Whether a step can request a stop: by a hook, or by a custom train step that sets `stop`."""
-        actions = (a for hook in STEP_HOOKS for a in self.actions.get(hook, ()))
-        return not isinstance(self.step, Step) or any(isinstance(a, Stop) for a in actions)
+        own = not isinstance(self.functions.step, Step)
+        return own or any(isinstance(action, Stop) for action in self.spec.actions_of(*STEP_HOOKS))
 
     def yields_at(self, *hooks: str) -> bool:
         """Returns whether any of these hooks can return a host action."""
-        return any(
-            isinstance(action, HostAction) and index not in self.shapes.never.get(hook, ())
-            for hook in hooks
-            for index, action in enumerate(self.actions.get(hook, ()))
-        )
+        return any(self.spec.hooks[hook].may_yield for hook in hooks if hook in self.spec.hooks)
 
     # Metrics that a hook call sees
-
-    def metrics_of(  # noqa: PLR0913
-        self,
-        values: Mapping[str, Any],
-        train: TrainState,
-        host: Mapping[str, Any],
-        *,
-        step: Any,
-        epoch: Any,
-        total: Any,
-        last: bool,
-        reported: Mapping[str, Any] | None = None,
-        closes: Any = False,
-    ) -> Metrics:
-        rates: dict[str, Any] = {}
-        for rate in learning_rates(train.opt_state)[:1]:
-            if rate.schedule is None:
-                rates["lr_scale"] = rate.scale
-            else:
-                rates["learning_rate"] = rate.applied if last else rate.effective()
-                rates["base_learning_rate"] = rate.base(last=last)
-        for several in accumulations(train.opt_state)[:1]:
-            rates["updates"] = several.gradient_step
-        shown = {**train.controls, **values, **rates}
-        return Metrics._make(
-            values=shown,
-            step=step,
-            epoch=epoch,
-            total_steps=total,
-            reported=dict.fromkeys(shown, step) | dict(reported or {}),
-            closes_epoch=jnp.asarray(closes),
-            host=dict(host),
-        )
 
     def metrics(
         self, inputs: Inputs, carry: LoopState, values: Mapping[str, Any], *, last: bool, **more: Any
@@ -303,27 +112,16 @@ class Program:
             last: whether the learning rate is that of the last update; otherwise of the next one.
             **more: further arguments of `metrics_of`.
         """
-        return self.metrics_of(
+        return metrics_of(
             values,
             carry.train,
-            inputs.host(self.host_names, self.shapes.host_read),
+            inputs.host(self.spec.host_names, self.spec.host_read),
+            last=last,
             step=carry.step,
             epoch=carry.epoch,
-            total=inputs.numbers.total_steps,
-            last=last,
+            total_steps=inputs.numbers.total_steps,
             **more,
         )
-
-    def closes_in(self, hook: str) -> bool | None:
-        """Returns `closes_epoch` of a hook's metrics, if it is the same in every call; otherwise None."""
-        if hook in ("on_eval_begin", "on_eval_end"):
-            return True if self.predicates.cadence.closes_epochs else None
-        return hook in ("on_epoch_end", "on_train_end")
-
-    def seen_in(self, hook: str, metrics: Metrics, alive: Any, member: Any) -> Metrics:
-        """Returns the metrics as a hook sees them; `alive` and `member` are only set for population callbacks."""
-        together = {"alive": alive, "member": member} if self.populations else {}
-        return metrics.replace(old=self.shapes.stale_names.get(hook, frozenset()), **together)
 
     # Hooks
 
@@ -355,11 +153,13 @@ class Program:
         Returns:
             The loop state, the record buffers, and the actions.
         """
-        if hook not in self.actions:
+        if hook not in self.spec.hooks:
             return carry, rings, ()
-        acting = ~carry.ended if alive is None else alive
-        metrics = self.seen_in(hook, metrics, acting, carry.member)
-        states, actions = call_preserving_identity(self.hook[hook], inputs.settings, carry.callbacks, metrics)
+        functions, together = self.functions, {}
+        if functions.populations:
+            together = {"alive": ~carry.ended if alive is None else alive, "member": carry.member}
+        metrics = metrics.replace(old=self.spec.stale_names.get(hook, frozenset()), **together)
+        states, actions = call_preserving_identity(functions.hook[hook], inputs.settings, carry.callbacks, metrics)
         if alive is not None:
             states = select(alive, states, carry.callbacks)
             actions = tuple(a.replace(when=a.when & alive) for a in actions)
@@ -374,15 +174,15 @@ class Program:
 
         def answer(action: Any) -> Any:
             # the weights that the hook saw, not those after its control actions
-            return (
-                self.answer(action, carry.train) if inside is None else self.answer_inside(action, carry.train, *inside)
-            )
+            if inside is None:
+                return functions.answer(action, carry.train)
+            return functions.answer_inside(action, carry.train, *inside)
 
         return new, self.buffers.append(rings, hook, at, actions, ok, answer), actions
 
     def boundary_waits(self, inputs: Inputs, carry: LoopState) -> Array:
         """Returns whether the next validation must be run by the host, bool ()."""
-        return self.predicates.eval_due(inputs, carry) if self.host_eval else jnp.zeros((), bool)
+        return self.predicates.eval_due(inputs, carry) if self.validation.needs_host else jnp.zeros((), bool)
 
     # Status
 
@@ -431,9 +231,9 @@ class Program:
         metrics = self.metrics(inputs, carry, {}, last=False)
         carry, rings, _ = self.run_hook("on_batch_begin", inputs, carry, rings, metrics, alive=alive, ok=happens)
         due: dict[str, Any] = {}
-        if self.split_step:
-            proposal = self._propose(carry.train, batch)
-            if self.debug:
+        if self.functions.split_step:
+            proposal = self.functions.first_half(carry.train, batch)
+            if self.functions.debug:
                 loss_and_grads = proposal.gradients
                 refuse_nan(
                     carry.step + 1, metric=loss_and_grads.values, gradient=loss_and_grads.grads, update=proposal.updates
@@ -448,15 +248,15 @@ class Program:
             carry, rings, actions = self.run_hook(
                 "on_before_update", inputs, carry, rings, metrics, alive=alive, ok=happens, inside=(proposal, batch)
             )
-            train = call_preserving_identity(self.update, carry.train, proposal, actions)
+            train = call_preserving_identity(self.functions.update, carry.train, proposal, actions)
             carry = carry.replace(readings=readings)
         else:
-            train, merging = call_preserving_identity(self._step, carry.train, batch)
+            train, merging = call_preserving_identity(self.functions.first_half, carry.train, batch)
             values = computed(merging, self.members is not None)
         train = self.placement.constrain_state(
             cast_like(train, carry.train, "train_step: the train state", error=ValueError)
         )
-        if self.debug:
+        if self.functions.debug:
             refuse_nan(carry.step + 1, metric=values, parameter=train.params)
         windows = {"": carry.windows[""].add(merging, rows)}
         for name, was_due in due.items():
@@ -500,8 +300,8 @@ class Program:
             Probe -> value, and probe -> whether it was due, bool ().
         """
         readings, due = {}, {}
-        for name, probe in self.probes.items():
-            probe_fn, last = self.probe_functions[name], carry.readings[name]
+        for name, probe in self.functions.probes.items():
+            probe_fn, last = self.functions.probe_functions[name], carry.readings[name]
             due[name] = (carry.step + 1) % probe.every == 0
 
             def look(last: ProbeValue, probe_fn: Any = probe_fn) -> ProbeValue:
@@ -518,17 +318,17 @@ class Program:
 
     def empty_eval(self, train: TrainState, batch: Any) -> MetricAccumulator:
         """Returns an empty accumulator for the metrics of a validation set."""
-        assert self.eval_step is not None
+        assert self.functions.eval_step is not None
         return MetricAccumulator.empty(
-            jax.eval_shape(self.eval_step, train, self.placement.shapes(batch)), self.members
+            jax.eval_shape(self.functions.eval_step, train, self.placement.shapes(batch)), self.members
         )
 
     def eval_batch(self, window: MetricAccumulator, train: TrainState, batch: Any, index: Any) -> MetricAccumulator:
         """Adds the metrics of a validation batch, weighted by its rows. Its index is folded into the PRNG key."""
-        assert self.eval_step is not None
+        assert self.functions.eval_step is not None
         fold = jax.random.fold_in if self.members is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))
         train = train.replace(key=fold(train.key, index))
-        return window.add(self.eval_step(train, self.placement.split(batch)), rows_in(batch))
+        return window.add(self.functions.eval_step(train, self.placement.split(batch)), rows_in(batch))
 
 
 def _with_readings(

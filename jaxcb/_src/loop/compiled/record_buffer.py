@@ -12,6 +12,7 @@ from jax import Array
 
 from jaxcb._src.core.actions.base import Action, HostAction, LogAction
 from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.loop.compiled.program_spec import HookSpec
 from jaxcb._src.utils.pytree import Struct
 from jaxcb._src.writers.run_handle import Record
 
@@ -148,32 +149,21 @@ class RecordBuffers:
     """The record buffers of a program.
 
     Args:
-        actions: hook -> shapes of its actions.
-        answers: hook -> index of each lazy log action -> shapes of the actions that it computes.
-        equal: hook -> which arrays of its actions are always equal, as in `ProgramShapes`.
-        never: hook -> which of its actions never fire, by index.
+        hooks: the hooks of the program.
     """
 
-    def __init__(
-        self,
-        actions: Mapping[str, tuple[Any, ...]],
-        answers: Mapping[str, Mapping[int, tuple[Any, ...]]] | None = None,
-        equal: Mapping[str, tuple[int, ...]] | None = None,
-        never: Mapping[str, frozenset[int]] | None = None,
-    ) -> None:
-        self._equal = equal or {}
+    def __init__(self, hooks: Mapping[str, HookSpec]) -> None:
         self.layouts: dict[str, BufferLayout] = {}
         self._shapes: dict[str, Any] = {}
         self._packings: dict[str, TreePacker] = {}
-        for hook, shapes in actions.items():
-            lazy = (answers or {}).get(hook, {})
-            skipped = {*lazy, *(never or {}).get(hook, ())}
+        for hook, (shapes, equal, never, lazy, _) in hooks.items():
+            skipped = {*lazy, *never}
             recorded = [
                 i for i, a in enumerate(shapes) if isinstance(a, LogAction | HostAction | Stop) and i not in skipped
             ]
             small = tuple(i for i in recorded if _size_in_bytes(shapes[i]) <= _LARGE)
             groups = ([small] if small else []) + [(i,) for i in recorded if i not in small]
-            numbers = iter(self._equal.get(hook, range(len(jax.tree.leaves(shapes)))))
+            numbers = iter(equal)
             numbers = [[next(numbers) for _ in jax.tree.leaves(action)] for action in shapes]
             for number, indices in enumerate(groups):
                 entry = tuple(shapes[i] for i in indices)

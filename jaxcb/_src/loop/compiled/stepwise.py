@@ -35,16 +35,18 @@ class Stepped(Executor):
         self._form: Any = None  # form of the loop state, while its status is traced
         self._fresh = self._without_state(program.buffers.empty)
         self._open = self._compiled(self._run_open, donate_rest=(1,))
-        self._step = self._compiled(self._run_step, donate_rest=(1,), steps=True, donate_changed_only=not program.debug)
+        self._step = self._compiled(
+            self._run_step, donate_rest=(1,), steps=True, donate_changed_only=not program.functions.debug
+        )
         self._remainder = self._compiled(
-            self._run_remainder, donate_rest=(1,), steps=True, donate_changed_only=not program.debug
+            self._run_remainder, donate_rest=(1,), steps=True, donate_changed_only=not program.functions.debug
         )
         self._boundary = self._compiled(self._run_boundary, donate_rest=(1,))
         self._status = self._without_state(self._run_status)  # donates nothing
         # Only the buffers that a step writes to: each array that a dispatch takes or returns costs host time.
         self._step_buffers = [name for name, layout in program.buffers.layouts.items() if layout.hook in STEP_HOOKS]
         hooks = _BOUNDARY_HOOKS if program.members is None else _BOUNDARY_HOOKS + _MEMBERS_TOO
-        self._boundary_may_wait = program.host_eval or program.yields_at(*hooks)
+        self._boundary_may_wait = program.validation.needs_host or program.yields_at(*hooks)
 
     def prepare(self, live: DeviceState, inputs: Inputs) -> None:
         rings = self.kept.fact(self._key("rings"), lambda: jax.eval_shape(self.program.buffers.empty))
@@ -55,7 +57,7 @@ class Stepped(Executor):
         self, live: DeviceState, inputs: Inputs, batches: Iterable[Any], place: HostPosition
     ) -> tuple[DeviceState, Output]:
         live, rings, may_wait = self._run(live, inputs, batches, place)
-        self._count()
+        self._other_dispatches += 1
         return live, Output(rings, self.placement.block_if_needed(self._read_status(live, inputs)), may_wait=may_wait)
 
     def _run(  # noqa: C901
@@ -90,7 +92,7 @@ class Stepped(Executor):
                 if self._boundary_may_wait or place.over:
                     return live, rings, True
             halted_flags.append(halted)
-            if self.program.debug and bool(halted):  # an uncompiled no-op step costs as much as a real one
+            if self.program.functions.debug and bool(halted):  # an uncompiled no-op step costs as much as a real one
                 return live, rings, True
             # Bound the queue. Read the flag of the middle step: it is most likely done, so that reading it rarely
             # blocks.
@@ -105,7 +107,7 @@ class Stepped(Executor):
     def _new_rings(self) -> Any:
         if not self.program.buffers.layouts:
             return {}
-        self._count()
+        self._other_dispatches += 1
         return self._fresh()
 
     def _pass_boundary(self, live: DeviceState, inputs: Inputs, rings: Any, place: HostPosition) -> Any:

@@ -1,16 +1,152 @@
-"""The functions that a program jits besides the user's: hooks, probes and lazy log actions; and how to call them."""
+"""`TracedFunctions`: the functions that programs are made of, jitted; and how to call them inside a program."""
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from jaxcb._src.core.actions.utils import materialize
+from jaxcb._src.core.callback import PopulationCallback
+from jaxcb._src.core.chain import Chain
 from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.inspection.traced_step import TracedStep
+from jaxcb._src.loop.compiled.member_map import Over
+from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.training.probes import Probe, look, readings
 from jaxcb._src.training.train_state import TrainState
-from jaxcb._src.training.train_step import PendingUpdate
+from jaxcb._src.training.train_step import PendingUpdate, Step
+
+
+class RunFunctions(NamedTuple):
+    """The functions of a run.
+
+    Attributes:
+        step: `(train_state, batch) -> (train_state, metrics)`.
+        eval_step: `(train_state, batch) -> metrics`, or None.
+        callbacks: the callbacks.
+    """
+
+    step: Callable[..., Any]
+    eval_step: Callable[..., Any] | None
+    callbacks: Chain
+
+
+class MemberMapping(NamedTuple):
+    """How the functions of one run become those of a population, and where they run.
+
+    Attributes:
+        members: size of the member axis; None for a single run.
+        over: maps a function over the members, `over(fn, in_axes) -> fn`.
+        batch_axis: 0 if each member has its own batches, None if members share them.
+        chain_axes: for each numeric field of the callbacks 0 if it has a member axis, None if shared; as `in_axes`.
+        placement: shardings of batches and train state, for a single run.
+    """
+
+    members: int | None = None
+    over: Over = jax.vmap
+    batch_axis: int | None = None
+    chain_axes: Any = None
+    placement: Placement = ONE_DEVICE
+
+
+class TracedFunctions:
+    """The jitted functions of a run. Each is traced once for each shape of a batch, whatever programs call it.
+
+    Args:
+        functions: steps and callbacks; with a `Step`, `on_before_update` can run.
+        probes: name -> probe of the step.
+        mapping: how they become functions of a population, and where they run.
+        debug: whether to check for NaN at every step; only possible without compilation.
+
+    Attributes:
+        split_step: whether something runs between gradients and update.
+        first_half: the function that computes the gradients; the complete step if nothing runs between.
+        hook: the hooks of all callbacks, by name.
+        populations: names of the callbacks that act on a population.
+
+    Raises:
+        ValueError: for a step that does not expose the gradients that callbacks or probes need, or for a callback of a
+            population in a single run.
+    """
+
+    def __init__(
+        self,
+        functions: RunFunctions,
+        probes: Mapping[str, Probe],
+        mapping: MemberMapping,
+        *,
+        debug: bool = False,
+    ) -> None:
+        self.mapping, self.debug, self.probes = mapping, debug, dict(probes)
+        step, eval_step, chain = functions
+        hooks, over_members = chain.hooks(), (0, mapping.batch_axis)
+        probes_step = "on_before_update" in hooks or bool(probes)
+        self.split_step = isinstance(step, Step) and (probes_step or debug)
+        if probes_step and not self.split_step:
+            who = ", ".join(f"the probe {name!r}" for name in probes) or _owners(chain)
+            raise ValueError(
+                f"{who} needs the gradients before the update (on_before_update), but this train_step does not expose "
+                "them. Use fit, or make the step with jc.Step(loss_fn) or jc.Step.from_gradients(fn)."
+            )
+        self.step = step
+        self.first_half = self._compiled(step, over_members)
+        self.probe_functions: dict[str, Any] = {}
+        if isinstance(step, Step) and self.split_step:
+            self.first_half = self._compiled(step.compute_update, over_members)
+            self.update = self._compiled(step.update, (0, 0, 0))
+            self.probe_functions = {
+                name: self._compiled(probe_function(name, probe, step.activations), (0, 0, mapping.batch_axis))
+                for name, probe in self.probes.items()
+            }
+            self.answer_inside = self._compiled(materializer(step.activations), (0, 0, 0, mapping.batch_axis))
+        self.answer = self._compiled(materialize, (0, 0))
+        self.eval_step = self._compiled(eval_step, (0, None)) if eval_step is not None else None
+        tree = jax.tree.structure(chain)
+        axes = None if mapping.chain_axes is None else tree.flatten_up_to(mapping.chain_axes)
+        make = functools.partial(members_hook, axes) if mapping.members is not None else hook_of
+        self.hook = {hook: jax.jit(make(hook, tree)) for hook in hooks}
+        self.populations = tuple(n for n, callback in chain.items() if isinstance(callback, PopulationCallback))
+        if self.populations and mapping.members is None:
+            raise ValueError(f"{', '.join(self.populations)} acts on a population: pass it to jc.sweep, not to fit.")
+
+    def _compiled(self, fn: Callable[..., Any], in_axes: Any) -> Any:
+        """Jits a function, mapped over members if there are any. One jit per function means one trace per shape."""
+        if fn.__hash__ is None:  # jax.jit needs a hashable function; a partial hashes by identity
+            fn = functools.partial(fn)
+        mapping = self.mapping
+        return jax.jit(mapping.over(fn, in_axes) if mapping.members is not None else mapping.placement.with_mesh(fn))
+
+    # Costs, known before the first step
+
+    def jaxpr(self, train: TrainState, batch: Any) -> Any:
+        """Returns the traced step. The programs reuse this trace."""
+        return self.first_half.trace(train, batch).jaxpr
+
+    def traced(self, train: TrainState, batch: Any) -> TracedStep:
+        """Returns the traced step, with the location of its metrics."""
+        traced = self.first_half.trace(train, batch)
+        return TracedStep.of(traced, train, batch, lambda out: out.gradients.values if self.split_step else out[1])
+
+    def flops(self, train: TrainState, batch: Any, before_update: tuple[Any, ...]) -> float:
+        """Returns the floating point operations of a step from XLA's cost analysis; NaN if it reports none.
+
+        Args:
+            train: shapes of the train state.
+            batch: shapes of a batch.
+            before_update: shapes of the actions of `on_before_update`.
+        """
+        lowered = [self.first_half.lower(train, batch)]
+        if self.split_step:
+            proposal = jax.eval_shape(self.first_half, train, batch)
+            lowered.append(self.update.lower(train, proposal, before_update))
+        return sum(float((part.cost_analysis() or {}).get("flops", jnp.nan)) for part in lowered)
+
+
+def _owners(chain: Chain) -> str:
+    return ", ".join(name for name, callback in chain.items() if "on_before_update" in callback.hooks())
 
 
 def hook_of(hook: str, tree: Any) -> Callable[..., Any]:

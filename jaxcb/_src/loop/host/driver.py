@@ -157,13 +157,12 @@ class Driver:
         self._host_actions: list[Record] = []
         self._next: Chunk | None = None  # the next chunk on process 0
         self.performer = WriterDispatcher(context)
-        for actions in executor.program.actions.values():
-            for action in actions:
-                check_text(action, executor.program.members)
-                if not isinstance(action, Backup):
-                    self.performer.prepare(action)
-                elif keeper is None and not context.trial:
-                    raise ValueError(f"{action.owner} writes checkpoints, which needs a directory: pass run_dir=.")
+        for action in executor.program.spec.actions_of():
+            check_text(action, executor.program.members)
+            if not isinstance(action, Backup):
+                self.performer.prepare(action)
+            elif keeper is None and not context.trial:
+                raise ValueError(f"{action.owner} writes checkpoints, which needs a directory: pass run_dir=.")
 
     def writer(self, cls: type) -> Any:
         """Returns the writer of a class; None if the run has none."""
@@ -281,7 +280,7 @@ class Driver:
 
     def close(self, failed: BaseException | None = None) -> None:
         """Closes writers, feed and checkpointer. The first error is the one that is raised."""
-        self.context.failure = failed
+        self.context.fail(failed)
         keepers = () if self.saving.checkpointer is None else (self.saving.checkpointer,)
         # Writers first: closing a feed may block in a user's iterator and be interrupted there.
         close_all((*self.performer.writers.values(), self.host_metrics, *keepers, self.feed), failed)
@@ -304,7 +303,7 @@ class Driver:
         at = self.place.at
         self._read_at = (at.epoch, at.step, at.evaluated == at.step)
         self.stops = [StopRecord(*stop) for stop in facts["stops"]]
-        self.host_metrics.before = facts["elapsed"]
+        self.host_metrics.resume(facts["elapsed"])
         self.performer.restore(facts["writers"])
 
     def _with_order(self, carry: LoopState) -> LoopState:
@@ -331,7 +330,7 @@ class Driver:
 
     def _run_single_hook(self, hook: str, program: Any) -> None:
         """Runs `on_train_begin` or `on_train_end` if any callback defines it."""
-        if hook not in self.executor.program.actions:
+        if hook not in self.executor.program.spec.hooks:
             return
         host = self.processes.broadcast_from_primary(lambda: self.host_metrics.read(self.place.at.step))
         self.live, output = program(self.live, self._inputs(None, host))
@@ -456,7 +455,7 @@ class Driver:
                 "the arrays to a few common shapes, or drop smaller batches with Execution(drop_remainder=True)."
             )
         timing = self._pace.read(int(status.step))
-        self.host_metrics.steps_per_second = self._pace.speed
+        self.host_metrics.note_speed(self._pace.speed)
         if self.members is not None:
             if timing.to_build is not None:
                 self.members.built_in(timing.to_build)

@@ -17,6 +17,21 @@ from jaxcb._src.writers.run_handle import Run
 PLACE = ("epoch", "step", "evaluated")
 
 
+BUILT_IN = ("elapsed", "steps_per_second", "examples_per_step", "step_flops", "peak_flops", "device_memory")
+
+
+def host_metric_names(functions: Mapping[str, Callable[[], Any]]) -> tuple[str, ...]:
+    """Returns the names of all host metrics: the built-in ones, then the user's.
+
+    Raises:
+        ValueError: for the name of a built-in metric.
+    """
+    for name in BUILT_IN:
+        if name in functions:
+            raise ValueError(f"metrics: {name!r} is the name of a built-in host metric. Rename yours.")
+    return (*BUILT_IN, *functions)
+
+
 class HostMetrics:
     """Reads host metrics. The built-in ones are only read if a callback uses them.
 
@@ -27,56 +42,55 @@ class HostMetrics:
 
     Args:
         functions: name -> function without arguments that returns a number.
+        read: names of the metrics that callbacks use. With a `run_dir` these are recorded in the journal.
+        context: of the run.
         examples_per_step: rows of a batch.
         step_flops: returns the floating point operations of a step.
-
-    Raises:
-        ValueError: for the name of a built-in metric.
     """
 
     def __init__(
         self,
-        functions: Mapping[str, Callable[[], Any]] | None = None,
+        functions: Mapping[str, Callable[[], Any]],
         *,
-        examples_per_step: int = 0,
-        step_flops: Callable[[], float] = lambda: math.nan,
+        read: Sequence[str],
+        context: Context,
+        examples_per_step: int,
+        step_flops: Callable[[], float],
     ) -> None:
-        self._functions = dict(functions or {})
-        self.steps_per_second = math.nan
-        self.before = 0.0  # seconds that earlier processes of the run took
+        self._functions = dict(functions)
+        self._steps_per_second = math.nan
+        self._before = 0.0  # seconds that earlier processes of the run took
         self._started = time.monotonic()
         self._flops: float | None = None
         self._step_flops = step_flops
         self._own: dict[str, Callable[[], Any]] = {
             "elapsed": lambda: self.elapsed,
-            "steps_per_second": lambda: self.steps_per_second,
+            "steps_per_second": lambda: self._steps_per_second,
             "examples_per_step": lambda: examples_per_step,
             "step_flops": self._count_flops,
             "peak_flops": _peak_flops,
             "device_memory": _device_memory,
         }
-        for name in self._functions.keys() & self._own.keys():
-            raise ValueError(f"metrics: {name!r} is the name of a built-in host metric. Rename yours.")
-        self._read: tuple[str, ...] = ()
-        self._journal: Table | None = None
+        self.names = host_metric_names(functions)
+        self._read = tuple(name for name in self.names if name in read)
         self._noted: dict[str, str] = {}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All names, in the order of `read`."""
-        return (*self._own, *self._functions)
+        self._journal: Table | None = None
+        if context.run_dir is not None and self._read and context.processes.is_primary:
+            file = context.append_file(context.run_dir / JOURNAL, "journal")
+            self._journal = Table(file, [*PLACE, *self._read], grows=True)
 
     @property
     def elapsed(self) -> float:
         """Seconds of the complete run, including earlier processes."""
-        return self.before + time.monotonic() - self._started
+        return self._before + time.monotonic() - self._started
 
-    def use(self, read: Sequence[str], context: Context) -> None:
-        """Sets which metrics callbacks use. With a `run_dir` these are recorded in the journal."""
-        self._read = tuple(n for n in self.names if n in read)
-        if context.run_dir is not None and self._read and context.processes.is_primary:
-            file = context.append_file(context.run_dir / JOURNAL, "journal")
-            self._journal = Table(file, [*PLACE, *self._read], grows=True)
+    def resume(self, elapsed: float) -> None:
+        """Continues a run that has taken this many seconds in earlier processes."""
+        self._before = elapsed
+
+    def note_speed(self, steps_per_second: float) -> None:
+        """Sets the steps per second of the last chunk."""
+        self._steps_per_second = steps_per_second
 
     def read(self, step: int) -> np.ndarray:
         """Reads all metrics in use, float32 (names,); the others are 0.
