@@ -11,6 +11,7 @@ from jaxcb._src.data.inputs import DataConfig
 from jaxcb._src.data.sources import Source
 from jaxcb._src.data.stream.batch_spec import CheckedBatches
 from jaxcb._src.data.stream.chunking import ChunkBuilder, ChunkDraft, ChunkLimit, Chunks, FlushTimer
+from jaxcb._src.data.stream.epoch import SourcePosition
 from jaxcb._src.data.stream.epoch_ends import CutEpochs, LookAhead
 from jaxcb._src.data.stream.epochs import END, Epochs
 from jaxcb._src.data.stream.joining import JoinedEpochs
@@ -134,15 +135,15 @@ class Taken:
 def shown(item: Any) -> Any:
     """What an item of any stage is, as lists and numbers that can be compared."""
     if isinstance(item, Chunk):
-        data = item.batches if item.data is None else [jax.device_get(item.data)[: item.size]]
+        data = [jax.device_get(item.data)[: item.size]] if item.batches is None else item.batches
         return [*chunk_shown(item), item.size, np.ravel([np.asarray(x)[..., 0, 0] for x in data]).tolist()]
     if isinstance(item, ChunkDraft):
         return chunk_shown(item)
-    if isinstance(item, tuple):
-        return [shown(part) for part in (item.as_json(),) if part] if hasattr(item, "as_json") else [*map(shown, item)]
+    if isinstance(item, SourcePosition):
+        return item.as_json()
     if isinstance(item, np.ndarray):
         return item.ravel().tolist()
-    if isinstance(item, list):
+    if isinstance(item, tuple | list):
         return [*map(shown, item)]
     return "END" if item is END else item
 

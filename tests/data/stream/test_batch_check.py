@@ -17,7 +17,7 @@ def items(data, count=99, **config):
 def test_the_end_of_an_epoch_has_no_spec():
     found = items(Passes([2, 1]), 5)
     assert [spec is None for _, spec, _ in found] == [False, False, True, False, True]
-    assert shown(found[2][0]) == [{"pass": 1, "batches": 0}]
+    assert shown(found[2][0]) == {"pass": 1, "batches": 0}
 
 
 @pytest.mark.parametrize("drop", [False, True])
