@@ -78,7 +78,7 @@ def plan_data(
 def open_feed(
     plan: DataPlan, placement: Placement = ONE_DEVICE, *, stacked: bool = True, processes: Processes = SINGLE_PROCESS
 ) -> Feed:
-    """Returns the feed of planned data. A plan can be opened once, since the feed goes on with its iterator.
+    """Returns the feed of planned data. A plan can be opened once, since the feed continues with its iterator.
 
     Args:
         plan: the data.

@@ -177,8 +177,10 @@ class ChunkBuilder:
                 f"ragged batches: batch {self.step} of {self._what} is smaller than the first one, which has "
                 f"{self._rows} rows. Only the last batch of a pass or of an epoch may be smaller."
             )
-        before = () if spec is self._draft.spec else self.take()
-        self._timer.start()
+        before: Drafts = ()
+        if spec is not self._draft.spec:  # also for the first batch of a draft
+            before = self.take()
+            self._timer.start()
         self._draft.add(position, spec, leaves)
         self.cursor, self.step = self.cursor + 1, self.step + 1
         self._after_smaller = spec.smaller and not is_last  # it is only valid at an end, which the next batch shows
@@ -189,7 +191,7 @@ class ChunkBuilder:
     def take(self) -> Drafts:
         """Returns the draft of the batches so far, if there are any."""
         draft = self._draft
-        if not len(draft):
+        if not draft.positions:
             return ()
         self._begin_draft()
         return (draft,)
@@ -200,7 +202,8 @@ class ChunkBuilder:
 
     def _is_full(self, spec: BatchSpec) -> bool:
         """Returns whether the draft may have no more batches. A smaller batch is a chunk of its own."""
-        return len(self._draft) >= min(spec.most, self._limit.most)
+        size = len(self._draft.positions)
+        return size >= spec.most or size >= self._limit.most
 
     def _outlasts_previous_epoch(self) -> bool:
         """Returns whether this epoch turns out to be longer than the previous one."""
@@ -255,6 +258,7 @@ class Chunks(Iterator[ChunkDraft | None]):
 
     def __init__(self, batches: EpochEnds, builder: ChunkBuilder, limits: StreamLimits, source: Source) -> None:
         self._batches, self._builder, self._limits, self._source = batches, builder, limits, source
+        self._take = batches.__next__
         self._ready: deque[ChunkDraft | None] = deque()
         self._error: Exception | None = None
         self._last: ChunkDraft | None = None  # the last draft returned
@@ -268,7 +272,7 @@ class Chunks(Iterator[ChunkDraft | None]):
             if builder.is_over:
                 raise StopIteration
             try:
-                batch, is_last = next(self._batches)
+                batch, is_last = self._take()
             except Exception as error:
                 self._error = self._used_up() if isinstance(error, StopIteration) else error
                 ready.extend(builder.take())

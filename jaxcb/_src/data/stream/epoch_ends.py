@@ -18,7 +18,7 @@ class EpochEnds(Iterator[MarkedBatch]):
     """
 
     def __init__(self, batches: StagedBatches) -> None:
-        self._batches = batches
+        self._batches, self._take = batches, batches.__next__
         self._last: SourcePosition | None = None  # after the last batch returned
 
     def get_state(self) -> dict[str, Any]:
@@ -48,14 +48,14 @@ class LookAhead(EpochEnds):
     def __next__(self) -> MarkedBatch:
         if self._error is not None:
             raise self._error
-        batch, self._following = self._following or next(self._batches), None
+        batch, self._following = self._following or self._take(), None
         if batch[1] is None:  # the resumed epoch has no batch left; its length was not known in advance
             return batch, False
         self._last, self._step = batch[0], self._step + 1
         if self._step == self._end_step:
             return batch, False
         try:
-            following = next(self._batches)
+            following = self._take()
         except Exception as error:
             self._error = error
             return batch, False
@@ -88,9 +88,9 @@ class CutEpochs(EpochEnds):
         self._steps, self._cursor = steps, 0
 
     def __next__(self) -> MarkedBatch:
-        batch = next(self._batches)
+        batch = self._take()
         while batch[1] is None:
-            batch = next(self._batches)
+            batch = self._take()
         self._last, self._cursor = batch[0], self._cursor + 1
         is_last = self._cursor == self._steps
         if is_last:

@@ -96,10 +96,10 @@ class StagedBatches(Iterator[CheckedBatch]):
     """
 
     def __init__(self, batches: CheckedBatches, pool: StagingPool | None) -> None:
-        self._batches, self._pool = batches, pool
+        self._batches, self._take, self._pool = batches, batches.__next__, pool
 
     def __next__(self) -> CheckedBatch:
-        position, spec, leaves = next(self._batches)
+        position, spec, leaves = self._take()
         if spec is None or leaves is None:
             return position, None, None
         if self._pool is None:
