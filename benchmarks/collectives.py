@@ -111,12 +111,12 @@ def ours(mesh, sharding, executor, callbacks):
         context=Context(None, Run(None), 0, 1),
         placement=Placement.of(mesh, sharding, state),
     )
-    inputs = driver._inputs(driver.feed.next(1, wait=True), driver.host_metrics.read(0))
-    ran = driver.executor
+    inputs = driver.device.inputs_of(driver.feed.next(1, wait=True), driver._read_host_metrics(), 1)
+    ran = driver.device.executor
     if executor == "looped":
-        return ran._chunk.lower(driver.live, inputs).compile()
+        return ran._chunk.lower(driver.device.live, inputs).compile()
     rings = ran._new_rings()
-    return ran._step.lower(driver.live, inputs, {name: rings[name] for name in ran._step_buffers}).compile()
+    return ran._step.lower(driver.device.live, inputs, {name: rings[name] for name in ran._step_buffers}).compile()
 
 
 def callbacks():

@@ -251,7 +251,7 @@ def test_each_member_of_a_population_ends_with_its_own_averages():
         early = jc.EarlyStopping(patience=1, min_delta=0.02)
         driver = make_driver([jc.SwapEMAWeights(True, decay=0.5), early], state, epochs=8, **more)
         driver.train()
-        return driver.stops, driver.live.carry().train
+        return driver.results.stops, driver.device.live.carry().train
 
     keys = jnp.stack([jax.random.key(5), jax.random.key(6)])
     states = [jc.apply(jc.actions.SetLearningRate(rate), make_state(seed)) for seed, rate in enumerate((0.4, 0.1))]

@@ -12,7 +12,7 @@ from _patience import PATIENCE
 from jaxcb._src.checkpointing.resume import merge_process_positions, position_for_process
 from jaxcb._src.data.feed import Chunk
 from jaxcb._src.distributed.processes import SINGLE_PROCESS, MultiProcess
-from jaxcb._src.loop.host.driver import HostDecision, check_same_chunk, chunk_key
+from jaxcb._src.loop.host.dispatches import HostDecision, check_same_chunk, chunk_key
 from jaxcb.errors import DataError, ProcessError
 
 

@@ -19,7 +19,7 @@ from loop._changes import wait_at_change
 from sklearn.datasets import load_digits
 
 import jaxcb as jc
-from jaxcb._src.loop.host.driver import Driver
+from jaxcb._src.loop.host.results import Results
 from jaxcb._src.loop.host.stops import Signals
 
 ROWS, HELD = 490, 200  # 16 steps an epoch, the last one of fewer rows
@@ -100,14 +100,14 @@ def tell(word: str) -> None:
 
 def tell_steps() -> None:
     """Has the driver tell how far it has read."""
-    read = Driver._read
+    read = Results.read
 
     def told(self, *given):
         status = read(self, *given)
         tell(f"step {int(status.step)}")
         return status
 
-    Driver._read = told  # pyright: ignore[reportAttributeAccessIssue]
+    Results.read = told  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def tell_deafness() -> None:

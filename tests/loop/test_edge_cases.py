@@ -12,7 +12,9 @@ from checkpointing.test_resume import EXECUTORS, Cut, callbacks, latest_save, sa
 
 import jaxcb as jc
 from jaxcb._src.checkpointing.checkpointer import Checkpointer
+from jaxcb._src.loop.host.device_run import DeviceRun
 from jaxcb._src.loop.host.driver import Driver
+from jaxcb._src.loop.host.results import Results
 from jaxcb._src.writers.csv import CSVWriter
 
 
@@ -114,9 +116,12 @@ def test_a_writer_that_fails_for_a_while_loses_no_row(tmp_path, monkeypatch, who
     ends_as(whole, tmp_path, executor, 3)
 
 
-@pytest.mark.parametrize(("executor", "what"), [("looped", "_read"), ("stepped", "_read"), ("looped", "_inputs")])
-def test_a_second_ctrl_c_comes_anywhere(tmp_path, monkeypatch, whole, executor, what):
-    with failing(monkeypatch, Driver, what, KeyboardInterrupt(), at=4):
+@pytest.mark.parametrize(
+    ("executor", "cls", "what"),
+    [("looped", Results, "read"), ("stepped", Results, "read"), ("looped", DeviceRun, "inputs_of")],
+)
+def test_a_second_ctrl_c_comes_anywhere(tmp_path, monkeypatch, whole, executor, cls, what):
+    with failing(monkeypatch, cls, what, KeyboardInterrupt(), at=4):
         run(tmp_path, executor, epochs=3, callbacks=own())
     ends_as(whole, tmp_path, executor, 3)
 

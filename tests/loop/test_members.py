@@ -39,14 +39,14 @@ def test_each_member_does_what_it_would_do_alone(executor, single_runs):
     )
     driver = make_driver(control(), state, executor=executor, members=len(SEEDS), keys=keys_of(SEEDS))
     driver.train()
-    population = driver.live.carry()
+    population = driver.device.live.carry()
     history = driver.writer(HistoryWriter).history
-    assert len({single.stops[0].epoch for single in single_runs}) > 1, "the members should stop at different epochs"
+    assert len({single.results.stops[0].epoch for single in single_runs}) > 1, "the members should stop at different epochs"
     for member, single in enumerate(single_runs):
-        alone = single.live.carry()
-        own = [s for s in driver.stops if s.member == member]
+        alone = single.device.live.carry()
+        own = [s for s in driver.results.stops if s.member == member]
         assert [(s.owner, s.epoch, s.step, s.reason) for s in own] == [
-            (s.owner, s.epoch, s.step, s.reason) for s in single.stops
+            (s.owner, s.epoch, s.step, s.reason) for s in single.results.stops
         ]
         for x, y in zip(jax.tree.leaves(population.train.params), jax.tree.leaves(alone.train.params), strict=True):
             np.testing.assert_allclose(x[member], y, rtol=1e-4, atol=1e-5)
@@ -63,7 +63,7 @@ def test_the_run_ends_when_all_members_have_stopped(single_runs):
     )
     driver = make_driver(control(), state, members=len(SEEDS), keys=keys_of(SEEDS))
     driver.train()
-    assert int(driver.live.carry().epoch) == 1 + max(s.epoch for s in driver.stops)
+    assert int(driver.device.live.carry().epoch) == 1 + max(s.epoch for s in driver.results.stops)
 
 
 def test_a_member_stopped_in_mid_epoch_is_frozen_there():
@@ -79,9 +79,9 @@ def test_a_member_stopped_in_mid_epoch_is_frozen_there():
     driver.train()
     alone = make_driver([StopAt(7)], make_state(0), epochs=2)
     alone.train()
-    carry = driver.live.carry()
+    carry = driver.device.live.carry()
     assert carry.train.step.tolist() == [3, 7, 10]
-    np.testing.assert_allclose(carry.train.params["w"][1], alone.live.carry().train.params["w"], rtol=1e-5)
+    np.testing.assert_allclose(carry.train.params["w"][1], alone.device.live.carry().train.params["w"], rtol=1e-5)
 
 
 def test_a_swept_number_gives_each_member_its_own_patience():
@@ -93,8 +93,8 @@ def test_a_swept_number_gives_each_member_its_own_patience():
     for p in (1, 4):
         one = make_driver([jc.EarlyStopping(patience=p, min_delta=50.0)], make_state(0), epochs=20)
         one.train()
-        single.append(one.stops[0].epoch)
-    assert [next(s.epoch for s in driver.stops if s.member == m) for m in (0, 1)] == single
+        single.append(one.results.stops[0].epoch)
+    assert [next(s.epoch for s in driver.results.stops if s.member == m) for m in (0, 1)] == single
     assert single == [1, 4]
 
 
@@ -104,7 +104,7 @@ def test_a_member_that_diverges_harms_no_other(single_runs):
     state = stacked([jc.apply(jc.actions.SetLearningRate(RATES[0]), make_state(SEEDS[0])), bad])
     driver = make_driver(control(), state, members=2, keys=keys_of((SEEDS[0], 1)))
     driver.train()
-    carry = driver.live.carry()
-    alone = single_runs[0].live.carry()
+    carry = driver.device.live.carry()
+    alone = single_runs[0].device.live.carry()
     np.testing.assert_allclose(carry.train.params["w"][0], alone.train.params["w"], rtol=1e-4, atol=1e-5)
-    assert next((s.owner, s.step) for s in driver.stops if s.member == 1) == ("TerminateOnNaN", 1)
+    assert next((s.owner, s.step) for s in driver.results.stops if s.member == 1) == ("TerminateOnNaN", 1)

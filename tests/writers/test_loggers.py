@@ -83,7 +83,7 @@ def test_a_log_function_does_not_interrupt_the_run():
     callbacks = jc.chain(jc.callbacks.LogTo(lambda step, values: None, every=1))
     driver = make_driver(callbacks.callbacks, make_state(), epochs=4, steps_per_execution=20)
     driver.train()
-    assert driver.executor.dispatches <= 5, "20 steps and 4 epochs in one piece, and the edges"
+    assert driver.device.executor.dispatches <= 5, "20 steps and 4 epochs in one piece, and the edges"
 
 
 def test_a_functions_service_that_is_down_is_told_once_and_loses_nothing(tmp_path):

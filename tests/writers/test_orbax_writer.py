@@ -430,7 +430,7 @@ def test_each_member_of_a_population_is_saved(tmp_path, monkeypatch):
     for _ in range(2):  # the second run replaces what the first one saved
         driver = make_driver([saves("at/2")], states, members=2, epochs=2)
         driver.train()
-    params = driver.live.carry().train.params
+    params = driver.device.live.carry().train.params
     for member in range(2):
         wanted = {"params": jax.tree.map(lambda x, m=member: x[m], params), "model_state": None}
         equal(ocp.load(str(tmp_path / "at" / "2" / str(member)), like(wanted)), wanted)

@@ -20,6 +20,7 @@ from jaxcb._src.loop.compiled.position import HostPosition
 from jaxcb._src.loop.compiled.state import Inputs
 from jaxcb._src.loop.compiled.traced_functions import RunFunctions
 from jaxcb._src.loop.config import RunConfig
+from jaxcb._src.loop.host.device_run import DeviceRun
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.host_metrics import Evaluators, HostMetrics, host_metric_names
 from jaxcb._src.loop.host.population import ActiveMembers, Population
@@ -91,7 +92,7 @@ def build_driver(  # noqa: PLR0913
     """
     if population is None:
         placement.check_batch(data.spec.layout.batch_size)
-    execution, metrics, run = config.execution, config.metrics, context.run
+    execution, metrics = config.execution, config.metrics
     evaluators = Evaluators(metrics.evaluators)
     # a population shards its members, not batch and train state
     alone = placement if population is None else ONE_DEVICE
@@ -107,7 +108,7 @@ def build_driver(  # noqa: PLR0913
         execution.debug,
     )
     spec = programs.spec(programs.members)
-    run.describe_step(programs.traced_step)
+    context.run.describe_step(programs.traced_step)
     if execution.debug or execution.executor is not None:
         kind, why = ("stepped", "debug=True") if execution.debug else (str(execution.executor), "as requested")
     else:
@@ -135,28 +136,18 @@ def build_driver(  # noqa: PLR0913
             population, strategy, lambda size: programs.executor(kind, size, strategy.over, strategy.placement)
         )
         live, inputs = group.put(live, inputs)
-    driver = Driver(
-        executor=programs.executor(kind, programs.members, over, placement),
-        live=live,
-        feed=feed,
-        host_sets={prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)},
-        evaluators=evaluators,
-        host_metrics=HostMetrics(
-            metrics.host_metrics,
-            read=spec.host_read,
-            context=context,
-            examples_per_step=data.spec.layout.batch_size,
-            step_flops=programs.flops,
-        ),
-        inputs=inputs,
-        place=_place(config, data.spec, programs.validation.predicates.validates),
+    place = _place(config, data.spec, programs.validation.predicates.validates)
+    device = DeviceRun(programs.executor(kind, programs.members, over, placement), live, inputs, place, group)
+    host_sets = {prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)}
+    host_metrics = HostMetrics(
+        metrics.host_metrics,
+        read=spec.host_read,
         context=context,
-        run=run,
-        steps_per_execution=execution.steps_per_execution,
-        keeper=keeper,
-        members=group,
+        examples_per_step=data.spec.layout.batch_size,
+        step_flops=programs.flops,
     )
-    return driver, why
+    steps = execution.steps_per_execution
+    return Driver(device, feed, host_sets, evaluators, host_metrics, context, steps, keeper), why
 
 
 def _strategy(

@@ -49,15 +49,15 @@ def result_of(driver: Driver, directory: Path | None, context: Context) -> Resul
     carry = driver.carry()
     reason = driver.stop_reason()
     if reason and driver.interrupted is None:
-        context.say(f"jaxcb: stopped in epoch {driver.stops[0].epoch + 1}: {reason}")
+        context.say(f"jaxcb: stopped in epoch {driver.results.stops[0].epoch + 1}: {reason}")
     return Result(
         state=carry.train,
         model=delivered(carry.train),
         history=driver.writer(HistoryWriter).history,
         stop_reason=reason,
-        stopped_epoch=driver.stops[0].epoch if driver.stops else None,
+        stopped_epoch=driver.results.stops[0].epoch if driver.results.stops else None,
         callback_states=carry.callbacks,
-        executor=driver.executor.name,
+        executor=driver.device.executor.name,
         run_dir=None if context.trial else directory,
         files=() if context.trial else tuple(context.files),
     )
@@ -264,10 +264,10 @@ def _all_callbacks(callbacks: Chain, verbose: Literal[0, 1, 2] | None) -> Chain:
 
 def _train(driver: Driver, why: str, context: Context) -> None:
     """Runs the driver and prints start and summary lines."""
-    kept = driver.executor.kept.is_reused
+    kept = driver.device.executor.kept.is_reused
     compiles = "its programs are those of an earlier run" if kept else "the first step compiles the run"
-    context.say(f"jaxcb: {driver.executor.name} executor ({why}); {compiles}.")
-    if driver.executor.program.spec.scales_final_updates:
+    context.say(f"jaxcb: {driver.device.executor.name} executor ({why}); {compiles}.")
+    if driver.device.executor.program.spec.scales_final_updates:
         context.say(
             "jaxcb: the optimizer was passed as an instance, so callbacks scale its final updates. This is exact if "
             "the learning rate is the last factor (not for adafactor, lars, schedule-free). optimizer=optax.adam with "
@@ -275,7 +275,7 @@ def _train(driver: Driver, why: str, context: Context) -> None:
         )
     started = time.monotonic()
     driver.train()
-    place = driver.place.at
+    place = driver.device.place.at
     context.say(f"jaxcb: {place.epoch} epochs, {place.step} steps in {time.monotonic() - started:.1f} s.")
 
 

@@ -254,17 +254,17 @@ def _say_groups(groups: Sequence[list[Member]], parts: int) -> None:
 
 def _part(group: Sequence[Member], driver: Driver, directory: Path | None, context: Context) -> Part:
     carry = driver.carry()
-    assert driver.members is not None
+    assert driver.device.members is not None
     return Part(
         members=tuple(group),
         state=carry.train,
         callback_states=carry.callbacks,
         history=driver.writer(HistoryWriter).history,
-        stops=tuple(driver.stops),
+        stops=tuple(driver.results.stops),
         interrupted=driver.interrupted is not None,
-        executor=driver.executor.name,
-        strategy=driver.members.strategy.name,
-        sizes=tuple(driver.members.sizes),
+        executor=driver.device.executor.name,
+        strategy=driver.device.members.strategy.name,
+        sizes=tuple(driver.device.members.sizes),
         run_dir=None if context.trial else directory,
         files=() if context.trial else tuple(context.files),
     )

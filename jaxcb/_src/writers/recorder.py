@@ -115,7 +115,7 @@ class Recorder:
         self._performer.perform(r for r in records if isinstance(r.action, HostAction))
         if self._run.stop_reason is not None:
             self._reasons.append(self._run.stop_reason)
-            self._run.stop_reason = None
+            self._run.clear_stop()
 
     def _prepare(self, action: Any) -> None:
         """Passes an action to its writer's `prepare` when it comes for the first time."""

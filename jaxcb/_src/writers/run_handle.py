@@ -74,6 +74,10 @@ class Run:
         """Sets the function that returns the traced step, before the first hook."""
         self.traced_step = traced_step
 
+    def clear_stop(self) -> None:
+        """Forgets the request to stop, once it was obeyed."""
+        self.stop_reason = None
+
     def _attach(self, carry: Any) -> None:
         """Sets a function that returns the current loop state."""
         self._carry, self._state = carry, None

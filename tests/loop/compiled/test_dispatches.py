@@ -39,7 +39,7 @@ def watched(monkeypatch):
     """Returns a function that makes a driver note what it dispatches and reads, in order."""
 
     def watch(driver):
-        events, outputs, execute, read = [], [], driver.executor.execute, driver._read
+        events, outputs, execute, read = [], [], driver.device.executor.execute, driver.results.read
 
         def noted_execute(live, inputs, *rest):
             live, output = execute(live, inputs, *rest)
@@ -52,8 +52,8 @@ def watched(monkeypatch):
             events.append(("read", number))
             return read(output, host)
 
-        monkeypatch.setattr(driver.executor, "execute", noted_execute)
-        monkeypatch.setattr(driver, "_read", noted_read)
+        monkeypatch.setattr(driver.device.executor, "execute", noted_execute)
+        monkeypatch.setattr(driver.results, "read", noted_read)
         return events, outputs
 
     return watch
@@ -210,7 +210,7 @@ def squares(params, batch):
 
 def test_what_no_step_can_change_is_not_asked_at_every_step():
     def may_stop(own, **changes):
-        return driver_of(own, **changes).executor.program.steps_may_stop
+        return driver_of(own, **changes).device.executor.program.steps_may_stop
 
     def own_step(state, batch):
         return jc.Step(loss_fn)(state, batch)
@@ -230,7 +230,7 @@ def test_a_step_makes_the_arrays_that_it_changes_and_no_others(at_steps, monkeyp
     )
     quiet = callbacks(tmp_path)[len(control()) - 1 :]  # the others act at steps
     driver = driver_of([*quiet, *([counting] if at_steps else [])], executor="stepped")
-    step, changed = driver.executor._step, []  # pyright: ignore[reportAttributeAccessIssue]
+    step, changed = driver.device.executor._step, []  # pyright: ignore[reportAttributeAccessIssue]
 
     def noted(live, inputs, rings):
         new, rings, halted = step(live, inputs, rings)
@@ -242,7 +242,7 @@ def test_a_step_makes_the_arrays_that_it_changes_and_no_others(at_steps, monkeyp
         return new, rings, halted
 
     monkeypatch.setattr(noted, "prepare", step.prepare, raising=False)
-    monkeypatch.setattr(driver.executor, "_step", noted)
+    monkeypatch.setattr(driver.device.executor, "_step", noted)
     driver.train()
     paths = set().union(*changed)
     assert len(changed) == 12 * STEPS

@@ -30,9 +30,10 @@ def compiled_chunk(monkeypatch, callbacks):
     found = []
 
     def train(self):
-        inputs = self._inputs(None, np.zeros(len(self.host_metrics.names), np.float32))
-        found.append(self.executor._chunk.lower(self.live, inputs).compile().as_text())
-        rows = jax.eval_shape(self.executor.program.buffers.empty)
+        device = self.device
+        inputs = device._without_steps(np.zeros(len(self._host_metrics.names), np.float32))
+        found.append(device.executor._chunk.lower(device.live, inputs).compile().as_text())
+        rows = jax.eval_shape(device.program.buffers.empty)
         found.append({name: sum(x.shape[1] for x in ring.rows.values()) for name, ring in rows.items()})
         real(self)
 

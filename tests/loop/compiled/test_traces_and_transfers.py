@@ -59,8 +59,8 @@ def test_a_looped_epoch_is_one_dispatch_and_one_read_whatever_its_steps(rows, re
     assert reads["fetch"] in (EPOCHS + 2, EPOCHS + 3)
     assert set(reads) == {"fetch"}
     # one ahead had nothing left to do
-    assert driver.executor.dispatches <= EPOCHS + 3
-    assert int(driver.live.carry().step) == EPOCHS * steps
+    assert driver.device.executor.dispatches <= EPOCHS + 3
+    assert int(driver.device.live.carry().step) == EPOCHS * steps
 
 
 def test_a_stepped_epoch_is_one_dispatch_a_step_and_few_reads(reads, tmp_path):
@@ -72,9 +72,9 @@ def test_a_stepped_epoch_is_one_dispatch_a_step_and_few_reads(reads, tmp_path):
     reads.clear()
     driver.train()
     total = EPOCHS * steps
-    assert int(driver.live.carry().step) == total
+    assert int(driver.device.live.carry().step) == total
     # an epoch's opening, its boundary and fresh rings come to its steps
-    assert driver.executor.dispatches <= total + 3 * (EPOCHS + 2) + 2
+    assert driver.device.executor.dispatches <= total + 3 * (EPOCHS + 2) + 2
     assert reads["fetch"] <= EPOCHS + 4
     assert reads["stray"] <= total / 4
 

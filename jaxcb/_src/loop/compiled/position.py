@@ -179,6 +179,10 @@ class HostPosition:
         closing, at = self.closing, self.at._replace(evaluated=self.at.step)
         self.at = at._replace(epoch=at.epoch + 1, cursor=0) if closing else at
 
+    def expect_epoch_of(self, steps: int) -> None:
+        """Sets the steps of the epoch, as the data tells them."""
+        self.epoch_len = steps
+
     def stop(self) -> None:
         """Notes that the host has requested a stop."""
         self.at = self.at._replace(stopped=True)

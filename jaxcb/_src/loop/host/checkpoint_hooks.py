@@ -35,6 +35,15 @@ class CheckpointHooks:
         yield
         self.consistent = before
 
+    def finish(self) -> None:
+        """Notes that the loop state is that of a result from here on."""
+        self.consistent = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether the run writes checkpoints."""
+        return self.checkpointer is not None
+
     @property
     def due(self) -> bool:
         """Whether a checkpoint is due."""

@@ -1,8 +1,9 @@
 """Reasons for the end of a run: `Stop` actions and signals."""
 
+import contextlib
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -35,7 +36,7 @@ class Signals:
 
     Attributes:
         received: the signal received, or None.
-        waiting: whether the run waits for data with no pending dispatch, and can be interrupted at once.
+        waiting: whether the run waits with nothing pending, and can be interrupted at once.
     """
 
     def __init__(self, *, sigterm: bool = True) -> None:
@@ -63,6 +64,19 @@ class Signals:
         outer: Any = before.get(self.received or 0)
         if self.received is not None and getattr(outer, "__func__", None) is Signals._take:
             outer(self.received, None)  # the enclosing run ends, too
+
+    def receive(self, signum: int) -> None:
+        """Notes a signal that another part has received."""
+        self.received = signum
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Raises `Interrupted` in the body as soon as a signal arrives: nothing is pending, and the body may wait."""
+        self.waiting = True
+        try:
+            yield
+        finally:
+            self.waiting = False
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None and signum == signal.SIGINT:
