@@ -17,8 +17,9 @@ def draft(length, *, complete=True, most=8, late=False, spec=SPEC, base=0):
     made = ChunkDraft(0, base, 0, length)
     for n in range(length):
         made.add(SourcePosition(0, n + 1), spec, None)
-    made.closes = made.is_complete = complete
-    made.most, made.is_late = most, late
+    if complete:
+        made.close(length, is_complete=True)
+    made.emit(most, is_late=late)
     return made
 
 

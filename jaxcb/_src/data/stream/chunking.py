@@ -49,6 +49,14 @@ class ChunkDraft:
         self.positions.append(position)
         self.leaves.append(leaves)
 
+    def close(self, epoch_len: int, *, is_complete: bool) -> None:
+        """Notes that the epoch ends with the last batch."""
+        self.closes, self.epoch_len, self.is_complete = True, epoch_len, is_complete
+
+    def emit(self, most: int, *, is_late: bool) -> None:
+        """Notes with which limit it is emitted, and whether since its batches have waited for too long."""
+        self.most, self.is_late = most, is_late
+
     def take_leaves(self) -> list[Any]:
         """Returns the arrays of each batch, and frees them."""
         leaves, self.leaves = self.leaves, []
@@ -212,12 +220,13 @@ class ChunkBuilder:
     def _emit(self, is_last: bool, spec: BatchSpec) -> ChunkDraft:
         """Returns the draft, after the last batch was added."""
         draft = self._draft
-        draft.most, draft.is_late = min(spec.most, self._limit.most), self._timer.is_over
-        draft.closes, draft.is_complete = is_last or self._is_last_of_run(), is_last and draft.base == 0
+        draft.emit(min(spec.most, self._limit.most), is_late=self._timer.is_over)
         if is_last:
-            draft.epoch_len = self.cursor
-        if draft.closes:
-            self._begin_epoch(length_before=self.cursor if is_last else 0)
+            draft.close(self.cursor, is_complete=draft.base == 0)
+            self._begin_epoch(length_before=self.cursor)
+        elif self._is_last_of_run():
+            draft.close(self._limits.epoch_len, is_complete=False)
+            self._begin_epoch(length_before=0)
         else:
             self._begin_draft()
         return draft
@@ -225,7 +234,7 @@ class ChunkBuilder:
     def _close_without_batches(self, epoch_len: int) -> Drafts:
         """Returns an empty draft that closes the epoch, since only a chunk has the length of an epoch."""
         draft = self._draft
-        draft.closes, draft.epoch_len = True, epoch_len
+        draft.close(epoch_len, is_complete=False)
         self._begin_epoch(length_before=0)
         return (draft,)
 
