@@ -41,8 +41,8 @@ CALLBACKS = csv_logger early_stopping history lambda_callback learning_rate_sche
     progress_bar reduce_lr_on_plateau reporters tensorboard terminate_on_nan timer
 FAST = tests/core/test_actions.py tests/core/test_callback.py tests/core/test_metrics.py tests/history tests/replay \
     tests/data/test_chunking.py tests/data/test_position.py tests/inspection/test_flops.py \
-    tests/training/test_learning_rate.py tests/training/test_train_state.py tests/utils/test_class_keys.py \
-    tests/utils/test_exact.py tests/utils/test_images.py tests/utils/test_leaf_names.py \
+    tests/training/test_learning_rate.py tests/training/test_train_state.py tests/utils/test_names_of_classes.py \
+    tests/utils/test_exact.py tests/utils/test_images.py tests/utils/test_names_of_leaves.py \
     tests/writers/test_event_file.py tests/writers/test_outbox.py tests/writers/test_recorder.py \
     tests/test_public.py tests/test_signatures.py $(CALLBACKS:%=tests/callbacks/test_%.py)
 

@@ -28,10 +28,9 @@ from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import EvalStep, Step
 from jaxcb._src.training.training_config import TrainingConfig
-from jaxcb._src.utils.errors import DataError
+from jaxcb._src.utils.errors import DataError, check_int
 from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram, kept_program
 from jaxcb._src.utils.program_key import key_of, tree_key
-from jaxcb._src.utils.validate import check_int
 
 
 def fit(  # noqa: PLR0913

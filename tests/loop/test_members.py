@@ -41,7 +41,9 @@ def test_each_member_does_what_it_would_do_alone(executor, single_runs):
     driver.train()
     population = driver.device.live.carry()
     history = driver.writer(HistoryWriter).history
-    assert len({single.results.stops[0].epoch for single in single_runs}) > 1, "the members should stop at different epochs"
+    assert len({single.results.stops[0].epoch for single in single_runs}) > 1, (
+        "the members should stop at different epochs"
+    )
     for member, single in enumerate(single_runs):
         alone = single.device.live.carry()
         own = [s for s in driver.results.stops if s.member == member]

@@ -5,9 +5,9 @@ from typing import Any, Literal
 from jaxcb._src.core.actions.host import Backup
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.errors import check_int
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import check_int
 
 
 class BackupAndRestore(Callback):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxcb._src.core.actions.control import ScaleUpdates
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.errors import check_int
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import check_int
 
 
 class Freeze(Callback):

@@ -7,8 +7,8 @@ import optax
 
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.errors import check_int
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import check_int
 
 
 class GradientAccumulation(Callback):

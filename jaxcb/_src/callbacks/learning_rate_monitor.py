@@ -5,8 +5,8 @@ from typing import Any, Literal
 from jaxcb._src.core.actions.tensorboard import Scalars
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.errors import check_int
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import check_int
 
 
 class LearningRateMonitor(Callback):

@@ -14,8 +14,8 @@ from jaxcb._src.core.actions.control import SetLearningRate
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.errors import check_choice
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import check_choice
 
 _EPOCHS = 10_000  # epochs tabulated for a Python function that cannot be traced; later epochs keep the last value
 _PROBED = (0, 1, 2, 5, 10, 31, 32, 100, 1000)  # epochs at which a traced schedule is compared with Python

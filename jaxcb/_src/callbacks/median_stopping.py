@@ -8,8 +8,8 @@ from jaxcb._src.callbacks.standings import scores
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.callback import PopulationCallback
 from jaxcb._src.core.metrics import Metrics, resolve_mode
+from jaxcb._src.utils.errors import check_int
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
-from jaxcb._src.utils.validate import check_int
 
 
 class MedianStoppingState(Struct):

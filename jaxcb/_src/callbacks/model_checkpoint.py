@@ -12,9 +12,9 @@ from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.actions.utils import PLACES, template_names
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, resolve_mode
+from jaxcb._src.utils.errors import check_choice, check_int, check_number
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
-from jaxcb._src.utils.validate import check_choice, check_int, check_number
 
 _NAN = math.nan
 

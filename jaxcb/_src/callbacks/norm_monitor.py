@@ -8,8 +8,8 @@ from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.training import probes
 from jaxcb._src.training.probes import Probe
+from jaxcb._src.utils.errors import check_choice, check_int
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import check_choice, check_int
 
 _MAKERS = {
     "grad_norm": probes.grad_norm,

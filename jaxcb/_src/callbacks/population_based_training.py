@@ -9,8 +9,8 @@ from jaxcb._src.callbacks.standings import is_due, ranks, scores
 from jaxcb._src.core.actions.control import Exploit, ScaleHyperparameter, ScaleLearningRate, SetControl
 from jaxcb._src.core.callback import PopulationCallback
 from jaxcb._src.core.metrics import Metrics, resolve_mode
+from jaxcb._src.utils.errors import check_int, check_number
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import check_int, check_number
 
 
 class PopulationBasedTraining(PopulationCallback):

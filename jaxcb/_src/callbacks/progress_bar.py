@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal
 from jaxcb._src.core.actions.logging import LogProgress
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, fresh_scalars
+from jaxcb._src.utils.errors import check_choice
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import check_choice
 
 
 class ProgressBar(Callback):

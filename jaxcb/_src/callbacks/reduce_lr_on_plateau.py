@@ -19,8 +19,8 @@ from jaxcb._src.core.actions.control import ScaleLearningRate
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, resolve_mode
+from jaxcb._src.utils.errors import check_between, check_choice, check_int, check_number
 from jaxcb._src.utils.pytree import Struct, select, static, to_strong_types
-from jaxcb._src.utils.validate import check_between, check_choice, check_int, check_number
 
 
 class ReduceLROnPlateauState(Struct):

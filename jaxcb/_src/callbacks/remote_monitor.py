@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 from jaxcb._src.callbacks.reporter import Reporter
 from jaxcb._src.core.actions.logging import LogHTTP
+from jaxcb._src.utils.errors import check_int, check_number
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import check_int, check_number
 
 
 class RemoteMonitor(Reporter):

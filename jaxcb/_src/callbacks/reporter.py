@@ -5,8 +5,8 @@ from typing import Any, Literal
 from jaxcb._src.core.actions.base import Action
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, fresh_scalars
+from jaxcb._src.utils.errors import check_int
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import check_int
 
 # Not means over an epoch: one name serves the curves by step and by epoch.
 _RATES = ("learning_rate", "base_learning_rate", "lr_scale")

@@ -11,8 +11,8 @@ from jaxcb._src.core.actions.control import Restore, SkipUpdate, Snapshot, Stop
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.errors import check_choice, check_int, check_number
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
-from jaxcb._src.utils.validate import check_choice, check_int, check_number
 
 
 class SpikeDetectionState(Struct):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxcb._src.core.actions.control import Average, Restore, SetLearningRate
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.errors import check_choice, check_int, check_number
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
-from jaxcb._src.utils.validate import check_choice, check_int, check_number
 
 
 class StochasticWeightAveragingState(Struct):

@@ -10,9 +10,9 @@ from jaxcb._src.core.actions.host import Profile
 from jaxcb._src.core.actions.tensorboard import Embedding, Graph, Histogram, HParams, Image, LogConfiguration, Scalars
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, fresh_scalars
+from jaxcb._src.utils.errors import check_choice, check_int
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
-from jaxcb._src.utils.validate import check_choice, check_int
 
 _TAGS = {"params": "weights", "grads": "gradients", "updates": "updates", "activations": "activations"}
 _VALIDATION = "val_"

@@ -8,8 +8,8 @@ from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.actions.host import Call
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.errors import check_choice
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import check_choice
 
 
 class TerminateOnNaN(Callback):

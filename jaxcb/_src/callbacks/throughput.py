@@ -9,8 +9,8 @@ from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.actions.tensorboard import Scalars
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.errors import check_int, check_number
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import check_int, check_number
 
 
 class Throughput(Callback):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.errors import check_number
 from jaxcb._src.utils.pytree import Struct
-from jaxcb._src.utils.validate import check_number
 
 
 class TimerState(Struct):

@@ -13,7 +13,7 @@ from jaxcb._src.checkpointing.manifest import Saved
 from jaxcb._src.checkpointing.store import Store
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.distributed.processes import Processes
-from jaxcb._src.utils.class_keys import class_key, is_key_of
+from jaxcb._src.utils.names import class_key, is_key_of
 
 CHECKPOINTS, RESULT = "checkpoints", "result"  # subdirectories of the run directory
 SAVE_SECONDS = 60.0  # maximum seconds between checkpoints

@@ -17,8 +17,8 @@ from jaxcb._src.storage import exports as _exports
 from jaxcb._src.storage import orbax as _orbax
 from jaxcb._src.training.learning_rate import with_constant_rates_of
 from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.errors import check_choice
 from jaxcb._src.utils.local_path import local_path
-from jaxcb._src.utils.validate import check_choice
 
 Parts = tuple[str, ...]  # path of a leaf, such as ("params", "dense", "kernel")
 

@@ -12,7 +12,7 @@ from jaxcb._src.core.actions.utils import PLACES, as_actions, template_names
 from jaxcb._src.core.callback import Callback, PopulationCallback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.errors import CallbackError, MissingMetricError
-from jaxcb._src.utils.leaf_names import leaf_name
+from jaxcb._src.utils.names import leaf_name
 from jaxcb._src.utils.pytree import cast_like, static, to_strong_types
 
 

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxcb._src.utils.errors import MissingMetricError, did_you_mean
+from jaxcb._src.utils.errors import MissingMetricError, check_choice, did_you_mean
 from jaxcb._src.utils.pytree import Struct, static, to_strong_type
-from jaxcb._src.utils.validate import check_choice
 
 
 def is_mergeable(value: Any) -> bool:

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcb._src.utils.errors import DataError
-from jaxcb._src.utils.leaf_names import leaf_name
-from jaxcb._src.utils.validate import check_between
+from jaxcb._src.utils.errors import DataError, check_between
+from jaxcb._src.utils.names import leaf_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from jaxcb._src.inspection.traced_step import BATCH, Flops, TracedStep, count_fl
 from jaxcb._src.models.adapt import adapt
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import EvalStep
-from jaxcb._src.utils.leaf_names import leaf_name
+from jaxcb._src.utils.names import leaf_name
 
 _PARTS = ("params", "model_state")
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 import jax
 
-from jaxcb._src.utils.leaf_names import leaf_name
+from jaxcb._src.utils.names import leaf_name
 
 BATCH = object()  # marks an input that is part of the batch
 _Tally = dict[Any, float]  # operands (a set of parameters, or a key below) -> operations

@@ -15,8 +15,8 @@ from jaxcb._src.data.inputs import DataConfig, ValidationConfig
 from jaxcb._src.data.progress import UNBOUNDED
 from jaxcb._src.loop.compiled.position import EvalSchedule
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
+from jaxcb._src.utils.errors import check_bool, check_choice, check_int
 from jaxcb._src.utils.local_path import local_path
-from jaxcb._src.utils.validate import check_bool, check_choice, check_int
 
 
 def settings_of(arguments: Mapping[str, Any], callbacks: Chain, more: Mapping[str, Any]) -> dict[str, Any]:

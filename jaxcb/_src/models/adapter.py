@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcb._src.utils.leaf_names import leaf_name
+from jaxcb._src.utils.names import leaf_name
 
 
 @runtime_checkable

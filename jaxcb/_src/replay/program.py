@@ -16,10 +16,10 @@ from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.history.reader import Records
 from jaxcb._src.training.learning_rate import LearningRate
 from jaxcb._src.training.train_state import TrainState, apply
+from jaxcb._src.utils.errors import check_number
 from jaxcb._src.utils.kept_programs import KeptFunction, kept_program
 from jaxcb._src.utils.program_key import key_of, tree_key
 from jaxcb._src.utils.pytree import select
-from jaxcb._src.utils.validate import check_number
 from jaxcb._src.utils.xla import fast_compile_options
 
 SIMULATED = (Stop, ScaleLearningRate, SetLearningRate, WeightAction)  # actions that can affect later decisions

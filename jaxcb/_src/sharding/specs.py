@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxcb._src.utils.leaf_names import check_pattern, leaf_name, matches
+from jaxcb._src.utils.names import check_pattern, leaf_name, matches
 
 LEAST = 1 << 12  # a leaf with fewer elements is replicated: communication would cost more than the memory saved
 

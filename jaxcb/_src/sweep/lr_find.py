@@ -14,9 +14,9 @@ from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.loop.compiled.member_map import STRATEGIES
 from jaxcb._src.sweep.sweep import sweep
+from jaxcb._src.utils.errors import check_choice, check_int, check_number
 from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
-from jaxcb._src.utils.validate import check_choice, check_int, check_number
 
 
 @dataclass(frozen=True)

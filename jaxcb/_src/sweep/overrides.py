@@ -9,8 +9,7 @@ from jaxcb._src.core.chain import Chain
 from jaxcb._src.sweep.space import Point
 from jaxcb._src.training.learning_rate import check_hyperparameters
 from jaxcb._src.training.training_config import TrainingConfig
-from jaxcb._src.utils.errors import did_you_mean
-from jaxcb._src.utils.validate import check_int, check_number
+from jaxcb._src.utils.errors import check_int, check_number, did_you_mean
 
 _PLACES = ("seed", "optimizer.NAME", "controls.NAME", "callbacks.NAME.FIELD", "model.NAME")
 _HEADS = ("optimizer", "controls", "callbacks", "model")

@@ -27,8 +27,7 @@ from jaxcb._src.sweep.space import Point, as_points
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.training.train_step import EvalStep, Step
 from jaxcb._src.training.training_config import TrainingConfig
-from jaxcb._src.utils.errors import DataError
-from jaxcb._src.utils.validate import check_bool, check_choice, check_int
+from jaxcb._src.utils.errors import DataError, check_bool, check_choice, check_int
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.history import HistoryWriter
 

@@ -20,9 +20,8 @@ from jaxcb._src.replay.program import SIMULATED
 from jaxcb._src.testing.compare import to_numpy
 from jaxcb._src.training.learning_rate import LearningRate
 from jaxcb._src.training.train_state import TrainState, apply
-from jaxcb._src.utils.errors import DataError
-from jaxcb._src.utils.leaf_names import leaf_name
-from jaxcb._src.utils.validate import check_int
+from jaxcb._src.utils.errors import DataError, check_int
+from jaxcb._src.utils.names import leaf_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from jax import Array
 
 from jaxcb._src.core.metrics import is_mergeable
 from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.errors import check_int
 from jaxcb._src.utils.pytree import Struct
-from jaxcb._src.utils.validate import check_int
 
 _LABELS = ("label", "labels", "y", "target", "targets")
 _KEYWORDS = ("key", "train", "controls", "state", "sample_weight")

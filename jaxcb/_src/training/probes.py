@@ -15,9 +15,9 @@ from jax import Array
 
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import PendingUpdate
-from jaxcb._src.utils.leaf_names import leaf_name
+from jaxcb._src.utils.errors import check_int
+from jaxcb._src.utils.names import leaf_name
 from jaxcb._src.utils.pytree import Struct, static
-from jaxcb._src.utils.validate import check_int
 
 
 class StepView(Struct):

@@ -13,7 +13,7 @@ from jaxcb._src.core.actions.utils import as_actions
 from jaxcb._src.training.learning_rate import with_callback_lr_from
 from jaxcb._src.training.loss import LossFunction
 from jaxcb._src.training.train_state import TrainState
-from jaxcb._src.utils.leaf_names import check_pattern, leaf_name, matches
+from jaxcb._src.utils.names import check_pattern, leaf_name, matches
 from jaxcb._src.utils.program_key import Reference
 from jaxcb._src.utils.pytree import Struct, cast_like, select
 

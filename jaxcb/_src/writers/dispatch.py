@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxcb._src.core.actions.base import HostAction, LogAction
-from jaxcb._src.utils.class_keys import class_key, entry_of
+from jaxcb._src.utils.names import class_key, entry_of
 from jaxcb._src.writers.base import Context, Writer, writer_for
 
 

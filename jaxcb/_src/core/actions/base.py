@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Self
 
-from jaxcb._src.utils.leaf_names import check_pattern, matches
+from jaxcb._src.utils.names import check_pattern, matches
 from jaxcb._src.utils.pytree import Struct, static
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from jaxcb._src.core.actions.base import HostAction
+from jaxcb._src.utils.errors import check_choice, check_int
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import check_choice, check_int
 
 
 class Call(HostAction):

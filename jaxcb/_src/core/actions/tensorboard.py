@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax.numpy as jnp
 
 from jaxcb._src.core.actions.base import LazyLogAction, LogAction
+from jaxcb._src.utils.errors import check_choice
 from jaxcb._src.utils.images import as_picture, as_pixels
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import static
-from jaxcb._src.utils.validate import check_choice
 
 if TYPE_CHECKING:
     from jax.extend import core  # imports Pallas

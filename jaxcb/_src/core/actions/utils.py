@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxcb._src.core.actions.base import Action, LazyLogAction
 from jaxcb._src.core.actions.control import Stop
-from jaxcb._src.utils.leaf_names import leaf_name
+from jaxcb._src.utils.names import leaf_name
 
 
 def as_actions(actions: Any) -> tuple[Action, ...]:

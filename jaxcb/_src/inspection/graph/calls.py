@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxcb._src.utils.leaf_names import directory_of
+from jaxcb._src.utils.names import directory_of
 
 _LIBRARIES = (
     os.path.join(os.path.dirname(jax.__file__), ""),

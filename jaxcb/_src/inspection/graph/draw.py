@@ -9,7 +9,7 @@ import jax
 from jax.extend import core
 
 from jaxcb._src.inspection.graph.calls import Call, Frames, find_call, frames_of
-from jaxcb._src.utils.leaf_names import directory_of, leaf_name
+from jaxcb._src.utils.names import directory_of, leaf_name
 
 
 def input_names(jaxpr: Any, *trees: tuple[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
-from jaxcb._src.utils.validate import check_choice
+from jaxcb._src.utils.errors import check_choice
 
 Over = Callable[[Callable[..., Any], Any], Callable[..., Any]]  # (fn, in_axes) -> fn over members
 

@@ -14,15 +14,14 @@ from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.callback import STEP_HOOKS
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.data.spec import BatchLayout, rows_in
-from jaxcb._src.loop.compiled.hook_metrics import metrics_of
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator, computed
-from jaxcb._src.loop.compiled.program_spec import ProgramSpec, ValidationPlan
+from jaxcb._src.loop.compiled.program_spec import ProgramSpec, ValidationPlan, metrics_of
 from jaxcb._src.loop.compiled.record_buffer import RecordBuffers, RecordPosition, any_fires
 from jaxcb._src.loop.compiled.state import Inputs, LoopState, ProbeValue, Status
 from jaxcb._src.loop.compiled.traced_functions import TracedFunctions, call_preserving_identity
 from jaxcb._src.training.train_state import TrainState, apply
 from jaxcb._src.training.train_step import PendingUpdate, Step
-from jaxcb._src.utils.leaf_names import leaf_name
+from jaxcb._src.utils.names import leaf_name
 from jaxcb._src.utils.pytree import cast_like, select
 
 

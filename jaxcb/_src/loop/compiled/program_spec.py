@@ -10,13 +10,12 @@ from jaxcb._src.core.actions.base import Action, HostAction
 from jaxcb._src.core.actions.control import ScaleLearningRate, ScaleUpdates, SkipUpdate
 from jaxcb._src.core.actions.utils import check_lazy, is_lazy
 from jaxcb._src.core.callback import HOOKS
-from jaxcb._src.core.metrics import is_mergeable
-from jaxcb._src.loop.compiled.hook_metrics import closes_epoch_in, metrics_of
+from jaxcb._src.core.metrics import Metrics, is_mergeable
 from jaxcb._src.loop.compiled.metric_accumulator import computed
 from jaxcb._src.loop.compiled.position import EvalSchedule, PositionPredicates
 from jaxcb._src.loop.compiled.state import MetricShapes
 from jaxcb._src.loop.compiled.traced_functions import TracedFunctions
-from jaxcb._src.training.learning_rate import learning_rates
+from jaxcb._src.training.learning_rate import accumulations, learning_rates
 from jaxcb._src.training.train_state import TrainState, check_actions
 from jaxcb._src.utils.program_key import NoProgramKey, trace_key
 from jaxcb._src.utils.pytree import cast_like
@@ -109,6 +108,53 @@ class ProgramSpec(NamedTuple):
     def actions_of(self, *hooks: str) -> tuple[Any, ...]:
         """Returns the shapes of the actions of some hooks; of all without an argument."""
         return tuple(action for hook, own in self.hooks.items() if not hooks or hook in hooks for action in own.actions)
+
+
+def metrics_of(
+    values: Mapping[str, Any],
+    train: TrainState,
+    host: Mapping[str, Any],
+    *,
+    last: bool,
+    reported: Mapping[str, Any] | None = None,
+    closes: Any = False,
+    **place: Any,
+) -> Metrics:
+    """Returns metrics with the values, the controls, the learning rate and the host metrics.
+
+    Args:
+        values: name -> value.
+        train: the train state.
+        host: name -> host metric, float32 ().
+        last: whether the learning rate is that of the last update; otherwise of the next one.
+        reported: name -> step of the last report, where that is not the current step.
+        closes: whether the hook call ends an epoch, bool ().
+        **place: `step`, `epoch` and `total_steps` of `Metrics`.
+    """
+    rates: dict[str, Any] = {}
+    for rate in learning_rates(train.opt_state)[:1]:
+        if rate.schedule is None:
+            rates["lr_scale"] = rate.scale
+        else:
+            rates["learning_rate"] = rate.applied if last else rate.effective()
+            rates["base_learning_rate"] = rate.base(last=last)
+    for several in accumulations(train.opt_state)[:1]:
+        rates["updates"] = several.gradient_step
+    shown = {**train.controls, **values, **rates}
+    return Metrics._make(
+        values=shown,
+        reported=dict.fromkeys(shown, place["step"]) | dict(reported or {}),
+        closes_epoch=jnp.asarray(closes),
+        host=dict(host),
+        **place,
+    )
+
+
+def closes_epoch_in(hook: str, schedule: EvalSchedule) -> bool | None:
+    """Returns `closes_epoch` of a hook's metrics, if it is the same in every call; otherwise None."""
+    if hook in ("on_eval_begin", "on_eval_end"):
+        return True if schedule.closes_epochs else None
+    return hook in ("on_epoch_end", "on_train_end")
 
 
 def plan_program(

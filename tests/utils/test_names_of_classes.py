@@ -3,7 +3,7 @@
 import pytest
 
 import jaxcb as jc
-from jaxcb._src.utils.class_keys import class_key, entry_of, is_key_of
+from jaxcb._src.utils.names import class_key, entry_of, is_key_of
 from jaxcb._src.writers.csv import CSVWriter
 from jaxcb.testing import builtin_examples
 

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from jaxcb._src.utils.leaf_names import check_pattern, leaf_name, matches
+from jaxcb._src.utils.names import check_pattern, leaf_name, matches
 
 NAMES = ["backbone/dense_0/kernel", "backbone/dense_0/bias", "backbone/dense_1/kernel", "head/kernel"]
 
