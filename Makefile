@@ -5,6 +5,7 @@
 #   make fast          tests that train no network, in less than a minute
 #   make test-newest   a short set of tests on the newest Python here, with the newest jax locked
 #   make long          tests that take minutes: processes killed at arbitrary times, all ways to interrupt a run
+#   make blocks        the tests of runs with the steps in blocks of 2, 7 and 32, as on a GPU
 #   make deep          complete runs of the examples, which take longest
 #   make browser       check TensorBoard's pages in a browser (apt-get install chromium chromium-driver)
 #   make keras         compare the callbacks with the real Keras on 14,000 streams of metrics
@@ -19,7 +20,7 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: demo fast test lint check test-newest long deep browser keras mutants bench bench-quick format lock clean
+.PHONY: demo fast test lint check test-newest long blocks deep browser keras mutants bench bench-quick format lock clean
 
 PYTHON ?=
 BENCH_PYTHON ?=
@@ -69,6 +70,12 @@ format: .venv/.dev
 
 long: .venv/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m long $(ARGS)
+
+blocks: .venv/.dev
+	for size in 2 7 32; do \
+	    $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --block $$size tests/loop tests/sweep tests/data \
+	        tests/checkpointing tests/callbacks tests/training tests/writers $(ARGS) || exit 1; \
+	done
 
 deep: .venv/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m deep $(ARGS)

@@ -24,6 +24,7 @@ from pathlib import Path
 import hypothesis
 import jax
 import pytest
+from _blocks import VARIABLE, use_blocks
 from _patience import PATIENCE
 
 HERE = Path(__file__).parent
@@ -40,8 +41,17 @@ hypothesis.settings.register_profile("quick", max_examples=15, derandomize=True,
 hypothesis.settings.register_profile("deep", max_examples=150, **_COMMON)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--block 7` runs every looped run in blocks of 7 steps."""
+    parser.addoption("--block", type=int, default=None, help="steps of a block of the looped executor")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """`-m deep`, or JAXCB_DEEP=1, looks at many more examples, other ones each time."""
+    if config.getoption("block"):
+        os.environ[VARIABLE] = str(config.getoption("block"))
+    if os.environ.get(VARIABLE):
+        use_blocks()
     deep = config.getoption("markexpr") == "deep" or os.environ.get("JAXCB_DEEP") == "1"
     hypothesis.settings.load_profile("deep" if deep else "quick")
 

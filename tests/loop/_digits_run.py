@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from _blocks import use_blocks
 from flax import nnx
 from loop._changes import wait_at_change
 from sklearn.datasets import load_digits
@@ -152,6 +153,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", default="arrays", choices=("arrays", "stream"))
     parser.add_argument("--save-freq", type=int, default=7)
     parser.add_argument("--wait-at", nargs=2)
+    use_blocks()
     options = vars(parser.parse_args())
     at = options.pop("wait_at")
     if at is not None:

@@ -96,6 +96,7 @@ def make_driver(  # noqa: PLR0913
     step: Any = None,
     data: Any = None,
     metrics: Any = None,
+    block: int = 0,
 ) -> Driver:
     """A driver as `Loop` makes one; with `members` over a population."""
     data = make_data() if data is None else data
@@ -118,7 +119,11 @@ def make_driver(  # noqa: PLR0913
         config_of(
             epochs=epochs,
             metrics=metrics,
-            execution=jc.Execution(executor=executor, steps_per_execution=steps_per_execution),
+            execution=jc.Execution(
+                executor=executor,
+                steps_per_execution=steps_per_execution,
+                block=block if executor == "looped" else None,
+            ),
         ),
         data=rows,
         sets=validation_sets(ValidationConfig(data=make_data(20, seed=1), batch_size=16)),

@@ -17,9 +17,10 @@ from jaxcb._src.data.spec import DataSpec
 from jaxcb._src.data.validation import HostSet, ResidentSet
 from jaxcb._src.loop.compiled.member_map import Strategy, known, measured
 from jaxcb._src.loop.compiled.position import HostPosition
+from jaxcb._src.loop.compiled.program_spec import ProgramSpec
 from jaxcb._src.loop.compiled.state import Inputs
 from jaxcb._src.loop.compiled.traced_functions import RunFunctions
-from jaxcb._src.loop.config import RunConfig
+from jaxcb._src.loop.config import MOST_STEPS_OF_A_BLOCK, Execution, RunConfig
 from jaxcb._src.loop.host.device_run import DeviceRun
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.host_metrics import Evaluators, HostMetrics, host_metric_names
@@ -109,10 +110,9 @@ def build_driver(  # noqa: PLR0913
     )
     spec = programs.spec(programs.members)
     context.run.describe_step(programs.traced_step)
-    if execution.debug or execution.executor is not None:
-        kind, why = ("stepped", "debug=True") if execution.debug else (str(execution.executor), "as requested")
-    else:
-        kind, why = programs.kept.fact("executor", lambda: choose(programs.jaxpr()))
+    kind, why = _executor(execution, programs, spec)
+    block = _block(execution, programs, spec) if kind == "looped" else None
+    why = why if block is None else f"{why}; in blocks of {block} steps"
     strategy = None
     if population is not None:
         # the members are sharded, not the batch: the placement of the strategy replaces the given one
@@ -133,11 +133,11 @@ def build_driver(  # noqa: PLR0913
     if population is not None and strategy is not None:
         over = strategy.over
         group = ActiveMembers(
-            population, strategy, lambda size: programs.executor(kind, size, strategy.over, strategy.placement)
+            population, strategy, lambda size: programs.executor(kind, size, strategy.over, strategy.placement, block)
         )
         live, inputs = group.put(live, inputs)
     place = _place(config, data.spec, programs.validation.predicates.validates)
-    device = DeviceRun(programs.executor(kind, programs.members, over, placement), live, inputs, place, group)
+    device = DeviceRun(programs.executor(kind, programs.members, over, placement, block), live, inputs, place, group)
     host_sets = {prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)}
     host_metrics = HostMetrics(
         metrics.host_metrics,
@@ -148,6 +148,48 @@ def build_driver(  # noqa: PLR0913
     )
     steps = execution.steps_per_execution
     return Driver(device, feed, host_sets, evaluators, host_metrics, context, steps, keeper), why
+
+
+def _executor(execution: Execution, programs: RunPrograms, spec: ProgramSpec) -> tuple[str, str]:
+    """Returns "looped" or "stepped", and why.
+
+    Raises:
+        ValueError: for blocks of steps at which the host has to act.
+    """
+    if execution.debug:
+        return "stepped", "debug=True"
+    who = spec.acts_at_steps()
+    if execution.block and who is not None:
+        if execution.executor is not None:
+            raise ValueError(
+                f"Execution: executor={execution.executor!r} with block={execution.block} runs steps without the host, "
+                f"but {who} acts at every step. Leave block out, or the executor, which then is 'stepped'."
+            )
+        return "stepped", f"{who} acts at every step, which blocks of steps do not allow"
+    if execution.executor is not None:
+        return execution.executor, "as requested"
+    if execution.block is not None:
+        return "looped", "as requested by block="
+    return programs.kept.fact("executor", lambda: choose(programs.jaxpr()))
+
+
+def _block(execution: Execution, programs: RunPrograms, spec: ProgramSpec) -> int | None:
+    """Returns the steps of a block; None for a loop that ends at any step.
+
+    A GPU waits for the host at each trip of a loop whose length is unknown. The size is a function of the request: it
+    divides the steps between two epoch ends, validations or probes with few masked steps left over.
+    """
+    if execution.block == 0 or (execution.block is None and jax.default_backend() != "gpu"):
+        return None
+    if spec.acts_at_steps() is not None:
+        return None
+    capacity = programs.step_capacity(spec)
+    if execution.block is not None:
+        return min(execution.block, capacity)
+    probes = (probe.every for probe in programs.reported.probes.values() if probe.every > 1)
+    lengths = (programs.data.epoch_len, programs.reported.schedule.steps or UNBOUNDED, *probes)
+    length = min(lengths)
+    return min(-(-length // -(-length // MOST_STEPS_OF_A_BLOCK)), capacity)
 
 
 def _strategy(

@@ -65,6 +65,9 @@ def _frequency(owner: str, freq: Any) -> int | tuple[int, ...]:
     return check_int(owner, "validation_freq", freq, least=1)
 
 
+MOST_STEPS_OF_A_BLOCK = 32
+
+
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """How a run is executed: the choices of `fit`, `Loop.run` and `sweep` that are rarely needed.
@@ -73,6 +76,11 @@ class Execution:
         executor: "looped" runs many steps in one call of a compiled loop; "stepped" calls a compiled step for each
             batch. None selects the one that is faster for the step and the backend.
         steps_per_execution: steps of one call of the compiled loop. None measures.
+        block: steps of the looped executor that run without any check by the host, at most 32. A step that must not run
+            is masked: it takes its time and changes nothing. A GPU waits for the host after each block instead of
+            after each step; elsewhere blocks save nothing. If a callback needs the host at steps, the stepped executor
+            runs. 0 means none. None selects blocks on GPUs, of a size that follows from the lengths of epochs,
+            validations and probes.
         resident: whether arrays are kept on the devices, whole on each. If False, the host gathers each batch; the
             batches are the same. None keeps them there if they take at most half of the free memory.
         drop_remainder: whether a last batch of fewer rows is left out.
@@ -102,6 +110,7 @@ class Execution:
 
     executor: Literal["looped", "stepped"] | None = None
     steps_per_execution: int | None = None
+    block: int | None = None
     resident: bool | None = None
     drop_remainder: bool = False
     eval_every: int | None = None
@@ -129,6 +138,15 @@ class Execution:
                 "Execution: sharding must be 'fsdp', 'replicated', a mapping of path patterns to "
                 f"jax.sharding.PartitionSpec, or None, got {self.sharding!r}."
             )
+        if self.block is not None:
+            object.__setattr__(self, "block", check_int("Execution", "block", self.block))
+            if self.block > MOST_STEPS_OF_A_BLOCK:
+                raise ValueError(f"Execution: block must be at most {MOST_STEPS_OF_A_BLOCK}, got {self.block}.")
+            if self.block and (self.debug or self.executor == "stepped"):
+                other = "debug=True" if self.debug else "executor='stepped'"
+                raise ValueError(
+                    f"Execution: block={self.block} needs the looped executor, got {other}. Leave one out."
+                )
         batches = int(self.fast_dev_run) if isinstance(self.fast_dev_run, bool) else self.fast_dev_run
         object.__setattr__(self, "fast_dev_run", check_int("Execution", "fast_dev_run", batches))
 

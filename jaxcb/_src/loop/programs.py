@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxcb._src.core.actions.base import HostAction, LogAction
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.actions.utils import is_lazy
-from jaxcb._src.core.callback import Callback
+from jaxcb._src.core.callback import STEP_HOOKS, Callback
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.data.spec import DataSpec
 from jaxcb._src.data.validation import HostSet, ResidentSet
@@ -22,7 +22,7 @@ from jaxcb._src.loop.compiled.member_map import Over
 from jaxcb._src.loop.compiled.position import EvalSchedule
 from jaxcb._src.loop.compiled.program import Program
 from jaxcb._src.loop.compiled.program_spec import EvalSet, ProgramSpec, ValidationPlan, plan_program
-from jaxcb._src.loop.compiled.record_buffer import buffer_limits
+from jaxcb._src.loop.compiled.record_buffer import RecordBuffers, buffer_limits
 from jaxcb._src.loop.compiled.scan import Looped
 from jaxcb._src.loop.compiled.state import LoopState, copy_arrays, initial_state
 from jaxcb._src.loop.compiled.stepwise import Stepped
@@ -166,7 +166,9 @@ class RunPrograms:
         names, batch = self.reported.host_names, self.batch(members)
         return plan_program(self.traced(members), self.validation, names, state, states, settings, batch, examples)
 
-    def executor(self, kind: str, members: int | None, over: Over, placement: Placement) -> Executor:
+    def executor(
+        self, kind: str, members: int | None, over: Over, placement: Placement, block: int | None = None
+    ) -> Executor:
         """Returns an executor, whose functions compile when they are called first.
 
         Args:
@@ -174,9 +176,10 @@ class RunPrograms:
             members: size of the member axis; None for a single run.
             over: maps a step over the members.
             placement: the devices; for a population those of its strategy.
+            block: steps of a block of the looped executor; None for a loop that ends at any step.
         """
         layout = self.data.layout_for(stacked=kind == "looped")
-        program = Program(self.traced(members, over), self.spec(members), self.validation, layout)
+        program = Program(self.traced(members, over), self.spec(members), self.validation, layout, block)
         return (Looped if kind == "looped" else Stepped)(program, self.kept, placement)
 
     def batch(self, members: int | None) -> Any:
@@ -198,6 +201,10 @@ class RunPrograms:
         if self.population is not None:
             return jax.vmap(one, in_axes=(list(self.population.axes), 0))(settings, train)
         return one(settings, train)
+
+    def step_capacity(self, spec: ProgramSpec) -> int:
+        """Returns the steps whose records the buffers can hold."""
+        return RecordBuffers(spec.hooks).capacity_of(STEP_HOOKS)
 
     # What is known of the step
 

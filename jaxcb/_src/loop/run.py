@@ -218,8 +218,17 @@ def _as_saved(
     config: RunConfig, population: Population | None, facts: Mapping[str, Any]
 ) -> tuple[RunConfig, Population | None]:
     """Returns the configuration with the executor and strategy that the run began with, unless others are given."""
-    if config.execution.executor is None:  # the other executor agrees only up to rounding
-        config = replace(config, execution=replace(config.execution, executor=facts["executor"]))
+    execution, block = config.execution, facts.get("block", 0)  # runs of earlier versions have no blocks
+    if execution.executor is None and not execution.block:  # the other executor agrees only up to rounding
+        execution = replace(execution, executor=facts["executor"])
+    if facts["executor"] == "looped" and execution.executor in (None, "looped"):
+        if execution.block is not None and execution.block != block:
+            raise ValueError(
+                f"{config.owner}: the run in {config.run_dir} began with block={block}, got Execution(block="
+                f"{execution.block}). Leave block out to resume it as it began, or begin in another run_dir."
+            )
+        execution = replace(execution, block=block)
+    config = replace(config, execution=execution)
     if population is not None and population.strategy is None:
         population = population._replace(strategy=facts["strategy"])
     return config, population
@@ -276,7 +285,9 @@ def _train(driver: Driver, why: str, context: Context) -> None:
     started = time.monotonic()
     driver.train()
     place = driver.device.place.at
-    context.say(f"jaxcb: {place.epoch} epochs, {place.step} steps in {time.monotonic() - started:.1f} s.")
+    wasted = driver.results.wasted_steps
+    masked = f", and {wasted} masked steps in blocks" if driver.device.program.block else ""
+    context.say(f"jaxcb: {place.epoch} epochs, {place.step} steps{masked} in {time.monotonic() - started:.1f} s.")
 
 
 def _leave(signum: int, result: Any, steps: int) -> None:

@@ -1,7 +1,7 @@
 """`TrainState`, its controls and named weights, and how control actions change it."""
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -309,12 +309,24 @@ def apply(actions: Any, state: TrainState) -> TrainState:
         >>> float(state.controls["beta"]), bool(state.stop)
         (0.5, True)
     """
+    return apply_actions(actions, state)
+
+
+def apply_actions(actions: Any, state: TrainState, *, branches: bool = True) -> TrainState:
+    """As `apply`.
+
+    Args:
+        actions: the actions that hooks returned.
+        state: the train state.
+        branches: whether weights are copied in branches, so that this costs nothing when it is not due. A GPU waits for
+            the host at each branch: in its steps, a select takes less time.
+    """
     flat = [a for a in as_actions(actions) if isinstance(a, ControlAction)]
     check_actions(flat, state)
     # First, because all other actions of a hook call apply to the copied members as well.
     for action in flat:
         if isinstance(action, Exploit):
-            state = _exploit(action, state)
+            state = _exploit(action, state, branches)
     # All rate actions at once, because a floor bounds the rate after every factor, not after its own alone.
     rate_actions = [a for a in flat if isinstance(a, ScaleLearningRate | SetLearningRate)]
     if rate_actions:
@@ -333,20 +345,26 @@ def apply(actions: Any, state: TrainState) -> TrainState:
                 new = jnp.where(action.when, value * jnp.asarray(action.factor, value.dtype), value)
                 state = state.replace(opt_state=with_hyperparameters(state.opt_state, {action.name: new}))
             case Snapshot() | Restore() | Swap() | Average():
-                state = _apply_weights(action, state)
+                state = _apply_weights(action, state, branches)
             case _:
                 pass
     return state
 
 
-def _exploit(action: Exploit, state: TrainState) -> TrainState:
-    """Copies members under `cond`, so that it costs nothing when it is not due."""
+def _when_due(branches: bool, predicate: Any, due: Callable[..., Any], *values: Any) -> Any:
+    """Returns `due(*values)` in a branch, otherwise the values; without a branch, `due` must select."""
+    return jax.lax.cond(predicate, due, lambda *same: same, *values) if branches else due(*values)
+
+
+def _exploit(action: Exploit, state: TrainState, branches: bool) -> TrainState:
+    """Copies members."""
     parts = {part: getattr(state, part) for part in ("params", "model_state", "opt_state", "controls")}
 
-    def due(parts: Any) -> Any:
-        return select(action.when, jax.tree.map(lambda x: x[action.source], parts), parts)
+    def due(parts: Any) -> tuple[Any]:
+        return (select(action.when, jax.tree.map(lambda x: x[action.source], parts), parts),)
 
-    return state.replace(**jax.lax.cond(jnp.any(action.when), due, lambda same: same, parts))
+    (parts,) = _when_due(branches, jnp.any(action.when), due, parts)
+    return state.replace(**parts)
 
 
 def _apply_rate(actions: list[Any], rate: LearningRate) -> LearningRate:
@@ -364,14 +382,15 @@ def _apply_rate(actions: list[Any], rate: LearningRate) -> LearningRate:
     return rate.scaled(factor, floor)
 
 
-def _apply_weights(action: WeightAction, state: TrainState) -> TrainState:
-    """Applies one weight action under `cond`, so that it costs nothing when it is not due."""
+def _apply_weights(action: WeightAction, state: TrainState, branches: bool) -> TrainState:
+    """Applies one weight action."""
     slot = state.weights[action.key]
     current = {part: getattr(state, part) for part in slot.value}
     when = action.when if isinstance(action, Snapshot | Average) else action.when & slot.filled
 
     def due(current: Any, slot: NamedWeights) -> tuple[Any, NamedWeights]:
-        hits = when if jnp.ndim(when) else jnp.ones((), bool)  # in a single run, `cond` implies that `when` is true
+        # in a single run, the branch implies that `when` is true
+        hits = when if jnp.ndim(when) or not branches else jnp.ones((), bool)
         match action:
             case Restore():
                 return select(hits, slot.value, current), slot
@@ -383,7 +402,7 @@ def _apply_weights(action: WeightAction, state: TrainState) -> TrainState:
                 new = current
         return current, NamedWeights(slot.filled | hits, select(hits, new, slot.value))
 
-    current, slot = jax.lax.cond(jnp.any(when), due, lambda *same: same, current, slot)
+    current, slot = _when_due(branches, jnp.any(when), due, current, slot)
     if "opt_state" in current:  # callbacks' changes of the learning rate are not part of the weights
         current["opt_state"] = with_callback_lr_from(current["opt_state"], state.opt_state)
     return state.replace(**current, weights={**state.weights, action.key: slot})

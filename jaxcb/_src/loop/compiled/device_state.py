@@ -165,6 +165,16 @@ class StatePacking:
         leaves, rings = jax.lax.cond(predicate, run, lambda *same: same, self.pack(carry), rings)
         return self.unpack(leaves), rings
 
+    def fori_loop(self, count: int, body: Callable[..., Any], carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
+        """Repeats `body(carry, rings)` a fixed number of times. Traced."""
+
+        def step(_: Any, loop: Any) -> Any:
+            new, rings = body(self.unpack(loop[0]), loop[1])
+            return self.pack(new), rings
+
+        leaves, rings = jax.lax.fori_loop(0, count, step, (self.pack(carry), rings))
+        return self.unpack(leaves), rings
+
     def while_loop(
         self, more: Callable[..., Any], body: Callable[..., Any], carry: LoopState, rings: Any, *further: Any
     ) -> tuple[Any, ...]:

@@ -232,11 +232,11 @@ class Executor:
 
     def _key(self, name: str) -> Hashable:
         """Returns the name of a function among all that are kept for the run: populations shrink to other programs."""
-        return self.name, self.program.members, self.program.functions.mapping.over.__name__, name
+        return self.name, self.program.block, self.program.members, self.program.functions.mapping.over.__name__, name
 
-    def _pack_status(self, inputs: Inputs, carry: LoopState) -> dict[str, Any]:
+    def _pack_status(self, inputs: Inputs, carry: LoopState, wasted: Any = 0) -> dict[str, Any]:
         """Packs the status. Fetching one array is cheaper than fetching one per number. Traced."""
-        status = self.program.status(inputs, carry)
+        status = self.program.status(inputs, carry, wasted)
         packing = TreePacker(status)
         self.kept.put(self._key("status"), packing)
         return packing.row(status)

@@ -19,7 +19,7 @@ from jaxcb._src.loop.compiled.program_spec import ProgramSpec, ValidationPlan, m
 from jaxcb._src.loop.compiled.record_buffer import RecordBuffers, RecordPosition, any_fires
 from jaxcb._src.loop.compiled.state import Inputs, LoopState, ProbeValue, Status
 from jaxcb._src.loop.compiled.traced_functions import TracedFunctions, call_preserving_identity
-from jaxcb._src.training.train_state import TrainState, apply
+from jaxcb._src.training.train_state import TrainState, apply_actions
 from jaxcb._src.training.train_step import PendingUpdate, Step
 from jaxcb._src.utils.names import leaf_name
 from jaxcb._src.utils.pytree import cast_like, select
@@ -77,11 +77,18 @@ class Program:
         spec: what is known of them.
         validation: what is validated, and when.
         layout: how batches are found in the data.
+        block: steps of a block, in which nothing may wait for the host; None for a loop that ends at any step.
     """
 
     def __init__(
-        self, functions: TracedFunctions, spec: ProgramSpec, validation: ValidationPlan, layout: BatchLayout
+        self,
+        functions: TracedFunctions,
+        spec: ProgramSpec,
+        validation: ValidationPlan,
+        layout: BatchLayout,
+        block: int | None = None,
     ) -> None:
+        self.block = block
         self.functions, self.spec, self.validation, self.layout = functions, spec, validation, layout
         self.members, self.placement = functions.mapping.members, functions.mapping.placement
         self.predicates = validation.predicates
@@ -92,6 +99,11 @@ class Program:
         """Whether a step can request a stop: by a hook, or by a custom train step that sets `stop`."""
         own = not isinstance(self.functions.step, Step)
         return own or any(isinstance(action, Stop) for action in self.spec.actions_of(*STEP_HOOKS))
+
+    @property
+    def rare_probes(self) -> tuple[int, ...]:
+        """The steps between two runs of each probe that does not run at every step."""
+        return tuple(probe.every for probe in self.functions.probes.values() if probe.every > 1)
 
     def yields_at(self, *hooks: str) -> bool:
         """Returns whether any of these hooks can return a host action."""
@@ -163,9 +175,10 @@ class Program:
             states = select(alive, states, carry.callbacks)
             actions = tuple(a.replace(when=a.when & alive) for a in actions)
         waiting = tuple(a for a in actions if isinstance(a, HostAction))
+        branches = self.block is None or hook not in STEP_HOOKS
         at = RecordPosition(carry.seq, carry.step, carry.epoch, carry.cursor)
         new = carry.replace(
-            train=self.placement.constrain_state(apply(actions, carry.train)),
+            train=self.placement.constrain_state(apply_actions(actions, carry.train, branches=branches)),
             callbacks=states,
             yielded=carry.yielded | any_fires(waiting) if waiting else carry.yielded,
             seq=carry.seq + 1,
@@ -185,8 +198,14 @@ class Program:
 
     # Status
 
-    def status(self, inputs: Inputs, carry: LoopState) -> Status:
-        """Returns the status that the host reads after each dispatch."""
+    def status(self, inputs: Inputs, carry: LoopState, wasted: Any = 0) -> Status:
+        """Returns the status that the host reads after each dispatch.
+
+        Args:
+            inputs: the inputs of the dispatch.
+            carry: the loop state.
+            wasted: masked steps of blocks, int32 ().
+        """
         return Status(
             step=carry.step,
             epoch=carry.epoch,
@@ -199,6 +218,7 @@ class Program:
             awaits=self.boundary_waits(inputs, carry) & ~carry.yielded,
             window=carry.windows[""].with_computed(),
             controls=dict(carry.train.controls),
+            wasted=jnp.asarray(wasted, jnp.int32),
         )
 
     def halted(self, carry: LoopState) -> Array:
@@ -208,7 +228,15 @@ class Program:
     # The training step
 
     def train_step_with_hooks(
-        self, inputs: Inputs, carry: LoopState, rings: Any, batch: Any, rows: int, *, ok: Any = None
+        self,
+        inputs: Inputs,
+        carry: LoopState,
+        rings: Any,
+        batch: Any,
+        rows: int,
+        *,
+        ok: Any = None,
+        probing: bool = True,
     ) -> tuple[LoopState, Any]:
         """Runs one step with its hooks.
 
@@ -219,6 +247,7 @@ class Program:
             batch: one batch.
             rows: rows of the batch.
             ok: bool (); if false, nothing changes. None if the caller guarantees that the step may run.
+            probing: whether probes may be due that do not run at every step.
         """
         # Constrain the shardings at both ends of a step. Otherwise XLA's partitioner chooses a layout for the body of
         # the surrounding loop, and reshards in every iteration.
@@ -239,7 +268,7 @@ class Program:
                 )
             merging = proposal.gradients.values
             values = computed(merging, self.members is not None)
-            readings, due = self._run_probes(carry, proposal, batch)
+            readings, due = self._run_probes(carry, proposal, batch, probing)
             seen, reported = _with_readings(values, readings)
             # a probe reports the step that it probed, which is not counted yet
             reported = {n: jnp.where(at < 0, at, at - 1) for n, at in reported.items()}
@@ -257,7 +286,7 @@ class Program:
         )
         if self.functions.debug:
             refuse_nan(carry.step + 1, metric=values, parameter=train.params)
-        windows = {"": carry.windows[""].add(merging, rows)}
+        windows = {**carry.windows, "": carry.windows[""].add(merging, rows)}
         for name, was_due in due.items():
             window = carry.windows[name]
             # a probe that is not due has an old value, which must not count twice
@@ -291,15 +320,17 @@ class Program:
         return carry, rings
 
     def _run_probes(
-        self, carry: LoopState, proposal: PendingUpdate, batch: Any
+        self, carry: LoopState, proposal: PendingUpdate, batch: Any, probing: bool
     ) -> tuple[dict[str, ProbeValue], dict[str, Any]]:
         """Runs the probes that are due; the others keep their last values.
 
         Returns:
-            Probe -> value, and probe -> whether it was due, bool ().
+            Probe -> value, and probe -> whether it was due, bool (). Probes that cannot be due have no entry there.
         """
-        readings, due = {}, {}
+        readings, due = dict(carry.readings), {}
         for name, probe in self.functions.probes.items():
+            if probe.every > 1 and not probing:
+                continue
             probe_fn, last = self.functions.probe_functions[name], carry.readings[name]
             due[name] = (carry.step + 1) % probe.every == 0
 

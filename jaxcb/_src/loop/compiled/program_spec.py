@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxcb._src.core.actions.base import Action, HostAction
 from jaxcb._src.core.actions.control import ScaleLearningRate, ScaleUpdates, SkipUpdate
 from jaxcb._src.core.actions.utils import check_lazy, is_lazy
-from jaxcb._src.core.callback import HOOKS
+from jaxcb._src.core.callback import HOOKS, STEP_HOOKS
 from jaxcb._src.core.metrics import Metrics, is_mergeable
 from jaxcb._src.loop.compiled.metric_accumulator import computed
 from jaxcb._src.loop.compiled.position import EvalSchedule, PositionPredicates
@@ -104,6 +104,15 @@ class ProgramSpec(NamedTuple):
     host_names: tuple[str, ...] = ()
     host_read: tuple[str, ...] = ()
     scales_final_updates: bool = False
+
+    def acts_at_steps(self) -> str | None:
+        """Returns who acts on the host at every step, or computes what it logs; None if nobody does."""
+        for hook in STEP_HOOKS:
+            own = self.hooks.get(hook)
+            if own is not None and (own.may_yield or own.answers):
+                actions = (a for i, a in enumerate(own.actions) if isinstance(a, HostAction) or i in own.answers)
+                return next(actions).owner
+        return None
 
     def actions_of(self, *hooks: str) -> tuple[Any, ...]:
         """Returns the shapes of the actions of some hooks; of all without an argument."""

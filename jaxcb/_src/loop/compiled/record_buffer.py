@@ -256,6 +256,10 @@ class RecordBuffers:
                 room = room & (rings[name].count < layout.capacity)
         return room
 
+    def capacity_of(self, hooks: Container[str]) -> int:
+        """Returns the entries for which every buffer of these hooks has room."""
+        return min((layout.capacity for layout in self.layouts.values() if layout.hook in hooks), default=_MOST)
+
     def read(self, rings: dict[str, RecordBuffer]) -> Iterator[Record]:
         """Yields every action that fired, in order, from fetched buffers. Runs on the host."""
         rows: list[tuple[int, int, Record]] = []

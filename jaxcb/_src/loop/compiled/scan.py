@@ -1,6 +1,7 @@
 """The looped executor: a chunk of steps as one compiled loop."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ class Looped(Executor):
             ready = ready & program.buffers.have_room(rings, BOUNDARY_HOOKS)
             return jnp.where(pending, jnp.where(ready, _AT_BOUNDARY, _END), otherwise)
 
-        def turn(carry: LoopState, rings: Any, begins_with: Any) -> Any:
+        def turn(carry: LoopState, rings: Any, begins_with: Any, wasted: Any) -> Any:
             # What is due after the last step comes first. So the predicates of the position are compiled once: those
             # of a boundary at the end of a turn, and those of a step here.
             carry, rings = packing.cond(
@@ -63,60 +64,106 @@ class Looped(Executor):
                 carry,
                 rings,
             )
-            free = ~carry.yielded & ~at.over(inputs, carry) & program.buffers.have_room(rings)
-            limit = jnp.minimum(at.steps_to_boundary(inputs, carry), end - carry.step)
-            steps = jnp.where(free & at.has_data(inputs, carry), limit, 0)
+            steps = self._steps_to_do(inputs, end, carry, rings)
             opens = ~carry.opened & (steps > 0)
             carry, rings = packing.cond(opens, lambda c, r: boundary.open_epoch(program, inputs, c, r), carry, rings)
-            carry, rings = self._steps(packing, inputs, carry.step + steps, carry, rings)
-            return carry, rings, next_turn(carry, rings, otherwise=_END)
+            steps = _Steps(self, packing, inputs, carry.step + steps)
+            carry, rings, wasted = steps.run(carry, rings, wasted)
+            otherwise = _END
+            if steps.ends_early:  # at a probe: the next turn begins with the steps after it
+                otherwise = jnp.where(self._steps_to_do(inputs, end, carry, rings) > 0, _AT_STEPS, _END)
+            return carry, rings, next_turn(carry, rings, otherwise=otherwise), wasted
 
         rings = program.buffers.empty()
         first = next_turn(carry, rings, otherwise=_AT_STEPS)
 
-        def more(carry: LoopState, rings: Any, begins_with: Any) -> Any:
+        def more(carry: LoopState, rings: Any, begins_with: Any, wasted: Any) -> Any:
             # `yielded` only matters for the first turn. But a condition on one value alone makes XLA analyze it as a
             # loop counter, again and again, which takes longer than to compile the predicates.
             return (begins_with != _END) & ~carry.yielded
 
-        carry, rings, _ = packing.while_loop(more, turn, carry, rings, first)
-        return carry, rings, self._pack_status(inputs, carry)
+        wasted = jnp.zeros((), jnp.int32)
+        carry, rings, _, wasted = packing.while_loop(more, turn, carry, rings, first, wasted)
+        return carry, rings, self._pack_status(inputs, carry, wasted)
 
-    def _steps(self, packing: StatePacking, inputs: Inputs, end: Any, carry: LoopState, rings: Any) -> Any:
-        """Runs the steps of a turn: full batches in a loop, then the smaller last batch if it is next.
+    def _steps_to_do(self, inputs: Inputs, end: Any, carry: LoopState, rings: Any) -> Any:
+        """Returns the steps until the next epoch end, validation or end of the dispatch; at most 0 if none may run."""
+        at, buffers = self.program.predicates, self.program.buffers
+        free = ~carry.yielded & ~at.over(inputs, carry) & buffers.have_room(rings)
+        limit = jnp.minimum(at.steps_to_boundary(inputs, carry), end - carry.step)
+        return jnp.where(free & at.has_data(inputs, carry), limit, 0)
 
-        Args:
-            packing: packs the loop state.
-            inputs: the inputs of the dispatch.
-            end: the step after which to return, before the next epoch end or validation.
-            carry: the loop state.
-            rings: the record buffers.
-        """
-        program, layout = self.program, self.program.layout
+
+class _Steps:
+    """The steps of a turn: full batches in a loop, then the smaller last batch if it is next.
+
+    In blocks, the loop repeats a fixed number of steps, and masks those that must not run: a GPU waits for the host at
+    each trip of a loop whose length is unknown, so it waits once a block. A step with probes that are due has branches,
+    so it is not part of a block.
+
+    Args:
+        executor: its program runs.
+        packing: packs the loop state.
+        inputs: the inputs of the dispatch.
+        end: the step after which to return, before the next epoch end or validation.
+    """
+
+    def __init__(self, executor: Looped, packing: StatePacking, inputs: Inputs, end: Any) -> None:
+        self._program, self._packing, self._inputs, self._end = executor.program, packing, inputs, end
+        self.ends_early = self._program.block is not None and bool(self._program.rare_probes)
+
+    def run(self, carry: LoopState, rings: Any, wasted: Any) -> tuple[LoopState, Any, Any]:
+        """Runs the steps. Returns the loop state, the record buffers, and the masked steps so far."""
+        layout, packing = self._program.layout, self._packing
+        full = jnp.minimum(self._end, carry.began + layout.full) if layout.remainder else self._end
         # `on_epoch_begin` may have stopped the run, or wait for the host
-        free = ~carry.yielded & ~program.predicates.all_stopped(carry)
-        full = jnp.minimum(end, carry.began + layout.full) if layout.remainder else end
-        last = jnp.where(free, full, carry.step)
+        full = jnp.where(self._free(carry), full, carry.step)
+        if self._program.block is None:
+            carry, rings = packing.while_loop(self._more_until(full), self._step, carry, rings)
+        else:
+            last = full
+            for every in self._program.rare_probes:
+                last = jnp.minimum(last, carry.step + every - 1 - carry.step % every)
+            carry, rings, wasted = self._blocks(last, carry, rings, wasted)
+        if self.ends_early:
+            carry, rings = packing.cond(self._more_until(full)(carry, rings), self._step, carry, rings)
+        if layout.remainder:
+            is_next = self._free(carry) & (carry.cursor == layout.full) & (carry.step < self._end)
+            is_next = is_next & self._program.buffers.have_room(rings)
+            carry, rings = packing.cond(is_next, functools.partial(self._step, remainder=True), carry, rings)
+        return carry, rings, wasted
+
+    def _blocks(self, last: Any, carry: LoopState, rings: Any, wasted: Any) -> tuple[LoopState, Any, Any]:
+        """Runs steps until `last`, in blocks."""
+        more, size = self._more_until(last), self._program.block
+        assert size is not None
+
+        def masked(carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
+            return self._step(carry, rings, ok=more(carry, rings), probing=False)
+
+        def block(carry: LoopState, rings: Any, wasted: Any) -> tuple[LoopState, Any, Any]:
+            before = carry.step
+            carry, rings = self._packing.fori_loop(size, masked, carry, rings)
+            return carry, rings, wasted + size - (carry.step - before)
+
+        return self._packing.while_loop(lambda c, r, _: more(c, r), block, carry, rings, wasted)
+
+    def _free(self, carry: LoopState) -> Any:
+        return ~carry.yielded & ~self._program.predicates.all_stopped(carry)
+
+    def _more_until(self, last: Any) -> Callable[[LoopState, Any], Any]:
+        """Returns the predicate of another step before `last`. It is evaluated at every step."""
+        program = self._program
 
         def more(carry: LoopState, rings: Any) -> Any:
-            # This runs at every step, with a collective if members are sharded. Test only what a step can change.
+            # With a collective if members are sharded. Test only what a step can change.
             go = (carry.step < last) & program.buffers.have_room(rings, STEP_HOOKS)
             if program.yields_at(*STEP_HOOKS):
                 go = go & ~carry.yielded
             return go & ~program.predicates.all_stopped(carry) if program.steps_may_stop else go
 
-        def step(carry: LoopState, rings: Any) -> Any:
-            return program.train_step_with_hooks(inputs, carry, rings, *fetch_batch(program.layout, inputs, carry))
+        return more
 
-        carry, rings = packing.while_loop(more, step, carry, rings)
-        if not layout.remainder:
-            return carry, rings
-
-        def smaller(carry: LoopState, rings: Any) -> Any:
-            return program.train_step_with_hooks(
-                inputs, carry, rings, *fetch_batch(program.layout, inputs, carry, remainder=True)
-            )
-
-        free = ~carry.yielded & ~program.predicates.all_stopped(carry) & program.buffers.have_room(rings)
-        is_next = free & (carry.cursor == layout.full) & (carry.step < end)
-        return packing.cond(is_next, smaller, carry, rings)
+    def _step(self, carry: LoopState, rings: Any, *, remainder: bool = False, **how: Any) -> tuple[LoopState, Any]:
+        batch, rows = fetch_batch(self._program.layout, self._inputs, carry, remainder=remainder)
+        return self._program.train_step_with_hooks(self._inputs, carry, rings, batch, rows, **how)

@@ -317,6 +317,7 @@ class Driver:
             "stops": [list(stop) for stop in self.results.stops],
             "elapsed": self._host_metrics.elapsed,
             "executor": self.device.executor.name,
+            "block": self.device.program.block or 0,
             "strategy": None if members is None else members.strategy.name,
         }
 

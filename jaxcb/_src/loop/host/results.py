@@ -33,6 +33,7 @@ class Results:
 
     Attributes:
         status: the last one that was read.
+        wasted_steps: masked steps of blocks so far.
         stops: the stops so far.
 
     Raises:
@@ -43,6 +44,7 @@ class Results:
         self._device, self._host_metrics, self._saving = device, host_metrics, saving
         self.performer = WriterDispatcher(context)
         self.status: Status | None = None
+        self.wasted_steps = 0
         self.stops: list[StopRecord] = []
         self._waiting: list[Record] = []  # host actions
         self._read_at = (0, 0, False)  # position of the last result: epoch, step, and whether that step was validated
@@ -64,6 +66,7 @@ class Results:
         with self._saving.inconsistent():  # until records are written; a resumed run must produce missing ones again
             rings, status = jax.device_get((output.rings, output.status))
             status = self.status = device.executor.unpack_status(status)
+            self.wasted_steps += int(status.wasted)
             self._host_metrics.note(self._read_at, host)
             self._read_at = (int(status.epoch), int(status.step), int(status.evaluated) == int(status.step))
             records = device.program.buffers.read(rings)
