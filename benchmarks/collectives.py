@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxcb as jc
 from jaxcb._src.data.pipeline import plan_data
-from jaxcb._src.loop.build import build_driver
+from jaxcb._src.loop.build import RunData, build_driver
 from jaxcb._src.loop.compiled.traced_functions import RunFunctions
 from jaxcb._src.loop.config import RunConfig
 from jaxcb._src.sharding.placement import Placement
@@ -106,8 +106,7 @@ def ours(mesh, sharding, executor, callbacks):
         RunFunctions(jc.Step(loss_fn), None, jc.chain(*callbacks, jc.History())),
         state,
         config,
-        data=plan_data((rows, rows), config.data),
-        sets={},
+        data=RunData(plan_data((rows, rows), config.data), {}),
         context=Context(None, Run(None), 0, 1),
         placement=Placement.of(mesh, sharding, state),
     )

@@ -17,7 +17,7 @@ from jaxcb._src.data.feed import NOT_READY
 from jaxcb._src.data.inputs import DataConfig
 from jaxcb._src.data.pipeline import open_feed, plan_data
 from jaxcb._src.data.progress import UNBOUNDED, FeedStart
-from jaxcb._src.data.stream.epoch import NotSerializableError, as_json, from_json
+from jaxcb._src.data.stream.epochs import NotSerializableError, as_json, from_json
 from jaxcb._src.loop.compiled.state import Status
 
 X = np.arange(22, dtype=np.float32).reshape(11, 2)

@@ -13,7 +13,7 @@ import jaxcb as jc
 from jaxcb._src.data.inputs import ValidationConfig
 from jaxcb._src.data.resident import ResidentPlan
 from jaxcb._src.data.validation import validation_sets
-from jaxcb._src.loop.build import build_driver
+from jaxcb._src.loop.build import RunData, build_driver
 from jaxcb._src.loop.compiled.traced_functions import RunFunctions
 from jaxcb._src.loop.config import RunConfig
 from jaxcb._src.loop.host.driver import Driver
@@ -125,8 +125,7 @@ def make_driver(  # noqa: PLR0913
                 block=block if executor == "looped" else None,
             ),
         ),
-        data=rows,
-        sets=validation_sets(ValidationConfig(data=make_data(20, seed=1), batch_size=16)),
+        data=RunData(rows, validation_sets(ValidationConfig(data=make_data(20, seed=1), batch_size=16))),
         context=Context(None, run, 0, epochs),
         population=None if members is None else Population(members, tuple(axes), (0,) * members, strategy, repack),
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.history.reader import JOURNAL
 from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.utils.pytree import Struct
+from jaxcb._src.writers.base import Context
 
 
 def merge_process_positions(positions: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
@@ -132,30 +133,24 @@ class _ExistingRun(NamedTuple):
     holds: bool
 
 
-def find_start(  # noqa: PLR0913
-    directory: Path,
+def find_start(
+    context: Context,
     *,
     callbacks: Chain,
     config: Mapping[str, Any],
     resume: bool,
     overwrite: bool,
-    say: Callable[[str], None],
-    warn: Callable[[str], None],
     on_save_error: str,
-    processes: Processes,
 ) -> ResumePlan:
     """Reads a run directory and decides where the run starts.
 
     Args:
-        directory: the run directory.
+        context: of the run, which has a directory. It reports damaged checkpoints; process 0 reads.
         callbacks: the callbacks of the run.
         config: the requested training, as JSON: length, data and callbacks.
         resume: whether to resume a run that exists.
         overwrite: whether to replace a run that exists.
-        say: prints a line.
-        warn: reports damaged checkpoints and failed saves.
         on_save_error: "raise" or "warn".
-        processes: of the run; process 0 reads.
 
     Raises:
         FileExistsError: if a run exists and neither `resume` nor `overwrite` is given, or if a file of unknown origin
@@ -163,6 +158,8 @@ def find_start(  # noqa: PLR0913
         OSError: for a directory that cannot be used.
         ValueError: for a run whose checkpoints are missing.
     """
+    directory, processes, say = context.run_dir, context.processes, context.say
+    assert directory is not None
     if resume and overwrite:
         raise ValueError(
             "resume=True and Checkpointing(overwrite=True) were both given: a run is either resumed or replaced."
@@ -180,7 +177,7 @@ def find_start(  # noqa: PLR0913
     if processes.is_primary and existing.run == run:
         record = RunRecord.read(directory) or record
     record.made |= existing.made
-    keeper = Checkpointer(directory, callbacks, config, say, warn, on_save_error, processes, run)
+    keeper = Checkpointer(directory, callbacks, config, say, context.warn, on_save_error, processes, run)
     if overwrite:
         stores = tuple(directory / name for name in _STORES)
         return ResumePlan(record, keeper, to_delete=Replaced(existing.run, stores, existing.files))

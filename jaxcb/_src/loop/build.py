@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,13 +59,24 @@ def _has_convolution(jaxpr: Any) -> bool:
     return False
 
 
-def build_driver(  # noqa: PLR0913
+class RunData(NamedTuple):
+    """The data of a run.
+
+    Attributes:
+        plan: the training data.
+        sets: prefix -> validation set.
+    """
+
+    plan: DataPlan
+    sets: Mapping[str, ResidentSet | HostSet]
+
+
+def build_driver(
     functions: RunFunctions,
     train_state: TrainState,
     config: RunConfig,
     *,
-    data: DataPlan,
-    sets: Mapping[str, ResidentSet | HostSet],
+    data: RunData,
     context: Context,
     keeper: Checkpointer | None = None,
     population: Population | None = None,
@@ -81,8 +92,7 @@ def build_driver(  # noqa: PLR0913
         functions: steps and callbacks, with those that every run has.
         train_state: the initial state; for a population each array has a leading member axis.
         config: the configuration of the run.
-        data: the training data.
-        sets: prefix -> validation set.
+        data: training and validation data.
         context: for the writers.
         keeper: writes checkpoints; None for a run without checkpoints.
         population: configuration of a population; None for a single run.
@@ -91,8 +101,9 @@ def build_driver(  # noqa: PLR0913
     Returns:
         The driver, and why its executor was chosen.
     """
+    plan, sets = data
     if population is None:
-        placement.check_batch(data.spec.layout.batch_size)
+        placement.check_batch(plan.spec.layout.batch_size)
     execution, metrics = config.execution, config.metrics
     evaluators = Evaluators(metrics.evaluators)
     # a population shards its members, not batch and train state
@@ -101,7 +112,7 @@ def build_driver(  # noqa: PLR0913
     programs = RunPrograms(
         functions,
         alone.shapes(train_state),
-        data.spec,
+        plan.spec,
         sets,
         Reported(config.cadence, probes, evaluators.names, host_metric_names(metrics.host_metrics)),
         population,
@@ -116,15 +127,15 @@ def build_driver(  # noqa: PLR0913
     strategy = None
     if population is not None:
         # the members are sharded, not the batch: the placement of the strategy replaces the given one
-        find = functools.partial(_strategy, population, programs, data, train_state, kind, placement.mesh)
+        find = functools.partial(_strategy, population, programs, plan, train_state, kind, placement.mesh)
         strategy, because = find() if population.strategy is not None else programs.kept.fact((kind, "strategy"), find)
         placement, why = strategy.placement, f"{why}; {because}"
-    context.describe_data(None if data.spec.epoch_len == UNBOUNDED else data.spec.epoch_len)
-    feed = open_feed(data, placement, stacked=kind == "looped", processes=context.processes)
+    context.describe_data(None if plan.spec.epoch_len == UNBOUNDED else plan.spec.epoch_len)
+    feed = open_feed(plan, placement, stacked=kind == "looped", processes=context.processes)
     inputs = Inputs(
         settings=programs.settings,
         data=feed.data,
-        key=data.spec.key,
+        key=plan.spec.key,
         val={prefix: own.arrays for prefix, own in sets.items() if isinstance(own, ResidentSet)},
         numbers=None,
     )
@@ -136,14 +147,14 @@ def build_driver(  # noqa: PLR0913
             population, strategy, lambda size: programs.executor(kind, size, strategy.over, strategy.placement, block)
         )
         live, inputs = group.put(live, inputs)
-    place = _place(config, data.spec, programs.validation.predicates.validates)
+    place = _place(config, plan.spec, programs.validation.predicates.validates)
     device = DeviceRun(programs.executor(kind, programs.members, over, placement, block), live, inputs, place, group)
     host_sets = {prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)}
     host_metrics = HostMetrics(
         metrics.host_metrics,
         read=spec.host_read,
         context=context,
-        examples_per_step=data.spec.layout.batch_size,
+        examples_per_step=plan.spec.layout.batch_size,
         step_flops=programs.flops,
     )
     steps = execution.steps_per_execution

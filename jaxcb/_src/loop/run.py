@@ -23,7 +23,7 @@ from jaxcb._src.core.chain import Chain, chain
 from jaxcb._src.data.pipeline import plan_data
 from jaxcb._src.data.validation import validation_sets
 from jaxcb._src.distributed.processes import Processes, processes
-from jaxcb._src.loop.build import build_driver
+from jaxcb._src.loop.build import RunData, build_driver
 from jaxcb._src.loop.compiled.program import debugging
 from jaxcb._src.loop.compiled.state import named_leaves, with_leaves
 from jaxcb._src.loop.compiled.traced_functions import RunFunctions
@@ -151,16 +151,13 @@ def _find_start(
     run.describe(facts["callbacks"], settings_of(arguments, callbacks, settings))
     if context.run_dir is not None and not config.is_trial:
         start = find_start(
-            context.run_dir,
+            context,
             callbacks=callbacks,
             config=facts,
             # without a `run_dir` a `BackupAndRestore` has named the directory, which resumes
             resume=config.resume or config.run_dir is None,
             overwrite=config.checkpointing.overwrite,
-            say=context.say,
-            warn=context.warn,
             on_save_error=config.checkpointing.on_error,
-            processes=group,
         )
     else:
         # all processes need one run id, since checkpoints are named by it
@@ -205,8 +202,7 @@ def _build(
         functions,
         given.pop(),
         config,
-        data=data,
-        sets=sets,
+        data=RunData(data, sets),
         context=context,
         keeper=start.keeper,
         population=population,

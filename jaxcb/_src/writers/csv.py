@@ -45,7 +45,7 @@ class Table:
 
         head = io.StringIO()
         csv.writer(head, delimiter=separator, lineterminator="\n").writerow(self.columns)
-        self.file.head = head.getvalue()
+        self.file.begin_with(head.getvalue())
 
     def write(self, row: Mapping[str, str]) -> None:
         """Appends a row; missing columns are NA."""

@@ -83,6 +83,10 @@ class AppendFile:
             if not existed:
                 path.unlink()
 
+    def begin_with(self, head: str) -> None:
+        """Sets the text that an empty file begins with, before the first write."""
+        self.head = head
+
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
         """Adds the description of the file to an `OSError`."""

@@ -10,11 +10,9 @@ from jaxcb._src.data.feed import NOT_READY, Chunk
 from jaxcb._src.data.inputs import DataConfig
 from jaxcb._src.data.sources import Source
 from jaxcb._src.data.stream.batch_spec import CheckedBatches
-from jaxcb._src.data.stream.chunking import ChunkBuilder, ChunkDraft, ChunkLimit, Chunks, FlushTimer
-from jaxcb._src.data.stream.epoch import SourcePosition
+from jaxcb._src.data.stream.chunking import ChunkBuilder, ChunkDraft, ChunkLimit, Chunks, FlushTimer, JoinedEpochs
 from jaxcb._src.data.stream.epoch_ends import CutEpochs, LookAhead
-from jaxcb._src.data.stream.epochs import END, Epochs
-from jaxcb._src.data.stream.joining import JoinedEpochs
+from jaxcb._src.data.stream.epochs import END, Epochs, SourcePosition
 from jaxcb._src.data.stream.prefetch import PlacedChunks, Prefetch
 from jaxcb._src.data.stream.staging import StagedBatches, StagingPool
 from jaxcb._src.data.stream.stream import plan_stream

@@ -8,7 +8,7 @@ import jaxcb as jc
 from jaxcb._src.data.progress import UNBOUNDED, FeedStart, StreamLimits
 from jaxcb._src.data.stream.batch_spec import BatchValidator
 from jaxcb._src.data.stream.chunking import ChunkBuilder, ChunkLimit, FlushTimer
-from jaxcb._src.data.stream.epoch import SourcePosition
+from jaxcb._src.data.stream.epochs import SourcePosition
 
 VALIDATOR = BatchValidator("train_data", batch(0), 8)
 OPEN = StreamLimits(UNBOUNDED, None, UNBOUNDED, UNBOUNDED, True)

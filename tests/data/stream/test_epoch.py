@@ -5,7 +5,7 @@ from data.stream._stages import Passes, PassesWithState, Walk, as_stored, shown
 
 import jaxcb as jc
 from jaxcb._src.data.sources import Source
-from jaxcb._src.data.stream.epoch import EpochIterator
+from jaxcb._src.data.stream.epochs import EpochIterator
 
 
 def epoch_of(data, number=0):

@@ -8,8 +8,7 @@ from _patience import PATIENCE
 from data.stream._stages import Passes, batch, shown
 
 from jaxcb._src.data.sources import CallableSource, Source
-from jaxcb._src.data.stream.epoch import EpochIterator
-from jaxcb._src.data.stream.epochs import EpochControls, Epochs
+from jaxcb._src.data.stream.epochs import EpochControls, EpochIterator, Epochs
 
 
 def epochs_of(source, controls=None, opened=None):

@@ -5,9 +5,8 @@ from data.stream._stages import FOREVER
 
 from jaxcb._src.data.progress import UNBOUNDED, FeedStart, StreamLimits
 from jaxcb._src.data.stream.batch_spec import BatchSpec
-from jaxcb._src.data.stream.chunking import ChunkDraft, FlushTimer
-from jaxcb._src.data.stream.epoch import SourcePosition
-from jaxcb._src.data.stream.joining import JoinedEpochs
+from jaxcb._src.data.stream.chunking import ChunkDraft, FlushTimer, JoinedEpochs
+from jaxcb._src.data.stream.epochs import SourcePosition
 
 LIMITS = StreamLimits(UNBOUNDED, None, UNBOUNDED, UNBOUNDED, True)
 SPEC = BatchSpec((), False, 8)

@@ -1,5 +1,7 @@
 """Blocks: a fixed number of steps, masked where they must not run. Each run equals that of the dynamic loop."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -184,7 +186,7 @@ def test_directly_around_a_step_is_a_loop_of_known_length(metrics):
         return equation.primitive.name == "dot_general" and equation.invars[0].aval.shape[:1] == (16,)
 
     driver = make_driver(control(), state_of(), metrics=metrics, block=7)
-    device = driver.device
+    device: Any = driver.device
     inputs = device._without_steps(np.zeros(len(driver._host_metrics.names), np.float32))
     jaxpr = jax.make_jaxpr(lambda leaves: device.executor._chunk._run(device.live.form, leaves, (inputs,)))(
         device.live.leaves

@@ -8,8 +8,7 @@ import numpy as np
 
 from jaxcb._src.data.inputs import as_arrays
 from jaxcb._src.data.sources import Source
-from jaxcb._src.data.stream.epoch import SourcePosition
-from jaxcb._src.data.stream.epochs import END, Epochs
+from jaxcb._src.data.stream.epochs import END, Epochs, SourcePosition
 from jaxcb._src.utils.errors import DataError
 
 _STACK_BYTES = 32 << 20  # size of a stacked chunk

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxcb._src.data.stream.batch_spec import CheckedBatch
-from jaxcb._src.data.stream.epoch import SourcePosition
+from jaxcb._src.data.stream.epochs import SourcePosition
 from jaxcb._src.data.stream.staging import StagedBatches
 
 MarkedBatch = tuple[CheckedBatch, bool]  # a batch, and whether it is the last one of its epoch

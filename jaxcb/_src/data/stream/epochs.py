@@ -1,11 +1,211 @@
-"""`Epochs`: epoch after epoch of a source, each begun with the controls that the run has then."""
+"""One epoch of a source, with positions to resume at, and epoch after epoch, each with the controls of its begin."""
 
+import base64
+import contextlib
 import queue
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from jaxcb._src.data.sources import Source
-from jaxcb._src.data.stream.epoch import EpochIterator, Pulled, SourcePosition
+import numpy as np
+
+from jaxcb._src.data.sources import Source, ran_out
+from jaxcb._src.utils.errors import DataError
+
+
+class NotSerializableError(TypeError):
+    """A state that cannot be stored as JSON."""
+
+
+def as_json(value: Any) -> Any:
+    """Converts an iterator's state to JSON without loss.
+
+    What JSON lacks (bytes, tuples, numpy arrays, keys that are not strings) becomes a dict with one key that begins
+    with "$".
+
+    Raises:
+        NotSerializableError: for other types.
+
+    Example:
+        >>> as_json({"next": 3, "seen": b"ab"})
+        {'next': 3, 'seen': {'$bytes': 'YWI='}}
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, list):
+        return [as_json(x) for x in value]
+    if isinstance(value, dict):
+        if all(type(key) is str and not key.startswith("$") for key in value):
+            return {key: as_json(x) for key, x in value.items()}
+        return {"$items": [[as_json(key), as_json(x)] for key, x in value.items()]}
+    if type(value) is tuple:
+        return {"$tuple": [as_json(x) for x in value]}
+    if isinstance(value, bytes):
+        return {"$bytes": base64.b64encode(value).decode()}
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
+        kind = "$array" if isinstance(value, np.ndarray) else "$scalar"
+        return {kind: [value.dtype.str, list(value.shape), base64.b64encode(value.tobytes()).decode()]}
+    raise NotSerializableError(f"an iterator's state cannot be saved, since it contains a {type(value).__name__}")
+
+
+def from_json(value: Any) -> Any:
+    """Inverts `as_json`.
+
+    Example:
+        >>> from_json({"next": 3, "seen": {"$bytes": "YWI="}})
+        {'next': 3, 'seen': b'ab'}
+    """
+    if isinstance(value, list):
+        return [from_json(x) for x in value]
+    if not isinstance(value, dict):
+        return value
+    match value:
+        case {"$items": items}:
+            return {from_json(key): from_json(x) for key, x in items}
+        case {"$tuple": items}:
+            return tuple(from_json(x) for x in items)
+        case {"$bytes": text}:
+            return base64.b64decode(text)
+        case {"$array": [dtype, shape, text]}:
+            return np.frombuffer(base64.b64decode(text), dtype).reshape(shape).copy()
+        case {"$scalar": [dtype, _, text]}:
+            return np.frombuffer(base64.b64decode(text), dtype)[0]
+    return {key: from_json(x) for key, x in value.items()}
+
+
+_NO_STATE: Mapping[str, Any] = MappingProxyType({})
+
+
+class SourcePosition(NamedTuple):
+    """Position of a source after a batch.
+
+    A plain tuple, since one is made per batch and few are read.
+
+    Attributes:
+        number: number of the epoch.
+        batches: batches taken from it.
+        state: state of the user's iterator as `{"iterator": JSON}`; empty if it has none.
+    """
+
+    number: int
+    batches: int
+    state: Mapping[str, Any] = _NO_STATE
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the form that a checkpoint stores."""
+        return {"pass": self.number, "batches": self.batches, **self.state}
+
+
+Pulled = tuple[Any, SourcePosition]  # a batch as returned by the source, and the position after it
+
+
+class EpochIterator(Iterator[Pulled]):
+    """Iterates over the batches of an epoch. An error gets a note with epoch and batch.
+
+    If the source's iterator has `get_state` and `set_state`, positions include its state. It is read after each batch,
+    before the next one.
+
+    Args:
+        source: where the batches come from.
+        number: number of the epoch, from 0.
+        controls: the controls at its begin, for data that depends on them.
+    """
+
+    def __init__(self, source: Source, number: int, controls: Mapping[str, float]) -> None:
+        self.number, self.controls = number, controls
+        self._source = source
+        self._restart()
+
+    def _restart(self) -> None:
+        self._batches: Any = None
+        self._has_state = False  # whether the user's iterator has a state
+        self._pulled = 0
+        self._peeked: Pulled | None = None
+        self._position = SourcePosition(self.number, 0)  # after the last batch returned
+
+    def __next__(self) -> Pulled:
+        pulled, self._peeked = self._peeked or self._pull(), None
+        self._position = pulled[1]
+        return pulled
+
+    def peek(self) -> Pulled | None:
+        """Returns the next batch, which stays the next one; None at the end."""
+        if self._peeked is None:
+            with contextlib.suppress(StopIteration):
+                self._peeked = self._pull()
+        return self._peeked
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the position after the last batch, as JSON."""
+        return self._position.as_json()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes to a position in this epoch. Without a state of the user's iterator, the batches before it are skipped.
+
+        Raises:
+            DataError: if the epoch has fewer batches.
+        """
+        done = state["batches"]
+        if done == self._position.batches:
+            return
+        if done < self._position.batches:
+            self._restart()
+        if self._batches is None:
+            self.peek()
+        if "iterator" in state and self._has_state:
+            batches: Any = self._batches
+            try:
+                batches.set_state(from_json(state["iterator"]))
+            except BaseException as error:
+                error.add_note(f"This happened while the state of {self._what} after batch {done} was restored.")
+                raise
+            self._pulled, self._peeked = done, None
+            self._position = SourcePosition(self.number, done, {"iterator": state["iterator"]})
+        while self._position.batches < done:
+            if next(self, None) is None:
+                raise DataError(ran_out(self._what, self._pulled, done))
+
+    def must_replay_to(self, state: Mapping[str, Any]) -> bool:
+        """Returns whether going to a position has to iterate over the batches before it."""
+        return state["batches"] > 0 and not ("iterator" in state and self._has_state)
+
+    def _pull(self) -> Pulled:
+        try:
+            if self._batches is None:
+                self._batches = self._begin()
+            if self._pulled == self._source.most:
+                raise StopIteration
+            batch = next(self._batches)
+            state = self._read_state() if self._has_state else _NO_STATE
+        except StopIteration:
+            self._batches, self._has_state = iter(()), False  # free the source's iterator before the next epoch begins
+            raise
+        except BaseException as error:
+            error.add_note(f"This happened while batch {self._pulled + 1} of {self._what} was pulled.")
+            raise
+        pulled = self._pulled = self._pulled + 1
+        return batch, SourcePosition(self.number, pulled, state)
+
+    def _begin(self) -> Iterator[Any]:
+        batches = self._source.iterate(self.number, self.controls)
+        self._has_state = all(callable(getattr(batches, name, None)) for name in ("get_state", "set_state"))
+        return batches
+
+    def _read_state(self) -> Mapping[str, Any]:
+        """Returns the iterator's state. An iterator whose state cannot be saved is iterated again on resume."""
+        state = None
+        with contextlib.suppress(NotImplementedError):
+            state = self._batches.get_state()
+        if state is not None:
+            with contextlib.suppress(NotSerializableError):
+                return {"iterator": as_json(state)}
+        self._has_state = False
+        return _NO_STATE
+
+    @property
+    def _what(self) -> str:
+        return self._source.describe(self.number)
+
 
 END: Any = type("EndOfEpoch", (), {})()  # takes the place of a batch at the end of an epoch
 

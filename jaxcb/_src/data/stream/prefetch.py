@@ -12,8 +12,7 @@ import jax
 from jaxcb._src.data.feed import NOT_READY, Chunk, NotReady
 from jaxcb._src.data.progress import StreamLimits
 from jaxcb._src.data.stream.batch_spec import BatchValidator
-from jaxcb._src.data.stream.chunking import ChunkDraft, state_after
-from jaxcb._src.data.stream.joining import JoinedEpochs
+from jaxcb._src.data.stream.chunking import ChunkDraft, JoinedEpochs, state_after
 from jaxcb._src.data.stream.staging import StagingBuffer, StagingPool
 from jaxcb._src.sharding.placement import Placement
 

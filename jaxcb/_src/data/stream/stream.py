@@ -15,11 +15,9 @@ from jaxcb._src.data.progress import UNBOUNDED, FeedStart, Progress, StreamLimit
 from jaxcb._src.data.sources import Source
 from jaxcb._src.data.spec import BatchLayout, DataSpec
 from jaxcb._src.data.stream.batch_spec import MOST, BatchValidator, CheckedBatches
-from jaxcb._src.data.stream.chunking import ChunkBuilder, ChunkLimit, Chunks, FlushTimer
-from jaxcb._src.data.stream.epoch import EpochIterator
+from jaxcb._src.data.stream.chunking import ChunkBuilder, ChunkLimit, Chunks, FlushTimer, JoinedEpochs
 from jaxcb._src.data.stream.epoch_ends import CutEpochs, LookAhead
-from jaxcb._src.data.stream.epochs import EpochControls, Epochs
-from jaxcb._src.data.stream.joining import JoinedEpochs
+from jaxcb._src.data.stream.epochs import EpochControls, EpochIterator, Epochs
 from jaxcb._src.data.stream.prefetch import PlacedChunks, Prefetch
 from jaxcb._src.data.stream.staging import StagedBatches, StagingPool
 from jaxcb._src.sharding.placement import Placement

@@ -227,6 +227,28 @@ class Program:
 
     # The training step
 
+    def fetch_batch(self, inputs: Inputs, carry: LoopState, *, remainder: bool = False) -> tuple[Any, int]:
+        """Returns the next batch and its number of rows. Traced.
+
+        Args:
+            inputs: the inputs of the dispatch.
+            carry: the loop state.
+            remainder: whether it is the smaller last batch of resident rows.
+        """
+        data, layout = inputs.data, self.layout
+        if layout.kind == "single":
+            return data, rows_in(data)
+        if layout.kind == "stacked":
+            index = inputs.numbers.batch_index(carry)
+            batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), data)
+            return batch, rows_in(batch)
+        rows = layout.remainder if remainder else layout.batch_size
+        start = carry.cursor * layout.batch_size
+        if carry.order is None:
+            return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), data), rows
+        index = jax.lax.dynamic_slice_in_dim(carry.order, start, rows, axis=-1)
+        return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data), rows
+
     def train_step_with_hooks(
         self,
         inputs: Inputs,

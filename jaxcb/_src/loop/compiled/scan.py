@@ -12,7 +12,7 @@ from jaxcb._src.loop.compiled import epoch as boundary
 from jaxcb._src.loop.compiled.device_state import DeviceState, StatePacking
 from jaxcb._src.loop.compiled.executor import Executor, Output
 from jaxcb._src.loop.compiled.program import Program
-from jaxcb._src.loop.compiled.state import Inputs, LoopState, fetch_batch
+from jaxcb._src.loop.compiled.state import Inputs, LoopState
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.utils.kept_programs import KeptProgram
 
@@ -165,5 +165,5 @@ class _Steps:
         return more
 
     def _step(self, carry: LoopState, rings: Any, *, remainder: bool = False, **how: Any) -> tuple[LoopState, Any]:
-        batch, rows = fetch_batch(self._program.layout, self._inputs, carry, remainder=remainder)
+        batch, rows = self._program.fetch_batch(self._inputs, carry, remainder=remainder)
         return self._program.train_step_with_hooks(self._inputs, carry, rings, batch, rows, **how)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcb._src.data.spec import BatchLayout, rows_in
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator
 from jaxcb._src.training.learning_rate import with_constant_rates_of
 from jaxcb._src.training.train_state import TrainState
@@ -199,23 +198,6 @@ def initial_state(train: TrainState, callbacks: Any, metrics: MetricShapes, orde
         member=jnp.arange(train.stop.size, dtype=jnp.int32) if train.stop.ndim else None,
         order=order,
     )
-
-
-def fetch_batch(layout: BatchLayout, inputs: Inputs, carry: LoopState, *, remainder: bool = False) -> tuple[Any, int]:
-    """Returns the next batch and its number of rows. Traced."""
-    data = inputs.data
-    if layout.kind == "single":
-        return data, rows_in(data)
-    if layout.kind == "stacked":
-        index = inputs.numbers.batch_index(carry)
-        batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), data)
-        return batch, rows_in(batch)
-    rows = layout.remainder if remainder else layout.batch_size
-    start = carry.cursor * layout.batch_size
-    if carry.order is None:
-        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), data), rows
-    index = jax.lax.dynamic_slice_in_dim(carry.order, start, rows, axis=-1)
-    return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data), rows
 
 
 def named_leaves(carry: LoopState) -> dict[str, Any]:

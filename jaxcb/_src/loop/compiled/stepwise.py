@@ -11,13 +11,37 @@ from jaxcb._src.loop.compiled.device_state import DeviceState, StatePacking
 from jaxcb._src.loop.compiled.executor import Executor, Output
 from jaxcb._src.loop.compiled.position import HostPosition
 from jaxcb._src.loop.compiled.program import Program
-from jaxcb._src.loop.compiled.state import Inputs, LoopState, fetch_batch
+from jaxcb._src.loop.compiled.state import Inputs, LoopState
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram
 
 IN_FLIGHT = 8  # steps dispatched ahead of the device; a stop costs at most as many no-op steps
 _BOUNDARY_HOOKS = ("on_eval_begin", "on_eval_end", "on_epoch_end", "on_epoch_begin")
 _MEMBERS_TOO = ("on_train_end",)  # runs between steps for members that stop before the others
+
+
+class _Flags:
+    """The flags of dispatched steps that tell whether later steps are no-ops. Bounds the steps in flight.
+
+    Args:
+        waits: whether to wait for each flag: an uncompiled no-op step costs as much as a real one.
+    """
+
+    def __init__(self, *, waits: bool) -> None:
+        self._waits, self._flags = waits, list[Any]()
+
+    def tell_a_no_op(self, flag: Any) -> bool:
+        """Takes the flag of the last step. Returns whether an older step has reported that it was a no-op."""
+        if self._waits:
+            return bool(flag)
+        self._flags.append(flag)
+        if len(self._flags) < IN_FLIGHT:
+            return False
+        # The flag of the middle step is most likely there, so that reading it rarely blocks.
+        if bool(self._flags[IN_FLIGHT // 2 - 1]):
+            return True
+        del self._flags[: IN_FLIGHT // 2]
+        return False
 
 
 class Stepped(Executor):
@@ -60,7 +84,7 @@ class Stepped(Executor):
         self._other_dispatches += 1
         return live, Output(rings, self.placement.block_if_needed(self._read_status(live, inputs)), may_wait=may_wait)
 
-    def _run(  # noqa: C901
+    def _run(
         self, live: DeviceState, inputs: Inputs, batches: Iterable[Any], place: HostPosition
     ) -> tuple[DeviceState, Any, bool]:
         """Dispatches the steps of a chunk.
@@ -72,7 +96,7 @@ class Stepped(Executor):
         Returns:
             The loop state, the record buffers, and whether the host may have to act before the next step.
         """
-        rings, halted_flags, no_batch = self._new_rings(), list[Any](), not place.pending
+        rings, flags, no_batch = self._new_rings(), _Flags(waits=self.program.functions.debug), not place.pending
         host = inputs.host_bits()
         if place.pending:
             live, rings, _ = self._pass_boundary(live, inputs, rings, place)
@@ -82,27 +106,24 @@ class Stepped(Executor):
             no_batch = False
             if place.at.cursor == 0:
                 live, rings, _ = self._open(live, inputs, rings)
-            program = self._remainder if place.at_remainder else self._step
             step_inputs = inputs if batch is None else inputs.replace(data=batch, numbers=place.single().packed(host))
-            live, written, halted = program(live, step_inputs, {name: rings[name] for name in self._step_buffers})
-            rings = rings | written
-            place.stepped()
+            live, rings, halted = self._run_one(live, step_inputs, rings, place)
             if place.pending:
                 live, rings, halted = self._pass_boundary(live, inputs, rings, place)
                 if self._boundary_may_wait or place.over:
                     return live, rings, True
-            halted_flags.append(halted)
-            if self.program.functions.debug and bool(halted):  # an uncompiled no-op step costs as much as a real one
+            if flags.tell_a_no_op(halted):
                 return live, rings, True
-            # Bound the queue. Read the flag of the middle step: it is most likely done, so that reading it rarely
-            # blocks.
-            if len(halted_flags) == IN_FLIGHT:
-                if bool(halted_flags[IN_FLIGHT // 2 - 1]):
-                    return live, rings, True
-                del halted_flags[: IN_FLIGHT // 2]
         if no_batch:  # no batch was left, but the epoch may have to be closed; only the device knows whether
             live, rings, _ = self._boundary(live, inputs, rings)
         return live, rings, False
+
+    def _run_one(self, live: DeviceState, inputs: Inputs, rings: Any, place: HostPosition) -> Any:
+        """Dispatches a step. Returns the loop state, the record buffers, and the flag that later steps are no-ops."""
+        program = self._remainder if place.at_remainder else self._step
+        live, written, halted = program(live, inputs, {name: rings[name] for name in self._step_buffers})
+        place.stepped()
+        return live, rings | written, halted
 
     def _new_rings(self) -> Any:
         if not self.program.buffers.layouts:
@@ -133,7 +154,7 @@ class Stepped(Executor):
         ok = program.predicates.may_step(inputs, carry) & program.buffers.have_room(rings, STEP_HOOKS)
         if layout.remainder:
             ok = ok & ((carry.cursor == layout.full) if remainder else (carry.cursor < layout.full))
-        batch, rows = fetch_batch(program.layout, inputs, carry, remainder=remainder)
+        batch, rows = program.fetch_batch(inputs, carry, remainder=remainder)
         carry, rings = program.train_step_with_hooks(inputs, carry, rings, batch, rows, ok=ok)
         return carry, rings, program.halted(carry)
 
