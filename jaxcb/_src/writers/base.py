@@ -81,9 +81,9 @@ class Context:
         """Sets the steps of an epoch, before the first writer is made."""
         self.steps_per_epoch = steps_per_epoch
 
-    def start_from(self, record: RunRecord, files: dict[str, Any], *, inherits: bool) -> None:
+    def start_from(self, record: RunRecord, positions: dict[str, Any], *, inherits: bool) -> None:
         """Sets the run's id and files, and the positions in files at the checkpoint from which it resumes."""
-        self.record, self.resumed_files, self.inherits = record, files, inherits
+        self.record, self.resumed_files, self.inherits = record, positions, inherits
 
     def fail(self, error: BaseException | None) -> None:
         """Sets the error that ended the run, before the writers are closed."""
