@@ -177,6 +177,9 @@ class Writer:
     def prepare(self, action: Any) -> None:
         """Called with each action of the run before the first step, with shapes instead of arrays; may raise errors."""
 
+    def warm_up(self) -> None:
+        """Called while the steps compile in the background: imports what the first record or tick would import."""
+
     def write(self, record: Any) -> None:
         """Performs one record."""
         raise NotImplementedError

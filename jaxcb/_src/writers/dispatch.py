@@ -88,6 +88,11 @@ class WriterDispatcher:
                     f"({error!r}). Resume from another checkpoint, or start a new run."
                 ) from error
 
+    def warm_up(self) -> None:
+        """Has the writers import what they need later."""
+        for writer in self.writers.values():
+            writer.warm_up()
+
     def tick(self, status: Any) -> None:
         """Passes the run's status to the writers."""
         for writer in self.writers.values():

@@ -75,6 +75,10 @@ class ProgressWriter(Writer):
         if np.shape(action.when):
             self._standing = BestSoFar(np.shape(action.when)[0], action.values)
 
+    def warm_up(self) -> None:
+        if self._live:
+            import rich.progress  # noqa: F401
+
     def write(self, record: Any) -> None:
         if isinstance(record.action, Print):
             for member, line in by_member(record.action):

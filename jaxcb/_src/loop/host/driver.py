@@ -204,6 +204,7 @@ class Driver:
         compiles = not jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
         if compiles and self.device.has_resident_data and not self._processes.is_multiprocess:
             self.device.prepare(np.zeros(len(self._host_metrics.names), np.float32))
+        self.results.performer.warm_up()
 
     def _read_host_metrics(self) -> np.ndarray:
         return self._processes.broadcast_from_primary(lambda: self._host_metrics.read(self.device.place.at.step))
