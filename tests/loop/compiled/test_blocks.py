@@ -157,7 +157,7 @@ def test_a_run_resumes_with_its_own_size(tmp_path):
     parts = fit(executor=None, callbacks=[], epochs=4, run_dir=tmp_path / "parts", resume=True)
     assert same(whole.params, parts.params)
     assert same(dict(whole.history), dict(parts.history))
-    dynamic = fit(callbacks=[], epochs=2, run_dir=tmp_path / "dynamic")
+    dynamic = fit(block=0, callbacks=[], epochs=2, run_dir=tmp_path / "dynamic")
     assert dynamic.executor == "looped"
     with pytest.raises(ValueError, match="began with block=0"):
         fit(executor=None, block=2, callbacks=[], epochs=4, run_dir=tmp_path / "dynamic", resume=True)

@@ -175,7 +175,7 @@ class Status(Struct):
     awaits: Any  # whether a validation by the host is due
     window: Any  # accumulator of the epoch so far; its means, name -> value, once unpacked
     controls: dict[str, Any]  # the train state's
-    wasted: Any  # masked steps of the dispatch's blocks, int32 ()
+    wasted: Any = 0  # masked steps of the dispatch's blocks, int32 ()
 
 
 def initial_state(train: TrainState, callbacks: Any, metrics: MetricShapes, order: Any) -> LoopState:
