@@ -62,12 +62,14 @@ class ValidationConfig:
         batch_size: rows of a batch, for arrays and tables; None for the default.
         steps: maximum number of batches of a set; None for all.
         resident: whether to keep arrays on the devices; None if they have enough memory.
+        of_state: whether the train state alone is validated, without data.
     """
 
     data: Any = None
     batch_size: int | None = None
     steps: int | None = None
     resident: bool | None = None
+    of_state: bool = False
 
 
 def is_table(data: Any) -> bool:

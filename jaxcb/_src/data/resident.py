@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcb._src.data.feed import Chunk, Feed
-from jaxcb._src.data.inputs import rows_of
+from jaxcb._src.data.inputs import DataConfig, rows_of
 from jaxcb._src.data.progress import UNBOUNDED, Progress
 from jaxcb._src.data.spec import BatchLayout, DataSpec
 from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.sharding.placement import Placement
+from jaxcb._src.utils.errors import DataError
 
 _MAX_FRACTION = 0.5  # fraction of a device's free memory that data may use
 
@@ -68,7 +69,8 @@ class ResidentPlan:
 
     Attributes:
         spec: what programs know of them.
-        arrays: the rows, on the devices of a single run, or on the default device until a strategy places them.
+        arrays: the rows, on the devices of a single run, or on the default device until a strategy places them; None
+            for a run without data.
     """
 
     spec: DataSpec
@@ -104,8 +106,25 @@ class ResidentPlan:
         return cls(DataSpec(example, layout, epoch_len, key), arrays)
 
 
+def plan_without_data(config: DataConfig) -> ResidentPlan:
+    """Returns the plan of a run whose step takes no batch.
+
+    Raises:
+        DataError: if nothing says how long the run or an epoch is, or for the size of batches.
+    """
+    if config.batch_size is not None:
+        raise DataError(f"batch_size={config.batch_size} was given without data. Leave it out, or pass train_data.")
+    if config.steps_per_epoch is None and (config.steps is None or config.epochs is not None):
+        raise DataError(
+            f"epochs={config.epochs} and steps={config.steps} were given without data, and nothing says how long an "
+            "epoch is. Pass steps_per_epoch=, or steps= alone for a run of one epoch."
+        )
+    length = UNBOUNDED if config.steps_per_epoch is None else config.steps_per_epoch
+    return ResidentPlan(DataSpec(None, BatchLayout("none", 0, 1, False, False), length), None)
+
+
 class Resident(Feed):
-    """The feed of rows on the devices: every dispatch gets all of them.
+    """The feed of rows on the devices, or of no data: every dispatch gets all of them.
 
     Args:
         plan: the rows.

@@ -12,7 +12,7 @@ from jaxcb._src.data.sources import draw
 class BatchLayout(NamedTuple):
     """How batches are found in data: gathered from resident rows, indexed in a stack, or given one by one."""
 
-    kind: str  # "resident", "stacked" or "single"
+    kind: str  # "resident", "stacked", "single", or "none" for a run without data
     rows: int  # rows of resident data; 0 otherwise
     batch_size: int  # rows of a full batch
     shuffle: bool
@@ -62,11 +62,11 @@ class DataSpec(NamedTuple):
         Args:
             stacked: whether it gets the batches of a dispatch as one stack (looped executor) or one by one (stepped).
         """
-        if self.layout.kind == "resident":
+        if self.layout.kind in ("resident", "none"):
             return self.layout
         return self.layout._replace(kind="stacked" if stacked else "single")
 
 
 def rows_in(batch: Any) -> int:
-    """Returns the rows of a batch."""
-    return jax.tree.leaves(batch)[0].shape[0]
+    """Returns the rows of a batch; 1 for no data."""
+    return next((leaf.shape[0] for leaf in jax.tree.leaves(batch)), 1)

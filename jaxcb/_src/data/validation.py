@@ -18,7 +18,7 @@ __all__ = ["BATCH_SIZE", "HostSet", "ResidentSet", "validation_sets"]
 
 
 class ResidentSet(NamedTuple):
-    """Rows that stay on the devices."""
+    """Rows that stay on the devices; `arrays` is None for a validation of the train state alone."""
 
     arrays: Any
     rows: int
@@ -95,6 +95,8 @@ def validation_sets(
         processes: of the run.
         say: prints a line.
     """
+    if config.of_state:
+        return {"val_": ResidentSet(None, 1, 1)}
     steps, size = config.steps, config.batch_size or BATCH_SIZE
     sets: dict[str, ResidentSet | HostSet] = {}
     for prefix, one_set in named_sets(config.data, like=like).items():

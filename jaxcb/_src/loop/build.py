@@ -102,7 +102,7 @@ def build_driver(
         The driver, and why its executor was chosen.
     """
     plan, sets = data
-    if population is None:
+    if population is None and plan.spec.example is not None:
         placement.check_batch(plan.spec.layout.batch_size)
     execution, metrics = config.execution, config.metrics
     evaluators = Evaluators(metrics.evaluators)

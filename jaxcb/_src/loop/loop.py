@@ -1,6 +1,8 @@
 """`Loop`: the compiled loop around a training step that the user writes."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +14,13 @@ from jaxcb._src.loop.result import Result
 from jaxcb._src.loop.run import run_training
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.training.train_step import Step
+
+
+def _without_batch(fn: Callable[..., Any], state: TrainState, batch: None) -> Any:
+    """Calls a step that takes no batch."""
+    del batch
+    return fn(state)
 
 
 class Loop:
@@ -19,8 +28,9 @@ class Loop:
 
     Args:
         train_step: `(train_state, batch) -> (train_state, metrics)`, pure; metrics is a dict of names to
-            arrays. `Step(loss_fn)` is one that also serves `on_before_update`.
-        eval_step: `(train_state, batch) -> metrics`, for validation.
+            arrays. `Step(loss_fn)` is one that also serves `on_before_update`. For a run without data,
+            `(train_state) -> (train_state, metrics)`; the loss function of a `Step` then gets None for its batch.
+        eval_step: `(train_state, batch) -> metrics`, for validation; `(train_state) -> metrics` without data.
         callbacks: callbacks in the order in which their actions apply.
 
     Example:
@@ -33,12 +43,23 @@ class Loop:
         >>> result = loop.run(state, jnp.ones((8, 2)), epochs=5, batch_size=4, verbose=0)
         >>> int(result.state.step), result.history["loss"].shape
         (10, (5,))
+
+        Without data, such as in reinforcement learning, the step draws what it needs from the key of the train state:
+
+        >>> def explore(state):
+        ...     noise = jax.random.normal(state.step_key())
+        ...     loss, grads = jax.value_and_grad(lambda p: (p - 3.0 + 0.1 * noise) ** 2)(state.params)
+        ...     return state.apply_gradients(grads), {"loss": loss}
+        >>> state = jc.TrainState.create(params=jnp.zeros(()), tx=optax.sgd(0.1))
+        >>> result = jc.Loop(explore).run(state, steps=40, steps_per_epoch=10, verbose=0)
+        >>> result.history["loss"].shape, bool(result.history["loss"][-1] < 0.1)
+        ((4,), True)
     """
 
     def __init__(
         self,
-        train_step: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, Any]]],
-        eval_step: Callable[[TrainState, Any], Mapping[str, Any]] | None = None,
+        train_step: Callable[..., tuple[TrainState, Mapping[str, Any]]],
+        eval_step: Callable[..., Mapping[str, Any]] | None = None,
         *,
         callbacks: Sequence[Callback | AsCallback] | Callback | AsCallback | None = (),
     ) -> None:
@@ -50,7 +71,7 @@ class Loop:
     def run(  # noqa: PLR0913
         self,
         train_state: TrainState,
-        train_data: Any,
+        train_data: Any = None,
         *,
         epochs: int | None = None,
         steps: int | None = None,
@@ -74,13 +95,14 @@ class Loop:
         Args:
             train_state: the state to start from; its arrays stay valid.
             train_data: as for `fit`, without the function: a pytree of arrays with a common leading axis, kept on the
-                device; or an iterable of batches (a list is one), which is iterated again in each epoch.
+                device; or an iterable of batches (a list is one), which is iterated again in each epoch. None if the
+                step takes no batch.
             epochs: number of epochs to train.
             steps: number of updates to do; with `epochs`, whichever comes first.
-            steps_per_epoch: steps of an epoch. None is one pass over the data.
+            steps_per_epoch: as for `fit`. Without data, None makes one epoch of all `steps`.
             batch_size: rows of a batch, for arrays. None is 32.
             shuffle: whether arrays get a new order in each epoch, drawn from `seed` and the epoch.
-            validation_data: as `train_data`, or a dict of named sets.
+            validation_data: as for `fit`. Without training data, None calls `eval_step` with the train state alone.
             validation_freq: validate every n-th epoch, or after the listed (1-based) epochs.
             validation_steps: at most that many validation batches.
             validation_batch_size: rows of a validation batch. None is `batch_size`.
@@ -129,7 +151,13 @@ class Loop:
             checkpointing=checkpointing,
             unsupported=("copy",),
         )
+        step, eval_step = self.train_step, self.eval_step
+        if train_data is None:
+            step = step if isinstance(step, Step) else functools.partial(_without_batch, step)
+            if eval_step is not None and validation_data is None:
+                eval_step = functools.partial(_without_batch, eval_step)
+                config = replace(config, validation=replace(config.validation, of_state=True))
         given = [train_state]
         del train_state  # see `run_training`
-        functions = RunFunctions(self.train_step, self.eval_step, self.callbacks)
+        functions = RunFunctions(step, eval_step, self.callbacks)
         return run_training(functions, given.pop(), train_data, config)

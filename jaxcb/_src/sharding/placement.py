@@ -239,7 +239,7 @@ class Placement:
 
     def split(self, batch: Any) -> Any:
         """Constrains a batch to be sharded; to be replicated if it does not divide, with the same results. Traced."""
-        if self.mesh is None:
+        if self.mesh is None or batch is None:
             return batch
         rows = jax.tree.leaves(batch)[0].shape[0]
         return jax.lax.with_sharding_constraint(

@@ -236,6 +236,8 @@ class Program:
             remainder: whether it is the smaller last batch of resident rows.
         """
         data, layout = inputs.data, self.layout
+        if layout.kind == "none":
+            return None, 1
         if layout.kind == "single":
             return data, rows_in(data)
         if layout.kind == "stacked":

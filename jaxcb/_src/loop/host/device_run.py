@@ -48,8 +48,8 @@ class DeviceRun:
 
     @property
     def has_resident_data(self) -> bool:
-        """Whether the training data lies on the devices."""
-        return self._inputs.data is not None
+        """Whether all training data lies on the devices, or there is none."""
+        return self.program.layout.kind in ("resident", "none")
 
     @property
     def buffers_lost(self) -> bool:
