@@ -156,6 +156,7 @@ def build_driver(
         context=context,
         examples_per_step=plan.spec.layout.batch_size,
         step_flops=programs.flops,
+        devices=placement.all_devices,
     )
     steps = execution.steps_per_execution
     return Driver(device, feed, host_sets, evaluators, host_metrics, context, steps, keeper), why
