@@ -22,7 +22,7 @@ class _BuiltError(Exception):
 
 
 def _stop(driver: Any, why: str, context: Any) -> None:
-    driver.first_chunk = driver.feed.next(driver._pace.length, wait=True)
+    driver.chunk = driver.feed.next(driver._pace.length, wait=True)
     driver.close()
     raise _BuiltError(driver)
 
@@ -57,6 +57,8 @@ def _driver(fit: Callable[[], Any], target: Target) -> Any:
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(run, "_train", _stop))
+        # where executor and blocks are chosen, as on a machine with these devices
+        stack.enter_context(mock.patch.object(jax, "default_backend", return_value=target.backend))
         if target.mesh is not None:
             stack.enter_context(mock.patch.multiple(Placement, put_everywhere=_everywhere, put_batch=_batch))
             stack.enter_context(mock.patch.object(RunPrograms, "start", _start))
@@ -75,12 +77,13 @@ def traced(fit: Callable[[], Any], target: Target) -> Any:
         target: the devices.
     """
     driver = _driver(fit, target)
-    inputs = driver._inputs(driver.first_chunk, driver.host_metrics.read(0))
+    device = driver.device
+    inputs = device.inputs_of(driver.chunk, driver._host_metrics.read(0), 1)
     if target.mesh is not None:
         # JAX's own arrays are those that a dispatch transfers: key, settings and numbers
         own = Placement(target.mesh).everywhere
         inputs = jax.tree.map(lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else _shape(x, own), inputs)
-    leaves, inputs = target.place((driver.live.leaves, inputs))
-    live = DeviceState(leaves, driver.live.form)
-    function = driver.executor._chunk._kept_function(live, tuple(range(len(leaves))))
+    leaves, inputs = target.place((device.live.leaves, inputs))
+    live = DeviceState(leaves, device.live.form)
+    function = device.executor._chunk._kept_function(live, tuple(range(len(leaves))))
     return function._trace(function._options(), (leaves, [None] * len(leaves), inputs))

@@ -35,6 +35,11 @@ class Target:
     chips: int = 1
     sharding: str | None = None
 
+    @property
+    def backend(self) -> str:
+        """What `jax.default_backend()` returns on a machine with these devices."""
+        return "gpu" if self.platform == "cuda" else self.platform
+
     @functools.cached_property
     def devices(self) -> list[Any]:
         """The devices: they can be compiled for, and run nothing."""
