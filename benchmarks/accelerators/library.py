@@ -58,7 +58,7 @@ def _driver(fit: Callable[[], Any], target: Target) -> Any:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(run, "_train", _stop))
         # where executor and blocks are chosen, as on a machine with these devices
-        stack.enter_context(mock.patch.object(jax, "default_backend", return_value=target.backend))
+        stack.enter_context(mock.patch.object(Placement, "platform", target.backend))
         if target.mesh is not None:
             stack.enter_context(mock.patch.multiple(Placement, put_everywhere=_everywhere, put_batch=_batch))
             stack.enter_context(mock.patch.object(RunPrograms, "start", _start))

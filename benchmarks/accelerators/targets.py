@@ -37,7 +37,7 @@ class Target:
 
     @property
     def backend(self) -> str:
-        """What `jax.default_backend()` returns on a machine with these devices."""
+        """The platform of these devices, as JAX names it."""
         return "gpu" if self.platform == "cuda" else self.platform
 
     @functools.cached_property
