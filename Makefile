@@ -12,6 +12,8 @@
 #   make mutants       change the callbacks one line at a time, and check that the tests fail
 #   make bench         all benchmarks against hand-written loops, Keras and Lightning, in a separate environment
 #   make bench-quick   a part of it, in under three minutes
+#   make bench-gpu     the benchmarks for a GPU, in under ten minutes, in a separate environment
+#   make accelerators  compile for a TPU and a GPU that are not here, and compare with loops by hand
 #   make lock          resolve the locked versions again
 #   make clean         remove everything that make has made
 #
@@ -20,7 +22,8 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: demo fast test lint check test-newest long blocks deep browser keras mutants bench bench-quick format lock clean
+.PHONY: demo fast test lint check test-newest long blocks deep browser keras mutants bench bench-quick bench-gpu \
+    accelerators format lock clean
 
 PYTHON ?=
 BENCH_PYTHON ?=
@@ -30,11 +33,18 @@ WORKERS ?= 2
 BIN := .venv/bin
 NEWEST := .venv-newest
 BENCH := .venv-bench
+BENCH_GPU := .venv-bench-gpu
+ACCELERATORS := .venv-accelerators
 PIP_FLAGS := -qq --disable-pip-version-check
 export PYTHONUNBUFFERED := 1
 
 # The lock that fits an interpreter: jax 0.10 for Python 3.11, the newest one for later Pythons.
 LOCK_OF = $$($(1) -c 'import sys; print("requirements/py311.txt" if sys.version_info < (3, 12) else "requirements/newest.txt")')
+
+# Sets $$python to a Python 3.11, the last one that all packages of the benchmarks are locked for.
+PYTHON311 = @python=$(BENCH_PYTHON); [ -n "$$python" ] || python=$$(command -v python3.11) || \
+    { echo "$(1) Python 3.11: install it, or name one with make BENCH_PYTHON=..." >&2; exit 1; };
+
 SOURCES := pyproject.toml requirements/py311.txt requirements/newest.txt
 
 # Tests of the algebra and of single parts, which train no network.
@@ -96,6 +106,13 @@ bench: $(BENCH)/.done
 bench-quick: $(BENCH)/.done
 	$(BENCH)/bin/python benchmarks/bench.py --quick $(ARGS)
 
+bench-gpu: $(BENCH_GPU)/.done
+	$(BENCH_GPU)/bin/python benchmarks/gpu.py --save $(ARGS)
+
+accelerators: $(ACCELERATORS)/.done
+	$(ACCELERATORS)/bin/python benchmarks/accelerators --save $(ARGS)
+	$(ACCELERATORS)/bin/python docs/tables.py speed.md
+
 test-newest:
 	@python=$$(sh tools/find_python.sh newest) || exit 1; \
 	default=$(PYTHON); \
@@ -136,17 +153,35 @@ $(NEWEST)/.dev: $(SOURCES)
 	@touch $@
 
 $(BENCH)/.done: $(SOURCES) requirements/bench.txt
-	@python=$(BENCH_PYTHON); [ -n "$$python" ] || python=$$(command -v python3.11) || \
-	    { echo "The benchmarks need Python 3.11, the last one that all of them are locked for: make BENCH_PYTHON=..." >&2; exit 1; }; \
+	$(call PYTHON311,The benchmarks need) \
 	echo "Setting up $(BENCH) with Keras, PyTorch and Lightning (once)"; \
 	$$python -m venv $(BENCH) && \
 	$(BENCH)/bin/python -m pip install $(PIP_FLAGS) -r requirements/py311.txt -r requirements/bench.txt && \
 	$(BENCH)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
 	@touch $@
 
+$(BENCH_GPU)/.done: $(SOURCES) requirements/bench.txt requirements/bench-gpu.txt
+	$(call PYTHON311,The benchmarks for a GPU need) \
+	echo "Setting up $(BENCH_GPU) with CUDA, PyTorch and Lightning (once)"; \
+	$$python -m venv $(BENCH_GPU) && \
+	$(BENCH_GPU)/bin/python -m pip install $(PIP_FLAGS) -r requirements/py311.txt -r requirements/bench.txt \
+	    -r requirements/bench-gpu.txt && \
+	$(BENCH_GPU)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The compilers of a TPU and a GPU take a gigabyte. Hypothesis is for docs/tables.py.
+$(ACCELERATORS)/.done: $(SOURCES) requirements/accelerators.txt
+	$(call PYTHON311,The compilers for accelerators need) \
+	echo "Setting up $(ACCELERATORS) with the compilers for TPUs and GPUs (once)"; \
+	$$python -m venv $(ACCELERATORS) && \
+	$(ACCELERATORS)/bin/python -m pip install $(PIP_FLAGS) -c requirements/py311.txt hatchling editables \
+	    -r requirements/accelerators.txt && \
+	$(ACCELERATORS)/bin/python -m pip install $(PIP_FLAGS) -c requirements/py311.txt --no-build-isolation -e '.[testing]'
+	@touch $@
+
 lock:
 	sh tools/lock.sh
 
 clean:
-	rm -rf .venv $(NEWEST) $(BENCH) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv $(NEWEST) $(BENCH) $(BENCH_GPU) $(ACCELERATORS) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find jaxcb tests examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -191,7 +191,7 @@ def steps(network: Network, *, streamed: bool = False, saves: bool = False) -> C
     return train
 
 
-class _Alone(NamedTuple):
+class Alone(NamedTuple):
     """What stands for a baton where a run is one turn."""
 
     total: int  # epochs
@@ -206,7 +206,7 @@ def whole_runs(network: Network, *, epochs: int) -> Callable[[Baton], dict[str, 
     def train(baton: Baton) -> dict[str, Any]:
         did = {}
         for _ in baton.each():
-            did = steps(network)(cast(Baton, _Alone(epochs)))
+            did = steps(network)(cast(Baton, Alone(epochs)))
         return did
 
     return train

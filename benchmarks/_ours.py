@@ -138,7 +138,7 @@ def whole_runs(network: Network, callbacks: str, *, epochs: int, cached: bool = 
     return train
 
 
-def fit(
+def fit(  # noqa: PLR0913
     network: Network,
     callbacks: str,
     *,
@@ -147,6 +147,7 @@ def fit(
     data: Any = None,
     verbose: int = 1,
     executor: Literal["looped", "stepped"] | None = None,
+    block: int | None = None,
     metrics: Any = None,
 ) -> dict[str, Any]:
     """One run, on the network's arrays where no other data is given; returns what it did."""
@@ -158,7 +159,7 @@ def fit(
             learning_rate=network.learning_rate, epochs=epochs, validation_data=validation,
             validation_batch_size=network.validation_rows, callbacks=[*own, *more], verbose=verbose,
             batch_size=network.batch_size if data is None else None, metrics=metrics,
-            execution=jc.Execution(executor=executor),
+            execution=jc.Execution(executor=executor, block=block),
         )  # fmt: skip
         saves = len(list(Path(directory).glob("saves/*")))
     return done(result) | ({"saves": saves} if any(isinstance(c, jc.ModelCheckpoint) for c in own) else {})

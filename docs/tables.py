@@ -12,7 +12,9 @@ import importlib.util
 import inspect
 import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -183,37 +185,54 @@ def differences() -> str:
     return "\n".join(lines).rstrip()
 
 
-def speed() -> str:
-    """Returns the last results of `make bench`, and the machine."""
-    benchmarks = HERE.parent / "benchmarks"
-    sys.path.insert(0, str(benchmarks))
+def benchmark_module(name: str) -> Any:
+    """Imports a module of the benchmarks, given its path in their folder without the suffix."""
+    path = HERE.parent / "benchmarks" / f"{name}.py"
+    sys.path.insert(0, str(path.parent))
     try:
-        spec = importlib.util.spec_from_file_location("_results", benchmarks / "_results.py")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None
-        results = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(results)
+        found = sys.modules[path.stem] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+        spec.loader.exec_module(found)
     finally:
-        sys.path.remove(str(benchmarks))
+        sys.path.remove(str(path.parent))
+    return found
+
+
+def speed() -> str:
+    """Returns the last results of `make bench`, and the machine."""
+    results = benchmark_module("_results")
     if not results.FOUND.exists():
         return "Nothing has been measured yet."
     rows, machine = results.load()
     return f"{results.describe(machine)}\n\n{results.table(rows)}\n\n![The ratios and what is to be reached](speed.png)"
 
 
-PAGES = {
-    "callbacks.md": callbacks,
-    "actions.md": actions,
-    "differences_from_keras.md": differences,
-    "speed.md": speed,
+def accelerators() -> str:
+    """Returns the last results of `make accelerators`."""
+    checks = benchmark_module("accelerators/checks")
+    if not checks.RESULTS.exists():
+        return "Nothing has been compiled yet."
+    results = checks.Results.load()
+    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
+    return f"Compiled with {versions}.\n\n{checks.markdown(results.rows)}"
+
+
+PAGES: dict[str, Sequence[Callable[[], str]]] = {
+    "callbacks.md": [callbacks],
+    "actions.md": [actions],
+    "differences_from_keras.md": [differences],
+    "speed.md": [speed, accelerators],
 }
 
 
 def renewed(page: str) -> str:
-    """Returns a page with an up-to-date generated part."""
-    text = (HERE / page).read_text()
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{PAGES[page]()}\n\n{END}{rest.split(END)[1]}"
+    """Returns a page with up-to-date generated parts."""
+    text, *rest = (HERE / page).read_text().split(BEGIN)
+    for make, part in zip(PAGES[page], rest, strict=True):
+        text += f"{BEGIN}\n\n{make()}\n\n{END}{part.split(END)[1]}"
+    return text
 
 
 if __name__ == "__main__":

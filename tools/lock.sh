@@ -3,6 +3,7 @@
 #   py311.txt     Python 3.11, the last one that jax 0.10 serves
 #   newest.txt    later Pythons, resolved on the newest one here
 #   bench.txt     what the benchmarks compare with, beside py311.txt
+#   bench-gpu.txt and accelerators.txt     CUDA for the benchmarks; compilers for devices that are not here
 # Only what resolves is written, never where it came from.
 set -eu
 cd "$(dirname "$0")/.."
@@ -38,7 +39,31 @@ lock_bench() { # interpreter
     echo "requirements/bench.txt: $(grep -c == requirements/bench.txt) packages"
 }
 
+lock_devices() { # interpreter; the versions that belong to the locked jax
+    "$1" -m venv "$work/env"
+    "$work/env/bin/python" -m pip install --quiet -c requirements/py311.txt jax
+    jax=$(sed -n 's/^jaxlib==//p' requirements/py311.txt)
+    libtpu=$("$work/env/bin/python" -c 'from importlib.metadata import requires
+print(next(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")))')
+    "$work/env/bin/python" -m pip install --quiet -c requirements/py311.txt "$libtpu" "jax-cuda12-pjrt==$jax"
+    {
+        echo "# Made by \`make lock\` on Python 3.11, beside py311.txt; not edited by hand."
+        echo "-c py311.txt"
+        "$work/env/bin/python" -m pip freeze --exclude pip | grep -E '^(libtpu|jax-cuda12-pjrt)=='
+    } >"$work/accelerators.txt"
+    {
+        echo "# Made by \`make lock\` on Python 3.11, beside py311.txt and bench.txt; not edited by hand."
+        echo "-c py311.txt"
+        echo "jax-cuda12-pjrt==$jax"
+        echo "jax-cuda12-plugin[with-cuda]==$jax" # NVIDIA's own libraries, in versions that fit the card's driver
+    } >"$work/bench-gpu.txt"
+    rm -rf "$work/env"
+    mv "$work/accelerators.txt" "$work/bench-gpu.txt" requirements/
+    echo "requirements/accelerators.txt, requirements/bench-gpu.txt: those of jax $jax"
+}
+
 oldest=$(command -v python3.11)
 lock "$oldest" py311.txt
 lock "$(sh tools/find_python.sh newest)" newest.txt
 lock_bench "$oldest"
+lock_devices "$oldest"

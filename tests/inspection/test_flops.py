@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxcb._src.inspection.traced_step import BATCH, count_flops
+from jaxcb._src.inspection.traced_step import BATCH, count_flops, repeated_flops
 
 
 def counted(fn, names, *args):
@@ -111,3 +111,47 @@ def test_products_agree_with_xla(axes):
     shapes = [jnp.ones([sizes[c] for c in part]) for part in axes.split("->")[0].split(",")]
     flops, oracle = counted(lambda w, x: jnp.einsum(axes, x, w), ["w", BATCH], *reversed(shapes))
     assert flops.forward == flops.step == oracle
+
+
+def layers(scanned, rematerialized=False):
+    """The gradient of a network whose layers are a scan, or are written one after another."""
+
+    def layer(x, w):
+        return jnp.tanh(x @ w), None
+
+    layer = jax.checkpoint(layer) if rematerialized else layer
+
+    def loss(w, x):
+        if scanned:
+            return jax.lax.scan(layer, x, w)[0].sum()
+        for one in w:
+            x, _ = layer(x, one)
+        return x.sum()
+
+    weights = jnp.ones((5, 64, 64)) if scanned else [jnp.ones((64, 64))] * 5
+    return jax.jit(jax.grad(loss, argnums=(0, 1))).trace(weights, jnp.ones((3, 64)))
+
+
+@pytest.mark.parametrize("rematerialized", [False, True])
+def test_a_scan_over_layers_repeats_what_xla_counts_once(rematerialized):
+    flat, scanned = layers(False, rematerialized), layers(True, rematerialized)
+    assert repeated_flops(flat.jaxpr.jaxpr) == 0
+    product = 2.0 * 3 * 64 * 64
+    products = 4 if rematerialized else 3  # forward, backward for both operands, and forward again
+    assert repeated_flops(scanned.jaxpr.jaxpr) == 4 * products * product
+    # XLA counts a trip of each loop: if this changes, nothing must be added any more
+    counted_flat, counted_scan = (traced.lower().cost_analysis()["flops"] for traced in (flat, scanned))
+    together = counted_scan + repeated_flops(scanned.jaxpr.jaxpr)
+    assert counted_scan < 0.4 * counted_flat
+    assert together == pytest.approx(counted_flat, rel=0.1)  # but for elementwise operations
+
+
+def test_nested_loops_multiply_and_loops_of_unknown_length_count_once():
+    def nested(w, x, n):
+        inner = lambda c, _: (jax.lax.fori_loop(0, 3, lambda _, c: c @ w, c), None)  # noqa: E731
+        x, _ = jax.lax.scan(inner, x, length=5)
+        x = jax.lax.while_loop(lambda c: c[0, 0] < n, lambda c: c @ w, x)
+        return jax.lax.cond(n > 0, lambda: jax.lax.scan(lambda c, _: (c @ w, None), x, length=2)[0], lambda: x)
+
+    closed = jax.make_jaxpr(nested)(ONES, ONES, 1.0)
+    assert repeated_flops(closed.jaxpr) == ((15 - 1) + 0 + (2 - 1)) * 2.0 * 4**3

@@ -22,8 +22,9 @@ class Throughput(Callback):
     Args:
         every: "epoch", or a number of steps.
         tokens_per_example: tokens per row of a batch; None for no token rate.
-        peak_flops: peak FLOPs per second of all devices together; None to look up known devices. The utilization
-            (MFU) is the FLOPs of a step, as XLA counts them, divided by the peak FLOPs of its duration.
+        peak_flops: peak FLOPs per second of the run's devices together; None to look up known devices, at dense
+            bfloat16. The utilization (MFU) is the FLOPs of a step, as XLA counts them, with loops such as scanned
+            layers as often as they run, divided by the peak FLOPs of its duration.
         verbose: 1 prints a line at each report, and the averages of the whole run at its end.
 
     Raises:

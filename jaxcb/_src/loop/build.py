@@ -33,7 +33,7 @@ from jaxcb._src.utils.xla import jaxpr_in
 from jaxcb._src.writers.base import Context
 
 
-def choose(jaxpr: Any) -> tuple[str, str]:
+def choose(jaxpr: Any, platform: str) -> tuple[str, str]:
     """Returns "looped" or "stepped", and why.
 
     XLA's CPU backend runs convolution gradients 10 to 33 times slower inside any loop or branch. No other measured
@@ -41,11 +41,11 @@ def choose(jaxpr: Any) -> tuple[str, str]:
 
     Args:
         jaxpr: the traced step.
+        platform: of the devices of the run.
     """
-    backend = jax.default_backend()
-    if backend == "cpu" and _has_convolution(jaxpr):
+    if platform == "cpu" and _has_convolution(jaxpr):
         return "stepped", "the step has convolutions, whose gradients are slow in a compiled loop on the CPU"
-    return "looped", f"{backend} runs this step well in a compiled loop"
+    return "looped", f"{platform} runs this step well in a compiled loop"
 
 
 def _has_convolution(jaxpr: Any) -> bool:
@@ -121,8 +121,9 @@ def build_driver(
     )
     spec = programs.spec(programs.members)
     context.run.describe_step(programs.traced_step)
-    kind, why = _executor(execution, programs, spec)
-    block = _block(execution, programs, spec) if kind == "looped" else None
+    platform = placement.platform
+    kind, why = _executor(execution, programs, spec, platform)
+    block = _block(execution, programs, spec, platform) if kind == "looped" else None
     why = why if block is None else f"{why}; in blocks of {block} steps"
     strategy = None
     if population is not None:
@@ -156,12 +157,13 @@ def build_driver(
         context=context,
         examples_per_step=plan.spec.layout.batch_size,
         step_flops=programs.flops,
+        devices=placement.all_devices,
     )
     steps = execution.steps_per_execution
     return Driver(device, feed, host_sets, evaluators, host_metrics, context, steps, keeper), why
 
 
-def _executor(execution: Execution, programs: RunPrograms, spec: ProgramSpec) -> tuple[str, str]:
+def _executor(execution: Execution, programs: RunPrograms, spec: ProgramSpec, platform: str) -> tuple[str, str]:
     """Returns "looped" or "stepped", and why.
 
     Raises:
@@ -181,16 +183,16 @@ def _executor(execution: Execution, programs: RunPrograms, spec: ProgramSpec) ->
         return execution.executor, "as requested"
     if execution.block is not None:
         return "looped", "as requested by block="
-    return programs.kept.fact("executor", lambda: choose(programs.jaxpr()))
+    return programs.kept.fact(("executor", platform), lambda: choose(programs.jaxpr(), platform))
 
 
-def _block(execution: Execution, programs: RunPrograms, spec: ProgramSpec) -> int | None:
+def _block(execution: Execution, programs: RunPrograms, spec: ProgramSpec, platform: str) -> int | None:
     """Returns the steps of a block; None for a loop that ends at any step.
 
     A GPU waits for the host at each trip of a loop whose length is unknown. The size is a function of the request: it
     divides the steps between two epoch ends, validations or probes with few masked steps left over.
     """
-    if execution.block == 0 or (execution.block is None and jax.default_backend() != "gpu"):
+    if execution.block == 0 or (execution.block is None and platform != "gpu"):
         return None
     if spec.acts_at_steps() is not None:
         return None

@@ -194,6 +194,11 @@ class Placement:
         return [default if isinstance(default, jax.Device) else jax.local_devices()[0]]
 
     @property
+    def all_devices(self) -> list[Any]:
+        """The devices of all processes."""
+        return self.own_devices if self.mesh is None else list(self.mesh.devices.flat)
+
+    @property
     def devices_key(self) -> Any:
         """The devices, as part of the key of a compiled program."""
         return self.own_devices[0] if self.mesh is None else self.mesh

@@ -37,16 +37,19 @@ def computed_once(array: Array, always: Array, like: Array) -> Array:
 
     The backend copies the computation of a small array into the kernel of each value that depends on it; with long
     computations and many values, compiling takes much longer. A branch is the only border that it respects: it removes
-    an `optimization_barrier` before it forms kernels. On other backends nothing is added.
+    an `optimization_barrier` before it forms kernels. Programs for other platforms get nothing: the branch is chosen
+    when a program is lowered, whatever the default backend is.
 
     Args:
         array: a small array.
         always: bool (), true whenever the program runs. It must not be a constant, which XLA would see through.
         like: an array of the same shape and dtype that exists anyway.
     """
-    if jax.default_backend() != "cpu":
-        return array
-    return jax.lax.cond(always, lambda x, _: x, lambda _, y: y, array, like)
+
+    def in_a_branch(array: Array, always: Array, like: Array) -> Array:
+        return jax.lax.cond(always, lambda x, _: x, lambda _, y: y, array, like)
+
+    return jax.lax.platform_dependent(array, always, like, cpu=in_a_branch, default=lambda array, always, like: array)
 
 
 def equal_outputs(jaxpr: Any) -> tuple[int, ...]:

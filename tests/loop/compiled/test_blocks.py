@@ -11,6 +11,7 @@ from loop._runs import control, fit, make_data, make_driver, make_params
 
 import jaxcb as jc
 from jaxcb._src.core.callback import STEP_HOOKS
+from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.utils.xla import jaxpr_in
 
 SIZES = (1, 2, 7, 32)
@@ -207,3 +208,10 @@ def test_a_block_is_no_longer_than_the_buffers_of_its_steps(monkeypatch):
     driver = make_driver([jc.callbacks.JSONLogger("never.jsonl", every=1)], state_of(), block=7)
     assert driver.device.program.block == 5
     assert driver.device.program.buffers.capacity_of(STEP_HOOKS) == 5
+
+
+@pytest.mark.parametrize(("platform", "blocks"), [("gpu", True), ("tpu", False), ("cpu", False)])
+def test_the_platform_of_the_run_decides_about_blocks(monkeypatch, capsys, platform, blocks):
+    monkeypatch.setattr(Placement, "platform", platform)
+    fit(epochs=2, verbose=2)
+    assert ("in blocks of" in capsys.readouterr().out) is blocks

@@ -2,13 +2,19 @@
 
 import csv
 import datetime
+import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from loop import _runs
 
 import jaxcb as jc
+from jaxcb._src.loop.host.host_metrics import PEAKS, HostMetrics, peak_flops
+from jaxcb._src.writers.base import Context
+from jaxcb._src.writers.run_handle import Run
 
 EXECUTORS = ("looped", "stepped")
 
@@ -229,3 +235,99 @@ def test_throughput_is_written_as_curves(tmp_path):
     np.testing.assert_allclose(flops, flops[0], rtol=1e-5)  # a step's, from XLA's count
     assert 2 * 16 * 3 * 2 < flops[0] < 5_000  # forward and backward of 16 rows with 3 features, and Adam
     assert result.executor == "looped"
+
+
+def step_flops(scanned):
+    """What a callback reads for a network of six layers."""
+
+    def loss_fn(params, batch):
+        hidden = batch["x"]
+        if scanned:
+            hidden, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), hidden, params)
+        else:
+            for w in params:
+                hidden = jnp.tanh(hidden @ w)
+        return jnp.mean(hidden**2)
+
+    seen = []
+
+    class Read(jc.Callback):
+        def on_epoch_end(self, state, metrics):
+            return state, jc.actions.Call(lambda run: seen.append(run.logs["flops"]), {"flops": metrics["step_flops"]})
+
+    rows = {"x": np.ones((32, 64), np.float32)}
+    jc.fit(jnp.ones((6, 64, 64)), loss_fn, rows, optimizer=optax.sgd(0.1), epochs=1, batch_size=16, callbacks=[Read()],
+           verbose=0)  # fmt: skip
+    return seen[0]
+
+
+def test_the_flops_of_a_step_count_scanned_layers_as_often_as_they_run():
+    assert step_flops(True) == pytest.approx(step_flops(False), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("kind", "teraflops"),
+    [
+        ("TPU v2", 22.5),
+        ("TPU v3", 61.5),
+        ("TPU v4", 275),
+        ("TPU v5 lite", 197),
+        ("TPU v5", 459),
+        ("TPU v6 lite", 918),
+        ("TPU7x", 1153.5),
+        ("Tesla V100-SXM2-16GB", 125),
+        ("Tesla V100-PCIE-32GB", 112),
+        ("Tesla T4", 65),
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+    ],
+)
+def test_peaks_of_known_devices(kind, teraflops):
+    assert peak_flops(kind) == pytest.approx(teraflops * 1e12)
+
+
+@pytest.mark.parametrize(
+    "kind", ["cpu", "NVIDIA H20", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "TPU v9"]
+)
+def test_peaks_of_other_devices_are_unknown(kind):
+    assert math.isnan(peak_flops(kind))
+
+
+def test_each_peak_has_a_source():
+    with PEAKS.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(float(row["teraflops"]) > 0 and ":" in row["source"] for row in rows if "tpu_info" not in row["source"])
+    assert len({row["device"] for row in rows}) == len(rows)
+
+
+def test_only_the_devices_of_the_run_count():
+    class Device:
+        device_kind, process_index = "NVIDIA H100 80GB HBM3", 0
+
+        def __init__(self, used):
+            self.used = used
+
+        def memory_stats(self):
+            return None if self.used is None else {"bytes_in_use": self.used}
+
+    def read(*devices):
+        metrics = HostMetrics(
+            {}, read=["peak_flops", "device_memory"], context=Context(None, Run(None), 0, 1), examples_per_step=1,
+            step_flops=lambda: 1.0, devices=devices,
+        )  # fmt: skip
+        values = dict(zip(metrics.names, metrics.read(0), strict=True))
+        return values["peak_flops"], values["device_memory"]
+
+    np.testing.assert_allclose(read(Device(5), Device(7)), (2 * 989.4e12, 7))
+    elsewhere = Device(9)
+    elsewhere.process_index = 1
+    np.testing.assert_allclose(read(Device(5), elsewhere), (2 * 989.4e12, 5))
+    assert math.isnan(read(Device(None))[1])

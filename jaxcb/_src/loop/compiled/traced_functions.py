@@ -12,7 +12,7 @@ from jaxcb._src.core.actions.utils import materialize
 from jaxcb._src.core.callback import PopulationCallback
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.inspection.traced_step import TracedStep
+from jaxcb._src.inspection.traced_step import TracedStep, repeated_flops
 from jaxcb._src.loop.compiled.member_map import Over
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.training.probes import Probe, look, readings
@@ -131,18 +131,22 @@ class TracedFunctions:
         return TracedStep.of(traced, train, batch, lambda out: out.gradients.values if self.split_step else out[1])
 
     def flops(self, train: TrainState, batch: Any, before_update: tuple[Any, ...]) -> float:
-        """Returns the floating point operations of a step from XLA's cost analysis; NaN if it reports none.
+        """Returns the floating point operations of a step; NaN if XLA reports none.
+
+        XLA's cost analysis counts the body of a loop once. The matrix products and convolutions of the other trips are
+        added for loops whose length is known, such as a scan over the layers of a model.
 
         Args:
             train: shapes of the train state.
             batch: shapes of a batch.
             before_update: shapes of the actions of `on_before_update`.
         """
-        lowered = [self.first_half.lower(train, batch)]
+        parts = [self.first_half.trace(train, batch)]
         if self.split_step:
             proposal = jax.eval_shape(self.first_half, train, batch)
-            lowered.append(self.update.lower(train, proposal, before_update))
-        return sum(float((part.cost_analysis() or {}).get("flops", jnp.nan)) for part in lowered)
+            parts.append(self.update.trace(train, proposal, before_update))
+        by_xla = (float((part.lower().cost_analysis() or {}).get("flops", jnp.nan)) for part in parts)
+        return sum(by_xla) + sum(repeated_flops(part.jaxpr.jaxpr) for part in parts)
 
 
 def _owners(chain: Chain) -> str:

@@ -1,8 +1,12 @@
 """Host metrics, read before each dispatch, and evaluators, which the host runs at a validation."""
 
+import csv
+import functools
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +19,7 @@ from jaxcb._src.writers.csv import Table
 from jaxcb._src.writers.run_handle import Run
 
 PLACE = ("epoch", "step", "evaluated")
-
+PEAKS = Path(__file__).parents[2] / "inspection" / "peak_flops.csv"  # peaks of known devices, each with its source
 
 BUILT_IN = ("elapsed", "steps_per_second", "examples_per_step", "step_flops", "peak_flops", "device_memory")
 
@@ -37,8 +41,8 @@ class HostMetrics:
 
     Built-in: `elapsed` (seconds of the complete run), `steps_per_second` (of the last chunk, without validation and
     compilation), `examples_per_step` (rows of a batch), `step_flops` (floating point operations of a training step,
-    from XLA's cost analysis), `peak_flops` (of the devices per second, NaN if unknown) and `device_memory` (bytes in
-    use on the fullest device, NaN if the backend does not report it).
+    from XLA's cost analysis and the loops of the step), `peak_flops` (of the run's devices per second, NaN if unknown)
+    and `device_memory` (bytes in use on the fullest device of this process, NaN if the backend does not report it).
 
     Args:
         functions: name -> function without arguments that returns a number.
@@ -46,6 +50,7 @@ class HostMetrics:
         context: of the run.
         examples_per_step: rows of a batch.
         step_flops: returns the floating point operations of a step.
+        devices: the devices of the run, on all processes.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class HostMetrics:
         context: Context,
         examples_per_step: int,
         step_flops: Callable[[], float],
+        devices: Sequence[Any],
     ) -> None:
         self._functions = dict(functions)
         self._steps_per_second = math.nan
@@ -68,8 +74,8 @@ class HostMetrics:
             "steps_per_second": lambda: self._steps_per_second,
             "examples_per_step": lambda: examples_per_step,
             "step_flops": self._count_flops,
-            "peak_flops": _peak_flops,
-            "device_memory": _device_memory,
+            "peak_flops": lambda: math.fsum(peak_flops(device.device_kind) for device in devices),
+            "device_memory": lambda: _device_memory([d for d in devices if d.process_index == jax.process_index()]),
         }
         self.names = host_metric_names(functions)
         self._read = tuple(name for name in self.names if name in read)
@@ -135,32 +141,29 @@ class HostMetrics:
         return self._flops
 
 
-# dense bfloat16 FLOP/s of one device as JAX counts devices, from the vendors' data sheets
-_PEAKS = {
-    "TPU v2": 22.5e12,
-    "TPU v3": 61.5e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "V100": 125e12,
-    "A100": 312e12,
-    "L4": 121e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-}
+@functools.cache
+def peak_flops(kind: str) -> float:
+    """Returns the peak FLOPs per second of a device, as its vendor states them; NaN for an unknown device.
+
+    The peak is that of dense matrix products of bfloat16 with float32 accumulation, or of float16 on devices without
+    bfloat16. A device is what JAX counts as one: a core of a TPU v2, v3 or 7x, otherwise a chip. The slices of a
+    partitioned GPU (MIG), the GPUs of laptops and reduced variants ("RTX 4090 D") are unknown, although their names
+    contain that of a known device.
+
+    Args:
+        kind: `device_kind` of a device, such as "NVIDIA H100 80GB HBM3".
+    """
+    if {"MIG", "Laptop", "Max-Q", "D"} & set(kind.split()):
+        return math.nan
+    with PEAKS.open(newline="", encoding="utf-8") as file:
+        rows = {row["device"]: float(row["teraflops"]) * 1e12 for row in csv.DictReader(file)}
+    # the longest name first, so that "H100 PCIe" is found before "H100"
+    names = sorted(rows, key=len, reverse=True)
+    return next((rows[name] for name in names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", kind)), math.nan)
 
 
-def _peak_flops() -> float:
-    devices = jax.local_devices()
-    peaks = [next((peak for kind, peak in _PEAKS.items() if kind in d.device_kind), math.nan) for d in devices]
-    return sum(peaks)
-
-
-def _device_memory() -> float:
-    used = [(device.memory_stats() or {}).get("bytes_in_use") for device in jax.local_devices()]
+def _device_memory(devices: Sequence[Any]) -> float:
+    used = [(device.memory_stats() or {}).get("bytes_in_use") for device in devices]
     known = [u for u in used if u is not None]
     return float(max(known)) if known else math.nan
 
