@@ -10,7 +10,7 @@ from jaxcb._src.data import inputs as _data
 from jaxcb._src.data.feed import Feed
 from jaxcb._src.data.inputs import DataConfig
 from jaxcb._src.data.progress import FeedStart
-from jaxcb._src.data.resident import Resident, ResidentPlan, fits_on_device, plan_without_data
+from jaxcb._src.data.resident import NO_DATA, Resident, ResidentPlan, fits_on_device, plan_without_data
 from jaxcb._src.data.sources import BATCH_SIZE, CallableSource, Source, batches_in, key_of, source_of
 from jaxcb._src.data.stream.stream import Stream, StreamPlan, plan_stream
 from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
@@ -33,7 +33,7 @@ def plan_data(
     """Describes training data. Arrays are transferred if they stay on the devices; a stream is opened.
 
     Args:
-        train_data: arrays, an iterable of batches, a data set, or a function of epoch and controls; None for no data.
+        train_data: arrays, an iterable of batches, a data set, or a function of epoch and controls; NO_DATA for none.
         config: how the data becomes batches.
         placement: shardings of the batches; for a population, whose strategy is not known, one device.
         controls: the controls before the first step.
@@ -45,7 +45,7 @@ def plan_data(
         DataError: for invalid training data.
         TypeError: for a function with other parameters.
     """
-    if train_data is None:
+    if train_data is NO_DATA:
         return plan_without_data(config)
     if _data.are_arrays(train_data):
         arrays, rows = _data.as_arrays(train_data, "train_data")

@@ -106,6 +106,9 @@ class ResidentPlan:
         return cls(DataSpec(example, layout, epoch_len, key), arrays)
 
 
+NO_DATA: Any = type("NoData", (), {})()  # takes the place of training data if the step takes no batch
+
+
 def plan_without_data(config: DataConfig) -> ResidentPlan:
     """Returns the plan of a run whose step takes no batch.
 

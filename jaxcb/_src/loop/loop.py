@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
+from jaxcb._src.data.resident import NO_DATA
 from jaxcb._src.loop.compiled.traced_functions import RunFunctions
 from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig
 from jaxcb._src.loop.result import Result
@@ -153,6 +154,7 @@ class Loop:
         )
         step, eval_step = self.train_step, self.eval_step
         if train_data is None:
+            train_data = NO_DATA
             step = step if isinstance(step, Step) else functools.partial(_without_batch, step)
             if eval_step is not None and validation_data is None:
                 eval_step = functools.partial(_without_batch, eval_step)
