@@ -1,4 +1,4 @@
-"""`Freeze`: keeps some of the parameters unchanged."""
+"""`Freeze`: keeps some of the parameters, and their statistics, unchanged."""
 
 from typing import Any
 

@@ -35,6 +35,7 @@ from jaxcb._src.loop.result import Result, delivered, remember
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.storage import orbax as _orbax
 from jaxcb._src.storage.ownership import RunRecord
+from jaxcb._src.training.loss import unweighted
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.writers.base import Context
@@ -95,6 +96,8 @@ def run_training(
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes())
         placement = _placement(config, group, train_state, population)
+        if placement.mesh is None:
+            _check_one_device(config.owner, (train_state, train_data, config.validation.data))
         context = _open(stack, config, functions.callbacks, group)
         functions = functions._replace(callbacks=_all_callbacks(functions.callbacks, config.verbose))
         if population is not None:
@@ -127,11 +130,47 @@ def _placement(config: RunConfig, group: Processes, state: TrainState, populatio
     return Placement.of(mesh, config.execution.sharding, state) if population is None else Placement.devices(mesh)
 
 
+def _check_one_device(owner: str, given: Any) -> None:
+    """Refuses arrays that do not lie on one device, for a run without a mesh.
+
+    Raises:
+        ValueError: it says what to pass.
+    """
+    seen: dict[Any, str] = {}
+    cure = "Pass execution=jc.Execution(mesh=mesh), which places what the run needs, or move them with jax.device_put."
+    parts = zip(("the train state", "train_data", "validation_data"), given, strict=True)
+    arrays = ((f"{part}{jax.tree_util.keystr(p)}", x) for part, t in parts for p, x in _array_leaves(t))
+    for name, array in arrays:
+        if len(array.sharding.device_set) > 1:
+            raise ValueError(
+                f"{owner}: the array {name} lies on {len(array.sharding.device_set)} devices, and the run has no mesh. "
+                f"{cure}"
+            )
+        if array.committed:
+            (device,) = array.sharding.device_set
+            seen.setdefault(device, name)
+    if len(seen) > 1:
+        (one, first), (other, second), *_ = seen.items()
+        raise ValueError(f"{owner}: the array {first} lies on {one}, and {second} on {other}. {cure}")
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        raise ValueError(
+            f"{owner}: a mesh of {mesh.size} devices is set (jax.set_mesh), and the run has none. {cure}"
+        )
+
+
+def _array_leaves(tree: Any) -> list[tuple[Any, jax.Array]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree) if not isinstance(tree, list) else []
+    return [(path, leaf) for path, leaf in leaves if isinstance(leaf, jax.Array)]
+
+
 def _open(stack: contextlib.ExitStack, config: RunConfig, callbacks: Chain, group: Processes) -> Context:
     """Locks the run directory, and returns the context of the writers."""
     # a trial run (`fast_dev_run`) writes to a temporary directory and never resumes
     run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcb-")) if config.is_trial else config.run_dir
     directory = _directory(config.owner, run_dir, callbacks)
+    if directory is None:
+        _refuse_without_files(config)
     if directory is not None and not config.is_trial:
         stack.enter_context(lock_run_dir(directory))
     run = Run(directory)
@@ -188,7 +227,7 @@ def _build(
         start=start.feed(group),
         **common,
     )
-    sets = validation_sets(config.validation, like=data.spec.example, placement=placement, **common)
+    sets = validation_sets(config.validation, like=unweighted(data.spec.example), placement=placement, **common)
     if sets and functions.eval_step is None:
         raise ValueError(
             f"{config.owner}: validation_data was given, but there is no eval_step: pass Loop(train_step, eval_step)."
@@ -254,6 +293,25 @@ def _directory(owner: str, run_dir: str | Path | None, callbacks: Chain) -> Path
     if directory is not None:
         _orbax.check_place(directory)
     return directory
+
+
+def _refuse_without_files(config: RunConfig) -> None:
+    """Refuses arguments about a run's files where there are none.
+
+    Raises:
+        ValueError: it names them.
+    """
+    given = {
+        "resume=True": config.resume,
+        "Checkpointing(overwrite=True)": config.checkpointing.overwrite,
+        f"Checkpointing(on_error={config.checkpointing.on_error!r})": config.checkpointing.on_error != "raise",
+    }
+    for what, is_given in given.items():
+        if is_given:
+            raise ValueError(
+                f"{config.owner}: {what} is about the files of a run, and this run has none: pass run_dir=, the "
+                "directory of the run."
+            )
 
 
 def _all_callbacks(callbacks: Chain, verbose: Literal[0, 1, 2] | None) -> Chain:
