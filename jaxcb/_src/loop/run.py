@@ -20,6 +20,7 @@ from jaxcb._src.checkpointing.lock import lock_run_dir
 from jaxcb._src.checkpointing.resume import ResumePlan, find_start, request_facts
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import Chain, chain
+from jaxcb._src.data.inputs import are_arrays
 from jaxcb._src.data.pipeline import plan_data
 from jaxcb._src.data.validation import validation_sets
 from jaxcb._src.distributed.processes import Processes, processes
@@ -98,6 +99,9 @@ def run_training(
         placement = _placement(config, group, train_state, population)
         if placement.mesh is None:
             _check_one_device(config.owner, (train_state, train_data, config.validation.data))
+        elif not jax.sharding.get_abstract_mesh().empty:
+            # the caller's `jax.set_mesh` names other axes than the run, whose axes are automatic
+            stack.enter_context(jax.set_mesh(placement.mesh))
         context = _open(stack, config, functions.callbacks, group)
         functions = functions._replace(callbacks=_all_callbacks(functions.callbacks, config.verbose))
         if population is not None:
@@ -160,7 +164,7 @@ def _check_one_device(owner: str, given: Any) -> None:
 
 
 def _array_leaves(tree: Any) -> list[tuple[Any, jax.Array]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree) if not isinstance(tree, list) else []
+    leaves = jax.tree_util.tree_leaves_with_path(tree) if isinstance(tree, TrainState) or are_arrays(tree) else []
     return [(path, leaf) for path, leaf in leaves if isinstance(leaf, jax.Array)]
 
 
