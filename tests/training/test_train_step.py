@@ -258,7 +258,11 @@ BAD_RETURNS = {
     "three values": (lambda p, b: (p["w"], {}, {}), TypeError, r"tuple of 3, expected `loss`, `\(loss, metrics\)`"),
     "metrics in a list": (lambda p, b: (p["w"], [p["w"]]), TypeError, "metrics as list, expected a dict"),
     "a metric that is a text": (lambda p, b: (p["w"], {"acc": "high"}), TypeError, "the metric 'acc' of type str"),
-    "a metric that is a dict": (lambda p, b: (p["w"], {"acc": {"a": 1.0}}), TypeError, "the metric 'acc' of type dict"),
+    "a text in a dict": (lambda p, b: (p["w"], {"acc": {"a": "x"}}), TypeError, "the metric 'acc/a' of type str"),
+    "a name twice": (lambda p, b: (p["w"], {"a/b": p["w"], "a": {"b": p["w"]}}), ValueError, "two metrics.*'a/b'"),
+    "another loss": (lambda p, b: (p["w"], {"loss": p["w"] * 2}), ValueError, "called 'loss' that is not its loss"),
+    "complex": (lambda p, b: (p["w"], {"z": p["w"] * 1j}), TypeError, "'z' of dtype complex64.*imaginary part"),
+    "a key": (lambda p, b: (p["w"], {"k": jax.random.key(0)}), TypeError, "'k' of dtype key"),
     "a metric without a name": (lambda p, b: (p["w"], {"": p["w"]}), TypeError, "with the name ''"),
     "a number for a name": (lambda p, b: (p["w"], {1: p["w"]}), TypeError, "with the name 1"),
 }

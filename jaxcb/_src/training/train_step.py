@@ -264,9 +264,18 @@ class CustomGradients:
         if not isinstance(values, Mapping) or "loss" not in values:
             raise ValueError("the function of Step.from_gradients must report a metric named 'loss'.")
         values = flat_metrics(values, "the function of Step.from_gradients returned")
-        grads = cast_like(grads, state.params, "the gradients of Step.from_gradients: ", error=ValueError)
+        if not _is_per_row(grads, state.params):
+            grads = cast_like(grads, state.params, "the gradients of Step.from_gradients: ", error=ValueError)
         model_state, rngs = state.carried(model[0]) if model else (state.model_state, state.rngs)
         return Gradients(grads, values, model_state, rngs)
+
+
+def _is_per_row(grads: Any, params: Any) -> bool:
+    """Returns whether there is a gradient for each row, as optimizers of differential privacy take them."""
+    if jax.tree.structure(grads) != jax.tree.structure(params):
+        return False
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True)
+    return all(jnp.ndim(g) == jnp.ndim(p) + 1 and jnp.shape(g)[1:] == jnp.shape(p) for g, p in pairs)
 
 
 class EvalStep:
