@@ -166,7 +166,9 @@ def fit(  # noqa: PLR0913
     if adapter is not model:
         adapter.release()
     del model  # the run has its own arrays; if the caller has no reference to these, they are freed before step 0
-    functions = RunFunctions(Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn, class_weight=class_weight), training.callbacks)
+    functions = RunFunctions(
+        Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn, class_weight=class_weight), training.callbacks
+    )
     return run_training(functions, given.pop(), train_data, config, settings=settings)
 
 

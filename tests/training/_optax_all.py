@@ -48,12 +48,8 @@ SPECIAL = {
         note="the model is `optax.LookaheadParams.init_synced(params)`, and the loss function uses `model.fast`",
     ),
     "masked": Case(f'optax.chain(optax.masked(optax.clip(0.1), {{"w": True, "b": False}}), {INNER})'),
-    "measure_with_ema": Case(
-        f"optax.chain(optax.measure_with_ema(lambda updates, *a, **k: optax.tree.norm(updates), 0.9), {INNER})"
-    ),
-    "multi_transform": Case(
-        f'optax.multi_transform({{"a": {INNER}, "b": optax.adam(0.05)}}, {{"w": "a", "b": "b"}})'
-    ),
+    "measure_with_ema": Case(f"optax.chain(optax.measure_with_ema(lambda updates, *_, **__: updates, 0.9), {INNER})"),
+    "multi_transform": Case(f'optax.multi_transform({{"a": {INNER}, "b": optax.adam(0.05)}}, {{"w": "a", "b": "b"}})'),
     "named_chain": Case(f'optax.named_chain(("clip", optax.clip(1.0)), ("sgd", {INNER}))'),
     "partition": Case(f'optax.partition({{"a": {INNER}, "b": optax.adam(0.05)}}, {{"w": "a", "b": "b"}})'),
     "scale": Case("optax.scale(-0.05)"),
@@ -65,9 +61,7 @@ SPECIAL = {
     "polyak_sgd": Case("optax.polyak_sgd()", "value=loss"),
     "scale_by_polyak": Case("optax.chain(optax.scale_by_polyak(), optax.scale(-1.0))", "value=loss"),
     "scale_by_schedule": Case("optax.scale_by_schedule(lambda count: -0.1 / (count + 1))"),
-    "selective_transform": Case(
-        f'optax.selective_transform({INNER}, freeze_mask={{"w": True, "b": False}})'
-    ),
+    "selective_transform": Case(f'optax.selective_transform({INNER}, freeze_mask={{"w": True, "b": False}})'),
     "snapshot": Case(
         f'optax.chain(optax.snapshot("norm", lambda updates, *a, **k: optax.tree.norm(updates)), {INNER})'
     ),
@@ -99,6 +93,7 @@ SPECIAL = {
     "contrib.sophia": Case("optax.contrib.sophia(0.05)", "obj_fn=loss_fn"),
     "contrib.split_real_and_imaginary": Case(f"optax.contrib.split_real_and_imaginary({INNER})"),
 }
+WITHIN = {"contrib.scale_by_muon": "for matrices alone; tried within `contrib.muon`"}
 PER_ROW = ("contrib.differentially_private_aggregate", "contrib.dpsgd")
 
 
@@ -124,6 +119,8 @@ def all_cases() -> dict[str, Case]:
             except (TypeError, ValueError):
                 continue
             path = prefix + name
+            if path in WITHIN:
+                continue
             case = SPECIAL.get(path) or ("GradientTransformation" in returns and _simple(path, function)) or None
             if case is not None and "GradientTransformation" in returns:
                 found[path] = case

@@ -9,7 +9,7 @@ from jaxcb._src.utils.errors import check_bool, shown
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import static
 
-_NO_SEPARATORS = "0123456789+-.einfaNA\"\r\n\0"  # of these, numbers, `NA` and quoted names are made
+_NO_SEPARATORS = '0123456789+-.einfaNA"\r\n\0'  # of these, numbers, `NA` and quoted names are made
 
 
 class CSVLogger(Callback):

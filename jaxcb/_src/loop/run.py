@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jaxcb._src.callbacks.backup_and_restore import BackupAndRestore
+from jaxcb._src.callbacks.freeze import Freeze
 from jaxcb._src.callbacks.history import History
 from jaxcb._src.callbacks.progress_bar import ProgressBar
 from jaxcb._src.checkpointing.lock import lock_run_dir
@@ -158,9 +159,7 @@ def _check_one_device(owner: str, given: Any) -> None:
         raise ValueError(f"{owner}: the array {first} lies on {one}, and {second} on {other}. {cure}")
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
-        raise ValueError(
-            f"{owner}: a mesh of {mesh.size} devices is set (jax.set_mesh), and the run has none. {cure}"
-        )
+        raise ValueError(f"{owner}: a mesh of {mesh.size} devices is set (jax.set_mesh), and the run has none. {cure}")
 
 
 def _array_leaves(tree: Any) -> list[tuple[Any, jax.Array]]:
@@ -191,7 +190,8 @@ def _find_start(
     facts = request_facts(callbacks, data.epochs, data.steps, data.order, layout)
     arguments = {"epochs": data.epochs, "steps": data.steps, **data.order}
     arguments |= {"drop_remainder": data.drop_remainder, "eval_every": config.execution.eval_every}
-    run.describe(facts["callbacks"], settings_of(arguments, callbacks, settings))
+    frozen = (c.where for c in callbacks.callbacks if isinstance(c, Freeze) and c.until_epoch is None)
+    run.describe(facts["callbacks"], settings_of(arguments, callbacks, settings), tuple(p for ps in frozen for p in ps))
     if context.run_dir is not None and not config.is_trial:
         start = find_start(
             context,

@@ -320,6 +320,11 @@ def accumulations(opt_state: Any) -> list[optax.MultiStepsState]:
     return [n for n in jax.tree.leaves(opt_state, is_leaf=found) if found(n)]
 
 
+def accumulated(several: optax.MultiSteps) -> optax.GradientTransformationExtraArgs:
+    """Returns the transformation of `optax.MultiSteps`; its own does not pass on what an optimizer asks for."""
+    return optax.GradientTransformationExtraArgs(several.init, several.update)
+
+
 def map_learning_rates(fn: Callable[[LearningRate], LearningRate], opt_state: Any) -> Any:
     """Returns the optimizer's state with `fn` applied to each learning rate in it."""
     return jax.tree.map(lambda n: fn(n) if _is_rate(n) else n, opt_state, is_leaf=_is_rate)

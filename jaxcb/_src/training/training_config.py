@@ -11,6 +11,7 @@ import optax
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.models.adapter import Adapter
 from jaxcb._src.training.learning_rate import (
+    accumulated,
     adjustable_lr,
     checked_rate,
     learning_rates,
@@ -65,7 +66,7 @@ class TrainingConfig:
         """
         optimizer = self.optimizer
         if isinstance(optimizer, optax.MultiSteps):
-            optimizer = optimizer.gradient_transformation()
+            optimizer = accumulated(optimizer)
         if isinstance(optimizer, optax.GradientTransformation):
             if self.learning_rate is not None:
                 raise ValueError(
@@ -128,7 +129,9 @@ def _adopted(opt_state: Any, configured: Any, tx: Any) -> Any:
     Raises:
         ValueError: if it is that of another optimizer.
     """
-    old, new = ({jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(t)} for t in (opt_state, configured))
+    old, new = (
+        {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(t)} for t in (opt_state, configured)
+    )
     for path in (*old, *new):
         one, other = old.get(path), new.get(path)
         if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
