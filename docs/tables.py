@@ -1,7 +1,7 @@
 """Writes the generated parts of the pages.
 
 The parts of `callbacks.md` and `actions.md` are made from docstrings, those of `differences_from_keras.md` from the
-rules of `tests/against_keras`, and those of `speed.md` from the saved measurements.
+rules of `tests/against_keras`, that of `optimizers.md` from `tests/training/_optax_all.py`, and those of `speed.md` from the saved measurements.
 
     python docs/tables.py [PAGE ...]
 
@@ -50,7 +50,7 @@ def sections(doc: str) -> dict[str, dict[str, str]]:
     for title, body in re.findall(
         r"^(Args|Attributes):\n((?:    .*\n|\n)+)", inspect.cleandoc(doc) + "\n", re.MULTILINE
     ):
-        entries = re.findall(r"^    (\w+): ((?:.*\n)(?:     .*\n)*)", body, re.MULTILINE)
+        entries = re.findall(r"^    \*{0,2}(\w+): ((?:.*\n)(?:     .*\n)*)", body, re.MULTILINE)
         found[title] = {name: " ".join(text.split()) for name, text in entries}
     return found
 
@@ -185,6 +185,15 @@ def differences() -> str:
     return "\n".join(lines).rstrip()
 
 
+def optimizers() -> str:
+    """Returns a table of the transformations of optax that the tests try."""
+    if str(TESTS) not in sys.path:
+        sys.path.append(str(TESTS))
+    from training import _optax_all
+
+    return _optax_all.table()
+
+
 def benchmark_module(name: str) -> Any:
     """Imports a module of the benchmarks, given its path in their folder without the suffix."""
     path = HERE.parent / "benchmarks" / f"{name}.py"
@@ -223,6 +232,7 @@ PAGES: dict[str, Sequence[Callable[[], str]]] = {
     "callbacks.md": [callbacks],
     "actions.md": [actions],
     "differences_from_keras.md": [differences],
+    "optimizers.md": [optimizers],
     "speed.md": [speed, accelerators],
 }
 

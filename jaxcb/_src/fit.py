@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
 from jaxcb._src.data import inputs as _data
-from jaxcb._src.data.inputs import split_off
+from jaxcb._src.data.inputs import split_off, with_weights
 from jaxcb._src.data.sources import BATCH_SIZE, sequential_source
 from jaxcb._src.data.spec import rows_in
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator
@@ -38,7 +38,7 @@ def fit(  # noqa: PLR0913
     loss_fn: Callable[..., Any],
     train_data: Any,
     *,
-    optimizer: optax.GradientTransformation | Callable[..., optax.GradientTransformation],
+    optimizer: optax.GradientTransformation | Callable[..., optax.GradientTransformation] | None = None,
     learning_rate: float | optax.Schedule | None = None,
     epochs: int | None = None,
     steps: int | None = None,
@@ -51,6 +51,7 @@ def fit(  # noqa: PLR0913
     validation_steps: int | None = None,
     validation_batch_size: int | None = None,
     callbacks: Sequence[Callback | AsCallback] | Callback | AsCallback | None = (),
+    sample_weight: Any = None,
     class_weight: Mapping[int, float] | None = None,
     controls: Mapping[str, float] | None = None,
     metrics: Mapping[Any, Probe | Evaluator | HostMetric] | None = None,
@@ -65,14 +66,16 @@ def fit(  # noqa: PLR0913
 
     Args:
         model: a Flax NNX module, `jc.linen(module, sample_input)`, an Equinox module, or any pytree of floating
-            arrays. An NNX module is updated at the end, and `result.model is model`.
+            arrays. An NNX module is updated at the end, and `result.model is model`. Or a `Result` or `TrainState`, to
+            go on from: with its step, keys and the state of its optimizer. Epochs and the run's history begin anew.
         loss_fn: `loss_fn(model, batch)` returns a scalar `loss`, `(loss, {name: value})` or `jc.Out`. It gets `key`,
             `train`, `controls`, `state` and `sample_weight` (float32 (rows,)) if it has parameters of these names.
         train_data: a pytree of arrays with a common leading axis, such as `(x, y)`, kept on the device; an iterable of
             batches (a list is one), such as a data loader or a grain dataset; a Hugging Face dataset; or a function
             `(epoch, controls)` that returns the data of an epoch.
         optimizer: an optax factory such as `optax.adam`, together with `learning_rate`: then callbacks can scale, set
-            and read the rate. Or a ready-made optimizer, of which only the final updates are scaled.
+            and read the rate. Or a ready-made optimizer, of which only the final updates are scaled. None for that of
+            the `Result` or `TrainState` to go on from.
         learning_rate: a constant or an optax schedule (number of updates -> rate).
         epochs: number of epochs to train.
         steps: number of updates to do; with `epochs`, whichever comes first.
@@ -85,7 +88,12 @@ def fit(  # noqa: PLR0913
         validation_steps: at most that many validation batches.
         validation_batch_size: rows of a validation batch. None is `batch_size`.
         callbacks: callbacks in the order in which their actions apply.
-        class_weight: label -> weight, for a loss function with a parameter `sample_weight`.
+        sample_weight: a number per row, for data of arrays and a loss function with a parameter `sample_weight`. In
+            a stream, and in validation data, the weights are the batch's key of that name: `{"x": x, "y": y,
+            "sample_weight": w}`. No place in a tuple is taken for weights.
+        class_weight: label -> weight, for a loss function with a parameter `sample_weight`. The labels are the second
+            array of a batch, or its key `label`, `labels`, `y`, `target` or `targets`: integers of shape (rows,) or
+            (rows, 1), or one-hot rows. Validation is not weighted by it.
         controls: name -> number: scalars that `SetControl` changes and that the loss function may take.
         metrics: name -> a further metric, made with `jc.probe(fn, every=...)` for a function of the training step, with
             `jc.probes.evaluator(fn)` for a function of the model at each validation (the key may be a tuple of names,
@@ -123,7 +131,8 @@ def fit(  # noqa: PLR0913
 
     Source: `keras.Model.fit`.
     """
-    if validation_split:
+    train_data = with_weights("fit", train_data, sample_weight)
+    if not _is_zero(validation_split):
         train_data, validation_data = split_off("fit", train_data, validation_data, validation_split)
     config = RunConfig.of(
         "fit",
@@ -145,8 +154,9 @@ def fit(  # noqa: PLR0913
         checkpointing=checkpointing,
     )
     training = TrainingConfig(config.seed, optimizer, learning_rate, as_chain(callbacks), controls=controls or {})
-    adapter = adapt(model, copy=execution.copy)
-    given = [training.train_state(adapter)]
+    given, adapter = [_first_state(model, training, copy=execution.copy)], model
+    if not isinstance(model, Result | TrainState):
+        adapter = given[0].adapter
     settings = {
         "model": type(getattr(model, "module", model)).__name__,
         "loss_fn": name_of(loss_fn),
@@ -156,7 +166,9 @@ def fit(  # noqa: PLR0913
     if adapter is not model:
         adapter.release()
     del model  # the run has its own arrays; if the caller has no reference to these, they are freed before step 0
-    functions = RunFunctions(Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn), training.callbacks)
+    functions = RunFunctions(
+        Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn, class_weight=class_weight), training.callbacks
+    )
     return run_training(functions, given.pop(), train_data, config, settings=settings)
 
 
@@ -166,6 +178,7 @@ def evaluate(
     data: Any,
     *,
     batch_size: int = BATCH_SIZE,
+    sample_weight: Any = None,
     seed: int = 0,
     mesh: Mesh | None = None,
     sharding: Any = None,
@@ -177,6 +190,7 @@ def evaluate(
         loss_fn: as for `fit`; run in its evaluation mode.
         data: a pytree of arrays, or an iterable of batches.
         batch_size: rows of a batch, for arrays.
+        sample_weight: as for `fit`.
         seed: of the key that a loss function may ask for.
         mesh: the devices, as for `Execution`.
         sharding: of the model, as for `Execution`.
@@ -189,6 +203,8 @@ def evaluate(
         >>> jc.evaluate({"w": jnp.ones(())}, lambda p, x: jnp.mean((p["w"] - x) ** 2), jnp.zeros(5), batch_size=2)
         {'loss': 1.0}
     """
+    data = with_weights("evaluate", data, sample_weight)
+    seed = check_int("evaluate", "seed", seed, concrete=True)
     state, placement = _inference_state(model, seed, mesh, sharding)
     step = EvalStep(loss_fn)
     leaves, tree = jax.tree.flatten(state)
@@ -262,6 +278,22 @@ def predict(
     return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
 
 
+def _first_state(model: Any, training: TrainingConfig, *, copy: bool) -> TrainState:
+    """Returns the train state that a run begins with: that of a new model, or of an earlier run."""
+    if not isinstance(model, Result | TrainState):
+        return training.train_state(adapt(model, copy=copy))
+    begun = model.state if isinstance(model, Result) else model
+    adapter = begun.adapter
+    if copy and getattr(adapter, "in_place", False):
+        adapter = adapt(adapter.model, copy=True)
+    return training.continued(begun, adapter)
+
+
+def _is_zero(fraction: Any) -> bool:
+    """Returns whether a `validation_split` asks for nothing; anything but a number is for `split_off` to refuse."""
+    return isinstance(fraction, int | float) and fraction == 0
+
+
 def _kept_program(owner: str, fn: Any, state: TrainState, placement: Placement) -> KeptProgram:
     """Returns the kept program of a function that is called with a model."""
     devices = (placement, placement.devices_key)
@@ -290,7 +322,7 @@ def _inference_state(model: Any, seed: int, mesh: Mesh | None, sharding: Any) ->
 
 def _batches(data: Any, batch_size: int, owner: str, placement: Placement) -> Iterator[Any]:
     """Gives batches on the device."""
-    size = check_int(owner, "batch_size", batch_size, least=1)
+    size = check_int(owner, "batch_size", batch_size, least=1, concrete=True)
     if _data.are_arrays(data):
         arrays, rows = _data.as_arrays(data, "data")
         for start in range(0, rows, size):

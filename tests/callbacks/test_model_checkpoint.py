@@ -84,7 +84,7 @@ def is_due(moment, given, saved_at):
         case "on_batch_end":
             return due and not by_epoch
         case "on_eval_end":
-            return due and given["save_best_only"] and not (by_epoch and moment.closes)
+            return due and (by_epoch or given["save_best_only"]) and not (by_epoch and moment.closes)
         case "on_epoch_end":
             return due and by_epoch
         case "on_train_end":
@@ -159,7 +159,7 @@ TEMPLATES = ["{epoch:02d}-{step}", "{epoch}.{batch}", "{step}-{val_loss:.2f}", "
 
 @settings(max_examples=200)
 @given(moments=runs(), template=st.sampled_from(TEMPLATES), given_=arguments())
-def test_it_saves_what_keras_would_under_the_same_names(moments, template, given_):
+def test_it_saves_what_keras_would_under_the_same_names_and_at_each_validation(moments, template, given_):
     saves = drive(jc.ModelCheckpoint(template, **given_), moments)
     np.testing.assert_equal(saves, reference(moments, template, given_))  # NaN equals NaN here
 

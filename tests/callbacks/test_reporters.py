@@ -34,8 +34,9 @@ def test_a_report_at_each_epoch_and_each_validation_in_its_middle(make):
     metrics = jc.Metrics({"loss": 0.5, "val_loss": None, "confusion": jnp.zeros((2, 2))}, closes_epoch=False)
     _, action = logger.on_epoch_end((), metrics)
     assert bool(action.when)
-    assert set(action.values) == {"loss", "val_loss"}, "arrays stay out"
-    assert fresh(action) == {"loss"}
+    arrays = {"confusion"} if isinstance(logger, jc.callbacks.JSONLogger) else set()
+    assert set(action.values) == {"loss", "val_loss"} | arrays, "arrays stay out of what takes numbers"
+    assert fresh(action) == {"loss"} | arrays
     assert bool(logger.on_eval_end((), metrics)[1].when)
     # at the end of an epoch it is the epoch's own report that holds the validation
     assert not bool(logger.on_eval_end((), metrics.replace(closes_epoch=jnp.bool_(True)))[1].when)

@@ -99,7 +99,9 @@ def test_what_watches_old_names_alone_is_left_out():
     assert left_out(gap, "loss", "val_loss")
     assert left_out(gap, "loss", "val_loss", "accuracy")
     assert not left_out(gap, "val_loss")  # the loss may be new
-    # it sees the epoch's end alone, where the validation's values are new to it
-    latest = jc.ModelCheckpoint("{epoch}", max_to_keep=1, keep_best=1)
+    # it sees no validation, so that at the end of an epoch their values are new to it
+    latest = jc.ModelCheckpoint("{epoch}", max_to_keep=1, keep_best=1, save_freq=3)
+    assert set(latest.hooks()) == {"on_batch_end", *HOOKS}
+    latest = jc.callbacks.MedianStopping("val_loss")
     assert "on_eval_end" not in latest.hooks()
     assert not left_out(latest, "val_loss")

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import jaxcb as jc
+from jaxcb._src.training.loss import Weighted
 
 LOSSES = np.array([1.0, 2.0, 4.0, 8.0], np.float32)
 LABELS = np.array([0, 1, 2, 1], np.int32)
@@ -46,11 +47,17 @@ def test_class_weights_weigh_rows_by_their_label(batch):
     np.testing.assert_allclose(values["loss"], (LOSSES * EXPECTED).mean())
 
 
-@pytest.mark.parametrize("kind", [tuple, list, dict])
+def with_weights(kind, weights):
+    """A batch with weights that are declared: as its key, or beside it, as by the argument of fit."""
+    if kind == "key":
+        return {"x": LOSSES, "y": LABELS, "sample_weight": weights}
+    return Weighted((LOSSES, LABELS), weights)
+
+
+@pytest.mark.parametrize("kind", ["key", "argument"])
 def test_class_weights_multiply_sample_weights(kind):
     own = np.array([1.0, 0.0, 2.0, 3.0], np.float32)
-    batch = {"x": LOSSES, "y": LABELS, "sample_weight": own} if kind is dict else kind((LOSSES, LABELS, own))
-    values = values_of(weighted, batch, class_weight=CLASS_WEIGHT)
+    values = values_of(weighted, with_weights(kind, own), class_weight=CLASS_WEIGHT)
     np.testing.assert_array_equal(values["weights"], EXPECTED * own)
 
 
@@ -65,7 +72,8 @@ def test_without_weights_each_row_weighs_one():
 
 
 def test_evaluation_knows_sample_weights_and_no_class_weights():
-    values = jc.EvalStep(weighted)(state_of(), (LOSSES, LABELS, np.full(4, 3.0, np.float32)))
+    batch = with_weights("key", np.full(4, 3.0, np.float32))
+    values = jc.EvalStep(weighted, class_weight=CLASS_WEIGHT)(state_of(), batch)
     np.testing.assert_array_equal(values["weights"], np.full(4, 3.0))
 
 
@@ -73,7 +81,7 @@ ROWS = LOSSES.size
 
 
 @pytest.mark.parametrize("step", [jc.Step, jc.EvalStep])
-@pytest.mark.parametrize("kind", [tuple, list, dict])
+@pytest.mark.parametrize("kind", ["key", "argument"])
 @pytest.mark.parametrize(
     ("weights", "received", "cure"),
     [
@@ -91,15 +99,15 @@ ROWS = LOSSES.size
     ],
 )
 def test_sample_weights_of_another_form_are_refused(step, kind, weights, received, cure):
-    batch = {"x": LOSSES, "y": LABELS, "sample_weight": weights} if kind is dict else kind((LOSSES, LABELS, weights))
-    what = r"batch\[\"sample_weight\"\]" if kind is dict else "third array of the batch"
+    batch = with_weights(kind, weights)
+    what = r"batch\[\"sample_weight\"\]" if kind == "key" else "the argument sample_weight"
     with pytest.raises(ValueError, match=rf"sample_weight.*{what}.*{received}.*expected.*{cure}"):
         step(weighted)(state_of(), batch)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, jnp.bfloat16, np.int32, np.uint8, np.int64])
 def test_sample_weights_arrive_as_float32(dtype):
-    values = values_of(weighted, (LOSSES, LABELS, np.array([1, 0, 2, 3], dtype)))
+    values = values_of(weighted, with_weights("key", np.array([1, 0, 2, 3], dtype)))
     assert values["weights"].dtype == jnp.float32
     np.testing.assert_array_equal(values["weights"], [1.0, 0.0, 2.0, 3.0])
 
@@ -107,6 +115,67 @@ def test_sample_weights_arrive_as_float32(dtype):
 def test_a_third_array_that_nobody_asks_for_may_have_any_form():
     values = values_of(lambda params, batch: params["w"] * batch[2].sum(), (LOSSES, LABELS, np.ones((4, 4), bool)))
     assert float(values["loss"]) == 16.0
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.parametrize("step", [jc.Step, jc.EvalStep])
+def test_no_place_of_a_batch_is_taken_for_weights(step, kind):
+    batch = kind((LOSSES, LABELS, np.ones(4, np.float32)))
+    with pytest.raises(ValueError, match=r"a third array is data. Declare them with sample_weight="):
+        step(weighted)(state_of(), batch)
+    # the weights of classes are a declaration, too
+    values = step(weighted, class_weight=CLASS_WEIGHT)(state_of(), batch)
+    values = values[1] if step is jc.Step else values
+    np.testing.assert_array_equal(values["weights"], EXPECTED if step is jc.Step else np.ones(4))
+
+
+def test_weights_in_two_places_are_refused():
+    with pytest.raises(ValueError, match="leave one of them out"):
+        values_of(weighted, Weighted(with_weights("key", np.ones(4)), np.ones(4)))
+
+
+def test_weights_that_the_loss_function_does_not_take_are_refused():
+    with pytest.raises(ValueError, match="sample_weight was given, but loss_fn does not use it"):
+        values_of(lambda params, batch: params["w"], with_weights("argument", np.ones(4)))
+
+
+ONE_HOT = np.eye(3, dtype=np.float32)[LABELS]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        LABELS[:, None],
+        LABELS.astype(np.uint8),
+        LABELS.astype(np.float32),
+        LABELS.astype(np.float32)[:, None] + 0.2,
+        ONE_HOT,
+        ONE_HOT.astype(np.int32),
+        ONE_HOT.astype(bool),
+        ONE_HOT * 0.8 + 0.1,
+    ],
+    ids=["column", "uint8", "floats", "rounded", "one-hot", "one-hot integers", "one-hot booleans", "smoothed"],
+)
+def test_class_weights_take_the_labels_that_keras_takes(labels):
+    values = values_of(weighted, (LOSSES, labels), class_weight=CLASS_WEIGHT)
+    np.testing.assert_array_equal(values["weights"], EXPECTED)
+
+
+def test_a_class_weight_for_a_column_that_labels_do_not_have():
+    with pytest.raises(ValueError, match="class_weight has the label 7, but the labels are rows of 3 columns"):
+        values_of(weighted, (LOSSES, ONE_HOT), class_weight={7: 1.0})
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0, "heavy", np.ones(2), None])
+def test_the_weights_of_classes_are_numbers(weight):
+    with pytest.raises(ValueError, match="class_weight: the weight of label 2 must be a finite number of at least 0"):
+        jc.Step(weighted, class_weight={2: weight})
+
+
+@pytest.mark.parametrize("given", [[1.0, 2.0], 3, "balanced"])
+def test_class_weight_is_a_dict(given):
+    with pytest.raises(TypeError, match="class_weight must be a dict of labels to weights"):
+        jc.Step(weighted, class_weight=given)
 
 
 def test_class_weight_that_nothing_reads_is_an_error():
@@ -123,12 +192,12 @@ def test_labels_of_class_weight_are_whole_numbers(label):
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ((LOSSES, LABELS.astype(np.float32)), "integer labels"),
-        ((LOSSES, LABELS[:, None]), "integer labels"),
+        ((LOSSES, LABELS.astype(np.complex64)), "one label per row"),
+        ((LOSSES, LABELS[:, None, None]), "one label per row"),
         ({"x": LOSSES, "class": LABELS}, "class_weight needs the labels.*targets"),
         (LOSSES, "class_weight needs the labels"),
     ],
-    ids=["float", "2-D", "another key", "no labels"],
+    ids=["complex", "3-D", "another key", "no labels"],
 )
 def test_class_weight_without_usable_labels_says_what_it_needs(batch, message):
     def loss(params, batch, sample_weight):
@@ -189,7 +258,11 @@ BAD_RETURNS = {
     "three values": (lambda p, b: (p["w"], {}, {}), TypeError, r"tuple of 3, expected `loss`, `\(loss, metrics\)`"),
     "metrics in a list": (lambda p, b: (p["w"], [p["w"]]), TypeError, "metrics as list, expected a dict"),
     "a metric that is a text": (lambda p, b: (p["w"], {"acc": "high"}), TypeError, "the metric 'acc' of type str"),
-    "a metric that is a dict": (lambda p, b: (p["w"], {"acc": {"a": 1.0}}), TypeError, "the metric 'acc' of type dict"),
+    "a text in a dict": (lambda p, b: (p["w"], {"acc": {"a": "x"}}), TypeError, "the metric 'acc/a' of type str"),
+    "a name twice": (lambda p, b: (p["w"], {"a/b": p["w"], "a": {"b": p["w"]}}), ValueError, "two metrics.*'a/b'"),
+    "another loss": (lambda p, b: (p["w"], {"loss": p["w"] * 2}), ValueError, "called 'loss' that is not its loss"),
+    "complex": (lambda p, b: (p["w"], {"z": p["w"] * 1j}), TypeError, "'z' of dtype complex64.*imaginary part"),
+    "a key": (lambda p, b: (p["w"], {"k": jax.random.key(0)}), TypeError, "'k' of dtype key"),
     "a metric without a name": (lambda p, b: (p["w"], {"": p["w"]}), TypeError, "with the name ''"),
     "a number for a name": (lambda p, b: (p["w"], {1: p["w"]}), TypeError, "with the name 1"),
 }

@@ -141,9 +141,7 @@ def test_a_json_file_reads_back_as_the_run(executor, tmp_path):
 def test_a_run_that_diverges_is_valid_json_and_replays(tmp_path):
     path = tmp_path / "log.jsonl"
     stop = jc.make_callback(on_epoch_end=lambda s, m: (s, jc.actions.Stop(jnp.isnan(m["loss"]))))
-    result = fit(
-        learning_rate=math.inf, epochs=3, validation_data=None, callbacks=[jc.callbacks.JSONLogger(path), stop]
-    )
+    result = fit(learning_rate=1e38, epochs=3, validation_data=None, callbacks=[jc.callbacks.JSONLogger(path), stop])
     rows = lines(path)
     assert rows[-1]["loss"] == "NaN"
     assert jc.replay([stop], rows).stopped_epoch == result.stopped_epoch == 0

@@ -72,7 +72,7 @@ def test_what_is_saved_is_printed(capsys, tmp_path):
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch")]
     first = result.history["loss"][0]
     assert said == [
-        f"Epoch 1: loss improved from nan to {first:.5f}, saving to 01",
+        f"Epoch 1: loss is {first:.5f}, the first value, saving to 01",
         f"Epoch 2: loss did not improve from {first:.5f}",
     ]
 

@@ -4,9 +4,12 @@ from typing import Any
 
 from jaxcb._src.core.actions.logging import LogCSV
 from jaxcb._src.core.callback import Callback
-from jaxcb._src.core.metrics import Metrics, fresh_scalars
+from jaxcb._src.core.metrics import Metrics, columns, fresh_scalars, fresh_values
+from jaxcb._src.utils.errors import check_bool, shown
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import static
+
+_NO_SEPARATORS = '0123456789+-.einfaNA"\r\n\0'  # of these, numbers, `NA` and quoted names are made
 
 
 class CSVLogger(Callback):
@@ -19,9 +22,11 @@ class CSVLogger(Callback):
         filename: the file; a relative path is below `run_dir` if there is one.
         separator: the character between columns.
         append: True appends to an existing file, which must have the same header; False replaces it.
+        arrays: whether a metric that is an array has a column for each of its numbers, `name[0]`, `name[1]` and so on.
+            By default the file has scalars only.
 
     Raises:
-        TypeError: if the filename is not a path, or the separator not a single character.
+        TypeError: if the filename is not a path, or the separator not a single character that separates.
         ValueError: if the filename is empty or a URL.
 
     Example:
@@ -35,11 +40,17 @@ class CSVLogger(Callback):
     filename: str = static()
     separator: str = static(default=",")
     append: bool = static(default=False)
+    arrays: bool = static(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         self._set("filename", path_text("CSVLogger", "filename", self.filename))
-        if not isinstance(self.separator, str) or len(self.separator) != 1:
-            raise TypeError(f"CSVLogger: separator must be one character, got {self.separator!r}.")
+        if not isinstance(self.separator, str) or len(self.separator) != 1 or self.separator in _NO_SEPARATORS:
+            raise TypeError(
+                "CSVLogger: separator must be one character that stands in no number, quote or line end, such as ',' "
+                f"or ';', got {shown(self.separator)}."
+            )
+        for name in ("append", "arrays"):
+            self._set(name, check_bool("CSVLogger", name, getattr(self, name)))
 
     def on_eval_end(self, state: Any, metrics: Metrics) -> Any:
         return state, self._row(metrics, when=~metrics.closes_epoch)
@@ -48,5 +59,16 @@ class CSVLogger(Callback):
         return state, self._row(metrics, when=True)
 
     def _row(self, metrics: Metrics, when: Any) -> LogCSV:
-        values, fresh = fresh_scalars(metrics)
+        values, fresh = fresh_values(metrics)
+        if self.arrays:
+            flat = [(n, x) for name, value in values.items() for n, x in _numbers(name, value)]
+            fresh = {n: fresh[name] for name, value in values.items() for n in columns(name, value.shape)}
+            values = dict(flat)
+        else:
+            values, fresh = fresh_scalars(metrics)
         return LogCSV(values, fresh, self.filename, self.separator, self.append, when=when)
+
+
+def _numbers(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Returns the numbers of an array by the names of their columns."""
+    return list(zip(columns(name, value.shape), value.reshape(-1), strict=True))

@@ -15,6 +15,7 @@ from jaxcb._src.callbacks.monitor import (
     elapsed,
     improved,
     is_old,
+    is_reported,
     monitor_name,
     reaches,
     read,
@@ -52,7 +53,8 @@ class EarlyStopping(Callback):
         start_from_epoch: reports before this epoch (from 0) are ignored.
         threshold_mode: "abs", or "rel" for a `min_delta` relative to the absolute value of the best (or baseline).
         patience_in: unit of `patience`: "reports" of the monitor, "epochs" or "steps". It is checked whenever the
-            monitor is reported.
+            monitor is reported; in "steps", that is at each step if it is a metric of the step, whose own value then
+            counts and not the mean of the epoch.
         stopping_threshold: stop at the first report that is at least as good; None for no threshold.
         divergence_threshold: stop at the first report that is worse; None for no threshold.
         check_finite: stop at the first report that is NaN or infinite.
@@ -108,6 +110,13 @@ class EarlyStopping(Callback):
 
     def slots(self) -> dict[str, str]:
         return {"best": "model"} if self.restore_best_weights else {}
+
+    def hooks(self) -> frozenset[str]:
+        return super().hooks() - (frozenset() if self.patience_in == "steps" else {"on_batch_end"})
+
+    def on_batch_end(self, state: EarlyStoppingState, metrics: Metrics) -> Any:
+        # The mean that is reported at the end of the epoch has the step of its last report here, and so is not new.
+        return self._report(state, metrics) if is_reported(self.monitor, metrics) else (state, None)
 
     def on_eval_end(self, state: EarlyStoppingState, metrics: Metrics) -> Any:
         return self._report(state, metrics)

@@ -1,4 +1,4 @@
-"""`Freeze`: keeps some of the parameters unchanged."""
+"""`Freeze`: keeps some of the parameters, and their statistics, unchanged."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ class Freeze(Callback):
     """Keeps the parameters that match a pattern unchanged, until an epoch or for the whole run.
 
     Their updates, weight decay included, are multiplied by 0, so freezing and unfreezing never retraces. Gradients are
-    still computed, and the optimizer's statistics of them (Adam's moments) still change, as do the statistics of batch
-    norms. Requires a hook before the update: `fit`, or `Loop` with `Step`.
+    still computed, and the optimizer's statistics of them (Adam's moments) still change. Statistics of the model below
+    a frozen path, such as those of batch norms, keep their values. Requires a hook before the update: `fit`, or `Loop` with `Step`.
 
     Args:
         where: pattern of parameter paths, or a tuple of patterns: `*` matches any text within one part of a path,

@@ -6,6 +6,7 @@ from typing import Any
 import optax
 
 from jaxcb._src.core.callback import Callback
+from jaxcb._src.training.learning_rate import accumulated
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.errors import check_int
 from jaxcb._src.utils.pytree import static
@@ -48,4 +49,4 @@ class GradientAccumulation(Callback):
             return train_state
         several = optax.MultiSteps(optax.with_extra_args_support(train_state.tx), self.steps)
         start = several.init(train_state.params)._replace(inner_opt_state=train_state.opt_state)
-        return train_state.replace(tx=several.gradient_transformation(), opt_state=start)
+        return train_state.replace(tx=accumulated(several), opt_state=start)

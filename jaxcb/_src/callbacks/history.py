@@ -4,11 +4,13 @@ from typing import Any
 
 from jaxcb._src.core.actions.logging import LogHistory
 from jaxcb._src.core.callback import Callback
-from jaxcb._src.core.metrics import Metrics, fresh_scalars
+from jaxcb._src.core.metrics import Metrics, fresh_values
 
 
 class History(Callback):
     """Records a row at the end of each epoch and at each validation within an epoch.
+
+    A metric that is an array is recorded as one: with a column of `history.csv` for each of its numbers.
 
     `fit` and `Loop` add one automatically; the rows are `result.history` and, with a `run_dir`, its
     `history.csv`.
@@ -23,9 +25,9 @@ class History(Callback):
     """
 
     def on_eval_end(self, state: Any, metrics: Metrics) -> Any:
-        values, fresh = fresh_scalars(metrics)
+        values, fresh = fresh_values(metrics)
         return state, LogHistory(values, fresh, when=~metrics.closes_epoch)
 
     def on_epoch_end(self, state: Any, metrics: Metrics) -> Any:
-        values, fresh = fresh_scalars(metrics)
+        values, fresh = fresh_values(metrics)
         return state, LogHistory(values, fresh)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from jaxcb._src.core.actions.host import Call
@@ -94,7 +94,8 @@ class HostCallback:
     def _visit(self, run: Any, method: str, *arguments: Any) -> None:
         """Calls a method while `run` waits for it."""
         self._run, self._model = run, None
-        getattr(self, method)(*arguments)
+        *counters, logs = arguments
+        call_with_logs(f"{type(self).__name__}.{method}", getattr(self, method), counters, logs)
         if getattr(self._model, "stop_training", False):
             raise CallbackError(
                 f"{type(self).__name__}.{method} set self.model.stop_training, which has no effect here. Call "
@@ -117,7 +118,7 @@ class HostCallback:
             state = self.run.state
             adapter = state.adapter
             if adapter is not None and adapter.in_place:
-                self._model = adapter.deliver(state.params, state.model_state, state.rngs)
+                self._model = adapter.deliver(state.evaluation_params(), state.model_state, state.rngs)
             else:
                 self._model = self.run.model
         return self._model
@@ -165,6 +166,27 @@ class HostCallback:
 
 
 HostCallback._pure = FunctionCallback
+
+
+def call_with_logs(who: str, function: Callable[..., Any], counters: Sequence[int], logs: dict[str, Any]) -> Any:
+    """Calls a function with Keras's arguments, and refuses what it adds to `logs`, which nothing would read.
+
+    In Keras, a callback adds to `logs` what those after it then report. Here, all callbacks have seen the metrics before.
+
+    Raises:
+        CallbackError: if it has changed `logs`.
+    """
+    given = dict(logs)
+    result = function(*counters, logs)
+    changed = [name for name in logs if name not in given or logs[name] is not given[name]]
+    if changed:
+        name = changed[0]
+        raise CallbackError(
+            f"{who} sets logs[{name!r}], which nothing reads: metrics are known before callbacks run. Report a function "
+            f"of the model with metrics={{{name!r}: jc.probes.evaluator(fn)}}, one of the step with jc.probe(fn), or "
+            "return the value from loss_fn as a metric; to keep it for yourself, use an attribute."
+        )
+    return result
 
 
 class Visit(Call):

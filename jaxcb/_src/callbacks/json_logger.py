@@ -1,6 +1,6 @@
 """`JSONLogger`: writes the metrics to a JSON Lines file."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxcb._src.callbacks.reporter import Reporter
 from jaxcb._src.core.actions.logging import JSONLine
@@ -30,6 +30,8 @@ class JSONLogger(Reporter):
         >>> jc.callbacks.JSONLogger("log.jsonl", every=100).every
         100
     """
+
+    takes_arrays: ClassVar[bool] = True
 
     filename: str = static()
     append: bool = static(default=False, kw_only=True)

@@ -159,7 +159,7 @@ class ModelCheckpoint(Callback):
         hooks = {"on_epoch_end"} if self._by_epoch else {"on_batch_end"}
         if not self._by_epoch and (self._compares or self._remembers):
             hooks |= {"on_eval_end", "on_epoch_end"}
-        if self._by_epoch and self.save_best_only:
+        if self._by_epoch:
             hooks |= {"on_eval_end"}
         return frozenset(hooks | ({"on_train_end"} if self.save_at_end else set()))
 
@@ -181,7 +181,7 @@ class ModelCheckpoint(Callback):
 
     def on_eval_end(self, state: ModelCheckpointState, metrics: Metrics) -> Any:
         state = self._note(state, metrics)
-        if not self.save_best_only:
+        if not self._by_epoch and not self.save_best_only:
             return state, None
         # At the end of an epoch, on_epoch_end compares this report, because only there the path may use epoch means.
         due = self._is_due(state, metrics)
@@ -254,6 +254,12 @@ class ModelCheckpoint(Callback):
             return (Print(f"{place}saving to {self.filepath}", values=values, when=due),)
         name = monitor_name(self.monitor)
         values = {**values, "_best": state.best, "_value": state.value}
+        first = f"{place}{name} is {{_value:.5f}}, the first value, saving to {self.filepath}"
         saved = f"{place}{name} improved from {{_best:.5f}} to {{_value:.5f}}, saving to {self.filepath}"
         kept = f"{place}{name} did not improve from {{_best:.5f}}"
-        return Print(saved, values=values, when=due & better), Print(kept, values=values, when=due & ~better)
+        none = jnp.isnan(state.best)
+        return (
+            Print(first, values=values, when=due & better & none),
+            Print(saved, values=values, when=due & better & ~none),
+            Print(kept, values=values, when=due & ~better),
+        )

@@ -70,6 +70,17 @@ def read(owner: str, monitor: Monitor, metrics: Metrics) -> tuple[Array, Array]:
     return value.astype(jnp.float32), reported
 
 
+def is_reported(monitor: Monitor, metrics: Metrics) -> bool:
+    """Returns whether the metrics of a hook call have all that a monitor reads; known at trace time."""
+    if isinstance(monitor, str):
+        return monitor in metrics
+    try:
+        monitor(_Reads(metrics))  # pyright: ignore[reportArgumentType]
+    except LookupError:
+        return False
+    return True
+
+
 _REPORTS = {"on_eval_end", "on_epoch_end"}  # the hooks in which metrics are reported
 
 

@@ -121,6 +121,10 @@ class ReduceLROnPlateau(Callback):
         )
         actions: list[Any] = [ScaleLearningRate(self.factor, self.min_lr if self.reads_rate else None, when=cut)]
         if self.verbose:
-            text = "Epoch {epoch}: ReduceLROnPlateau multiplies the learning rate by {factor:g}"
-            actions.append(Print(text, values={"factor": self.factor}, when=cut))
+            text, values = "Epoch {epoch}: ReduceLROnPlateau multiplies the learning rate by {factor:g}", {}
+            if "learning_rate" in metrics:
+                text += ", from {_old:.5g} to {_new:.5g}"
+                old = metrics["learning_rate"].astype(jnp.float32)
+                values = {"_old": old, "_new": jnp.maximum(old * self.factor, self.min_lr)}
+            actions.append(Print(text, values={"factor": self.factor, **values}, when=cut))
         return after, tuple(actions)

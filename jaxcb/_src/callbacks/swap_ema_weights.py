@@ -37,6 +37,9 @@ class SwapEMAWeights(Callback):
         decay: factor of the old average at each update, strictly between 0 and 1.
         every: steps between two updates of the average; an update is due when `step % every == 0`.
         start_step: the first step at which an update may be due.
+        start_epoch: the first epoch, from 0, in which an update may be due.
+        warmup: number of updates of the average after which the decay has grown to `decay`: update n has the decay
+            `min(decay, (1 + n) / (warmup + n))`, so that the first weights do not stay in the average. 0 for none.
         of: "params", or "model" to average the floating arrays of the model's state as well, such as the
             statistics of batch norms. With "params", the averaged weights use the statistics of the raw ones.
 
@@ -62,13 +65,16 @@ class SwapEMAWeights(Callback):
     decay: Any = dataclasses.field(default=0.99, kw_only=True)
     every: int = static(default=1, kw_only=True)
     start_step: Any = dataclasses.field(default=0, kw_only=True)
+    start_epoch: Any = dataclasses.field(default=0, kw_only=True)
+    warmup: Any = dataclasses.field(default=0, kw_only=True)
     of: Literal["params", "model"] = static(default="params", kw_only=True)
 
     def __post_init__(self) -> None:
         check_choice("SwapEMAWeights", "swap_on_epoch", self.swap_on_epoch, (False, True))
         self._set("decay", check_between("SwapEMAWeights", "decay", self.decay, 0.0, 1.0))
         self._set("every", check_int("SwapEMAWeights", "every", self.every, least=1))
-        self._set("start_step", check_int("SwapEMAWeights", "start_step", self.start_step))
+        for name in ("start_step", "start_epoch", "warmup"):
+            self._set(name, check_int("SwapEMAWeights", name, getattr(self, name)))
         check_choice("SwapEMAWeights", "of", self.of, ("params", "model"))
 
     def init(self) -> SwapEMAWeightsState:
@@ -89,7 +95,17 @@ class SwapEMAWeights(Callback):
 
     def on_batch_end(self, state: SwapEMAWeightsState, metrics: Metrics) -> Any:
         due = (metrics.step % self.every == 0) & (metrics.step >= self.start_step)
-        return state.replace(averaged=state.averaged | due), Average("ema", self.decay, when=due)
+        if not _is_zero(self.start_epoch):
+            due = due & (metrics.epoch >= self.start_epoch)
+        return state.replace(averaged=state.averaged | due), Average("ema", self._decay(metrics), when=due)
+
+    def _decay(self, metrics: Metrics) -> Any:
+        """Returns the decay of this update. How many there were is a function of the step: nothing has to be counted."""
+        if _is_zero(self.warmup):
+            return self.decay
+        first = jnp.maximum(jnp.asarray(self.start_step, jnp.int32), 1)
+        number = jnp.maximum((metrics.step - first) // self.every, 0).astype(jnp.float32)
+        return jnp.minimum(self.decay, (1.0 + number) / (jnp.asarray(self.warmup, jnp.float32) + number))
 
     def on_eval_begin(self, state: SwapEMAWeightsState, metrics: Metrics) -> Any:
         return self._swap(state, into=True)
@@ -104,3 +120,8 @@ class SwapEMAWeights(Callback):
         """Swaps the averages into the model, if there are any, or the raw weights back."""
         swapped = state.averaged if into else jnp.zeros_like(state.swapped)
         return state.replace(swapped=swapped), Swap("ema", when=swapped != state.swapped)
+
+
+def _is_zero(number: Any) -> bool:
+    """Returns whether a number is known to be 0, so that what it asks for costs nothing."""
+    return isinstance(number, int | float) and number == 0

@@ -168,7 +168,13 @@ class TensorBoard(Callback):
 
     def on_train_end(self, state: TensorBoardState, metrics: Metrics) -> Any:
         final = {name: value for name, value in fresh_scalars(metrics)[0].items() if name not in _RATES}
-        return state, HParams(final=final, log_dir=self.log_dir)
+        table = HParams(final=final, log_dir=self.log_dir)
+        if not self.write_steps_per_second or "steps_per_second" not in metrics:
+            return state, table
+        # a run that ends before its pace is measured has no other point of it
+        pace = {"run_steps_per_second": metrics["steps_per_second"]}
+        fresh = {name: jnp.isfinite(value) for name, value in pace.items()}
+        return state, (table, self._curves("train", pace, fresh, when=True, by="epoch"))
 
     def _scalars(
         self, prefix: str, values: dict[str, Any], fresh: dict[str, Any], metrics: Metrics, due: Any, *, by: str

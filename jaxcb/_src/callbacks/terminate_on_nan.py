@@ -8,7 +8,7 @@ from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.actions.host import Call
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.utils.errors import check_choice
+from jaxcb._src.utils.errors import check_choice, shown
 from jaxcb._src.utils.pytree import static
 
 
@@ -21,9 +21,10 @@ class TerminateOnNaN(Callback):
         raise_error: raise a `RuntimeError` instead of ending the run in order: no further hook is called and nothing
             is saved. The run must then return control to the host at every step, which costs as much as a batch method
             of a `HostCallback`.
-        monitor: the metric to check.
+        monitor: the metric to check; one that begins with `val_` after each validation.
 
     Raises:
+        TypeError: if `monitor` is not a name.
         ValueError: if `raise_error` is neither True nor False.
 
     Example:
@@ -41,8 +42,19 @@ class TerminateOnNaN(Callback):
 
     def __post_init__(self) -> None:
         check_choice("TerminateOnNaN", "raise_error", self.raise_error, (False, True))
+        if not isinstance(self.monitor, str) or not self.monitor:
+            raise TypeError(f"TerminateOnNaN: monitor must be the name of a metric, got {shown(self.monitor)}.")
+
+    def hooks(self) -> frozenset[str]:
+        return frozenset({"on_eval_end" if self.monitor.startswith("val_") else "on_batch_end"})
 
     def on_batch_end(self, state: Any, metrics: Metrics) -> Any:
+        return self._check(state, metrics)
+
+    def on_eval_end(self, state: Any, metrics: Metrics) -> Any:
+        return self._check(state, metrics)
+
+    def _check(self, state: Any, metrics: Metrics) -> Any:
         value = metrics[self.monitor]
         bad = ~jnp.all(jnp.isfinite(value))
         stop = Stop(bad, f"{self.monitor} is {{{self.monitor}}} at step {{step}}")

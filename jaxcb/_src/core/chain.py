@@ -133,7 +133,7 @@ def chain(*callbacks: Callback | AsCallback) -> Chain:
             what = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
             cure = "To port a Keras callback, inherit from jc.HostCallback"
             cure = "Call it to make an instance" if isinstance(callback, type) else cure
-            raise TypeError(f"expected a jaxcb callback, got {what}. {cure}.")
+            raise TypeError(f"callbacks: expected a jaxcb callback, got {what}. {cure}.")
     fixed = [c.name for c in flat if c.name is not None]
     for name in fixed:
         if fixed.count(name) > 1:
@@ -211,7 +211,8 @@ def _complete(action: Action, owner: str, where: str, metrics: Metrics) -> Actio
     changes: dict[str, Any] = {"owner": action.owner or owner}
     if action.template:
         values = dict(getattr(action, "values", {}))
-        for name in template_names(getattr(action, action.template)):
+        text = getattr(action, action.template)
+        for name in metrics if callable(text) else template_names(text):
             if name not in values and name not in PLACES:
                 if name not in metrics:
                     names = ", ".join(sorted({*metrics.values, *values, *PLACES}))

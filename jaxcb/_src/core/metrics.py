@@ -83,9 +83,15 @@ class Metrics(Struct):
         if name in self.host:
             return self.host[name]
         names, host = ", ".join(sorted(self.values)) or "none", ", ".join(sorted(self.host))
+        cure = _NO_RATE if name in _RATES else ""
+        if str(name).startswith("val_") and not any(known.startswith("val_") for known in self.values):
+            cure = (
+                " Names that begin with val_ are those of a validation, and none is known here: pass validation_data= "
+                "(or validation_split=) to fit, or monitor a metric of the training."
+            )
         raise MissingMetricError(
             f"there is no metric {name!r} here. Metrics here: {names}.{f' On the host: {host}.' if host else ''}"
-            f"{did_you_mean(str(name), [*self.values, *self.host])}{_NO_RATE if name in _RATES else ''}"
+            f"{did_you_mean(str(name), [*self.values, *self.host])}{cure}"
         )
 
     def __contains__(self, name: object) -> bool:
@@ -109,8 +115,34 @@ MISSING = "NA"
 
 def fresh_scalars(metrics: Metrics) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the scalar metrics, and for each whether it is reported in this hook call, bool ()."""
-    names = [name for name in metrics if jnp.ndim(metrics[name]) == 0]
+    return _fresh(metrics, [name for name in metrics if jnp.ndim(metrics[name]) == 0])
+
+
+def fresh_values(metrics: Metrics) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As `fresh_scalars`, with the metrics that are arrays."""
+    return _fresh(metrics, list(metrics))
+
+
+def _fresh(metrics: Metrics, names: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return {n: metrics[n] for n in names}, {n: metrics.fresh(n) for n in names}
+
+
+def columns(name: str, shape: tuple[int, ...]) -> list[str]:
+    """Returns the names of the columns of an array in a table: `name[0]`, `name[1]`; `name` for a scalar."""
+    if not shape:
+        return [name]
+    return [f"{name}[{','.join(map(str, index))}]" for index in np.ndindex(*shape)]
+
+
+def in_columns(values: Mapping[str, Any], fresh: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the values of a row, and which of them are fresh, with one name for each number of an array."""
+    flat: dict[str, Any] = {}
+    new: dict[str, Any] = {}
+    for name, value in values.items():
+        array = np.asarray(value)
+        for column, number in zip(columns(name, array.shape), array.reshape(-1), strict=True):
+            flat[column], new[column] = number, fresh[name]
+    return flat, new
 
 
 def as_text(value: Any) -> str:

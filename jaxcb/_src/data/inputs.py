@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcb._src.training.loss import Weighted
 from jaxcb._src.utils.errors import DataError, check_between
 from jaxcb._src.utils.names import leaf_name
 
@@ -273,7 +274,37 @@ def as_arrays(tree: Any, what: str) -> tuple[Any, int]:
                 f"{what}: {leaf_name(path) or 'the array'} has dtype {leaf.dtype}, which no device can hold; expected "
                 "numbers."
             )
+    check_fits(arrays, what)
     return arrays, rows_of(arrays, what)
+
+
+def check_fits(arrays: Any, what: str) -> None:
+    """Checks that numbers of 64 bits keep their value on the device, which has 32 unless JAX is told otherwise.
+
+    A file that is mapped into memory is not read for this: its rows are checked as they are used.
+
+    Raises:
+        DataError: for a number that would become another one.
+    """
+    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
+        if not isinstance(leaf, np.ndarray) or isinstance(leaf, np.memmap) or leaf.dtype.itemsize < 8 or not leaf.size:
+            continue
+        narrow = _NARROW.get(leaf.dtype.kind)
+        if narrow is None:
+            continue
+        low, high, known = leaf.min(), leaf.max(), np.iinfo(narrow)
+        if low < known.min or high > known.max:
+            raise DataError(
+                f"{what}: {leaf_name(path) or 'the array'} has dtype {leaf.dtype} and numbers from {low} to {high}, "
+                f"which do not fit into {narrow.__name__}, the type that JAX gives them on the device. Number them "
+                "anew, for example with np.unique(x, return_inverse=True), or allow 64 bits before the first array is "
+                'made: jax.config.update("jax_enable_x64", True).'
+            )
+
+
+_NARROW = {"i": np.int32, "u": np.uint32}
 
 
 def _as_array(x: Any, path: Any, what: str) -> Any:
@@ -298,6 +329,24 @@ def copied(arrays: Any) -> Any:
     A CPU device may alias the memory of a numpy array instead of copying it.
     """
     return jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, arrays)
+
+
+def with_weights(owner: str, data: Any, sample_weight: Any) -> Any:
+    """Returns the data with the weights of its rows beside it; the data itself if there are none.
+
+    Raises:
+        DataError: for data that is not arrays.
+    """
+    if sample_weight is None:
+        return data
+    if not are_arrays(data):
+        raise DataError(
+            f"{owner}: sample_weight is an array for data of arrays, got a {type(data).__name__}. Put the weights of a "
+            'stream into its batches: {"x": x, "y": y, "sample_weight": weights}.'
+        )
+    if not is_array(sample_weight):
+        sample_weight = np.asarray(sample_weight)
+    return Weighted(data, sample_weight)
 
 
 def split_off(owner: str, train_data: Any, validation_data: Any, fraction: float) -> tuple[Any, Any]:

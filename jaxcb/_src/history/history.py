@@ -1,10 +1,11 @@
 """`RunHistory`: the metrics that a run reported, as arrays by name."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from jaxcb._src.core.metrics import columns, resolve_mode
 from jaxcb._src.utils.errors import did_you_mean
 
 
@@ -46,7 +47,9 @@ class RunHistory(Mapping[str, np.ndarray]):
         self._when.append(when)
         for name, value in values.items():
             new, value = np.asarray(fresh[name]) & when, np.asarray(value)
-            self._values[name].append(value if np.all(new) else np.where(new, value, np.float32(np.nan)))
+            # the member axis of `new` comes first, and the axes of an array metric after it
+            shown = new.reshape(new.shape + (1,) * (value.ndim - new.ndim))
+            self._values[name].append(value if np.all(new) else np.where(shown, value, np.float32(np.nan)))
             self._reported[name].append(new)
 
     def member(self, index: int) -> "RunHistory":
@@ -79,9 +82,63 @@ class RunHistory(Mapping[str, np.ndarray]):
         return np.asarray(self._reported[name], bool)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The value of each row, float32 (rows,); NaN where it was not reported."""
+        """The value of each row, float32 (rows,) or, of an array, (rows, ...); NaN where it was not reported."""
         self._check(name)
         return np.asarray(self._values[name])
+
+    def last(self) -> dict[str, float]:
+        """Returns the last reported value of each scalar metric, as floats."""
+        found = {}
+        for name in self:
+            known = np.flatnonzero(self.reported(name)) if self[name].ndim == 1 else np.zeros(0, int)
+            if len(known):
+                found[name] = float(self[name][known[-1]])
+        return found
+
+    def best(self, monitor: str = "val_loss", mode: Literal["auto", "min", "max"] = "auto") -> dict[str, Any]:
+        """Returns the row with the best report of a metric: its values, `step` and `epoch`. A NaN is never the best.
+
+        Args:
+            monitor: the metric's name.
+            mode: "min", "max", or "auto" to derive it from the name.
+
+        Returns:
+            name -> number; names that were not reported in that row are missing.
+
+        Raises:
+            KeyError: for a name that was not recorded.
+            ValueError: if no report is a number, or the mode cannot be derived.
+
+        Example:
+            >>> from jaxcb._src.history.history import RunHistory
+            >>> history = RunHistory()
+            >>> for epoch, loss in enumerate([0.5, 0.25, 0.75]):
+            ...     history.add(10 * (epoch + 1), epoch, {"loss": loss}, {"loss": True})
+            >>> history.best("loss")
+            {'step': 20, 'epoch': 1, 'loss': 0.25}
+        """
+        lowest = resolve_mode("RunHistory.best", monitor, mode) == "min"
+        values = np.where(self.reported(monitor), np.asarray(self[monitor], np.float64), np.nan)
+        if values.ndim != 1:
+            raise ValueError(f"RunHistory.best: {monitor!r} is an array in each row, expected a number.")
+        if np.all(np.isnan(values)):
+            raise ValueError(f"RunHistory.best: no report of {monitor!r} is a number.")
+        row = int(np.nanargmin(values) if lowest else np.nanargmax(values))
+        reported = (name for name in self if self[name].ndim == 1 and self.reported(name)[row])
+        return {"step": int(self.step[row]), "epoch": int(self.epoch[row])} | {n: self[n][row].item() for n in reported}
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Returns `step`, `epoch` and all metrics as columns, for `pandas.DataFrame(history.columns())`.
+
+        A metric that is an array has a column for each of its numbers, `name[0]` and so on.
+        """
+        found = {"step": self.step, "epoch": self.epoch}
+        for name in self:
+            column = self[name]
+            shape = column.shape[1:]
+            flat = column.reshape(len(column), -1)
+            found |= {one: flat[:, i] for i, one in enumerate(columns(name, shape))}
+        return found
 
     def _check(self, name: str) -> None:
         if name not in self._values:

@@ -151,6 +151,8 @@ def _block(path: Path, names: Sequence[str], rows: list[list[str]], lines: np.nd
 def _from_columns(source: Mapping[Any, Any]) -> Records:
     columns, lengths = {}, {}
     for name, cells in source.items():
+        if isinstance(cells, np.ndarray) and cells.ndim > 1:
+            continue  # a metric that is an array, as in the history of a run: no callback can monitor it
         if isinstance(cells, str | bytes | Mapping) or not hasattr(cells, "__len__") or getattr(cells, "ndim", 1) != 1:
             raise DataError(f"the column {name!r} is {cells!r}, expected a list with one value per record.")
         lengths[str(name)] = len(cells)
@@ -181,7 +183,9 @@ def _from_rows(source: Sequence[Any]) -> Records:
         raise DataError("the source has no records, so there is nothing to replay.")
     if not names:
         raise DataError("the records are empty dicts, so there is nothing to replay.")
-    return _from_columns({name: [row.get(name) for row in source] for name in names})
+    # without metrics that are arrays, which are lists in JSON lines
+    scalars = [name for name in names if not any(isinstance(row.get(name), list | np.ndarray) for row in source)]
+    return _from_columns({name: [row.get(name) for row in source] for name in scalars})
 
 
 def _is_missing(cell: Any) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 import io
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from jaxcb._src.inspection.traced_step import BATCH, Flops, TracedStep, count_fl
 from jaxcb._src.models.adapt import adapt
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import EvalStep
-from jaxcb._src.utils.names import leaf_name
+from jaxcb._src.utils.names import leaf_name, matches
 
 _PARTS = ("params", "model_state")
 
@@ -109,12 +109,13 @@ def _group(path: str, lines: list[Line]) -> Line:
     )
 
 
-def summarize(train_state: Any, traced: TracedStep | None = None) -> Summary:
+def summarize(train_state: Any, traced: TracedStep | None = None, frozen: Sequence[str] = ()) -> Summary:
     """Makes the summary of a train state.
 
     Args:
         train_state: arrays, or their shapes and dtypes.
         traced: a step; None leaves out the FLOPs.
+        frozen: patterns of paths that the run does not train.
 
     Returns:
         The `Summary`.
@@ -133,7 +134,7 @@ def summarize(train_state: Any, traced: TracedStep | None = None) -> Summary:
             size,
             size * leaf.dtype.itemsize,
             flop_count,
-            part == _PARTS[0],
+            part == _PARTS[0] and not any(matches(pattern, name) for pattern in frozen),
         )
         lines.append(line)
     lines.sort(key=lambda line: not line.trainable)

@@ -1,6 +1,7 @@
 """Builds a ready-to-run driver from validated arguments."""
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxcb._src.callbacks.gradient_accumulation import GradientAccumulation
 from jaxcb._src.checkpointing.checkpointer import Checkpointer
+from jaxcb._src.core.actions.control import Restore, Swap
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.data.pipeline import DataPlan, open_feed
 from jaxcb._src.data.progress import UNBOUNDED
@@ -149,6 +152,8 @@ def build_driver(
         )
         live, inputs = group.put(live, inputs)
     place = _place(config, plan.spec, programs.validation.predicates.validates)
+    if not config.is_trial:
+        _warn_of_what_never_comes(place, probes, functions.callbacks, spec, context)
     device = DeviceRun(programs.executor(kind, programs.members, over, placement, block), live, inputs, place, group)
     host_sets = {prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)}
     host_metrics = HostMetrics(
@@ -227,6 +232,52 @@ def _all_probes(given: Mapping[str, Probe], callbacks: Chain) -> dict[str, Probe
         if probes.setdefault(name, probe) != probe:
             raise ValueError(f"metrics: {name!r} is also the name of a different probe, which a callback has.")
     return probes
+
+
+def _warn_of_what_never_comes(
+    place: HostPosition, probes: Mapping[str, Probe], callbacks: Chain, spec: ProgramSpec, context: Context
+) -> None:
+    """Warns, before the first step, of what was asked for and cannot happen in a run of this length.
+
+    Raises:
+        ValueError: for gradients that are accumulated longer than the run, which would train nothing.
+    """
+    total = math.inf if place.total_steps < 0 else place.total_steps
+    epochs = min(place.end_epoch, math.ceil(total / place.epoch_len) if total < math.inf else math.inf)
+    epochs = math.inf if epochs >= UNBOUNDED else epochs
+    schedule = place.schedule
+    if schedule is not None and schedule.steps is None:
+        first = schedule.epochs if isinstance(schedule.epochs, int) else min(schedule.epochs)
+        if first > epochs:
+            context.warn(
+                f"no validation comes in this run of {epochs} epochs: the first one is that of epoch {first} "
+                "(validation_freq). So there is no val_ metric, and a callback that monitors one never acts."
+            )
+    for name, probe in probes.items():
+        if probe.every > total:
+            context.warn(f"the metric {name!r} is measured every {probe.every} steps, and this run has {total}.")
+    for name, callback in callbacks.items():
+        every = getattr(callback, "steps", None) if isinstance(callback, GradientAccumulation) else None
+        if not isinstance(every, int) or total == math.inf:
+            continue
+        if every > total:
+            raise ValueError(
+                f"{name} updates once in {every} steps, and this run has {total}: it would train nothing. Accumulate "
+                "over fewer steps, or train longer."
+            )
+        if total % every:
+            context.warn(
+                f"{name} updates once in {every} steps, and this run has {total}: the gradients of the last "
+                f"{total % every} are not applied."
+            )
+    last = spec.actions_of("on_train_end")
+    for index, action in enumerate(last):
+        for later in last[index + 1 :]:
+            if isinstance(action, Restore) and isinstance(later, Swap | Restore) and later.owner != action.owner:
+                context.warn(
+                    f"{action.owner} restores its weights at the end of the run, and then {later.owner}, which stands "
+                    f"after it, sets others. Put {action.owner} after {later.owner} to end with those of the first."
+                )
 
 
 def _place(config: RunConfig, data: DataSpec, validates: bool) -> HostPosition:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
@@ -56,13 +58,28 @@ def name_of(value: Any) -> Any:
 
 def _count(owner: str, name: str, value: Any) -> int | None:
     """Checks a count, and limits it to int32, in which the device counts: a larger one means no limit."""
-    return None if value is None else min(check_int(owner, name, value, least=1), UNBOUNDED)
+    return None if value is None else min(check_int(owner, name, value, least=1, concrete=True), UNBOUNDED)
 
 
 def _frequency(owner: str, freq: Any) -> int | tuple[int, ...]:
-    if isinstance(freq, Iterable) and not isinstance(freq, str):
-        return tuple(check_int(owner, "each epoch of validation_freq", epoch, least=1) for epoch in freq)
-    return check_int(owner, "validation_freq", freq, least=1)
+    if isinstance(freq, Iterable) and not isinstance(freq, str | bytes | Mapping) and getattr(freq, "shape", 1) != ():
+        epochs = tuple(check_int(owner, "each epoch of validation_freq", n, least=1, concrete=True) for n in freq)
+        if not epochs:
+            raise ValueError(f"{owner}: validation_freq lists no epoch. Leave validation_data out to validate never.")
+        return epochs
+    return check_int(owner, "validation_freq", freq, least=1, concrete=True)
+
+
+def _seed(owner: str, seed: Any) -> int:
+    if hasattr(seed, "dtype") and jnp.issubdtype(seed.dtype, jax.dtypes.extended):
+        raise TypeError(
+            f"{owner}: seed must be a whole number of at least 0, got a PRNG key. Pass the number that the key was made "
+            "of; the run makes its own keys from it."
+        )
+    number = check_int(owner, "seed", seed, concrete=True)
+    if number >= 2**63:
+        raise ValueError(f"{owner}: seed must be a whole number of at most {2**63 - 1}, got {number}.")
+    return number
 
 
 MOST_STEPS_OF_A_BLOCK = 32
@@ -308,6 +325,10 @@ class RunConfig:
         if epochs is None and steps is None:
             raise ValueError(f"{owner}: epochs and steps are both None; pass at least one of them.")
         check_choice(owner, "verbose", verbose, (None, 0, 1, 2))
+        if isinstance(resume, str):
+            raise TypeError(
+                f"{owner}: resume must be True or False, got {resume!r}. resume=True goes on with the run in run_dir."
+            )
         _check_execution(owner, execution, unsupported)
         if not isinstance(checkpointing, Checkpointing):
             raise TypeError(f"{owner}: checkpointing must be a jc.Checkpointing, got a {type(checkpointing).__name__}.")
@@ -317,7 +338,7 @@ class RunConfig:
             steps_per_epoch=_count(owner, "steps_per_epoch", steps_per_epoch),
             batch_size=_count(owner, "batch_size", batch_size),
             shuffle=check_bool(owner, "shuffle", shuffle),
-            seed=check_int(owner, "seed", seed),
+            seed=_seed(owner, seed),
             drop_remainder=execution.drop_remainder,
             resident=execution.resident,
             steps_per_execution=execution.steps_per_execution,

@@ -1,8 +1,12 @@
 """`Result`: the outcome of a run."""
 
+import html
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
 
 from jaxcb._src.history.history import RunHistory
 from jaxcb._src.training.train_state import TrainState
@@ -24,10 +28,11 @@ def remember(result: Any) -> None:
 def delivered(state: TrainState, adapter: Any = None) -> Any:
     """Returns the trained model of an adapter, by default the state's own; the params if there is no adapter."""
     adapter = state.adapter if adapter is None else adapter
-    return state.params if adapter is None else adapter.deliver(state.params, state.model_state, state.rngs)
+    params = state.evaluation_params()
+    return params if adapter is None else adapter.deliver(params, state.model_state, state.rngs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The outcome of a run.
 
@@ -59,8 +64,39 @@ class Result:
 
     @property
     def params(self) -> Any:
-        """The final parameters."""
+        """The final parameters, as they were trained; `model` has those that the optimizer keeps for evaluation."""
         return self.state.params
+
+    def _facts(self) -> dict[str, str]:
+        """Returns what `repr` and a notebook show."""
+        count = sum(int(np.size(x)) for x in jax.tree.leaves(self.state.params))
+        epochs = len(set(self.history.epoch.tolist()))
+        facts = {
+            "model": f"{type(self.model).__name__}, {count:,} parameters",
+            "trained": f"{epochs} epochs, {int(self.state.step)} steps ({self.executor} executor)",
+            "stopped": "no" if self.stop_reason is None else str(self.stop_reason),
+            "last": ", ".join(f"{name}={value:.5g}" for name, value in self.history.last().items()) or "nothing",
+        }
+        if self.point is not None:
+            facts["point"] = f"{self.point} (member {self.member})"
+        if self.run_dir is not None:
+            facts["run_dir"] = str(self.run_dir)
+        return facts
+
+    def __repr__(self) -> str:
+        rows = "\n".join(f"  {name}: {value}" for name, value in self._facts().items())
+        return f"{type(self).__name__}(\n{rows}\n)"
+
+    def _repr_html_(self) -> str:
+        rows = (f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self._facts().items())
+        return f"<table>{''.join(rows)}</table>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Result cannot be pickled: it refers to functions (schedule, optimizer, loss) and to arrays on devices. "
+            "Pass run_dir= and read the run with jc.load(run_dir), or pickle jax.device_get(result.params) and "
+            "result.history."
+        )
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Plots the curves, and marks the stop, the best epoch and learning rate reductions.

@@ -14,12 +14,14 @@ import jax
 import numpy as np
 
 from jaxcb._src.callbacks.backup_and_restore import BackupAndRestore
+from jaxcb._src.callbacks.freeze import Freeze
 from jaxcb._src.callbacks.history import History
 from jaxcb._src.callbacks.progress_bar import ProgressBar
 from jaxcb._src.checkpointing.lock import lock_run_dir
 from jaxcb._src.checkpointing.resume import ResumePlan, find_start, request_facts
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import Chain, chain
+from jaxcb._src.data.inputs import are_arrays
 from jaxcb._src.data.pipeline import plan_data
 from jaxcb._src.data.validation import validation_sets
 from jaxcb._src.distributed.processes import Processes, processes
@@ -35,6 +37,7 @@ from jaxcb._src.loop.result import Result, delivered, remember
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.storage import orbax as _orbax
 from jaxcb._src.storage.ownership import RunRecord
+from jaxcb._src.training.loss import unweighted
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.writers.base import Context
@@ -95,6 +98,11 @@ def run_training(
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes())
         placement = _placement(config, group, train_state, population)
+        if placement.mesh is None:
+            _check_one_device(config.owner, (train_state, train_data, config.validation.data))
+        elif not jax.sharding.get_abstract_mesh().empty:
+            # the caller's `jax.set_mesh` names other axes than the run, whose axes are automatic
+            stack.enter_context(jax.set_mesh(placement.mesh))
         context = _open(stack, config, functions.callbacks, group)
         functions = functions._replace(callbacks=_all_callbacks(functions.callbacks, config.verbose))
         if population is not None:
@@ -127,11 +135,45 @@ def _placement(config: RunConfig, group: Processes, state: TrainState, populatio
     return Placement.of(mesh, config.execution.sharding, state) if population is None else Placement.devices(mesh)
 
 
+def _check_one_device(owner: str, given: Any) -> None:
+    """Refuses arrays that do not lie on one device, for a run without a mesh.
+
+    Raises:
+        ValueError: it says what to pass.
+    """
+    seen: dict[Any, str] = {}
+    cure = "Pass execution=jc.Execution(mesh=mesh), which places what the run needs, or move them with jax.device_put."
+    parts = zip(("the train state", "train_data", "validation_data"), given, strict=True)
+    arrays = ((f"{part}{jax.tree_util.keystr(p)}", x) for part, t in parts for p, x in _array_leaves(t))
+    for name, array in arrays:
+        if len(array.sharding.device_set) > 1:
+            raise ValueError(
+                f"{owner}: the array {name} lies on {len(array.sharding.device_set)} devices, and the run has no mesh. "
+                f"{cure}"
+            )
+        if array.committed:
+            (device,) = array.sharding.device_set
+            seen.setdefault(device, name)
+    if len(seen) > 1:
+        (one, first), (other, second), *_ = seen.items()
+        raise ValueError(f"{owner}: the array {first} lies on {one}, and {second} on {other}. {cure}")
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        raise ValueError(f"{owner}: a mesh of {mesh.size} devices is set (jax.set_mesh), and the run has none. {cure}")
+
+
+def _array_leaves(tree: Any) -> list[tuple[Any, jax.Array]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree) if isinstance(tree, TrainState) or are_arrays(tree) else []
+    return [(path, leaf) for path, leaf in leaves if isinstance(leaf, jax.Array)]
+
+
 def _open(stack: contextlib.ExitStack, config: RunConfig, callbacks: Chain, group: Processes) -> Context:
     """Locks the run directory, and returns the context of the writers."""
     # a trial run (`fast_dev_run`) writes to a temporary directory and never resumes
     run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcb-")) if config.is_trial else config.run_dir
     directory = _directory(config.owner, run_dir, callbacks)
+    if directory is None:
+        _refuse_without_files(config)
     if directory is not None and not config.is_trial:
         stack.enter_context(lock_run_dir(directory))
     run = Run(directory)
@@ -148,7 +190,8 @@ def _find_start(
     facts = request_facts(callbacks, data.epochs, data.steps, data.order, layout)
     arguments = {"epochs": data.epochs, "steps": data.steps, **data.order}
     arguments |= {"drop_remainder": data.drop_remainder, "eval_every": config.execution.eval_every}
-    run.describe(facts["callbacks"], settings_of(arguments, callbacks, settings))
+    frozen = (c.where for c in callbacks.callbacks if isinstance(c, Freeze) and c.until_epoch is None)
+    run.describe(facts["callbacks"], settings_of(arguments, callbacks, settings), tuple(p for ps in frozen for p in ps))
     if context.run_dir is not None and not config.is_trial:
         start = find_start(
             context,
@@ -188,7 +231,7 @@ def _build(
         start=start.feed(group),
         **common,
     )
-    sets = validation_sets(config.validation, like=data.spec.example, placement=placement, **common)
+    sets = validation_sets(config.validation, like=unweighted(data.spec.example), placement=placement, **common)
     if sets and functions.eval_step is None:
         raise ValueError(
             f"{config.owner}: validation_data was given, but there is no eval_step: pass Loop(train_step, eval_step)."
@@ -254,6 +297,25 @@ def _directory(owner: str, run_dir: str | Path | None, callbacks: Chain) -> Path
     if directory is not None:
         _orbax.check_place(directory)
     return directory
+
+
+def _refuse_without_files(config: RunConfig) -> None:
+    """Refuses arguments about a run's files where there are none.
+
+    Raises:
+        ValueError: it names them.
+    """
+    given = {
+        "resume=True": config.resume,
+        "Checkpointing(overwrite=True)": config.checkpointing.overwrite,
+        f"Checkpointing(on_error={config.checkpointing.on_error!r})": config.checkpointing.on_error != "raise",
+    }
+    for what, is_given in given.items():
+        if is_given:
+            raise ValueError(
+                f"{config.owner}: {what} is about the files of a run, and this run has none: pass run_dir=, the "
+                "directory of the run."
+            )
 
 
 def _all_callbacks(callbacks: Chain, verbose: Literal[0, 1, 2] | None) -> Chain:

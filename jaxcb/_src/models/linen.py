@@ -105,6 +105,7 @@ class Linen:
 
     explicit_state = False
     in_place = False
+    by_collection = True  # paths in `model_state` begin with the name of a collection
 
     def __init__(self, module: Any, variables: Mapping[str, Any], *, rngs: Sequence[str] = ("dropout",)) -> None:
         if isinstance(rngs, str):

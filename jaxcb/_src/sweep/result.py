@@ -184,15 +184,15 @@ class SweepResult(Sequence[Result]):
 
     @property
     def history(self) -> dict[str, np.ndarray]:
-        """Metric name -> its values, float32 (rows, members), NaN where a member has not reported it."""
+        """Metric name -> its values, float32 (rows, members, ...), NaN where a member has not reported it."""
         rows = max((len(p.history.step) for p in self.parts), default=0)
         found: dict[str, np.ndarray] = {}
         for part in self.parts:
             at = [m.number for m in part.members]
             for name, column in part.history.items():
-                full = found.setdefault(name, np.full((rows, len(self)), np.nan, np.float32))
-                if column.ndim == 2:
-                    full[: len(column), at] = column
+                if len(column):
+                    shape = (rows, len(self), *column.shape[2:])
+                    found.setdefault(name, np.full(shape, np.nan, np.float32))[: len(column), at] = column
         return found
 
     def best(self, monitor: str = "val_loss", mode: Literal["auto", "min", "max"] = "auto") -> Result:
@@ -239,10 +239,11 @@ class SweepResult(Sequence[Result]):
         columns["epochs"] = [part.epochs_of(row) for part, row in places.values()]
         columns["steps"] = [int(part.state.step[row]) for part, row in places.values()]
         columns["stop_reason"] = [part.reason_of(row) for part, row in places.values()]
-        for name, values in self.history.items():
-            if name not in _RATES:
-                columns[name] = [_last(values[:, i]) for i in places]
-        for name in [n for n in self.history if n not in _RATES]:
+        # without metrics that are arrays
+        scalars = {name: values for name, values in self.history.items() if values.ndim == 2 and name not in _RATES}
+        for name, values in scalars.items():
+            columns[name] = [_last(values[:, i]) for i in places]
+        for name in scalars:
             mode = infer_mode_or_none(name)
             if mode is not None:
                 columns[f"best_{name}"] = self.bests(name, mode)[list(places)].tolist()

@@ -13,7 +13,7 @@ from jaxcb._src.checkpointing.checkpointer import CHECKPOINTS
 from jaxcb._src.checkpointing.resume import TABLE
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
-from jaxcb._src.data.inputs import split_off
+from jaxcb._src.data.inputs import split_off, with_weights
 from jaxcb._src.loop.compiled.member_map import STRATEGIES
 from jaxcb._src.loop.compiled.traced_functions import RunFunctions
 from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig
@@ -51,6 +51,7 @@ def sweep(  # noqa: PLR0913
     validation_steps: int | None = None,
     validation_batch_size: int | None = None,
     callbacks: Sequence[Callback | AsCallback] | Callback | AsCallback | None = (),
+    sample_weight: Any = None,
     class_weight: Mapping[int, float] | None = None,
     controls: Mapping[str, float] | None = None,
     metrics: Mapping[Any, Probe | Evaluator | HostMetric] | None = None,
@@ -94,7 +95,8 @@ def sweep(  # noqa: PLR0913
         validation_steps: at most that many validation batches.
         validation_batch_size: rows of a validation batch. None is `batch_size`.
         callbacks: callbacks in the order in which their actions apply.
-        class_weight: label -> weight, for a loss function with a parameter `sample_weight`.
+        sample_weight: as for `fit`.
+        class_weight: as for `fit`.
         controls: name -> number: scalars that `SetControl` changes and that the loss function may take.
         metrics: as for `fit`, without evaluators. All members share a host metric.
         seed: as for `fit`, of the members whose seed is not swept.
@@ -142,6 +144,7 @@ def sweep(  # noqa: PLR0913
     repack = None if repack is None else check_bool("sweep", "repack", repack)
     if callable(train_data) and not isinstance(train_data, Iterable):
         raise DataError("train_data is a function, which follows the controls of one run; members share their data.")
+    train_data = with_weights("sweep", train_data, sample_weight)
     if validation_split:
         train_data, validation_data = split_off("sweep", train_data, validation_data, validation_split)
     config = RunConfig.of(
@@ -182,7 +185,7 @@ def sweep(  # noqa: PLR0913
         _refuse_others_table(directory)
     if verbose != 0 and jax.process_index() == 0:
         _say_groups(groups, len(where))
-    step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn)
+    step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn, class_weight=class_weight)
     result = SweepResult(tuple(points), (), directory)
     for number, group in enumerate(where):
         part = directory if directory is None or len(where) == 1 else directory / f"part_{number}"

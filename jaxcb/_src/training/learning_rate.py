@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxcb._src.utils.errors import did_you_mean
+from jaxcb._src.utils.errors import check_number, did_you_mean
 from jaxcb._src.utils.pytree import Struct, static
 
 
@@ -145,8 +145,34 @@ def adjustable_lr(
         raise TypeError(f"adjustable_lr: {factory!r} takes no argument, expected learning_rate.")
     numbers = dict(hyperparameters or {})
     check_hyperparameters(factory, numbers)
-    rate = learning_rate if callable(learning_rate) else float(learning_rate)
+    rate = checked_rate("adjustable_lr", learning_rate)
     return AdjustableOptimizer.make(factory, rate, numbers)
+
+
+def checked_rate(owner: str, rate: Any) -> Any:
+    """Returns a learning rate: a schedule, or a float.
+
+    Raises:
+        ValueError: for a number that is no rate.
+        TypeError: for a schedule that returns something else than a number.
+    """
+    if not callable(rate):
+        if isinstance(rate, jax.core.Tracer):
+            return rate
+        return check_number(owner, "learning_rate", rate, least=0.0)
+    try:
+        value = jax.eval_shape(lambda count: jnp.asarray(rate(count)), jax.ShapeDtypeStruct((), jnp.int32))
+    except Exception as error:
+        error.add_note(
+            f"This happened in the schedule of {owner}, learning_rate={getattr(rate, '__name__', rate)!r}, which is "
+            "called with the number of updates, int32 (), while it is traced, and returns the rate."
+        )
+        raise
+    if value.shape != () or not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+        raise TypeError(
+            f"{owner}: the schedule of learning_rate returns {value.dtype} of shape {value.shape}, expected one number."
+        )
+    return rate
 
 
 class AdjustableOptimizer(optax.GradientTransformationExtraArgs):
@@ -292,6 +318,11 @@ def accumulations(opt_state: Any) -> list[optax.MultiStepsState]:
         return isinstance(node, optax.MultiStepsState)
 
     return [n for n in jax.tree.leaves(opt_state, is_leaf=found) if found(n)]
+
+
+def accumulated(several: optax.MultiSteps) -> optax.GradientTransformationExtraArgs:
+    """Returns the transformation of `optax.MultiSteps`; its own does not pass on what an optimizer asks for."""
+    return optax.GradientTransformationExtraArgs(several.init, several.update)
 
 
 def map_learning_rates(fn: Callable[[LearningRate], LearningRate], opt_state: Any) -> Any:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxcb._src.training.loss import Weighted, check_real, unweighted
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import PendingUpdate
 from jaxcb._src.utils.errors import check_int
@@ -177,16 +178,18 @@ def look(
     forward: Callable[[TrainState, Any], dict[str, Array]] | None = None,
 ) -> StepView:
     """Returns the values of a step for probes and lazy log actions."""
-    gradients = proposal.gradients
+    gradients, run = proposal.gradients, forward
+    if forward is not None and isinstance(batch, Weighted):
+        run = lambda state, _: forward(state, batch)  # noqa: E731 - the loss function needs the weights as well
     return StepView(
         params=state.params,
         grads=gradients.grads,
         updates=proposal.updates,
-        batch=batch,
+        batch=unweighted(batch),
         values=gradients.values,
         aux=gradients.aux,
         state=state,
-        forward=forward,
+        forward=run,
     )
 
 
@@ -201,7 +204,8 @@ def readings(name: str, probe: Probe, seen: StepView) -> dict[str, Array]:
         named = {name: result}
         if isinstance(result, Mapping):
             named = {f"{name}/{key}": value for key, value in result.items()}
-        return {key: jnp.asarray(value, jnp.float32) for key, value in named.items()}
+        arrays = {key: jnp.asarray(value) for key, value in named.items()}
+        return {key: check_real(x, f"it returned {key!r}").astype(jnp.float32) for key, x in arrays.items()}
     except Exception as error:
         error.add_note(f"This happened in the probe {name!r}, which runs every {probe.every} steps.")
         raise

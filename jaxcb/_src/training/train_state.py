@@ -34,7 +34,7 @@ from jaxcb._src.training.learning_rate import (
     with_callback_lr_from,
     with_hyperparameters,
 )
-from jaxcb._src.utils.errors import did_you_mean
+from jaxcb._src.utils.errors import check_number, did_you_mean
 from jaxcb._src.utils.pytree import Struct, select, static, to_strong_type
 
 _PARTS = {
@@ -131,7 +131,7 @@ class TrainState(Struct):
             opt_state=jax.tree.map(to_strong_type, opt_state),
             model_state=jax.tree.map(to_strong_type, model_state),
             rngs=jax.tree.map(to_strong_type, rngs),
-            controls={k: jnp.asarray(v, jnp.float32) for k, v in (controls or {}).items()},
+            controls=_checked_controls(controls),
             weights={},
             stop=jnp.zeros((), bool),
             key=key,
@@ -183,10 +183,26 @@ class TrainState(Struct):
             adapters.write_optimizer(optimizer, self.opt_state, self.step)
 
     def model(self, *, train: bool = False) -> Any:
-        """Returns the user's model with the weights of this state, in its training or evaluation view."""
+        """Returns the user's model with the weights of this state, in its training or evaluation view.
+
+        The evaluation view has the optimizer's own weights for evaluation, if it keeps some.
+        """
+        params = self.params if train else self.evaluation_params()
         if self.adapter is None:
+            return params
+        return self.adapter.merge(params, self.model_state, self.rngs, train=train, key=self.step_key())
+
+    def evaluation_params(self) -> Any:
+        """Returns the parameters to evaluate, to export and to compare.
+
+        They are `params`, except with `optax.contrib.schedule_free`, which trains at other points than it has found.
+        """
+        (free,) = _schedule_free(self.opt_state)[:1] or (None,)
+        if free is None or self.params is None:
             return self.params
-        return self.adapter.merge(self.params, self.model_state, self.rngs, train=train, key=self.step_key())
+        if jnp.ndim(self.stop):
+            return jax.vmap(_evaluated)(free, self.params)
+        return _evaluated(free, self.params)
 
     def carried(self, model: Any) -> tuple[Any, Any]:
         """Returns `(model_state, rngs)` after the model's forward pass."""
@@ -206,17 +222,18 @@ class TrainState(Struct):
             raise ValueError(_NO_RATE)
         return rates[0]
 
-    def apply_gradients(self, grads: Any, *, model: Any = None) -> "TrainState":
+    def apply_gradients(self, grads: Any, *, model: Any = None, **extra: Any) -> "TrainState":
         """Returns the state after one update of the optimizer.
 
         Args:
             grads: gradients with the structure of `params`.
             model: the user's model after its forward pass, from which the new non-trained arrays are
                 taken; None to leave them unchanged.
+            **extra: what the optimizer asks for besides, such as `value`, `grad` and `value_fn` of a line search.
         """
         if self.tx is None:
             raise ValueError("this TrainState was made without tx=, so it has no optimizer to apply gradients with.")
-        updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
+        updates, opt_state = self.tx.update(grads, self.opt_state, self.params, **extra)
         model_state, rngs = (self.model_state, self.rngs) if model is None else self.carried(model)
         return self.replace(
             step=self.step + 1,
@@ -235,6 +252,55 @@ class TrainState(Struct):
             copy = {part: jax.tree.map(jnp.zeros_like, getattr(self, part)) for part in _PARTS[of]}
             weights.setdefault(key, NamedWeights(jnp.zeros_like(self.stop), copy))
         return self.replace(weights=weights)
+
+
+def _checked_controls(controls: Any) -> dict[str, Array]:
+    """Returns the controls as arrays, float32 ().
+
+    Raises:
+        TypeError: if they are not a mapping of names.
+        ValueError: for a value that is no finite number.
+    """
+    if controls is not None and not isinstance(controls, Mapping):
+        raise TypeError(f"controls must be a dict of names to numbers, got a {type(controls).__name__}.")
+    found = {}
+    for name, value in (controls or {}).items():
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"controls: a name must be a string that is not empty, got {name!r}.")
+        found[name] = jnp.asarray(check_number("controls", name, value), jnp.float32)
+    return found
+
+
+def _schedule_free(opt_state: Any) -> list[Any]:
+    """Returns the states of `optax.contrib.schedule_free` in an optimizer's state."""
+
+    def found(node: Any) -> bool:
+        # by its form: to import optax.contrib takes time that few runs need
+        return type(node).__name__ == "ScheduleFreeState" and hasattr(node, "z")
+
+    return [n for n in jax.tree.leaves(opt_state, is_leaf=found) if found(n)]
+
+
+def _evaluated(free: Any, params: Any) -> Any:
+    """Returns the parameters for evaluation of `optax.contrib.schedule_free`, in their own dtypes."""
+
+    def leaf(y: Array, z: Array) -> Array:
+        # equal where they were just restored; the formula would not return them exactly
+        return jnp.where(y == z, y, ((y - (1.0 - free.b1) * z) / free.b1).astype(y.dtype))
+
+    return jax.tree.map(leaf, params, free.z)
+
+
+def _begun_at(opt_state: Any, params: Any, when: Any) -> Any:
+    """Returns the optimizer's state such that `params`, where they were restored, are the weights for evaluation."""
+
+    def node(free: Any) -> Any:
+        if type(free).__name__ != "ScheduleFreeState":
+            return free
+        z = jax.tree.map(lambda p, old: p.astype(old.dtype), params, free.z)
+        return free._replace(z=select(when, z, free.z))
+
+    return jax.tree.map(node, opt_state, is_leaf=lambda n: type(n).__name__ == "ScheduleFreeState")
 
 
 _NO_RATE = (
@@ -277,6 +343,12 @@ def check_actions(actions: Any, state: TrainState) -> None:
             )
         if isinstance(action, Exploit) and not np.ndim(state.stop):
             raise ValueError(f"{action.owner or 'Exploit'} copies a member of a population; this is a single run.")
+        if isinstance(action, Swap) and _schedule_free(state.opt_state):
+            raise ValueError(
+                f"{action.owner or 'Swap'} exchanges weights with a copy, but the optimizer (schedule_free) keeps "
+                "weights for evaluation of its own, which are used for validation and in result.model. Leave the "
+                "callback out."
+            )
         if isinstance(action, WeightAction) and action.key not in state.weights:
             names = ", ".join(sorted(state.weights)) or "none"
             raise ValueError(
@@ -386,6 +458,11 @@ def _apply_weights(action: WeightAction, state: TrainState, branches: bool) -> T
     """Applies one weight action."""
     slot = state.weights[action.key]
     current = {part: getattr(state, part) for part in slot.value}
+    # With the optimizer's own weights for evaluation, these are what was measured. A copy of the optimizer's state has
+    # both kinds, and is restored as it is.
+    own = bool(_schedule_free(state.opt_state)) and "opt_state" not in current
+    if own:
+        current["params"] = state.evaluation_params() if not isinstance(action, Restore) else state.params
     when = action.when if isinstance(action, Snapshot | Average) else action.when & slot.filled
 
     def due(current: Any, slot: NamedWeights) -> tuple[Any, NamedWeights]:
@@ -403,6 +480,10 @@ def _apply_weights(action: WeightAction, state: TrainState, branches: bool) -> T
         return current, NamedWeights(slot.filled | hits, select(hits, new, slot.value))
 
     current, slot = _when_due(branches, jnp.any(when), due, current, slot)
+    if own and isinstance(action, Restore):
+        current["opt_state"] = _begun_at(state.opt_state, current["params"], when)
+    elif own:
+        current["params"] = state.params
     if "opt_state" in current:  # callbacks' changes of the learning rate are not part of the weights
         current["opt_state"] = with_callback_lr_from(current["opt_state"], state.opt_state)
     return state.replace(**current, weights={**state.weights, action.key: slot})

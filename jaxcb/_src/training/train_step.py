@@ -1,5 +1,6 @@
 """`Step`: a training step in two parts, computing an update and applying it, with hooks and probes in between."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from jax import Array
 from jaxcb._src.core.actions.control import Restore, ScaleUpdates, SkipUpdate, Swap
 from jaxcb._src.core.actions.utils import as_actions
 from jaxcb._src.training.learning_rate import with_callback_lr_from
-from jaxcb._src.training.loss import LossFunction
+from jaxcb._src.training.loss import LossFunction, flat_metrics
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.names import check_pattern, leaf_name, matches
 from jaxcb._src.utils.program_key import Reference
@@ -106,8 +107,11 @@ class Step:
         if state.tx is None:
             raise ValueError("this TrainState was made without tx=, so a Step has no optimizer to update it with.")
         gradients = self._gradients(state, batch)
-        tx, loss = optax.with_extra_args_support(state.tx), gradients.values["loss"]
-        updates, opt_state = tx.update(gradients.grads, state.opt_state, state.params, value=loss, grad=gradients.grads)
+        grads = gradients.grads
+        # of `optax.lookahead`, only the fast parameters have a gradient of their own
+        grads = grads.fast if isinstance(grads, optax.LookaheadParams) else grads
+        functions = self._gradients.functions(state, batch) if isinstance(self._gradients, LossGradients) else {}
+        updates, opt_state = _update(state, grads, gradients.values["loss"], functions)
         return PendingUpdate(gradients, updates, opt_state)
 
     def activations(self, state: TrainState, batch: Any) -> dict[str, Array]:
@@ -135,6 +139,8 @@ class Step:
             model_state=gradients.model_state,
         )
         for action in as_actions(actions):
+            if isinstance(action, ScaleUpdates):
+                new = new.replace(model_state=_held(action, state, new.model_state))
             if isinstance(action, SkipUpdate):
                 new = select(action.when, state, new)
             elif isinstance(action, Restore | Swap):  # the update was computed for the weights before the restore
@@ -161,9 +167,78 @@ class LossGradients:
                 model_state = out.state
             return out.loss, (out.metrics, model_state, rngs, out.aux)
 
+        _check_lookahead(state)
         (_, (values, model_state, rngs, aux)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         model_state = cast_like(model_state, state.model_state, "the model's state after loss_fn: ", error=ValueError)
         return Gradients(grads, values, model_state, rngs, aux)
+
+    def functions(self, state: TrainState, batch: Any) -> dict[str, Callable[..., Any]]:
+        """Returns the functions of the parameters that optimizers of optax ask for, on the batch and key of the step.
+
+        `value_fn` (line searches) and `obj_fn` (Sophia) are the loss, `grad_fn(params, number)` (SAM) its gradient.
+        """
+
+        def loss(params: Any) -> Array:
+            out = self.loss_fn(state.replace(params=params).model(train=True), batch, state, train=True)
+            return out.loss
+
+        def gradient(params: Any, number: Any = None) -> Any:
+            del number  # of the inner step: all use the batch of the step
+            return jax.grad(loss)(params)
+
+        return {"value_fn": loss, "obj_fn": loss, "grad_fn": gradient}
+
+
+_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+_MISSING = re.compile(r"missing .*required keyword-only arguments?: (.*)")
+_ASKED = re.compile(r"(\w+) must be provided")
+
+
+def _update(state: TrainState, grads: Any, loss: Any, functions: dict[str, Callable[..., Any]]) -> tuple[Any, Any]:
+    """Calls the optimizer with what it takes of the extra arguments.
+
+    A signature tells little of that, because wrappers such as `optax.chain` hide those of what they wrap, and some
+    optimizers refuse what they do not use. So it is called, while the step is traced, until it asks for nothing else.
+
+    Raises:
+        TypeError: for an optimizer that needs an argument that the step does not have.
+    """
+    assert state.tx is not None
+    tx, extra = optax.with_extra_args_support(state.tx), {"value": loss, "grad": grads}
+    extra |= {name: fn for name, fn in functions.items() if name == "value_fn"}
+    while True:
+        try:
+            return tx.update(grads, state.opt_state, state.params, **extra)
+        except (TypeError, ValueError) as error:
+            refused, asked, missing = (pattern.search(str(error)) for pattern in (_UNEXPECTED, _ASKED, _MISSING))
+            if refused is not None and refused[1] in extra:
+                del extra[refused[1]]
+            elif asked is not None and asked[1] in functions and asked[1] not in extra:
+                extra[asked[1]] = functions[asked[1]]
+            elif missing is not None:
+                raise TypeError(
+                    f"the optimizer needs the arguments {missing[1]}, and this step has {', '.join(extra)}. A loss "
+                    "function, as in fit and jc.Step(loss_fn), gives all that the optimizers of optax ask for; "
+                    "Step.from_gradients has only value and grad."
+                ) from error
+            else:
+                raise
+
+
+def _check_lookahead(state: TrainState) -> None:
+    """Refuses `optax.lookahead` for parameters that are not its own pair.
+
+    Raises:
+        TypeError: it says how to make the pair.
+    """
+    nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, optax.LookaheadState))
+    asked = any(isinstance(node, optax.LookaheadState) for node in nodes)
+    if asked and not isinstance(state.params, optax.LookaheadParams):
+        raise TypeError(
+            f"optax.lookahead trains a pair of parameters, optax.LookaheadParams, got a {type(state.params).__name__}. "
+            "Pass jc.fit(optax.LookaheadParams.init_synced(params), ...) and use model.fast in loss_fn; model.slow are "
+            "the weights to keep."
+        )
 
 
 class CustomGradients:
@@ -188,16 +263,32 @@ class CustomGradients:
         grads, values, *model = result
         if not isinstance(values, Mapping) or "loss" not in values:
             raise ValueError("the function of Step.from_gradients must report a metric named 'loss'.")
-        grads = cast_like(grads, state.params, "the gradients of Step.from_gradients: ", error=ValueError)
+        values = flat_metrics(values, "the function of Step.from_gradients returned")
+        if not _is_per_row(grads, state.params):
+            grads = cast_like(grads, state.params, "the gradients of Step.from_gradients: ", error=ValueError)
         model_state, rngs = state.carried(model[0]) if model else (state.model_state, state.rngs)
-        return Gradients(grads, dict(values), model_state, rngs)
+        return Gradients(grads, values, model_state, rngs)
+
+
+def _is_per_row(grads: Any, params: Any) -> bool:
+    """Returns whether there is a gradient for each row, as optimizers of differential privacy take them."""
+    if jax.tree.structure(grads) != jax.tree.structure(params):
+        return False
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True)
+    return all(jnp.ndim(g) == jnp.ndim(p) + 1 and jnp.shape(g)[1:] == jnp.shape(p) for g, p in pairs)
 
 
 class EvalStep:
-    """An evaluation step of the same loss function: `(state, batch) -> {name: value}`."""
+    """An evaluation step of the same loss function: `(state, batch) -> {name: value}`.
 
-    def __init__(self, loss_fn: Callable[..., Any]) -> None:
-        self.loss_fn = LossFunction(loss_fn)
+    Args:
+        loss_fn: as for `Step`.
+        class_weight: that of the training. It is not applied, but then a loss function may take `sample_weight`
+            although no weights of rows were declared: they are 1.
+    """
+
+    def __init__(self, loss_fn: Callable[..., Any], *, class_weight: Mapping[int, float] | None = None) -> None:
+        self.loss_fn = LossFunction(loss_fn, class_weight)
 
     def program_key(self) -> Any:
         """Returns what decides its programs; see `key_of`."""
@@ -206,6 +297,19 @@ class EvalStep:
     def __call__(self, state: TrainState, batch: Any) -> dict[str, Any]:
         state = state.replace(key=jax.random.fold_in(state.key, _EVALUATION))
         return self.loss_fn(state.model(train=False), batch, state, train=False).metrics
+
+
+def _held(action: ScaleUpdates, state: TrainState, new: Any) -> Any:
+    """Returns the non-trained arrays, without changes where the action freezes: statistics belong to their layer."""
+    frozen = jnp.asarray(action.when) & (jnp.asarray(action.factor) == 0)
+    # the first part of a path in Linen's collections is the name of the collection
+    skip = 1 if getattr(state.adapter, "by_collection", False) else 0
+
+    def leaf(path: Any, after: Any, before: Any) -> Any:
+        held = after is not before and matches(action.where, leaf_name(path[skip:]))
+        return jnp.where(frozen, before, after) if held else after
+
+    return jax.tree_util.tree_map_with_path(leaf, new, state.model_state)
 
 
 def _scale(updates: Any, action: ScaleUpdates) -> Any:

@@ -10,7 +10,14 @@ import optax
 
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.models.adapter import Adapter
-from jaxcb._src.training.learning_rate import adjustable_lr, learning_rates, scaled_updates
+from jaxcb._src.training.learning_rate import (
+    accumulated,
+    adjustable_lr,
+    checked_rate,
+    learning_rates,
+    scaled_updates,
+    with_constant_rates_of,
+)
 from jaxcb._src.training.train_state import TrainState
 
 
@@ -59,7 +66,7 @@ class TrainingConfig:
         """
         optimizer = self.optimizer
         if isinstance(optimizer, optax.MultiSteps):
-            optimizer = optimizer.gradient_transformation()
+            optimizer = accumulated(optimizer)
         if isinstance(optimizer, optax.GradientTransformation):
             if self.learning_rate is not None:
                 raise ValueError(
@@ -76,7 +83,31 @@ class TrainingConfig:
             raise ValueError(
                 "optimizer is a factory, so it needs a learning rate: optimizer=optax.adam, learning_rate=1e-3."
             )
-        return adjustable_lr(optimizer, learning_rate=self.learning_rate, hyperparameters=self.hyperparameters)
+        rate = checked_rate("jaxcb", self.learning_rate)
+        return adjustable_lr(optimizer, learning_rate=rate, hyperparameters=self.hyperparameters)
+
+    def continued(self, state: TrainState, adapter: Adapter | None) -> TrainState:
+        """Returns the train state of an earlier run, to go on with: its step, weights, keys and optimizer's state.
+
+        Args:
+            state: of the earlier run.
+            adapter: of its model.
+
+        Raises:
+            ValueError: if the optimizer is another one, or none is known.
+        """
+        opt_state, tx = state.opt_state, state.tx
+        if self.optimizer is None and self.learning_rate is not None:
+            raise ValueError("learning_rate was given without optimizer. Pass the factory, as before: optax.adam.")
+        if self.optimizer is None and tx is None:
+            raise ValueError("the TrainState was made without tx=, so pass optimizer=.")
+        if self.optimizer is not None:
+            tx = self.transformation(state.params)
+            if isinstance(opt_state, optax.MultiStepsState):  # GradientAccumulation wraps the optimizer again
+                opt_state = opt_state.inner_opt_state
+            opt_state = None if opt_state is None else _adopted(opt_state, jax.eval_shape(tx.init, state.params), tx)
+        controls = {**state.controls, **TrainState.create(params={}, controls=self.controls).controls}
+        return state.replace(tx=tx, opt_state=opt_state, controls=controls, weights={}, adapter=adapter)
 
     def train_state(self, adapter: Adapter) -> TrainState:
         """Returns the train state before the first step; the optimizer's state is made when the run begins."""
@@ -90,3 +121,23 @@ class TrainingConfig:
             adapter=adapter,
         )
         return state.replace(tx=self.transformation(params))
+
+
+def _adopted(opt_state: Any, configured: Any, tx: Any) -> Any:
+    """Returns an optimizer's state in the structure of the configured optimizer, which has its own schedule.
+
+    Raises:
+        ValueError: if it is that of another optimizer.
+    """
+    old, new = (
+        {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(t)} for t in (opt_state, configured)
+    )
+    for path in (*old, *new):
+        one, other = old.get(path), new.get(path)
+        if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
+            raise ValueError(
+                "the state to go on from is that of another optimizer: they differ at "
+                f"{path}. Pass the optimizer with which it was trained; or result.model, to begin with a new one."
+            )
+    adopted = jax.tree.unflatten(jax.tree.structure(configured), jax.tree.leaves(opt_state))
+    return with_constant_rates_of(adopted, configured, tx)

@@ -5,6 +5,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -12,7 +14,7 @@ class CallbackError(TypeError):
     """A callback that violates the form `(state, metrics) -> (state, actions)`."""
 
 
-class MissingMetricError(LookupError):
+class MissingMetricError(LookupError, ValueError):
     """A metric that does not exist; the message lists those that do."""
 
 
@@ -30,47 +32,96 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _concrete(value: Any) -> bool:
-    """Returns whether a value is a Python or numpy number. Arrays, which a sweep batches, are not checked."""
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+def _number(owner: str, name: str, value: Any, expected: str, *, concrete: bool = False) -> Any:
+    """Returns a number that was given as a single array as a Python number, anything else unchanged.
 
-
-def check_int(owner: str, name: str, value: Any, *, least: int = 0) -> Any:
-    """Checks for an integer of at least `least`, and returns it as an int."""
-    if hasattr(value, "shape") and not isinstance(value, np.number):
+    Raises:
+        ValueError: for an array of another shape, and for a key.
+    """
+    if not hasattr(value, "shape") or isinstance(value, np.number | jax.core.Tracer):
         return value
-    if not _concrete(value) or not math.isfinite(value) or int(value) != value or value < least:
-        raise ValueError(f"{owner}: {name} must be a whole number of at least {least}, got {value!r}.")
-    return int(value)
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.extended):
+        raise ValueError(f"{owner}: {name} must be {expected}, got a PRNG key. Pass a number.")
+    if concrete and not isinstance(value, np.generic):
+        raise ValueError(
+            f"{owner}: {name} must be {expected}, got an array ({type(value).__name__} of shape {tuple(value.shape)}). "
+            f"Pass a Python number, such as {'float' if 'finite' in expected else 'int'}(x)."
+        )
+    if value.shape != ():
+        raise ValueError(
+            f"{owner}: {name} must be {expected}, got an array of shape {tuple(value.shape)}. Pass one number."
+        )
+    return np.asarray(value)[()]
 
 
-def check_number(owner: str, name: str, value: Any, *, least: float = -math.inf) -> Any:
-    """Checks for a finite number of at least `least`, and returns it as a float."""
-    if hasattr(value, "shape") and not isinstance(value, np.number):
+def _is_number(value: Any) -> bool:
+    """Returns whether a value is a Python or numpy number."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool | np.complexfloating)
+
+
+def _is_traced(value: Any, concrete: bool) -> bool:
+    """Returns whether a value is known only when a program runs, and so cannot be checked: that of a swept field."""
+    return isinstance(value, jax.core.Tracer) and not concrete
+
+
+def check_int(owner: str, name: str, value: Any, *, least: int = 0, concrete: bool = False) -> Any:
+    """Checks for an integer of at least `least`, and returns it as an int.
+
+    Args:
+        owner: whose argument it is.
+        name: the name of the argument.
+        value: the value.
+        least: the smallest valid value.
+        concrete: whether a traced value is refused, too; a field of a callback may be one.
+    """
+    if _is_traced(value, concrete):
         return value
-    if not _concrete(value) or not math.isfinite(value) or value < least:
-        bound = f" of at least {least}" if least > -math.inf else ""
-        raise ValueError(f"{owner}: {name} must be a finite number{bound}, got {value!r}.")
-    return float(value)
+    expected = f"a whole number of at least {least}"
+    number = _number(owner, name, value, expected, concrete=concrete)
+    if not _is_number(number) or not math.isfinite(number) or int(number) != number or number < least:
+        raise ValueError(f"{owner}: {name} must be {expected}, got {shown(value)}.")
+    return int(number)
+
+
+def check_number(owner: str, name: str, value: Any, *, least: float = -math.inf, concrete: bool = False) -> Any:
+    """Checks for a finite number of at least `least`, and returns it as a float; arguments as for `check_int`."""
+    if _is_traced(value, concrete):
+        return value
+    expected = f"a finite number{f' of at least {least}' if least > -math.inf else ''}"
+    number = _number(owner, name, value, expected, concrete=concrete)
+    if not _is_number(number) or not math.isfinite(number) or number < least:
+        raise ValueError(f"{owner}: {name} must be {expected}, got {shown(value)}.")
+    return float(number)
 
 
 def check_between(owner: str, name: str, value: Any, low: float, high: float) -> Any:
     """Checks for a number strictly between `low` and `high`, and returns it as a float."""
-    if hasattr(value, "shape") and not isinstance(value, np.number):
+    if _is_traced(value, concrete=False):
         return value
-    if not _concrete(value) or not low < value < high:
-        raise ValueError(f"{owner}: {name} must lie strictly between {low} and {high}, got {value!r}.")
-    return float(value)
+    number = _number(owner, name, value, f"a number strictly between {low} and {high}")
+    if not _is_number(number) or not low < number < high:
+        raise ValueError(f"{owner}: {name} must lie strictly between {low} and {high}, got {shown(value)}.")
+    return float(number)
+
+
+def shown(value: Any) -> str:
+    """Returns a value in one short line, for messages."""
+    if isinstance(value, jax.core.Tracer):
+        return "a value that is traced, known only when a compiled program runs"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check_choice(owner: str, name: str, value: Any, known: tuple[Any, ...]) -> None:
     """Checks for one of the known values."""
-    if value not in known:
-        raise ValueError(f"{owner}: {name} must be one of {', '.join(map(repr, known))}, got {value!r}.")
+    # of anything else a comparison may have no single answer, as of an array
+    if not isinstance(value, str | int | np.integer | np.bool_ | None) or value not in known:
+        raise ValueError(f"{owner}: {name} must be one of {', '.join(map(repr, known))}, got {shown(value)}.")
 
 
 def check_bool(owner: str, name: str, value: Any) -> bool:
     """Requires True or False, or a number equal to one of them, and returns it as a bool."""
     if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
-        raise TypeError(f"{owner}: {name} must be True or False, got {value!r}.")
+        raise TypeError(f"{owner}: {name} must be True or False, got {shown(value)}.")
     return bool(value)

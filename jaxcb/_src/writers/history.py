@@ -2,16 +2,18 @@
 
 import csv
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from jaxcb._src.core.metrics import MISSING, row_text
+from jaxcb._src.core.metrics import MISSING, columns, in_columns, row_text
 from jaxcb._src.history.history import RunHistory
 from jaxcb._src.writers.base import Writer, by_member
 from jaxcb._src.writers.csv import Table
 
+MOST_COLUMNS = 1024  # of the file, for one metric that is an array
 _PLACES = ("member", "step", "epoch")
 _RATES = ("base_learning_rate", "learning_rate", "lr_scale")
 
@@ -27,6 +29,8 @@ class HistoryWriter(Writer):
         self._table: Table | None = None  # only in process 0
         self._shape: tuple[int, ...] | None = None  # shape of the member axis, once prepared
         self._gone: list[str] = []
+        self._arrays: dict[str, tuple[int, ...]] = {}  # metrics that are arrays -> their shapes
+        self._large: set[str] = set()  # those that are too large for the file
 
     def prepare(self, action: Any) -> None:
         self.history.declare(action.values)
@@ -34,17 +38,39 @@ class HistoryWriter(Writer):
             return
         self._shape = np.shape(action.when)
         dtypes = {name: value.dtype for name, value in action.values.items()}
+        lead = len(self._shape)
+        shapes = {name: tuple(value.shape[lead:]) for name, value in action.values.items()}
+        self._large = {name for name, shape in shapes.items() if math.prod(shape) > MOST_COLUMNS}
+        for name in sorted(self._large):
+            self.context.warn(
+                f"the metric {name!r} has {math.prod(shapes[name])} numbers, more than the {MOST_COLUMNS} columns that "
+                "history.csv has for a metric. It is in result.history and not in the file, so a resumed run has only "
+                "its later values."
+            )
+        self._arrays = {name: shape for name, shape in shapes.items() if shape and name not in self._large}
         if self.context.processes.is_primary:
             rates = [n for n in _RATES if n in action.values]
-            names = sorted(set(action.values) - set(rates))
+            names = sorted(set(action.values) - set(rates) - self._large)
+            names = [column for name in names for column in columns(name, shapes[name])]
             path = self.context.run_dir / "history.csv"
             self.context.claim(path, "the run's history")
             file = self.context.append_file(path, "CSV file")
             whose = ["member"] if self._shape else []
             self._table = Table(file, [*whose, "step", "epoch", *rates, *names], grows=True)
         for record in self.context.processes.broadcast_from_primary(lambda: self._read_back(dtypes)):
-            self.history.add(*record)
+            self.history.add(*self._assembled(*record))
         self._gone = [name for name in self.history if name not in dtypes]
+
+    def _assembled(self, step: int, epoch: int, values: dict[str, Any], fresh: dict[str, Any], when: Any) -> Any:
+        """Returns a row that was read back, with the arrays instead of their columns."""
+        members = np.shape(when)
+        for name, shape in self._arrays.items():
+            parts = [(values.pop(c, None), fresh.pop(c, None)) for c in columns(name, shape)]
+            known = all(value is not None for value, _ in parts)
+            numbers = [value for value, _ in parts] if known else [np.full(members, np.nan, np.float32)] * len(parts)
+            values[name] = np.stack(numbers, -1).reshape(*members, *shape)
+            fresh[name] = parts[0][1] if known else np.zeros(members, bool)
+        return step, epoch, values, fresh, when
 
     def _read_back(self, dtypes: dict[str, Any]) -> list[tuple[Any, ...]]:
         """Returns the rows of a resumed run; in the file, each member has a line of its own."""
@@ -65,7 +91,8 @@ class HistoryWriter(Writer):
             place = {"step": str(record.step), "epoch": str(record.epoch)}
             for member, scalars in by_member(action):
                 whose = {} if member is None else {"member": str(member)}
-                self._table.write(whose | place | row_text(scalars.values, scalars.fresh))
+                kept = {name: value for name, value in scalars.values.items() if name not in self._large}
+                self._table.write(whose | place | row_text(*in_columns(kept, scalars.fresh)))
 
     def close(self) -> None:
         if self._table is not None:

@@ -40,7 +40,7 @@ class SummaryWriter(Writer):
         traced = run.traced_step() if run.traced_step is not None else None
         # shapes are enough, and avoid copies of a large model
         state = traced.state if traced is not None else jax.eval_shape(lambda s: s, run.state)
-        summary = summarize(state, traced)
+        summary = summarize(state, traced, run.frozen)
         print(as_text(summary.grouped(action.depth)) if action.verbose else totals(summary), flush=True)
 
 

@@ -221,7 +221,7 @@ def _as_json(value: float) -> Any:
 
 
 def _chosen(state: Any, what: str) -> Any:
-    return state if what == "state" else {"params": state.params, "model_state": state.model_state}
+    return state if what == "state" else {"params": state.evaluation_params(), "model_state": state.model_state}
 
 
 def _refuse_others(path: Path) -> None:

@@ -23,6 +23,7 @@ class Run:
         run_dir: the run's directory, or None.
         settings: `fit`'s arguments and the callbacks' numbers, name -> number, text or boolean.
         callbacks: the callbacks and their configurations, name -> text.
+        frozen: patterns of the parameters that are not trained in the whole run.
         params: `epochs`, `steps` (per epoch) and `verbose`, as in Keras; None if unknown.
     """
 
@@ -33,6 +34,7 @@ class Run:
         self.params: dict[str, Any] = {}
         self.settings: dict[str, Any] = {}
         self.callbacks: dict[str, str] = {}
+        self.frozen: tuple[str, ...] = ()
         self.traced_step: Callable[[], TracedStep] | None = None  # None in a hand-written loop
         self.stop_reason: str | None = None
         self._carry: Any = None
@@ -66,9 +68,9 @@ class Run:
         """Stops the run: its epoch is validated and closed first."""
         self.stop_reason = reason
 
-    def describe(self, callbacks: dict[str, str], settings: dict[str, Any]) -> None:
+    def describe(self, callbacks: dict[str, str], settings: dict[str, Any], frozen: tuple[str, ...] = ()) -> None:
         """Sets the configuration of the run, before the first hook."""
-        self.callbacks, self.settings = callbacks, settings
+        self.callbacks, self.settings, self.frozen = callbacks, settings, frozen
 
     def describe_step(self, traced_step: Callable[[], TracedStep]) -> None:
         """Sets the function that returns the traced step, before the first hook."""

@@ -34,6 +34,8 @@ def json_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _json_number(value: Any) -> Any:
+    if np.ndim(value):
+        return [_json_number(part) for part in np.asarray(value)]
     if np.asarray(value).dtype.kind in "iub":
         return int(value)
     number = float(as_text(value))

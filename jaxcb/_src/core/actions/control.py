@@ -112,7 +112,7 @@ class ScaleUpdates(ControlAction):
     """Multiplies the updates of this step (`on_before_update` only).
 
     Attributes:
-        factor: the multiplier, float32 (); 0 freezes.
+        factor: the multiplier, float32 (); 0 freezes, which also keeps the statistics of the model below the paths.
         where: pattern of parameter paths, in which `**` matches any number of parts: `"backbone/**"`.
     """
 

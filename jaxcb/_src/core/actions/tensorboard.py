@@ -203,16 +203,24 @@ class Image(OfArrays):
 
 
 class Text(SeriesAction):
-    """Logs a text in TensorBoard, in Markdown: `text` is a template filled as `Stop.reason` is.
+    """Logs a text in TensorBoard, in Markdown: a template filled as `Stop.reason` is, or what a function makes.
 
     Attributes:
         tag: the name of the series.
-        text: the template.
-        values: further values of the template, name -> scalar.
+        text: the template; or a function that the host calls with the values, name -> number or array, among them
+            `step`, `epoch` (from 1) and the metrics of the hook call, and that returns the text.
+        values: further values of the template, name -> scalar; for a function, of any shape.
+
+    Example:
+        >>> import jaxcb as jc, numpy as np
+        >>> def row(values):
+        ...     return " ".join(map(str, values["tokens"]))
+        >>> jc.actions.Text("sample", row, values={"tokens": np.arange(3)}).tag
+        'sample'
     """
 
     tag: str = static()
-    text: str = static()
+    text: str | Callable[[dict[str, Any]], str] = static()
     values: dict[str, Any] = dataclasses.field(default_factory=dict, kw_only=True)
 
     template = "text"

@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxcb._src.core.actions.base import Action, LazyLogAction
 from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.core.metrics import as_text
 from jaxcb._src.utils.names import leaf_name
 
 
@@ -86,8 +87,38 @@ def fill(
     values: dict[str, Any] = {"step": int(step), "epoch": int(epoch) + 1, "batch": int(batch), **dict(known)}
     for name, value in getattr(action, "values", {}).items():
         array = np.asarray(value)
-        values[name] = array.item() if array.ndim == 0 else array
-    return getattr(action, action.template).format(**values)
+        values[name] = _short(array) if array.ndim == 0 else array
+    text = getattr(action, action.template)
+    if not callable(text):
+        return text.format(**values)
+    made = text(values)
+    if not isinstance(made, str):
+        raise TypeError(
+            f"{action.owner}: the function of its {type(action).__name__} returned a {type(made).__name__}, expected a "
+            "text."
+        )
+    return made
+
+
+class _Short(float):
+    """A number that is written, without a format, as the shortest decimal that is the same number of its dtype."""
+
+    text: str
+
+    def __format__(self, spec: str) -> str:
+        return super().__format__(spec) if spec else self.text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _short(array: np.ndarray) -> Any:
+    """Returns a scalar array as a Python number, for a template."""
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        return array.item()
+    number = _Short(array.item())
+    number.text = as_text(array)
+    return number
 
 
 _ALWAYS = ("params",)

@@ -149,4 +149,4 @@ def deliver(device: DeviceRun, copy_of: Callable[[Callable[[Any], Any]], Any]) -
     adapter = device.live.shapes().train.adapter
     if adapter is not None and adapter.in_place:
         state = copy_of(lambda state: state)
-        adapter.deliver(state.params, state.model_state, state.rngs)
+        adapter.deliver(state.evaluation_params(), state.model_state, state.rngs)

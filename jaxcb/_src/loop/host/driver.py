@@ -212,6 +212,8 @@ class Driver:
     def _run_single_hook(self, hook: str) -> None:
         """Runs `on_train_begin` or `on_train_end` if any callback defines it."""
         if hook in self.device.program.spec.hooks:
+            if hook == "on_train_end" and not self._resumed:
+                self._host_metrics.note_end(self.device.place.at.step)
             host = self._read_host_metrics()
             self._synchronize(self.results.read(self.device.run_hook(hook, host), host))
 

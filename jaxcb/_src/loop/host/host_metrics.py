@@ -98,6 +98,11 @@ class HostMetrics:
         """Sets the steps per second of the last chunk."""
         self._steps_per_second = steps_per_second
 
+    def note_end(self, steps: int) -> None:
+        """Sets the steps per second of a run that was too short to measure one: of all its time, compiling included."""
+        if math.isnan(self._steps_per_second) and steps:
+            self._steps_per_second = steps / max(time.monotonic() - self._started, 1e-9)
+
     def read(self, step: int) -> np.ndarray:
         """Reads all metrics in use, float32 (names,); the others are 0.
 

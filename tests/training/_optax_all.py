@@ -1,0 +1,143 @@
+"""Every transformation of `optax` and `optax.contrib`, built with simple arguments."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+INNER = "optax.sgd(0.05)"
+ALL = "value=loss, grad=grads, value_fn=loss_fn"
+
+
+class Case(NamedTuple):
+    """A transformation that is tried.
+
+    Attributes:
+        call: how it is built, as Python.
+        extra: what a loop by hand passes to `update` besides gradients, state and parameters.
+        note: what to know of it in `fit`.
+    """
+
+    call: str
+    extra: str = ""
+    note: str = ""
+
+
+# Those that need more than a learning rate. All others are built by `_simple`.
+SPECIAL = {
+    "adaptive_grad_clip": Case(f"optax.chain(optax.adaptive_grad_clip(0.1), {INNER})"),
+    "add_noise": Case(f"optax.chain(optax.add_noise(0.01, 0.5, key=0), {INNER})"),
+    "apply_if_finite": Case(f"optax.apply_if_finite({INNER}, 3)"),
+    "chain": Case(f"optax.chain(optax.clip(1.0), {INNER})"),
+    "clip": Case(f"optax.chain(optax.clip(0.5), {INNER})"),
+    "clip_by_block_rms": Case(f"optax.chain(optax.clip_by_block_rms(0.5), {INNER})"),
+    "clip_by_global_norm": Case(f"optax.chain(optax.clip_by_global_norm(0.5), {INNER})"),
+    "conditionally_mask": Case(f"optax.conditionally_mask({INNER}, lambda step: step > 0)"),
+    "conditionally_transform": Case(f"optax.conditionally_transform({INNER}, lambda step: step > 0)"),
+    "ema": Case(f"optax.chain(optax.ema(0.9), {INNER})"),
+    "flatten": Case(f"optax.flatten({INNER})"),
+    "freeze": Case(f'optax.chain({INNER}, optax.freeze({{"w": True, "b": False}}))'),
+    "inject_hyperparams": Case("optax.inject_hyperparams(optax.adam)(learning_rate=0.05)"),
+    "inject_stateful_hyperparams": Case("optax.inject_stateful_hyperparams(optax.adam)(learning_rate=0.05)"),
+    "lookahead": Case(
+        f"optax.lookahead({INNER}, 2, 0.5)",
+        note="the model is `optax.LookaheadParams.init_synced(params)`, and the loss function uses `model.fast`",
+    ),
+    "masked": Case(f'optax.chain(optax.masked(optax.clip(0.1), {{"w": True, "b": False}}), {INNER})'),
+    "measure_with_ema": Case(f"optax.chain(optax.measure_with_ema(lambda updates, *_, **__: updates, 0.9), {INNER})"),
+    "multi_transform": Case(f'optax.multi_transform({{"a": {INNER}, "b": optax.adam(0.05)}}, {{"w": "a", "b": "b"}})'),
+    "named_chain": Case(f'optax.named_chain(("clip", optax.clip(1.0)), ("sgd", {INNER}))'),
+    "partition": Case(f'optax.partition({{"a": {INNER}, "b": optax.adam(0.05)}}, {{"w": "a", "b": "b"}})'),
+    "scale": Case("optax.scale(-0.05)"),
+    "scale_by_backtracking_linesearch": Case(
+        "optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(5))", ALL
+    ),
+    "scale_by_zoom_linesearch": Case("optax.chain(optax.sgd(1.0), optax.scale_by_zoom_linesearch(5))", ALL),
+    "lbfgs": Case("optax.lbfgs()", ALL, "one batch is the whole of the data: a line search compares losses"),
+    "polyak_sgd": Case("optax.polyak_sgd()", "value=loss"),
+    "scale_by_polyak": Case("optax.chain(optax.scale_by_polyak(), optax.scale(-1.0))", "value=loss"),
+    "scale_by_schedule": Case("optax.scale_by_schedule(lambda count: -0.1 / (count + 1))"),
+    "selective_transform": Case(f'optax.selective_transform({INNER}, freeze_mask={{"w": True, "b": False}})'),
+    "snapshot": Case(
+        f'optax.chain(optax.snapshot("norm", lambda updates, *a, **k: optax.tree.norm(updates)), {INNER})'
+    ),
+    "stateless": Case("optax.stateless(lambda updates, params: jax.tree.map(lambda u: -0.05 * u, updates))"),
+    "stateless_with_tree_map": Case("optax.stateless_with_tree_map(lambda u, p: -0.05 * u)"),
+    "trace": Case("optax.chain(optax.trace(0.9), optax.scale(-0.05))"),
+    "with_extra_args_support": Case(f"optax.with_extra_args_support({INNER})"),
+    "contrib.differentially_private_aggregate": Case(
+        f"optax.chain(optax.contrib.differentially_private_aggregate(1.0, 0.1, key=0), {INNER})",
+        note="with `Step.from_gradients`, whose function returns a gradient for each row",
+    ),
+    "contrib.dpsgd": Case(
+        "optax.contrib.dpsgd(0.05, 1.0, 0.1, 0)",
+        note="with `Step.from_gradients`, whose function returns a gradient for each row",
+    ),
+    "contrib.mechanize": Case("optax.contrib.mechanize(optax.sgd(0.05))"),
+    "contrib.momo": Case("optax.contrib.momo()", "value=loss"),
+    "contrib.momo_adam": Case("optax.contrib.momo_adam()", "value=loss"),
+    "contrib.reduce_on_plateau": Case(f"optax.chain({INNER}, optax.contrib.reduce_on_plateau())", "value=loss"),
+    "contrib.sam": Case(f"optax.contrib.sam({INNER}, optax.sgd(0.01))", note="each second step applies an update"),
+    "contrib.sam, opaque": Case(
+        f"optax.contrib.sam({INNER}, optax.sgd(0.01), opaque_mode=True)",
+        "grad_fn=lambda params, _: jax.grad(loss_fn)(params)",
+    ),
+    "contrib.schedule_free": Case(
+        f"optax.contrib.schedule_free({INNER}, 0.05)",
+        note="validation, best weights and `result.model` have `schedule_free_eval_params`",
+    ),
+    "contrib.sophia": Case("optax.contrib.sophia(0.05)", "obj_fn=loss_fn"),
+    "contrib.split_real_and_imaginary": Case(f"optax.contrib.split_real_and_imaginary({INNER})"),
+}
+WITHIN = {"contrib.scale_by_muon": "for matrices alone; tried within `contrib.muon`"}
+PER_ROW = ("contrib.differentially_private_aggregate", "contrib.dpsgd")
+
+
+def _simple(path: str, function: Callable[..., Any]) -> Case | None:
+    """A transformation that takes a learning rate and nothing else, or nothing; None for another."""
+    parameters = inspect.signature(function).parameters.values()
+    asked = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if asked == ["learning_rate"]:
+        return Case(f"optax.{path}(0.05)")
+    return Case(f"optax.{path}()") if not asked else None
+
+
+def all_cases() -> dict[str, Case]:
+    """Returns the name of each transformation, and how it is built; without those that need more than is known here."""
+    found: dict[str, Case] = {}
+    for prefix, module in (("", optax), ("contrib.", optax.contrib)):
+        for name in sorted(vars(module)):
+            function = vars(module)[name]
+            if name.startswith("_") or inspect.isclass(function) or not callable(function):
+                continue
+            try:
+                returns = str(inspect.signature(function).return_annotation)
+            except (TypeError, ValueError):
+                continue
+            path = prefix + name
+            if path in WITHIN:
+                continue
+            case = SPECIAL.get(path) or ("GradientTransformation" in returns and _simple(path, function)) or None
+            if case is not None and "GradientTransformation" in returns:
+                found[path] = case
+    found["contrib.sam, opaque"] = SPECIAL["contrib.sam, opaque"]
+    return dict(sorted(found.items(), key=lambda item: (item[0].startswith("contrib."), item[0])))
+
+
+def build(case: Case) -> optax.GradientTransformation:
+    """Builds it."""
+    return eval(case.call, {"optax": optax, "jax": jax, "jnp": jnp})  # noqa: S307 - the texts above
+
+
+def table() -> str:
+    """Returns the table of the page."""
+    rows = ["| transformation | tried as | in a loop by hand, `update(grads, state, params` |", "|---|---|---|"]
+    for path, case in all_cases().items():
+        by_hand = f"`, {case.extra})`" if case.extra else "`)`"
+        note = f"; {case.note}" if case.note else ""
+        rows.append(f"| `{path}` | `{case.call.replace('|', chr(92) + '|')}` | {by_hand}{note} |")
+    return "\n".join(rows)
