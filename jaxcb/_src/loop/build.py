@@ -121,6 +121,8 @@ def build_driver(
     )
     spec = programs.spec(programs.members)
     context.run.describe_step(programs.traced_step)
+    if keeper is not None:
+        keeper.describe(programs.traced_facts())
     kind, why = _executor(execution, programs, spec)
     block = _block(execution, programs, spec) if kind == "looped" else None
     why = why if block is None else f"{why}; in blocks of {block} steps"

@@ -9,13 +9,10 @@ import jax
 import numpy as np
 
 from jaxcb._src.core.metrics import as_text
-from jaxcb._src.history.reader import JOURNAL
+from jaxcb._src.history.reader import JOURNAL, PLACE
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.csv import Table
 from jaxcb._src.writers.run_handle import Run
-
-PLACE = ("epoch", "step", "evaluated")
-
 
 BUILT_IN = ("elapsed", "steps_per_second", "examples_per_step", "step_flops", "peak_flops", "device_memory")
 
@@ -77,7 +74,7 @@ class HostMetrics:
         self._journal: Table | None = None
         if context.run_dir is not None and self._read and context.processes.is_primary:
             file = context.append_file(context.run_dir / JOURNAL, "journal")
-            self._journal = Table(file, [*PLACE, *self._read], grows=True)
+            self._journal = Table(file, [*PLACE, *self._read])
 
     @property
     def elapsed(self) -> float:
