@@ -130,7 +130,7 @@ def all_cases() -> dict[str, Case]:
 
 def build(case: Case) -> optax.GradientTransformation:
     """Builds it."""
-    return eval(case.call, {"optax": optax, "jax": jax, "jnp": jnp})  # noqa: S307 - the texts above
+    return eval(case.call, {"optax": optax, "jax": jax, "jnp": jnp})
 
 
 def table() -> str:

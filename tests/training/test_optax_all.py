@@ -84,8 +84,25 @@ def test_all_of_optax_is_tried():
     assert set(SPECIAL) <= set(CASES), "a name that optax no longer has"
 
 
-EVERY_DAY = """adafactor adam adamw chain contrib.muon contrib.sam contrib.dpsgd inject_hyperparams lbfgs lion lookahead
-masked partition polyak_sgd scale_by_backtracking_linesearch sgd contrib.reduce_on_plateau""".split()
+EVERY_DAY = [
+    "adafactor",
+    "adam",
+    "adamw",
+    "chain",
+    "contrib.muon",
+    "contrib.sam",
+    "contrib.dpsgd",
+    "inject_hyperparams",
+    "lbfgs",
+    "lion",
+    "lookahead",
+    "masked",
+    "partition",
+    "polyak_sgd",
+    "scale_by_backtracking_linesearch",
+    "sgd",
+    "contrib.reduce_on_plateau",
+]
 pytestmark = pytest.mark.usefixtures("as_optax_promotes")
 old = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Specifying a key:UserWarning")
 

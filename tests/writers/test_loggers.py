@@ -1,7 +1,6 @@
 """Loggers in runs: what reaches them, and what happens where one fails."""
 
 import json
-import math
 
 import jax
 import jax.numpy as jnp
