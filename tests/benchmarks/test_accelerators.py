@@ -12,7 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "benchmarks" / "accelerators"
 PYTHON = ROOT / ".venv-accelerators" / "bin" / "python"
-RECORDED = ("TPU v5e | mlp", "H100 | mlp", "FSDP | mlp")  # the cases of the long test
+RECORDED = (  # the cases of the long test
+    "TPU v5e | mlp | four callbacks",
+    "H100 | mlp | four callbacks",
+    "H100 | mlp | probe",
+    "H100 | mlp | best",
+    "FSDP | mlp | four callbacks",
+)
 
 
 @pytest.fixture
