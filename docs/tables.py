@@ -1,7 +1,8 @@
 """Writes the generated parts of the pages.
 
 The parts of `callbacks.md` and `actions.md` are made from docstrings, those of `differences_from_keras.md` from the
-rules of `tests/against_keras`, that of `optimizers.md` from `tests/training/_optax_all.py`, and those of `speed.md` from the saved measurements.
+rules of `tests/against_keras`, that of `optimizers.md` from `tests/training/_optax_all.py`, and those of `speed.md`
+from the saved measurements.
 
     python docs/tables.py [PAGE ...]
 

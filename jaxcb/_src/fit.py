@@ -67,7 +67,7 @@ def fit(  # noqa: PLR0913
     Args:
         model: a Flax NNX module, `jc.linen(module, sample_input)`, an Equinox module, or any pytree of floating
             arrays. An NNX module is updated at the end, and `result.model is model`. Or a `Result` or `TrainState`, to
-            go on from: with its step, keys and the state of its optimizer. Epochs and the run's history begin anew.
+            continue from: with its step, keys and the state of its optimizer. Epochs and the run's history begin again.
         loss_fn: `loss_fn(model, batch)` returns a scalar `loss`, `(loss, {name: value})` or `jc.Out`. It gets `key`,
             `train`, `controls`, `state` and `sample_weight` (float32 (rows,)) if it has parameters of these names.
         train_data: a pytree of arrays with a common leading axis, such as `(x, y)`, kept on the device; an iterable of
@@ -75,7 +75,7 @@ def fit(  # noqa: PLR0913
             `(epoch, controls)` that returns the data of an epoch.
         optimizer: an optax factory such as `optax.adam`, together with `learning_rate`: then callbacks can scale, set
             and read the rate. Or a ready-made optimizer, of which only the final updates are scaled. None for that of
-            the `Result` or `TrainState` to go on from.
+            the `Result` or `TrainState` to continue from.
         learning_rate: a constant or an optax schedule (number of updates -> rate).
         epochs: number of epochs to train.
         steps: number of updates to do; with `epochs`, whichever comes first.

@@ -36,5 +36,5 @@ def test_numbers_are_the_shortest_that_read_back(value, text):
 def test_arguments_are_checked():
     with pytest.raises(TypeError, match="filename must be a path, got 3"):
         jc.CSVLogger(3)
-    with pytest.raises(TypeError, match="separator must be one character.*got ''"):
+    with pytest.raises(TypeError, match=r"separator must be one character.*got ''"):
         jc.CSVLogger("a.csv", separator="")

@@ -133,7 +133,7 @@ def test_it_trains_in_fit(path):
         state = jc.TrainState.create(params=start(path), tx=tx)
         result = loop.run(state, (X, Y), steps=STEPS, batch_size=8, shuffle=False, verbose=0)
     else:
-        given = dict(optimizer=tx, steps=STEPS, batch_size=8, shuffle=False, verbose=0)
+        given = {"optimizer": tx, "steps": STEPS, "batch_size": 8, "shuffle": False, "verbose": 0}
         result = jc.fit(start(path), loss_fn, (X, Y), validation_data=(X, Y), **given)
     params, state = by_hand(path, tx)
     close(result.params, params)
@@ -147,7 +147,7 @@ def test_it_trains_in_fit(path):
 def test_gradients_are_accumulated_for_every_kind(name):
     """`optax.MultiSteps` passes on what the optimizer asks for, and hides what it refuses."""
     tx = optax.MultiSteps(build(CASES[name]), 2)
-    given = dict(steps=4, batch_size=8, shuffle=False, verbose=0)
+    given = {"steps": 4, "batch_size": 8, "shuffle": False, "verbose": 0}
     twice = jc.fit(start(name), loss_fn, (X, Y), optimizer=tx, **given)
     once = jc.fit(start(name), loss_fn, (X, Y), optimizer=build(CASES[name]), **(given | {"steps": 2}))
     close(twice.params, once.params)
@@ -173,13 +173,13 @@ def test_the_best_weights_of_a_schedule_free_run_are_those_that_were_validated()
 
 def test_a_checkpoint_of_a_schedule_free_run_is_of_the_weights_for_evaluation(tmp_path):
     save = jc.ModelCheckpoint(tmp_path / "m", save_weights_only=True)
-    given = dict(optimizer=optax.contrib.schedule_free_sgd(0.1), epochs=2, batch_size=4, verbose=0)
+    given = {"optimizer": optax.contrib.schedule_free_sgd(0.1), "epochs": 2, "batch_size": 4, "verbose": 0}
     result = jc.fit(start("sgd"), loss_fn, (X, Y), callbacks=[save], **given)
     close(jc.load(tmp_path / "m", what="params"), result.model)
 
 
 def test_averages_beside_a_schedule_free_optimizer_are_refused():
-    with pytest.raises(ValueError, match="SwapEMAWeights exchanges weights.*keeps weights for evaluation of its own"):
+    with pytest.raises(ValueError, match=r"SwapEMAWeights exchanges weights.*keeps weights for evaluation of its own"):
         jc.fit(
             start("sgd"),
             loss_fn,

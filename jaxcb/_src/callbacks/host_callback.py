@@ -171,7 +171,7 @@ HostCallback._pure = FunctionCallback
 def call_with_logs(who: str, function: Callable[..., Any], counters: Sequence[int], logs: dict[str, Any]) -> Any:
     """Calls a function with Keras's arguments, and refuses what it adds to `logs`, which nothing would read.
 
-    In Keras, a callback adds to `logs` what those after it then report. Here, all callbacks have seen the metrics before.
+    In Keras, a callback adds to `logs` what those after it then report. Here, all callbacks have seen the metrics.
 
     Raises:
         CallbackError: if it has changed `logs`.
@@ -182,9 +182,9 @@ def call_with_logs(who: str, function: Callable[..., Any], counters: Sequence[in
     if changed:
         name = changed[0]
         raise CallbackError(
-            f"{who} sets logs[{name!r}], which nothing reads: metrics are known before callbacks run. Report a function "
-            f"of the model with metrics={{{name!r}: jc.probes.evaluator(fn)}}, one of the step with jc.probe(fn), or "
-            "return the value from loss_fn as a metric; to keep it for yourself, use an attribute."
+            f"{who} sets logs[{name!r}], which nothing reads: metrics are known before callbacks run. Report a "
+            f"function of the model with metrics={{{name!r}: jc.probes.evaluator(fn)}}, one of the step with "
+            "jc.probe(fn), or return the value from loss_fn as a metric; to keep it for yourself, use an attribute."
         )
     return result
 

@@ -299,7 +299,7 @@ def check_fits(arrays: Any, what: str) -> None:
             raise DataError(
                 f"{what}: {leaf_name(path) or 'the array'} has dtype {leaf.dtype} and numbers from {low} to {high}, "
                 f"which do not fit into {narrow.__name__}, the type that JAX gives them on the device. Number them "
-                "anew, for example with np.unique(x, return_inverse=True), or allow 64 bits before the first array is "
+                "again, for example with np.unique(x, return_inverse=True), or allow 64 bits before the first array is "
                 'made: jax.config.update("jax_enable_x64", True).'
             )
 

@@ -239,7 +239,7 @@ def _all_probes(given: Mapping[str, Probe], callbacks: Chain) -> dict[str, Probe
 def _warn_of_what_never_comes(
     place: HostPosition, probes: Mapping[str, Probe], callbacks: Chain, spec: ProgramSpec, context: Context
 ) -> None:
-    """Warns, before the first step, of what was asked for and cannot happen in a run of this length.
+    """Warns, before the first step, of what is requested and cannot happen in a run of this length.
 
     Raises:
         ValueError: for gradients that are accumulated longer than the run, which would train nothing.
@@ -258,6 +258,12 @@ def _warn_of_what_never_comes(
     for name, probe in probes.items():
         if probe.every > total:
             context.warn(f"the metric {name!r} is measured every {probe.every} steps, and this run has {total}.")
+    _check_accumulation(callbacks, total, context)
+    _warn_of_undone_weights(spec, context)
+
+
+def _check_accumulation(callbacks: Chain, total: float, context: Context) -> None:
+    """Refuses an accumulation that is longer than the run, and warns of one that its end cuts off."""
     for name, callback in callbacks.items():
         every = getattr(callback, "steps", None) if isinstance(callback, GradientAccumulation) else None
         if not isinstance(every, int) or total == math.inf:
@@ -272,6 +278,10 @@ def _warn_of_what_never_comes(
                 f"{name} updates once in {every} steps, and this run has {total}: the gradients of the last "
                 f"{total % every} are not applied."
             )
+
+
+def _warn_of_undone_weights(spec: ProgramSpec, context: Context) -> None:
+    """Warns of weights that one callback restores at the end of the run, and another one then replaces."""
     last = spec.actions_of("on_train_end")
     for index, action in enumerate(last):
         for later in last[index + 1 :]:

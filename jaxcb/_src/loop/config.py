@@ -73,8 +73,8 @@ def _frequency(owner: str, freq: Any) -> int | tuple[int, ...]:
 def _seed(owner: str, seed: Any) -> int:
     if hasattr(seed, "dtype") and jnp.issubdtype(seed.dtype, jax.dtypes.extended):
         raise TypeError(
-            f"{owner}: seed must be a whole number of at least 0, got a PRNG key. Pass the number that the key was made "
-            "of; the run makes its own keys from it."
+            f"{owner}: seed must be a whole number of at least 0, got a PRNG key. Pass the number that the key was "
+            "made of; the run makes its own keys from it."
         )
     number = check_int(owner, "seed", seed, concrete=True)
     if number >= 2**63:
@@ -327,7 +327,7 @@ class RunConfig:
         check_choice(owner, "verbose", verbose, (None, 0, 1, 2))
         if isinstance(resume, str):
             raise TypeError(
-                f"{owner}: resume must be True or False, got {resume!r}. resume=True goes on with the run in run_dir."
+                f"{owner}: resume must be True or False, got {resume!r}. resume=True continues the run in run_dir."
             )
         _check_execution(owner, execution, unsupported)
         if not isinstance(checkpointing, Checkpointing):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.core import Tracer
 
 from jaxcb._src.utils.errors import check_number, did_you_mean
 from jaxcb._src.utils.pytree import Struct, static
@@ -157,7 +158,7 @@ def checked_rate(owner: str, rate: Any) -> Any:
         TypeError: for a schedule that returns something else than a number.
     """
     if not callable(rate):
-        if isinstance(rate, jax.core.Tracer):
+        if isinstance(rate, Tracer):
             return rate
         return check_number(owner, "learning_rate", rate, least=0.0)
     try:
@@ -322,7 +323,7 @@ def accumulations(opt_state: Any) -> list[optax.MultiStepsState]:
 
 def accumulated(several: optax.MultiSteps) -> optax.GradientTransformationExtraArgs:
     """Returns the transformation of `optax.MultiSteps`; its own does not pass on what an optimizer asks for."""
-    return optax.GradientTransformationExtraArgs(several.init, several.update)
+    return optax.GradientTransformationExtraArgs(several.init, several.update)  # pyright: ignore[reportArgumentType]
 
 
 def map_learning_rates(fn: Callable[[LearningRate], LearningRate], opt_state: Any) -> Any:

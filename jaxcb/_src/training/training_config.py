@@ -87,7 +87,7 @@ class TrainingConfig:
         return adjustable_lr(optimizer, learning_rate=rate, hyperparameters=self.hyperparameters)
 
     def continued(self, state: TrainState, adapter: Adapter | None) -> TrainState:
-        """Returns the train state of an earlier run, to go on with: its step, weights, keys and optimizer's state.
+        """Returns the train state of an earlier run, to continue with: its step, weights, keys and optimizer's state.
 
         Args:
             state: of the earlier run.
@@ -136,7 +136,7 @@ def _adopted(opt_state: Any, configured: Any, tx: Any) -> Any:
         one, other = old.get(path), new.get(path)
         if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
             raise ValueError(
-                "the state to go on from is that of another optimizer: they differ at "
+                "the state to continue from is that of another optimizer: they differ at "
                 f"{path}. Pass the optimizer with which it was trained; or result.model, to begin with a new one."
             )
     adopted = jax.tree.unflatten(jax.tree.structure(configured), jax.tree.leaves(opt_state))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 class CallbackError(TypeError):
@@ -38,7 +39,7 @@ def _number(owner: str, name: str, value: Any, expected: str, *, concrete: bool 
     Raises:
         ValueError: for an array of another shape, and for a key.
     """
-    if not hasattr(value, "shape") or isinstance(value, np.number | jax.core.Tracer):
+    if not hasattr(value, "shape") or isinstance(value, np.number | Tracer):
         return value
     dtype = getattr(value, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.extended):
@@ -62,7 +63,7 @@ def _is_number(value: Any) -> bool:
 
 def _is_traced(value: Any, concrete: bool) -> bool:
     """Returns whether a value is known only when a program runs, and so cannot be checked: that of a swept field."""
-    return isinstance(value, jax.core.Tracer) and not concrete
+    return isinstance(value, Tracer) and not concrete
 
 
 def check_int(owner: str, name: str, value: Any, *, least: int = 0, concrete: bool = False) -> Any:
@@ -107,7 +108,7 @@ def check_between(owner: str, name: str, value: Any, low: float, high: float) ->
 
 def shown(value: Any) -> str:
     """Returns a value in one short line, for messages."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return "a value that is traced, known only when a compiled program runs"
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."

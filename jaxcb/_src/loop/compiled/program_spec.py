@@ -106,7 +106,7 @@ class ProgramSpec(NamedTuple):
     scales_final_updates: bool = False
 
     def acts_at_steps(self) -> str | None:
-        """Returns who acts on the host at every step, or computes what it logs; None if nobody does."""
+        """Returns who acts on the host at every step, or computes what it logs; None if no one does."""
         for hook in STEP_HOOKS:
             own = self.hooks.get(hook)
             if own is not None and (own.may_yield or own.answers):
