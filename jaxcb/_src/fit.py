@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
 from jaxcb._src.data import inputs as _data
-from jaxcb._src.data.inputs import split_off, with_weights
+from jaxcb._src.data.inputs import is_no_split, split_off, with_weights
 from jaxcb._src.data.sources import BATCH_SIZE, sequential_source
 from jaxcb._src.data.spec import rows_in
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator
@@ -28,7 +28,7 @@ from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import EvalStep, Step
 from jaxcb._src.training.training_config import TrainingConfig
-from jaxcb._src.utils.errors import DataError, check_int
+from jaxcb._src.utils.errors import DataError, check_int, check_seed
 from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram, kept_program
 from jaxcb._src.utils.program_key import key_of, tree_key
 
@@ -132,7 +132,7 @@ def fit(  # noqa: PLR0913
     Source: `keras.Model.fit`.
     """
     train_data = with_weights("fit", train_data, sample_weight)
-    if not _is_zero(validation_split):
+    if not is_no_split(validation_split):
         train_data, validation_data = split_off("fit", train_data, validation_data, validation_split)
     config = RunConfig.of(
         "fit",
@@ -204,7 +204,7 @@ def evaluate(
         {'loss': 1.0}
     """
     data = with_weights("evaluate", data, sample_weight)
-    seed = check_int("evaluate", "seed", seed, concrete=True)
+    seed = check_seed("evaluate", seed)
     state, placement = _inference_state(model, seed, mesh, sharding)
     step = EvalStep(loss_fn)
     leaves, tree = jax.tree.flatten(state)
@@ -287,11 +287,6 @@ def _first_state(model: Any, training: TrainingConfig, *, copy: bool) -> TrainSt
     if copy and getattr(adapter, "in_place", False):
         adapter = adapt(adapter.model, copy=True)
     return training.continued(begun, adapter)
-
-
-def _is_zero(fraction: Any) -> bool:
-    """Returns whether a `validation_split` asks for nothing; anything but a number is for `split_off` to refuse."""
-    return isinstance(fraction, int | float) and fraction == 0
 
 
 def _kept_program(owner: str, fn: Any, state: TrainState, placement: Placement) -> KeptProgram:

@@ -85,22 +85,8 @@ def test_all_of_optax_is_tried():
 
 
 EVERY_DAY = [
-    "adafactor",
-    "adam",
-    "adamw",
-    "chain",
-    "contrib.muon",
-    "contrib.sam",
-    "contrib.dpsgd",
-    "inject_hyperparams",
-    "lbfgs",
-    "lion",
-    "lookahead",
-    "masked",
-    "partition",
-    "polyak_sgd",
-    "scale_by_backtracking_linesearch",
-    "sgd",
+    *("adafactor", "adam", "adamw", "chain", "inject_hyperparams", "lbfgs", "lion", "lookahead", "masked", "partition"),
+    *("polyak_sgd", "scale_by_backtracking_linesearch", "sgd", "contrib.dpsgd", "contrib.muon", "contrib.sam"),
     "contrib.reduce_on_plateau",
 ]
 pytestmark = pytest.mark.usefixtures("as_optax_promotes")

@@ -24,7 +24,7 @@ from jaxcb._src.core.actions.control import Restore, Snapshot, Stop
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, resolve_mode
-from jaxcb._src.utils.errors import check_choice, check_int, check_number
+from jaxcb._src.utils.errors import check_bool, check_choice, check_int, check_number
 from jaxcb._src.utils.pytree import Struct, select, static, to_strong_types
 
 
@@ -101,6 +101,8 @@ class EarlyStopping(Callback):
         for name in ("baseline", "stopping_threshold", "divergence_threshold"):
             if getattr(self, name) is not None:
                 self._set(name, check_number(owner, name, getattr(self, name)))
+        for name in ("restore_best_weights", "check_finite"):
+            self._set(name, check_bool(owner, name, getattr(self, name)))
         check_choice(owner, "threshold_mode", self.threshold_mode, THRESHOLD_MODES)
         check_choice(owner, "patience_in", self.patience_in, PATIENCE_UNITS)
         self._set("mode", resolve_mode(owner, self.monitor, self.mode))

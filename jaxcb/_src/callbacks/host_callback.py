@@ -171,7 +171,7 @@ HostCallback._pure = FunctionCallback
 def call_with_logs(who: str, function: Callable[..., Any], counters: Sequence[int], logs: dict[str, Any]) -> Any:
     """Calls a function with Keras's arguments, and refuses what it adds to `logs`, which nothing would read.
 
-    In Keras, a callback adds to `logs` what those after it then report. Here, all callbacks have seen the metrics.
+    In Keras, a callback adds to `logs` what those after it then report. Here, all callbacks see the same metrics.
 
     Raises:
         CallbackError: if it has changed `logs`.

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from jaxcb._src.callbacks.reporter import Reporter
 from jaxcb._src.core.actions.logging import JSONLine
+from jaxcb._src.utils.errors import check_bool
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import static
 
@@ -38,6 +39,7 @@ class JSONLogger(Reporter):
 
     def __post_init__(self) -> None:
         self._set("filename", path_text("JSONLogger", "filename", self.filename))
+        self._set("append", check_bool("JSONLogger", "append", self.append))
         self._check_every()
 
     def _report(self, values: dict[str, Any], fresh: dict[str, Any], when: Any) -> JSONLine:

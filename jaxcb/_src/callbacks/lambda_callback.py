@@ -83,7 +83,7 @@ class LambdaCallback(FunctionCallback):
 
     _builds_itself: ClassVar[bool] = True
 
-    def __init__(  # noqa: PLR0913, the names of Keras
+    def __init__(  # noqa: PLR0913
         self,
         on_epoch_begin: Callable[[int, dict[str, float]], Any] | None = None,
         on_epoch_end: Callable[[int, dict[str, float]], Any] | None = None,

@@ -11,8 +11,8 @@ from jaxcb._src.core.actions.host import Checkpoint
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.actions.utils import PLACES, template_names
 from jaxcb._src.core.callback import Callback
-from jaxcb._src.core.metrics import Metrics, resolve_mode
-from jaxcb._src.utils.errors import check_choice, check_int, check_number
+from jaxcb._src.core.metrics import Metrics, check_monitor, resolve_mode
+from jaxcb._src.utils.errors import check_bool, check_choice, check_int, check_number
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
 
@@ -103,6 +103,9 @@ class ModelCheckpoint(Callback):
             template_names(path)
         except ValueError as error:
             raise ValueError(f"{owner}: filepath {self.filepath!r} is not a valid template: {error}.") from None
+        for name in ("save_best_only", "save_weights_only", "save_at_end", "async_"):
+            self._set(name, check_bool(owner, name, getattr(self, name)))
+        check_monitor(owner, self.monitor)
         self._check_numbers(owner)
         self._check_cadences(owner)
         if self.save_best_only and self.save_at_end:
@@ -240,6 +243,8 @@ class ModelCheckpoint(Callback):
             max_to_keep=self.max_to_keep,
             keep_best=self.keep_best,
             async_=self.async_,
+            # what was compared: not the raw weights, where a `SwapEMAWeights` had the averages validated
+            validated=self._compares and isinstance(self.monitor, str) and self.monitor.startswith("val_"),
             when=when,
         )
         return after, (*self._lines(state, values, due, better), save)

@@ -10,7 +10,7 @@ from jaxcb._src.callbacks.monitor import Monitor, monitor_name, read
 from jaxcb._src.core.actions.control import Restore, SkipUpdate, Snapshot, Stop
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.callback import Callback
-from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.core.metrics import Metrics, check_monitor
 from jaxcb._src.utils.errors import check_choice, check_int, check_number
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
 
@@ -83,6 +83,7 @@ class SpikeDetection(Callback):
     def __post_init__(self) -> None:
         self._set("factor", check_number("SpikeDetection", "factor", self.factor, least=0.0))
         self._set("window", check_int("SpikeDetection", "window", self.window, least=2))
+        check_monitor("SpikeDetection", self.monitor)
         check_choice("SpikeDetection", "action", self.action, ("skip", "rollback"))
         self._set("snapshot_every", check_int("SpikeDetection", "snapshot_every", self.snapshot_every, least=1))
         self._set("patience", check_int("SpikeDetection", "patience", self.patience, least=1))

@@ -100,7 +100,7 @@ class SwapEMAWeights(Callback):
         return state.replace(averaged=state.averaged | due), Average("ema", self._decay(metrics), when=due)
 
     def _decay(self, metrics: Metrics) -> Any:
-        """Returns the decay of this update. How many there were is a function of the step, so nothing is counted."""
+        """Returns the decay of this update. How many there were follows from the step, and is not counted."""
         if _is_zero(self.warmup):
             return self.decay
         first = jnp.maximum(jnp.asarray(self.start_step, jnp.int32), 1)

@@ -10,7 +10,7 @@ from jaxcb._src.core.actions.host import Profile
 from jaxcb._src.core.actions.tensorboard import Embedding, Graph, Histogram, HParams, Image, LogConfiguration, Scalars
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, fresh_scalars
-from jaxcb._src.utils.errors import check_choice, check_int
+from jaxcb._src.utils.errors import check_bool, check_choice, check_int
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
 
@@ -79,6 +79,8 @@ class TensorBoard(Callback):
     hparams: Any = static(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
+        for name in ("write_graph", "write_images", "write_steps_per_second"):
+            self._set(name, check_bool("TensorBoard", name, getattr(self, name)))
         self._set("log_dir", path_text("TensorBoard", "log_dir", self.log_dir))
         self._set("histogram_freq", check_int("TensorBoard", "histogram_freq", self.histogram_freq))
         if isinstance(self.update_freq, str):

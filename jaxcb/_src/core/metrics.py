@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxcb._src.utils.errors import MissingMetricError, check_choice, did_you_mean
+from jaxcb._src.utils.errors import MissingMetricError, check_choice, did_you_mean, shown
 from jaxcb._src.utils.pytree import Struct, static, to_strong_type
 
 
@@ -168,12 +168,27 @@ _MAX = re.compile(
 )
 
 
+def check_monitor(owner: str, monitor: Any) -> None:
+    """Checks for the name of a metric, or a function of metrics.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if (isinstance(monitor, str) and monitor) or callable(monitor):
+        return
+    raise TypeError(
+        f"{owner}: monitor must be the name of a metric, such as 'val_loss', or a function of Metrics, got "
+        f"{shown(monitor)}."
+    )
+
+
 def resolve_mode(owner: str, monitor: Any, mode: str) -> str:
     """Returns "min" or "max"; for "auto", the last word of the metric's name with a known direction decides.
 
     Raises:
         ValueError: for an unknown mode, or if no word of the name has a known direction.
     """
+    check_monitor(owner, monitor)
     check_choice(owner, "mode", mode, ("auto", "min", "max"))
     if mode != "auto":
         return mode

@@ -349,6 +349,11 @@ def with_weights(owner: str, data: Any, sample_weight: Any) -> Any:
     return Weighted(data, sample_weight)
 
 
+def is_no_split(fraction: Any) -> bool:
+    """Returns whether a `validation_split` asks for nothing; anything but a number is for `split_off` to refuse."""
+    return isinstance(fraction, int | float) and fraction == 0
+
+
 def split_off(owner: str, train_data: Any, validation_data: Any, fraction: float) -> tuple[Any, Any]:
     """Splits the last rows off as validation data.
 

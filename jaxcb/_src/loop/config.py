@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
@@ -17,7 +15,7 @@ from jaxcb._src.data.inputs import DataConfig, ValidationConfig
 from jaxcb._src.data.progress import UNBOUNDED
 from jaxcb._src.loop.compiled.position import EvalSchedule
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
-from jaxcb._src.utils.errors import check_bool, check_choice, check_int
+from jaxcb._src.utils.errors import check_bool, check_choice, check_int, check_seed
 from jaxcb._src.utils.local_path import local_path
 
 
@@ -68,18 +66,6 @@ def _frequency(owner: str, freq: Any) -> int | tuple[int, ...]:
             raise ValueError(f"{owner}: validation_freq lists no epoch. Leave validation_data out to validate never.")
         return epochs
     return check_int(owner, "validation_freq", freq, least=1, concrete=True)
-
-
-def _seed(owner: str, seed: Any) -> int:
-    if hasattr(seed, "dtype") and jnp.issubdtype(seed.dtype, jax.dtypes.extended):
-        raise TypeError(
-            f"{owner}: seed must be a whole number of at least 0, got a PRNG key. Pass the number that the key was "
-            "made of; the run makes its own keys from it."
-        )
-    number = check_int(owner, "seed", seed, concrete=True)
-    if number >= 2**63:
-        raise ValueError(f"{owner}: seed must be a whole number of at most {2**63 - 1}, got {number}.")
-    return number
 
 
 MOST_STEPS_OF_A_BLOCK = 32
@@ -338,7 +324,7 @@ class RunConfig:
             steps_per_epoch=_count(owner, "steps_per_epoch", steps_per_epoch),
             batch_size=_count(owner, "batch_size", batch_size),
             shuffle=check_bool(owner, "shuffle", shuffle),
-            seed=_seed(owner, seed),
+            seed=check_seed(owner, seed),
             drop_remainder=execution.drop_remainder,
             resident=execution.resident,
             steps_per_execution=execution.steps_per_execution,

@@ -129,7 +129,7 @@ class Loop:
         """
         if not isinstance(train_state, TrainState):
             raise TypeError(
-                f"Loop.run takes a TrainState, such as jc.TrainState.create(params=..., tx=...), got a "
+                f"Loop.run: train_state must be a TrainState, such as jc.TrainState.create(params=..., tx=...), got a "
                 f"{type(train_state).__name__}."
             )
         config = RunConfig.of(

@@ -13,7 +13,7 @@ from jaxcb._src.checkpointing.checkpointer import CHECKPOINTS
 from jaxcb._src.checkpointing.resume import TABLE
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
-from jaxcb._src.data.inputs import split_off, with_weights
+from jaxcb._src.data.inputs import is_no_split, split_off, with_weights
 from jaxcb._src.loop.compiled.member_map import STRATEGIES
 from jaxcb._src.loop.compiled.traced_functions import RunFunctions
 from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig
@@ -139,13 +139,13 @@ def sweep(  # noqa: PLR0913
         (4, 0.1)
     """
     points = as_points(over)
-    at_once = None if at_once is None else check_int("sweep", "at_once", at_once, least=1)
+    at_once = None if at_once is None else check_int("sweep", "at_once", at_once, least=1, concrete=True)
     check_choice("sweep", "strategy", strategy, (None, *STRATEGIES))
     repack = None if repack is None else check_bool("sweep", "repack", repack)
     if callable(train_data) and not isinstance(train_data, Iterable):
         raise DataError("train_data is a function, which follows the controls of one run; members share their data.")
     train_data = with_weights("sweep", train_data, sample_weight)
-    if validation_split:
+    if not is_no_split(validation_split):
         train_data, validation_data = split_off("sweep", train_data, validation_data, validation_split)
     config = RunConfig.of(
         "sweep",

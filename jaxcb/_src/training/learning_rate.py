@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.core import Tracer
@@ -162,7 +163,7 @@ def checked_rate(owner: str, rate: Any) -> Any:
             return rate
         return check_number(owner, "learning_rate", rate, least=0.0)
     try:
-        value = jax.eval_shape(lambda count: jnp.asarray(rate(count)), jax.ShapeDtypeStruct((), jnp.int32))
+        value = jax.eval_shape(lambda count: _as_rate(owner, rate(count)), jax.ShapeDtypeStruct((), jnp.int32))
     except Exception as error:
         error.add_note(
             f"This happened in the schedule of {owner}, learning_rate={getattr(rate, '__name__', rate)!r}, which is "
@@ -174,6 +175,15 @@ def checked_rate(owner: str, rate: Any) -> Any:
             f"{owner}: the schedule of learning_rate returns {value.dtype} of shape {value.shape}, expected one number."
         )
     return rate
+
+
+def _as_rate(owner: str, value: Any) -> Array:
+    if not isinstance(value, int | float | np.number | np.ndarray | Array):
+        raise TypeError(
+            f"{owner}: the schedule of learning_rate returns a {type(value).__name__}, expected one number. Is its "
+            "`return` missing?"
+        )
+    return jnp.asarray(value)
 
 
 class AdjustableOptimizer(optax.GradientTransformationExtraArgs):

@@ -72,8 +72,8 @@ class Probe(Struct):
 
     def __post_init__(self) -> None:
         if not callable(self.fn):
-            raise TypeError(f"probe takes a function of one `StepView`, got {type(self.fn).__name__}.")
-        check_int("probe", "every", self.every, least=1)
+            raise TypeError(f"probe: fn must be a function of one `StepView`, got a {type(self.fn).__name__}.")
+        self._set("every", check_int("probe", "every", self.every, least=1))
 
 
 def probe(fn: Callable[[StepView], Any], *, every: int = 1) -> Probe:

@@ -131,7 +131,7 @@ class TrainState(Struct):
             opt_state=jax.tree.map(to_strong_type, opt_state),
             model_state=jax.tree.map(to_strong_type, model_state),
             rngs=jax.tree.map(to_strong_type, rngs),
-            controls=_checked_controls(controls),
+            controls={k: jnp.asarray(v, jnp.float32) for k, v in checked_controls(controls).items()},
             weights={},
             stop=jnp.zeros((), bool),
             key=key,
@@ -254,8 +254,8 @@ class TrainState(Struct):
         return self.replace(weights=weights)
 
 
-def _checked_controls(controls: Any) -> dict[str, Array]:
-    """Returns the controls as arrays, float32 ().
+def checked_controls(controls: Any) -> dict[str, Any]:
+    """Returns the controls as numbers.
 
     Raises:
         TypeError: if they are not a mapping of names.
@@ -267,7 +267,7 @@ def _checked_controls(controls: Any) -> dict[str, Array]:
     for name, value in (controls or {}).items():
         if not isinstance(name, str) or not name:
             raise TypeError(f"controls: a name must be a string that is not empty, got {name!r}.")
-        found[name] = jnp.asarray(check_number("controls", name, value), jnp.float32)
+        found[name] = check_number("controls", name, value)
     return found
 
 

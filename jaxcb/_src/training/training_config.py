@@ -18,7 +18,7 @@ from jaxcb._src.training.learning_rate import (
     scaled_updates,
     with_constant_rates_of,
 )
-from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.training.train_state import TrainState, checked_controls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,9 @@ class TrainingConfig:
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     controls: Mapping[str, float] = dataclasses.field(default_factory=dict)
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "controls", checked_controls(self.controls))
 
     def without(self, fixed: tuple[str, ...]) -> "TrainingConfig":
         """Returns the configuration with some of the factory's numbers bound to it as Python values."""

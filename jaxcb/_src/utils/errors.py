@@ -46,7 +46,7 @@ def _number(owner: str, name: str, value: Any, expected: str, *, concrete: bool 
         raise ValueError(f"{owner}: {name} must be {expected}, got a PRNG key. Pass a number.")
     if concrete and not isinstance(value, np.generic):
         raise ValueError(
-            f"{owner}: {name} must be {expected}, got an array ({type(value).__name__} of shape {tuple(value.shape)}). "
+            f"{owner}: {name} must be {expected}, got an array of shape {tuple(value.shape)}. "
             f"Pass a Python number, such as {'float' if 'finite' in expected else 'int'}(x)."
         )
     if value.shape != ():
@@ -83,6 +83,19 @@ def check_int(owner: str, name: str, value: Any, *, least: int = 0, concrete: bo
     if not _is_number(number) or not math.isfinite(number) or int(number) != number or number < least:
         raise ValueError(f"{owner}: {name} must be {expected}, got {shown(value)}.")
     return int(number)
+
+
+def check_seed(owner: str, seed: Any) -> int:
+    """Checks a seed, and returns it as an int; a key is refused, because the run makes its own."""
+    if hasattr(seed, "dtype") and jnp.issubdtype(seed.dtype, jax.dtypes.extended):
+        raise TypeError(
+            f"{owner}: seed must be a whole number of at least 0, got a PRNG key. Pass the number that the key was "
+            "made of; the run makes its own keys from it."
+        )
+    number = check_int(owner, "seed", seed, concrete=True)
+    if number >= 2**63:
+        raise ValueError(f"{owner}: seed must be a whole number of at most {2**63 - 1}, got {number}.")
+    return number
 
 
 def check_number(owner: str, name: str, value: Any, *, least: float = -math.inf, concrete: bool = False) -> Any:

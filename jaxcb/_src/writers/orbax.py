@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from jaxcb._src.core.actions.utils import fill
 from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.storage import exports as _exports
 from jaxcb._src.storage import orbax as _orbax
+from jaxcb._src.utils.pytree import select
 from jaxcb._src.writers.base import Writer, by_member
 from jaxcb._src.writers.files import check_writable
 
@@ -85,12 +86,13 @@ class CheckpointWriter(Writer):
 
     def write(self, record: Any) -> None:
         tree: Any = None
+        callbacks = self.context.run.callback_states if record.action.validated else {}
         for member, action in by_member(record.action):
             self._land()
             path = self._path(action, step=record.step, epoch=record.epoch, batch=record.batch)
             if tree is None:
                 # a copy, because the state's buffers are donated while it is being saved
-                tree = self.context.run.copy_of(lambda state, what=action.what: _chosen(state, what))
+                tree = self.context.run.copy_of(lambda state, what=action.what: _chosen(state, what, callbacks))
             weights, key = tree, action.path
             if member is not None:
                 path, key = path / str(member), f"{key}/{member}"
@@ -220,7 +222,20 @@ def _as_json(value: float) -> Any:
     return None if math.isnan(value) else value
 
 
-def _chosen(state: Any, what: str) -> Any:
+def _chosen(state: Any, what: str, callbacks: Mapping[str, Any]) -> Any:
+    """Returns what to save of a train state.
+
+    Args:
+        state: the train state.
+        what: "model" or "state".
+        callbacks: states of the callbacks; the averages of one that exchanges them for validations, and has not now,
+            are saved instead of the weights.
+    """
+    for key, slot in state.weights.items():
+        own = callbacks.get(key.rpartition("/")[0])
+        if hasattr(own, "averaged") and hasattr(own, "swapped"):
+            parts = {part: getattr(state, part) for part in slot.value}
+            state = state.replace(**select(own.averaged & ~own.swapped, slot.value, parts))
     return state if what == "state" else {"params": state.evaluation_params(), "model_state": state.model_state}
 
 

@@ -60,6 +60,11 @@ class Run:
         return _copied(choose(train))
 
     @property
+    def callback_states(self) -> dict[str, Any]:
+        """The state of each callback, by name; empty in a hand-written loop."""
+        return {} if self._carry is None else self._carry().callbacks
+
+    @property
     def model(self) -> Any:
         """The model with the current weights, in its evaluation view."""
         return self.state.model()

@@ -37,6 +37,7 @@ class Checkpoint(HostAction):
             is given.
         keep_best: how many of the best checkpoints to keep besides these; None for no such rule.
         async_: whether to write the checkpoint in the background.
+        validated: whether to save the weights that validations use, where a callback keeps averages for them.
     """
 
     path: str = static()
@@ -47,6 +48,7 @@ class Checkpoint(HostAction):
     max_to_keep: int | None = static(default=None, kw_only=True)
     keep_best: int | None = static(default=None, kw_only=True)
     async_: bool = static(default=False, kw_only=True)
+    validated: bool = static(default=False, kw_only=True)
 
     template = "path"
 

@@ -111,7 +111,7 @@ def check_text(action: Any, members: int | None) -> None:
     Raises:
         ValueError: for a template that cannot be formatted.
     """
-    if not action.template:
+    if not action.template or callable(getattr(action, action.template)):
         return
     axes = 0 if members is None else 1
     zeros = jax.tree.map(lambda s: np.zeros(s.shape[axes:], s.dtype), action)
