@@ -232,7 +232,7 @@ def _chosen(state: Any, what: str, callbacks: Mapping[str, Any]) -> Any:
             are saved instead of the weights.
     """
     for key, slot in state.weights.items():
-        own = callbacks.get(key.rpartition("/")[0])
+        own: Any = callbacks.get(key.rpartition("/")[0])
         if hasattr(own, "averaged") and hasattr(own, "swapped"):
             parts = {part: getattr(state, part) for part in slot.value}
             state = state.replace(**select(own.averaged & ~own.swapped, slot.value, parts))
