@@ -194,8 +194,9 @@ def test_more_epochs_go_on_from_the_training_and_not_from_the_restored_weights(t
     one = run(tmp_path / "one", epochs=5, callbacks=own)
     run(tmp_path / "two", epochs=2, callbacks=own)
     capsys.readouterr()
-    two = run(tmp_path / "two", epochs=5, callbacks=own, verbose=2)
-    assert "changed: epochs 2 -> 5" in capsys.readouterr().out
+    with pytest.warns(RuntimeWarning, match="with another request: epochs 2 -> 5"):
+        two = run(tmp_path / "two", epochs=5, callbacks=own, verbose=2)
+    assert "at step 10, in epoch 3" in capsys.readouterr().out
     same(one, two, tmp_path / "one", tmp_path / "two")
 
 

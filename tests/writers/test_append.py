@@ -37,7 +37,7 @@ def test_a_file_holds_what_was_written_whatever_happens_between(tmp_path_factory
                 file.write(argument)
                 expected, touched = expected + argument.encode(), True
             case "position":
-                assert file.position() == expected.count(b"\n")
+                assert file.position()["lines"] == expected.count(b"\n")
                 noted.append(expected.count(b"\n"))
             case "truncate":
                 noted = [n for n in noted if n <= expected.count(b"\n")]
@@ -57,7 +57,7 @@ def test_a_file_holds_what_was_written_whatever_happens_between(tmp_path_factory
 def test_nothing_is_touched_before_the_first_write(tmp_path):
     file = AppendFile(tmp_path / "new" / "a.txt")
     assert not (tmp_path / "new" / "a.txt").exists()
-    assert file.position() == 0
+    assert file.position()["lines"] == 0
     file.close()
     assert not (tmp_path / "new" / "a.txt").exists()
 
@@ -85,7 +85,7 @@ def test_a_file_that_is_shorter_than_noted_is_refused(tmp_path):
     file.write("one\n")
     place = file.position()
     path.write_text("")
-    with pytest.raises(ValueError, match=r"a.txt has 0 lines, but had 1 at the checkpoint"):
+    with pytest.raises(ValueError, match=r"a.txt has 0 bytes, but had 4 at the checkpoint"):
         file.restore(place)
     with pytest.raises(ValueError, match="has 0 lines, but had 1 at the checkpoint"):
         AppendFile(tmp_path / "none.txt").restore(1)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._src.checkpointing.manifest import Saved
+from jaxcb._src.checkpointing.request import compare_traced
 from jaxcb._src.checkpointing.store import Store
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.distributed.processes import Processes
@@ -66,10 +67,17 @@ class Checkpointer:
         given: dict[str, Any] = {"run": run, "say": warn, "on_error": on_error, "processes": processes}
         self._training = Store(directory / CHECKPOINTS, keep=2, **given)
         self._result = Store(directory / RESULT, keep=1, **given)
-        self._callbacks, self._say = callbacks, say
+        self._callbacks, self._say, self._warn = callbacks, say, warn
         self._about = {"run": run, "config": dict(config), "callbacks": _fingerprints(callbacks)}
+        self._traced: Mapping[str, Any] = {}
         self._requested = False
         self._saved_at = time.monotonic()
+
+    def describe(self, traced: Mapping[str, Any]) -> None:
+        """Adds the facts of the request that are known once the run is built, before the first checkpoint."""
+        self._traced = traced
+        config = self._about["config"]
+        self._about = {**self._about, "config": {**config, "request": {**config.get("request", {}), **traced}}}
 
     # Writing
 
@@ -119,11 +127,15 @@ class Checkpointer:
             The restored leaves by name; without those that do not fit.
 
         Raises:
-            ValueError: for parameters or optimizer states of another shape, listing them.
+            ValueError: for parameters or optimizer states of another shape, listing them; for another loss function.
         """
         store = self._result if finished else self._training
         stored, new = saved.leaves, leaves
+        directory = saved.path.parent.parent
+        found = compare_traced(saved.facts["config"].get("request", {}), self._traced)
         _check_fixed_leaves(saved, stored, new)
+        found.refuse(directory)
+        found.warn(directory, saved.step, self._warn)
         dropped = self._changed(saved.facts["callbacks"]) + _other_windows(stored, new)
         wanted = {
             # an uncommitted array must stay uncommitted, otherwise the first step would compile again

@@ -1,7 +1,5 @@
 """Decides where a run starts: new, from a checkpoint, or from the result of a completed run."""
 
-import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,13 +7,13 @@ from typing import Any, NamedTuple
 from jaxcb._src.checkpointing import manifest as _manifest
 from jaxcb._src.checkpointing.checkpointer import CHECKPOINTS, RESULT, Checkpointer
 from jaxcb._src.checkpointing.manifest import Saved
+from jaxcb._src.checkpointing.request import compare
 from jaxcb._src.checkpointing.store import checkpoints_in, remove_store
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.data.progress import FeedStart
 from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.history.reader import JOURNAL
-from jaxcb._src.storage.ownership import RunRecord
-from jaxcb._src.utils.pytree import Struct
+from jaxcb._src.storage.ownership import CURE, FOLDER, RECORD, RunRecord
 from jaxcb._src.writers.base import Context
 
 
@@ -183,24 +181,29 @@ def find_start(
         return ResumePlan(record, keeper, to_delete=Replaced(existing.run, stores, existing.files))
     training, result = keeper.find_latest()
     if training is None:  # new, or killed before its first checkpoint
-        if existing.files:
-            names = ", ".join(path.name for path in existing.files)
+        result_of_it = [f"{RESULT}/{result.path.name}"] if result is not None else []
+        traces = [path.name for path in existing.files] or result_of_it
+        # a record from which no log was begun is that of a run that was killed before its first checkpoint
+        if traces:
             raise ValueError(
-                f"{directory} has {names} of a run, but no checkpoint of it in "
+                f"{directory} has {', '.join(traces)} of a run, but no checkpoint of it in "
                 f"{directory / CHECKPOINTS}. Restore it from a backup to resume, or pass "
                 "checkpointing=jc.Checkpointing(overwrite=True) to start again."
             )
         return ResumePlan(record, keeper)
     facts = training.facts
+    record.check(facts.get("record"))
+    found = compare(facts["config"], config, facts)
+    found.refuse(directory)
+    found.warn(directory, training.step, context.warn)
     stop_cleared_now = _is_stop_cleared(facts, config)
-    if result is not None and result.step == training.step and facts["over"] and not stop_cleared_now:
+    ended = result is not None and result.step == training.step and facts["over"] and not stop_cleared_now
+    # other epochs alone train nothing more; anything else may change what is done at the end
+    if result is not None and ended and found.only_lengths:
         how = "stopped" if result.facts["stops"] else "finished"
         say(f"jaxcb: the run in {directory} has {how} at step {result.step}; this is its result.")
         return ResumePlan(record, keeper, result, completed=True)
-    _check_same_data(directory, facts, config)
-    changes = _changes(facts["config"], config)
-    why = f"; changed: {'; '.join(changes)}" if changes else ""
-    say(f"jaxcb: resuming {directory} at step {training.step}, in epoch {facts['epoch'] + 1}{why}.")
+    say(f"jaxcb: resuming {directory} at step {training.step}, in epoch {facts['epoch'] + 1}.")
     stale = Replaced(run, (directory / RESULT,)) if result is not None else None
     return ResumePlan(record, keeper, training, stop_cleared=stop_cleared_now, to_delete=stale)
 
@@ -231,6 +234,11 @@ def _run_in(directory: Path) -> _ExistingRun:
     files = tuple(directory / name for name in _FILES if (directory / name).exists())
     for path in files:
         if path.name not in made:
+            if record is not None and any(_names(save, record.run, path.name) for save in saves):
+                raise ValueError(
+                    f"{directory / FOLDER / RECORD}, the record of the run's files, was cut: a checkpoint of the run "
+                    f"names {path.name}, and the record does not. {CURE}"
+                )
             raise FileExistsError(
                 f"{path} is in the way: a run writes a file of that name, and no record in {directory} shows that this "
                 "file belongs to a run. Move it, or pass another run_dir."
@@ -238,38 +246,14 @@ def _run_in(directory: Path) -> _ExistingRun:
     return _ExistingRun(run, made, files, bool(saves or files))
 
 
-def _check_same_data(directory: Path, facts: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raises an error if an epoch would be resumed with other data."""
-    before, now = facts["config"]["data"], config["data"]
-    other = [f"{name} was {before[name]}, is {now[name]}" for name in now if before[name] != now[name]]
-    if other and facts["cursor"]:
-        raise ValueError(
-            f"the run in {directory} was saved in the middle of an epoch, and the data order has changed: "
-            f"{'; '.join(other)}. Resume with the previous values, or pass another run_dir, or "
-            "checkpointing=jc.Checkpointing(overwrite=True)."
-        )
-
-
-def request_facts(
-    callbacks: Chain, epochs: int | None, steps: int | None, data: Mapping[str, Any], layout: str
-) -> dict[str, Any]:
-    """Returns a description of the requested training that is equal on all processes."""
-    named = {name: _words(callback) for name, callback in callbacks.items() if callback.affects_run}
-    return {"epochs": epochs, "steps": steps, "callbacks": named, "data": dict(data), "layout": layout}
-
-
-def _words(value: Any) -> str:
-    """Describes a callback's configuration as text. Functions are described by name, and sets are sorted."""
-    if isinstance(value, Struct):
-        fields = [f.name for f in dataclasses.fields(value)]  # pyright: ignore[reportArgumentType]
-        return f"{type(value).__name__}({', '.join(f'{n}={_words(getattr(value, n))}' for n in fields)})"
-    if isinstance(value, dict | list | tuple | set | frozenset):
-        parts = value.items() if isinstance(value, dict) else value
-        inner = [_words(part) for part in parts]
-        return f"({', '.join(inner if isinstance(value, list | tuple) else sorted(inner))})"
-    if callable(value):
-        return getattr(value, "__qualname__", type(value).__qualname__)
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+def _names(checkpoint: Path, run: str, name: str) -> bool:
+    """Returns whether a checkpoint is one of the run, and names a file of it."""
+    try:
+        saved, _ = _manifest.read(checkpoint)
+    except _manifest.UnusableError:
+        return False
+    position = (saved.facts.get("files") or {}).get(name)
+    return saved.run == run and bool(position.get("lines") if isinstance(position, dict) else position)
 
 
 def _is_stop_cleared(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
@@ -279,17 +263,3 @@ def _is_stop_cleared(facts: Mapping[str, Any], config: Mapping[str, Any]) -> boo
         return False
     before, now = facts["config"]["callbacks"], config["callbacks"]
     return all(before.get(owner) != now.get(owner) for owner, *_ in facts["stops"])
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    changes = [f"{name} {before[name]} -> {now[name]}" for name in ("epochs", "steps") if before[name] != now[name]]
-    changes += [
-        f"{n} {before['data'][n]} -> {now['data'][n]}" for n in now["data"] if before["data"][n] != now["data"][n]
-    ]
-    callbacks = {**before["callbacks"], **now["callbacks"]}
-    other = [name for name in callbacks if before["callbacks"].get(name) != now["callbacks"].get(name)]
-    if before["layout"] != now["layout"]:
-        changes.append(
-            f"layout {before['layout']} -> {now['layout']}, so that results are equal up to rounding, not bit for bit"
-        )
-    return changes + ([f"callbacks {', '.join(sorted(other))}"] if other else [])

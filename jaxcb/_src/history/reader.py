@@ -8,9 +8,9 @@ import bisect
 import csv
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from jaxcb._src.utils.local_path import local_path
 POSITIONS = ("step", "epoch")
 RATES = ("learning_rate", "base_learning_rate", "lr_scale")
 JOURNAL = "host_metrics.csv"  # next to a run's history: host metrics, each row with the position from which it holds
+PLACE = ("epoch", "step", "evaluated")  # columns of the journal: the position from which a row holds
+_LINE = 1 << 24  # characters
 _BLOCK = 65_536  # lines of a file that are in memory as text at the same time
 
 
@@ -111,27 +113,56 @@ def _from_file(path: Path) -> Records:
             f"there is no file {str(path)!r} to replay. A run with run_dir= writes run_dir/history.csv; "
             "or pass the values themselves: {'val_loss': [...]}."
         )
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        first = file.readline()
-        separator = max(",;\t", key=first.count)
-        names = next(csv.reader([first], delimiter=separator), [])
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise DataError(f"{path}: the header has the column {twice[0]!r} {names.count(twice[0])} times.")
-        parts: list[list[_Column]] = []
-        lines: list[np.ndarray] = []
-        reader, line = csv.reader(file, delimiter=separator), 2
-        while block := list(itertools.islice(reader, _BLOCK)):
-            kept = range(len(block)) if [] not in block else [i for i, cells in enumerate(block) if cells]
-            numbers = line + np.asarray(kept, np.int64)  # blank lines are skipped
-            parts.append(_block(path, names, [block[i] for i in kept], numbers))
-            lines.append(numbers)
-            line += len(block)
-    if not any(len(n) for n in lines):
+    columns, at = _table(path)
+    if not len(at):
         raise DataError(f"{path}: it has no records, so there is nothing to replay.")
-    at = np.concatenate(lines)
+    return _records(columns, lambda i: f"{path}, line {at[i]}")
+
+
+def _table(path: Path) -> tuple[dict[str, _Column], np.ndarray]:
+    """Reads a table of numbers, of which no program says that a run has written it.
+
+    Returns:
+        The columns by name, and the line of each row.
+
+    Raises:
+        DataError: for a file that is not such a table.
+    """
+    parts: list[list[_Column]] = []
+    at: list[np.ndarray] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = _lines(path, file)
+            first = next(lines, "")
+            separator = max(",;\t", key=first.count)
+            reader = csv.reader(itertools.chain([first], lines), delimiter=separator)
+            names = next(reader, [])  # of several lines, if a name contains a line break
+            twice = sorted({n for n in names if names.count(n) > 1}) if len({*names}) < len(names) else []
+            if twice:
+                raise DataError(f"{path}: the header has the column {twice[0]!r} {names.count(twice[0])} times.")
+            line = reader.line_num + 1
+            while block := list(itertools.islice(reader, _BLOCK)):
+                kept = range(len(block)) if [] not in block else [i for i, cells in enumerate(block) if cells]
+                numbers = line + np.asarray(kept, np.int64)  # blank lines are skipped
+                parts.append(_block(path, names, [block[i] for i in kept], numbers))
+                at.append(numbers)
+                line += len(block)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{path} is not a table of text in UTF-8 ({error}); expected the history.csv of a run."
+        ) from None
     joined = [_Column(*map(np.concatenate, zip(*part, strict=True))) for part in zip(*parts, strict=True)]
-    return _records(dict(zip(names, joined, strict=True)), lambda i: f"{path}, line {at[i]}")
+    return dict(zip(names, joined, strict=False)), np.concatenate(at) if at else np.zeros(0, np.int64)
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    """Yields the lines of a file. A line that is longer than any of a table is not read into memory."""
+    while line := file.readline(_LINE):
+        if len(line) == _LINE:
+            raise DataError(
+                f"{path} has a line of more than {_LINE} characters, so it is not the history.csv of a run."
+            )
+        yield line
 
 
 def _block(path: Path, names: Sequence[str], rows: list[list[str]], lines: np.ndarray) -> list[_Column]:
@@ -194,19 +225,27 @@ def _is_missing(cell: Any) -> bool:
 
 def _with_journal(records: Records, path: Path) -> Records:
     """Adds the host metrics at each record: those of the last journal row before it."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    header, table = rows[0], np.asarray(rows[1:], np.float64).reshape(len(rows) - 1, len(rows[0]))
-    if not len(table):
+    columns, at = _table(path)
+    names = [name for name in columns if name not in PLACE]
+    if not len(at):
         return records
+    for name in PLACE:
+        if name not in columns or not columns[name].present.all():
+            raise DataError(f"{path}: expected a number in each row of the column {name!r}. Put it back, or remove it.")
+    both = sorted({*names} & {*records.names, *POSITIONS, *RATES})
+    if both:
+        raise DataError(f"{path}: the column {both[0]!r} is in history.csv, too. Put the file back, or remove it.")
+    table = np.stack([columns[name].values for name in (*PLACE, *names)], axis=1)
     # Sorted by (epoch, step, closes): a record that closes an epoch comes after a validation at the same step.
     starts = [tuple(row[:3]) for row in table.tolist()]
+    if starts != sorted(starts):
+        raise DataError(f"{path}: its rows are not in the order of epoch and step. Put it back, or remove it.")
     moments = zip(records.epoch.tolist(), records.step.tolist(), records.closes.tolist(), strict=True)
     last = np.asarray([bisect.bisect_right(starts, begin) - 1 for begin in moments]).clip(0)
     return records._replace(
-        names=(*records.names, *header[3:]),
+        names=(*records.names, *names),
         values=np.concatenate([records.values, table[last, 3:].astype(np.float32)], axis=1),
-        reported=np.concatenate([records.reported, np.repeat(records.step[:, None], len(header) - 3, axis=1)], axis=1),
+        reported=np.concatenate([records.reported, np.repeat(records.step[:, None], len(names), axis=1)], axis=1),
     )
 
 

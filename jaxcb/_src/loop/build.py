@@ -124,6 +124,8 @@ def build_driver(
     )
     spec = programs.spec(programs.members)
     context.run.describe_step(programs.traced_step)
+    if keeper is not None:
+        keeper.describe(programs.traced_facts())
     platform = placement.platform
     kind, why = _executor(execution, programs, spec, platform)
     block = _block(execution, programs, spec, platform) if kind == "looped" else None

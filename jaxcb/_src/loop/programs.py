@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxcb._src.checkpointing.request import traced_facts
 from jaxcb._src.core.actions.base import HostAction, LogAction
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.actions.utils import is_lazy
@@ -225,6 +226,16 @@ class RunPrograms:
 
         return self.kept.fact("flops", count)
 
+    def traced_facts(self) -> dict[str, Any]:
+        """Returns facts about loss function and optimizer by their jaxprs, which the checkpoints of the run contain."""
+
+        def find() -> dict[str, Any]:
+            state = self._prepared[0] if self.population is None else _without_axis(self._prepared[0])
+            step, batch = self.functions.step, self.placement.shapes(self.data.example)
+            return traced_facts(step, state, batch, self.placement.with_mesh)
+
+        return self.kept.own_fact("traced facts", find)
+
     @property
     def _wraps_optimizer(self) -> bool:
         """Whether a callback changes the train state before the run."""
@@ -301,6 +312,10 @@ def _prepare(state: TrainState, callbacks: Chain) -> tuple[TrainState, Any]:
 
 def _with_axis(shapes: Any, size: int | None) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), shapes)
+
+
+def _without_axis(shapes: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
 
 
 def _with_rows(shapes: Any, size: int | None) -> Any:

@@ -18,7 +18,8 @@ from jaxcb._src.callbacks.freeze import Freeze
 from jaxcb._src.callbacks.history import History
 from jaxcb._src.callbacks.progress_bar import ProgressBar
 from jaxcb._src.checkpointing.lock import lock_run_dir
-from jaxcb._src.checkpointing.resume import ResumePlan, find_start, request_facts
+from jaxcb._src.checkpointing.request import further_facts, request_facts
+from jaxcb._src.checkpointing.resume import ResumePlan, find_start
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import Chain, chain
 from jaxcb._src.data.inputs import are_arrays
@@ -107,7 +108,8 @@ def run_training(
         functions = functions._replace(callbacks=_all_callbacks(functions.callbacks, config.verbose))
         if population is not None:
             config = replace(config, data=replace(config.data, seed=list(population.seeds)))
-        start = _find_start(config, functions.callbacks, context, placement.layout_text(), settings or {})
+        request = _request(config, functions.callbacks, context, placement, train_state, train_data)
+        start = _find_start(config, functions.callbacks, context, request, settings or {})
         given = [train_state]
         del train_state  # the driver copies it: without a reference here its arrays are freed if the caller has none
         driver, why = _build(functions, given, train_data, config, start, context, placement, population)
@@ -182,12 +184,31 @@ def _open(stack: contextlib.ExitStack, config: RunConfig, callbacks: Chain, grou
     return context
 
 
+def _request(
+    config: RunConfig, callbacks: Chain, context: Context, placement: Placement, state: TrainState, train_data: Any
+) -> dict[str, Any]:
+    """Returns the facts of the request, which checkpoints contain and a resumed run compares."""
+    data, execution, more = config.data, config.execution, {}
+    if context.run_dir is not None and not config.is_trial:
+        more = further_facts(
+            state,
+            train_data,
+            config.validation.data,
+            validation_freq=config.cadence.epochs,
+            drop_remainder=data.drop_remainder,
+            eval_every=execution.eval_every,
+            executor=execution.executor,
+        )
+    return request_facts(
+        callbacks, epochs=data.epochs, steps=data.steps, order=data.order, layout=placement.layout_text(), more=more
+    )
+
+
 def _find_start(
-    config: RunConfig, callbacks: Chain, context: Context, layout: str, settings: Mapping[str, Any]
+    config: RunConfig, callbacks: Chain, context: Context, facts: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> ResumePlan:
     """Decides from where the run starts, and describes the run to its writers."""
     group, run, data = context.processes, context.run, config.data
-    facts = request_facts(callbacks, data.epochs, data.steps, data.order, layout)
     arguments = {"epochs": data.epochs, "steps": data.steps, **data.order}
     arguments |= {"drop_remainder": data.drop_remainder, "eval_every": config.execution.eval_every}
     frozen = (c.where for c in callbacks.callbacks if isinstance(c, Freeze) and c.until_epoch is None)
@@ -205,7 +226,7 @@ def _find_start(
     else:
         # all processes need one run id, since checkpoints are named by it
         start = ResumePlan(RunRecord(run=group.broadcast_from_primary(lambda: RunRecord().run)))
-    context.start_from(start.record, start.files, inherits=start.inherits)
+    context.start_from(start.record, start.files, inherits=start.inherits, complete=start.completed)
     return start
 
 

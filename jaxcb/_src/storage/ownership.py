@@ -5,15 +5,50 @@ import json
 import os
 import re
 import secrets
+import stat
 import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 FOLDER = ".jaxcb"  # subdirectory of the run directory
-_NAME = "run.jsonl"
+RECORD = "run.jsonl"
 _FORMAT = 1
+_BLOCK = 1 << 20  # bytes that are read at a time
+_MOST = 1 << 28  # bytes of a record
 _ID = re.compile(r"[0-9a-f]{16}")
+
+
+CURE = "Restore it from a backup, or delete it: the run then owns the files that its checkpoints name."
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """Reads a file that may have been written by a stranger.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is not a regular file, or too large.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
+        raise ValueError(f"{path.name} is not a file")
+    if status.st_size > most:
+        raise ValueError(f"{path.name} has {status.st_size} bytes, more than any that jaxcb writes ({most})")
+    return path.read_bytes()
+
+
+def _line(line: dict[str, Any]) -> bytes:
+    """Returns a line of the record, with a checksum."""
+    text = json.dumps(line)
+    return f'{text[:-1]}, "crc": {zlib.crc32(text.encode())}}}\n'.encode()
+
+
+def _checked(line: Any) -> Any:
+    """Returns a line of the record without its checksum, which lines of earlier versions lack."""
+    checksum = line.pop("crc", None)
+    if checksum is not None and checksum != zlib.crc32(json.dumps(line).encode()):
+        raise ValueError("it has changed since it was written")
+    return line
 
 
 def is_run_id(value: Any) -> bool:
@@ -57,6 +92,38 @@ def remove_files(directory: Path, names: Collection[str], *, last: Sequence[str]
     return not directory.exists()
 
 
+class Prefix:
+    """Size and checksum of the durable beginning of a file that grows.
+
+    Attributes:
+        size: in bytes.
+        checksum: CRC-32.
+    """
+
+    def __init__(self, size: int = 0, checksum: int = 0) -> None:
+        self.size, self.checksum = size, checksum
+
+    def extend(self, path: Path, size: int) -> None:
+        """Reads what a file has gained, up to a size."""
+        if size < self.size:
+            self.size = self.checksum = 0
+        if size > self.size:
+            with path.open("rb") as file:
+                file.seek(self.size)
+                while self.size < size and (block := file.read(min(_BLOCK, size - self.size))):
+                    self.size, self.checksum = self.size + len(block), zlib.crc32(block, self.checksum)
+
+    def difference(self, path: Path) -> str | None:
+        """Says how a file differs from this beginning; None if it begins with it."""
+        if not path.is_file():
+            return "is not a file any more" if path.exists() else "is missing"
+        there, found = path.stat().st_size, Prefix()
+        if there < self.size:
+            return f"has {there} bytes, but had {self.size}"
+        found.extend(path, self.size)
+        return None if found.checksum == self.checksum else f"has other content in its first {self.size} bytes"
+
+
 class Written(NamedTuple):
     """A part of a shared file that a run has written."""
 
@@ -85,7 +152,9 @@ class RunRecord:
         self.run = run or secrets.token_hex(8)
         self.made: dict[str, tuple[str, ...]] = {}  # key of a file or directory -> files in it, for a directory
         self._writes: dict[str, dict[int, Written]] = {}
-        self._path = None if directory is None else directory / FOLDER / _NAME
+        self._rewritten: dict[str, int] = {}
+        self._prefix = Prefix()
+        self._path = None if directory is None else directory / FOLDER / RECORD
         self._size: int | None = None  # size of the complete lines; None if there is no file
 
     @classmethod
@@ -95,27 +164,30 @@ class RunRecord:
         Raises:
             ValueError: for a damaged record.
         """
-        path = directory / FOLDER / _NAME
+        path = directory / FOLDER / RECORD
         try:
-            data = path.read_bytes()
+            data = read_bytes(path, _MOST)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}, the record of the run's files, cannot be read: {error}. {CURE}") from None
         whole = data[: data.rfind(b"\n") + 1]  # a killed process may leave an incomplete line
         record = cls(directory)
         record._size = len(whole)
         number = 0
         try:
-            lines = [json.loads(line) for line in whole.splitlines()]
-            if not lines or lines[0]["format"] > _FORMAT or not is_run_id(lines[0]["run"]):
+            lines = [_checked(json.loads(line)) for line in whole.splitlines()]
+            if not lines or type(lines[0]["format"]) is not int or lines[0]["format"] > _FORMAT:
                 raise ValueError("its first line is not that of a run of this format")
+            if not is_run_id(lines[0]["run"]):
+                raise ValueError("its first line has no id of a run")
             record.run = lines[0]["run"]
             for line in lines[1:]:
                 number += 1
                 record._take(line)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{path}, the record of the run's files, is damaged (line {number + 1}: {error!r}). "
-                "Restore it from a backup, or delete it: the run then owns the files that its checkpoints name."
+                f"{path}, the record of the run's files, is damaged (line {number + 1}: {error!r}). {CURE}"
             ) from None
         return record
 
@@ -129,9 +201,9 @@ class RunRecord:
         if self._path is None:
             return
         lines = [{"format": _FORMAT, "run": self.run}, *({"made": k, "files": v} for k, v in self.made.items())]
-        data = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+        data = b"".join(map(_line, lines))
         self._path.parent.mkdir(exist_ok=True)
-        half = self._path.with_name(f"{_NAME}.{self.run}.half")
+        half = self._path.with_name(f"{RECORD}.{self.run}.half")
         with half.open("wb") as file:
             file.write(data)
             file.flush()
@@ -158,6 +230,32 @@ class RunRecord:
         """Returns the run's writes to a shared file, in order. The last ones may not have reached the file."""
         return [written for _, written in sorted(self._writes.get(key, {}).items())]
 
+    def rewrite(self, key: str) -> None:
+        """Records that a log is about to get further columns, so that its older checksums no longer hold."""
+        self._note({"rewrote": key})
+
+    def rewritten(self, key: str) -> int:
+        """Returns how often a log got further columns."""
+        return self._rewritten.get(key, 0)
+
+    def position(self) -> list[int]:
+        """Returns size and checksum of the record, as JSON, for a checkpoint."""
+        if self._path is not None and self._size is not None:
+            self._prefix.extend(self._path, self._size)
+        return [self._prefix.size, self._prefix.checksum]
+
+    def check(self, position: Any) -> None:
+        """Compares the record with its size and checksum in a checkpoint.
+
+        Raises:
+            ValueError: for a record that was cut or has changed.
+        """
+        if self._path is not None and self.begun and position is not None:
+            difference = Prefix(*position).difference(self._path)
+            if difference is not None:
+                shown = f"{self._path}, the record of the run's files, {difference}"
+                raise ValueError(f"{shown} at the checkpoint. {CURE}")
+
     def sync(self) -> None:
         """Syncs the record to disk."""
         if self._path is not None and self.begun:
@@ -168,7 +266,7 @@ class RunRecord:
         self._take(line)
         if self._path is None or self._size is None:
             return
-        data = f"{json.dumps(line)}\n".encode()
+        data = _line(line)
         with self._path.open("r+b") as file:  # fails if the record was removed
             file.truncate(self._size)
             file.seek(self._size)
@@ -187,7 +285,11 @@ class RunRecord:
             if not isinstance(line["wrote"], str) or not all(type(x) is int and x >= 0 for x in written):
                 raise ValueError("it is not a position in a file")
             self._writes.setdefault(line["wrote"], {})[written.start] = written
+        elif "rewrote" in line:
+            self._rewritten[line["rewrote"]] = self.rewritten(line["rewrote"]) + 1
         elif "cut" in line:
+            if not isinstance(line["cut"], str) or type(line["at"]) is not int:
+                raise ValueError("it is not a position in a file")
             writes = self._writes.get(line["cut"], {})
             self._writes[line["cut"]] = {start: written for start, written in writes.items() if start < line["at"]}
         else:

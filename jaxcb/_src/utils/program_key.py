@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import enum
 import functools
+import hashlib
 import itertools
 import types
 import weakref
@@ -230,6 +231,43 @@ def trace_key(jaxpr: Any, constants: Sequence[Any] = ()) -> Hashable:
         lines.append((equation.primitive.name, parameters, given, tuple(str(var.aval) for var in equation.outvars)))
     shapes = tuple(str(var.aval) for var in jaxpr.invars)
     return shapes, tuple(map(key_of, constants)), tuple(lines), tuple(map(atom, jaxpr.outvars))
+
+
+def stable_hash(key: Hashable, content: Callable[[Any], str | None]) -> str:
+    """Returns a hash of a key that is the same in all processes.
+
+    Args:
+        key: of `key_of` or `trace_key`. What compares by identity, such as a function, counts by its name.
+        content: returns a hash of an array that compares by identity.
+    """
+    found = hashlib.blake2b(digest_size=8)
+
+    def add(part: Any) -> None:
+        if isinstance(part, tuple):
+            found.update(b"(")
+            for inner in part:
+                add(inner)
+            found.update(b")")
+        else:
+            found.update(f"{_stable_text(part, content)};".encode(errors="replace"))
+
+    add(key)
+    return found.hexdigest()
+
+
+def _stable_text(part: Any, content: Callable[[Any], str | None]) -> str:
+    if isinstance(part, _PLAIN):
+        return repr(part)
+    if isinstance(part, frozenset):
+        return " ".join(sorted(stable_hash(inner, content) for inner in part))
+    if isinstance(part, Reference):
+        target = part._ref()
+        if isinstance(target, jax.Array | np.ndarray):
+            return f"{content(target)}"
+        return getattr(target, "__qualname__", type(target).__qualname__)
+    if isinstance(part, type):
+        return f"{part.__module__}.{part.__qualname__}"
+    return str(part) if isinstance(part, enum.Enum | np.dtype) else type(part).__qualname__
 
 
 def references_in(key: Any) -> list[Reference]:

@@ -29,6 +29,8 @@ from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.utils.local_path import local_path, working_directory
 from jaxcb._src.writers.files import AppendFile
 
+OF_THE_RUN = ("history.csv", "host_metrics.csv")  # files in each run directory
+
 
 class Context:
     """The information that writers have about their run.
@@ -47,6 +49,7 @@ class Context:
         resumed_files: file key -> position in the file at the checkpoint from which the run resumes.
         inherits: whether that checkpoint was written by a version without run ids; then the files that it names
             belong to the run.
+        complete: whether the run is complete, so that its result is returned and nothing is written.
         failure: the error that ended the run, for writers that are being closed; None if there was none.
         processes: the processes of the run. Only the primary process writes and prints.
     """
@@ -72,7 +75,7 @@ class Context:
         self.files: list[Path] = []
         self.record = RunRecord()
         self.resumed_files: dict[str, Any] = {}
-        self.inherits = False
+        self.inherits = self.complete = False
         self._appended: dict[str, AppendFile] = {}
         self.failure: BaseException | None = None
         self._owners: dict[Path, str] = {}
@@ -81,9 +84,11 @@ class Context:
         """Sets the steps of an epoch, before the first writer is made."""
         self.steps_per_epoch = steps_per_epoch
 
-    def start_from(self, record: RunRecord, positions: dict[str, Any], *, inherits: bool) -> None:
+    def start_from(
+        self, record: RunRecord, positions: dict[str, Any], *, inherits: bool, complete: bool = False
+    ) -> None:
         """Sets the run's id and files, and the positions in files at the checkpoint from which it resumes."""
-        self.record, self.resumed_files, self.inherits = record, positions, inherits
+        self.record, self.resumed_files, self.inherits, self.complete = record, positions, inherits, complete
 
     def fail(self, error: BaseException | None) -> None:
         """Sets the error that ended the run, before the writers are closed."""
@@ -136,9 +141,20 @@ class Context:
         alone = not append and self.run_dir is not None and path.resolve().is_relative_to(self.run_dir.resolve())
         file = AppendFile(path, what, append=append, record=self.record, key=key, shared=not alone)
         if key in self.resumed_files:
-            file.restore(self.resumed_files[key])
+            self._restore(file, self.resumed_files[key], of_the_run=path.name == key and key in OF_THE_RUN)
         self._appended[key] = file
         return file
+
+    def _restore(self, file: AppendFile, position: Any, *, of_the_run: bool) -> None:
+        """Restores a file to its position. That of a callback is not needed to return the result of a complete run."""
+        if not self.complete or of_the_run:
+            file.restore(position)
+            return
+        file.inert = True
+        try:
+            file.restore(position, cut=False)
+        except ValueError as error:
+            self.warn(f"{error} The result of the run is returned nevertheless.")
 
     def file_positions(self) -> dict[str, Any]:
         """Makes the content of all appended files durable, and returns their positions, as JSON."""

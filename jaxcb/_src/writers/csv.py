@@ -13,6 +13,8 @@ from jaxcb._src.core.metrics import MISSING, row_text
 from jaxcb._src.writers.base import Writer, by_member
 from jaxcb._src.writers.files import AppendFile
 
+_PLACES = {"member", "epoch", "step"}  # columns that every table of a run has, if they apply to it
+
 
 class Table:
     """A CSV file with a fixed header; the file is not changed before the first row.
@@ -21,27 +23,26 @@ class Table:
         file: the file to append to; if its rows are kept, it must have the same header.
         columns: the header.
         separator: the character between columns.
-        grows: whether a resumed file gets new columns, and keeps columns that are no longer written.
+
+    A resumed file of the run alone gets new columns, and keeps columns that are no longer written.
 
     Raises:
         ValueError: if the file has another header.
     """
 
-    def __init__(self, file: AppendFile, columns: Sequence[str], *, separator: str = ",", grows: bool = False) -> None:
+    def __init__(self, file: AppendFile, columns: Sequence[str], *, separator: str = ",") -> None:
         self.file, self.columns = file, list(columns)
         path = file.path
         self._rows = csv.writer(self.file, delimiter=separator, lineterminator="\n")
-        if self.file.size:
-            with path.open(newline="", encoding="utf-8") as lines:
-                header = next(csv.reader(lines, delimiter=separator), [])
-            if header != self.columns and grows and file.resumed:
+        if self.file.size and not file.inert:
+            header = _header(path, separator)
+            if header != self.columns and file.may_grow and _PLACES & {*self.columns} <= {*header}:
                 self.columns = [*header, *(name for name in self.columns if name not in header)]
-                _rewrite(path, self.columns)
+                file.rewrite(lambda new: _rewrite(path, new, self.columns, separator))
             elif header != self.columns:
-                raise ValueError(
-                    f"{path} has the columns {header}, but this run writes {self.columns}. Give another filename, "
-                    "or append=False to replace the file."
-                )
+                cure = "" if file.resumed else ", or append=False to replace the file"
+                shown = f"{path}, read with the separator {separator!r}, has the columns {header}, but this run writes "
+                raise ValueError(f"{shown}{self.columns}. Give another filename{cure}.")
 
         head = io.StringIO()
         csv.writer(head, delimiter=separator, lineterminator="\n").writerow(self.columns)
@@ -57,16 +58,38 @@ class Table:
         self.file.close()
 
 
-def _rewrite(path: Path, columns: Sequence[str]) -> None:
-    """Adds columns to a file, line for line, so that positions that count lines stay valid."""
-    new = path.with_name(f"{path.name}.new")
+def _header(path: Path, separator: str) -> list[str]:
+    """Reads the header of a file.
+
+    Raises:
+        ValueError: for a file that is not a table.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            return next(csv.reader(lines, delimiter=separator), [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a table of text ({error}). Give another filename.") from None
+
+
+def _rewrite(path: Path, new: Path, columns: Sequence[str], separator: str) -> None:
+    """Writes a file with further columns, line for line, so that positions that count lines stay valid.
+
+    Raises:
+        ValueError: for a row of another length than the header.
+    """
     with path.open(newline="", encoding="utf-8") as old, new.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.DictWriter(file, columns, restval=MISSING, lineterminator="\n")
-        rows.writeheader()
-        rows.writerows(csv.DictReader(old))
+        rows, table = csv.reader(old, delimiter=separator), csv.writer(file, delimiter=separator, lineterminator="\n")
+        header = next(rows)
+        table.writerow(columns)
+        for row in rows:
+            if len(row) != len(header):
+                raise ValueError(
+                    f"{path}, line {rows.line_num}: {len(row)} cells, expected {len(header)} as in the header. Put the "
+                    "file back from a backup, or give another filename."
+                )
+            table.writerow([*row, *[MISSING] * (len(columns) - len(row))])
         file.flush()
         os.fsync(file.fileno())
-    new.replace(path)
 
 
 class CSVWriter(Writer):

@@ -4,12 +4,12 @@ import contextlib
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from jaxcb._src.storage.ownership import RunRecord, Written
+from jaxcb._src.storage.ownership import Prefix, RunRecord, Written
 
 
 def check_writable(directory: Path, what: str) -> None:
@@ -30,6 +30,7 @@ def check_writable(directory: Path, what: str) -> None:
         raise type(error)(error.errno, f"cannot write {what}: {error.strerror}", str(directory)) from None
 
 
+_NUMBERS = ("lines", "bytes", "checksum", "rewritten")
 _WAITING = 1 << 20  # maximum number of bytes that wait for a flush
 
 
@@ -51,6 +52,7 @@ class AppendFile:
     Attributes:
         head: the text that an empty file begins with.
         resumed: whether it continues from its position in a checkpoint.
+        inert: whether nothing will be written, since the run is complete.
 
     Raises:
         OSError: if the path cannot be written.
@@ -67,21 +69,20 @@ class AppendFile:
         shared: bool = False,
     ) -> None:
         self.path, self._what = path, what
-        self.head, self.resumed = "", False
+        self.head, self.resumed, self.inert = "", False, False
         self._append, self._shared = append, shared
         self._record, self._key = record or RunRecord(), key or path.as_posix()
         self._lines: int | None = None  # lines of the file and the waiting text; None until they are counted
+        self._durable = Prefix()
         self._end = 0  # end of what the run has written to a shared file, in bytes
         self._waiting: list[bytes] = []
         self._bytes = 0  # size of the waiting text
         self._file: FileIO | None = None
         with self._named():
             path.parent.mkdir(parents=True, exist_ok=True)
-            existed = path.exists()
-            with path.open("ab"):
+            # a file that is made here and removed again might by then have lines of another run
+            with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
                 pass
-            if not existed:
-                path.unlink()
 
     def begin_with(self, head: str) -> None:
         """Sets the text that an empty file begins with, before the first write."""
@@ -146,8 +147,8 @@ class AppendFile:
     def position(self) -> Any:
         """Makes the content durable, and returns the position in the file, as JSON.
 
-        This is the number of lines, including one that is cut off; for a shared file, the end of what the run itself
-        has written.
+        This is the number of lines, including one that is cut off, with size and checksum; for a shared file, the end
+        of what the run itself has written.
         """
         self.flush()
         if self._file is not None:
@@ -158,13 +159,20 @@ class AppendFile:
             return {"end": self._end}
         if self._lines is None:
             self._lines = len(_ends(self.path)) - 1 if self.size else 0
-        return self._lines
+        if self._lines:
+            with self._named():
+                self._durable.extend(self.path, self.path.stat().st_size)
+        else:
+            self._durable = Prefix()
+        sizes = {"bytes": self._durable.size, "checksum": self._durable.checksum}
+        return {"lines": self._lines, **sizes, "rewritten": self._record.rewritten(self._key)}
 
-    def restore(self, position: Any) -> None:
+    def restore(self, position: Any, *, cut: bool = True) -> None:
         """Truncates the file to a position, from which later writes continue.
 
         Args:
-            position: a result of `position`.
+            position: a result of `position`, or a number of lines, which earlier versions recorded.
+            cut: whether later text is removed; False if nothing will be written.
 
         Raises:
             ValueError: if the file is not the one that was written, or if it is shared and the run's later writes
@@ -173,16 +181,30 @@ class AppendFile:
         if isinstance(position, dict) and type(position.get("end")) is int:
             self._shared = True
             try:
-                self._cut_own(position["end"])
+                self._cut_own(position["end"], cut=cut)
             finally:
                 self.close()
         elif type(position) is int and position >= 0:
-            self._truncate(position)
+            self._truncate(position, cut=cut)
+        elif isinstance(position, dict) and all(type(position.get(name)) is int for name in _NUMBERS):
+            if position["rewritten"] == self._record.rewritten(self._key):
+                self._check(Prefix(position["bytes"], position["checksum"]))
+            self._truncate(position["lines"], cut=cut)
         else:
             raise ValueError(f"the checkpoint has the position {position!r} for {self.path}, which is not valid.")
         self._append = self.resumed = True
 
-    def _truncate(self, lines: int) -> None:
+    def _check(self, known: Prefix) -> None:
+        """Compares the file with what was durable at the checkpoint."""
+        self.close()
+        difference = known.difference(self.path) if known.size else None
+        if difference is not None:
+            raise ValueError(
+                f"{self.path} {difference} at the checkpoint. It was changed since; put it back from a backup, or "
+                "give another filename. To train anew, pass checkpointing=jc.Checkpointing(overwrite=True)."
+            )
+
+    def _truncate(self, lines: int, *, cut: bool) -> None:
         """Truncates the file to a number of lines."""
         self.close()
         ends = _ends(self.path)
@@ -191,7 +213,7 @@ class AppendFile:
                 f"{self.path} has {len(ends) - 1} lines, but had {lines} at the checkpoint. It was "
                 "changed since; put it back, or use a new file."
             )
-        if len(ends) - 1 > lines:
+        if len(ends) - 1 > lines and cut:
             if self._shared:
                 raise ValueError(
                     f"{self.path} has {len(ends) - 1} lines, and had {lines} at the checkpoint, written by a version "
@@ -203,7 +225,7 @@ class AppendFile:
                 os.fsync(file.fileno())
         self._lines = lines
 
-    def _cut_own(self, end: int) -> None:
+    def _cut_own(self, end: int, *, cut: bool) -> None:
         """Removes what the run wrote after a position, if no text of others follows it."""
         self._end = end
         writes = self._record.writes(self._key)
@@ -221,7 +243,7 @@ class AppendFile:
                 places = [write.start for write in standing] + [size]
                 joined = places[1:] == [write.end for write in standing]
                 torn = any(write.start < size < write.end for write in later)
-                if whole and joined and not torn and standing:
+                if cut and whole and joined and not torn and standing:
                     os.ftruncate(file, standing[0].start)
                     os.fsync(file)
         if not whole:
@@ -237,7 +259,22 @@ class AppendFile:
                 "another run; keeping them would duplicate lines. Delete this run's lines there by hand, or give "
                 "another filename."
             )
-        self._record.cut(self._key, end)
+        if cut:
+            self._record.cut(self._key, end)
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether further columns may be added: it is continued, and the run's alone."""
+        return self.resumed and not self._shared
+
+    def rewrite(self, write: Callable[[Path], None]) -> None:
+        """Replaces the file by one with as many lines, which `write` makes at the path that it is given."""
+        self._record.rewrite(self._key)
+        new = self.path.with_name(f"{self.path.name}.{self._record.run}.new")
+        with self._named():
+            write(new)
+            new.replace(self.path)
+        self._durable = Prefix()
 
     def close(self) -> None:
         """Makes the content durable; a later write reopens the file."""

@@ -56,7 +56,7 @@ class HistoryWriter(Writer):
             self.context.claim(path, "the run's history")
             file = self.context.append_file(path, "CSV file")
             whose = ["member"] if self._shape else []
-            self._table = Table(file, [*whose, "step", "epoch", *rates, *names], grows=True)
+            self._table = Table(file, [*whose, "step", "epoch", *rates, *names])
         for record in self.context.processes.broadcast_from_primary(lambda: self._read_back(dtypes)):
             self.history.add(*self._assembled(*record))
         self._gone = [name for name in self.history if name not in dtypes]

@@ -317,6 +317,7 @@ class Driver:
             "feed": merge_process_positions(self._processes.gather(self.feed.get_state())),
             "files": self.context.file_positions(),
             "writers": self.results.performer.positions(),
+            "record": self.context.record.position(),
             "stops": [list(stop) for stop in self.results.stops],
             "elapsed": self._host_metrics.elapsed,
             "executor": self.device.executor.name,

@@ -13,12 +13,11 @@ import jax
 import numpy as np
 
 from jaxcb._src.core.metrics import as_text
-from jaxcb._src.history.reader import JOURNAL
+from jaxcb._src.history.reader import JOURNAL, PLACE
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.csv import Table
 from jaxcb._src.writers.run_handle import Run
 
-PLACE = ("epoch", "step", "evaluated")
 PEAKS = Path(__file__).parents[2] / "inspection" / "peak_flops.csv"  # peaks of known devices, each with its source
 
 BUILT_IN = ("elapsed", "steps_per_second", "examples_per_step", "step_flops", "peak_flops", "device_memory")
@@ -83,7 +82,7 @@ class HostMetrics:
         self._journal: Table | None = None
         if context.run_dir is not None and self._read and context.processes.is_primary:
             file = context.append_file(context.run_dir / JOURNAL, "journal")
-            self._journal = Table(file, [*PLACE, *self._read], grows=True)
+            self._journal = Table(file, [*PLACE, *self._read])
 
     @property
     def elapsed(self) -> float:

@@ -27,6 +27,7 @@ from jaxcb._src.core.actions.tensorboard import (
 )
 from jaxcb._src.core.actions.utils import fill
 from jaxcb._src.inspection.graph.draw import draw, input_names
+from jaxcb._src.storage.ownership import Prefix
 from jaxcb._src.utils.images import as_pixels
 from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.writers.base import Writer, by_member
@@ -46,6 +47,7 @@ class TensorBoardWriter(Writer):
         self._projectors: dict[Path, Projector] = {}
         self._directories: set[Path] = set()
         self._tags: dict[tuple[Path, str], tuple[str, str]] = {}  # (run, tag) -> (plugin, owner)
+        self._durable: dict[str, Prefix] = {}  # by key
         self._own: dict[str, Path] = {}  # the run's event files by key, including those of its earlier processes
 
     def prepare(self, action: Any) -> None:
@@ -194,8 +196,11 @@ class TensorBoardWriter(Writer):
         for file in self._files.values():
             file.sync()
         sizes = {key: path.stat().st_size for key, path in self._own.items() if path.is_file()}
+        for key, size in sizes.items():
+            self._durable.setdefault(key, Prefix()).extend(self._own[key], size)
+        checksums = {key: self._durable[key].checksum for key in sizes}
         projectors = {self.context.key(path): projector.position() for path, projector in self._projectors.items()}
-        return {"sizes": sizes, "projectors": projectors}
+        return {"sizes": sizes, "checksums": checksums, "projectors": projectors}
 
     def restore(self, position: Any) -> None:
         """Truncates the run's event files to the checkpoint's sizes, and removes those that it began later.
@@ -209,6 +214,9 @@ class TensorBoardWriter(Writer):
         if any(type(size) is not int or size < 0 for size in sizes.values()):
             raise ValueError("the checkpoint has an invalid size of an event file.")
         there = [path for directory in sorted(self._directories) for path in event_files(directory)]
+        self._check(sizes, position.get("checksums", {}))
+        if self.context.complete:
+            return  # nothing will be written
         if self.context.inherits:
             self._inherit(there, sizes, position["others"])
         for path in there:
@@ -235,12 +243,24 @@ class TensorBoardWriter(Writer):
         for key in keys.keys() & sizes.keys():
             self.context.record.make(key)
 
+    def _check(self, sizes: dict[str, int], checksums: dict[str, int]) -> None:
+        """Warns of event files that were cut, changed or removed since the checkpoint."""
+        for directory in sorted(self._directories):
+            place = self.context.key(directory)
+            for key in (key for key in sizes if os.path.dirname(key) == place):
+                path, size = directory / os.path.basename(key), sizes[key]
+                known = Prefix(size, checksums[key]) if key in checksums else None
+                if known is not None:
+                    difference = known.difference(path)
+                else:
+                    there = path.stat().st_size if path.is_file() else 0
+                    difference = f"has {there} bytes, but had {size}" if there < size else None
+                if difference is not None:
+                    self.context.warn(f"{path} {difference} at the checkpoint: some of its events are lost.")
+
     def _cut(self, path: Path, size: int) -> None:
         """Truncates an event file; it is never extended."""
-        there = path.stat().st_size
-        if there < size:
-            self.context.warn(f"{path} has {there} bytes, but {size} were written: some of its events are lost.")
-        elif there > size:
+        if path.stat().st_size > size:
             os.truncate(path, size)
 
     def close(self) -> None:

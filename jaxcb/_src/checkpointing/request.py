@@ -1,0 +1,341 @@
+"""What a run was asked for: recorded in its checkpoints as JSON, and compared in full when the run is resumed.
+
+A fact that an old record lacks is not compared. Functions are compared by their jaxpr, within one version of JAX.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.interpreters import partial_eval
+
+from jaxcb._src.core.chain import Chain
+from jaxcb._src.data import inputs as _data
+from jaxcb._src.data.sources import BATCH_SIZE
+from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.names import leaf_name
+from jaxcb._src.utils.program_key import stable_hash, trace_key
+from jaxcb._src.utils.pytree import Struct
+
+_BYTES = 1 << 20  # of an array that are hashed; larger ones are sampled by rows
+_ROWS = 256  # rows of a sample
+_LEAVES = 64  # arrays of a list of batches that are hashed
+_LENGTHS = ("epochs", "steps")
+_FIXED = ("seed", "batch_size")  # of the order of the data; the others may change between epochs
+_DATA = ("train_data", "drop_remainder")
+# facts that may change, with what a warning calls them
+_FREE = {
+    "learning_rate": "learning_rate",
+    "validation": "the validation data",
+    "validation_freq": "validation_freq",
+    "eval_every": "eval_every",
+    "optimizer": "the optimizer",
+    "train_step": "train_step",
+    "numbers": "the numbers of the members",
+}
+
+
+class Differences(NamedTuple):
+    """Where a request differs from the record of a run: texts with both values.
+
+    Attributes:
+        refused: what makes it another run.
+        warned: what the run continues with.
+    """
+
+    refused: tuple[str, ...] = ()
+    warned: tuple[str, ...] = ()
+
+    @property
+    def only_lengths(self) -> bool:
+        """Whether nothing but the number of epochs or steps has changed."""
+        return all(text.partition(" ")[0] in _LENGTHS for text in self.warned)
+
+    def refuse(self, directory: Path) -> None:
+        """Raises an error for a request of another run.
+
+        Raises:
+            ValueError: with both values.
+        """
+        if self.refused:
+            raise ValueError(
+                f"the run in {directory} was made with another request: {'; '.join(self.refused)}. Resume with the "
+                "previous values, or pass another run_dir, or checkpointing=jc.Checkpointing(overwrite=True)."
+            )
+
+    def warn(self, directory: Path, step: int, warn: Callable[[str], None]) -> None:
+        """Warns of what has changed, whatever the verbosity."""
+        if self.warned:
+            warn(f"resuming {directory} at step {step} with another request: {'; '.join(self.warned)}.")
+
+
+def request_facts(
+    callbacks: Chain,
+    *,
+    epochs: int | None,
+    steps: int | None,
+    order: Mapping[str, Any],
+    layout: str,
+    more: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Returns a description of the requested training that is equal on all processes.
+
+    Args:
+        callbacks: the callbacks, in order.
+        epochs: number of epochs, or None.
+        steps: number of steps, or None.
+        order: what the order of the batches depends on.
+        layout: how the arrays are distributed.
+        more: further facts, see `further_facts`; those that are None are left out.
+    """
+    named = {name: _words(callback) for name, callback in callbacks.items() if callback.affects_run}
+    known = {name: fact for name, fact in more.items() if fact is not None}
+    return {
+        "epochs": epochs,
+        "steps": steps,
+        "callbacks": named,
+        "data": dict(order),
+        "layout": layout,
+        "request": known,
+    }
+
+
+def further_facts(
+    state: TrainState, train_data: Any, validation_data: Any, *, validation_freq: Any, **given: Any
+) -> dict[str, Any]:
+    """Returns the facts about data and learning rate that are known before the run is built.
+
+    Args:
+        state: the initial train state.
+        train_data: as given.
+        validation_data: as given.
+        validation_freq: a number, or the epochs.
+        **given: `drop_remainder`, `eval_every` and `executor`.
+    """
+    sets = validation_data if isinstance(validation_data, Mapping) else {"": validation_data}
+    held = {str(name): data_facts(own) for name, own in sets.items()} if validation_data is not None else {}
+    rate = getattr(state.tx, "rate", None)
+    return {
+        "train_data": data_facts(train_data),
+        "validation": held,
+        "validation_freq": list(validation_freq) if isinstance(validation_freq, tuple) else validation_freq,
+        "learning_rate": float(rate) if isinstance(rate, int | float) else None,
+        # a sweep's members have their rates and other numbers in the optimizer's state
+        "numbers": None if state.opt_state is None else _fingerprint(state.opt_state),
+        **given,
+    }
+
+
+def traced_facts(
+    step: Any, state: TrainState, batch: Any, with_mesh: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> dict[str, Any]:
+    """Returns facts about loss function and optimizer from their jaxprs.
+
+    Args:
+        step: a `Step`, or a user's training step.
+        state: shapes of the train state of a single run.
+        batch: shapes of a batch.
+        with_mesh: returns a function in which a `PartitionSpec` can name the axes of the mesh.
+    """
+    loss_fn, tx = getattr(getattr(step, "_gradients", None), "loss_fn", None), state.tx
+
+    def loss(state: TrainState, batch: Any) -> Any:
+        return loss_fn(state.model(train=True), batch, state, train=True).loss
+
+    def update(state: TrainState, value: Any) -> Any:
+        grads, more = state.params, {"value": value, "grad": state.params}
+        return optax.with_extra_args_support(state.tx).update(grads, state.opt_state, state.params, **more)
+
+    found = {"train_step": _trace_hash(step, state, batch)}
+    if loss_fn is not None:
+        found = {"loss_fn": _trace_hash(with_mesh(loss), state, batch)}
+    if tx is not None:
+        found["optimizer"] = _trace_hash(with_mesh(update), state, jax.ShapeDtypeStruct((), np.float32))
+    return {name: {"jax": jax.__version__, "hash": key} for name, key in found.items() if key is not None}
+
+
+def _trace_hash(fn: Callable[..., Any], *args: Any) -> str | None:
+    """Returns a hash of the jaxpr of a function; None if it cannot be traced alone, or has effects."""
+    try:
+        closed = jax.make_jaxpr(fn)(*args)
+        # metrics that the function returns besides the loss may change
+        jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
+        read = {id(var) for equation in jaxpr.eqns for var in equation.invars} | {id(var) for var in jaxpr.outvars}
+        consts = [(var, c) for var, c in zip(jaxpr.constvars, closed.consts, strict=True) if id(var) in read]
+        key = trace_key(jaxpr.replace(constvars=[var for var, _ in consts]), [str(_fingerprint(c)) for _, c in consts])
+        return stable_hash(key, _fingerprint)
+    except Exception:  # an error of the user's function is raised where the step is traced
+        return None
+
+
+# Data
+
+
+def data_facts(data: Any) -> dict[str, Any] | None:
+    """Returns the length of data and a hash of at most a part of it; None for data that has neither, like a stream."""
+    try:
+        if _data.is_table(data):
+            return {"rows": len(data)}  # the fingerprints of such tables differ between processes
+        if isinstance(data, list):
+            return {"batches": len(data), "hash": _fingerprint(data)}
+        if _data.are_arrays(data):
+            return {"rows": _data.rows_of(data, "data"), "hash": _fingerprint(data)}
+    except Exception:
+        pass  # invalid data: an error says so later, with the name of the argument
+    return None
+
+
+def _fingerprint(tree: Any) -> str | None:
+    """Returns a hash of a pytree of arrays; None if it cannot be read here. Of large arrays some rows are hashed."""
+    found = hashlib.blake2b(digest_size=8)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)[:_LEAVES]:
+        if isinstance(leaf, jax.Array):
+            if not leaf.is_fully_addressable:
+                return None
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                leaf = jax.random.key_data(leaf)
+        sample = _sample(leaf)
+        if sample.dtype.hasobject:
+            return None
+        found.update(f"{leaf_name(path)} {sample.dtype} {np.shape(leaf)};".encode())
+        found.update(np.ascontiguousarray(sample).tobytes())
+    return found.hexdigest()
+
+
+def _sample(leaf: Any) -> np.ndarray:
+    """Returns the array, or some of its rows."""
+    if getattr(leaf, "nbytes", 0) <= _BYTES or not np.ndim(leaf):
+        return np.asarray(leaf)
+    rows = np.shape(leaf)[0]
+    count = max(1, min(_ROWS, rows, _BYTES * rows // leaf.nbytes))
+    some = np.asarray(leaf[np.linspace(0, rows - 1, count).astype(np.int64)]).reshape(-1)
+    return some[:: max(1, some.nbytes // _BYTES)]
+
+
+# Comparison
+
+
+def compare(before: Mapping[str, Any], now: Mapping[str, Any], facts: Mapping[str, Any]) -> Differences:
+    """Compares a request with the record of a run.
+
+    Args:
+        before: `request_facts` of the record.
+        now: those of the request.
+        facts: the other facts of the checkpoint.
+    """
+    refused, warned = [], []
+    old, new = _order(before["data"]), _order(now["data"])
+    for name in (n for n in new if n in old and old[n] != new[n]):
+        # in the middle of an epoch, the rest of its batches would be others
+        (refused if name in _FIXED or facts["cursor"] else warned).append(f"{name} was {old[name]}, is {new[name]}")
+    asked, was = now.get("request", {}), before.get("request", {})
+    for name in _DATA:
+        if name in asked and name in was:
+            refused += _data_difference(name, was[name], asked[name])
+    warned += [f"{name} {before[name]} -> {now[name]}" for name in _LENGTHS if before[name] != now[name]]
+    for name, what in _FREE.items():
+        if name in asked and name in was and was[name] != asked[name] and not isinstance(asked[name], dict):
+            warned.append(f"{what} {was[name]} -> {asked[name]}")
+    warned += _validation_difference(was.get("validation"), asked.get("validation"))
+    if asked.get("executor") not in (None, facts["executor"]):
+        warned.append(
+            f"executor {facts['executor']} -> {asked['executor']}, so that results are equal up to rounding, not bit "
+            "for bit"
+        )
+    if before["layout"] != now["layout"]:
+        warned.append(
+            f"layout {before['layout']} -> {now['layout']}, so that results are equal up to rounding, not bit for bit"
+        )
+    return Differences(tuple(refused), (*warned, *_callback_differences(before["callbacks"], now["callbacks"])))
+
+
+def compare_traced(before: Mapping[str, Any], now: Mapping[str, Any]) -> Differences:
+    """Compares the facts of `traced_facts`, which are known once the run is built."""
+    refused, warned = [], []
+    for name, fact in now.items():
+        was = before.get(name)
+        if was is None or was["jax"] != fact["jax"] or was["hash"] == fact["hash"]:
+            continue
+        if name == "loss_fn":
+            refused.append(f"loss_fn computed {was['hash']} (hash of its jaxpr), computes {fact['hash']}")
+        else:
+            warned.append(f"{_FREE[name]} {was['hash']} -> {fact['hash']} (hashes of jaxprs)")
+    return Differences(tuple(refused), tuple(warned))
+
+
+def _order(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {**data, "batch_size": data.get("batch_size") or BATCH_SIZE}
+
+
+def _data_difference(name: str, was: Any, now: Any) -> Iterator[str]:
+    if not isinstance(was, dict) or not isinstance(now, dict):
+        if was != now:
+            yield f"{name} was {was}, is {now}"
+        return
+    for part in ("rows", "batches"):
+        if part in was and part in now and was[part] != now[part]:
+            yield f"{name} had {was[part]} {part}, has {now[part]}"
+            return
+    if was.get("hash") and now.get("hash") and was["hash"] != now["hash"]:
+        yield f"{name} had other values (hash {was['hash']}), now {now['hash']}"
+
+
+def _validation_difference(was: Any, now: Any) -> Iterator[str]:
+    if was is None or now is None:
+        return
+    for name in sorted({*was, *now}):
+        shown = f"the validation set {name!r}" if name else "the validation data"
+        if (name in was) != (name in now):
+            yield f"{shown} is {'new' if name in now else 'missing'}"
+        elif was[name] is not None and now[name] is not None:
+            yield from _data_difference(shown, was[name], now[name])
+
+
+def _callback_differences(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    yield from (f"{name} is missing" for name in before if name not in now)
+    yield from (f"{name} is new" for name in now if name not in before)
+    both = [name for name in before if name in now]
+    if both != (order := [name for name in now if name in before]):
+        yield f"the order of the callbacks {', '.join(both)} -> {', '.join(order)}"
+    for name in both:
+        if before[name] == now[name]:
+            continue
+        old, new = _fields(before[name]), _fields(now[name])
+        if old.keys() != new.keys():
+            yield f"{name}: {before[name]:.200} -> {now[name]:.200}"
+        else:
+            for field in (f for f in old if old[f] != new[f]):
+                yield f"{name}.{field} {old[field]:.80} -> {new[field]:.80}"
+
+
+def _fields(words: str) -> dict[str, str]:
+    """Splits a description of `_words` into its fields."""
+    kind, _, inner = words.removesuffix(")").partition("(")
+    parts, depth, start = [], 0, 0
+    for i, c in enumerate(inner):
+        depth += (c in "([{") - (c in ")]}")
+        if c == "," and not depth:
+            parts.append(inner[start:i])
+            start = i + 1
+    named = [part.strip().partition("=") for part in [*parts, inner[start:]]]
+    return {f"{name}": value for name, sep, value in named if sep} | {"type": kind}
+
+
+def _words(value: Any) -> str:
+    """Describes a callback's configuration as text. Functions are described by name, and sets are sorted."""
+    if isinstance(value, Struct):
+        fields = [f.name for f in dataclasses.fields(value)]  # pyright: ignore[reportArgumentType]
+        return f"{type(value).__name__}({', '.join(f'{n}={_words(getattr(value, n))}' for n in fields)})"
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        parts = value.items() if isinstance(value, dict) else value
+        inner = [_words(part) for part in parts]
+        return f"({', '.join(inner if isinstance(value, list | tuple) else sorted(inner))})"
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__qualname__)
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
