@@ -1,5 +1,6 @@
 """`Checkpointer`: decides when to write a checkpoint, and restores the loop state."""
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -9,11 +10,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxcb._src.checkpointing.manifest import NAME as MANIFEST
 from jaxcb._src.checkpointing.manifest import Saved
 from jaxcb._src.checkpointing.request import compare_traced
 from jaxcb._src.checkpointing.store import Store
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.distributed.processes import Processes
+from jaxcb._src.storage.schema import (
+    anything,
+    boolean,
+    choice,
+    either,
+    entries,
+    mapping,
+    maybe,
+    number,
+    record,
+    sequence,
+    text,
+    whole,
+)
 from jaxcb._src.utils.names import class_key, is_key_of
 
 CHECKPOINTS, RESULT = "checkpoints", "result"  # subdirectories of the run directory
@@ -32,6 +48,49 @@ _FIXED = (
     ".began",
     ".evaluated",
     ".seq",
+)
+_FLAG = 1 << 20  # elements of the largest flag: one for each member
+_COUNT = whole(2**31 - 1)
+_TRACE = record({"jax": text, "hash": text})
+_DATA = maybe(record({}, {"rows": whole(), "batches": whole(), "hash": maybe(text)}))
+_REQUEST = record(
+    {},
+    {"train_data": _DATA, "validation": mapping(_DATA), "loss_fn": _TRACE, "train_step": _TRACE, "optimizer": _TRACE},
+)
+# the metadata of a run's checkpoint; a fact that earlier versions did not store is optional
+FACTS = record(
+    {
+        "begun": boolean,
+        "over": boolean,
+        "step": _COUNT,
+        "epoch": _COUNT,
+        "cursor": _COUNT,
+        "feed": maybe(record({}, {"pass": _COUNT, "batches": _COUNT})),
+        "files": mapping(
+            either(
+                whole(),
+                record({"end": whole()}),
+                record({name: whole() for name in ("lines", "bytes", "checksum", "rewritten")}),
+            )
+        ),
+        "writers": mapping(anything),
+        "stops": sequence(entries(text, text, _COUNT, _COUNT, maybe(_COUNT), least=4)),
+        "elapsed": number,
+        "executor": choice("looped", "stepped"),
+        "strategy": maybe(text),
+        "callbacks": mapping(text),
+        "config": record(
+            {
+                "epochs": maybe(whole()),
+                "steps": maybe(whole()),
+                "callbacks": mapping(text),
+                "data": mapping(anything),
+                "layout": text,
+            },
+            {"request": _REQUEST},
+        ),
+    },
+    {"block": whole(32), "record": entries(whole(), whole())},
 )
 _WINDOW = re.compile(r"\.windows\[('.*?'|\".*?\")\]\.")
 
@@ -64,7 +123,7 @@ class Checkpointer:
         processes: Processes,
         run: str,
     ) -> None:
-        given: dict[str, Any] = {"run": run, "say": warn, "on_error": on_error, "processes": processes}
+        given: dict[str, Any] = {"run": run, "say": warn, "on_error": on_error, "processes": processes, "form": FACTS}
         self._training = Store(directory / CHECKPOINTS, keep=2, **given)
         self._result = Store(directory / RESULT, keep=1, **given)
         self._callbacks, self._say, self._warn = callbacks, say, warn
@@ -145,6 +204,7 @@ class Checkpointer:
         }
         self._check_ema_swapped(store, saved, dropped)
         loaded = store.load(saved, wanted)
+        _check_position(saved, loaded)
         self._report_changes(saved, stored, new, dropped)
         return loaded
 
@@ -159,7 +219,7 @@ class Checkpointer:
         for name, leaf in saved.leaves.items():
             owner, _, field = name.rpartition(".")
             gone = owner.startswith(".callbacks[") and field == "swapped" and owner not in known
-            if gone and bool(jnp.any(store.load(saved, {name: leaf})[name])):
+            if gone and math.prod(leaf.shape) <= _FLAG and bool(jnp.any(store.load(saved, {name: leaf})[name])):
                 raise ValueError(
                     f"{owner.removeprefix('.callbacks')} was saved while it held the training weights, with "
                     "averages in their place. Resume with the same callback."
@@ -210,6 +270,24 @@ def _check_fixed_leaves(saved: Saved, stored: Mapping[str, Any], new: Mapping[st
             f"the run in {saved.path.parent.parent} was saved with another model or optimizer:\n{listed}\n"
             "Resume with the code that saved it, or pass another run_dir, or "
             "checkpointing=jc.Checkpointing(overwrite=True)."
+        )
+
+
+def _check_position(saved: Saved, loaded: Mapping[str, Any]) -> None:
+    """Raises an error if the position of the loop state is not that of the metadata."""
+    facts = saved.facts
+    for name in ("step", "epoch"):
+        there = loaded.get(f".{name}")
+        if there is not None and there.ndim == 0 and int(there) != facts[name]:
+            raise ValueError(
+                f"{saved.path / MANIFEST} says that the run is at {name} {facts[name]}, but its arrays are of {name} "
+                f"{int(there)}. Restore it from a backup, or remove it, so that the one before is used."
+            )
+    feed = facts["feed"] or {}
+    if feed.get("batches", 0) > facts["step"] or feed.get("pass", 0) > facts["step"] + 1:
+        raise ValueError(
+            f"{saved.path / MANIFEST} says that {feed.get('batches')} batches of pass {feed.get('pass')} were used "
+            f"in {facts['step']} steps. Restore it from a backup, or remove it, so that the one before is used."
         )
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import stat
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +14,45 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcb._src.storage.ownership import is_inside, is_run_id, remove_files
+from jaxcb._src.storage.ownership import is_inside, is_run_id, read_bytes, remove_files
+from jaxcb._src.storage.schema import (
+    LARGEST,
+    Form,
+    FormError,
+    anything,
+    entries,
+    mapping,
+    matching,
+    maybe,
+    parse,
+    record,
+    sequence,
+    text,
+    whole,
+)
 
 NAME = "manifest.json"
 _FORMAT = 1
+_MOST = 1 << 28  # bytes of a manifest
 _DELETED = "manifest.json.deleted"  # name of the manifest while the checkpoint is being deleted
 _WHOLE = re.compile(rb'\{"checksum": "([0-9a-f]{8})", "manifest": (.*)\}\n', re.DOTALL)
+
+
+_INSIDE = matching("a path in the checkpoint", is_inside)
+_SHAPE = sequence(whole(), most=64)
+_KEY = matching(
+    "a key such as 'l0000'", lambda key: isinstance(key, str) and re.fullmatch(r"l\d{4,9}", key) is not None
+)
+_LEAF = entries(text, _KEY, _SHAPE, text, maybe(text), least=4)
+_HEAD = record({"format": whole(least=1)})
+_BODY = record(
+    {
+        "step": whole(),
+        "facts": mapping(anything),
+        "leaves": sequence(_LEAF),
+        "files": mapping(entries(whole(), whole(2**32 - 1)), name=_INSIDE),
+    }
+)
 
 
 class UnusableError(Exception):
@@ -131,27 +165,43 @@ def read(directory: Path) -> tuple[Saved, dict[str, list[int]]]:
 
 def _read(directory: Path, file_name: str) -> tuple[Saved, dict[str, list[int]]]:
     """Reads the manifest with this file name."""
+    if directory.is_symlink():
+        raise UnusableError("it is a link to another folder")
     try:
-        whole = _WHOLE.fullmatch((directory / file_name).read_bytes())
+        whole = _WHOLE.fullmatch(read_bytes(directory / file_name, _MOST))
     except FileNotFoundError:
         raise DamagedError(f"it has no {NAME}") from None
     except OSError as error:
         raise UnusableError(f"{NAME} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UnusableError(f"{NAME} cannot be read: {error}") from None
     if whole is None or zlib.crc32(whole[2]) != int(whole[1], 16):
         raise DamagedError(f"{NAME} has changed since it was written")
     try:
-        manifest = json.loads(whole[2])
+        manifest = parse(whole[2], _HEAD)
         if manifest["format"] > _FORMAT:
             raise UnusableError("a newer jaxcb wrote it")
+        _BODY(manifest, "")
         entries = tuple(ArrayEntry(name, key, tuple(shape), *kind) for name, key, shape, *kind in manifest["leaves"])
         saved = Saved(directory, manifest["step"], dict(manifest["facts"]), entries)
-        files = {name: [size, checksum] for name, (size, checksum) in manifest["files"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"{NAME} has invalid contents ({error!r})") from None
-    for name in files:
-        if not is_inside(name):
-            raise DamagedError(f"{NAME} names the file {name!r}, which is not in the checkpoint")
-    return saved, files
+        _check_arrays(entries)
+    except FormError as error:
+        raise DamagedError(f"{NAME} has invalid contents: {error}") from None
+    return saved, manifest["files"]
+
+
+def _check_arrays(entries: Sequence[ArrayEntry]) -> None:
+    """Raises an error for arrays that cannot exist, or of which two have one name."""
+    for what in ("name", "key"):
+        if len({getattr(entry, what) for entry in entries}) < len(entries):
+            raise FormError(f"two of its arrays have the same {what}")
+    for entry in entries:
+        try:
+            size = entry.struct.dtype.itemsize * math.prod(entry.shape)
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            raise FormError(f"the array {entry.name!r} cannot exist ({error})") from None
+        if size > LARGEST:
+            raise FormError(f"the array {entry.name!r} has {size} bytes")
 
 
 def is_being_deleted(directory: Path) -> bool:
@@ -184,18 +234,32 @@ def run_of(directory: Path) -> str | None:
     return _read(directory, _DELETED if is_being_deleted(directory) else NAME)[0].run
 
 
-def verify(directory: Path) -> Saved:
+def verify(directory: Path, form: Form = anything) -> Saved:
     """Reads every byte of a checkpoint.
+
+    Args:
+        directory: the checkpoint.
+        form: of its metadata.
 
     Raises:
         DamagedError: if anything is missing or has changed.
         UnusableError: if anything cannot be read, or was written by a newer jaxcb.
     """
     saved, files = read(directory)
+    try:
+        form(saved.facts, "facts")
+    except FormError as error:
+        raise DamagedError(f"{NAME} has invalid contents: {error}") from None
+    if type(saved.facts.get("step", saved.step)) is int and saved.facts.get("step", saved.step) != saved.step:
+        raise DamagedError(f"{NAME} names the step {saved.step}, and in its facts {saved.facts['step']}")
+    inside = directory.resolve()
     for name, (size, checksum) in files.items():
         path = directory / name
         try:
-            found = path.stat().st_size
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode) or not path.resolve().is_relative_to(inside):
+                raise DamagedError(f"{name} is not a file in it")
+            found = status.st_size
             if found != size:
                 raise DamagedError(f"{name} has {found} bytes instead of {size}")
             if _checksum(path) != checksum:

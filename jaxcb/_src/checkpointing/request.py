@@ -1,4 +1,4 @@
-"""What a run was asked for: recorded in its checkpoints as JSON, and compared in full when the run is resumed.
+"""The request of a run: recorded in its checkpoints as JSON, and compared in full when the run is resumed.
 
 A fact that an old record lacks is not compared. Functions are compared by their jaxpr, within one version of JAX.
 """
@@ -143,14 +143,15 @@ def traced_facts(
         batch: shapes of a batch.
         with_mesh: returns a function in which a `PartitionSpec` can name the axes of the mesh.
     """
-    loss_fn, tx = getattr(getattr(step, "_gradients", None), "loss_fn", None), state.tx
+    loss_fn: Any = getattr(getattr(step, "_gradients", None), "loss_fn", None)
+    tx: Any = state.tx
 
     def loss(state: TrainState, batch: Any) -> Any:
         return loss_fn(state.model(train=True), batch, state, train=True).loss
 
     def update(state: TrainState, value: Any) -> Any:
         grads, more = state.params, {"value": value, "grad": state.params}
-        return optax.with_extra_args_support(state.tx).update(grads, state.opt_state, state.params, **more)
+        return optax.with_extra_args_support(tx).update(grads, state.opt_state, state.params, **more)
 
     found = {"train_step": _trace_hash(step, state, batch)}
     if loss_fn is not None:
@@ -198,7 +199,7 @@ def _fingerprint(tree: Any) -> str | None:
         if isinstance(leaf, jax.Array):
             if not leaf.is_fully_addressable:
                 return None
-            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 leaf = jax.random.key_data(leaf)
         sample = _sample(leaf)
         if sample.dtype.hasobject:

@@ -24,6 +24,7 @@ from jaxcb._src.checkpointing.arrays import array_entries, check, copied_on_devi
 from jaxcb._src.checkpointing.manifest import ArrayEntry, DamagedError, Saved, UnusableError
 from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.storage import orbax as _orbax
+from jaxcb._src.storage.schema import Form, anything
 
 _CHECKPOINT = re.compile(r"step_(\d{9,})(?:-(\d+))?")  # the second number counts saves of the same step
 _NO_RUN = "0" * 16  # default id
@@ -58,6 +59,7 @@ class Store:
         on_error: "raise", or "warn" to print the error and continue with the existing checkpoints.
         processes: of the run.
         run: id of the run. Checkpoints of other runs are ignored.
+        form: of the metadata; a checkpoint with others is damaged.
 
     Raises:
         ValueError: for invalid arguments.
@@ -72,7 +74,9 @@ class Store:
         say: Callable[[str], None],
         on_error: str = "raise",
         processes: Processes = SINGLE_PROCESS,
+        form: Form = anything,
     ) -> None:
+        self._form = form
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}.")
         if on_error not in ("raise", "warn"):
@@ -137,19 +141,19 @@ class Store:
         self._join()
         return self._processes.broadcast_from_primary(lambda: self._latest(needed))
 
-    def _latest(self, needed: bool) -> Saved | None:
+    def _latest(self, needed: bool, tries: int = 10) -> Saved | None:
         """Finds the newest complete checkpoint. Runs on process 0."""
         reasons: dict[Path, UnusableError] = {}
         names = sorted(self._names(), key=_place, reverse=True)
         for name in names:
             path = self.directory / name
             try:
-                saved = _manifest.verify(path)
+                saved = _manifest.verify(path, self._form)
                 if not self._owns(saved.run):
                     raise UnusableError(f"it is of another run, {saved.run}")
             except UnusableError as reason:
                 # otherwise another process of the same run is deleting it
-                if path.exists() and not _manifest.is_being_deleted(path):
+                if (path.exists() or path.is_symlink()) and not _manifest.is_being_deleted(path):
                     reasons[path] = reason
                 continue
             for other, reason in reasons.items():
@@ -168,7 +172,7 @@ class Store:
                 "Restore them from a backup, or start a new run in another directory."
             )
         # All of them vanished while they were read, so another process has replaced them: look again.
-        return self._latest(needed) if names else None
+        return self._latest(needed, tries - 1) if names and tries else None
 
     def load(self, saved: Saved, target: Mapping[str, jax.ShapeDtypeStruct] | None = None) -> dict[str, Any]:
         """Returns arrays by name.
@@ -189,7 +193,13 @@ class Store:
             for entry in saved.entries
             if target is None or entry.name in target
         ]
-        found = restore(saved.path / _ARRAYS, wanted)
+        try:
+            found = restore(saved.path / _ARRAYS, wanted)
+        except Exception as error:  # of Orbax or TensorStore, for arrays that are not those of the manifest
+            raise ValueError(
+                f"The checkpoint {saved.path} cannot be loaded ({type(error).__name__}: {f'{error}':.300}). Restore it "
+                "from a backup, or remove it, so that the one before is used."
+            ) from error
         return found if target is None else {name: found[name] for name in target}
 
     def close(self) -> None:

@@ -226,7 +226,8 @@ def _find_start(
     else:
         # all processes need one run id, since checkpoints are named by it
         start = ResumePlan(RunRecord(run=group.broadcast_from_primary(lambda: RunRecord().run)))
-    context.start_from(start.record, start.files, inherits=start.inherits, complete=start.completed)
+    where = None if start.saved is None else start.saved.path
+    context.start_from(start.record, start.files, inherits=start.inherits, complete=start.completed, checkpoint=where)
     return start
 
 

@@ -49,6 +49,7 @@ class Context:
         resumed_files: file key -> position in the file at the checkpoint from which the run resumes.
         inherits: whether that checkpoint was written by a version without run ids; then the files that it names
             belong to the run.
+        checkpoint: the checkpoint from which the run resumes, or None.
         complete: whether the run is complete, so that its result is returned and nothing is written.
         failure: the error that ended the run, for writers that are being closed; None if there was none.
         processes: the processes of the run. Only the primary process writes and prints.
@@ -76,6 +77,7 @@ class Context:
         self.record = RunRecord()
         self.resumed_files: dict[str, Any] = {}
         self.inherits = self.complete = False
+        self.checkpoint: Path | None = None
         self._appended: dict[str, AppendFile] = {}
         self.failure: BaseException | None = None
         self._owners: dict[Path, str] = {}
@@ -85,9 +87,16 @@ class Context:
         self.steps_per_epoch = steps_per_epoch
 
     def start_from(
-        self, record: RunRecord, positions: dict[str, Any], *, inherits: bool, complete: bool = False
+        self,
+        record: RunRecord,
+        positions: dict[str, Any],
+        *,
+        inherits: bool,
+        complete: bool = False,
+        checkpoint: Path | None = None,
     ) -> None:
         """Sets the run's id and files, and the positions in files at the checkpoint from which it resumes."""
+        self.checkpoint = checkpoint
         self.record, self.resumed_files, self.inherits, self.complete = record, positions, inherits, complete
 
     def fail(self, error: BaseException | None) -> None:

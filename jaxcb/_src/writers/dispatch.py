@@ -82,9 +82,9 @@ class WriterDispatcher:
                 continue
             try:
                 writer.restore(position)
-            except (TypeError, KeyError, AttributeError, IndexError) as error:
+            except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
                 raise ValueError(
-                    f"the checkpoint's position of {type(writer).__name__} is not one that this writer has written "
+                    f"{self.context.checkpoint}: the position of {type(writer).__name__} is not one it has written "
                     f"({error!r}). Resume from another checkpoint, or start a new run."
                 ) from error
 

@@ -201,7 +201,7 @@ class AppendFile:
         if difference is not None:
             raise ValueError(
                 f"{self.path} {difference} at the checkpoint. It was changed since; put it back from a backup, or "
-                "give another filename. To train anew, pass checkpointing=jc.Checkpointing(overwrite=True)."
+                "give another filename. To start again, pass checkpointing=jc.Checkpointing(overwrite=True)."
             )
 
     def _truncate(self, lines: int, *, cut: bool) -> None:

@@ -3,7 +3,7 @@
 import csv
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -78,9 +78,16 @@ class HistoryWriter(Writer):
         assert self._shape is not None
         if not self._table.file.size:
             return []
-        with self._table.file.path.open(newline="", encoding="utf-8") as lines:
-            moments = itertools.groupby(csv.DictReader(lines), key=_moment(bool(self._shape)))
-            return [(int(step), int(epoch), *_row(rows, dtypes, self._shape)) for (step, epoch, _), rows in moments]
+        path = self._table.file.path
+        try:
+            with path.open(newline="", encoding="utf-8") as lines:
+                moments = itertools.groupby(_rows(csv.reader(lines)), key=_moment(bool(self._shape)))
+                return [(int(step), int(epoch), *_row(rows, dtypes, self._shape)) for (step, epoch, _), rows in moments]
+        except (ValueError, KeyError, IndexError, csv.Error) as error:
+            raise ValueError(
+                f"{path} is not the history of this run ({error}). Put it back from a backup, or start again with "
+                "checkpointing=jc.Checkpointing(overwrite=True)."
+            ) from None
 
     def write(self, record: Any) -> None:
         action = record.action
@@ -97,6 +104,15 @@ class HistoryWriter(Writer):
     def close(self) -> None:
         if self._table is not None:
             self._table.close()
+
+
+def _rows(lines: Any) -> Iterator[dict[str, str]]:
+    """Yields the rows of a table by name."""
+    names = next(lines, [])
+    for cells in lines:
+        if len(cells) != len(names):
+            raise ValueError(f"line {lines.line_num} has {len(cells)} cells, and the header {len(names)}")
+        yield dict(zip(names, cells, strict=True))
 
 
 def _row(
