@@ -152,7 +152,8 @@ def _table(path: Path) -> tuple[dict[str, _Column], np.ndarray]:
             f"{path} is not a table of text in UTF-8 ({error}); expected the history.csv of a run."
         ) from None
     joined = [_Column(*map(np.concatenate, zip(*part, strict=True))) for part in zip(*parts, strict=True)]
-    return dict(zip(names, joined, strict=False)), np.concatenate(at) if at else np.zeros(0, np.int64)
+    joined = joined or [_Column(np.zeros(0), np.zeros(0, bool))] * len(names)
+    return dict(zip(names, joined, strict=True)), np.concatenate(at) if at else np.zeros(0, np.int64)
 
 
 def _lines(path: Path, file: TextIO) -> Iterator[str]:
@@ -227,11 +228,13 @@ def _with_journal(records: Records, path: Path) -> Records:
     """Adds the host metrics at each record: those of the last journal row before it."""
     columns, at = _table(path)
     names = [name for name in columns if name not in PLACE]
+    for name in PLACE:
+        if name not in columns and (len(at) or columns or path.stat().st_size):
+            raise DataError(f"{path}: it has no column {name!r}, so a run did not write it. Put it back, or remove it.")
+        if len(at) and not columns[name].present.all():
+            raise DataError(f"{path}: expected a number in each row of the column {name!r}. Put it back, or remove it.")
     if not len(at):
         return records
-    for name in PLACE:
-        if name not in columns or not columns[name].present.all():
-            raise DataError(f"{path}: expected a number in each row of the column {name!r}. Put it back, or remove it.")
     both = sorted({*names} & {*records.names, *POSITIONS, *RATES})
     if both:
         raise DataError(f"{path}: the column {both[0]!r} is in history.csv, too. Put the file back, or remove it.")

@@ -112,7 +112,10 @@ def _rows(lines: Any) -> Iterator[dict[str, str]]:
     for cells in lines:
         if len(cells) != len(names):
             raise ValueError(f"line {lines.line_num} has {len(cells)} cells, and the header {len(names)}")
-        yield dict(zip(names, cells, strict=True))
+        row = dict(zip(names, cells, strict=True))
+        if int(row["step"]) < 0 or int(row["epoch"]) < 0:
+            raise ValueError(f"line {lines.line_num} is of step {row['step']} and epoch {row['epoch']}")
+        yield row
 
 
 def _row(
