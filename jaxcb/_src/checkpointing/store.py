@@ -237,6 +237,9 @@ class Store:
                 write_arrays()
             if not self._processes.is_primary:
                 return
+            unreadable = _orbax.parts_without_index(partial / _ARRAYS)
+            if unreadable:  # the bytes of the arrays are there, and cannot be found
+                raise OSError(errno.EIO, f"Orbax wrote no index of the arrays in {unreadable[0].name}")
             _manifest.write(partial, step=step, facts=facts, entries=entries)
             path = self.directory / self._free_name(step)
             partial.rename(path)

@@ -130,7 +130,7 @@ def _readable(path: str) -> Iterator[Any]:
     case a temporary directory is created with links to the files and the missing index; the checkpoint is not modified.
     """
     root = Path(path)
-    parts = [p for p in root.glob("*/") if any(p.glob(_PARTS)) and not (p / _INDEX).exists()] if root.is_dir() else []
+    parts = parts_without_index(root)
     if not parts:
         yield local(path)
         return
@@ -141,6 +141,13 @@ def _readable(path: str) -> Iterator[Any]:
             _link(part, Path(made) / part.name)
             _index(Path(made) / part.name)
         yield local(made)
+
+
+def parts_without_index(root: Path) -> list[Path]:
+    """Returns the parts of a checkpoint whose arrays cannot be found, since there is no index of them."""
+    if not root.is_dir():
+        return []
+    return [p for p in root.iterdir() if p.is_dir() and any(p.glob(_PARTS)) and not (p / _INDEX).exists()]
 
 
 def _link(source: Path, target: Path, *, skip: Sequence[Path] = ()) -> None:
