@@ -26,7 +26,11 @@ def lock_run_dir(directory: Path) -> Iterator[None]:
     if jax.process_index() != 0:  # the processes of a run share its directory
         yield
         return
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot use the directory of the run: {error.strerror}. Pass another run_dir"
+        raise type(error)(error.errno, reason, str(directory)) from None
     try:
         import fcntl
     except ImportError:

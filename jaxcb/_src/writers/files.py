@@ -1,6 +1,7 @@
 """Files that are written at their end. All appending to files goes through this module."""
 
 import contextlib
+import errno
 import os
 import tempfile
 import zlib
@@ -80,6 +81,8 @@ class AppendFile:
         self._file: FileIO | None = None
         with self._named():
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would block, a device has no end
+                raise OSError(errno.EINVAL, "it is a device or a pipe, expected a file", str(path))
             # a file that is made here and removed again might by then have lines of another run
             with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
                 pass
