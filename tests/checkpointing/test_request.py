@@ -202,3 +202,20 @@ def test_a_new_loss_is_a_new_run_for_a_loop_of_ones_own(tmp_path):
     run(1.0)
     with pytest.warns(RuntimeWarning, match="with another request: train_step"):
         run(2.0)
+
+
+def test_another_sweep_is_refused_or_named(tmp_path):
+    def sweep(**over):
+        return jc.sweep(
+            {"w": jnp.zeros((3, 1))}, loss_fn, (X, Y), over=over, optimizer=optax.adam, epochs=1, batch_size=16,
+            run_dir=tmp_path, resume=True, verbose=0,
+        )  # fmt: skip
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sweep(**{"optimizer.learning_rate": [0.1, 0.2]})
+        sweep(**{"optimizer.learning_rate": [0.1, 0.2]})
+    with pytest.warns(RuntimeWarning, match="the numbers of the members"):
+        sweep(**{"optimizer.learning_rate": [0.1, 0.3]})
+    with pytest.raises(ValueError, match=r"seed was \[0, 0\], is \[0, 1\]"):
+        sweep(**{"optimizer.learning_rate": [0.1], "seed": [0, 1]})

@@ -127,7 +127,7 @@ def further_facts(
         "validation_freq": list(validation_freq) if isinstance(validation_freq, tuple) else validation_freq,
         "learning_rate": float(rate) if isinstance(rate, int | float) else None,
         # a sweep's members have their rates and other numbers in the optimizer's state
-        "numbers": None if state.opt_state is None else _fingerprint(state.opt_state),
+        "numbers": _fingerprint(state.opt_state) if np.ndim(state.step) and state.opt_state is not None else None,
         **given,
     }
 

@@ -233,6 +233,8 @@ class Store:
     ) -> None:
         """Writes a checkpoint and renames it to its final name. Runs in a thread."""
         try:
+            if self._processes.is_primary and not partial.is_dir():  # Orbax would make it again, with its parents
+                raise FileNotFoundError(errno.ENOENT, "its directory was removed or moved", str(partial))
             with _quiet():
                 write_arrays()
             if not self._processes.is_primary:

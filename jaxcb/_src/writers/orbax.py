@@ -1,6 +1,7 @@
 """Writer for `Checkpoint` actions, with Orbax. These are exports: a run resumes from its own checkpoints."""
 
 import contextlib
+import errno
 import math
 import re
 import string
@@ -118,6 +119,10 @@ class CheckpointWriter(Writer):
     def _save(self, tree: Any, facts: dict[str, Any], key: str, new: _Kept, action: Any, note: str) -> None:
         """Saves, and then deletes what is not to be kept; both in the background if the save is."""
         with _noted(note):
+            directory = self.context.run_dir
+            if directory is not None and not directory.is_dir() and self.context.processes.is_primary:
+                reason = "cannot save the checkpoint: the directory of the run was removed or moved"
+                raise FileNotFoundError(errno.ENOENT, reason, str(directory))
             _save(new.path, tree, facts, self.context.record.run, self.context.processes)
             self._retain(key, new, action)
 

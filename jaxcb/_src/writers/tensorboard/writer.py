@@ -213,7 +213,8 @@ class TensorBoardWriter(Writer):
         sizes, record = position["sizes"], self.context.record
         if any(type(size) is not int or size < 0 for size in sizes.values()):
             raise ValueError("the checkpoint has an invalid size of an event file.")
-        there = [path for directory in sorted(self._directories) for path in event_files(directory)]
+        found = [path for directory in sorted(self._directories) for path in event_files(directory)]
+        there = [path for path in found if path.is_file()]  # `_check` names others
         self._check(sizes, position.get("checksums", {}))
         if self.context.complete:
             return  # nothing will be written
