@@ -10,6 +10,7 @@ import threading
 import warnings
 import weakref
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 from _compilations import counting
-from kept_programs._variants import VARIANTS, Chosen, X, Y, loss_fn, make_loss, params, run
+from kept_programs._variants import VARIANTS, WIDTH, Chosen, X, Y, loss_fn, make_loss, params, run
 
 import jaxcb as jc
 from jaxcb._src.utils import kept_programs
@@ -195,6 +196,91 @@ def test_static_fields_that_reach_a_program_have_their_own(second):
         alone.append(run(callbacks=lambda rule=rule: [Chosen(rule)]))
     for shared, own in zip(found, alone, strict=True):
         assert_same(shared, own)
+
+
+class TwoNumbers(jc.Callback):
+    """Prints what two functions compute."""
+
+    first: Any = jc.static(default=None)
+    second: Any = jc.static(default=None)
+
+    def on_epoch_end(self, state, metrics):
+        values = {"a": self.first(metrics["loss"]), "b": self.second(metrics["loss"])}
+        return state, jc.actions.Print("a={a:.3f} b={b:.3f}", values=values)
+
+
+class Drawing(jc.Callback):
+    """Scales the rate by a number that depends on a setting of JAX."""
+
+    partitionable: bool = jc.static(default=True)
+
+    def on_epoch_end(self, state, metrics):
+        with jax.threefry_partitionable(self.partitionable):
+            number = jax.random.uniform(jax.random.key(0), (4,))[2]
+        return state, jc.actions.ScaleLearningRate(number)
+
+
+class FewerRows(jc.PopulationCallback):
+    """Decides by the number of rows, which is another one after a compaction."""
+
+    few: int = jc.static(default=2)
+
+    def on_epoch_end(self, state, metrics):
+        factor = 0.0 if metrics.alive.shape[0] < self.few else 1.0
+        half = jc.actions.Stop((metrics.epoch == 1) & (metrics.member >= 4), "half")
+        return state, (half, jc.actions.ScaleLearningRate(factor))
+
+
+def _sweep_of(few):
+    result = jc.sweep(
+        lambda seed: {"w": jax.random.normal(jax.random.key(seed), (WIDTH, 2)), "b": jnp.zeros(2)},
+        _plain_loss,
+        (X, Y),
+        over={"seed": list(range(8))},
+        optimizer=optax.sgd,
+        learning_rate=0.1,
+        epochs=4,
+        batch_size=8,
+        strategy="vmap",
+        repack=True,
+        callbacks=[FewerRows(few)],
+        execution=jc.Execution(steps_per_execution=3),
+        verbose=0,
+    )
+    assert result.parts[0].sizes == (8, 4)
+    return dict(result.parts[0].history)
+
+
+def _plain_loss(params, batch):
+    return loss_fn(params, batch)[0]
+
+
+def _doubled():
+    return jax.jit(lambda x: 2 * x)
+
+
+def test_equal_traces_with_other_rows_have_their_own_programs():
+    """Two functions that compute the same are one array of a row, or two, as they are one function or two."""
+    fn = _doubled()
+    found = []
+    for pair in ((fn, fn), (_doubled(), _doubled()), (fn, fn)):
+        found.append(run(callbacks=lambda pair=pair: [TwoNumbers(*pair)]))
+    assert_same(found[0], found[1])
+    assert_same(found[0], found[2])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda: run(callbacks=lambda: [Drawing(True)]), lambda: run(callbacks=lambda: [Drawing(False)])),
+        (lambda: _sweep_of(2), lambda: _sweep_of(6)),
+    ],
+)
+def test_what_a_trace_does_not_show_is_no_reason_to_share(first, second):
+    first()
+    after = second()
+    jc.clear_caches()
+    assert_same(after, second())
 
 
 def test_the_caches_can_be_cleared():

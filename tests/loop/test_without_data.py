@@ -105,6 +105,10 @@ def test_the_second_run_compiles_nothing():
     assert not counts
 
 
+def test_a_trial_run_needs_no_data_either():
+    assert int(run(jc.Execution(fast_dev_run=2), steps_per_epoch=None).state.step) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

@@ -117,7 +117,7 @@ def plan_without_data(config: DataConfig) -> ResidentPlan:
     """
     if config.batch_size is not None:
         raise DataError(f"batch_size={config.batch_size} was given without data. Leave it out, or pass train_data.")
-    if config.steps_per_epoch is None and (config.steps is None or config.epochs is not None):
+    if config.steps_per_epoch is None and (config.steps is None or config.epochs not in (None, 1)):
         raise DataError(
             f"epochs={config.epochs} and steps={config.steps} were given without data, and nothing says how long an "
             "epoch is. Pass steps_per_epoch=, or steps= alone for a run of one epoch."

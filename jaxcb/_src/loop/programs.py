@@ -110,9 +110,14 @@ class RunPrograms:
         computed for one. Other actions are shapes; their paths, texts and functions are for the host.
         """
         hooks = spec.hooks.items()
-        if self._wraps_optimizer or any(own.trace is None for _, own in hooks):
+        # a hook of a population sees the number of rows, so it is another function after a compaction
+        sees_rows = bool(self.traced(self.members).populations)
+        if self._wraps_optimizer or sees_rows or any(own.trace is None for _, own in hooks):
             raise NoProgramKey
-        traces = tuple((hook, own.trace, tuple(map(_action_key, own.actions))) for hook, own in hooks)
+        # `equal` decides how rows are packed; it tells nested functions apart that compute the same
+        traces = tuple(
+            (hook, own.trace, own.equal, own.never, tuple(map(_action_key, own.actions))) for hook, own in hooks
+        )
         states, slots = tree_key(self._prepared[1]), tuple(sorted(self.functions.callbacks.slots().items()))
         return traces, slots, states, tree_key(self.settings), self._common_key()
 

@@ -228,7 +228,9 @@ def trace_key(jaxpr: Any, constants: Sequence[Any] = ()) -> Hashable:
         for var in equation.outvars:
             numbers[var] = len(numbers)
         parameters = tuple((name, parameter(value)) for name, value in sorted(equation.params.items()))
-        lines.append((equation.primitive.name, parameters, given, tuple(str(var.aval) for var in equation.outvars)))
+        results = tuple(str(var.aval) for var in equation.outvars)
+        context = equation.ctx  # settings at this place, such as how random bits are made
+        lines.append((equation.primitive.name, parameters, given, results, context))
     shapes = tuple(str(var.aval) for var in jaxpr.invars)
     return shapes, tuple(map(key_of, constants)), tuple(lines), tuple(map(atom, jaxpr.outvars))
 

@@ -74,7 +74,7 @@ def equal_outputs(jaxpr: Any) -> tuple[int, ...]:
         key: Any = object()  # equal to nothing else
         if not equation.effects:
             parameters = ((k, v.hex() if isinstance(v, float) else v) for k, v in sorted(equation.params.items()))
-            key = (equation.primitive, tuple(parameters), tuple(map(value, equation.invars)))
+            key = (equation.primitive, tuple(parameters), tuple(map(value, equation.invars)), equation.ctx)
         for place, out in enumerate(equation.outvars):
             try:
                 known[id(out)] = number_of((key, place))

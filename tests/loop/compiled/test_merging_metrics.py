@@ -110,3 +110,29 @@ def test_one_that_cannot_be_computed_in_a_program_is_refused_before_the_first_st
     with pytest.raises(jax.errors.ConcretizationTypeError) as caught:
         _runs.fit(loss_fn=lambda p, b: (_runs.loss_fn(p, b)[0], {"odd": OnTheHost(jnp.ones(()))}))
     assert any("one of the metrics 'odd', which must run under jit" in note for note in caught.value.__notes__)
+
+
+@flax.struct.dataclass
+class Widening:
+    """Its merge returns another dtype."""
+
+    n: jax.Array
+
+    def merge(self, other):
+        return Widening(self.n + other.n * 1.0)
+
+    def compute(self):
+        return self.n.astype(jnp.float32)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_merge_that_changes_the_dtype_is_refused(executor):
+    def step(state, batch):
+        return state, {"count": Widening(jnp.int32(3))}
+
+    state = jc.TrainState.create(params={"w": jnp.zeros(())})
+    with pytest.raises(TypeError, match=r"merge\(\) of the metric 'count'.n has dtype float32, expected int32"):
+        jc.Loop(step).run(
+            state, np.ones((8, 1), np.float32), epochs=1, batch_size=4, verbose=0,
+            execution=jc.Execution(executor=executor),
+        )  # fmt: skip

@@ -150,6 +150,7 @@ class StatePacking:
         start = jnp.zeros(places.shape, jnp.int32) if vector is None else vector
         packed = start
         for place, (number, origin) in enumerate(zip(numbers, origins, strict=True)):
+            assert number.shape == ()
             if origin is None or origin[1] is not vector or origin[2] != place:
                 word = jnp.broadcast_to(as_packed(number), places.shape)
                 packed = jax.lax.select(places == place, word, packed)

@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxcb._src.core.metrics import is_mergeable
 from jaxcb._src.utils.exact import add_product, quotient
-from jaxcb._src.utils.pytree import Struct, select, static
+from jaxcb._src.utils.pytree import Struct, cast_like, select, static
 from jaxcb._src.utils.xla import computed_once
 
 
@@ -77,7 +77,8 @@ class MetricAccumulator(Struct):
         merge, merged = _each(lambda old, new: old.merge(new), self._members), {}
         for name, before in self.merged.items():
             # first value: nothing to merge with
-            merged[name] = select(self.any(), merge(before, values[name]), values[name])
+            both = cast_like(merge(before, values[name]), before, f"merge() of the metric {name!r}", error=TypeError)
+            merged[name] = select(self.any(), both, values[name])
         return self.replace(total={label: total}, error={label: -rest}, merged=merged)
 
     def any(self) -> Array:

@@ -110,8 +110,8 @@ class ProgramSpec(NamedTuple):
         for hook in STEP_HOOKS:
             own = self.hooks.get(hook)
             if own is not None and (own.may_yield or own.answers):
-                actions = (a for i, a in enumerate(own.actions) if isinstance(a, HostAction) or i in own.answers)
-                return next(actions).owner
+                found = ((i, a) for i, a in enumerate(own.actions) if i not in own.never)
+                return next(a.owner for i, a in found if isinstance(a, HostAction) or i in own.answers)
         return None
 
     def actions_of(self, *hooks: str) -> tuple[Any, ...]:
