@@ -490,7 +490,7 @@ def test_an_appended_csv_file_with_another_header(tmp_path):
     path.write_text("epoch,step,accuracy\n0,1,0.5\n")
     refused(
         ValueError,
-        r"log.csv has the columns \['epoch', 'step', 'accuracy'\], but this run writes",
+        r"log.csv, read with the separator .*, has the columns \['epoch', 'step', 'accuracy'\], but this run writes",
         callbacks=[jc.CSVLogger(path, append=True)],
     )
     assert path.read_text() == "epoch,step,accuracy\n0,1,0.5\n"
@@ -550,7 +550,7 @@ def test_what_a_train_step_should_not_return(case):
 def test_what_is_no_train_step_and_no_train_state():
     with pytest.raises(TypeError, match=r"train_step must be a function of \(train_state, batch\), got int"):
         jc.Loop(3)
-    with pytest.raises(TypeError, match=r"Loop.run takes a TrainState.*got a dict"):
+    with pytest.raises(TypeError, match=r"Loop.run: train_state must be a TrainState.*got a dict"):
         jc.Loop(jc.Step(loss_fn)).run(make_params(), (X, Y), epochs=1)
 
 
