@@ -84,7 +84,7 @@ def test_a_step_of_ours_works_without_data():
         assert batch is None
         return (params["w"] - 3.0) ** 2
 
-    loop = jc.Loop(jc.Step(loss_fn), callbacks=[jc.callbacks.NormMonitor()])
+    loop = jc.Loop(jc.Step(loss_fn), callbacks=[jc.callbacks.NormMonitor(every=10)])
     result = loop.run(state(), steps=60, steps_per_epoch=20, verbose=0)
     assert abs(float(result.params["w"]) - 3.0) < 0.5
     assert any("norm" in name for name in result.history)

@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +307,9 @@ def test_a_run_goes_on_whatever_its_files_are_called(tmp_path, odd):
         return fit(epochs=epochs, callbacks=callbacks, run_dir=run_dir, resume=True), run_dir
 
     go(3, "cut")
-    cut, run_dir = go(5, "cut")
+    with warnings.catch_warnings():  # more epochs are said; a line break in the name hides the line from the filter
+        warnings.simplefilter("ignore", RuntimeWarning)
+        cut, run_dir = go(5, "cut")
     whole, _ = go(5, "whole")
     assert cut.history["loss"].tolist() == whole.history["loss"].tolist()
     assert [p.name for p in sorted((run_dir / odd).iterdir())] == ["4", "5", "logs"]
@@ -377,6 +380,7 @@ def test_a_run_that_was_saved_without_its_index_goes_on(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_orbax, "local", str)
+        patch.setattr(_orbax, "parts_without_index", lambda path: [])  # earlier versions did not look
         first = go(3, "lr=[0.1]")
     np.testing.assert_array_equal(go(3, "lr=[0.1]").params["w"], first.params["w"])  # its result
     whole = go(5, "plain")

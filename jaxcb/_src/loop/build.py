@@ -281,14 +281,14 @@ def _check_accumulation(callbacks: Chain, total: float, context: Context) -> Non
 
 
 def _warn_of_undone_weights(spec: ProgramSpec, context: Context) -> None:
-    """Warns of weights that one callback restores at the end of the run, and another one then replaces."""
+    """Says which weights one callback restores at the end of the run, and another one then replaces."""
     last = spec.actions_of("on_train_end")
     for index, action in enumerate(last):
         for later in last[index + 1 :]:
             if isinstance(action, Restore) and isinstance(later, Swap | Restore) and later.owner != action.owner:
-                context.warn(
-                    f"{action.owner} restores its weights at the end of the run, and then {later.owner}, which stands "
-                    f"after it, sets others. Put {action.owner} after {later.owner} to end with those of the first."
+                context.say(
+                    f"jaxcb: {action.owner} restores its weights at the end of the run, and then {later.owner}, which "
+                    f"stands after it, sets others. Put {action.owner} after {later.owner} to end with its weights."
                 )
 
 

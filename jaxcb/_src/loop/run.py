@@ -227,7 +227,7 @@ def _find_start(
         # all processes need one run id, since checkpoints are named by it
         start = ResumePlan(RunRecord(run=group.broadcast_from_primary(lambda: RunRecord().run)))
     where = None if start.saved is None else start.saved.path
-    context.start_from(start.record, start.files, inherits=start.inherits, complete=start.completed, checkpoint=where)
+    context.start_from(start.record, start.files, inherits=start.inherits, complete=start.completed, saved_in=where)
     return start
 
 

@@ -93,10 +93,10 @@ class Context:
         *,
         inherits: bool,
         complete: bool = False,
-        checkpoint: Path | None = None,
+        saved_in: Any = None,
     ) -> None:
         """Sets the run's id and files, and the positions in files at the checkpoint from which it resumes."""
-        self.checkpoint = checkpoint
+        self.checkpoint = saved_in
         self.record, self.resumed_files, self.inherits, self.complete = record, positions, inherits, complete
 
     def fail(self, error: BaseException | None) -> None:
@@ -159,7 +159,7 @@ class Context:
         if not self.complete or of_the_run:
             file.restore(position)
             return
-        file.inert = True
+        file.only_compare()
         try:
             file.restore(position, cut=False)
         except ValueError as error:

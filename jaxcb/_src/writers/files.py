@@ -87,6 +87,10 @@ class AppendFile:
             with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
                 pass
 
+    def only_compare(self) -> None:
+        """Notes that nothing will be written, since the run is complete."""
+        self.inert = True
+
     def begin_with(self, head: str) -> None:
         """Sets the text that an empty file begins with, before the first write."""
         self.head = head
