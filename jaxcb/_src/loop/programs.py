@@ -237,7 +237,8 @@ class RunPrograms:
         def find() -> dict[str, Any]:
             state = self._prepared[0] if self.population is None else _without_axis(self._prepared[0])
             step, batch = self.functions.step, self.placement.shapes(self.data.example)
-            return traced_facts(step, state, batch, self.placement.with_mesh)
+            found, layout = traced_facts(step, state, batch, self.placement.with_mesh), self.placement.layout_text()
+            return {name: {**fact, "layout": layout} for name, fact in found.items()}
 
         return self.kept.own_fact("traced facts", find)
 

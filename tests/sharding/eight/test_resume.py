@@ -1,5 +1,7 @@
 """A checkpoint of one layout resumes on another, and says whether that is bit for bit."""
 
+import warnings
+
 import jax
 import numpy as np
 import pytest
@@ -49,8 +51,10 @@ def test_a_run_that_was_cut_goes_on_in_a_layout(before, after, stream, tmp_path,
     with pytest.raises(Cut):
         fit(**given, **how[before], callbacks=_callbacks(AT))
     capsys.readouterr()
-    found = fit(**given, **how[after], callbacks=_callbacks())
-    said = capsys.readouterr().out
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = fit(**given, **how[after], callbacks=_callbacks())
+    said = capsys.readouterr().out + " ".join(str(warning.message) for warning in caught)
     assert f"at step {AT - 1}, in epoch 3" in said
     check_same(found, whole)
     assert ("up to rounding, not bit for bit" in said) == (before != after)
