@@ -311,7 +311,7 @@ def _callback_differences(before: Mapping[str, str], now: Mapping[str, str]) -> 
         if before[name] == now[name]:
             continue
         old, new = _fields(before[name]), _fields(now[name])
-        if old.keys() != new.keys():
+        if old.keys() - new.keys():  # a field that the record lacks is of a later version, and is not compared
             yield f"{name}: {before[name]:.200} -> {now[name]:.200}"
         else:
             for field in (f for f in old if old[f] != new[f]):
