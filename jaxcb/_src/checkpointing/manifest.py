@@ -33,7 +33,6 @@ from jaxcb._src.storage.schema import (
 
 NAME = "manifest.json"
 _FORMAT = 1
-_MOST = 1 << 28  # bytes of a manifest
 _DELETED = "manifest.json.deleted"  # name of the manifest while the checkpoint is being deleted
 _WHOLE = re.compile(rb'\{"checksum": "([0-9a-f]{8})", "manifest": (.*)\}\n', re.DOTALL)
 
@@ -168,7 +167,7 @@ def _read(directory: Path, file_name: str) -> tuple[Saved, dict[str, list[int]]]
     if directory.is_symlink():
         raise UnusableError("it is a link to another folder")
     try:
-        whole = _WHOLE.fullmatch(read_bytes(directory / file_name, _MOST))
+        whole = _WHOLE.fullmatch(read_bytes(directory / file_name))
     except FileNotFoundError:
         raise DamagedError(f"it has no {NAME}") from None
     except OSError as error:

@@ -12,7 +12,6 @@ from jaxcb._src.storage.ownership import is_run_id, read_bytes, remove_files
 MARK = "orbax.checkpoint"  # a file in each checkpoint; `ocp.is_orbax_checkpoint` returns True for any directory
 _MARKS = (MARK, "_CHECKPOINT_METADATA", "_METADATA")  # any reader looks for one of these in a checkpoint
 _RECORD = "jaxcb.json"
-_MOST = 1 << 28  # bytes of a record
 # files that Orbax writes, for exports that were made before they had a record
 _ORBAX = re.compile(
     r"_CHECKPOINT_METADATA|orbax\.checkpoint|commit_success\.txt|(?:\w+/)?(?:_METADATA|_sharding|"
@@ -23,7 +22,7 @@ _ORBAX = re.compile(
 def contents(export: Path) -> tuple[str | None, set[str]]:
     """Returns the id of the run that made an export (None if unknown), and its files."""
     try:
-        record = json.loads(read_bytes(export / _RECORD, _MOST))
+        record = json.loads(read_bytes(export / _RECORD))
         run, files = record["run"], {*map(str, record["files"]), _RECORD}
         if is_run_id(run):
             return run, files

@@ -22,7 +22,7 @@ _ID = re.compile(r"[0-9a-f]{16}")
 CURE = "Restore it from a backup, or delete it: the run then owns the files that its checkpoints name."
 
 
-def read_bytes(path: Path, most: int) -> bytes:
+def read_bytes(path: Path, most: int = _MOST) -> bytes:
     """Reads a file that may have been written by a stranger.
 
     Raises:
@@ -166,7 +166,7 @@ class RunRecord:
         """
         path = directory / FOLDER / RECORD
         try:
-            data = read_bytes(path, _MOST)
+            data = read_bytes(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
