@@ -59,8 +59,8 @@ class CSVLogger(Callback):
         return state, self._row(metrics, when=True)
 
     def _row(self, metrics: Metrics, when: Any) -> LogCSV:
-        values, fresh = fresh_values(metrics)
         if self.arrays:
+            values, fresh = fresh_values(metrics)
             flat = [(n, x) for name, value in values.items() for n, x in _numbers(name, value)]
             fresh = {n: fresh[name] for name, value in values.items() for n in columns(name, value.shape)}
             values = dict(flat)
