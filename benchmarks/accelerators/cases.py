@@ -98,6 +98,11 @@ def _histograms(directory: str, model: Model) -> dict[str, Any]:
     return {"callbacks": [board]}
 
 
+def _remainder(directory: str, model: Model) -> dict[str, Any]:
+    """Batches that do not divide the rows, so that the last one of an epoch is smaller."""
+    return {"batch_size": model.batch_size - 8}
+
+
 def _sweep(directory: str, model: Model) -> dict[str, Any]:
     return {"over": {"optimizer.learning_rate": list(np.geomspace(1e-4, 1e-2, hand.MEMBERS))}, "strategy": "vmap"}
 
@@ -114,6 +119,7 @@ def cases() -> Iterator[Case]:
                 continue
             yield Case(target, model, "best weights", hand.best, _best)
             if model == "mlp":
+                yield Case(target, model, "smaller last batch", hand.plain, _remainder)
                 yield Case(target, model, "probe every 100 steps", hand.probed, _probes)
                 yield Case(target, model, "histograms", hand.histograms, _histograms)
                 yield Case(target, model, f"sweep of {hand.MEMBERS}", hand.sweep, _sweep)

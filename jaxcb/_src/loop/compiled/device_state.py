@@ -29,17 +29,22 @@ class StateForm(NamedTuple):
     numbers: tuple[Any, ...]
 
     @classmethod
-    def of(cls, carry: LoopState) -> "StateForm":
+    def of(cls, carry: LoopState, *, in_blocks: bool = False) -> "StateForm":
         """Returns the form of a loop state, of arrays or of shapes.
 
-        What every step changes has an array of its own: a step that had to write the complete vector would be slower.
+        Args:
+            carry: the loop state.
+            in_blocks: whether what every step changes is in the vector, too. Otherwise it has arrays of its own, since
+                a step that writes the complete vector is slower on a CPU. A block masks each step, and each number
+                that it masks by itself would be a kernel of a GPU.
         """
 
         def dtype(x: Any) -> Any:
             return _Own() if x.shape or x.dtype.name not in PACKED_DTYPES else x.dtype
 
         marked = jax.tree.map(dtype, carry)
-        marked = marked.replace(train=jax.tree.map(lambda _: _Own(), carry.train), step=_Own())
+        if not in_blocks:
+            marked = marked.replace(train=jax.tree.map(lambda _: _Own(), carry.train), step=_Own())
         numbers = tuple(None if isinstance(x, _Own) else x for x in jax.tree.leaves(marked))
         return cls(jax.tree.structure(carry), numbers)
 
@@ -166,15 +171,16 @@ class StatePacking:
         leaves, rings = jax.lax.cond(predicate, run, lambda *same: same, self.pack(carry), rings)
         return self.unpack(leaves), rings
 
-    def fori_loop(self, count: int, body: Callable[..., Any], carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
-        """Repeats `body(carry, rings)` a fixed number of times. Traced."""
+    def block(self, count: int, body: Callable[..., Any], carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
+        """Repeats `body(carry, rings)`, a step that masks itself, a fixed number of times. Traced."""
+        packing = StatePacking(StateForm.of(carry, in_blocks=True))
 
         def step(_: Any, loop: Any) -> Any:
-            new, rings = body(self.unpack(loop[0]), loop[1])
-            return self.pack(new), rings
+            new, rings = body(packing.unpack(loop[0]), loop[1])
+            return packing.pack(new), rings
 
-        leaves, rings = jax.lax.fori_loop(0, count, step, (self.pack(carry), rings))
-        return self.unpack(leaves), rings
+        leaves, rings = jax.lax.fori_loop(0, count, step, (packing.pack(carry), rings))
+        return packing.unpack(leaves), rings
 
     def while_loop(
         self, more: Callable[..., Any], body: Callable[..., Any], carry: LoopState, rings: Any, *further: Any

@@ -126,11 +126,17 @@ class _Steps:
                 last = jnp.minimum(last, carry.step + every - 1 - carry.step % every)
             carry, rings, wasted = self._blocks(last, carry, rings, wasted)
         if self.ends_early:
-            carry, rings = packing.cond(self._more_until(full)(carry, rings), self._step, carry, rings)
+            # a loop of at most one step, since XLA copies all weights for a branch, but not for a loop
+            carry, rings = packing.while_loop(
+                self._more_until(jnp.minimum(full, carry.step + 1)), self._step, carry, rings
+            )
         if layout.remainder:
-            is_next = self._free(carry) & (carry.cursor == layout.full) & (carry.step < self._end)
-            is_next = is_next & self._program.buffers.have_room(rings)
-            carry, rings = packing.cond(is_next, functools.partial(self._step, remainder=True), carry, rings)
+
+            def is_next(carry: LoopState, rings: Any) -> Any:
+                at_remainder = self._free(carry) & (carry.cursor == layout.full) & (carry.step < self._end)
+                return at_remainder & self._program.buffers.have_room(rings)
+
+            carry, rings = packing.while_loop(is_next, functools.partial(self._step, remainder=True), carry, rings)
         return carry, rings, wasted
 
     def _blocks(self, last: Any, carry: LoopState, rings: Any, wasted: Any) -> tuple[LoopState, Any, Any]:
@@ -143,7 +149,7 @@ class _Steps:
 
         def block(carry: LoopState, rings: Any, wasted: Any) -> tuple[LoopState, Any, Any]:
             before = carry.step
-            carry, rings = self._packing.fori_loop(size, masked, carry, rings)
+            carry, rings = self._packing.block(size, masked, carry, rings)
             return carry, rings, wasted + size - (carry.step - before)
 
         return self._packing.while_loop(lambda c, r, _: more(c, r), block, carry, rings, wasted)
