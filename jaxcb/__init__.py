@@ -3,6 +3,8 @@
 import importlib as _importlib
 from typing import Any as _Any
 
+__version__ = "0.1.0"
+
 # The modules of public names, imported when they are first used.
 _MODULES = (
     "actions",

@@ -57,3 +57,5 @@ from jaxcb._src.utils.pytree import Struct as Struct
 from jaxcb._src.utils.pytree import static as static
 from jaxcb._src.writers.recorder import Recorder as Recorder
 from jaxcb._src.writers.run_handle import Run as Run
+
+__version__: str

@@ -1,6 +1,6 @@
 """What `import jaxcb` gives: every name of the stub, each imported when it is first used."""
 
-import importlib
+import importlib.metadata
 import inspect
 import re
 import subprocess
@@ -17,7 +17,8 @@ NAMESPACES = ["actions", "callbacks", "distributed", "errors", "models", "probes
 
 
 def test_the_stub_lists_each_name_once_in_the_form_that_type_checkers_take_as_public():
-    lines = STUB.splitlines()[2:]
+    *lines, blank, version = STUB.splitlines()[2:]
+    assert (blank, version) == ("", "__version__: str")
     assert all(re.fullmatch(r"from (\S+) import (\w+) as \2", line) for line in lines)
     assert sorted(line.split()[-1] for line in lines) == sorted(jc.__all__)  # pyright: ignore[reportAttributeAccessIssue]
     assert len(jc.__all__) == len(set(jc.__all__)) <= TOP_LEVEL  # pyright: ignore[reportAttributeAccessIssue]
@@ -29,6 +30,10 @@ def test_each_name_is_what_its_module_has(name):
     assert module is not None
     expected = importlib.import_module(module[1])
     assert getattr(jc, name) is (getattr(expected, name) if expected is not jc else sys.modules[f"jaxcb.{name}"])
+
+
+def test_the_version_is_that_of_the_package():
+    assert jc.__version__ == importlib.metadata.version("jaxcb")
 
 
 def test_only_public_names_are_listed():

@@ -85,7 +85,7 @@ def probe(fn: Callable[[StepView], Any], *, every: int = 1) -> Probe:
         every: steps between two measurements: one is due where the number of updates done is a multiple of it.
 
     Returns:
-        A `Probe`, for `fit(metrics={"name": ...})` or a callback's `probes()`. Its result is a metric under its name,
+        A `Probe`, for the dict `metrics` of `fit` or a callback's `probes()`. Its result is a metric under its name,
         or `name/key` for each key of a dict. Between two measurements the metric keeps its value and is not fresh.
 
     Example:
@@ -121,7 +121,7 @@ def evaluator(fn: Callable[[Any], Any]) -> Evaluator:
             numbers, as a sequence in their order or as a dict.
 
     Returns:
-        An `Evaluator`, for `fit(metrics={"name": ...})`.
+        An `Evaluator`, for the dict `metrics` of `fit`.
 
     Raises:
         TypeError: if `fn` is not callable.
@@ -158,7 +158,7 @@ def host_metric(fn: Callable[[], Any]) -> HostMetric:
         fn: a function without arguments that returns a number. Callbacks read it as `metrics["name"]`.
 
     Returns:
-        A `HostMetric`, for `fit(metrics={"name": ...})`.
+        A `HostMetric`, for the dict `metrics` of `fit`.
 
     Raises:
         TypeError: if `fn` is not callable.
