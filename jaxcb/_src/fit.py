@@ -23,6 +23,7 @@ from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig, name_of
 from jaxcb._src.loop.result import Result
 from jaxcb._src.loop.run import run_training
 from jaxcb._src.models.adapt import adapt
+from jaxcb._src.models.trainable import Filter, variable_types
 from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.training.train_state import TrainState
@@ -40,6 +41,7 @@ def fit(  # noqa: PLR0913
     *,
     optimizer: optax.GradientTransformation | Callable[..., optax.GradientTransformation] | None = None,
     learning_rate: float | optax.Schedule | None = None,
+    trainable: Filter | None = None,
     epochs: int | None = None,
     steps: int | None = None,
     steps_per_epoch: int | None = None,
@@ -77,6 +79,10 @@ def fit(  # noqa: PLR0913
             and read the rate. Or a ready-made optimizer, of which only the final updates are scaled. None for that of
             the `Result` or `TrainState` to continue from.
         learning_rate: a constant or an optax schedule (number of updates -> rate).
+        trainable: which parameters are trained: a pattern of paths such as "head/**", a type of NNX Variables such as
+            `nnx.LoRAParam`, a predicate of (path, array), `jc.models.AllBut(...)`, or a sequence of these. The others
+            are read-only: they have no gradients and no optimizer state, and are neither copied nor saved. None trains
+            all; or, of a `Result` or `TrainState`, what it has trained.
         epochs: number of epochs to train.
         steps: number of updates to do; with `epochs`, whichever comes first.
         steps_per_epoch: steps of an epoch. None is one pass over the data.
@@ -153,7 +159,9 @@ def fit(  # noqa: PLR0913
         execution=execution,
         checkpointing=checkpointing,
     )
-    training = TrainingConfig(config.seed, optimizer, learning_rate, as_chain(callbacks), controls=controls or {})
+    training = TrainingConfig(
+        config.seed, optimizer, learning_rate, as_chain(callbacks), controls=controls or {}, trainable=trainable
+    )
     given, adapter = [_first_state(model, training, copy=execution.copy)], model
     if not isinstance(model, Result | TrainState):
         adapter = given[0].adapter
@@ -281,7 +289,7 @@ def predict(
 def _first_state(model: Any, training: TrainingConfig, *, copy: bool) -> TrainState:
     """Returns the train state that a run begins with: that of a new model, or of an earlier run."""
     if not isinstance(model, Result | TrainState):
-        return training.train_state(adapt(model, copy=copy))
+        return training.train_state(adapt(model, copy=copy, trained=variable_types(training.trainable)))
     begun = model.state if isinstance(model, Result) else model
     adapter = begun.adapter
     if copy and getattr(adapter, "in_place", False):

@@ -12,6 +12,7 @@ import optax
 from jaxcb._src.core.chain import Chain, stacked_callbacks
 from jaxcb._src.models.adapt import adapt
 from jaxcb._src.models.adapter import Adapter, avals
+from jaxcb._src.models.trainable import variable_types
 from jaxcb._src.sweep.overrides import with_overrides
 from jaxcb._src.sweep.space import Point
 from jaxcb._src.training.learning_rate import map_learning_rates, with_hyperparameters
@@ -54,7 +55,8 @@ def make_members(
     Raises:
         ValueError: for an unknown path, a value out of range, or one that changes a shape.
     """
-    make = _maker(model_fn, any(path.startswith("model.") for path in points[0]))
+    trained = variable_types(base.trainable)
+    make = _maker(model_fn, any(path.startswith("model.") for path in points[0]), trained)
     configurations = [with_overrides(base, point) for point in points]
     first = Member(0, points[0], configurations[0], make(configurations[0]))
     check(first)
@@ -65,15 +67,15 @@ def make_members(
     return members
 
 
-def _maker(model_fn: Any, with_arguments: bool) -> Callable[[TrainingConfig], Adapter]:
+def _maker(model_fn: Any, with_arguments: bool, trained: tuple[type, ...]) -> Callable[[TrainingConfig], Adapter]:
     """Returns how to make a member's model: by a function of the seed, or as a copy of the given model."""
     if isinstance(model_fn, type):
         raise TypeError(f"model_fn is the class {model_fn.__name__}, expected a function: `lambda seed: ...`.")
     if inspect.isroutine(model_fn) or isinstance(model_fn, functools.partial) or hasattr(model_fn, "__wrapped__"):
-        return lambda c: adapt(model_fn(c.seed, **c.model), copy=True)
+        return lambda c: adapt(model_fn(c.seed, **c.model), copy=True, trained=trained)
     if with_arguments:
         raise TypeError("over: 'model.' values are arguments of model_fn, but model_fn is a model, not a function.")
-    adapter = adapt(model_fn, copy=True)
+    adapter = adapt(model_fn, copy=True, trained=trained)
     return lambda _: adapter
 
 
@@ -133,7 +135,7 @@ def _share(one: Member, other: Member, fixed: tuple[str, ...]) -> bool:
 def _fixed_numbers(member: Member) -> tuple[str, ...]:
     """Returns the optimizer's numbers that cannot be arrays, because it uses them in a Python `if`."""
     configuration = member.configuration
-    params = avals(member.adapter.split()[0])
+    params = avals(_parts(member)[0][0])
 
     def is_fixed(name: str, value: Any) -> bool:
         config = TrainingConfig(0, configuration.optimizer, 1.0, configuration.callbacks, {name: value})
@@ -171,28 +173,41 @@ class MemberGroup(NamedTuple):
         callbacks: one chain, whose numbers are arrays (members,) where the members differ.
         axes: for each number of the chain, 0 if it has the member axis, else None.
         seeds: the seed of each member.
+        frozen_axis: 0 if each member has its own frozen parameters, None if they share the arrays.
     """
 
     state: TrainState
     callbacks: Chain
     axes: tuple[int | None, ...]
     seeds: tuple[int, ...]
+    frozen_axis: int | None = None
 
 
 def stack_members(group: Sequence[Member], fixed: tuple[str, ...] = ()) -> MemberGroup:
     """Stacks members that share a program."""
     configurations = [m.configuration for m in group]
     callbacks, axes = stacked_callbacks([c.callbacks for c in configurations])
-    return MemberGroup(_stacked_state(group, fixed), callbacks, axes, tuple(c.seed for c in configurations))
+    parts, frozen = zip(*map(_parts, group), strict=True)
+    shared = all(x is y for one in frozen for x, y in zip(*map(jax.tree.leaves, (one, frozen[0])), strict=True))
+    state = _stacked_state(group, fixed, parts)
+    state = state.replace(frozen=frozen[0] if shared else jax.tree.map(lambda *x: jnp.stack(x), *frozen))
+    seeds = tuple(c.seed for c in configurations)
+    return MemberGroup(state, callbacks, axes, seeds, None if shared else 0)
 
 
-def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...]) -> TrainState:
+def _parts(member: Member) -> tuple[tuple[Any, Any, Any], Any]:
+    """Returns trained parameters, model state and random generators of a member, and its frozen parameters."""
+    params, model_state, rngs = member.adapter.split()
+    params, frozen = member.configuration.split(params, member.adapter)
+    return (params, model_state, rngs), frozen
+
+
+def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...], split: Sequence[Any]) -> TrainState:
     configurations = [m.configuration for m in group]
     first, adapter = configurations[0], group[0].adapter
-    parts = [jax.tree.leaves(m.adapter.split()) for m in group]
-    tree = jax.tree.structure(adapter.split())
+    tree, parts = jax.tree.structure(split[0]), [jax.tree.leaves(each) for each in split]
     params, model_state, rngs = jax.tree.unflatten(tree, [jnp.stack(x) for x in zip(*parts, strict=True)])
-    tx = first.without(fixed).transformation(adapter.split()[0])
+    tx = first.without(fixed).transformation(split[0][0])
     controls = {n: jnp.asarray([c.controls[n] for c in configurations], jnp.float32) for n in first.controls}
     keys = jnp.stack([jax.random.key(c.seed) for c in configurations])
 
@@ -222,14 +237,19 @@ def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...]) -> TrainStat
 
 
 def bytes_of(member: Member) -> int:
-    """Returns the bytes that a member needs on the device: its train state, its gradients and its updates."""
+    """Returns the bytes that a member needs on the device: its train state, its gradients and its updates.
+
+    Frozen parameters are left out, since members of one model share them.
+    """
     configuration = member.configuration.without(tuple(member.configuration.hyperparameters))
     adapter, callbacks = member.adapter, configuration.callbacks
 
     def count() -> int:
         state = jax.eval_shape(lambda: configuration.train_state(adapter).init_optimizer().with_slots(callbacks))
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, state.params, state.params)))
+        trained = (state.replace(frozen=None), state.params, state.params)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(trained))
 
     shapes = avals(adapter.split())
-    kept = kept_program(lambda: ("bytes", key_of((configuration.optimizer, adapter)), tree_key((callbacks, shapes))))
+    trainable = key_of((configuration.optimizer, adapter, configuration.trainable))
+    kept = kept_program(lambda: ("bytes", trainable, tree_key((callbacks, shapes))))
     return kept.fact("bytes", count)

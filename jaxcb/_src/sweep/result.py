@@ -90,6 +90,7 @@ class Part(NamedTuple):
         sizes: number of members of each successive program.
         run_dir: the directory, or None.
         files: the files that were written.
+        shares_frozen: whether the members share the frozen parameters, which then have no member axis.
     """
 
     members: tuple[Member, ...]
@@ -103,12 +104,16 @@ class Part(NamedTuple):
     sizes: tuple[int, ...]
     run_dir: Path | None
     files: tuple[Path, ...]
+    shares_frozen: bool = True
 
     def result(self, row: int) -> Result:
         """Returns one member as the result of a single run."""
         member, stops = self.members[row], self._stops_of(row)
-        state, states = jax.tree.map(lambda x: x[row], (self.state, self.callback_states))
-        state = state.replace(adapter=member.adapter)
+        frozen = self.state.frozen
+        if not self.shares_frozen:
+            frozen = jax.tree.map(lambda x: x[row], frozen)
+        state, states = jax.tree.map(lambda x: x[row], (self.state.replace(frozen=None), self.callback_states))
+        state = state.replace(frozen=frozen, adapter=member.adapter)
         return Result(
             state=state,
             model=delivered(state),

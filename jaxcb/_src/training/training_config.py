@@ -10,6 +10,7 @@ import optax
 
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.models.adapter import Adapter
+from jaxcb._src.models.trainable import Filter, split_trainable
 from jaxcb._src.training.learning_rate import (
     accumulated,
     adjustable_lr,
@@ -19,6 +20,7 @@ from jaxcb._src.training.learning_rate import (
     with_constant_rates_of,
 )
 from jaxcb._src.training.train_state import TrainState, checked_controls
+from jaxcb._src.utils.pytree import to_strong_type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,8 @@ class TrainingConfig:
         hyperparameters: further numeric arguments of the factory.
         controls: name -> number.
         model: arguments of the function that makes the model, besides the seed.
+        trainable: which parameters are trained; see `split_trainable`.
+        owner: the function that was called, which errors name.
     """
 
     seed: int
@@ -42,6 +46,8 @@ class TrainingConfig:
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     controls: Mapping[str, float] = dataclasses.field(default_factory=dict)
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trainable: Filter | None = None
+    owner: str = "fit"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "controls", checked_controls(self.controls))
@@ -99,7 +105,11 @@ class TrainingConfig:
         Raises:
             ValueError: if the optimizer is another one, or none is known.
         """
-        opt_state, tx = state.opt_state, state.tx
+        opt_state, tx, begun = state.opt_state, state.tx, state
+        if self.trainable is not None:
+            params, frozen = self.split(state.all_params, adapter)
+            state = state.replace(params=params, frozen=frozen)
+        other = jax.tree.structure(state.params) != jax.tree.structure(begun.params)
         if self.optimizer is None and self.learning_rate is not None:
             raise ValueError("learning_rate was given without optimizer. Pass the factory, as before: optax.adam.")
         if self.optimizer is None and tx is None:
@@ -108,13 +118,21 @@ class TrainingConfig:
             tx = self.transformation(state.params)
             if isinstance(opt_state, optax.MultiStepsState):  # GradientAccumulation wraps the optimizer again
                 opt_state = opt_state.inner_opt_state
-            opt_state = None if opt_state is None else _adopted(opt_state, jax.eval_shape(tx.init, state.params), tx)
+        if opt_state is not None and other:
+            assert tx is not None
+            if self.optimizer is not None:
+                opt_state = _adopted(opt_state, jax.eval_shape(tx.init, begun.params), tx)
+            opt_state = _extended(opt_state, jax.jit(tx.init)(state.params), tx)
+        elif opt_state is not None and self.optimizer is not None:
+            assert tx is not None
+            opt_state = _adopted(opt_state, jax.eval_shape(tx.init, state.params), tx)
         controls = {**state.controls, **TrainState.create(params={}, controls=self.controls).controls}
         return state.replace(tx=tx, opt_state=opt_state, controls=controls, weights={}, adapter=adapter)
 
     def train_state(self, adapter: Adapter) -> TrainState:
         """Returns the train state before the first step; the optimizer's state is made when the run begins."""
         params, model_state, rngs = adapter.split()
+        params, frozen = self.split(params, adapter)
         state = TrainState.create(
             params=params,
             model_state=model_state,
@@ -123,7 +141,23 @@ class TrainingConfig:
             seed=self.seed,
             adapter=adapter,
         )
-        return state.replace(tx=self.transformation(params))
+        return state.replace(tx=self.transformation(params), frozen=jax.tree.map(to_strong_type, frozen))
+
+    def split(self, params: Any, adapter: Adapter | None) -> tuple[Any, Any]:
+        """Returns the trained and the frozen parameters."""
+        return split_trainable(self.trainable, params, getattr(adapter, "variable_types", None), self.owner)
+
+
+def _extended(opt_state: Any, begun: Any, tx: Any) -> Any:
+    """Returns an optimizer's state for other trained parameters: what both have continues, and the rest begins."""
+    old = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(opt_state)}
+
+    def leaf(path: Any, fresh: Any) -> Any:
+        known = old.get(jax.tree_util.keystr(path))
+        same = known is not None and (known.shape, known.dtype) == (fresh.shape, fresh.dtype)
+        return known if same else fresh
+
+    return with_constant_rates_of(jax.tree_util.tree_map_with_path(leaf, begun), begun, tx)
 
 
 def _adopted(opt_state: Any, configured: Any, tx: Any) -> Any:
