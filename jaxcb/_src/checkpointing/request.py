@@ -122,11 +122,18 @@ def further_facts(
         "validation": held,
         "validation_freq": list(validation_freq) if isinstance(validation_freq, tuple) else validation_freq,
         "frozen": None if state.frozen is None else frozen_facts(named(state.frozen)),
-        "learning_rate": float(rate) if isinstance(rate, int | float) else None,
+        "learning_rate": _as_json(rate),
         # a sweep's members have their rates and other numbers in the optimizer's state
         "numbers": fingerprint(state.opt_state) if np.ndim(state.step) and state.opt_state is not None else None,
         **given,
     }
+
+
+def _as_json(rate: Any) -> Any:
+    """Returns a constant learning rate, or those of several optimizers by name; None for any other."""
+    if isinstance(rate, Mapping):
+        return {name: float(own) for name, own in sorted(rate.items()) if isinstance(own, int | float)}
+    return float(rate) if isinstance(rate, int | float) else None
 
 
 def traced_facts(
@@ -213,7 +220,8 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], facts: Mapping[st
         refused += _frozen_difference(was.get("frozen"), asked.get("frozen"))
     warned += [f"{name} {before[name]} -> {now[name]}" for name in _LENGTHS if before[name] != now[name]]
     for name, what in _FREE.items():
-        if name in asked and name in was and was[name] != asked[name] and not isinstance(asked[name], dict):
+        traced = isinstance(asked.get(name), dict) and name != "learning_rate"
+        if name in asked and name in was and was[name] != asked[name] and not traced:
             warned.append(f"{what} {was[name]} -> {asked[name]}")
     warned += _validation_difference(was.get("validation"), asked.get("validation"))
     if asked.get("executor") not in (None, facts["executor"]):

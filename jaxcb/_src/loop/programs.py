@@ -287,7 +287,7 @@ class RunPrograms:
         function = KeptFunction(
             ("start", self.kept.number), start, self.kept, options=options, devices=self.placement.devices_key
         )
-        rate = None if rate is None else jnp.asarray(rate, jnp.float32)
+        rate = jax.tree.map(lambda r: jnp.asarray(r, jnp.float32), rate)
         packed = function(leaves, self.settings, rate)
         tx = train.tx
         if self._wraps_optimizer:

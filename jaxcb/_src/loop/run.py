@@ -219,8 +219,8 @@ def _find_start(
     arguments = {"epochs": data.epochs, "steps": data.steps, **data.order}
     arguments |= {"drop_remainder": data.drop_remainder, "eval_every": config.execution.eval_every}
     frozen = (c.where for c in callbacks.callbacks if isinstance(c, Freeze) and c.until_epoch is None)
-    run.frozen_axis = frozen_axis
-    run.describe(facts["callbacks"], settings_of(arguments, callbacks, settings), tuple(p for ps in frozen for p in ps))
+    patterns = tuple(p for ps in frozen for p in ps)
+    run.describe(facts["callbacks"], settings_of(arguments, callbacks, settings), patterns, frozen_axis)
     if context.run_dir is not None and not config.is_trial:
         start = find_start(
             context,

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,8 @@ from jaxcb._src.models.adapter import Adapter, avals
 from jaxcb._src.models.trainable import variable_types
 from jaxcb._src.sweep.overrides import with_overrides
 from jaxcb._src.sweep.space import Point
-from jaxcb._src.training.learning_rate import map_learning_rates, with_hyperparameters
+from jaxcb._src.training.learning_rate import LearningRate, map_learning_rates, with_hyperparameters
+from jaxcb._src.training.optimizer_groups import rates_of_groups
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.training_config import TrainingConfig
 from jaxcb._src.utils.kept_programs import KeptFunction, kept_program
@@ -207,7 +208,8 @@ def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...], split: Seque
     first, adapter = configurations[0], group[0].adapter
     tree, parts = jax.tree.structure(split[0]), [jax.tree.leaves(each) for each in split]
     params, model_state, rngs = jax.tree.unflatten(tree, [jnp.stack(x) for x in zip(*parts, strict=True)])
-    tx = first.without(fixed).transformation(split[0][0])
+    types = getattr(adapter, "variable_types", None)
+    tx = first.without(fixed).transformation(split[0][0], types)
     controls = {n: jnp.asarray([c.controls[n] for c in configurations], jnp.float32) for n in first.controls}
     keys = jnp.stack([jax.random.key(c.seed) for c in configurations])
 
@@ -218,7 +220,7 @@ def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...], split: Seque
     kept = kept_program(lambda: ("members", key_of((tx, adapter))))
     rate = getattr(tx, "rate", None)
     members = KeptFunction("create", lambda *parts: jax.vmap(create)(*parts).replace(tx=None), kept)
-    rates = None if rate is None else jnp.full(len(group), rate, jnp.float32)
+    rates = jax.tree.map(lambda r: jnp.full(len(group), r, jnp.float32), rate)
     state: TrainState = members(params, model_state, rngs, controls, keys, rates)
     state = state.replace(tx=tx, adapter=adapter)
     numbers = {
@@ -227,13 +229,22 @@ def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...], split: Seque
         if name not in fixed
     }
     opt_state = with_hyperparameters(state.opt_state, numbers)
-    swept = [c.learning_rate for c in configurations]
-    if len({id(r) if callable(r) else r for r in swept}) > 1:
+    each = [_rates(c) for c in configurations]
+
+    def own(rate: LearningRate) -> LearningRate:
+        swept = [rates.get(rate.name) for rates in each]
+        if len({id(r) if callable(r) else r for r in swept}) < 2:
+            return rate
         base = jnp.asarray(swept, jnp.float32)
-        opt_state = map_learning_rates(
-            lambda r: r.replace(override=base, overridden=jnp.ones_like(r.overridden), applied=base), opt_state
-        )
-    return state.replace(opt_state=opt_state)
+        return rate.replace(override=base, overridden=jnp.ones_like(rate.overridden), applied=base)
+
+    return state.replace(opt_state=map_learning_rates(own, opt_state))
+
+
+def _rates(configuration: TrainingConfig) -> dict[str, Any]:
+    """Returns the learning rates by name; an only one under the key ""."""
+    optimizer, rate = configuration.optimizer, configuration.learning_rate
+    return rates_of_groups(optimizer, rate, "sweep") if isinstance(optimizer, Mapping) else {"": rate}
 
 
 def bytes_of(member: Member) -> int:
@@ -250,6 +261,6 @@ def bytes_of(member: Member) -> int:
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(trained))
 
     shapes = avals(adapter.split())
-    trainable = key_of((configuration.optimizer, adapter, configuration.trainable))
-    kept = kept_program(lambda: ("bytes", trainable, tree_key((callbacks, shapes))))
+    parts = (configuration.optimizer, adapter, configuration.trainable)
+    kept = kept_program(lambda: ("bytes", key_of(parts, mutable=True), tree_key((callbacks, shapes))))
     return kept.fact("bytes", count)

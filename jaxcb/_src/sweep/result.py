@@ -19,6 +19,7 @@ from jaxcb._src.sweep.space import Point
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.errors import did_you_mean
 from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.utils.names import is_rate
 
 _WIDE = 200
 
@@ -70,9 +71,6 @@ def _short(paths: list[str]) -> list[str]:
 
 def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-_RATES = ("learning_rate", "base_learning_rate", "lr_scale")
 
 
 class Part(NamedTuple):
@@ -245,7 +243,7 @@ class SweepResult(Sequence[Result]):
         columns["steps"] = [int(part.state.step[row]) for part, row in places.values()]
         columns["stop_reason"] = [part.reason_of(row) for part, row in places.values()]
         # without metrics that are arrays
-        scalars = {name: values for name, values in self.history.items() if values.ndim == 2 and name not in _RATES}
+        scalars = {name: values for name, values in self.history.items() if values.ndim == 2 and not is_rate(name)}
         for name, values in scalars.items():
             columns[name] = [_last(values[:, i]) for i in places]
         for name in scalars:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import optax
 
 from jaxcb._src.checkpointing.checkpointer import CHECKPOINTS
 from jaxcb._src.checkpointing.resume import TABLE
@@ -27,7 +26,7 @@ from jaxcb._src.sweep.result import Part, SweepResult
 from jaxcb._src.sweep.space import Point, as_points
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.training.train_step import EvalStep, Step
-from jaxcb._src.training.training_config import TrainingConfig
+from jaxcb._src.training.training_config import Optimizer, Rate, TrainingConfig
 from jaxcb._src.utils.errors import DataError, check_bool, check_choice, check_int
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.history import HistoryWriter
@@ -39,8 +38,8 @@ def sweep(  # noqa: PLR0913
     train_data: Any,
     *,
     over: Mapping[str, Iterable[Any]] | Sequence[Point],
-    optimizer: optax.GradientTransformation | Callable[..., optax.GradientTransformation],
-    learning_rate: float | optax.Schedule | None = None,
+    optimizer: Optimizer | Mapping[Filter, Optimizer],
+    learning_rate: Rate | Mapping[Filter, Rate] | None = None,
     trainable: Filter | None = None,
     epochs: int | None = None,
     steps: int | None = None,
@@ -82,8 +81,9 @@ def sweep(  # noqa: PLR0913
         train_data: as for `fit`, without the function. All members share a stream of batches; arrays are in the order
             of each member's seed.
         over: what the members differ in, by path: `seed`, `optimizer.NAME` (the learning rate, or another number of
-            the factory), `controls.NAME`, `callbacks.NAME.FIELD`, `model.NAME`. A dict of paths to values is a grid;
-            otherwise a list of points, such as `jc.search.draws(n, {...})` makes.
+            the factory; with several, `optimizer.GROUP.learning_rate`), `controls.NAME`, `callbacks.NAME.FIELD`,
+            `model.NAME`. A dict of paths to values is a grid; otherwise a list of points, such as
+            `jc.search.draws(n, {...})` makes.
         optimizer: as for `fit`; a factory if its numbers are swept.
         learning_rate: as for `fit`; not used if it is swept.
         trainable: as for `fit`. Members of one model share its frozen parameters.

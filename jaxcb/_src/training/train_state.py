@@ -247,7 +247,17 @@ class TrainState(Struct):
         rates = learning_rates(self.opt_state)
         if not rates:
             raise ValueError(_NO_RATE)
+        if len(names := [rate.name for rate in rates if rate.name]) > 1:
+            raise ValueError(
+                f"the train state has the learning rates {', '.join(names)}; read one of them: "
+                f"state.learning_rates[{names[0]!r}]."
+            )
         return rates[0]
+
+    @property
+    def learning_rates(self) -> dict[str, LearningRate]:
+        """The learning rates that callbacks can change, by name; an unnamed one is that of the key ""."""
+        return {rate.name: rate for rate in reversed(learning_rates(self.opt_state))}
 
     def apply_gradients(self, grads: Any, *, model: Any = None, **extra: Any) -> "TrainState":
         """Returns the state after one update of the optimizer.
@@ -352,8 +362,11 @@ def check_actions(actions: Any, state: TrainState) -> None:
     for action in as_actions(actions):
         if isinstance(action, ScaleLearningRate | SetLearningRate) and not rates:
             raise ValueError(f"{action.owner or type(action).__name__}: {_NO_RATE}")
+        of = getattr(action, "of", None)
+        if isinstance(action, ScaleLearningRate | SetLearningRate) and of not in (None, *(r.name for r in rates)):
+            raise ValueError(_no_rate_of(action, of, [r.name for r in rates if r.name]))
         exact = isinstance(action, SetLearningRate) or getattr(action, "floor", None) is not None
-        if exact and any(r.schedule is None for r in rates):
+        if exact and any(r.schedule is None for r in rates if of in (None, r.name)):
             raise ValueError(_NOT_EXACT.format(owner=action.owner or type(action).__name__))
         if isinstance(action, SetControl) and action.name not in state.controls:
             names = ", ".join(sorted(state.controls)) or "none"
@@ -383,6 +396,19 @@ def check_actions(actions: Any, state: TrainState) -> None:
                 f"(there are: {names}). Declare them in the callback's slots(), and in a hand-written loop pass "
                 "callbacks= to TrainState.create."
             )
+
+
+def _no_rate_of(action: Any, of: str, names: list[str]) -> str:
+    owner = action.owner or type(action).__name__
+    if not names:
+        return (
+            f"{owner} asks for the learning rate of {of!r}, and the optimizer has one rate for all parameters. Leave "
+            f"of= out, or pass an optimizer for each group: optimizer={{'{of}/**': ..., ...}}."
+        )
+    return (
+        f"{owner} asks for the learning rate of {of!r}, which does not exist. Rates: {', '.join(names)}."
+        f"{did_you_mean(of, names)}"
+    )
 
 
 def apply(actions: Any, state: TrainState) -> TrainState:
@@ -468,6 +494,9 @@ def _exploit(action: Exploit, state: TrainState, branches: bool) -> TrainState:
 
 def _apply_rate(actions: list[Any], rate: LearningRate) -> LearningRate:
     factor, floor = jnp.ones_like(rate.scale), jnp.zeros_like(rate.scale)
+    actions = [action for action in actions if action.of in (None, rate.name)]
+    if not actions:
+        return rate
     for action in actions:
         if isinstance(action, SetLearningRate):
             value = jnp.asarray(action.value, jnp.float32)

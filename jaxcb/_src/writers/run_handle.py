@@ -24,6 +24,7 @@ class Run:
         settings: `fit`'s arguments and the callbacks' numbers, name -> number, text or boolean.
         callbacks: the callbacks and their configurations, name -> text.
         frozen: patterns of the parameters that are not trained in the whole run.
+        frozen_axis: 0 if each member of a population has its own parameters that `trainable=` left out; otherwise None.
         params: `epochs`, `steps` (per epoch) and `verbose`, as in Keras; None if unknown.
     """
 
@@ -35,7 +36,7 @@ class Run:
         self.settings: dict[str, Any] = {}
         self.callbacks: dict[str, str] = {}
         self.frozen: tuple[str, ...] = ()
-        self.frozen_axis: int | None = None  # 0 if each member of a population has its own frozen parameters
+        self.frozen_axis: int | None = None
         self.traced_step: Callable[[], TracedStep] | None = None  # None in a hand-written loop
         self.stop_reason: str | None = None
         self._carry: Any = None
@@ -85,9 +86,15 @@ class Run:
         """Stops the run: its epoch is validated and closed first."""
         self.stop_reason = reason
 
-    def describe(self, callbacks: dict[str, str], settings: dict[str, Any], frozen: tuple[str, ...] = ()) -> None:
+    def describe(
+        self,
+        callbacks: dict[str, str],
+        settings: dict[str, Any],
+        frozen: tuple[str, ...] = (),
+        frozen_axis: int | None = None,
+    ) -> None:
         """Sets the configuration of the run, before the first hook."""
-        self.callbacks, self.settings, self.frozen = callbacks, settings, frozen
+        self.callbacks, self.settings, self.frozen, self.frozen_axis = callbacks, settings, frozen, frozen_axis
 
     def describe_step(self, traced_step: Callable[[], TracedStep]) -> None:
         """Sets the function that returns the traced step, before the first hook."""

@@ -18,12 +18,12 @@ from jaxcb._src.loop.compiled.traced_functions import TracedFunctions
 from jaxcb._src.training.learning_rate import accumulations, learning_rates
 from jaxcb._src.training.train_state import TrainState, check_actions
 from jaxcb._src.training.train_step import Step
-from jaxcb._src.utils.names import leaf_name
+from jaxcb._src.utils.names import is_rate, leaf_name
 from jaxcb._src.utils.program_key import NoProgramKey, trace_key
 from jaxcb._src.utils.pytree import cast_like
 from jaxcb._src.utils.xla import equal_outputs, outputs_always_false
 
-RESERVED = ("learning_rate", "base_learning_rate", "lr_scale", "epoch", "step", "updates")
+RESERVED = ("epoch", "step", "updates")  # and the names of learning rates
 
 Shapes = dict[str, Any]  # name -> shape
 
@@ -143,12 +143,14 @@ def metrics_of(
         **place: `step`, `epoch` and `total_steps` of `Metrics`.
     """
     rates: dict[str, Any] = {}
-    for rate in learning_rates(train.opt_state)[:1]:
+    known = learning_rates(train.opt_state)
+    for rate in [rate for rate in known if rate.name] or known[:1]:
+        of = f"/{rate.name}" if rate.name else ""
         if rate.schedule is None:
-            rates["lr_scale"] = rate.scale
+            rates[f"lr_scale{of}"] = rate.scale
         else:
-            rates["learning_rate"] = rate.applied if last else rate.effective()
-            rates["base_learning_rate"] = rate.base(last=last)
+            rates[f"learning_rate{of}"] = rate.applied if last else rate.effective()
+            rates[f"base_learning_rate{of}"] = rate.base(last=last)
     for several in accumulations(train.opt_state)[:1]:
         rates["updates"] = several.gradient_step
     shown = {**train.controls, **values, **rates}
@@ -215,9 +217,9 @@ def plan_program(
         _check_names("eval_step", found)
         _add(names, {prefix + n: value for n, value in _computed(found, members).items()}, "a validation's metric")
     _add(names, {name: _scalar(members) for name in validation.host_values}, "an evaluator's metric")
-    for name in (*RESERVED, *host_names):
-        # a metric may have the name of a control, to report the value that the step used
-        if name in names or name in train.controls:
+    # a metric may have the name of a control, to report the value that the step used
+    for name in {**names, **train.controls}:
+        if name in RESERVED or name in host_names or is_rate(name):
             raise ValueError(f"the metric name {name!r} is reserved: jaxcb reports it itself. Rename yours.")
     stale = {
         "on_eval_end": frozenset(train_names),
