@@ -194,6 +194,18 @@ def test_finetune_in_short():
     assert 0.0 < moved[3] < moved[1]  # frozen for half of the time, and never
 
 
+@pytest.mark.slow
+def test_lora_in_short(tmp_path):
+    pytest.importorskip("sklearn")
+    out = run("lora.py", "--run-dir", tmp_path / "run", "--epochs", 2, "--base-epochs", 1)
+    assert "trains 4,096 of 105,930 parameters (3.87%)" in out
+    assert float(re.search(r"differ by (\S+)$", out, re.MULTILINE)[1]) < 1e-5  # by jaxcb and by hand
+    by_us, by_hand = re.findall(r"LoRA.*, turned digits +([\d.]+)%", out)
+    assert abs(float(by_us) - float(by_hand)) < 0.5
+    small, large = map(int, re.findall(r"(\d+) KiB", out.splitlines()[-1]))
+    assert small < large / 4
+
+
 def test_finetune_keeps_the_digits_that_it_is_told(example):
     pytest.importorskip("sklearn")
     labels = np.asarray([7, 1, 5, 9, 5, 5, 3], np.int32)

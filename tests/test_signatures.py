@@ -13,13 +13,13 @@ from loop._runs import config_of
 import jaxcb as jc
 from jaxcb._src.loop.config import RunConfig
 
-MOST = 26  # parameters of `fit`
+MOST = 27  # parameters of `fit`
 RUNS = {"fit": jc.fit, "Loop.run": jc.Loop.run, "sweep": jc.sweep}
 # What a run does not take of `fit`, and has of its own.
 WITHOUT = {
     "Loop.run": {
         "model", "loss_fn", "optimizer", "learning_rate", "validation_split", "callbacks", "class_weight", "controls",
-        "sample_weight",
+        "sample_weight", "trainable",
     },
     "sweep": {"model"},
 }  # fmt: skip

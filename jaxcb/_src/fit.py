@@ -8,7 +8,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from jaxcb._src.core.callback import Callback
@@ -23,11 +22,13 @@ from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig, name_of
 from jaxcb._src.loop.result import Result
 from jaxcb._src.loop.run import run_training
 from jaxcb._src.models.adapt import adapt
+from jaxcb._src.models.trainable import Filter, variable_types
 from jaxcb._src.sharding.placement import Placement
+from jaxcb._src.training.optimizer_groups import group_name
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import EvalStep, Step
-from jaxcb._src.training.training_config import TrainingConfig
+from jaxcb._src.training.training_config import Optimizer, Rate, TrainingConfig
 from jaxcb._src.utils.errors import DataError, check_int, check_seed
 from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram, kept_program
 from jaxcb._src.utils.program_key import key_of, tree_key
@@ -38,8 +39,9 @@ def fit(  # noqa: PLR0913
     loss_fn: Callable[..., Any],
     train_data: Any,
     *,
-    optimizer: optax.GradientTransformation | Callable[..., optax.GradientTransformation] | None = None,
-    learning_rate: float | optax.Schedule | None = None,
+    optimizer: Optimizer | Mapping[Filter, Optimizer] | None = None,
+    learning_rate: Rate | Mapping[Filter, Rate] | None = None,
+    trainable: Filter | None = None,
     epochs: int | None = None,
     steps: int | None = None,
     steps_per_epoch: int | None = None,
@@ -75,8 +77,14 @@ def fit(  # noqa: PLR0913
             `(epoch, controls)` that returns the data of an epoch.
         optimizer: an optax factory such as `optax.adam`, together with `learning_rate`: then callbacks can scale, set
             and read the rate. Or a ready-made optimizer, of which only the final updates are scaled. None for that of
-            the `Result` or `TrainState` to continue from.
-        learning_rate: a constant or an optax schedule (number of updates -> rate).
+            the `Result` or `TrainState` to continue from. Or a dict of groups of parameters to these, such as
+            `{"backbone/**": optax.sgd, "head/**": optax.adam}`: patterns as in `trainable`, of which exactly one
+            matches each parameter. Each rate then has the name of its group, as in `learning_rate/head`.
+        learning_rate: a constant or an optax schedule (number of updates -> rate); or a dict of the groups to these.
+        trainable: which parameters are trained: a pattern of paths such as "head/**", a type of NNX Variables such as
+            `nnx.LoRAParam`, a predicate of (path, array), `jc.models.AllBut(...)`, or a sequence of these. The others
+            are read-only: they have no gradients and no optimizer state, and are neither copied nor saved. None trains
+            all; or, of a `Result` or `TrainState`, what it has trained.
         epochs: number of epochs to train.
         steps: number of updates to do; with `epochs`, whichever comes first.
         steps_per_epoch: steps of an epoch. None is one pass over the data.
@@ -153,15 +161,17 @@ def fit(  # noqa: PLR0913
         execution=execution,
         checkpointing=checkpointing,
     )
-    training = TrainingConfig(config.seed, optimizer, learning_rate, as_chain(callbacks), controls=controls or {})
+    training = TrainingConfig(
+        config.seed, optimizer, learning_rate, as_chain(callbacks), controls=controls or {}, trainable=trainable
+    )
     given, adapter = [_first_state(model, training, copy=execution.copy)], model
     if not isinstance(model, Result | TrainState):
         adapter = given[0].adapter
     settings = {
         "model": type(getattr(model, "module", model)).__name__,
         "loss_fn": name_of(loss_fn),
-        "optimizer": name_of(optimizer),
-        "learning_rate": name_of(learning_rate),
+        **_named("optimizer", optimizer),
+        **_named("learning_rate", learning_rate),
     }
     if adapter is not model:
         adapter.release()
@@ -278,10 +288,17 @@ def predict(
     return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
 
 
+def _named(setting: str, value: Any) -> dict[str, Any]:
+    """Returns a setting for tables of runs; of a dict of groups one for each."""
+    if not isinstance(value, Mapping):
+        return {setting: name_of(value)}
+    return {f"{setting}/{group_name(given)}": name_of(x) for given, x in value.items()}
+
+
 def _first_state(model: Any, training: TrainingConfig, *, copy: bool) -> TrainState:
     """Returns the train state that a run begins with: that of a new model, or of an earlier run."""
     if not isinstance(model, Result | TrainState):
-        return training.train_state(adapt(model, copy=copy))
+        return training.train_state(adapt(model, copy=copy, trained=variable_types(training.trainable)))
     begun = model.state if isinstance(model, Result) else model
     adapter = begun.adapter
     if copy and getattr(adapter, "in_place", False):

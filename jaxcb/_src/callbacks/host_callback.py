@@ -118,7 +118,7 @@ class HostCallback:
             state = self.run.state
             adapter = state.adapter
             if adapter is not None and adapter.in_place:
-                self._model = adapter.deliver(state.evaluation_params(), state.model_state, state.rngs)
+                self._model = adapter.deliver(state.delivered_params(), state.model_state, state.rngs)
             else:
                 self._model = self.run.model
         return self._model

@@ -6,6 +6,7 @@ from jaxcb._src.core.actions.tensorboard import Scalars
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.errors import check_int
+from jaxcb._src.utils.names import is_rate
 from jaxcb._src.utils.pytree import static
 
 
@@ -13,7 +14,8 @@ class LearningRateMonitor(Callback):
     """Logs the learning rate of the last update to TensorBoard.
 
     It is the effective rate, including the factors of all callbacks: `learning_rate`. A ready-made optimizer hides its
-    rate; then only the callbacks' factor is logged: `lr_scale`.
+    rate; then only the callbacks' factor is logged: `lr_scale`. Of several rates each has its curve, such as
+    `learning_rate/head`.
 
     Args:
         every: "epoch" for a point at the end of each epoch, or a number of steps for a point where
@@ -46,12 +48,18 @@ class LearningRateMonitor(Callback):
         return frozenset({"on_epoch_end" if self.every == "epoch" else "on_batch_end"})
 
     def on_batch_end(self, state: Any, metrics: Metrics) -> Any:
-        return state, Scalars(_rate(metrics), when=metrics.step % self.every == 0)
+        return state, Scalars(_rates(metrics), when=metrics.step % self.every == 0)
 
     def on_epoch_end(self, state: Any, metrics: Metrics) -> Any:
-        return state, Scalars(_rate(metrics))
+        return state, Scalars(_rates(metrics))
 
 
-def _rate(metrics: Metrics) -> dict[str, Any]:
-    name = "lr_scale" if "lr_scale" in metrics and "learning_rate" not in metrics else "learning_rate"
-    return {name: metrics[name]}
+def _rates(metrics: Metrics) -> dict[str, Any]:
+    """Returns the effective rates, and the factor of each optimizer that hides its rate."""
+    found = {}
+    for name in filter(is_rate, metrics):
+        kind, slash, of = name.partition("/")
+        hidden = kind == "lr_scale" and f"learning_rate{slash}{of}" not in metrics
+        if kind == "learning_rate" or hidden:
+            found[name] = metrics[name]
+    return found or {"learning_rate": metrics["learning_rate"]}

@@ -13,8 +13,8 @@ from jax import Array
 from jaxcb._src.core.actions.control import SetLearningRate
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.callback import Callback
-from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.utils.errors import check_choice
+from jaxcb._src.core.metrics import Metrics, rates_in
+from jaxcb._src.utils.errors import check_choice, check_rate_name
 from jaxcb._src.utils.pytree import static
 
 _EPOCHS = 10_000  # epochs tabulated for a Python function that cannot be traced; later epochs keep the last value
@@ -34,6 +34,8 @@ class LearningRateScheduler(Callback):
             (`if epoch < 10`, `math.exp`) are tabulated on the host for 10,000 epochs, and must be linear in `lr`.
         verbose: 1 prints a line at each epoch.
         by: "epoch", or "step" for a schedule of the updates done.
+        of: name of the learning rate to set, if there are several: that of the group "head/**" of
+            `fit(optimizer={...})` is "head". None sets all of them.
 
     Raises:
         TypeError: if the schedule is not callable, or can be neither traced nor tabulated.
@@ -52,28 +54,39 @@ class LearningRateScheduler(Callback):
     schedule: Callable[..., Any] = static()
     verbose: int = static(default=0)
     by: Literal["epoch", "step"] = static(default="epoch", kw_only=True)
+    of: str | None = static(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not callable(self.schedule):
             raise TypeError(f"LearningRateScheduler: schedule must be a function, got {self.schedule!r}.")
         check_choice("LearningRateScheduler", "by", self.by, ("epoch", "step"))
+        check_rate_name("LearningRateScheduler", self.of)
 
     def hooks(self) -> frozenset[str]:
         return frozenset({"on_epoch_begin" if self.by == "epoch" else "on_batch_begin"})
 
     def on_epoch_begin(self, state: Any, metrics: Metrics) -> Any:
-        rate = self._rate(metrics.epoch, metrics)
-        actions: list[Any] = [SetLearningRate(rate)]
-        if self.verbose:
-            text = "Epoch {epoch}: LearningRateScheduler sets the learning rate to {rate:.6g}"
-            actions.append(Print(text, values={"rate": rate}))
+        actions: list[Any] = []
+        for of, rate in self._rates(metrics.epoch, metrics).items():
+            actions.append(SetLearningRate(rate, of=of))
+            if self.verbose:
+                which = "" if of is None else f" of {of}"
+                text = f"Epoch {{epoch}}: LearningRateScheduler sets the learning rate{which} to {{rate:.6g}}"
+                actions.append(Print(text, values={"rate": rate}))
         return state, tuple(actions)
 
     def on_batch_begin(self, state: Any, metrics: Metrics) -> Any:
-        return state, SetLearningRate(self._rate(metrics.step, metrics))
+        rates = self._rates(metrics.step, metrics)
+        return state, tuple(SetLearningRate(rate, of=of) for of, rate in rates.items())
 
-    def _rate(self, count: Array, metrics: Metrics) -> Array:
-        arguments = [count, metrics["base_learning_rate"]] if _takes_rate(self.schedule) else [count]
+    def _rates(self, count: Array, metrics: Metrics) -> dict[str | None, Array]:
+        """Returns name -> rate to set; None for all rates."""
+        if not _takes_rate(self.schedule):
+            return {self.of: self._rate(count)}
+        rates = rates_in(metrics, "base_learning_rate", self.of)
+        return {of: self._rate(count, rate) for of, rate in rates.items()}
+
+    def _rate(self, *arguments: Array) -> Array:
         if self.by == "epoch" and not self._traces_well:
             return self._from_table(*arguments)
         try:

@@ -91,6 +91,7 @@ class PopulationBasedTraining(PopulationCallback):
         head, _, name = path.partition(".")
         if head == "controls":
             return SetControl(name, metrics[name][source] * factor, when=when)
-        if name == "learning_rate":
-            return ScaleLearningRate(factor, when=when)
+        of, _, number = name.rpartition(".")
+        if number == "learning_rate":
+            return ScaleLearningRate(factor, of=of or None, when=when)
         return ScaleHyperparameter(name, factor, when=when)

@@ -1,5 +1,7 @@
 """`ReduceLROnPlateau`: reduces the learning rate when a metric no longer improves."""
 
+import functools
+import operator
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -18,8 +20,8 @@ from jaxcb._src.callbacks.monitor import (
 from jaxcb._src.core.actions.control import ScaleLearningRate
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.callback import Callback
-from jaxcb._src.core.metrics import Metrics, resolve_mode
-from jaxcb._src.utils.errors import check_between, check_choice, check_int, check_number
+from jaxcb._src.core.metrics import Metrics, rates_in, resolve_mode
+from jaxcb._src.utils.errors import check_between, check_choice, check_int, check_number, check_rate_name
 from jaxcb._src.utils.pytree import Struct, select, static, to_strong_types
 
 
@@ -50,6 +52,8 @@ class ReduceLROnPlateau(Callback):
         threshold_mode: "abs", or "rel" for a `min_delta` relative to the absolute value of the best.
         patience_in: unit of `patience` and `cooldown`: "reports" of the monitor, "epochs" or "steps". They are
             checked whenever the monitor is reported.
+        of: name of the learning rate to reduce, if there are several: that of the group "head/**" of
+            `fit(optimizer={...})` is "head". None reduces all of them.
 
     State:
         `best`, `wait`, `cooldown`, `seen`.
@@ -77,6 +81,7 @@ class ReduceLROnPlateau(Callback):
     min_lr: Any = 0.0
     threshold_mode: Literal["abs", "rel"] = static(default="abs", kw_only=True)
     patience_in: Literal["reports", "epochs", "steps"] = static(default="reports", kw_only=True)
+    of: str | None = static(default=None, kw_only=True)
     reads_rate: bool = static(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -87,6 +92,7 @@ class ReduceLROnPlateau(Callback):
         self._set("min_lr", check_number("ReduceLROnPlateau", "min_lr", self.min_lr, least=0.0))
         check_choice("ReduceLROnPlateau", "threshold_mode", self.threshold_mode, THRESHOLD_MODES)
         check_choice("ReduceLROnPlateau", "patience_in", self.patience_in, PATIENCE_UNITS)
+        check_rate_name("ReduceLROnPlateau", self.of)
         self._set("mode", resolve_mode("ReduceLROnPlateau", self.monitor, self.mode))
         self._set("reads_rate", not isinstance(self.min_lr, float) or self.min_lr > 0)
 
@@ -111,7 +117,8 @@ class ReduceLROnPlateau(Callback):
         wait = jnp.where(better | cooling, 0, state.wait + passed)
         cut = new & (wait > 0) & (wait >= self.patience)
         if self.reads_rate:
-            cut = cut & (metrics["learning_rate"] > self.min_lr)
+            above = [rate > self.min_lr for rate in rates_in(metrics, "learning_rate", self.of).values()]
+            cut = cut & functools.reduce(operator.or_, above)
         cooldown = jnp.where(cut, self.cooldown, jnp.maximum(state.cooldown - passed, 0))
         after = ReduceLROnPlateauState(
             best=jnp.where(new & better, value, state.best),
@@ -119,12 +126,15 @@ class ReduceLROnPlateau(Callback):
             cooldown=jnp.where(new, cooldown, state.cooldown),
             seen=select(new, now, state.seen),
         )
-        actions: list[Any] = [ScaleLearningRate(self.factor, self.min_lr if self.reads_rate else None, when=cut)]
+        floor = self.min_lr if self.reads_rate else None
+        actions: list[Any] = [ScaleLearningRate(self.factor, floor, of=self.of, when=cut)]
         if self.verbose:
-            text, values = "Epoch {epoch}: ReduceLROnPlateau multiplies the learning rate by {factor:g}", {}
-            if "learning_rate" in metrics:
+            of, name = ("", "learning_rate") if self.of is None else (f" of {self.of}", f"learning_rate/{self.of}")
+            text = f"Epoch {{epoch}}: ReduceLROnPlateau multiplies the learning rate{of} by {{factor:g}}"
+            values: dict[str, Any] = {}
+            if name in metrics:
                 text += ", from {_old:.5g} to {_new:.5g}"
-                old = metrics["learning_rate"].astype(jnp.float32)
+                old = metrics[name].astype(jnp.float32)
                 values = {"_old": old, "_new": jnp.maximum(old * self.factor, self.min_lr)}
             actions.append(Print(text, values={"factor": self.factor, **values}, when=cut))
         return after, tuple(actions)

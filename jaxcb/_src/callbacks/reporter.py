@@ -6,12 +6,11 @@ from jaxcb._src.core.actions.base import Action
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, fresh_scalars, fresh_values
 from jaxcb._src.utils.errors import check_int
+from jaxcb._src.utils.names import is_rate
 from jaxcb._src.utils.pytree import static
 
+
 # Not means over an epoch: one name serves the curves by step and by epoch.
-_RATES = ("learning_rate", "base_learning_rate", "lr_scale")
-
-
 class Reporter(Callback):
     """Abstract base of loggers of the fresh scalars, at the end of epochs and every few steps."""
 
@@ -40,7 +39,7 @@ class Reporter(Callback):
     def on_batch_end(self, state: Any, metrics: Metrics) -> Any:
         # At an epoch's last step both a step's own loss and the epoch's mean are reported, so they need two names.
         values, fresh = (
-            {name if name in _RATES else f"batch_{name}": x for name, x in part.items()}
+            {name if is_rate(name) else f"batch_{name}": x for name, x in part.items()}
             for part in self._values(metrics)
         )
         due = metrics.step % self.every == 0 if isinstance(self.every, int) else False

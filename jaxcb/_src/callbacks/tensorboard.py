@@ -12,13 +12,13 @@ from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, fresh_scalars
 from jaxcb._src.utils.errors import check_bool, check_choice, check_int
 from jaxcb._src.utils.local_path import path_text
+from jaxcb._src.utils.names import is_rate
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
 
 _TAGS = {"params": "weights", "grads": "gradients", "updates": "updates", "activations": "activations"}
 _VALIDATION = "val_"
 _EMBEDDINGS = "**embedding"  # Flax's name for them
 _NO_CURVES = ("base_learning_rate", "lr_scale")  # redundant next to the effective rate
-_RATES = ("learning_rate", *_NO_CURVES)
 
 
 class TensorBoardState(Struct):
@@ -169,7 +169,7 @@ class TensorBoard(Callback):
         return state, actions
 
     def on_train_end(self, state: TensorBoardState, metrics: Metrics) -> Any:
-        final = {name: value for name, value in fresh_scalars(metrics)[0].items() if name not in _RATES}
+        final = {name: value for name, value in fresh_scalars(metrics)[0].items() if not is_rate(name)}
         table = HParams(final=final, log_dir=self.log_dir)
         if not self.write_steps_per_second or "steps_per_second" not in metrics:
             return state, table
@@ -184,7 +184,8 @@ class TensorBoard(Callback):
         """Returns a point of each curve of the two runs; `val_` names go to the run "validation"."""
         runs: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         for name, value in values.items():
-            if name in _NO_CURVES and "learning_rate" in values:
+            kind, slash, of = name.partition("/")
+            if kind in _NO_CURVES and f"learning_rate{slash}{of}" in values:
                 continue
             run = "validation" if name.startswith(_VALIDATION) else "train"
             curves = runs.setdefault(run, ({}, {}))

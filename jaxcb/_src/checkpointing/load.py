@@ -15,6 +15,7 @@ from jaxcb._src.models.linen import LinenModel
 from jaxcb._src.models.pytree import is_equinox
 from jaxcb._src.storage import exports as _exports
 from jaxcb._src.storage import orbax as _orbax
+from jaxcb._src.storage.fingerprint import frozen_facts, named
 from jaxcb._src.training.learning_rate import with_constant_rates_of
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.errors import check_choice
@@ -37,6 +38,9 @@ def load(path: Any, target: Any = None, *, what: str | None = None) -> Any:
     With a target, names, shapes and dtypes of all leaves are compared before any array is read; differences are an
     error, and nothing is cast. Without a target, the structure of the checkpoint is returned as nested dicts and lists,
     on the default device.
+
+    A checkpoint of a run with `trainable=` contains the trained parameters alone. The others are taken from the target,
+    which must have the values that the run had: a hash of them is compared.
 
     Args:
         path: its directory, on this machine.
@@ -80,6 +84,7 @@ class _Source(NamedTuple):
 
     path: Path
     holds: str | None  # "model" or "state"; None for a checkpoint of another library
+    frozen: Mapping[str, Any] | None  # facts of the parameters that it does not contain, as of `frozen_facts`
     tree: Any  # its structure, with shape and dtype of each leaf
     leaves: dict[Parts, Any]
 
@@ -134,7 +139,14 @@ def _open(path: Path) -> _Source:
     facts = metadata.custom_metadata if isinstance(metadata.custom_metadata, Mapping) else {}
     holds = facts.get("what")
     leaves = dict(_flat(metadata.metadata))
-    return _Source(path, holds if holds in ("model", "state") else None, metadata.metadata, leaves)
+    frozen = facts.get("frozen")
+    return _Source(
+        path,
+        holds if holds in ("model", "state") else None,
+        frozen if isinstance(frozen, Mapping) else None,
+        metadata.metadata,
+        leaves,
+    )
 
 
 def _complete(path: Path) -> Path:
@@ -192,12 +204,14 @@ def _load_into(source: _Source, target: Any, what: str | None) -> Any:
     if isinstance(target, TrainState):
         what = what or "state"
         source.part(what)
+        frozen, target = target.frozen, target.replace(frozen=None)
+        _check_frozen(source, frozen)
         if what == "state":
-            new = _fill(source, target, (), within=None)
+            new = _fill(source, target, (), within=None).replace(frozen=frozen)
             return new.replace(opt_state=with_constant_rates_of(new.opt_state, target.opt_state, target.tx))
         names = _MODEL if what == "model" else _MODEL[:1]
         new = _fill(source, {n: getattr(target, n) for n in names}, (), within=names)
-        return target.replace(**new)
+        return target.replace(frozen=frozen, **new)
     adapter = _adapter_of(target)
     if adapter is not None:
         what = what or "model"
@@ -210,7 +224,7 @@ def _load_into(source: _Source, target: Any, what: str | None) -> Any:
         params, model_state, rngs = adapter.split()
         parts = {"params": params, "model_state": model_state}
         names = _MODEL if what == "model" else _MODEL[:1]
-        new = parts | _fill(source, {n: parts[n] for n in names}, (), within=names)
+        new = parts | _fill(source, {n: parts[n] for n in names}, (), within=names, whole=True)
         return adapter.deliver(new["params"], new["model_state"], rngs)
     for parts, leaf in _named(target):
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
@@ -224,7 +238,7 @@ def _load_into(source: _Source, target: Any, what: str | None) -> Any:
     if what is None:
         what = "model" if isinstance(target, Mapping) and set(target) == set(_MODEL) else "params"
     part = source.part(what)
-    return _fill(source, target, part, within={"params": _MODEL[:1], "model": _MODEL}.get(what))
+    return _fill(source, target, part, within={"params": _MODEL[:1], "model": _MODEL}.get(what), whole=True)
 
 
 def _adapter_of(target: Any) -> Adapter | None:
@@ -239,7 +253,7 @@ def _adapter_of(target: Any) -> Adapter | None:
     return adapt(target) if is_model else None
 
 
-def _fill(source: _Source, target: Any, under: Parts, *, within: tuple[str, ...] | None) -> Any:
+def _fill(source: _Source, target: Any, under: Parts, *, within: tuple[str, ...] | None, whole: bool = False) -> Any:
     """Reads the leaves of a tree.
 
     Args:
@@ -247,6 +261,7 @@ def _fill(source: _Source, target: Any, under: Parts, *, within: tuple[str, ...]
         target: a pytree.
         under: path of the target in the checkpoint.
         within: fields of the checkpoint that the target must match completely; None for all.
+        whole: whether the target has the frozen parameters, which the checkpoint may lack. They stay as they are.
 
     Raises:
         ValueError: for leaves that differ.
@@ -259,11 +274,47 @@ def _fill(source: _Source, target: Any, under: Parts, *, within: tuple[str, ...]
         slots = {p[:2] for p in stored if p[0] == "weights"}
         kept = {p: x for p, x in wanted.items() if p[0] == "weights" and p[:2] not in slots}
         wanted = {p: x for p, x in wanted.items() if p not in kept}
+    # a leaf that the target lacks is another model, whose difference `_compare` lists
+    if whole and source.frozen is not None and stored.keys() <= wanted.keys():
+        frozen = {p: x for p, x in wanted.items() if p not in stored and (under or p)[0] == "params"}
+        _check_frozen(source, {"/".join(p[1:]): x for p, x in frozen.items()})
+        kept, wanted = kept | frozen, {p: x for p, x in wanted.items() if p not in frozen}
     _compare(source.path, stored, wanted)
     found = dict(_flat(source.read({p: getattr(leaf, "sharding", None) for p, leaf in wanted.items()})))
     values = {p: _as_key(found[p], leaf, p, source.path) for p, leaf in wanted.items()} | kept
     leaves = [values[under + parts] for parts, _ in _named(target)]
     return jax.tree.unflatten(jax.tree.structure(target), leaves)
+
+
+def _check_frozen(source: _Source, frozen: Any) -> None:
+    """Checks that the target has the frozen parameters that the checkpoint was saved with, and does not contain.
+
+    Raises:
+        ValueError: if it has others.
+    """
+    if source.frozen is None:
+        if frozen is not None:
+            raise ValueError(
+                f"{source.path} was saved by a run that trained all parameters, and the target has frozen ones. Load "
+                "it into a model, or into a TrainState that was made without trainable=."
+            )
+        return
+    own = named(frozen)
+    for name, leaf in own.items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"{source.path} contains the trained parameters alone, and the target has no array for {name}. Load it "
+                "into the model that the run began with."
+            )
+    now = frozen_facts(own)
+    known = {part: source.frozen.get(part) for part in now}
+    if now != {part: known[part] if known[part] is not None else now[part] for part in now}:
+        raise ValueError(
+            f"{source.path} contains the trained parameters alone. Its {known['arrays']} frozen arrays of "
+            f"{known['parameters']} parameters had the hash {known['hash']}; the target has {now['arrays']} arrays of "
+            f"{now['parameters']} parameters, with the hash {now['hash']}. Load it into the model that the run began "
+            "with."
+        )
 
 
 def _compare(path: Path, stored: Mapping[Parts, Any], wanted: Mapping[Parts, Any]) -> None:

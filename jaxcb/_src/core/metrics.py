@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxcb._src.utils.errors import MissingMetricError, check_choice, did_you_mean, shown
+from jaxcb._src.utils.names import is_rate
 from jaxcb._src.utils.pytree import Struct, static, to_strong_type
 
 
@@ -18,11 +19,27 @@ def is_mergeable(value: Any) -> bool:
     return callable(getattr(value, "merge", None)) and callable(getattr(value, "compute", None))
 
 
-_RATES = ("learning_rate", "base_learning_rate")
 _NO_RATE = (
     " A ready-made optimizer hides its learning rate; use fit(optimizer=optax.adam, learning_rate=1e-3), or "
     "jc.adjustable_lr(optax.adam, learning_rate=1e-3)."
 )
+
+
+def rates_in(metrics: "Metrics", kind: str, of: str | None = None) -> dict[str | None, Array]:
+    """Returns the learning rates in metrics: name -> rate, None for the only one.
+
+    Args:
+        metrics: the metrics of a hook call.
+        kind: "learning_rate", "base_learning_rate" or "lr_scale".
+        of: the name of one of several; None for all.
+
+    Raises:
+        MissingMetricError: if there is none; it lists the names that exist.
+    """
+    if of is not None:
+        return {of: metrics[f"{kind}/{of}"]}
+    found: dict[str | None, Array] = {n.partition("/")[2]: metrics[n] for n in metrics if n.startswith(f"{kind}/")}
+    return found or {None: metrics[kind]}
 
 
 class Metrics(Struct):
@@ -83,7 +100,7 @@ class Metrics(Struct):
         if name in self.host:
             return self.host[name]
         names, host = ", ".join(sorted(self.values)) or "none", ", ".join(sorted(self.host))
-        cure = _NO_RATE if name in _RATES else ""
+        cure = _NO_RATE if is_rate(name) and not any(map(is_rate, self.values)) else ""
         if str(name).startswith("val_") and not any(known.startswith("val_") for known in self.values):
             cure = (
                 " Names that begin with val_ are those of a validation, and none is known here: pass validation_data= "

@@ -17,9 +17,9 @@ import numpy as np
 from jaxcb._src.core.metrics import MISSING
 from jaxcb._src.utils.errors import DataError
 from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.utils.names import is_rate
 
 POSITIONS = ("step", "epoch")
-RATES = ("learning_rate", "base_learning_rate", "lr_scale")
 JOURNAL = "host_metrics.csv"  # next to a run's history: host metrics, each row with the position from which it holds
 PLACE = ("epoch", "step", "evaluated")  # columns of the journal: the position from which a row holds
 _LINE = 1 << 24  # characters
@@ -235,7 +235,7 @@ def _with_journal(records: Records, path: Path) -> Records:
             raise DataError(f"{path}: expected a number in each row of the column {name!r}. Put it back, or remove it.")
     if not len(at):
         return records
-    both = sorted({*names} & {*records.names, *POSITIONS, *RATES})
+    both = sorted({*names} & {*records.names, *POSITIONS, *filter(is_rate, names)})
     if both:
         raise DataError(f"{path}: the column {both[0]!r} is in history.csv, too. Put the file back, or remove it.")
     table = np.stack([columns[name].values for name in (*PLACE, *names)], axis=1)
@@ -290,7 +290,7 @@ def _records(columns: dict[str, _Column], where: Callable[[int], str]) -> Record
             now = {"step": step, "epoch": epoch}[name]
             raise DataError(f"{where(at)}: {name} is {now[at]} after {now[at - 1]}, expected one that {rule}.")
     base = _filled(columns["base_learning_rate"]) if "base_learning_rate" in columns else None
-    names = tuple(n for n in columns if n not in POSITIONS and n not in RATES)
+    names = tuple(n for n in columns if n not in POSITIONS and not is_rate(n))
     values = np.full((count, len(names)), np.nan, np.float32)
     reported = np.full((count, len(names)), -1, np.int32)
     for i, name in enumerate(names):

@@ -11,11 +11,12 @@ import jax
 
 from jaxcb._src.inspection.traced_step import BATCH, Flops, TracedStep, count_flops
 from jaxcb._src.models.adapt import adapt
+from jaxcb._src.models.trainable import Filter, variable_types
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import EvalStep
 from jaxcb._src.utils.names import leaf_name, matches
 
-_PARTS = ("params", "model_state")
+_PARTS = ("params", "frozen", "model_state")
 
 
 class Line(NamedTuple):
@@ -51,11 +52,13 @@ class Summary:
         between: FLOPs of a forward pass without parameters as operands, such as attention scores; None
             without a step.
         step: FLOPs of everything that was traced, such as a training step with its gradients; None without a step.
+        training_bytes: bytes that training adds to the model: gradients and optimizer state; None without an optimizer.
     """
 
     lines: tuple[Line, ...]
     between: float | None = None
     step: float | None = None
+    training_bytes: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -134,13 +137,24 @@ def summarize(train_state: Any, traced: TracedStep | None = None, frozen: Sequen
             size,
             size * leaf.dtype.itemsize,
             flop_count,
-            part == _PARTS[0] and not any(matches(pattern, name) for pattern in frozen),
+            part == "params" and not any(matches(pattern, name) for pattern in frozen),
         )
         lines.append(line)
     lines.sort(key=lambda line: not line.trainable)
+    training = None
+    if train_state.tx is not None:
+        training = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(_added(train_state)))
     if flops is None:
-        return Summary(tuple(lines))
-    return Summary(tuple(lines), flops.between, flops.step)
+        return Summary(tuple(lines), training_bytes=training)
+    return Summary(tuple(lines), flops.between, flops.step, training)
+
+
+def _added(train_state: Any) -> Any:
+    """Returns what training adds to the model: gradients and optimizer state, or their shapes."""
+    opt_state = train_state.opt_state
+    if opt_state is None:
+        opt_state = jax.eval_shape(train_state.tx.init, train_state.params)
+    return train_state.params, opt_state
 
 
 def _flops(traced: TracedStep) -> Flops:
@@ -205,6 +219,8 @@ def totals(summary: Summary) -> str:
         f"{summary.trainable:,} trained, {summary.parameters - summary.trainable:,} not",
         shown(summary.bytes, "B", base=1024),
     ]
+    if summary.training_bytes is not None:
+        parts.append(f"{shown(summary.training_bytes, 'B', base=1024)} of gradients and optimizer state")
     if summary.flops is not None:
         parts.append(f"forward pass {shown(summary.flops, 'FLOP')} per batch")
         if summary.step is not None and summary.step > summary.flops:
@@ -222,7 +238,12 @@ def shown(quantity: float, unit: str, *, base: int = 1000) -> str:
 
 
 def model_summary(
-    model: Any, loss_fn: Callable[..., Any] | None = None, batch: Any = None, *, depth: int | None = None
+    model: Any,
+    loss_fn: Callable[..., Any] | None = None,
+    batch: Any = None,
+    *,
+    depth: int | None = None,
+    trainable: Filter | None = None,
 ) -> Summary:
     """Summarizes a model: its arrays, their sizes, and the FLOPs of a forward pass.
 
@@ -231,6 +252,7 @@ def model_summary(
         loss_fn: as in `fit`; traced for the FLOPs, but not run.
         batch: a batch of data, or its shapes and dtypes (`jax.ShapeDtypeStruct`).
         depth: the number of leading path parts to group arrays by, one line per group; None for one line per array.
+        trainable: which parameters are trained, as in `fit`.
 
     Returns:
         A `Summary`: `lines`, `parameters`, `trainable`, `bytes`, `flops`. `str` formats it as the table that
@@ -252,9 +274,9 @@ def model_summary(
     if (loss_fn is None) is not (batch is None):
         given, missing = ("a batch", "loss_fn") if loss_fn is None else ("a loss_fn", "batch")
         raise ValueError(f"model_summary got {given} but no {missing}; pass both to count FLOPs, or neither.")
-    adapter = adapt(model)
+    adapter = adapt(model, trained=variable_types(trainable))
     params, model_state, rngs = adapter.split()
-    state = TrainState.create(params=params, model_state=model_state, rngs=rngs, adapter=adapter)
+    state = TrainState.create(params=params, model_state=model_state, rngs=rngs, adapter=adapter, trainable=trainable)
     if loss_fn is None:
         return summarize(state).grouped(depth)
     traced = jax.jit(EvalStep(loss_fn)).trace(state, batch)

@@ -224,7 +224,8 @@ def _strategy(
         rows = jax.tree.map(lambda x, s: jnp.broadcast_to(x[:size], s.shape), data.arrays, batch)
     else:
         rows = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), batch)
-    return measured(programs.functions.step, state, rows, programs.batch_axis, population.size, kind, mesh)
+    step, axis = programs.functions.step, programs.batch_axis
+    return measured(step, state, rows, axis, population.size, kind, mesh, population.frozen_axis)
 
 
 def _all_probes(given: Mapping[str, Probe], callbacks: Chain) -> dict[str, Probe]:

@@ -25,7 +25,7 @@ from jaxcb._src.loop.compiled.program import Program
 from jaxcb._src.loop.compiled.program_spec import EvalSet, ProgramSpec, ValidationPlan, plan_program
 from jaxcb._src.loop.compiled.record_buffer import RecordBuffers, buffer_limits
 from jaxcb._src.loop.compiled.scan import Looped
-from jaxcb._src.loop.compiled.state import LoopState, copy_arrays, initial_state
+from jaxcb._src.loop.compiled.state import LoopState, initial_state, owned
 from jaxcb._src.loop.compiled.stepwise import Stepped
 from jaxcb._src.loop.compiled.traced_functions import MemberMapping, RunFunctions, TracedFunctions
 from jaxcb._src.loop.host.population import Population
@@ -132,7 +132,7 @@ class RunPrograms:
             tree_key((self.train, data.example)),
             tuple((prefix, type(own), own.layout_key, tree_key(own.example)) for prefix, own in self.sets.items()),
             (data.layout, None if data.key is None else jnp.ndim(data.key)),
-            None if population is None else (population.size, population.axes),
+            None if population is None else (population.size, population.axes, population.frozen_axis),
             key_of((self.placement, self.placement.devices_key), mutable=True),
         )
 
@@ -147,7 +147,8 @@ class RunPrograms:
         """
         if (members, over) not in self._traced:
             axes = None if self.population is None else jax.tree.unflatten(self._tree, list(self.population.axes))
-            mapping = MemberMapping(members, over, self.batch_axis, axes, self.placement)
+            frozen_axis = None if self.population is None else self.population.frozen_axis
+            mapping = MemberMapping(members, over, self.batch_axis, axes, self.placement, frozen_axis)
             self._traced[members, over] = TracedFunctions(
                 self.functions, self.reported.probes, mapping, debug=self.debug
             )
@@ -165,8 +166,10 @@ class RunPrograms:
         settings = self.settings
         if members != self.members:  # shapes only: any rows of the right number serve
             assert self.population is not None
-            axes = self.population.axes
+            axes, frozen = self.population.axes, state.frozen
             state, states = _with_rows((state, states), members)
+            if self.population.frozen_axis is None:
+                state = state.replace(frozen=frozen)
             settings = [x if axis is None else x[:members] for x, axis in zip(settings, axes, strict=True)]
         examples = {prefix: self.placement.shapes(own.example) for prefix, own in self.sets.items()}
         names, batch = self.reported.host_names, self.batch(members)
@@ -204,9 +207,11 @@ class RunPrograms:
         def one(settings: list[Any], train: TrainState) -> tuple[TrainState, Any]:
             return _prepare(train, jax.tree.unflatten(self._tree, settings))
 
+        frozen, train = train.frozen, train.replace(frozen=None)
         if self.population is not None:
-            return jax.vmap(one, in_axes=(list(self.population.axes), 0))(settings, train)
-        return one(settings, train)
+            one = jax.vmap(one, in_axes=(list(self.population.axes), 0))
+        state, states = one(settings, train)
+        return state.replace(frozen=frozen), states
 
     def step_capacity(self, spec: ProgramSpec) -> int:
         """Returns the steps whose records the buffers can hold."""
@@ -235,7 +240,10 @@ class RunPrograms:
         """Returns facts about loss function and optimizer by their jaxprs, which the checkpoints of the run contain."""
 
         def find() -> dict[str, Any]:
-            state = self._prepared[0] if self.population is None else _without_axis(self._prepared[0])
+            state = self._prepared[0]
+            if self.population is not None:
+                shared = self.population.frozen_axis is None
+                state = _without_axis(state).replace(frozen=state.frozen if shared else _without_axis(state.frozen))
             step, batch = self.functions.step, self.placement.shapes(self.data.example)
             found, layout = traced_facts(step, state, batch, self.placement.with_mesh), self.placement.layout_text()
             return {name: {**fact, "layout": layout} for name, fact in found.items()}
@@ -265,13 +273,13 @@ class RunPrograms:
             bare = _with_static(carry, None, None)  # what is kept must not refer to the user's model and optimizer
             form = StateForm.of(bare)
             self.kept.put("form", form)
-            return StatePacking(form).pack(bare)
+            return StatePacking(form, ()).pack(bare)
 
         def options() -> dict[str, Any]:
             how: dict[str, Any] = {"compiler_options": fast_compile_options(self.placement.platform)}
             if self.placement.mesh is not None:
                 carry = jax.eval_shape(lambda train: self._first(train, self.settings, rate), self.train)
-                _, arrays = StateForm.of(carry).split(jax.tree.leaves(self.placement.carry_shardings(carry)))
+                _, arrays, _ = StateForm.of(carry).split(jax.tree.leaves(self.placement.carry_shardings(carry)))
                 how["out_shardings"] = [self.placement.everywhere, *arrays]
             return how
 
@@ -279,13 +287,14 @@ class RunPrograms:
         function = KeptFunction(
             ("start", self.kept.number), start, self.kept, options=options, devices=self.placement.devices_key
         )
-        rate = None if rate is None else jnp.asarray(rate, jnp.float32)
+        rate = jax.tree.map(lambda r: jnp.asarray(r, jnp.float32), rate)
         packed = function(leaves, self.settings, rate)
         tx = train.tx
         if self._wraps_optimizer:
             tx = self._prepared[0].tx  # a callback has wrapped the optimizer
         form: StateForm = self.kept.get("form")
-        return DeviceState(packed, form.changed(lambda carry: _with_static(carry, tx, train.adapter)))
+        form = form.changed(lambda carry: _with_static(carry, tx, train.adapter))
+        return DeviceState(packed, form, tuple(jax.tree.leaves(train.frozen)))
 
     def _first(self, train: TrainState, settings: list[Any], rate: Any) -> LoopState:
         """Returns the loop state before the first step. Traced."""
@@ -295,7 +304,7 @@ class RunPrograms:
         # zeros: the order is drawn when the epoch begins
         order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), order)
         state, states = self._with_callbacks(train, settings)
-        return copy_arrays(initial_state(state, states, self.spec(self.members).metrics, order))
+        return owned(initial_state(state, states, self.spec(self.members).metrics, order))
 
 
 def _action_key(action: Any) -> Any:

@@ -28,7 +28,7 @@ def remember(result: Any) -> None:
 def delivered(state: TrainState, adapter: Any = None) -> Any:
     """Returns the trained model of an adapter, by default the state's own; the params if there is no adapter."""
     adapter = state.adapter if adapter is None else adapter
-    params = state.evaluation_params()
+    params = state.delivered_params()
     return params if adapter is None else adapter.deliver(params, state.model_state, state.rngs)
 
 
@@ -64,15 +64,16 @@ class Result:
 
     @property
     def params(self) -> Any:
-        """The final parameters, as they were trained; `model` has those that the optimizer keeps for evaluation."""
-        return self.state.params
+        """All final parameters, as they were trained; `model` has those that the optimizer keeps for evaluation."""
+        return self.state.all_params
 
     def _facts(self) -> dict[str, str]:
         """Returns what `repr` and a notebook show."""
-        count = sum(int(np.size(x)) for x in jax.tree.leaves(self.state.params))
+        count, frozen = (sum(int(np.size(x)) for x in jax.tree.leaves(t)) for t in (self.params, self.state.frozen))
         epochs = len(set(self.history.epoch.tolist()))
         facts = {
-            "model": f"{type(self.model).__name__}, {count:,} parameters",
+            "model": f"{type(self.model).__name__}, {count:,} parameters"
+            + (f", {count - frozen:,} trained" if frozen else ""),
             "trained": f"{epochs} epochs, {int(self.state.step)} steps ({self.executor} executor)",
             "stopped": "no" if self.stop_reason is None else str(self.stop_reason),
             "last": ", ".join(f"{name}={value:.5g}" for name, value in self.history.last().items()) or "nothing",

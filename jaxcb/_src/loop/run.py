@@ -109,7 +109,9 @@ def run_training(
         if population is not None:
             config = replace(config, data=replace(config.data, seed=list(population.seeds)))
         request = _request(config, functions.callbacks, context, placement, train_state, train_data)
-        start = _find_start(config, functions.callbacks, context, request, settings or {})
+        frozen_axis = None if population is None else population.frozen_axis
+        start = _find_start(config, functions.callbacks, context, request, settings or {}, frozen_axis)
+        _say_trained(train_state, context)
         given = [train_state]
         del train_state  # the driver copies it: without a reference here its arrays are freed if the caller has none
         driver, why = _build(functions, given, train_data, config, start, context, placement, population)
@@ -205,14 +207,20 @@ def _request(
 
 
 def _find_start(
-    config: RunConfig, callbacks: Chain, context: Context, facts: Mapping[str, Any], settings: Mapping[str, Any]
+    config: RunConfig,
+    callbacks: Chain,
+    context: Context,
+    facts: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    frozen_axis: int | None,
 ) -> ResumePlan:
     """Decides from where the run starts, and describes the run to its writers."""
     group, run, data = context.processes, context.run, config.data
     arguments = {"epochs": data.epochs, "steps": data.steps, **data.order}
     arguments |= {"drop_remainder": data.drop_remainder, "eval_every": config.execution.eval_every}
     frozen = (c.where for c in callbacks.callbacks if isinstance(c, Freeze) and c.until_epoch is None)
-    run.describe(facts["callbacks"], settings_of(arguments, callbacks, settings), tuple(p for ps in frozen for p in ps))
+    patterns = tuple(p for ps in frozen for p in ps)
+    run.describe(facts["callbacks"], settings_of(arguments, callbacks, settings), patterns, frozen_axis)
     if context.run_dir is not None and not config.is_trial:
         start = find_start(
             context,
@@ -229,6 +237,17 @@ def _find_start(
     where = None if start.saved is None else start.saved.path
     context.start_from(start.record, start.files, inherits=start.inherits, complete=start.completed, saved_in=where)
     return start
+
+
+def _say_trained(state: TrainState, context: Context) -> None:
+    """Says how many of the parameters the run trains, if these are not all."""
+    if state.frozen is not None:
+        trained, frozen = (sum(x.size for x in jax.tree.leaves(part)) for part in (state.params, state.frozen))
+        if state.stop.ndim:  # of one member
+            trained //= state.stop.size
+            frozen //= state.stop.size if context.run.frozen_axis == 0 else 1
+        share = trained / (trained + frozen)
+        context.say(f"jaxcb: trains {trained:,} of {trained + frozen:,} parameters ({share:.2%}).")
 
 
 def _build(

@@ -15,7 +15,7 @@ _ACCEPTED = (
 )
 
 
-def adapt(model: Any, *, copy: bool = False) -> Adapter:
+def adapt(model: Any, *, copy: bool = False, trained: tuple[type, ...] = ()) -> Adapter:
     """Returns the adapter of a user's model.
 
     Imports only the library that the model comes from.
@@ -24,6 +24,7 @@ def adapt(model: Any, *, copy: bool = False) -> Adapter:
         model: an NNX or Equinox module, a pytree of floating arrays, the result of `jc.linen` or
             `jc.with_state`, or a model that an earlier run returned.
         copy: whether to leave an NNX module unchanged and train a copy of it.
+        trained: types of NNX Variables that are parameters besides `nnx.Param`.
 
     Returns:
         An `Adapter`; an adapter is returned unchanged.
@@ -49,7 +50,7 @@ def adapt(model: Any, *, copy: bool = False) -> Adapter:
     if nnx is not None and isinstance(model, nnx.Module):
         from jaxcb._src.models.nnx import NNX
 
-        return NNX(model, copy=copy)
+        return NNX(model, copy=copy, wrt=nnx.Any(nnx.Param, *trained))
     if linen is not None and isinstance(model, linen.Module):
         raise TypeError(
             f"the model is {type(model).__name__}, a Flax Linen module without parameters. Give it a sample input: "

@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array
 
 from jaxcb._src.models.adapter import avals, by_call, check_trainable, is_arrays
+from jaxcb._src.utils.names import leaf_name
 from jaxcb._src.utils.pytree import cast_like, to_strong_type
 
 _PARAMS, _MODEL_STATE, _RNGS = range(3)
@@ -24,6 +25,8 @@ class NNX:
     The evaluation view is the module after `.eval()`. The training view is the module after `.train()`,
     but a module that is partly in training mode keeps its modes, so that a batch norm
     that the user froze stays frozen. Only `deliver` changes the caller's own module.
+
+    `variable_types` has the type of the Variable of each parameter, by path.
 
     Args:
         model: the module.
@@ -54,6 +57,7 @@ class NNX:
         self.in_place = not copy
         self._given, self._train, self._eval, leaves = _views(model)
         is_param = nnx.filterlib.to_predicate(wrt)
+        self.variable_types: dict[str, type] = {}
         # For each leaf of the graph, in order: the part that holds it (or None), its path, and the value of a constant.
         self._slots: list[tuple[int | None, tuple[Any, ...], Any]] = []
         for path, leaf in leaves:
@@ -67,8 +71,13 @@ class NNX:
                 self._slots.append((None, path, value))
             elif isinstance(leaf, nnx.RngState):
                 self._slots.append((_RNGS, path, None))
+            elif is_param(path, leaf):
+                self._slots.append((_PARAMS, path, None))
+                # a Variable of several arrays is a parameter for each
+                for inner, _ in jax.tree_util.tree_leaves_with_path(value):
+                    self.variable_types["/".join(filter(None, (_name(path), leaf_name(inner))))] = type(leaf)
             else:
-                self._slots.append((_PARAMS if is_param(path, leaf) else _MODEL_STATE, path, None))
+                self._slots.append((_MODEL_STATE, path, None))
         parts = self.split()
         check_trainable(
             parts[_PARAMS],

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.utils.names import is_rate
 
-_RATES = ("learning_rate", "base_learning_rate", "lr_scale")
 _LOG_RATIO = 20  # a loss that falls by more than this factor is drawn on a logarithmic axis
 _MARKED_ROWS = 60  # up to this number of rows, each one is marked by a dot
 
@@ -32,15 +32,15 @@ def curves(result: Any, path: str | Path | None = None) -> Any:
         raise ImportError("plot() needs matplotlib: pip install jaxcb[plot].") from None
     history = result.history
     panels = _panels(history)
-    rate = next((n for n in ("learning_rate", "lr_scale") if n in history), None)
-    count = len(panels) + (rate is not None)
+    rates = _shown_rates(history)
+    count = len(panels) + bool(rates)
     figure = Figure(figsize=(7.5, 2.2 * max(count, 1) + 0.9), layout="constrained")
     axes = np.atleast_1d(figure.subplots(max(count, 1), 1, sharex=True))
     at = _positions(history)
     for axis, (name, lines) in zip(axes, panels.items(), strict=False):
         _draw_metric(axis, history, at, name, lines)
-    if rate is not None:
-        _draw_rate(axes[-1], history, at, rate)
+    for rate in rates:
+        _draw_rate(axes[-1], history, at, rate, alone=len(rates) == 1)
     marks = {}
     for axis in axes:
         marks = _mark(axis, result, at)
@@ -63,7 +63,7 @@ def curves(result: Any, path: str | Path | None = None) -> Any:
 
 def _panels(history: Any) -> dict[str, list[tuple[str, str]]]:
     """Returns the panels by name, the loss first, each with its lines: a metric's name and a label."""
-    scalars = [n for n in history if n not in _RATES and history[n].ndim == 1]
+    scalars = [n for n in history if not is_rate(n) and history[n].ndim == 1]
     train = sorted((n for n in scalars if not n.startswith("val_")), key=lambda n: n != "loss")
     panels = {n: [(n, "train")] for n in train}
     for name in (n for n in scalars if n.startswith("val_")):
@@ -96,8 +96,19 @@ def _draw_metric(axis: Any, history: Any, at: np.ndarray, name: str, lines: list
     axis.set_ylabel(name.replace("_", " "))
 
 
-def _draw_rate(axis: Any, history: Any, at: np.ndarray, name: str) -> None:
+def _shown_rates(history: Any) -> list[str]:
+    """Returns the names of the rates to draw: in force, or else the callbacks' factors."""
+    kinds = ([n for n in history if n.partition("/")[0] == kind] for kind in ("learning_rate", "lr_scale"))
+    return next(filter(None, kinds), [])
+
+
+def _draw_rate(axis: Any, history: Any, at: np.ndarray, name: str, *, alone: bool) -> None:
     rate, base = history[name], history.get("base_learning_rate")
+    kind, _, of = name.partition("/")
+    if not alone:
+        axis.plot(at, rate, linewidth=1.4, drawstyle="steps-pre", label=of)
+        axis.set_ylabel(kind.replace("_", " ").replace("lr", "rate"))
+        return
     # a row has the rate of its last update, which is that of the epoch that ends there
     if base is not None and name == "learning_rate" and not np.allclose(rate, base, rtol=1e-3):
         axis.plot(
@@ -124,14 +135,17 @@ def _mark(axis: Any, result: Any, at: np.ndarray) -> dict[str, Any]:
 
 
 def cuts(history: Any) -> list[float]:
-    """Returns the positions at which the callbacks' factor on the learning rate decreased, in epochs."""
-    if "lr_scale" in history:
-        scale = history["lr_scale"]
-    elif "learning_rate" in history:
-        base = history["base_learning_rate"]
-        scale = history["learning_rate"] / np.where(base == 0, 1, base)
-    else:
-        return []
-    at = _positions(history)
-    # a row has the rate of its last update, so a reduction took place at the row before the first lower rate
-    return [float(at[i]) for i in range(len(scale) - 1) if scale[i + 1] < scale[i] * 0.999]
+    """Returns the positions at which the callbacks' factor on a learning rate decreased, in epochs."""
+    at, found = _positions(history), set[float]()
+    for name in history:
+        kind, slash, of = name.partition("/")
+        if kind == "lr_scale":
+            scale = history[name]
+        elif kind == "learning_rate":
+            base = history[f"base_learning_rate{slash}{of}"]
+            scale = history[name] / np.where(base == 0, 1, base)
+        else:
+            continue
+        # a row has the rate of its last update, so a reduction took place at the row before the first lower rate
+        found |= {float(at[i]) for i in range(len(scale) - 1) if scale[i + 1] < scale[i] * 0.999}
+    return sorted(found)

@@ -253,7 +253,11 @@ class Placement:
 
     def constrain_state(self, train: Any) -> Any:
         """Constrains a train state to its shardings, so that these do not change from step to step. Traced."""
-        return train if self.mesh is None else jax.lax.with_sharding_constraint(train, self.shardings(train))
+        if self.mesh is None:
+            return train
+        # frozen parameters are arguments, which have their shardings
+        shardings, bare = self.shardings(train).replace(frozen=None), train.replace(frozen=None)
+        return jax.lax.with_sharding_constraint(bare, shardings).replace(frozen=train.frozen)
 
     # Around a program
 

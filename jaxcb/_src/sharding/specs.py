@@ -47,7 +47,7 @@ def specs_of(train: Any, mesh: Mesh, sharding: Any, axes: tuple[str, ...]) -> An
 
     def spec_of(path: Path, leaf: Any) -> PartitionSpec:
         field = getattr(path[0], "name", None)
-        if field not in ("params", "model_state", "opt_state", "weights"):
+        if field not in ("params", "frozen", "model_state", "opt_state", "weights"):
             return PartitionSpec()
         for start in range(1, len(path) + 1):  # longest suffix first
             owner = path[start:]
@@ -62,7 +62,7 @@ def specs_of(train: Any, mesh: Mesh, sharding: Any, axes: tuple[str, ...]) -> An
 def declared(train: Any) -> dict[Path, PartitionSpec]:
     """Returns the specs of parameters by path from Flax's partition metadata, as far as there is any."""
     found: dict[Path, PartitionSpec] = {}
-    for part in (train.params, train.model_state):
+    for part in (train.params, train.frozen, train.model_state):
         boxes = jax.tree_util.tree_leaves_with_path(part, is_leaf=lambda x: hasattr(x, "get_partition_spec"))
         for path, box in boxes:
             if hasattr(box, "get_partition_spec"):
@@ -88,8 +88,8 @@ def axes_of(spec: PartitionSpec) -> list[str]:
 
 def _named(train: Any) -> dict[Path, Any]:
     """Returns parameters and model state by path."""
-    both = (*jax.tree_util.tree_leaves_with_path(train.model_state), *jax.tree_util.tree_leaves_with_path(train.params))
-    return dict(both)
+    parts = (train.model_state, train.params, train.frozen)
+    return {path: leaf for part in parts for path, leaf in jax.tree_util.tree_leaves_with_path(part)}
 
 
 def _by_rules(shapes: Mapping[Path, Any], rules: Mapping[str, Any]) -> dict[Path, PartitionSpec]:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +12,11 @@ import optax
 from jaxcb._src.core.chain import Chain, stacked_callbacks
 from jaxcb._src.models.adapt import adapt
 from jaxcb._src.models.adapter import Adapter, avals
+from jaxcb._src.models.trainable import variable_types
 from jaxcb._src.sweep.overrides import with_overrides
 from jaxcb._src.sweep.space import Point
-from jaxcb._src.training.learning_rate import map_learning_rates, with_hyperparameters
+from jaxcb._src.training.learning_rate import LearningRate, map_learning_rates, with_hyperparameters
+from jaxcb._src.training.optimizer_groups import rates_of_groups
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.training_config import TrainingConfig
 from jaxcb._src.utils.kept_programs import KeptFunction, kept_program
@@ -54,7 +56,8 @@ def make_members(
     Raises:
         ValueError: for an unknown path, a value out of range, or one that changes a shape.
     """
-    make = _maker(model_fn, any(path.startswith("model.") for path in points[0]))
+    trained = variable_types(base.trainable)
+    make = _maker(model_fn, any(path.startswith("model.") for path in points[0]), trained)
     configurations = [with_overrides(base, point) for point in points]
     first = Member(0, points[0], configurations[0], make(configurations[0]))
     check(first)
@@ -65,15 +68,15 @@ def make_members(
     return members
 
 
-def _maker(model_fn: Any, with_arguments: bool) -> Callable[[TrainingConfig], Adapter]:
+def _maker(model_fn: Any, with_arguments: bool, trained: tuple[type, ...]) -> Callable[[TrainingConfig], Adapter]:
     """Returns how to make a member's model: by a function of the seed, or as a copy of the given model."""
     if isinstance(model_fn, type):
         raise TypeError(f"model_fn is the class {model_fn.__name__}, expected a function: `lambda seed: ...`.")
     if inspect.isroutine(model_fn) or isinstance(model_fn, functools.partial) or hasattr(model_fn, "__wrapped__"):
-        return lambda c: adapt(model_fn(c.seed, **c.model), copy=True)
+        return lambda c: adapt(model_fn(c.seed, **c.model), copy=True, trained=trained)
     if with_arguments:
         raise TypeError("over: 'model.' values are arguments of model_fn, but model_fn is a model, not a function.")
-    adapter = adapt(model_fn, copy=True)
+    adapter = adapt(model_fn, copy=True, trained=trained)
     return lambda _: adapter
 
 
@@ -133,7 +136,7 @@ def _share(one: Member, other: Member, fixed: tuple[str, ...]) -> bool:
 def _fixed_numbers(member: Member) -> tuple[str, ...]:
     """Returns the optimizer's numbers that cannot be arrays, because it uses them in a Python `if`."""
     configuration = member.configuration
-    params = avals(member.adapter.split()[0])
+    params = avals(_parts(member)[0][0])
 
     def is_fixed(name: str, value: Any) -> bool:
         config = TrainingConfig(0, configuration.optimizer, 1.0, configuration.callbacks, {name: value})
@@ -171,28 +174,42 @@ class MemberGroup(NamedTuple):
         callbacks: one chain, whose numbers are arrays (members,) where the members differ.
         axes: for each number of the chain, 0 if it has the member axis, else None.
         seeds: the seed of each member.
+        frozen_axis: 0 if each member has its own frozen parameters, None if they share the arrays.
     """
 
     state: TrainState
     callbacks: Chain
     axes: tuple[int | None, ...]
     seeds: tuple[int, ...]
+    frozen_axis: int | None = None
 
 
 def stack_members(group: Sequence[Member], fixed: tuple[str, ...] = ()) -> MemberGroup:
     """Stacks members that share a program."""
     configurations = [m.configuration for m in group]
     callbacks, axes = stacked_callbacks([c.callbacks for c in configurations])
-    return MemberGroup(_stacked_state(group, fixed), callbacks, axes, tuple(c.seed for c in configurations))
+    parts, frozen = zip(*map(_parts, group), strict=True)
+    shared = all(x is y for one in frozen for x, y in zip(*map(jax.tree.leaves, (one, frozen[0])), strict=True))
+    state = _stacked_state(group, fixed, parts)
+    state = state.replace(frozen=frozen[0] if shared else jax.tree.map(lambda *x: jnp.stack(x), *frozen))
+    seeds = tuple(c.seed for c in configurations)
+    return MemberGroup(state, callbacks, axes, seeds, None if shared else 0)
 
 
-def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...]) -> TrainState:
+def _parts(member: Member) -> tuple[tuple[Any, Any, Any], Any]:
+    """Returns trained parameters, model state and random generators of a member, and its frozen parameters."""
+    params, model_state, rngs = member.adapter.split()
+    params, frozen = member.configuration.split(params, member.adapter)
+    return (params, model_state, rngs), frozen
+
+
+def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...], split: Sequence[Any]) -> TrainState:
     configurations = [m.configuration for m in group]
     first, adapter = configurations[0], group[0].adapter
-    parts = [jax.tree.leaves(m.adapter.split()) for m in group]
-    tree = jax.tree.structure(adapter.split())
+    tree, parts = jax.tree.structure(split[0]), [jax.tree.leaves(each) for each in split]
     params, model_state, rngs = jax.tree.unflatten(tree, [jnp.stack(x) for x in zip(*parts, strict=True)])
-    tx = first.without(fixed).transformation(adapter.split()[0])
+    types = getattr(adapter, "variable_types", None)
+    tx = first.without(fixed).transformation(split[0][0], types)
     controls = {n: jnp.asarray([c.controls[n] for c in configurations], jnp.float32) for n in first.controls}
     keys = jnp.stack([jax.random.key(c.seed) for c in configurations])
 
@@ -203,7 +220,7 @@ def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...]) -> TrainStat
     kept = kept_program(lambda: ("members", key_of((tx, adapter))))
     rate = getattr(tx, "rate", None)
     members = KeptFunction("create", lambda *parts: jax.vmap(create)(*parts).replace(tx=None), kept)
-    rates = None if rate is None else jnp.full(len(group), rate, jnp.float32)
+    rates = jax.tree.map(lambda r: jnp.full(len(group), r, jnp.float32), rate)
     state: TrainState = members(params, model_state, rngs, controls, keys, rates)
     state = state.replace(tx=tx, adapter=adapter)
     numbers = {
@@ -212,24 +229,38 @@ def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...]) -> TrainStat
         if name not in fixed
     }
     opt_state = with_hyperparameters(state.opt_state, numbers)
-    swept = [c.learning_rate for c in configurations]
-    if len({id(r) if callable(r) else r for r in swept}) > 1:
+    each = [_rates(c) for c in configurations]
+
+    def own(rate: LearningRate) -> LearningRate:
+        swept = [rates.get(rate.name) for rates in each]
+        if len({id(r) if callable(r) else r for r in swept}) < 2:
+            return rate
         base = jnp.asarray(swept, jnp.float32)
-        opt_state = map_learning_rates(
-            lambda r: r.replace(override=base, overridden=jnp.ones_like(r.overridden), applied=base), opt_state
-        )
-    return state.replace(opt_state=opt_state)
+        return rate.replace(override=base, overridden=jnp.ones_like(rate.overridden), applied=base)
+
+    return state.replace(opt_state=map_learning_rates(own, opt_state))
+
+
+def _rates(configuration: TrainingConfig) -> dict[str, Any]:
+    """Returns the learning rates by name; an only one under the key ""."""
+    optimizer, rate = configuration.optimizer, configuration.learning_rate
+    return rates_of_groups(optimizer, rate, "sweep") if isinstance(optimizer, Mapping) else {"": rate}
 
 
 def bytes_of(member: Member) -> int:
-    """Returns the bytes that a member needs on the device: its train state, its gradients and its updates."""
+    """Returns the bytes that a member needs on the device: its train state, its gradients and its updates.
+
+    Frozen parameters are left out, since members of one model share them.
+    """
     configuration = member.configuration.without(tuple(member.configuration.hyperparameters))
     adapter, callbacks = member.adapter, configuration.callbacks
 
     def count() -> int:
         state = jax.eval_shape(lambda: configuration.train_state(adapter).init_optimizer().with_slots(callbacks))
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, state.params, state.params)))
+        trained = (state.replace(frozen=None), state.params, state.params)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(trained))
 
     shapes = avals(adapter.split())
-    kept = kept_program(lambda: ("bytes", key_of((configuration.optimizer, adapter)), tree_key((callbacks, shapes))))
+    parts = (configuration.optimizer, adapter, configuration.trainable)
+    kept = kept_program(lambda: ("bytes", key_of(parts, mutable=True), tree_key((callbacks, shapes))))
     return kept.fact("bytes", count)

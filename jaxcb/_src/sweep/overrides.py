@@ -1,6 +1,7 @@
 """`with_overrides`: changes a run's configuration by the values of a sweep's point."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import optax
@@ -8,6 +9,7 @@ import optax
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.sweep.space import Point
 from jaxcb._src.training.learning_rate import check_hyperparameters
+from jaxcb._src.training.optimizer_groups import named_groups, rates_of_groups
 from jaxcb._src.training.training_config import TrainingConfig
 from jaxcb._src.utils.errors import check_int, check_number, did_you_mean
 
@@ -55,6 +57,8 @@ def _with(configuration: TrainingConfig, path: str, value: Any) -> TrainingConfi
 
 
 def _with_optimizer(configuration: TrainingConfig, name: str, value: Any) -> TrainingConfig:
+    if isinstance(configuration.optimizer, Mapping):
+        return _with_group(configuration, name, value)
     if isinstance(configuration.optimizer, optax.GradientTransformation):
         raise ValueError(
             "the optimizer is ready-made, so its numbers cannot be changed. Pass the factory: "
@@ -71,6 +75,23 @@ def _with_optimizer(configuration: TrainingConfig, name: str, value: Any) -> Tra
             "optax.scale(scale)), and sweep optimizer.scale."
         )
     return dataclasses.replace(configuration, learning_rate=value)
+
+
+def _with_group(configuration: TrainingConfig, name: str, value: Any) -> TrainingConfig:
+    """Returns the configuration with the learning rate of one of several optimizers, or of all."""
+    rates = rates_of_groups(configuration.optimizer, configuration.learning_rate, "sweep")
+    group, _, number = name.rpartition(".")
+    if number != "learning_rate" or (group and group not in rates):
+        known = [f"{group}.learning_rate" for group in rates]
+        listed = ", ".join(f"optimizer.{path}" for path in known)
+        raise ValueError(f"of several optimizers the learning rates can be swept: {listed}.{did_you_mean(name, known)}")
+    value = check_number("sweep", name, value)
+    names = named_groups(configuration.optimizer, "sweep")
+    for each in [group] if group else rates:
+        if isinstance(configuration.optimizer[names[each]], optax.GradientTransformation) or callable(rates[each]):
+            raise ValueError(f"the optimizer of {each!r} has a learning rate of its own, which cannot be swept.")
+    new = {each: value if group in ("", each) else rate for each, rate in rates.items()}
+    return dataclasses.replace(configuration, learning_rate={n: rate for n, rate in new.items() if rate is not None})
 
 
 def _with_field(callbacks: Chain, name: str, field: str, value: Any) -> Chain:

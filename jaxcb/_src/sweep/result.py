@@ -19,6 +19,7 @@ from jaxcb._src.sweep.space import Point
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.errors import did_you_mean
 from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.utils.names import is_rate
 
 _WIDE = 200
 
@@ -72,9 +73,6 @@ def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-_RATES = ("learning_rate", "base_learning_rate", "lr_scale")
-
-
 class Part(NamedTuple):
     """The results of the members that trained in one program.
 
@@ -90,6 +88,7 @@ class Part(NamedTuple):
         sizes: number of members of each successive program.
         run_dir: the directory, or None.
         files: the files that were written.
+        shares_frozen: whether the members share the frozen parameters, which then have no member axis.
     """
 
     members: tuple[Member, ...]
@@ -103,12 +102,16 @@ class Part(NamedTuple):
     sizes: tuple[int, ...]
     run_dir: Path | None
     files: tuple[Path, ...]
+    shares_frozen: bool = True
 
     def result(self, row: int) -> Result:
         """Returns one member as the result of a single run."""
         member, stops = self.members[row], self._stops_of(row)
-        state, states = jax.tree.map(lambda x: x[row], (self.state, self.callback_states))
-        state = state.replace(adapter=member.adapter)
+        frozen = self.state.frozen
+        if not self.shares_frozen:
+            frozen = jax.tree.map(lambda x: x[row], frozen)
+        state, states = jax.tree.map(lambda x: x[row], (self.state.replace(frozen=None), self.callback_states))
+        state = state.replace(frozen=frozen, adapter=member.adapter)
         return Result(
             state=state,
             model=delivered(state),
@@ -240,7 +243,7 @@ class SweepResult(Sequence[Result]):
         columns["steps"] = [int(part.state.step[row]) for part, row in places.values()]
         columns["stop_reason"] = [part.reason_of(row) for part, row in places.values()]
         # without metrics that are arrays
-        scalars = {name: values for name, values in self.history.items() if values.ndim == 2 and name not in _RATES}
+        scalars = {name: values for name, values in self.history.items() if values.ndim == 2 and not is_rate(name)}
         for name, values in scalars.items():
             columns[name] = [_last(values[:, i]) for i in places]
         for name in scalars:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import optax
 
 from jaxcb._src.checkpointing.checkpointer import CHECKPOINTS
 from jaxcb._src.checkpointing.resume import TABLE
@@ -20,13 +19,14 @@ from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
 from jaxcb._src.loop.run import run_training
+from jaxcb._src.models.trainable import Filter
 from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.sweep.members import Member, bytes_of, describe_group, group_by_program, make_members, stack_members
 from jaxcb._src.sweep.result import Part, SweepResult
 from jaxcb._src.sweep.space import Point, as_points
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.training.train_step import EvalStep, Step
-from jaxcb._src.training.training_config import TrainingConfig
+from jaxcb._src.training.training_config import Optimizer, Rate, TrainingConfig
 from jaxcb._src.utils.errors import DataError, check_bool, check_choice, check_int
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.history import HistoryWriter
@@ -38,8 +38,9 @@ def sweep(  # noqa: PLR0913
     train_data: Any,
     *,
     over: Mapping[str, Iterable[Any]] | Sequence[Point],
-    optimizer: optax.GradientTransformation | Callable[..., optax.GradientTransformation],
-    learning_rate: float | optax.Schedule | None = None,
+    optimizer: Optimizer | Mapping[Filter, Optimizer],
+    learning_rate: Rate | Mapping[Filter, Rate] | None = None,
+    trainable: Filter | None = None,
     epochs: int | None = None,
     steps: int | None = None,
     steps_per_epoch: int | None = None,
@@ -80,10 +81,12 @@ def sweep(  # noqa: PLR0913
         train_data: as for `fit`, without the function. All members share a stream of batches; arrays are in the order
             of each member's seed.
         over: what the members differ in, by path: `seed`, `optimizer.NAME` (the learning rate, or another number of
-            the factory), `controls.NAME`, `callbacks.NAME.FIELD`, `model.NAME`. A dict of paths to values is a grid;
-            otherwise a list of points, such as `jc.search.draws(n, {...})` makes.
+            the factory; with several, `optimizer.GROUP.learning_rate`), `controls.NAME`, `callbacks.NAME.FIELD`,
+            `model.NAME`. A dict of paths to values is a grid; otherwise a list of points, such as
+            `jc.search.draws(n, {...})` makes.
         optimizer: as for `fit`; a factory if its numbers are swept.
         learning_rate: as for `fit`; not used if it is swept.
+        trainable: as for `fit`. Members of one model share its frozen parameters.
         epochs: number of epochs to train.
         steps: number of updates to do; with `epochs`, whichever comes first.
         steps_per_epoch: steps of an epoch. None is one pass over the data.
@@ -175,7 +178,13 @@ def sweep(  # noqa: PLR0913
         )
     directory = config.run_dir
     base = TrainingConfig(
-        config.seed, optimizer, _given_rate(learning_rate, points), as_chain(callbacks), controls=controls or {}
+        config.seed,
+        optimizer,
+        _given_rate(learning_rate, points),
+        as_chain(callbacks),
+        controls=controls or {},
+        trainable=trainable,
+        owner="sweep",
     )
     together_at_most = min(at_once or len(points), len(points))
     members = make_members(model_fn, base, points, lambda first: _check_memory(bytes_of(first), together_at_most))
@@ -195,7 +204,7 @@ def sweep(  # noqa: PLR0913
             one.state,
             train_data,
             dataclasses.replace(config, run_dir=part),
-            population=Population(len(group), one.axes, one.seeds, strategy, repack),
+            population=Population(len(group), one.axes, one.seeds, strategy, repack, one.frozen_axis),
             result=lambda driver, at, context, group=group, done=result.parts: SweepResult(
                 tuple(points), (*done, _part(group, driver, at, context)), directory
             ),
@@ -269,6 +278,7 @@ def _part(group: Sequence[Member], driver: Driver, directory: Path | None, conte
         sizes=tuple(driver.device.members.sizes),
         run_dir=None if context.trial else directory,
         files=() if context.trial else tuple(context.files),
+        shares_frozen=driver.device.members.frozen_axis is None,
     )
 
 

@@ -24,6 +24,7 @@ class LearningRate(Struct):
         override: base rate that a callback has set, or else a constant rate, float32 ().
         overridden: whether a callback has set `override`, bool ().
         applied: effective rate of the last update, float32 (); before the first update, that of the first.
+        name: its name among several rates; empty for the only one.
         schedule: count -> base rate; `CONSTANT` for a constant rate, which is an array so that another rate needs no
             other program. None for a ready-made optimizer, of which only the final updates are scaled.
     """
@@ -34,18 +35,20 @@ class LearningRate(Struct):
     overridden: Any
     applied: Any
     schedule: optax.Schedule | None = static(default=None)
+    name: str = static(default="")
 
     @classmethod
-    def create(cls, rate: Any) -> "LearningRate":
+    def create(cls, rate: Any, name: str = "") -> "LearningRate":
         """Returns the rate before the first update.
 
         Args:
             rate: a schedule, a constant (number or float32 ()), or None for a ready-made optimizer.
+            name: its name among several rates.
         """
         one, zero = jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
         schedule: Any = rate if rate is None or callable(rate) else CONSTANT
         constant = jnp.asarray(rate, jnp.float32) if schedule is CONSTANT else zero
-        state = cls(jnp.zeros((), jnp.int32), one, constant, jnp.zeros((), bool), one, schedule)
+        state = cls(jnp.zeros((), jnp.int32), one, constant, jnp.zeros((), bool), one, schedule, name)
         return state.replace(applied=state.effective())
 
     def base(self, *, last: bool = False) -> Array:
@@ -88,11 +91,11 @@ def CONSTANT(count: Any) -> Any:
 class _Rate:
     """A rate for optax's slot for schedules with state (`StatefulSchedule`)."""
 
-    def __init__(self, rate: Any) -> None:
-        self.rate = rate
+    def __init__(self, rate: Any, name: str) -> None:
+        self.rate, self.name = rate, name
 
     def init(self) -> LearningRate:
-        return LearningRate.create(self.rate)
+        return LearningRate.create(self.rate, self.name)
 
     def update(self, state: LearningRate, **extra_args: Any) -> LearningRate:
         del extra_args
@@ -108,6 +111,7 @@ def adjustable_lr(
     *,
     learning_rate: float | optax.Schedule,
     hyperparameters: Mapping[str, float] | None = None,
+    name: str = "",
 ) -> optax.GradientTransformationExtraArgs:
     """Makes an optimizer whose learning rate callbacks can scale, set and read, without a retrace.
 
@@ -120,6 +124,8 @@ def adjustable_lr(
         learning_rate: a constant, or an optax schedule (count -> rate).
         hyperparameters: further numeric arguments of the factory, such as `{"weight_decay": 1e-4}`. They are kept in
             the optimizer's state, so that each member of a sweep can have its own.
+        name: of the rate, if the optimizer is one of several: metrics call it `learning_rate/name`, and callbacks
+            select it with `of=name`. `fit(optimizer={...})` sets it.
 
     Returns:
         An optax transformation.
@@ -148,7 +154,7 @@ def adjustable_lr(
     numbers = dict(hyperparameters or {})
     check_hyperparameters(factory, numbers)
     rate = checked_rate("adjustable_lr", learning_rate)
-    return AdjustableOptimizer.make(factory, rate, numbers)
+    return AdjustableOptimizer.make(factory, rate, numbers, name)
 
 
 def checked_rate(owner: str, rate: Any) -> Any:
@@ -196,16 +202,19 @@ class AdjustableOptimizer(optax.GradientTransformationExtraArgs):
     """
 
     rate: float | None
-    _made_from: tuple[Callable[..., Any], Any, dict[str, Any]]
+    _made_from: tuple[Callable[..., Any], Any, dict[str, Any], str]
 
     @classmethod
-    def make(cls, factory: Callable[..., Any], rate: Any, numbers: Mapping[str, Any]) -> "AdjustableOptimizer":
+    def make(
+        cls, factory: Callable[..., Any], rate: Any, numbers: Mapping[str, Any], rate_name: str = ""
+    ) -> "AdjustableOptimizer":
         """Makes it.
 
         Args:
             factory: as for `adjustable_lr`.
             rate: a schedule or a constant.
             numbers: further hyperparameters.
+            rate_name: the name of the rate among several.
         """
         names = list(inspect.signature(factory).parameters)
         name = "learning_rate" if "learning_rate" in names else names[0]
@@ -217,7 +226,7 @@ class AdjustableOptimizer(optax.GradientTransformationExtraArgs):
         parameters = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in (name, *numbers)]
         make.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
         inject = optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)
-        tx = inject(**{name: _Rate(rate)}, **numbers)
+        tx = inject(**{name: _Rate(rate, rate_name)}, **numbers)
 
         def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
             updates, new = tx.update(updates, state, params, **extra_args)
@@ -225,19 +234,19 @@ class AdjustableOptimizer(optax.GradientTransformationExtraArgs):
             return updates, jax.tree.map(lambda n, o: n.astype(o.dtype) if n.dtype != o.dtype else n, new, state)
 
         self = cls(tx.init, update)
-        self._made_from = (factory, rate, dict(numbers))
+        self._made_from = (factory, rate, dict(numbers), rate_name)
         self.rate = None if callable(rate) else rate
         return self
 
     def with_rate(self, rate: Any) -> "AdjustableOptimizer":
         """Returns the optimizer with another constant rate, which may be traced."""
-        factory, _, numbers = self._made_from
-        return AdjustableOptimizer.make(factory, rate, numbers)
+        factory, _, numbers, name = self._made_from
+        return AdjustableOptimizer.make(factory, rate, numbers, name)
 
     def program_key(self) -> Any:
         """Returns what decides its programs; see `key_of`."""
-        factory, rate, numbers = self._made_from
-        return factory, rate if callable(rate) else None, numbers
+        factory, rate, numbers, name = self._made_from
+        return factory, rate if callable(rate) else None, numbers, name
 
 
 def check_hyperparameters(factory: Any, names: Iterable[str]) -> None:
@@ -257,15 +266,19 @@ def check_hyperparameters(factory: Any, names: Iterable[str]) -> None:
             )
 
 
-def scaled_updates(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def scaled_updates(tx: optax.GradientTransformation, name: str = "") -> optax.GradientTransformationExtraArgs:
     """Wraps a ready-made optimizer so that callbacks can scale its final updates.
 
     This is correct if the rate is the last factor of the update, as optax's own `reduce_on_plateau` assumes.
+
+    Args:
+        tx: the optimizer.
+        name: of its factor, if it is one of several.
     """
     inner = optax.with_extra_args_support(tx)
 
     def init(params: Any) -> Any:
-        return LearningRate.create(None), inner.init(params)
+        return LearningRate.create(None, name), inner.init(params)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         rate, inner_state = state
@@ -274,7 +287,7 @@ def scaled_updates(tx: optax.GradientTransformation) -> optax.GradientTransforma
         return scaled, (rate.updated(), inner_state)
 
     wrapped = _ScaledOptimizer(init, update)
-    wrapped.inner = tx
+    wrapped.inner, wrapped.name = tx, name
     return wrapped
 
 
@@ -282,10 +295,11 @@ class _ScaledOptimizer(optax.GradientTransformationExtraArgs):
     """The optax transformation of `scaled_updates`."""
 
     inner: optax.GradientTransformation
+    name: str
 
     def program_key(self) -> Any:
         """Returns what decides its programs; see `key_of`."""
-        return tuple(self.inner)
+        return tuple(self.inner), self.name
 
 
 def _is_rate(node: Any) -> bool:
@@ -357,6 +371,7 @@ def with_constant_rates_of(opt_state: Any, configured: Any, tx: Any = None) -> A
         constant = next(rates).override
         if isinstance(constant, jax.ShapeDtypeStruct):
             constant = getattr(tx, "rate", None)
+            constant = constant.get(rate.name) if isinstance(constant, Mapping) else constant
         if rate.schedule is not CONSTANT or constant is None:
             return rate
         return rate.replace(override=jnp.where(rate.overridden, rate.override, constant))

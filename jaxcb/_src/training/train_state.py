@@ -26,6 +26,7 @@ from jaxcb._src.core.actions.control import (
 )
 from jaxcb._src.core.actions.utils import as_actions
 from jaxcb._src.core.callback import Callback
+from jaxcb._src.models.trainable import Filter, joined, split_trainable
 from jaxcb._src.training.learning_rate import (
     LearningRate,
     hyperparameters,
@@ -61,7 +62,7 @@ class TrainState(Struct):
 
     Attributes:
         step: updates done, int32 ().
-        params: the trained parameters, any pytree of arrays.
+        params: the trained parameters, any pytree of arrays; `all_params` has the frozen ones, too.
         opt_state: the optimizer's state.
         model_state: the model's non-trained arrays, such as batch statistics.
         rngs: keys and counters of a model's random generators; never part of named weights.
@@ -70,6 +71,8 @@ class TrainState(Struct):
         stop: whether a callback has stopped the run, bool ().
         key: the run's PRNG key; a step's own is `step_key()`.
         tx: the optax transformation.
+        frozen: the parameters that `trainable=` left out, with None in place of the trained ones. They are read-only:
+            no program donates, copies or returns them, and no checkpoint contains them. None if all are trained.
         adapter: builds the user's model from `params` and `model_state`, if there is a model.
     """
 
@@ -82,6 +85,7 @@ class TrainState(Struct):
     weights: dict[str, NamedWeights]
     stop: Any
     key: Any
+    frozen: Any = None
     tx: optax.GradientTransformation | None = static(default=None)
     adapter: Any = static(default=None)
 
@@ -98,6 +102,7 @@ class TrainState(Struct):
         callbacks: Callback | None = None,
         seed: int | Array = 0,
         adapter: Any = None,
+        trainable: Filter | None = None,
     ) -> "TrainState":
         """Makes the state before the first step.
 
@@ -111,9 +116,16 @@ class TrainState(Struct):
             callbacks: allocates the named weights of these callbacks, for hand-written loops.
             seed: an integer or a PRNG key.
             adapter: rebuilds the user's model; `from_nnx` sets it.
+            trainable: which parameters are trained: a pattern of paths ("head/**"), `jc.models.AllBut(...)`, a
+                predicate of (path, array), a type of NNX Variables, or a sequence of these. The others are in `frozen`;
+                gradients and optimizer know `params` alone. None trains all.
 
         Returns:
             A `TrainState`. It holds the given arrays, not copies.
+
+        Raises:
+            TypeError: for another kind of `trainable`.
+            ValueError: if `trainable` selects nothing.
 
         Example:
             >>> import jaxcb as jc, optax
@@ -121,7 +133,12 @@ class TrainState(Struct):
             >>> int(state.apply_gradients({"w": jnp.ones(3)}).step)
             1
         """
-        params = jax.tree.map(to_strong_type, params)
+        params, frozen = split_trainable(
+            trainable,
+            jax.tree.map(to_strong_type, params),
+            getattr(adapter, "variable_types", None),
+            "TrainState.create",
+        )
         if opt_state is None and tx is not None:
             opt_state = jax.jit(tx.init)(params)
         key = jax.random.key(int(seed)) if isinstance(seed, numbers.Integral) else jnp.asarray(seed)
@@ -135,6 +152,7 @@ class TrainState(Struct):
             weights={},
             stop=jnp.zeros((), bool),
             key=key,
+            frozen=frozen,
             tx=tx,
             adapter=adapter,
         )
@@ -178,7 +196,7 @@ class TrainState(Struct):
         """Writes the state into the Flax NNX model, and into its optimizer if one is given."""
         from jaxcb._src.models import nnx as adapters
 
-        adapters.write(model, self.params, self.model_state, self.rngs)
+        adapters.write(model, self.all_params, self.model_state, self.rngs)
         if optimizer is not None:
             adapters.write_optimizer(optimizer, self.opt_state, self.step)
 
@@ -187,13 +205,22 @@ class TrainState(Struct):
 
         The evaluation view has the optimizer's own weights for evaluation, if it keeps some.
         """
-        params = self.params if train else self.evaluation_params()
+        params = joined(self.params if train else self.evaluation_params(), self.frozen)
         if self.adapter is None:
             return params
         return self.adapter.merge(params, self.model_state, self.rngs, train=train, key=self.step_key())
 
+    @property
+    def all_params(self) -> Any:
+        """The trained and the frozen parameters, as one tree."""
+        return joined(self.params, self.frozen)
+
+    def delivered_params(self) -> Any:
+        """Returns all parameters for the user: those to evaluate, and the frozen ones."""
+        return joined(self.evaluation_params(), self.frozen)
+
     def evaluation_params(self) -> Any:
-        """Returns the parameters to evaluate, to export and to compare.
+        """Returns the trained parameters to evaluate, to export and to compare.
 
         They are `params`, except with `optax.contrib.schedule_free`, which trains at other points than it has found.
         """
@@ -220,7 +247,17 @@ class TrainState(Struct):
         rates = learning_rates(self.opt_state)
         if not rates:
             raise ValueError(_NO_RATE)
+        if len(names := [rate.name for rate in rates if rate.name]) > 1:
+            raise ValueError(
+                f"the train state has the learning rates {', '.join(names)}; read one of them: "
+                f"state.learning_rates[{names[0]!r}]."
+            )
         return rates[0]
+
+    @property
+    def learning_rates(self) -> dict[str, LearningRate]:
+        """The learning rates that callbacks can change, by name; an unnamed one is that of the key ""."""
+        return {rate.name: rate for rate in reversed(learning_rates(self.opt_state))}
 
     def apply_gradients(self, grads: Any, *, model: Any = None, **extra: Any) -> "TrainState":
         """Returns the state after one update of the optimizer.
@@ -325,8 +362,11 @@ def check_actions(actions: Any, state: TrainState) -> None:
     for action in as_actions(actions):
         if isinstance(action, ScaleLearningRate | SetLearningRate) and not rates:
             raise ValueError(f"{action.owner or type(action).__name__}: {_NO_RATE}")
+        of = getattr(action, "of", None)
+        if isinstance(action, ScaleLearningRate | SetLearningRate) and of not in (None, *(r.name for r in rates)):
+            raise ValueError(_no_rate_of(action, of, [r.name for r in rates if r.name]))
         exact = isinstance(action, SetLearningRate) or getattr(action, "floor", None) is not None
-        if exact and any(r.schedule is None for r in rates):
+        if exact and any(r.schedule is None for r in rates if of in (None, r.name)):
             raise ValueError(_NOT_EXACT.format(owner=action.owner or type(action).__name__))
         if isinstance(action, SetControl) and action.name not in state.controls:
             names = ", ".join(sorted(state.controls)) or "none"
@@ -356,6 +396,19 @@ def check_actions(actions: Any, state: TrainState) -> None:
                 f"(there are: {names}). Declare them in the callback's slots(), and in a hand-written loop pass "
                 "callbacks= to TrainState.create."
             )
+
+
+def _no_rate_of(action: Any, of: str, names: list[str]) -> str:
+    owner = action.owner or type(action).__name__
+    if not names:
+        return (
+            f"{owner} asks for the learning rate of {of!r}, and the optimizer has one rate for all parameters. Leave "
+            f"of= out, or pass an optimizer for each group: optimizer={{'{of}/**': ..., ...}}."
+        )
+    return (
+        f"{owner} asks for the learning rate of {of!r}, which does not exist. Rates: {', '.join(names)}."
+        f"{did_you_mean(of, names)}"
+    )
 
 
 def apply(actions: Any, state: TrainState) -> TrainState:
@@ -441,6 +494,9 @@ def _exploit(action: Exploit, state: TrainState, branches: bool) -> TrainState:
 
 def _apply_rate(actions: list[Any], rate: LearningRate) -> LearningRate:
     factor, floor = jnp.ones_like(rate.scale), jnp.zeros_like(rate.scale)
+    actions = [action for action in actions if action.of in (None, rate.name)]
+    if not actions:
+        return rate
     for action in actions:
         if isinstance(action, SetLearningRate):
             value = jnp.asarray(action.value, jnp.float32)

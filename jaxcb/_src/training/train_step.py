@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxcb._src.core.actions.control import Restore, ScaleUpdates, SkipUpdate, Swap
 from jaxcb._src.core.actions.utils import as_actions
+from jaxcb._src.models.trainable import is_held
 from jaxcb._src.training.learning_rate import with_callback_lr_from
 from jaxcb._src.training.loss import LossFunction, flat_metrics
 from jaxcb._src.training.train_state import TrainState
@@ -170,7 +171,7 @@ class LossGradients:
         _check_lookahead(state)
         (_, (values, model_state, rngs, aux)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         model_state = cast_like(model_state, state.model_state, "the model's state after loss_fn: ", error=ValueError)
-        return Gradients(grads, values, model_state, rngs, aux)
+        return Gradients(grads, values, _of_trained_modules(state, model_state), rngs, aux)
 
     def functions(self, state: TrainState, batch: Any) -> dict[str, Callable[..., Any]]:
         """Returns the functions of the parameters that optimizers of optax ask for, on the batch and key of the step.
@@ -267,7 +268,7 @@ class CustomGradients:
         if not _is_per_row(grads, state.params):
             grads = cast_like(grads, state.params, "the gradients of Step.from_gradients: ", error=ValueError)
         model_state, rngs = state.carried(model[0]) if model else (state.model_state, state.rngs)
-        return Gradients(grads, values, model_state, rngs)
+        return Gradients(grads, values, _of_trained_modules(state, model_state), rngs)
 
 
 def _is_per_row(grads: Any, params: Any) -> bool:
@@ -299,11 +300,27 @@ class EvalStep:
         return self.loss_fn(state.model(train=False), batch, state, train=False).metrics
 
 
+def _of_trained_modules(state: TrainState, new: Any) -> Any:
+    """Returns the non-trained arrays, without changes in modules whose parameters are all frozen."""
+    if state.frozen is None:
+        return new
+    held, skip = is_held(state.params, state.frozen), _leading_parts(state)
+
+    def leaf(path: Any, after: Any, before: Any) -> Any:
+        return before if held(leaf_name(path[skip:])) else after
+
+    return jax.tree_util.tree_map_with_path(leaf, new, state.model_state)
+
+
+def _leading_parts(state: TrainState) -> int:
+    """Returns 1 if paths of non-trained arrays begin with the name of a collection, as in Linen; otherwise 0."""
+    return 1 if getattr(state.adapter, "by_collection", False) else 0
+
+
 def _held(action: ScaleUpdates, state: TrainState, new: Any) -> Any:
     """Returns the non-trained arrays, without changes where the action freezes: statistics belong to their layer."""
     frozen = jnp.asarray(action.when) & (jnp.asarray(action.factor) == 0)
-    # the first part of a path in Linen's collections is the name of the collection
-    skip = 1 if getattr(state.adapter, "by_collection", False) else 0
+    skip = _leading_parts(state)
 
     def leaf(path: Any, after: Any, before: Any) -> Any:
         held = after is not before and matches(action.where, leaf_name(path[skip:]))

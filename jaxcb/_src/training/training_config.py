@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import optax
 
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.models.adapter import Adapter
+from jaxcb._src.models.trainable import Filter, describe, split_trainable
 from jaxcb._src.training.learning_rate import (
     accumulated,
     adjustable_lr,
@@ -18,7 +19,12 @@ from jaxcb._src.training.learning_rate import (
     scaled_updates,
     with_constant_rates_of,
 )
+from jaxcb._src.training.optimizer_groups import GroupedOptimizer, labels_of, named_groups, rates_of_groups
 from jaxcb._src.training.train_state import TrainState, checked_controls
+from jaxcb._src.utils.pytree import to_strong_type
+
+Optimizer = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
+Rate = float | optax.Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,21 +33,25 @@ class TrainingConfig:
 
     Attributes:
         seed: seed of the run's keys and of its order of the data.
-        optimizer: an optax optimizer, or a factory of one.
-        learning_rate: the factory's learning rate, a constant or a schedule.
+        optimizer: an optax optimizer, or a factory of one; or a dict of groups of parameters to these.
+        learning_rate: the factory's learning rate, a constant or a schedule; or a dict of groups to these.
         callbacks: all callbacks of the run.
         hyperparameters: further numeric arguments of the factory.
         controls: name -> number.
         model: arguments of the function that makes the model, besides the seed.
+        trainable: which parameters are trained; see `split_trainable`.
+        owner: the function that was called, which errors name.
     """
 
     seed: int
     optimizer: Any
-    learning_rate: float | optax.Schedule | None
+    learning_rate: Any
     callbacks: Chain
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     controls: Mapping[str, float] = dataclasses.field(default_factory=dict)
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trainable: Filter | None = None
+    owner: str = "fit"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "controls", checked_controls(self.controls))
@@ -54,11 +64,12 @@ class TrainingConfig:
         rest = {name: value for name, value in self.hyperparameters.items() if name not in fixed}
         return dataclasses.replace(self, optimizer=functools.partial(self.optimizer, **numbers), hyperparameters=rest)
 
-    def transformation(self, params: Any) -> optax.GradientTransformation:
+    def transformation(self, params: Any, types: Mapping[str, type] | None = None) -> optax.GradientTransformation:
         """Makes the optimizer, with a learning rate that callbacks can change: exactly, or by scaling its updates.
 
         Args:
             params: the parameters, or their shapes.
+            types: path -> type of the NNX Variable; None for other models.
 
         Returns:
             An optax transformation.
@@ -67,27 +78,51 @@ class TrainingConfig:
             TypeError: if `optimizer` is neither an optax optimizer nor a factory.
             ValueError: if a factory has no learning rate, or a ready-made optimizer is given one.
         """
-        optimizer = self.optimizer
+        if isinstance(self.optimizer, Mapping):
+            return self._grouped(params, types)
+        if isinstance(self.learning_rate, Mapping):
+            raise TypeError(
+                f"{self.owner}: learning_rate is a dict, but optimizer is none. Pass a dict of the same groups: "
+                "optimizer={'head/**': optax.adam, ...}."
+            )
+        return self._one(self.optimizer, self.learning_rate, params)
+
+    def _grouped(self, params: Any, types: Mapping[str, type] | None) -> GroupedOptimizer:
+        """Makes the optimizer of a dict of groups."""
+        names = named_groups(self.optimizer, self.owner)
+        rates = rates_of_groups(self.optimizer, self.learning_rate, self.owner)
+        labels = labels_of(names, params, types, self.owner)
+        made = {}
+        for name, given in names.items():
+            try:
+                made[name] = self._one(self.optimizer[given], rates[name], params, name)
+            except (TypeError, ValueError) as error:
+                error.add_note(f"This is the optimizer of the group {describe(given)}.")
+                raise
+        return GroupedOptimizer.make(made, labels)
+
+    def _one(self, optimizer: Any, learning_rate: Any, params: Any, name: str = "") -> optax.GradientTransformation:
+        """Makes one optimizer; `name` is that of its rate among several."""
         if isinstance(optimizer, optax.MultiSteps):
             optimizer = accumulated(optimizer)
         if isinstance(optimizer, optax.GradientTransformation):
-            if self.learning_rate is not None:
+            if learning_rate is not None:
                 raise ValueError(
                     "learning_rate was given together with a ready-made optimizer, which has its own. Pass the "
                     "factory: optimizer=optax.adam, learning_rate=1e-3."
                 )
             has_rate = bool(learning_rates(jax.eval_shape(optimizer.init, params)))
-            return optimizer if has_rate else scaled_updates(optimizer)
+            return optimizer if has_rate else scaled_updates(optimizer, name)
         if not callable(optimizer):
             raise TypeError(
                 f"optimizer must be an optax optimizer or a factory such as optax.adam, got {type(optimizer).__name__}."
             )
-        if self.learning_rate is None:
+        if learning_rate is None:
             raise ValueError(
                 "optimizer is a factory, so it needs a learning rate: optimizer=optax.adam, learning_rate=1e-3."
             )
-        rate = checked_rate("jaxcb", self.learning_rate)
-        return adjustable_lr(optimizer, learning_rate=rate, hyperparameters=self.hyperparameters)
+        rate = checked_rate("jaxcb", learning_rate)
+        return adjustable_lr(optimizer, learning_rate=rate, hyperparameters=self.hyperparameters, name=name)
 
     def continued(self, state: TrainState, adapter: Adapter | None) -> TrainState:
         """Returns the train state of an earlier run, to continue with: its step, weights, keys and optimizer's state.
@@ -99,22 +134,34 @@ class TrainingConfig:
         Raises:
             ValueError: if the optimizer is another one, or none is known.
         """
-        opt_state, tx = state.opt_state, state.tx
+        opt_state, tx, begun = state.opt_state, state.tx, state
+        if self.trainable is not None:
+            params, frozen = self.split(state.all_params, adapter)
+            state = state.replace(params=params, frozen=frozen)
+        other = jax.tree.structure(state.params) != jax.tree.structure(begun.params)
         if self.optimizer is None and self.learning_rate is not None:
             raise ValueError("learning_rate was given without optimizer. Pass the factory, as before: optax.adam.")
         if self.optimizer is None and tx is None:
             raise ValueError("the TrainState was made without tx=, so pass optimizer=.")
         if self.optimizer is not None:
-            tx = self.transformation(state.params)
+            tx = self.transformation(state.params, getattr(adapter, "variable_types", None))
             if isinstance(opt_state, optax.MultiStepsState):  # GradientAccumulation wraps the optimizer again
                 opt_state = opt_state.inner_opt_state
-            opt_state = None if opt_state is None else _adopted(opt_state, jax.eval_shape(tx.init, state.params), tx)
+        if opt_state is not None and other:
+            assert tx is not None
+            if self.optimizer is not None:
+                opt_state = _adopted(opt_state, jax.eval_shape(tx.init, begun.params), tx)
+            opt_state = _extended(opt_state, jax.jit(tx.init)(state.params), tx)
+        elif opt_state is not None and self.optimizer is not None:
+            assert tx is not None
+            opt_state = _adopted(opt_state, jax.eval_shape(tx.init, state.params), tx)
         controls = {**state.controls, **TrainState.create(params={}, controls=self.controls).controls}
         return state.replace(tx=tx, opt_state=opt_state, controls=controls, weights={}, adapter=adapter)
 
     def train_state(self, adapter: Adapter) -> TrainState:
         """Returns the train state before the first step; the optimizer's state is made when the run begins."""
         params, model_state, rngs = adapter.split()
+        params, frozen = self.split(params, adapter)
         state = TrainState.create(
             params=params,
             model_state=model_state,
@@ -123,7 +170,24 @@ class TrainingConfig:
             seed=self.seed,
             adapter=adapter,
         )
-        return state.replace(tx=self.transformation(params))
+        tx = self.transformation(params, getattr(adapter, "variable_types", None))
+        return state.replace(tx=tx, frozen=jax.tree.map(to_strong_type, frozen))
+
+    def split(self, params: Any, adapter: Adapter | None) -> tuple[Any, Any]:
+        """Returns the trained and the frozen parameters."""
+        return split_trainable(self.trainable, params, getattr(adapter, "variable_types", None), self.owner)
+
+
+def _extended(opt_state: Any, begun: Any, tx: Any) -> Any:
+    """Returns an optimizer's state for other trained parameters: what both have continues, and the rest begins."""
+    old = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(opt_state)}
+
+    def leaf(path: Any, fresh: Any) -> Any:
+        known = old.get(jax.tree_util.keystr(path))
+        same = known is not None and (known.shape, known.dtype) == (fresh.shape, fresh.dtype)
+        return known if same else fresh
+
+    return with_constant_rates_of(jax.tree_util.tree_map_with_path(leaf, begun), begun, tx)
 
 
 def _adopted(opt_state: Any, configured: Any, tx: Any) -> Any:

@@ -127,6 +127,19 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def check_rate_name(owner: str, of: Any) -> None:
+    """Checks the name of one of several learning rates.
+
+    Raises:
+        TypeError: if it is no text.
+    """
+    if of is not None and not (isinstance(of, str) and of):
+        raise TypeError(
+            f"{owner}: of must be the name of a learning rate, such as 'head' for the group 'head/**' of optimizer, or "
+            f"None for all, got {shown(of)}."
+        )
+
+
 def check_choice(owner: str, name: str, value: Any, known: tuple[Any, ...]) -> None:
     """Checks for one of the known values."""
     # of anything else a comparison may have no single answer, as of an array

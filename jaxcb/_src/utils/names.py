@@ -52,6 +52,14 @@ def entry_of(saved: Mapping[str, T], cls: type) -> T | None:
     return next((value for key, value in saved.items() if is_key_of(key, cls)), None)
 
 
+_RATES = ("learning_rate", "base_learning_rate", "lr_scale")
+
+
+def is_rate(name: Any) -> bool:
+    """Returns whether the name of a metric is that of a learning rate, or of one of several: `learning_rate/head`."""
+    return isinstance(name, str) and name.partition("/")[0] in _RATES
+
+
 _SHOWN = 10  # parameters that an error lists
 
 

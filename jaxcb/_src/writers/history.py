@@ -10,12 +10,12 @@ import numpy as np
 
 from jaxcb._src.core.metrics import MISSING, columns, in_columns, row_text
 from jaxcb._src.history.history import RunHistory
+from jaxcb._src.utils.names import is_rate
 from jaxcb._src.writers.base import Writer, by_member
 from jaxcb._src.writers.csv import Table
 
 MOST_COLUMNS = 1024  # of the file, for one metric that is an array
 _PLACES = ("member", "step", "epoch")
-_RATES = ("base_learning_rate", "learning_rate", "lr_scale")
 
 
 class HistoryWriter(Writer):
@@ -49,7 +49,7 @@ class HistoryWriter(Writer):
             )
         self._arrays = {name: shape for name, shape in shapes.items() if shape and name not in self._large}
         if self.context.processes.is_primary:
-            rates = [n for n in _RATES if n in action.values]
+            rates = sorted(filter(is_rate, action.values))
             names = sorted(set(action.values) - set(rates) - self._large)
             names = [column for name in names for column in columns(name, shapes[name])]
             path = self.context.run_dir / "history.csv"

@@ -17,6 +17,7 @@ from jaxcb._src.core.actions.utils import fill
 from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.storage import exports as _exports
 from jaxcb._src.storage import orbax as _orbax
+from jaxcb._src.storage.fingerprint import frozen_facts, named
 from jaxcb._src.utils.pytree import select
 from jaxcb._src.writers.base import Writer, by_member
 from jaxcb._src.writers.files import check_writable
@@ -49,6 +50,7 @@ class CheckpointWriter(Writer):
         self._dormant: dict[str, Any] = {}  # restored positions of templates that no callback has any more
         self._worker: ThreadPoolExecutor | None = None
         self._flight: Future[None] | None = None
+        self._frozen: dict[int | None, tuple[Any, dict[str, Any]]] = {}  # by member: the arrays, and their facts
 
     def prepare(self, action: Any) -> None:
         self._claim(self.context.path(action.path).absolute(), action.owner)
@@ -102,6 +104,8 @@ class CheckpointWriter(Writer):
             facts = {"step": record.step, "epoch": record.epoch, "what": action.what, "owner": action.owner}
             if not math.isnan(new.value):
                 facts["value"] = new.value
+            if frozen := self._frozen_facts(member):
+                facts["frozen"] = frozen
             place = f"in epoch {record.epoch + 1} at step {record.step}"
             note = f"This happened while saving {path} for {action.owner}, {place}."
             with _noted(note):
@@ -115,6 +119,20 @@ class CheckpointWriter(Writer):
                     continue
             self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="jaxcb-checkpoint")
             self._flight = self._worker.submit(self._save, weights, facts, key, new, action, note)
+
+    def _frozen_facts(self, member: int | None) -> dict[str, Any]:
+        """Returns what the checkpoint says of the frozen parameters, which it does not contain."""
+        frozen = self.context.run.frozen_params
+        if frozen is None:
+            return {}
+        member = None if self.context.run.frozen_axis is None else member
+        arrays = jax.tree.leaves(frozen)
+        known, facts = self._frozen.get(member, ((), {}))
+        if len(known) != len(arrays) or any(x is not y for x, y in zip(known, arrays, strict=True)):
+            own = {n: x if member is None else x[member] for n, x in named(frozen).items()}
+            facts = frozen_facts(own)
+            self._frozen[member] = arrays, facts
+        return facts
 
     def _save(self, tree: Any, facts: dict[str, Any], key: str, new: _Kept, action: Any, note: str) -> None:
         """Saves, and then deletes what is not to be kept; both in the background if the save is."""
@@ -241,7 +259,9 @@ def _chosen(state: Any, what: str, callbacks: Mapping[str, Any]) -> Any:
         if hasattr(own, "averaged") and hasattr(own, "swapped"):
             parts = {part: getattr(state, part) for part in slot.value}
             state = state.replace(**select(own.averaged & ~own.swapped, slot.value, parts))
-    return state if what == "state" else {"params": state.evaluation_params(), "model_state": state.model_state}
+    if what == "state":
+        return state.replace(frozen=None)
+    return {"params": state.evaluation_params(), "model_state": state.model_state}
 
 
 def _refuse_others(path: Path) -> None:

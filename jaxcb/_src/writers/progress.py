@@ -179,7 +179,8 @@ def _shown(values: Any) -> list[str]:
     out = []
     for name, value in values.items():
         array = np.asarray(value)
-        if name == "base_learning_rate" or (name == "lr_scale" and float(np.mean(array)) == 1.0):
+        kind = name.partition("/")[0]
+        if kind == "base_learning_rate" or (kind == "lr_scale" and float(np.mean(array)) == 1.0):
             continue
         if array.ndim == 0:
             out.append(f"{name} {float(array):.4g}")

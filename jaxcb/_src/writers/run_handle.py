@@ -1,6 +1,6 @@
 """`Run`: a handle of the live run for functions on the host."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ class Run:
         settings: `fit`'s arguments and the callbacks' numbers, name -> number, text or boolean.
         callbacks: the callbacks and their configurations, name -> text.
         frozen: patterns of the parameters that are not trained in the whole run.
+        frozen_axis: 0 if each member of a population has its own parameters that `trainable=` left out; otherwise None.
         params: `epochs`, `steps` (per epoch) and `verbose`, as in Keras; None if unknown.
     """
 
@@ -35,6 +36,7 @@ class Run:
         self.settings: dict[str, Any] = {}
         self.callbacks: dict[str, str] = {}
         self.frozen: tuple[str, ...] = ()
+        self.frozen_axis: int | None = None
         self.traced_step: Callable[[], TracedStep] | None = None  # None in a hand-written loop
         self.stop_reason: str | None = None
         self._carry: Any = None
@@ -44,12 +46,17 @@ class Run:
     def state(self) -> TrainState:
         """The train state, as copies that stay valid; with several processes, on the devices of this process."""
         if self._state is None:
-            self._state = jax.tree.map(local_copy, self._carry().train)
+            train = self._carry().train
+            # no program donates the frozen parameters, so they stay valid
+            frozen = jax.tree.map(lambda x: x if x.is_fully_addressable else local_copy(x), train.frozen)
+            self._state = jax.tree.map(local_copy, train.replace(frozen=None)).replace(frozen=frozen)
         assert self._state is not None
         return self._state
 
     def copy_of(self, choose: Callable[[TrainState], Any]) -> Any:
         """Returns a copy of a part of the train state, which the devices make while the host continues.
+
+        Frozen parameters are not copied: no program donates them.
 
         With several processes it is distributed over the devices of all, which must call this together.
         """
@@ -57,7 +64,13 @@ class Run:
         assert train is not None
         if self._carry is not None and self._state is not None and train.step.is_fully_addressable:
             return choose(self._state)  # it is a copy already
-        return _copied(choose(train))
+        return _copied(choose(train), valid=jax.tree.leaves(train.frozen))
+
+    @property
+    def frozen_params(self) -> Any:
+        """The parameters that `trainable=` left out; None if all are trained."""
+        train = self._state if self._carry is None else self._carry().train
+        return None if train is None else train.frozen
 
     @property
     def callback_states(self) -> dict[str, Any]:
@@ -73,9 +86,15 @@ class Run:
         """Stops the run: its epoch is validated and closed first."""
         self.stop_reason = reason
 
-    def describe(self, callbacks: dict[str, str], settings: dict[str, Any], frozen: tuple[str, ...] = ()) -> None:
+    def describe(
+        self,
+        callbacks: dict[str, str],
+        settings: dict[str, Any],
+        frozen: tuple[str, ...] = (),
+        frozen_axis: int | None = None,
+    ) -> None:
         """Sets the configuration of the run, before the first hook."""
-        self.callbacks, self.settings, self.frozen = callbacks, settings, frozen
+        self.callbacks, self.settings, self.frozen, self.frozen_axis = callbacks, settings, frozen, frozen_axis
 
     def describe_step(self, traced_step: Callable[[], TracedStep]) -> None:
         """Sets the function that returns the traced step, before the first hook."""
@@ -103,10 +122,11 @@ class Run:
         self.logs = logs
 
 
-def _copied(tree: Any) -> Any:
-    """Copies all leaves in one call: one call per leaf costs more than a small step."""
+def _copied(tree: Any, valid: Sequence[Any] = ()) -> Any:
+    """Copies all leaves, except those that stay valid, in one call: one per leaf costs more than a small step."""
     leaves, structure = jax.tree.flatten(tree)
-    arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, jax.Array)}
+    known = set(map(id, valid))
+    arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, jax.Array) and id(x) not in known}
     copies = jax.device_put(list(arrays.values()), [x.sharding for x in arrays.values()], may_alias=False)
     for i, copy in zip(arrays, copies, strict=True):
         leaves[i] = copy

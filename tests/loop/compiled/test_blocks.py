@@ -193,7 +193,7 @@ def test_directly_around_a_step_is_a_loop_of_known_length(metrics):
     driver = make_driver(control(), state_of(), metrics=metrics, block=7)
     device: Any = driver.device
     inputs = device._without_steps(np.zeros(len(driver._host_metrics.names), np.float32))
-    jaxpr = jax.make_jaxpr(lambda leaves: device.executor._chunk._run(device.live.form, leaves, (inputs,)))(
+    jaxpr = jax.make_jaxpr(lambda leaves: device.executor._chunk._run(device.live.form, leaves, (), (inputs,)))(
         device.live.leaves
     )
     paths = list(loops_around(jaxpr.jaxpr, is_step))

@@ -31,16 +31,24 @@ class ScaleLearningRate(ControlAction):
         factor: the multiplier, float32 ().
         floor: lower bound of the effective learning rate, float32 (); None for no bound. A bound needs a learning
             rate that the run can read (`adjustable_lr`).
+        of: name of the rate, if there are several; None for all of them.
     """
 
     factor: Any
     floor: Any = None
+    of: str | None = static(default=None, kw_only=True)
 
 
 class SetLearningRate(ControlAction):
-    """Replaces the base learning rate until it is set again; the callbacks' factor still multiplies it."""
+    """Replaces the base learning rate until it is set again; the callbacks' factor still multiplies it.
+
+    Attributes:
+        value: the rate, float32 ().
+        of: name of the rate, if there are several; None for all of them.
+    """
 
     value: Any
+    of: str | None = static(default=None, kw_only=True)
 
 
 class SetControl(ControlAction):

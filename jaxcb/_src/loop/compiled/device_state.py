@@ -1,6 +1,6 @@
 """`DeviceState`: the loop state between two dispatches, with all its single numbers in one vector."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +17,17 @@ class _Own:
     """Marks a leaf that has an array of its own."""
 
 
+class _Frozen:
+    """Marks a frozen parameter."""
+
+
 class StateForm(NamedTuple):
     """The structure of a loop state, and which of its leaves are single numbers.
 
     Attributes:
         tree: the structure.
-        numbers: for each leaf its dtype if it is a number in the vector; None for an array of its own.
+        numbers: for each leaf its dtype if it is a number in the vector; None for an array of its own, and `_Frozen`
+            for a frozen parameter.
     """
 
     tree: Any
@@ -45,24 +50,36 @@ class StateForm(NamedTuple):
         marked = jax.tree.map(dtype, carry)
         if not in_blocks:
             marked = marked.replace(train=jax.tree.map(lambda _: _Own(), carry.train), step=_Own())
+        frozen = jax.tree.map(lambda _: _Frozen, carry.train.frozen)
+        marked = marked.replace(train=marked.train.replace(frozen=frozen))
         numbers = tuple(None if isinstance(x, _Own) else x for x in jax.tree.leaves(marked))
         return cls(jax.tree.structure(carry), numbers)
 
-    def split(self, leaves: list[Any]) -> tuple[list[Any], list[Any]]:
-        """Splits leaves of the loop state into numbers and arrays."""
-        marked = list(zip(leaves, self.numbers, strict=True))
-        return [x for x, dtype in marked if dtype is not None], [x for x, dtype in marked if dtype is None]
+    @property
+    def dtypes(self) -> list[Any]:
+        """The dtypes of the numbers in the vector."""
+        return [dtype for dtype in self.numbers if dtype is not None and dtype is not _Frozen]
 
-    def join(self, numbers: list[Any], arrays: list[Any]) -> LoopState:
+    def split(self, leaves: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+        """Splits leaves of the loop state into numbers, arrays and frozen parameters."""
+        found: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
+        for leaf, kind in zip(leaves, self.numbers, strict=True):
+            found[_part_of(kind)].append(leaf)
+        return found
+
+    def join(self, numbers: list[Any], arrays: list[Any], frozen: Sequence[Any]) -> LoopState:
         """Inverts `split`, and returns the loop state."""
-        numbers, arrays = list(reversed(numbers)), list(reversed(arrays))
-        leaves = [(arrays if dtype is None else numbers).pop() for dtype in self.numbers]
-        return jax.tree.unflatten(self.tree, leaves)
+        parts = [list(reversed(part)) for part in (numbers, arrays, frozen)]
+        return jax.tree.unflatten(self.tree, [parts[_part_of(kind)].pop() for kind in self.numbers])
 
     def changed(self, change: Callable[[LoopState], LoopState]) -> "StateForm":
         """Returns the form with other static fields."""
         some = jax.tree.unflatten(self.tree, range(len(self.numbers)))
         return self._replace(tree=jax.tree.structure(change(some)))
+
+
+def _part_of(kind: Any) -> int:
+    return 1 if kind is None else 2 if kind is _Frozen else 0
 
 
 class DeviceState(NamedTuple):
@@ -71,34 +88,36 @@ class DeviceState(NamedTuple):
     Flattening the state of a large model on each dispatch would cost more than a small step. Each array that a program
     takes or returns costs host time, and each number that it changes is a kernel to compile and to run; so numbers
     share a vector.
+
+    Frozen parameters are apart, because they are arguments of the programs and not part of what these return.
     """
 
     leaves: list[Any]
     form: StateForm
+    frozen: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, carry: LoopState) -> "DeviceState":
         """Packs a loop state. Waits for its numbers."""
         form = StateForm.of(carry)
-        numbers, arrays = form.split(jax.tree.leaves(carry))
+        numbers, arrays, frozen = form.split(jax.tree.leaves(carry))
         words = [np.asarray(x) for x in numbers]
         vector = np.stack([x.astype(np.int32) if x.dtype == np.bool_ else x.view(np.int32) for x in words])
-        return cls([_like(vector, numbers[0]), *arrays], form)
+        return cls([_like(vector, numbers[0]), *arrays], form, tuple(frozen))
 
     def carry(self) -> LoopState:
         """Unpacks the loop state. Waits for the last dispatch; the next one donates the arrays."""
         vector, *arrays = self.leaves
-        words, dtypes = np.asarray(vector), [dtype for dtype in self.form.numbers if dtype is not None]
+        words, dtypes = np.asarray(vector), self.form.dtypes
         numbers = [
             np.asarray(x != 0) if dtype == np.bool_ else x.view(dtype) for x, dtype in zip(words, dtypes, strict=True)
         ]
-        return self.form.join([_like(x, vector) for x in numbers], arrays)
+        return self.form.join([_like(x, vector) for x in numbers], arrays, self.frozen)
 
     def shapes(self) -> LoopState:
         """Returns the shapes of the loop state, with its static fields. Does not wait."""
-        dtypes = [dtype for dtype in self.form.numbers if dtype is not None]
-        arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self.leaves[1:]]
-        return self.form.join([jax.ShapeDtypeStruct((), dtype) for dtype in dtypes], arrays)
+        arrays, frozen = ([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in xs] for xs in (self.leaves[1:], self.frozen))
+        return self.form.join([jax.ShapeDtypeStruct((), dtype) for dtype in self.form.dtypes], arrays, frozen)
 
 
 def _from_packed(word: Array, dtype: Any) -> Array:
@@ -121,14 +140,17 @@ class StatePacking:
     kernel, and each one it passes through a copy. Numbers that were unpacked and not changed cost nothing, which is
     known by the identity of their tracers. Make one for each trace.
 
+    The frozen parameters are in each unpacked state. Branches and loops close over them, so that no loop carries them.
+
     Args:
         form: the form of the state.
+        frozen: the frozen parameters.
     """
 
-    def __init__(self, form: StateForm) -> None:
-        self.form = form
+    def __init__(self, form: StateForm, frozen: Sequence[Any] = ()) -> None:
+        self.form, self._frozen = form, frozen
         self._known: dict[int, tuple[Any, Any, int]] = {}  # id of a number -> number, its vector, its place there
-        dtypes = [dtype for dtype in form.numbers if dtype is not None]
+        dtypes = form.dtypes
 
         def numbers(vector: Array) -> list[Array]:
             words = [jax.lax.index_in_dim(vector, place, keepdims=False) for place in range(len(dtypes))]
@@ -141,14 +163,14 @@ class StatePacking:
         vector, *arrays = leaves
         numbers = self._numbers(vector)
         self._known |= {id(number): (number, vector, place) for place, number in enumerate(numbers)}
-        return self.form.join(numbers, arrays)
+        return self.form.join(numbers, arrays, self._frozen)
 
     def pack(self, carry: LoopState) -> list[Any]:
         """Returns the packed leaves. Traced."""
         leaves, tree = jax.tree.flatten(carry)
         if tree != self.form.tree:
             raise TypeError(f"the run's state changed its structure from {self.form.tree} to {tree}.")
-        numbers, arrays = self.form.split(leaves)
+        numbers, arrays, _ = self.form.split(leaves)
         places = jax.lax.iota(jnp.int32, len(numbers))
         origins = [self._known.get(id(number)) for number in numbers]
         vector = next((origin[1] for origin in origins if origin is not None), None)
@@ -173,7 +195,7 @@ class StatePacking:
 
     def block(self, count: int, body: Callable[..., Any], carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
         """Repeats `body(carry, rings)`, a step that masks itself, a fixed number of times. Traced."""
-        packing = StatePacking(StateForm.of(carry, in_blocks=True))
+        packing = StatePacking(StateForm.of(carry, in_blocks=True), self._frozen)
 
         def step(_: Any, loop: Any) -> Any:
             new, rings = body(packing.unpack(loop[0]), loop[1])

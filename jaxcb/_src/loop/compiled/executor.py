@@ -39,7 +39,7 @@ class _Function(NamedTuple):
 
     Attributes:
         changed: indices of the leaves of the state that it takes as donated arguments, and returns.
-        run: `run(changed, unchanged, *rest) -> (changed, out)`.
+        run: `run(changed, unchanged, frozen, *rest) -> (changed, out)`.
     """
 
     changed: tuple[int, ...]
@@ -88,12 +88,12 @@ class Compiled:
         if found is None:
             changed = self._changed_by(live, rest, key)
             kept = self._kept_function(live, changed)
-            given = _split(live.leaves, changed)
+            given = self._given(live, changed)
             compiles = not jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
             run = kept.executable(*given, *rest) if compiles else kept
             found = self._functions[key] = _Function(changed, run)
-        new, out = self._placement.block_if_needed(found.run(*_split(live.leaves, found.changed), *rest))
-        return (DeviceState(_replace_at(live.leaves, found.changed, new), live.form), *out)
+        new, out = self._placement.block_if_needed(found.run(*self._given(live, found.changed), *rest))
+        return (live._replace(leaves=_replace_at(live.leaves, found.changed, new)), *out)
 
     @property
     def batch_shapes(self) -> list[Any]:
@@ -103,12 +103,17 @@ class Compiled:
     def lower(self, live: DeviceState, *rest: Any) -> Any:
         """Returns the program, lowered for these arguments."""
         changed = self._changed_by(live, rest, _form_of(rest))
-        return self._kept_function(live, changed).lower(*_split(live.leaves, changed), *rest)
+        return self._kept_function(live, changed).lower(*self._given(live, changed), *rest)
 
     def prepare(self, live: DeviceState, *rest: Any) -> None:
         """Compiles for these arguments in the background; the first call waits for it."""
         changed = self._changed_by(live, rest, _form_of(rest))
-        self._kept_function(live, changed).prepare(*_split(live.leaves, changed), *rest)
+        self._kept_function(live, changed).prepare(*self._given(live, changed), *rest)
+
+    @staticmethod
+    def _given(live: DeviceState, changed: tuple[int, ...]) -> tuple[list[Any], list[Any], tuple[Any, ...]]:
+        """Returns the arguments for the state: the leaves to donate, the others, and the frozen parameters."""
+        return *_split(live.leaves, changed), live.frozen
 
     def _changed_by(self, live: DeviceState, rest: tuple[Any, ...], key: Hashable) -> tuple[int, ...]:
         """Returns the indices of the leaves that the function modifies."""
@@ -118,11 +123,11 @@ class Compiled:
         def find() -> tuple[int, ...]:
             changed: list[int] = []
 
-            def trace(leaves: list[Any], *rest: Any) -> None:
-                new, _ = self._run(live.form, leaves, rest)
+            def trace(leaves: list[Any], frozen: tuple[Any, ...], *rest: Any) -> None:
+                new, _ = self._run(live.form, leaves, frozen, rest)
                 changed.extend(i for i, (x, y) in enumerate(zip(leaves, new, strict=True)) if x is not y)
 
-            jax.eval_shape(trace, live.leaves, *rest)
+            jax.eval_shape(trace, live.leaves, live.frozen, *rest)
             return tuple(changed)
 
         return self._kept.fact((self._name, "leaves that change", key), find)
@@ -130,8 +135,8 @@ class Compiled:
     def _kept_function(self, live: DeviceState, changed: tuple[int, ...]) -> KeptFunction:
         """Returns the function that is compiled: its arguments are those of `_Function.run`."""
 
-        def run(donated: list[Any], others: list[Any], *rest: Any) -> Any:
-            new, out = self._run(live.form, _replace_at(others, changed, donated), rest)
+        def run(donated: list[Any], others: list[Any], frozen: tuple[Any, ...], *rest: Any) -> Any:
+            new, out = self._run(live.form, _replace_at(others, changed, donated), frozen, rest)
             return [new[i] for i in changed], out
 
         def options() -> dict[str, Any]:
@@ -139,13 +144,15 @@ class Compiled:
             how = self._placement.jit_out_shardings([live.leaves[i] for i in changed])
             return {**how, "compiler_options": {} if self.has_steps else fast_compile_options(self._placement.platform)}
 
-        donate = (0, *(2 + i for i in self._donate_rest))  # 0 is `donated`, 1 is `others`, and `rest` begins at 2
+        donate = (0, *(3 + i for i in self._donate_rest))  # 0 is `donated`, and `rest` begins at 3
         devices = self._placement.devices_key
         return KeptFunction((self._name, changed), run, self._kept, donate=donate, options=options, devices=devices)
 
-    def _run(self, form: StateForm, leaves: list[Any], rest: tuple[Any, ...]) -> tuple[list[Any], Any]:
+    def _run(
+        self, form: StateForm, leaves: list[Any], frozen: tuple[Any, ...], rest: tuple[Any, ...]
+    ) -> tuple[list[Any], Any]:
         """Runs the function on the flat loop state. Traced."""
-        packing = StatePacking(form)
+        packing = StatePacking(form, frozen)
         # inputs are sent as one packed vector; unpacking belongs to the program, so that it costs no dispatch
         given = (x.unpacked() if isinstance(x, Inputs) else x for x in rest)
         carry, *out = self._fn(packing, packing.unpack(leaves), *given)

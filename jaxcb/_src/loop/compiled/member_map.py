@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
+from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.errors import check_choice
 
 Over = Callable[[Callable[..., Any], Any], Callable[..., Any]]  # (fn, in_axes) -> fn over members
@@ -37,6 +38,37 @@ def unrolled(fn: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callabl
         size = jax.tree.leaves(one)[0].shape[0]
         each = [fn(*_merged(args, jax.tree.map(lambda x, i=i: x[i], one), in_axes)) for i in range(size)]
         return jax.tree.map(lambda *x: jnp.stack(x), *each)
+
+    return run
+
+
+def over_members(
+    over: Over, fn: Callable[..., Any], in_axes: tuple[int | None, ...], frozen_axis: int | None
+) -> Callable[..., Any]:
+    """Maps a function of train states over members that may share the frozen parameters.
+
+    Args:
+        over: maps a function over the members.
+        fn: a function of one member; a train state that it returns has the frozen parameters of the one that it took.
+        in_axes: for each argument 0 if it has the member axis, None if members share it.
+        frozen_axis: the same for the frozen parameters of the train states.
+    """
+
+    def is_state(x: Any) -> bool:
+        return isinstance(x, TrainState)
+
+    def with_frozen(tree: Any, frozen: Any) -> Any:
+        return jax.tree.map(lambda x: x.replace(frozen=frozen) if is_state(x) else x, tree, is_leaf=is_state)
+
+    def run(*args: Any) -> Any:
+        frozen = next((x.frozen for x in args if is_state(x)), None)
+        if frozen is None:
+            return over(fn, in_axes)(*args)
+
+        def one(frozen: Any, *args: Any) -> Any:
+            return with_frozen(fn(*with_frozen(args, frozen)), None)
+
+        return with_frozen(over(one, (frozen_axis, *in_axes))(frozen, *with_frozen(args, None)), frozen)
 
     return run
 
@@ -108,6 +140,7 @@ def measured(
     members: int,
     kind: str,
     mesh: Mesh | None = None,
+    frozen_axis: int | None = None,
 ) -> tuple[Strategy, str]:
     """Measures the possible strategies for a few steps. Returns the fastest, and a text that says why.
 
@@ -119,6 +152,7 @@ def measured(
         members: number of members.
         kind: executor, "looped" or "stepped".
         mesh: the devices; None for all devices.
+        frozen_axis: 0 if each member has its own frozen parameters, None if they share them.
     """
     names = ["vmap"]
     if kind == "looped" or members <= _UNROLLED:
@@ -127,7 +161,8 @@ def measured(
     if devices > 1 and members % devices == 0:
         names.append("shard")
     found = {name: known(name, members, kind, mesh) for name in names}
-    seconds = {name: _seconds(strategy, step, state, batch, batch_axis, kind) for name, strategy in found.items()}
+    axes = (batch_axis, frozen_axis)
+    seconds = {name: _seconds(strategy, step, state, batch, axes, kind) for name, strategy in found.items()}
     best = min(seconds, key=seconds.__getitem__)
     return found[best], _explain(best, seconds)
 
@@ -137,10 +172,15 @@ def _explain(best: str, seconds: Mapping[str, float]) -> str:
     return f"{best}, {_WORDS[best]}; a step took: {shown}"
 
 
-def _seconds(strategy: Strategy, step: Any, state: Any, batch: Any, batch_axis: int | None, kind: str) -> float:
+def _seconds(
+    strategy: Strategy, step: Any, state: Any, batch: Any, axes: tuple[int | None, int | None], kind: str
+) -> float:
     """Returns the seconds of a step, the minimum over a few rounds."""
-    over = strategy.over(step, (0, batch_axis))
-    state, batch = strategy.place(state, True), strategy.place(batch, batch_axis == 0)
+    batch_axis, frozen_axis = axes
+    over = over_members(strategy.over, step, (0, batch_axis), frozen_axis)
+    frozen = strategy.place(state.frozen, frozen_axis == 0)
+    state = strategy.place(state.replace(frozen=None), True).replace(frozen=frozen)
+    batch = strategy.place(batch, batch_axis == 0)
     if kind == "looped":
         run = jax.jit(lambda s, b: jax.lax.fori_loop(0, _STEPS, lambda _, s: over(s, b)[0], s))
     else:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._src.core.actions.base import Action, HostAction
-from jaxcb._src.core.actions.control import ScaleLearningRate, ScaleUpdates, SkipUpdate
+from jaxcb._src.core.actions.control import Exploit, ScaleLearningRate, ScaleUpdates, SkipUpdate
 from jaxcb._src.core.actions.utils import check_lazy, is_lazy
 from jaxcb._src.core.callback import HOOKS, STEP_HOOKS
 from jaxcb._src.core.metrics import Metrics, is_mergeable
@@ -17,11 +17,13 @@ from jaxcb._src.loop.compiled.state import MetricShapes
 from jaxcb._src.loop.compiled.traced_functions import TracedFunctions
 from jaxcb._src.training.learning_rate import accumulations, learning_rates
 from jaxcb._src.training.train_state import TrainState, check_actions
+from jaxcb._src.training.train_step import Step
+from jaxcb._src.utils.names import is_rate, leaf_name
 from jaxcb._src.utils.program_key import NoProgramKey, trace_key
 from jaxcb._src.utils.pytree import cast_like
 from jaxcb._src.utils.xla import equal_outputs, outputs_always_false
 
-RESERVED = ("learning_rate", "base_learning_rate", "lr_scale", "epoch", "step", "updates")
+RESERVED = ("epoch", "step", "updates")  # and the names of learning rates
 
 Shapes = dict[str, Any]  # name -> shape
 
@@ -141,12 +143,14 @@ def metrics_of(
         **place: `step`, `epoch` and `total_steps` of `Metrics`.
     """
     rates: dict[str, Any] = {}
-    for rate in learning_rates(train.opt_state)[:1]:
+    known = learning_rates(train.opt_state)
+    for rate in [rate for rate in known if rate.name] or known[:1]:
+        of = f"/{rate.name}" if rate.name else ""
         if rate.schedule is None:
-            rates["lr_scale"] = rate.scale
+            rates[f"lr_scale{of}"] = rate.scale
         else:
-            rates["learning_rate"] = rate.applied if last else rate.effective()
-            rates["base_learning_rate"] = rate.base(last=last)
+            rates[f"learning_rate{of}"] = rate.applied if last else rate.effective()
+            rates[f"base_learning_rate{of}"] = rate.base(last=last)
     for several in accumulations(train.opt_state)[:1]:
         rates["updates"] = several.gradient_step
     shown = {**train.controls, **values, **rates}
@@ -200,6 +204,7 @@ def plan_program(
         new, raw = _pair(jax.eval_shape(functions.first_half, train, batch))
         _check_names("train_step", raw)
         _check_state(new, train)
+        _check_frozen(functions, train, batch)
     probes = {name: jax.eval_shape(fn, train, proposal, batch) for name, fn in functions.probe_functions.items()}
     names: Shapes = {}
     _add(names, _computed(raw, members), "a metric of the step")
@@ -212,9 +217,9 @@ def plan_program(
         _check_names("eval_step", found)
         _add(names, {prefix + n: value for n, value in _computed(found, members).items()}, "a validation's metric")
     _add(names, {name: _scalar(members) for name in validation.host_values}, "an evaluator's metric")
-    for name in (*RESERVED, *host_names):
-        # a metric may have the name of a control, to report the value that the step used
-        if name in names or name in train.controls:
+    # a metric may have the name of a control, to report the value that the step used
+    for name in {**names, **train.controls}:
+        if name in RESERVED or name in host_names or is_rate(name):
             raise ValueError(f"the metric name {name!r} is reserved: jaxcb reports it itself. Rename yours.")
     stale = {
         "on_eval_end": frozenset(train_names),
@@ -263,6 +268,7 @@ def _with_hooks(
         read |= {name for name in spec.host_names if _is_read(jaxpr, _leaf_index(arguments, f"[2].host['{name}']"))}
         actions = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), actions)
         check_actions(actions, train)
+        _check_exploit(actions, functions, train)
         _check_place(hook, actions)
         _check_payload(hook, actions)
         equal = tuple(i - before for i in equal_outputs(jaxpr)[before:])
@@ -330,6 +336,17 @@ def _check_place(hook: str, actions: tuple[Action, ...]) -> None:
             raise ValueError(f"{action.owner}: {type(action).__name__} acts in on_before_update, not in {hook}.")
 
 
+def _check_exploit(actions: tuple[Action, ...], functions: TracedFunctions, train: TrainState) -> None:
+    if train.frozen is None or functions.mapping.frozen_axis is None:
+        return
+    for action in actions:
+        if isinstance(action, Exploit):
+            raise ValueError(
+                f"{action.owner} copies the trained parameters of a member to another one, but each member has its own "
+                "frozen parameters, which no program changes. Pass a model instead of model_fn, so that all share them."
+            )
+
+
 def _check_payload(hook: str, actions: tuple[Action, ...]) -> None:
     for action in actions:
         if any(jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in jax.tree.leaves(action)):
@@ -365,6 +382,21 @@ def _check_state(new: Any, train: TrainState) -> None:
             f"train_step returned {type(new).__name__} first, expected the new TrainState: `return state, metrics`."
         )
     jax.eval_shape(lambda n: cast_like(n, train, "train_step: the train state", error=ValueError), new)
+
+
+def _check_frozen(functions: TracedFunctions, train: TrainState, batch: Any) -> None:
+    """Refuses a step that changes the frozen parameters: no program returns them, so the change would be lost."""
+    if train.frozen is None or isinstance(functions.step, Step):
+        return
+    traced = functions.first_half.trace(train, batch)
+    given = jax.tree.unflatten(jax.tree.structure((train, batch)), traced.jaxpr.jaxpr.invars)[0].frozen
+    new = jax.tree.unflatten(jax.tree.structure(traced.out_info), traced.jaxpr.jaxpr.outvars)[0].frozen
+    for (path, before), (_, after) in zip(*map(jax.tree_util.tree_leaves_with_path, (given, new)), strict=True):
+        if before is not after:
+            raise ValueError(
+                f"train_step changes the frozen parameter {leaf_name(path)}, which trainable= left out, so it is "
+                "read-only. Train it, too, or return state.frozen as it was given."
+            )
 
 
 def _pair(result: Any) -> tuple[Any, Any]:

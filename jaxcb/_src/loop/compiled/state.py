@@ -201,8 +201,11 @@ def initial_state(train: TrainState, callbacks: Any, metrics: MetricShapes, orde
 
 
 def named_leaves(carry: LoopState) -> dict[str, Any]:
-    """Returns the leaves by the names used in checkpoints. Leaves out `order`, which is a function of key and epoch."""
-    leaves = jax.tree_util.tree_leaves_with_path(carry.replace(order=None))
+    """Returns the leaves by the names used in checkpoints.
+
+    Leaves out `order`, which is a function of key and epoch, and the frozen parameters, which never change.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(without_frozen(carry).replace(order=None))
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
@@ -220,6 +223,15 @@ def clear_stop(carry: LoopState) -> LoopState:
     return carry.replace(train=train, ended=jnp.zeros_like(carry.ended), yielded=jnp.zeros_like(carry.yielded))
 
 
-def copy_arrays(tree: Any) -> Any:
-    """Copies all arrays. Donation then cannot invalidate the caller's arrays, and no buffer is donated twice."""
-    return jax.tree.map(jnp.copy, tree)
+def without_frozen(carry: LoopState) -> LoopState:
+    """Returns the loop state without the frozen parameters of its train state."""
+    return carry.replace(train=carry.train.replace(frozen=None))
+
+
+def owned(carry: LoopState) -> LoopState:
+    """Returns the loop state with copies of all arrays that programs donate.
+
+    Donation then cannot invalidate the caller's arrays, and no buffer is donated twice.
+    """
+    copy: LoopState = jax.tree.map(jnp.copy, without_frozen(carry))
+    return copy.replace(train=copy.train.replace(frozen=carry.train.frozen))

@@ -180,7 +180,7 @@ class Stepped(Executor):
 
     def _read_status(self, live: DeviceState, inputs: Inputs) -> dict[str, Any]:
         self._form = live.form
-        return self._status(live.leaves, inputs)
+        return self._status(live.leaves, live.frozen, inputs)
 
-    def _run_status(self, leaves: list[Any], inputs: Inputs) -> dict[str, Any]:
-        return self._pack_status(inputs.unpacked(), StatePacking(self._form).unpack(leaves))
+    def _run_status(self, leaves: list[Any], frozen: tuple[Any, ...], inputs: Inputs) -> dict[str, Any]:
+        return self._pack_status(inputs.unpacked(), StatePacking(self._form, frozen).unpack(leaves))

@@ -13,7 +13,7 @@ from jaxcb._src.core.callback import PopulationCallback
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.inspection.traced_step import TracedStep, repeated_flops
-from jaxcb._src.loop.compiled.member_map import Over
+from jaxcb._src.loop.compiled.member_map import Over, over_members
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.training.probes import Probe, look, readings
 from jaxcb._src.training.train_state import TrainState
@@ -43,6 +43,7 @@ class MemberMapping(NamedTuple):
         batch_axis: 0 if each member has its own batches, None if members share them.
         chain_axes: for each numeric field of the callbacks 0 if it has a member axis, None if shared; as `in_axes`.
         placement: shardings of batches and train state, for a single run.
+        frozen_axis: 0 if each member has its own frozen parameters, None if they share them.
     """
 
     members: int | None = None
@@ -50,6 +51,7 @@ class MemberMapping(NamedTuple):
     batch_axis: int | None = None
     chain_axes: Any = None
     placement: Placement = ONE_DEVICE
+    frozen_axis: int | None = None
 
 
 class TracedFunctions:
@@ -117,7 +119,9 @@ class TracedFunctions:
         if fn.__hash__ is None:  # jax.jit needs a hashable function; a partial hashes by identity
             fn = functools.partial(fn)
         mapping = self.mapping
-        return jax.jit(mapping.over(fn, in_axes) if mapping.members is not None else mapping.placement.with_mesh(fn))
+        if mapping.members is None:
+            return jax.jit(mapping.placement.with_mesh(fn))
+        return jax.jit(over_members(mapping.over, fn, in_axes, mapping.frozen_axis))
 
     # Costs, known before the first step
 

@@ -12,7 +12,7 @@ from jaxcb._src.loop.compiled.device_state import DeviceState
 from jaxcb._src.loop.compiled.executor import Executor, Output
 from jaxcb._src.loop.compiled.position import HostPosition
 from jaxcb._src.loop.compiled.program import Program
-from jaxcb._src.loop.compiled.state import Inputs, LoopState, copy_arrays
+from jaxcb._src.loop.compiled.state import Inputs, LoopState, owned
 from jaxcb._src.loop.host.population import ActiveMembers
 from jaxcb._src.utils.kept_programs import KeptFunction
 
@@ -124,7 +124,7 @@ class DeviceRun:
         if carry.order is not None:  # a function of key and epoch, which is not saved
             draw = KeptFunction("order", self.program.layout.new_order, self.executor.kept)
             carry = carry.replace(order=draw(self._inputs.key, carry.epoch))
-        self.live = DeviceState.of(copy_arrays(carry))
+        self.live = DeviceState.of(owned(carry))
         if self.members is not None:
             self.live, self._inputs = self.members.put(self.live, self._inputs)
         self.place.take(carry)
@@ -149,4 +149,4 @@ def deliver(device: DeviceRun, copy_of: Callable[[Callable[[Any], Any]], Any]) -
     adapter = device.live.shapes().train.adapter
     if adapter is not None and adapter.in_place:
         state = copy_of(lambda state: state)
-        adapter.deliver(state.evaluation_params(), state.model_state, state.rngs)
+        adapter.deliver(state.delivered_params(), state.model_state, state.rngs)

@@ -24,6 +24,7 @@ class Population(NamedTuple):
         strategy: how a step is mapped over members: "vmap", "map" or "shard"; None measures.
         repack: whether stopped members are removed from the program: at each power of two (True), never (False), or
             once they have wasted as much time as a new program takes to build (None).
+        frozen_axis: 0 if each member has its own frozen parameters, None if all share the same arrays.
     """
 
     size: int
@@ -31,16 +32,17 @@ class Population(NamedTuple):
     seeds: tuple[int, ...]
     strategy: str | None = None
     repack: bool | None = None
+    frozen_axis: int | None = None
 
 
-def member_axes(carry: LoopState) -> list[bool]:
+def member_axes(carry: LoopState, frozen_axis: int | None) -> list[bool]:
     """Returns for each leaf of the loop state of a population whether it has the member axis."""
 
     def mark(tree: Any, has: bool) -> Any:
         return jax.tree.map(lambda _: has, tree)
 
     marks = mark(carry, False).replace(
-        train=mark(carry.train, True),
+        train=mark(carry.train, True).replace(frozen=mark(carry.train.frozen, frozen_axis == 0)),
         callbacks=mark(carry.callbacks, True),
         windows=mark(carry.windows, True),
         readings={name: ProbeValue(mark(probe.values, True), False) for name, probe in carry.readings.items()},
@@ -73,6 +75,7 @@ class ActiveMembers:
         self.rows = np.arange(self.size)  # member in each row of the program
         self.sizes = [self.size]  # sizes of all programs so far
         self._repack, self._axes, self._build = population.repack, population.axes, build
+        self.frozen_axis = population.frozen_axis
         # removed members, and their rows of each leaf that has the member axis
         self._removed: list[tuple[np.ndarray, list[Any]]] = []
         self._alive = np.ones(self.size, bool)  # for each row of the program
@@ -118,7 +121,7 @@ class ActiveMembers:
     def compact(self, live: DeviceState, inputs: Inputs) -> tuple[Executor, DeviceState, Inputs]:
         """Returns the executor of a smaller program, with loop state and inputs for it."""
         carry = live.carry()
-        given, marks = jax.tree.leaves(carry), member_axes(carry)
+        given, marks = jax.tree.leaves(carry), member_axes(carry, self.frozen_axis)
         order = np.argsort(~self._alive, kind="stable")  # members that still train first, in their order
         stay, leave = np.sort(order[: self._rows_needed]), order[self._rows_needed :]
         self._removed.append(
@@ -139,7 +142,8 @@ class ActiveMembers:
         if self.strategy.placement.mesh is None:
             return live, inputs
         carry = live.carry()
-        leaves = [place(x, has_axis) for x, has_axis in zip(jax.tree.leaves(carry), member_axes(carry), strict=True)]
+        marks = member_axes(carry, self.frozen_axis)
+        leaves = [place(x, has_axis) for x, has_axis in zip(jax.tree.leaves(carry), marks, strict=True)]
         settings = [place(x, axis == 0) for x, axis in zip(inputs.settings, axes, strict=True)]
         key = inputs.key if inputs.key is None else place(inputs.key, jnp.ndim(inputs.key) > 0)
         # the feed places the training data
@@ -158,7 +162,7 @@ class ActiveMembers:
         removed = [iter(rows) for _, rows in self._removed]
         leaves = [
             jnp.concatenate([x, *(next(rows) for rows in removed)])[order] if has_axis else x
-            for x, has_axis in zip(jax.tree.leaves(carry), member_axes(carry), strict=True)
+            for x, has_axis in zip(jax.tree.leaves(carry), member_axes(carry, self.frozen_axis), strict=True)
         ]
         return _with_leaves(carry, leaves)
 
