@@ -166,6 +166,7 @@ REQUIRED = {
     "StochasticWeightAveraging": {"start_epoch": 1},
     "WandbLogger": {"project": "a"},
     "MLflowLogger": {"experiment": "a"},
+    "Timer": {"duration": 1.0},
 }
 FIELD = [x for x in COUNT if x is not SINGLE and not (isinstance(x, np.ndarray) and x.ndim == 0)]
 FIELDS = {
@@ -176,6 +177,7 @@ FIELDS = {
     "save_weights_only": BOOL, "save_at_end": BOOL, "async_": BOOL, "append": BOOL, "arrays": BOOL, "raise_error": BOOL,
     "swap_on_epoch": BOOL, "write_graph": BOOL, "write_images": BOOL, "write_steps_per_second": BOOL,
     "every_n_epochs": FIELD, "max_to_keep": FIELD, "keep_best": FIELD, "start_step": WHOLE, "start_epoch": WHOLE,
+    "min_epochs": WHOLE, "min_steps": WHOLE,
     "warmup": WHOLE, "monitor": NAME, "filename": PATH, "filepath": PATH, "log_dir": PATH, "backup_dir": PATH,
     "separator": ["", ",,", 3, None, "\n", '"', "0", ".", "-", "e", KEY],
 }  # fmt: skip

@@ -20,9 +20,9 @@ from jaxcb._src.callbacks.monitor import (
     reaches,
     read,
 )
+from jaxcb._src.callbacks.stopping import StoppingCallback
 from jaxcb._src.core.actions.control import Restore, Snapshot, Stop
 from jaxcb._src.core.actions.logging import Print
-from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, resolve_mode
 from jaxcb._src.utils.errors import check_bool, check_choice, check_int, check_number
 from jaxcb._src.utils.pytree import Struct, select, static, to_strong_types
@@ -37,7 +37,7 @@ class EarlyStoppingState(Struct):
     seen: Reported  # the last report
 
 
-class EarlyStopping(Callback):
+class EarlyStopping(StoppingCallback):
     """Stops the run when the monitored metric has stopped improving.
 
     Args:
@@ -58,6 +58,8 @@ class EarlyStopping(Callback):
         stopping_threshold: stop at the first report that is at least as good; None for no threshold.
         divergence_threshold: stop at the first report that is worse; None for no threshold.
         check_finite: stop at the first report that is NaN or infinite.
+        min_epochs: complete epochs before which it does not stop the run; None for no minimum.
+        min_steps: updates before which it does not stop the run; None for no minimum.
 
     State:
         `best`, `best_epoch`, `wait`, `seen`.
@@ -94,6 +96,7 @@ class EarlyStopping(Callback):
     check_finite: bool = static(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         owner = "EarlyStopping"
         self._set("min_delta", check_number(owner, "min_delta", self.min_delta))
         self._set("patience", check_int(owner, "patience", self.patience))
@@ -150,11 +153,12 @@ class EarlyStopping(Callback):
         if self.restore_best_weights:
             actions.append(Snapshot("best", when=better))
         values = {"wait": wait, "best": after.best, "best_epoch": after.best_epoch + 1, "value": value}
+        may = new & self.may_stop(metrics)
         for when, reason in self._reasons(value, ~first & (wait > 0) & (wait >= self.patience)):
             given = values | self._limits()
-            actions.append(Stop(new & when, reason, values=given))
+            actions.append(Stop(may & when, reason, values=given))
             if self.verbose:
-                actions.append(Print("Epoch {epoch}: early stopping, " + reason, values=given, when=new & when))
+                actions.append(Print("Epoch {epoch}: early stopping, " + reason, values=given, when=may & when))
         return after, tuple(actions)
 
     def _improved(self, value: Array, reference: Any) -> Array:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcb._src.callbacks.monitor import Monitor, monitor_name, read
+from jaxcb._src.callbacks.stopping import StoppingCallback
 from jaxcb._src.core.actions.control import Restore, SkipUpdate, Snapshot, Stop
 from jaxcb._src.core.actions.logging import Print
-from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, check_monitor
 from jaxcb._src.utils.errors import check_choice, check_int, check_number
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
@@ -26,7 +26,7 @@ class SpikeDetectionState(Struct):
     seen: Any  # int32 (), step of the last report; -1 before the first
 
 
-class SpikeDetection(Callback):
+class SpikeDetection(StoppingCallback):
     """Drops the update of a step whose loss spikes; restores the last good weights after repeated spikes.
 
     A spike is a non-finite value, or, after `warmup` accepted steps, one above `mean + factor * std`, both over the
@@ -50,6 +50,8 @@ class SpikeDetection(Callback):
         max_skips: number of consecutive spikes at which to stop the run; None never stops it.
         warmup: accepted steps before values are compared with the mean; half of `window` if None.
         verbose: 1 prints a line at each spike.
+        min_epochs: complete epochs before which it does not stop the run; None for no minimum.
+        min_steps: updates before which it does not stop the run; None for no minimum.
 
     State:
         `mean`, `variance`, `accepted`, `spikes`, `skipped`, `seen`.
@@ -81,6 +83,7 @@ class SpikeDetection(Callback):
     verbose: int = static(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._set("factor", check_number("SpikeDetection", "factor", self.factor, least=0.0))
         self._set("window", check_int("SpikeDetection", "window", self.window, least=2))
         check_monitor("SpikeDetection", self.monitor)
@@ -124,7 +127,8 @@ class SpikeDetection(Callback):
         values = {"value": value, "mean": state.mean, "spikes": spikes}
         if self.max_skips is not None:
             reason = f"{name} has spiked {{spikes}} times in a row; it is {{value:.5g}}, the mean was {{mean:.5g}}"
-            actions.append(Stop(spike & (spikes >= self.max_skips), reason, values=values))
+            enough = self.may_stop(metrics) & (spikes >= self.max_skips)
+            actions.append(Stop(spike & enough, reason, values=values))
         if self.verbose:
             text = f"Step {{step}}: {name} spikes at {{value:.5g}} (mean {{mean:.5g}}), the update is dropped"
             actions.append(Print(text, values=values, when=spike))
