@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxcb._src.callbacks.backup_and_restore import BackupAndRestore
 from jaxcb._src.callbacks.freeze import Freeze
+from jaxcb._src.callbacks.gradient_accumulation import GradientAccumulation
 from jaxcb._src.callbacks.history import History
 from jaxcb._src.callbacks.progress_bar import ProgressBar
 from jaxcb._src.checkpointing.lock import lock_run_dir
@@ -38,6 +39,7 @@ from jaxcb._src.loop.result import Result, delivered, remember
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.storage import orbax as _orbax
 from jaxcb._src.storage.ownership import RunRecord
+from jaxcb._src.training.accumulation import accumulations
 from jaxcb._src.training.loss import unweighted
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.local_path import local_path
@@ -123,6 +125,7 @@ def run_training(
             if group.is_primary:
                 start.begin()
             _train(driver, why, context)
+            _say_unapplied(driver, functions.callbacks, context)
         found = result(driver, context.run_dir, context)
         if driver.interrupted is not None:
             _leave(driver.interrupted, found, int(np.max(driver.carry().train.step)))
@@ -368,6 +371,19 @@ def _train(driver: Driver, why: str, context: Context) -> None:
     wasted = driver.results.wasted_steps
     masked = f", and {wasted} masked steps in blocks" if driver.device.program.block else ""
     context.say(f"jaxcb: {place.epoch} epochs, {place.step} steps{masked} in {time.monotonic() - started:.1f} s.")
+
+
+def _say_unapplied(driver: Driver, callbacks: Chain, context: Context) -> None:
+    """Says which gradients the end of the run has left unapplied, unless that was said before the first step."""
+    waiting = [int(np.max(several.mini_step)) for several in accumulations(driver.carry().train.opt_state)]
+    if not any(waiting) or driver.interrupted is not None:
+        return
+    text = f"the gradients of the last {max(waiting)} steps were accumulated for an update, and not applied."
+    counted = [c for c in callbacks.callbacks if isinstance(c, GradientAccumulation) and not callable(c.steps)]
+    if driver.results.stops:
+        context.say(f"jaxcb: {text}")
+    elif not (counted and driver.device.place.total_steps >= 0):
+        context.warn(f"{text} Let the steps of the run be a multiple of those of an update.")
 
 
 def _leave(signum: int, result: Any, steps: int) -> None:

@@ -79,6 +79,7 @@ _EXAMPLES: tuple[Callable[[], Callback], ...] = (
     lambda: Freeze("backbone/**"),
     lambda: Freeze(("backbone/**", "*/bias"), until_epoch=2),
     lambda: GradientAccumulation(2),
+    lambda: GradientAccumulation({1: 3, 3: 1}),
     lambda: JSONLogger("log.jsonl", every=2),
     lambda: LambdaCallback(on_batch_begin=_nothing, on_test_begin=print, on_test_end=print),
     lambda: LambdaCallback(on_epoch_end=_nothing, on_train_batch_end=_nothing, on_train_begin=_nothing),

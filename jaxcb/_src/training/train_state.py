@@ -17,6 +17,7 @@ from jaxcb._src.core.actions.control import (
     Restore,
     ScaleHyperparameter,
     ScaleLearningRate,
+    SetAccumulation,
     SetControl,
     SetLearningRate,
     Snapshot,
@@ -26,6 +27,7 @@ from jaxcb._src.core.actions.control import (
 )
 from jaxcb._src.core.actions.utils import as_actions
 from jaxcb._src.core.callback import Callback
+from jaxcb._src.training.accumulation import adjustable_accumulations, with_accumulation
 from jaxcb._src.training.learning_rate import (
     LearningRate,
     hyperparameters,
@@ -335,6 +337,11 @@ def check_actions(actions: Any, state: TrainState) -> None:
                 f"{names}.{did_you_mean(action.name, state.controls)} "
                 f"Declare it with controls={{{action.name!r}: 0.0}}."
             )
+        if isinstance(action, SetAccumulation) and not adjustable_accumulations(state.opt_state):
+            raise ValueError(
+                f"{action.owner or 'SetAccumulation'} sets the steps of an update, which this optimizer has not: pass "
+                "GradientAccumulation({0: 1}) among the callbacks, or a dict with the numbers."
+            )
         if isinstance(action, ScaleHyperparameter) and action.name not in (known := hyperparameters(state.opt_state)):
             raise ValueError(
                 f"{action.owner or 'ScaleHyperparameter'} scales the optimizer's {action.name!r}, which is not kept "
@@ -412,6 +419,8 @@ def apply_actions(actions: Any, state: TrainState, *, branches: bool = True) -> 
                 value = jnp.asarray(action.value, jnp.float32)
                 new = jnp.where(action.when, value, state.controls[action.name])
                 state = state.replace(controls={**state.controls, action.name: new})
+            case SetAccumulation():
+                state = state.replace(opt_state=with_accumulation(state.opt_state, action.steps, action.when))
             case ScaleHyperparameter():
                 value = hyperparameters(state.opt_state)[action.name]
                 new = jnp.where(action.when, value * jnp.asarray(action.factor, value.dtype), value)

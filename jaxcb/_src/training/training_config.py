@@ -10,8 +10,8 @@ import optax
 
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.models.adapter import Adapter
+from jaxcb._src.training.accumulation import accumulated, without_accumulation
 from jaxcb._src.training.learning_rate import (
-    accumulated,
     adjustable_lr,
     checked_rate,
     learning_rates,
@@ -106,8 +106,7 @@ class TrainingConfig:
             raise ValueError("the TrainState was made without tx=, so pass optimizer=.")
         if self.optimizer is not None:
             tx = self.transformation(state.params)
-            if isinstance(opt_state, optax.MultiStepsState):  # GradientAccumulation wraps the optimizer again
-                opt_state = opt_state.inner_opt_state
+            opt_state = without_accumulation(opt_state)  # GradientAccumulation wraps the optimizer again
             opt_state = None if opt_state is None else _adopted(opt_state, jax.eval_shape(tx.init, state.params), tx)
         controls = {**state.controls, **TrainState.create(params={}, controls=self.controls).controls}
         return state.replace(tx=tx, opt_state=opt_state, controls=controls, weights={}, adapter=adapter)
