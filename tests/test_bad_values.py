@@ -94,6 +94,7 @@ EXECUTION = {
     "executor": CHOICE,
     "steps_per_execution": COUNT,
     "eval_every": COUNT,
+    "overfit_batches": COUNT,
     "block": [x for x in WHOLE if x is not SINGLE] + [33],
     "resident": [x for x in BOOL if x is not None],
     "drop_remainder": BOOL,
