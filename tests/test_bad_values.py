@@ -176,6 +176,7 @@ FIELDS = {
     "factor": NUMBER, "min_lr": NUMBER_FROM_0, "decay": NUMBER, "mode": CHOICE, "threshold_mode": CHOICE,
     "patience_in": CHOICE, "restore_best_weights": BOOL, "check_finite": BOOL, "save_best_only": BOOL,
     "save_weights_only": BOOL, "save_at_end": BOOL, "async_": BOOL, "append": BOOL, "arrays": BOOL, "raise_error": BOOL,
+    "report": BOOL,
     "swap_on_epoch": BOOL, "write_graph": BOOL, "write_images": BOOL, "write_steps_per_second": BOOL,
     "every_n_epochs": FIELD, "max_to_keep": FIELD, "keep_best": FIELD, "start_step": WHOLE, "start_epoch": WHOLE,
     "min_epochs": WHOLE, "min_steps": WHOLE,

@@ -55,6 +55,8 @@ class EarlyStopping(StoppingCallback):
         patience_in: unit of `patience`: "reports" of the monitor, "epochs" or "steps". It is checked whenever the
             monitor is reported; in "steps", that is at each step if it is a metric of the step, whose own value then
             counts and not the mean of the epoch.
+        report: whether the patience that is left is a metric, `EarlyStopping/patience_left`, which is logged with the
+            others. It is that before the hook call: at the end of an epoch, a report of its validation has counted.
         stopping_threshold: stop at the first report that is at least as good; None for no threshold.
         divergence_threshold: stop at the first report that is worse; None for no threshold.
         check_finite: stop at the first report that is NaN or infinite.
@@ -94,6 +96,7 @@ class EarlyStopping(StoppingCallback):
     stopping_threshold: Any = dataclasses.field(default=None, kw_only=True)
     divergence_threshold: Any = dataclasses.field(default=None, kw_only=True)
     check_finite: bool = static(default=False, kw_only=True)
+    report: bool = static(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,7 +107,7 @@ class EarlyStopping(StoppingCallback):
         for name in ("baseline", "stopping_threshold", "divergence_threshold"):
             if getattr(self, name) is not None:
                 self._set(name, check_number(owner, name, getattr(self, name)))
-        for name in ("restore_best_weights", "check_finite"):
+        for name in ("restore_best_weights", "check_finite", "report"):
             self._set(name, check_bool(owner, name, getattr(self, name)))
         check_choice(owner, "threshold_mode", self.threshold_mode, THRESHOLD_MODES)
         check_choice(owner, "patience_in", self.patience_in, PATIENCE_UNITS)
@@ -115,6 +118,11 @@ class EarlyStopping(StoppingCallback):
 
     def slots(self) -> dict[str, str]:
         return {"best": "model"} if self.restore_best_weights else {}
+
+    def reports(self, state: EarlyStoppingState) -> dict[str, Array]:
+        if not self.report:
+            return {}
+        return {"patience_left": jnp.maximum(jnp.maximum(jnp.asarray(self.patience), 1) - state.wait, 0)}
 
     def hooks(self) -> frozenset[str]:
         return super().hooks() - (frozenset() if self.patience_in == "steps" else {"on_batch_end"})

@@ -74,7 +74,7 @@ _EXAMPLES: tuple[Callable[[], Callback], ...] = (
         divergence_threshold=2.0,
         check_finite=True,
     ),
-    lambda: EarlyStopping(patience=1, min_epochs=2, min_steps=3, verbose=1),
+    lambda: EarlyStopping(patience=1, min_epochs=2, min_steps=3, verbose=1, report=True),
     lambda: EarlyStopping("loss", patience=2, baseline=0.5, threshold_mode="rel", patience_in="epochs"),
     lambda: Freeze("backbone/**"),
     lambda: Freeze(("backbone/**", "*/bias"), until_epoch=2),
@@ -96,7 +96,9 @@ _EXAMPLES: tuple[Callable[[], Callback], ...] = (
     lambda: ModelSummary(depth=1, verbose=0),
     lambda: ProgressBar(verbose=0),
     lambda: ReduceLROnPlateau("val_accuracy", factor=0.5, patience=1, verbose=1, cooldown=1, min_lr=1e-3),
-    lambda: ReduceLROnPlateau(patience=3, min_delta=0.25, cooldown=2, threshold_mode="rel", patience_in="steps"),
+    lambda: ReduceLROnPlateau(
+        patience=3, min_delta=0.25, cooldown=2, threshold_mode="rel", patience_in="steps", report=True
+    ),
     lambda: RemoteMonitor(headers={"a": "b"}, send_as_json=True, every=2),
     lambda: SpikeDetection(_gap, factor=1.0, window=4, warmup=1),
     lambda: SpikeDetection(
