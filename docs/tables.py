@@ -38,6 +38,7 @@ KINDS = {jc.actions.ControlAction: "control", jc.actions.LogAction: "log", jc.ac
 # base classes: public, but not listed
 BASES = (
     jc.callbacks.Chain,
+    jc.callbacks.StoppingCallback,
     jc.actions.WeightAction,
     jc.actions.ReportAction,
     jc.actions.TensorBoardAction,

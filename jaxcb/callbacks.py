@@ -22,6 +22,7 @@ from jaxcb._src.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from jaxcb._src.callbacks.remote_monitor import RemoteMonitor
 from jaxcb._src.callbacks.spike_detection import SpikeDetection
 from jaxcb._src.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
+from jaxcb._src.callbacks.stopping import StoppingCallback
 from jaxcb._src.callbacks.successive_halving import SuccessiveHalving
 from jaxcb._src.callbacks.swap_ema_weights import SwapEMAWeights
 from jaxcb._src.callbacks.tensorboard import TensorBoard
@@ -59,6 +60,7 @@ __all__ = [
     "RemoteMonitor",
     "SpikeDetection",
     "StochasticWeightAveraging",
+    "StoppingCallback",
     "SuccessiveHalving",
     "SwapEMAWeights",
     "TensorBoard",

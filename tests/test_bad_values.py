@@ -94,6 +94,7 @@ EXECUTION = {
     "executor": CHOICE,
     "steps_per_execution": COUNT,
     "eval_every": COUNT,
+    "overfit_batches": COUNT,
     "block": [x for x in WHOLE if x is not SINGLE] + [33],
     "resident": [x for x in BOOL if x is not None],
     "drop_remainder": BOOL,
@@ -166,6 +167,7 @@ REQUIRED = {
     "StochasticWeightAveraging": {"start_epoch": 1},
     "WandbLogger": {"project": "a"},
     "MLflowLogger": {"experiment": "a"},
+    "Timer": {"duration": 1.0},
 }
 FIELD = [x for x in COUNT if x is not SINGLE and not (isinstance(x, np.ndarray) and x.ndim == 0)]
 FIELDS = {
@@ -174,8 +176,10 @@ FIELDS = {
     "factor": NUMBER, "min_lr": NUMBER_FROM_0, "decay": NUMBER, "mode": CHOICE, "threshold_mode": CHOICE,
     "patience_in": CHOICE, "restore_best_weights": BOOL, "check_finite": BOOL, "save_best_only": BOOL,
     "save_weights_only": BOOL, "save_at_end": BOOL, "async_": BOOL, "append": BOOL, "arrays": BOOL, "raise_error": BOOL,
+    "report": BOOL,
     "swap_on_epoch": BOOL, "write_graph": BOOL, "write_images": BOOL, "write_steps_per_second": BOOL,
     "every_n_epochs": FIELD, "max_to_keep": FIELD, "keep_best": FIELD, "start_step": WHOLE, "start_epoch": WHOLE,
+    "min_epochs": WHOLE, "min_steps": WHOLE,
     "warmup": WHOLE, "monitor": NAME, "filename": PATH, "filepath": PATH, "log_dir": PATH, "backup_dir": PATH,
     "separator": ["", ",,", 3, None, "\n", '"', "0", ".", "-", "e", KEY],
 }  # fmt: skip

@@ -307,7 +307,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, signum, status):
     told = child(tmp_path, signum)
     assert told.returncode in ({status, -signum} if signum == signal.SIGINT else {status}), told.stderr
     if signum == signal.SIGINT:
-        assert "KeyboardInterrupt: stopped after 20 steps" in told.stderr
+        assert "KeyboardInterrupt: stopped after 20 steps; the run is saved in" in told.stderr
+        assert "the same command with resume=True continues it" in told.stderr
+    else:
+        assert f"jaxcb: stopped after 20 steps; the run is saved in {tmp_path}" in told.stdout
     rest = child(tmp_path, signum)
     assert rest.returncode == 0, rest.stderr
     assert "resuming" in rest.stdout
@@ -322,7 +325,7 @@ def test_ctrl_c_has_the_result_on_it():
             os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt) as caught:
+    with pytest.raises(KeyboardInterrupt, match="nothing was saved, because the run has no run_dir") as caught:
         _runs.fit(epochs=100, callbacks=[jc.LambdaCallback(on_epoch_end=interrupt)])
     result = caught.value.result  # pyright: ignore[reportAttributeAccessIssue]
     assert result is jc.last_result()

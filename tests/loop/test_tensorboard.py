@@ -317,3 +317,20 @@ def test_a_run_that_fails_at_its_beginning_has_begun_once(tmp_path):
     assert len([e for e in events if e.HasField("graph_def")]) == 1
     tags = [v.tag for e in events for v in e.summary.value]
     assert tags.count("configuration/text_summary") == tags.count("epoch_loss") == 1
+
+
+def test_a_drawing_that_fails_warns_once_and_the_run_goes_on(tmp_path, monkeypatch):
+    class Draws(jc.Callback):
+        def on_epoch_end(self, state, metrics):
+            return state, jc.actions.Figure("mine", lambda values: 1 / 0, {"loss": metrics["loss"]})
+
+    def fails(*args):
+        raise RuntimeError("no graph")
+
+    monkeypatch.setattr("jaxcb._src.writers.tensorboard.writer.draw", fails)
+    with pytest.warns(RuntimeWarning, match="could not draw") as seen:
+        result = _runs.fit(epochs=3, run_dir=tmp_path, callbacks=[jc.TensorBoard(), Draws()])
+    assert int(result.state.step) == 15
+    graph, figure = [str(w.message) for w in seen]
+    assert "TensorBoard could not draw the graph of the step: RuntimeError: no graph" in graph
+    assert "Draws could not draw the Figure 'mine' at step 5: ZeroDivisionError" in figure

@@ -329,6 +329,62 @@ def test_draws_that_are_meant_are_not_warned_of(module, loss_fn):
     assert not warned(lambda: jc.evaluate(model, loss_fn, (X, Y)))
 
 
+class Modal(nn.Module):
+    """A module whose mode is a field, in Dropout and in BatchNorm."""
+
+    train: bool
+    width: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=not self.train, momentum=0.5)(x)
+        return nn.Dense(self.width)(nn.Dropout(0.5, deterministic=not self.train)(x))
+
+
+class ModalArgument(nn.Module):
+    """The same with an argument."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x)
+        return nn.Dense(1)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+@pytest.mark.parametrize("executor", ["looped", "stepped"])
+def test_a_module_for_evaluation_does_what_an_argument_for_the_mode_does(executor):
+    how = {"optimizer": optax.sgd(0.1), "epochs": 2, "verbose": 0, "validation_data": (X, Y)}
+    how["execution"] = jc.Execution(executor=executor)
+    found = {}
+    for name, model in {
+        "fields": linen(Modal(True), X[:1], eval_module=Modal(False)),
+        "argument": linen(ModalArgument(), X[:1]),
+    }.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            result = jc.fit(model, square, (X, Y), **how)
+            found[name] = (
+                result.history["loss"], result.history["val_loss"], jc.predict(result.model, X),
+                np.float32(jc.evaluate(result.model, square, (X, Y))["loss"]),
+            )  # fmt: skip
+    assert result.state.model_state["batch_stats"]["BatchNorm_0"]["mean"].any()
+    for one, other in zip(found["fields"], found["argument"], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_a_module_for_evaluation_is_checked():
+    words = r"eval_module, a Modal, has other parameters .*Dense_0/bias has the shape \(2,\), expected \(1,\)"
+    with pytest.raises(ValueError, match=words):
+        linen(Modal(True), X[:1], eval_module=Modal(False, 2))
+    with pytest.raises(ValueError, match="expected none"):
+        linen(nn.Dense(1, use_bias=False), X[:1], eval_module=nn.Dense(1))
+    with pytest.raises(TypeError, match=r"eval_module got the class Modal, expected an instance"):
+        linen(Modal(True), X[:1], eval_module=Modal)
+    model = linen(Modal(True), X[:1], rngs=("dropout",))
+    with pytest.warns(UserWarning, match="eval_module="):
+        jc.predict(linen(Fixed(), X[:1]), X, batch_size=5)
+    assert model.eval_module is model.module
+
+
 def test_training_warns_of_nothing():
     def run():
         jc.fit(linen(Fixed(), X[:1]), square, (X, Y), optimizer=optax.sgd(0.1), epochs=1, verbose=0)

@@ -58,6 +58,15 @@ def configuration(**changes):
         ("callbacks.EarlyStopping.monitor", 1, "not a number"),
         ("callbacks.ReduceLROnPlateau.factor", 2.0, "between 0.0 and 1.0"),
         ("optimizer.learning_rate", math.nan, "finite"),
+        ("learning_rate", -math.inf, "finite"),
+        ("learning_rte", 0.1, "Did you mean 'learning_rate'"),
+        ("patience", 1, "Did you mean 'callbacks.EarlyStopping.patience'"),
+        ("weight_decay", 0.1, "Did you mean 'optimizer.weight_decay'"),
+        ("EarlyStopping.patience", 1, "Did you mean 'callbacks.EarlyStopping.patience'"),
+        ("calbacks.EarlyStopping.patience", 1, "Did you mean 'callbacks.EarlyStopping.patience'"),
+        ("beta", 1.0, "Did you mean 'controls.beta'"),
+        ("batch_size", 16, "all members share 'batch_size'"),
+        ("epochs", 3, "all members share 'epochs'"),
     ],
 )
 def test_a_bad_path_or_value_names_itself(path, value, message):
@@ -122,3 +131,17 @@ def test_a_value_that_changes_shapes_names_itself():
             epochs=1,
             verbose=0,
         )
+
+
+def test_the_rate_has_the_name_that_fit_gives_it():
+    how = {"optimizer": optax.sgd, "epochs": 2, "verbose": 0}
+    model = lambda seed: make_params(0)  # noqa: E731
+    short = jc.sweep(model, loss_fn, make_data(), over={"learning_rate": [0.1, 0.2]}, **how)
+    full = jc.sweep(model, loss_fn, make_data(), over={"optimizer.learning_rate": [0.1, 0.2]}, **how)
+    np.testing.assert_array_equal(short.history["loss"], full.history["loss"])
+    assert short.member(1).point == {"learning_rate": 0.2}
+    assert short.table()["learning_rate"] == [0.1, 0.2]
+    for paths in (short, full):
+        assert paths.best("loss").history["learning_rate"][-1] > 0
+    with pytest.raises(ValueError, match="two names of one number"):
+        with_overrides(configuration(), {"learning_rate": 0.1, "optimizer.learning_rate": 0.2})

@@ -4,6 +4,7 @@ import re
 import sys
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from loop._runs import fit
@@ -39,6 +40,8 @@ def test_without_a_terminal_there_is_a_line_an_epoch(capsys, verbose):
         assert f"val_loss {result.history['val_loss'][number - 1]:.4g}" in line
         assert "learning_rate 0.05" in line
         assert "base_learning_rate" not in line
+        assert line.split(" · ")[2].startswith("loss ")  # then other metrics, validation, the rate, and the seconds
+        assert re.search(r" · learning_rate 0.05 · [\d.e-]+ s(, after [\d.]+ s of compiling)?$", line)
     assert "\x1b" not in "".join(lines)
     assert "" not in lines
 
@@ -113,12 +116,21 @@ def test_the_bar_goes_away_after_an_error_too(capsys, terminal):
     assert raw.rindex("\x1b[?25h") > raw.rindex("\x1b[?25l")
 
 
+def test_what_compiling_took_is_said_once_and_not_where_nothing_was_compiled(capsys):
+    loss = lambda p, b: jnp.mean((b[0] @ p["w"] + p["b"] - b[1]) ** 2) * 1.25  # noqa: E731
+    for compiles in (True, False):
+        run(verbose=2, loss_fn=loss)
+        out = capsys.readouterr().out
+        assert out.count("s of compiling") == compiles
+        assert out.count("s of them compiling") == compiles
+
+
 # The writer alone
 
 
 def status(step, *, epoch=0, cursor=None, yielded=False, **window):
     cursor = step if cursor is None else cursor
-    return SimpleNamespace(step=step, epoch=epoch, cursor=cursor, window=window, yielded=yielded)
+    return SimpleNamespace(step=step, epoch=epoch, cursor=cursor, window=window, yielded=yielded, awaits=False)
 
 
 @pytest.fixture
@@ -149,6 +161,53 @@ def test_the_bar_tells_position_metrics_and_speed(bar, monkeypatch):
     assert (task.description, task.completed, task.fields["speed"]) == ("epoch 2/3", 2, "4 steps/s")
     bar.tick(status(30, epoch=3, cursor=0))
     assert task.description == "epoch 3/3"  # the run is over; there is no fourth
+
+
+def test_the_speed_stays_where_several_updates_come_at_one_step(bar, monkeypatch):
+    set_clock(monkeypatch, iter([100.0, 102.0, 102.1, 102.2, 104.2]))
+    bar.tick(status(0))
+    task = bar._bar.tasks[0]
+    bar.tick(status(4, yielded=True))
+    assert task.fields["speed"] == "2 steps/s"
+    bar.tick(status(4, yielded=True))  # a host callback is about to run
+    bar.tick(status(4))
+    assert task.fields["speed"] == "2 steps/s"
+    bar.tick(status(104))
+    assert task.fields["speed"] == "45 steps/s"
+
+
+@pytest.mark.parametrize("waits", ["yielded", "awaits"])
+def test_the_bar_shows_the_position_while_the_host_acts(bar, monkeypatch, waits):
+    set_clock(monkeypatch, iter([100.0, 100.01, 100.02]))
+    bar.tick(status(0))
+    bar.tick(status(5))  # a moment later: not drawn
+    task = bar._bar.tasks[0]
+    assert task.completed == 0
+    now = status(8)
+    setattr(now, waits, True)
+    bar.tick(now)
+    assert task.completed == 8
+
+
+def test_epochs_of_one_dispatch_share_its_seconds_by_their_steps(monkeypatch, capsys):
+    writer = ProgressWriter(Context(None, None, 2, 3))
+    clock, compiled = [writer._line_at], [0.0]
+    monkeypatch.setattr("jaxcb._src.writers.progress.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("jaxcb._src.writers.progress.seconds_compiling", lambda: writer._compiled + compiled[0])
+    for building, seconds, steps in ((2.0, 8.0, (10, 20, 30)), (0.0, 3.0, (40,))):
+        compiled[0], clock[0] = building, clock[0] + seconds
+        for step in steps:
+            values = {"loss": np.float32(step)}
+            action = jc.actions.LogProgress(values, {"loss": np.True_}, 2)
+            writer.write(Record(action, "on_epoch_end", step, step // 10 - 1, 10))
+            writer.write(Record(jc.actions.Print("between"), "on_epoch_end", step, 0, 10))
+        writer.flush()
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1/3 · step 10 · loss 10 · 2 s, after 2 s of compiling", "between",
+        "epoch 2/3 · step 20 · loss 20 · 2 s", "between",
+        "epoch 3/3 · step 30 · loss 30 · 2 s", "between",
+        "epoch 4/3 · step 40 · loss 40 · 3 s", "between",
+    ]  # fmt: skip
 
 
 def test_lines_that_come_together_draw_the_bar_once(bar, monkeypatch, capsys):

@@ -20,9 +20,9 @@ from jaxcb._src.callbacks.monitor import (
     reaches,
     read,
 )
+from jaxcb._src.callbacks.stopping import StoppingCallback
 from jaxcb._src.core.actions.control import Restore, Snapshot, Stop
 from jaxcb._src.core.actions.logging import Print
-from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, resolve_mode
 from jaxcb._src.utils.errors import check_bool, check_choice, check_int, check_number
 from jaxcb._src.utils.pytree import Struct, select, static, to_strong_types
@@ -37,7 +37,7 @@ class EarlyStoppingState(Struct):
     seen: Reported  # the last report
 
 
-class EarlyStopping(Callback):
+class EarlyStopping(StoppingCallback):
     """Stops the run when the monitored metric has stopped improving.
 
     Args:
@@ -55,9 +55,13 @@ class EarlyStopping(Callback):
         patience_in: unit of `patience`: "reports" of the monitor, "epochs" or "steps". It is checked whenever the
             monitor is reported; in "steps", that is at each step if it is a metric of the step, whose own value then
             counts and not the mean of the epoch.
+        report: whether the patience that is left is a metric, `EarlyStopping/patience_left`, which is logged with the
+            others. It is that before the hook call: at the end of an epoch, a report of its validation has counted.
         stopping_threshold: stop at the first report that is at least as good; None for no threshold.
         divergence_threshold: stop at the first report that is worse; None for no threshold.
         check_finite: stop at the first report that is NaN or infinite.
+        min_epochs: complete epochs before which it does not stop the run; None for no minimum.
+        min_steps: updates before which it does not stop the run; None for no minimum.
 
     State:
         `best`, `best_epoch`, `wait`, `seen`.
@@ -92,8 +96,10 @@ class EarlyStopping(Callback):
     stopping_threshold: Any = dataclasses.field(default=None, kw_only=True)
     divergence_threshold: Any = dataclasses.field(default=None, kw_only=True)
     check_finite: bool = static(default=False, kw_only=True)
+    report: bool = static(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         owner = "EarlyStopping"
         self._set("min_delta", check_number(owner, "min_delta", self.min_delta))
         self._set("patience", check_int(owner, "patience", self.patience))
@@ -101,7 +107,7 @@ class EarlyStopping(Callback):
         for name in ("baseline", "stopping_threshold", "divergence_threshold"):
             if getattr(self, name) is not None:
                 self._set(name, check_number(owner, name, getattr(self, name)))
-        for name in ("restore_best_weights", "check_finite"):
+        for name in ("restore_best_weights", "check_finite", "report"):
             self._set(name, check_bool(owner, name, getattr(self, name)))
         check_choice(owner, "threshold_mode", self.threshold_mode, THRESHOLD_MODES)
         check_choice(owner, "patience_in", self.patience_in, PATIENCE_UNITS)
@@ -112,6 +118,11 @@ class EarlyStopping(Callback):
 
     def slots(self) -> dict[str, str]:
         return {"best": "model"} if self.restore_best_weights else {}
+
+    def reports(self, state: EarlyStoppingState) -> dict[str, Array]:
+        if not self.report:
+            return {}
+        return {"patience_left": jnp.maximum(jnp.maximum(jnp.asarray(self.patience), 1) - state.wait, 0)}
 
     def hooks(self) -> frozenset[str]:
         return super().hooks() - (frozenset() if self.patience_in == "steps" else {"on_batch_end"})
@@ -150,11 +161,12 @@ class EarlyStopping(Callback):
         if self.restore_best_weights:
             actions.append(Snapshot("best", when=better))
         values = {"wait": wait, "best": after.best, "best_epoch": after.best_epoch + 1, "value": value}
+        may = new & self.may_stop(metrics)
         for when, reason in self._reasons(value, ~first & (wait > 0) & (wait >= self.patience)):
             given = values | self._limits()
-            actions.append(Stop(new & when, reason, values=given))
+            actions.append(Stop(may & when, reason, values=given))
             if self.verbose:
-                actions.append(Print("Epoch {epoch}: early stopping, " + reason, values=given, when=new & when))
+                actions.append(Print("Epoch {epoch}: early stopping, " + reason, values=given, when=may & when))
         return after, tuple(actions)
 
     def _improved(self, value: Array, reference: Any) -> Array:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from jaxcb._src.callbacks.standings import scores
+from jaxcb._src.callbacks.stopping import StoppingCallback
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.callback import PopulationCallback
 from jaxcb._src.core.metrics import Metrics, resolve_mode
@@ -20,7 +21,7 @@ class MedianStoppingState(Struct):
     count: Any  # int32 (), reports
 
 
-class MedianStopping(PopulationCallback):
+class MedianStopping(StoppingCallback, PopulationCallback):
     """Stops a member of a sweep whose best report is worse than the median of the members' running means.
 
     Args:
@@ -28,6 +29,8 @@ class MedianStopping(PopulationCallback):
         warmup: number of epochs in which no member is stopped.
         least: minimum number of training members for one to be stopped.
         mode: "min", "max", or "auto" to derive it from the name.
+        min_epochs: complete epochs before which it stops no member; None for no minimum.
+        min_steps: updates before which it stops no member; None for no minimum.
 
     State:
         `best`, `total`, `count`.
@@ -49,6 +52,7 @@ class MedianStopping(PopulationCallback):
     mode: Literal["auto", "min", "max"] = static(default="auto")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._set("warmup", check_int("MedianStopping", "warmup", self.warmup))
         self._set("least", check_int("MedianStopping", "least", self.least, least=2))
         self._set("mode", resolve_mode("MedianStopping", self.monitor, self.mode))
@@ -71,4 +75,4 @@ class MedianStopping(PopulationCallback):
         worse = new & (after.best > jnp.nanmedian(means))
         enough = (known.sum() >= self.least) & (metrics.epoch >= self.warmup)
         reason = f"the best {self.monitor} is worse than the median of the members that still train"
-        return after, Stop(worse & enough, reason)
+        return after, Stop(worse & enough & self.may_stop(metrics), reason)

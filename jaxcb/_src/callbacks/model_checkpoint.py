@@ -48,7 +48,8 @@ class ModelCheckpoint(Callback):
         save_weights_only: save only `params` and `model_state`; else the whole train state, with optimizer, keys,
             controls and named weights, from which training can continue.
         mode: "min", "max", or "auto" to derive it from the name.
-        save_freq: "epoch", or a number of steps: a save is due when `step % save_freq == 0`.
+        save_freq: "epoch": at the end of each epoch, and at each validation within one (`Execution(eval_every=)`); or a
+            number of steps: a save is due when `step % save_freq == 0`.
         initial_value_threshold: with `save_best_only`, the value that the first save must beat; None for no threshold.
         max_to_keep: how many of the newest saves to keep; None for all, or for one if `keep_best` is given.
         keep_best: how many of the best saves to keep besides these, by the last report of the monitor before each

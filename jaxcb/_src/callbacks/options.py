@@ -1,19 +1,19 @@
-"""`Options`: keyword arguments of a third-party function, as a hashable value for a static field."""
+"""`Options`: a mapping as a hashable value for a static field, such as arguments of a third-party function."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-class Options(Mapping[str, Any]):
+class Options(Mapping[Any, Any]):
     """A read-only mapping that is hashable even if its values are not."""
 
-    def __init__(self, given: Mapping[str, Any]) -> None:
+    def __init__(self, given: Mapping[Any, Any]) -> None:
         self._given = dict(given)
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: Any) -> Any:
         return self._given[name]
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._given)
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ from jaxcb._src.core.actions.control import ScaleLearningRate
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, rates_in, resolve_mode
-from jaxcb._src.utils.errors import check_between, check_choice, check_int, check_number, check_rate_name
+from jaxcb._src.utils.errors import check_between, check_bool, check_choice, check_int, check_number, check_rate_name
 from jaxcb._src.utils.pytree import Struct, select, static, to_strong_types
 
 
@@ -54,6 +54,9 @@ class ReduceLROnPlateau(Callback):
             checked whenever the monitor is reported.
         of: name of the learning rate to reduce, if there are several: that of the group "head/**" of
             `fit(optimizer={...})` is "head". None reduces all of them.
+        report: whether the patience and the cooldown that are left are metrics, `ReduceLROnPlateau/patience_left` and
+            `ReduceLROnPlateau/cooldown_left`, which are logged with the others. They are those before the hook call: at
+            the end of an epoch, a report of its validation has counted.
 
     State:
         `best`, `wait`, `cooldown`, `seen`.
@@ -82,6 +85,7 @@ class ReduceLROnPlateau(Callback):
     threshold_mode: Literal["abs", "rel"] = static(default="abs", kw_only=True)
     patience_in: Literal["reports", "epochs", "steps"] = static(default="reports", kw_only=True)
     of: str | None = static(default=None, kw_only=True)
+    report: bool = static(default=False, kw_only=True)
     reads_rate: bool = static(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -93,11 +97,18 @@ class ReduceLROnPlateau(Callback):
         check_choice("ReduceLROnPlateau", "threshold_mode", self.threshold_mode, THRESHOLD_MODES)
         check_choice("ReduceLROnPlateau", "patience_in", self.patience_in, PATIENCE_UNITS)
         check_rate_name("ReduceLROnPlateau", self.of)
+        self._set("report", check_bool("ReduceLROnPlateau", "report", self.report))
         self._set("mode", resolve_mode("ReduceLROnPlateau", self.monitor, self.mode))
         self._set("reads_rate", not isinstance(self.min_lr, float) or self.min_lr > 0)
 
     def init(self) -> ReduceLROnPlateauState:
         return to_strong_types(ReduceLROnPlateauState(best=NO_BEST, wait=0, cooldown=0, seen=Reported()))
+
+    def reports(self, state: ReduceLROnPlateauState) -> dict[str, Any]:
+        if not self.report:
+            return {}
+        left = jnp.maximum(jnp.maximum(jnp.asarray(self.patience), 1) - state.wait, 0)
+        return {"patience_left": left, "cooldown_left": state.cooldown}
 
     def on_eval_end(self, state: ReduceLROnPlateauState, metrics: Metrics) -> Any:
         return self._report(state, metrics)

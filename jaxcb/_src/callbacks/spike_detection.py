@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcb._src.callbacks.monitor import Monitor, monitor_name, read
+from jaxcb._src.callbacks.stopping import StoppingCallback
 from jaxcb._src.core.actions.control import Restore, SkipUpdate, Snapshot, Stop
 from jaxcb._src.core.actions.logging import Print
-from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, check_monitor
-from jaxcb._src.utils.errors import check_choice, check_int, check_number
+from jaxcb._src.utils.errors import check_bool, check_choice, check_int, check_number
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
 
 
@@ -26,7 +26,7 @@ class SpikeDetectionState(Struct):
     seen: Any  # int32 (), step of the last report; -1 before the first
 
 
-class SpikeDetection(Callback):
+class SpikeDetection(StoppingCallback):
     """Drops the update of a step whose loss spikes; restores the last good weights after repeated spikes.
 
     A spike is a non-finite value, or, after `warmup` accepted steps, one above `mean + factor * std`, both over the
@@ -50,6 +50,10 @@ class SpikeDetection(Callback):
         max_skips: number of consecutive spikes at which to stop the run; None never stops it.
         warmup: accepted steps before values are compared with the mean; half of `window` if None.
         verbose: 1 prints a line at each spike.
+        report: whether the current spikes in a row and all skipped updates are metrics, `SpikeDetection/spikes` and
+            `SpikeDetection/skipped`, which are logged with the others.
+        min_epochs: complete epochs before which it does not stop the run; None for no minimum.
+        min_steps: updates before which it does not stop the run; None for no minimum.
 
     State:
         `mean`, `variance`, `accepted`, `spikes`, `skipped`, `seen`.
@@ -79,11 +83,14 @@ class SpikeDetection(Callback):
     max_skips: Any = dataclasses.field(default=None, kw_only=True)
     warmup: Any = dataclasses.field(default=None, kw_only=True)
     verbose: int = static(default=0, kw_only=True)
+    report: bool = static(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._set("factor", check_number("SpikeDetection", "factor", self.factor, least=0.0))
         self._set("window", check_int("SpikeDetection", "window", self.window, least=2))
         check_monitor("SpikeDetection", self.monitor)
+        self._set("report", check_bool("SpikeDetection", "report", self.report))
         check_choice("SpikeDetection", "action", self.action, ("skip", "rollback"))
         self._set("snapshot_every", check_int("SpikeDetection", "snapshot_every", self.snapshot_every, least=1))
         self._set("patience", check_int("SpikeDetection", "patience", self.patience, least=1))
@@ -94,6 +101,9 @@ class SpikeDetection(Callback):
 
     def init(self) -> SpikeDetectionState:
         return to_strong_types(SpikeDetectionState(mean=0.0, variance=0.0, accepted=0, spikes=0, skipped=0, seen=-1))
+
+    def reports(self, state: SpikeDetectionState) -> dict[str, Any]:
+        return {"spikes": state.spikes, "skipped": state.skipped} if self.report else {}
 
     def slots(self) -> dict[str, str]:
         return {"good": "optimizer"} if self.action == "rollback" else {}
@@ -124,7 +134,8 @@ class SpikeDetection(Callback):
         values = {"value": value, "mean": state.mean, "spikes": spikes}
         if self.max_skips is not None:
             reason = f"{name} has spiked {{spikes}} times in a row; it is {{value:.5g}}, the mean was {{mean:.5g}}"
-            actions.append(Stop(spike & (spikes >= self.max_skips), reason, values=values))
+            enough = self.may_stop(metrics) & (spikes >= self.max_skips)
+            actions.append(Stop(spike & enough, reason, values=values))
         if self.verbose:
             text = f"Step {{step}}: {name} spikes at {{value:.5g}} (mean {{mean:.5g}}), the update is dropped"
             actions.append(Print(text, values=values, when=spike))

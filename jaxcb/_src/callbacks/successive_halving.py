@@ -5,6 +5,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from jaxcb._src.callbacks.standings import ranks, scores
+from jaxcb._src.callbacks.stopping import StoppingCallback
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.callback import PopulationCallback
 from jaxcb._src.core.metrics import Metrics, resolve_mode
@@ -12,7 +13,7 @@ from jaxcb._src.utils.errors import check_int, check_number
 from jaxcb._src.utils.pytree import static
 
 
-class SuccessiveHalving(PopulationCallback):
+class SuccessiveHalving(StoppingCallback, PopulationCallback):
     """Stops all but the best members of a sweep at each rung: after `first` epochs, `first * factor`, and so on.
 
     Args:
@@ -20,6 +21,8 @@ class SuccessiveHalving(PopulationCallback):
         first: epochs before the first rung.
         factor: at each rung, one in `factor` members continues, rounded up; above 1.
         mode: "min", "max", or "auto" to derive it from the name.
+        min_epochs: complete epochs before which it stops no member: earlier rungs are left out; None for no minimum.
+        min_steps: updates before which it stops no member; None for no minimum.
 
     Raises:
         ValueError: if an argument is out of range, or the mode cannot be derived from the name.
@@ -41,6 +44,7 @@ class SuccessiveHalving(PopulationCallback):
     mode: Literal["auto", "min", "max"] = static(default="auto")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._set("first", check_int("SuccessiveHalving", "first", self.first, least=1))
         factor = check_number("SuccessiveHalving", "factor", self.factor)
         if factor <= 1:
@@ -53,7 +57,7 @@ class SuccessiveHalving(PopulationCallback):
         stay = jnp.ceil(metrics.alive.sum().astype(jnp.float32) / self.factor - 1e-6).astype(jnp.int32)
         worse = metrics.alive & (ranks(score, metrics.member) >= stay)
         reason = f"{self.monitor} {{{self.monitor}:.5g}} is not among the best of this rung"
-        return state, Stop(worse & self._is_rung(metrics.epoch + 1), reason)
+        return state, Stop(worse & self._is_rung(metrics.epoch + 1) & self.may_stop(metrics), reason)
 
     def _is_rung(self, epochs: Any) -> Any:
         rungs, rung = [], float(self.first)

@@ -4,15 +4,15 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxcb._src.callbacks.stopping import StoppingCallback
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.actions.host import Call
-from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.errors import check_choice, shown
 from jaxcb._src.utils.pytree import static
 
 
-class TerminateOnNaN(Callback):
+class TerminateOnNaN(StoppingCallback):
     """Stops the run at the first step whose loss is NaN or infinite.
 
     It checks each step's own loss, within the compiled loop.
@@ -22,6 +22,8 @@ class TerminateOnNaN(Callback):
             is saved. The run must then return control to the host at every step, which costs as much as a batch method
             of a `HostCallback`.
         monitor: the metric to check; one that begins with `val_` after each validation.
+        min_epochs: complete epochs before which it does not stop the run; None for no minimum.
+        min_steps: updates before which it does not stop the run; None for no minimum.
 
     Raises:
         TypeError: if `monitor` is not a name.
@@ -41,6 +43,7 @@ class TerminateOnNaN(Callback):
     monitor: str = static(default="loss")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("TerminateOnNaN", "raise_error", self.raise_error, (False, True))
         if not isinstance(self.monitor, str) or not self.monitor:
             raise TypeError(f"TerminateOnNaN: monitor must be the name of a metric, got {shown(self.monitor)}.")
@@ -56,7 +59,7 @@ class TerminateOnNaN(Callback):
 
     def _check(self, state: Any, metrics: Metrics) -> Any:
         value = metrics[self.monitor]
-        bad = ~jnp.all(jnp.isfinite(value))
+        bad = self.may_stop(metrics) & ~jnp.all(jnp.isfinite(value))
         stop = Stop(bad, f"{self.monitor} is {{{self.monitor}}} at step {{step}}")
         if not self.raise_error:
             return state, stop

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxcb._src.callbacks.stopping import StoppingCallback
 from jaxcb._src.core.actions.control import Stop
-from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.errors import check_number
 from jaxcb._src.utils.pytree import Struct
@@ -18,7 +18,7 @@ class TimerState(Struct):
     up: Any  # float32 (), the duration at which it stopped the run, so that a longer one can follow; -1 before
 
 
-class Timer(Callback):
+class Timer(StoppingCallback):
     """Stops the run after a duration; the current epoch is validated and closed.
 
     It reads the host metric `elapsed`: seconds of the whole run, earlier parts of a resumed run included, measured
@@ -26,6 +26,8 @@ class Timer(Callback):
 
     Args:
         duration: seconds, a `datetime.timedelta`, or "HH:MM:SS" or "DD:HH:MM:SS".
+        min_epochs: complete epochs before which it does not stop the run; None for no minimum.
+        min_steps: updates before which it does not stop the run; None for no minimum.
 
     State:
         `up`.
@@ -48,6 +50,7 @@ class Timer(Callback):
     duration: Any
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._set("duration", check_number("Timer", "duration", _seconds(self.duration), least=0))
 
     def init(self) -> TimerState:
@@ -61,8 +64,8 @@ class Timer(Callback):
 
     def _look(self, state: TimerState, metrics: Metrics) -> Any:
         duration = jnp.asarray(self.duration, jnp.float32)
-        up = jnp.where(metrics["elapsed"] >= duration, duration, -1.0)
-        reason = "the time limit of {duration:.0f} s was reached after {elapsed:.1f} s"
+        up = jnp.where((metrics["elapsed"] >= duration) & self.may_stop(metrics), duration, -1.0)
+        reason = "the time limit of {duration:.7g} s was reached after {elapsed:.1f} s"
         stop = Stop((up >= 0) & (up != state.up), reason, values={"duration": self.duration})
         return TimerState(up=up), stop
 

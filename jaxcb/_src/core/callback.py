@@ -80,6 +80,14 @@ class Callback(Struct):
         """Returns the probes of the training step that the callback needs: metric name -> `Probe`."""
         return {}
 
+    def reports(self, state: Any) -> Mapping[str, Any]:
+        """Returns what the callback reports of its state as metrics: name -> scalar, such as the patience left.
+
+        Each joins the metrics of every hook call as `NAME/name`, with the name of the callback, as it was before that
+        hook call. Elementwise: in a sweep, the arrays may have a member axis.
+        """
+        return {}
+
     def setup(self, train_state: Any) -> Any:
         """Returns the train state to start the run with, given the user's; pure and jittable."""
         return train_state

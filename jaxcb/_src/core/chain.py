@@ -13,7 +13,7 @@ from jaxcb._src.core.callback import Callback, PopulationCallback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.errors import CallbackError, MissingMetricError
 from jaxcb._src.utils.names import leaf_name
-from jaxcb._src.utils.pytree import cast_like, static, to_strong_types
+from jaxcb._src.utils.pytree import cast_like, static, to_strong_type, to_strong_types
 
 
 class Chain(Callback):
@@ -46,12 +46,25 @@ class Chain(Callback):
             train_state = callback.setup(train_state)
         return train_state
 
+    def reports(self, state: Any) -> dict[str, Any]:
+        return {
+            f"{name}/{key}": value
+            for name, callback in self.items()
+            for key, value in callback.reports(state[name]).items()
+        }
+
     def hooks(self) -> frozenset[str]:
         return frozenset[str]().union(*(c.hooks() for c in self.callbacks))
 
     def _run(self, hook: str, state: Any, metrics: Metrics) -> tuple[dict[str, Any], tuple[Action, ...]]:
         states, actions = dict(state), ()
         together = metrics.alive is not None
+        reports = {name: to_strong_type(value) for name, value in self.reports(states).items()}
+        if reports:
+            metrics = metrics.replace(
+                values={**metrics.values, **reports},
+                reported={**metrics.reported, **dict.fromkeys(reports, metrics.step)},
+            )
         for name, callback in self.items():
             if hook in callback.hooks() and isinstance(callback, PopulationCallback) == together:
                 states[name], taken = transition(callback, name, hook, state[name], metrics)

@@ -30,6 +30,7 @@ class DataConfig:
         drop_remainder: whether a smaller last batch is left out.
         resident: whether to keep arrays on the devices; None if they have enough memory.
         steps_per_execution: batches of a chunk; None to choose by their size.
+        overfit_batches: number of batches that are trained on in each epoch, the first ones; None for all.
     """
 
     epochs: int | None = None
@@ -41,6 +42,7 @@ class DataConfig:
     drop_remainder: bool = False
     resident: bool | None = None
     steps_per_execution: int | None = None
+    overfit_batches: int | None = None
 
     @property
     def order(self) -> dict[str, Any]:
@@ -51,6 +53,7 @@ class DataConfig:
             "steps_per_epoch": self.steps_per_epoch,
             "shuffle": self.shuffle,
             "seed": seed,
+            **({} if self.overfit_batches is None else {"overfit_batches": self.overfit_batches}),
         }
 
 

@@ -1,6 +1,7 @@
 """Plans the training data of a run, and opens its feed once executor and placement are known."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jaxcb._src.data.feed import Feed
 from jaxcb._src.data.inputs import DataConfig
 from jaxcb._src.data.progress import FeedStart
 from jaxcb._src.data.resident import NO_DATA, Resident, ResidentPlan, fits_on_device, plan_without_data
-from jaxcb._src.data.sources import BATCH_SIZE, CallableSource, Source, batches_in, key_of, source_of
+from jaxcb._src.data.sources import BATCH_SIZE, CallableSource, FirstBatches, Source, batches_in, key_of, source_of
 from jaxcb._src.data.stream.stream import Stream, StreamPlan, plan_stream
 from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
@@ -45,10 +46,17 @@ def plan_data(
         DataError: for invalid training data.
         TypeError: for a function with other parameters.
     """
+    first = config.overfit_batches
+    if first is not None:
+        _check_overfitting(train_data, config)
+        config = replace(config, shuffle=False)
     if train_data is NO_DATA:
         return plan_without_data(config)
     if _data.are_arrays(train_data):
         arrays, rows = _data.as_arrays(train_data, "train_data")
+        if first is not None:
+            rows = min(rows, first * (config.batch_size or BATCH_SIZE))
+            arrays = jax.tree.map(lambda x: x[:rows], arrays)
         length = _epoch_of(rows, config)
         # the device draws the orders of a population's members, so its rows must be resident
         if not isinstance(config.seed, int) or fits_on_device(
@@ -66,6 +74,7 @@ def plan_data(
         source, steps_per_epoch = source_of(arrays, "train_data", most=length, **_cut(config, placement)), None
     else:
         source, steps_per_epoch = _source(train_data, config, placement)
+        source = source if first is None else FirstBatches(source, first)
     return plan_stream(
         source,
         config,
@@ -104,8 +113,21 @@ def _source(train_data: Any, config: DataConfig, placement: Placement) -> tuple[
     if callable(train_data) and not isinstance(train_data, Iterable):
         return CallableSource(train_data, "train_data", steps_per_epoch=steps_per_epoch, **cut), None
     source = source_of(train_data, "train_data", **cut)
-    _data.check_walkable(train_data, config)
+    if config.overfit_batches is None:
+        _data.check_walkable(train_data, config)
     return source, steps_per_epoch
+
+
+def _check_overfitting(train_data: Any, config: DataConfig) -> None:
+    """Refuses what does not fit together with the first batches of an epoch."""
+    given = f"Execution(overfit_batches={config.overfit_batches})"
+    if train_data is NO_DATA:
+        raise DataError(f"{given} was given without data. Leave it out, or pass train_data.")
+    if config.steps_per_epoch is not None:
+        raise DataError(
+            f"{given} and steps_per_epoch={config.steps_per_epoch} both say how long an epoch is; leave one of them "
+            "out."
+        )
 
 
 def _cut(config: DataConfig, placement: Placement) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Sources: the batches of a stream, epoch by epoch."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -219,6 +220,28 @@ class CallableSource(Source):
 
     def describe(self, number: int) -> str:
         return f"{self.what}(epoch={number}, controls)"
+
+
+class FirstBatches(Source):
+    """The first batches of another source, kept in memory and the same in each epoch.
+
+    Args:
+        source: the other one; its first iteration is read as far as needed.
+        number: how many batches.
+    """
+
+    def __init__(self, source: Source, number: int) -> None:
+        super().__init__(source.data, source.what)
+        self.is_generator = False
+        self._source, self._number = source, number
+        self._kept: list[Any] | None = None
+
+    def iterate(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
+        if self._kept is None:
+            batches = itertools.islice(self._source.iterate(0, controls), self._number)
+            # a loader may write its next batch into the same arrays
+            self._kept = [jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, b) for b in batches]
+        return iter(self._kept)
 
 
 def source_of(

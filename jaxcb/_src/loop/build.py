@@ -259,25 +259,28 @@ def _warn_of_what_never_comes(
     for name, probe in probes.items():
         if probe.every > total:
             context.warn(f"the metric {name!r} is measured every {probe.every} steps, and this run has {total}.")
-    _check_accumulation(callbacks, total, context)
+    _check_accumulation(callbacks, total, place.epoch_len, context)
     _warn_of_undone_weights(spec, context)
 
 
-def _check_accumulation(callbacks: Chain, total: float, context: Context) -> None:
+def _check_accumulation(callbacks: Chain, total: float, epoch_len: int, context: Context) -> None:
     """Refuses an accumulation that is longer than the run, and warns of one that its end cuts off."""
     for name, callback in callbacks.items():
-        every = getattr(callback, "steps", None) if isinstance(callback, GradientAccumulation) else None
-        if not isinstance(every, int) or total == math.inf:
+        if not isinstance(callback, GradientAccumulation) or total == math.inf:
             continue
-        if every > total:
+        known = callback.updates_in(int(total), epoch_len)
+        if known is None:  # said at the end of the run
+            continue
+        updates, used = known
+        words = f"{name} updates once in {callback.steps} steps" if isinstance(callback.steps, int) else name
+        if not updates:
             raise ValueError(
-                f"{name} updates once in {every} steps, and this run has {total}: it would train nothing. Accumulate "
-                "over fewer steps, or train longer."
+                f"{words}, and this run has {total}: it would train nothing. Accumulate over fewer steps, or train "
+                "longer."
             )
-        if total % every:
+        if used < total:
             context.warn(
-                f"{name} updates once in {every} steps, and this run has {total}: the gradients of the last "
-                f"{total % every} are not applied."
+                f"{words}, and this run has {total}: the gradients of the last {int(total) - used} are not applied."
             )
 
 

@@ -98,6 +98,8 @@ class Execution:
             NaN with its step and leaf. Each function is first called once with abstract arrays.
         fast_dev_run: number of batches to try everything on, without leaving files; True means 1, and 0 is a real
             run.
+        overfit_batches: number of batches to train on, the first ones of the data in its own order, in each epoch: a
+            model that can learn brings their loss near 0. Validation data stays as it is. None trains on all.
 
     Raises:
         TypeError: for a value of another type.
@@ -122,10 +124,11 @@ class Execution:
     copy: bool = False
     debug: bool = False
     fast_dev_run: int = 0
+    overfit_batches: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("Execution", "executor", self.executor, (None, "looped", "stepped"))
-        for name in ("steps_per_execution", "eval_every"):
+        for name in ("steps_per_execution", "eval_every", "overfit_batches"):
             object.__setattr__(self, name, _count("Execution", name, getattr(self, name)))
         for name in ("drop_remainder", "copy", "debug"):
             object.__setattr__(self, name, check_bool("Execution", name, getattr(self, name)))
@@ -328,6 +331,7 @@ class RunConfig:
             drop_remainder=execution.drop_remainder,
             resident=execution.resident,
             steps_per_execution=execution.steps_per_execution,
+            overfit_batches=execution.overfit_batches,
         )
         validation = ValidationConfig(
             data=validation_data,

@@ -1,6 +1,7 @@
 """`Result`: the outcome of a run."""
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxcb._src.history.history import RunHistory
+from jaxcb._src.training.learning_rate import CONSTANT, learning_rates
 from jaxcb._src.training.train_state import TrainState
 
 _last: Any = None
@@ -99,18 +101,24 @@ class Result:
             "result.history."
         )
 
-    def plot(self, path: str | Path | None = None) -> Any:
+    def plot(self, path: str | Path | None = None, names: Sequence[str] | None = None) -> Any:
         """Plots the curves, and marks the stop, the best epoch and learning rate reductions.
+
+        A learning rate that follows a schedule is drawn at each step, and left out where it is constant.
 
         Args:
             path: image file to write, such as "curves.png".
+            names: names of metrics to draw, in this order, such as `["val_accuracy"]`; None for all.
 
         Returns:
             The matplotlib figure.
 
         Raises:
             ImportError: if matplotlib is missing (`pip install jaxcb[plot]`).
+            ValueError: for a name that was not recorded.
         """
         from jaxcb._src.plotting.curves import curves
 
-        return curves(self, path)
+        rates = learning_rates(self.state.opt_state)
+        known = len(rates) == 1 and rates[0].schedule is not None and rates[0].schedule is not CONSTANT
+        return curves(self, path, names, rates[0].schedule if known else None)

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxcb._src.callbacks.backup_and_restore import BackupAndRestore
 from jaxcb._src.callbacks.freeze import Freeze
+from jaxcb._src.callbacks.gradient_accumulation import GradientAccumulation
 from jaxcb._src.callbacks.history import History
 from jaxcb._src.callbacks.progress_bar import ProgressBar
 from jaxcb._src.checkpointing.lock import lock_run_dir
@@ -38,14 +39,17 @@ from jaxcb._src.loop.result import Result, delivered, remember
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.storage import orbax as _orbax
 from jaxcb._src.storage.ownership import RunRecord
+from jaxcb._src.training.accumulation import accumulations
 from jaxcb._src.training.loss import unweighted
 from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.kept_programs import seconds_compiling
 from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.history import HistoryWriter
 from jaxcb._src.writers.run_handle import Run
 
 R = TypeVar("R")
+_WORTH_SAYING = 0.05  # seconds of compiling
 
 
 def result_of(driver: Driver, directory: Path | None, context: Context) -> Result:
@@ -125,9 +129,11 @@ def run_training(
             if group.is_primary:
                 start.begin()
             _train(driver, why, context)
+            _say_unapplied(driver, functions.callbacks, context)
         found = result(driver, context.run_dir, context)
         if driver.interrupted is not None:
-            _leave(driver.interrupted, found, int(np.max(driver.carry().train.step)))
+            steps = int(np.max(driver.carry().train.step))
+            _leave(driver.interrupted, found, f"stopped after {steps} steps; {_saved_at(config, context)}", context)
         return found
 
 
@@ -381,24 +387,51 @@ def _train(driver: Driver, why: str, context: Context) -> None:
             "the learning rate is the last factor (not for adafactor, lars, schedule-free). optimizer=optax.adam with "
             "learning_rate=... is always exact."
         )
-    started = time.monotonic()
+    started, compiled = time.monotonic(), seconds_compiling()
     driver.train()
     place = driver.device.place.at
     wasted = driver.results.wasted_steps
     masked = f", and {wasted} masked steps in blocks" if driver.device.program.block else ""
-    context.say(f"jaxcb: {place.epoch} epochs, {place.step} steps{masked} in {time.monotonic() - started:.1f} s.")
+    building = min(seconds_compiling() - compiled, time.monotonic() - started)  # programs may be compiled at once
+    built = f", {building:.1f} s of them compiling" if building > _WORTH_SAYING else ""
+    seconds = time.monotonic() - started
+    context.say(f"jaxcb: {place.epoch} epochs, {place.step} steps{masked} in {seconds:.1f} s{built}.")
 
 
-def _leave(signum: int, result: Any, steps: int) -> None:
+def _say_unapplied(driver: Driver, callbacks: Chain, context: Context) -> None:
+    """Says which gradients the end of the run has left unapplied, unless that was said before the first step."""
+    waiting = [int(np.max(several.mini_step)) for several in accumulations(driver.carry().train.opt_state)]
+    if not any(waiting) or driver.interrupted is not None:
+        return
+    text = f"the gradients of the last {max(waiting)} steps were accumulated for an update, and not applied."
+    counted = [c for c in callbacks.callbacks if isinstance(c, GradientAccumulation) and not callable(c.steps)]
+    if driver.results.stops:
+        context.say(f"jaxcb: {text}")
+    elif not (counted and driver.device.place.total_steps >= 0):
+        context.warn(f"{text} Let the steps of the run be a multiple of those of an update.")
+
+
+def _saved_at(config: RunConfig, context: Context) -> str:
+    """Returns where an interrupted run was saved, and how to continue it."""
+    if context.run_dir is None or context.trial:
+        return "nothing was saved, because the run has no run_dir"
+    how = "resume=True" if config.run_dir is not None else "the same backup_dir"
+    return f"the run is saved in {context.run_dir}, and the same command with {how} continues it"
+
+
+def _leave(signum: int, result: Any, text: str, context: Context) -> None:
     """Ends a run after a signal.
 
     SIGTERM exits the process. Ctrl-C raises KeyboardInterrupt with the result attached; a notebook gets the result.
     """
     if signum == signal.SIGTERM:
+        context.say(f"jaxcb: {text}.")
         raise SystemExit(TERMINATED)
     remember(result)
-    if not _in_notebook():
-        interrupt = KeyboardInterrupt(f"stopped after {steps} steps; jc.last_result() returns the result so far")
+    if _in_notebook():
+        context.say(f"jaxcb: interrupted; {text}.")
+    else:
+        interrupt = KeyboardInterrupt(f"{text}; jc.last_result() returns the result so far")
         interrupt.result = result  # pyright: ignore[reportAttributeAccessIssue]
         raise interrupt
 

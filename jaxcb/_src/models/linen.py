@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxcb._src.models.adapter import avals, by_call, check_trainable
 from jaxcb._src.utils.pytree import cast_like, to_strong_type
@@ -21,8 +22,9 @@ _TRAIN_ARGUMENTS = {"train": True, "training": True, "is_training": True, "deter
 
 _CURE = (
     "The module seems to have a fixed mode. Make the mode an argument of __call__, which the run passes: `def "
-    "__call__(self, x, *, train): ... {example}`; or pass `deterministic` or `train` to the model in loss_fn, which "
-    "may take the keyword `train`."
+    "__call__(self, x, *, train): ... {example}`; or pass a module for evaluation: jc.linen(module, x, "
+    "eval_module=Net(..., deterministic=True)); or pass `deterministic` or `train` to the model in loss_fn, which may "
+    "take the keyword `train`."
 )
 
 _CAPTURED = "intermediates"  # Linen's collection of the outputs of modules
@@ -34,6 +36,7 @@ def linen(
     seed: int | jax.Array = 0,
     rngs: Sequence[str] = ("dropout",),
     variables: Mapping[str, Any] | None = None,
+    eval_module: Any = None,
     **kwargs: Any,
 ) -> "Linen":
     """Makes a model from a Flax Linen module and sample inputs.
@@ -51,6 +54,8 @@ def linen(
         rngs: names of the random streams that the module uses. Each call gets a new key for
             each stream, a function of the step's key.
         variables: existing initial variables; then no inputs are needed.
+        eval_module: the module for evaluation, with the same parameters, where the mode is a field of the module:
+            `jc.linen(Net(deterministic=False), x, eval_module=Net(deterministic=True))`. None is `module` itself.
         **kwargs: further arguments of the module at its initialisation.
 
     Returns:
@@ -58,6 +63,7 @@ def linen(
 
     Raises:
         TypeError: if `module` is not an instance of a Linen module, or there are no sample inputs.
+        ValueError: if `eval_module` has other parameters.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,9 +74,9 @@ def linen(
         >>> sorted(params), model_state, rngs
         (['bias', 'kernel'], {}, None)
     """
-    if isinstance(module, type) or not (hasattr(module, "init") and hasattr(module, "apply")):
-        what = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
-        raise TypeError(f"linen() got {what}, expected an instance of a flax.linen module: jc.linen(MyModule(...), x).")
+    _check_module("linen()", module)
+    if eval_module is not None:
+        _check_module("linen(): eval_module", eval_module)
     if variables is None:
         if not inputs and not kwargs:
             raise TypeError(
@@ -81,11 +87,43 @@ def linen(
         added, _ = _train_arguments(module, None, inputs, kwargs, train=False)
         variables = module.init(key, *inputs, **kwargs, **added)
     tree: dict[str, Any] = _plain(variables)
-    model = Linen(module, tree, rngs=rngs)
+    model = Linen(module, tree, rngs=rngs, eval_module=eval_module)
     if not inputs and not kwargs:
         return model
+    if eval_module is not None:
+        _check_same_parameters(module, eval_module, tree, rngs, inputs, kwargs)
     growing = _growing(model, inputs, kwargs)
-    return Linen(module, {k: v for k, v in tree.items() if k not in growing}, rngs=rngs)
+    return Linen(module, {k: v for k, v in tree.items() if k not in growing}, rngs=rngs, eval_module=eval_module)
+
+
+def _check_module(what: str, module: Any) -> None:
+    """Checks for an instance of a Linen module."""
+    if isinstance(module, type) or not (hasattr(module, "init") and hasattr(module, "apply")):
+        got = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
+        raise TypeError(f"{what} got {got}, expected an instance of a flax.linen module: jc.linen(MyModule(...), x).")
+
+
+def _check_same_parameters(
+    module: Any, eval_module: Any, variables: Any, streams: Sequence[str], inputs: Any, kwargs: Any
+) -> None:
+    """Checks that a module for evaluation has the parameters of the one that is trained."""
+    given = {k: v for k, v in kwargs.items() if k not in _TRAIN_ARGUMENTS}
+    added, _ = _train_arguments(eval_module, None, inputs, given, train=False)
+    keys = dict.fromkeys(("params", *streams), jax.random.key(0))
+    made = _plain(jax.eval_shape(lambda: eval_module.init(keys, *inputs, **given, **added)))
+
+    def shapes(tree: Any) -> dict[str, Any]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree.get("params", {}))
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf) for path, leaf in leaves}
+
+    ours, theirs = shapes(variables), shapes(made)
+    for path in (*ours, *theirs):
+        if ours.get(path) != theirs.get(path):
+            raise ValueError(
+                f"linen(): eval_module, a {type(eval_module).__name__}, has other parameters than the "
+                f"{type(module).__name__} that is trained: {path} has the shape {theirs.get(path, 'of none there')}, "
+                f"expected {ours.get(path, 'none')}. Make both from one class, with another mode alone."
+            )
 
 
 class Linen:
@@ -97,6 +135,7 @@ class Linen:
         module: an instance of `flax.linen.Module`.
         variables: its variables, with the collection `params`.
         rngs: names of the random streams that it uses.
+        eval_module: the module for evaluation; None is `module`.
 
     Raises:
         TypeError: if a parameter is not a floating array; the message names it.
@@ -107,11 +146,14 @@ class Linen:
     in_place = False
     by_collection = True  # paths in `model_state` begin with the name of a collection
 
-    def __init__(self, module: Any, variables: Mapping[str, Any], *, rngs: Sequence[str] = ("dropout",)) -> None:
+    def __init__(
+        self, module: Any, variables: Mapping[str, Any], *, rngs: Sequence[str] = ("dropout",), eval_module: Any = None
+    ) -> None:
         if isinstance(rngs, str):
             raise TypeError(f"rngs= got the string {rngs!r}, expected a tuple of names: rngs=({rngs!r},).")
         variables = _plain(variables)
         self.module = module
+        self.eval_module = module if eval_module is None else eval_module
         self.streams = tuple(rngs)
         self._params = variables.get("params", {})
         self._state = {name: tree for name, tree in variables.items() if name != "params"}
@@ -125,8 +167,8 @@ class Linen:
 
     @property
     def form(self) -> Any:
-        """The module with its attributes, the streams, and the structure of its variables."""
-        return self.module, self.streams, jax.tree.structure((self._params, self._state))
+        """The modules with their attributes, the streams, and the structure of its variables."""
+        return self.module, self.eval_module, self.streams, jax.tree.structure((self._params, self._state))
 
     def program_key(self) -> Any:
         """Returns what decides its programs; see `key_of`."""
@@ -142,9 +184,8 @@ class Linen:
 
     def merge(self, params: Any, model_state: Any, rngs: Any, *, train: bool, key: Any = None) -> "LinenModel":
         """Returns a callable that applies the module."""
-        return LinenModel(
-            self.module, params, model_state, streams=self.streams, train=train, key=key, warned=self._warned
-        )
+        module = self.module if train else self.eval_module
+        return LinenModel(module, params, model_state, streams=self.streams, train=train, key=key, warned=self._warned)
 
     def carried(self, model: "LinenModel") -> tuple[Any, Any]:
         """Returns the collections after the forward passes, and None."""

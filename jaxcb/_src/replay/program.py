@@ -249,7 +249,7 @@ def run(callbacks: Chain, rows: Rows, form: ReplaySpec) -> Replayed:
         fired += more
         seen = ends(carry, row, row.values, row.reported, True)
         carry, more = run_hook("on_epoch_end", carry, seen, row.closes & alive)
-        carry = carry._replace(ran=carry.ran + alive)
+        carry = carry._replace(ran=carry.ran + alive.astype(jnp.int32))
         return carry, (fired + more, carry.rate.scale, carry.train.stop)
 
     rate = LearningRate.create(_recorded).replace(count=at(0).first_base)

@@ -1,6 +1,7 @@
 """`with_overrides`: changes a run's configuration by the values of a sweep's point."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,15 @@ from jaxcb._src.training.optimizer_groups import named_groups, rates_of_groups
 from jaxcb._src.training.training_config import TrainingConfig
 from jaxcb._src.utils.errors import check_int, check_number, did_you_mean
 
-_PLACES = ("seed", "optimizer.NAME", "controls.NAME", "callbacks.NAME.FIELD", "model.NAME")
+_PLACES = ("seed", "learning_rate", "optimizer.NAME", "controls.NAME", "callbacks.NAME.FIELD", "model.NAME")
 _HEADS = ("optimizer", "controls", "callbacks", "model")
+_RATE = "learning_rate"  # `fit`'s own name of `optimizer.learning_rate`
+# arguments of `fit` whose values decide the program or the data, so that members cannot differ in them
+_SHARED = (
+    "epochs", "steps", "steps_per_epoch", "batch_size", "shuffle", "validation_data", "validation_split",
+    "validation_freq", "validation_steps", "validation_batch_size", "sample_weight", "class_weight", "metrics",
+    "run_dir", "resume", "verbose", "execution", "checkpointing", "loss_fn", "train_data",
+)  # fmt: skip
 
 
 def with_overrides(configuration: TrainingConfig, point: Point) -> TrainingConfig:
@@ -24,6 +32,8 @@ def with_overrides(configuration: TrainingConfig, point: Point) -> TrainingConfi
         ValueError: for an unknown path, or a value out of range.
     """
     new = configuration
+    if _RATE in point and f"optimizer.{_RATE}" in point:
+        raise ValueError(f"over: {_RATE!r} and 'optimizer.{_RATE}' are two names of one number; leave one of them out.")
     for path, value in point.items():
         try:
             new = _with(new, path, value)
@@ -36,6 +46,8 @@ def _with(configuration: TrainingConfig, path: str, value: Any) -> TrainingConfi
     head, _, rest = path.partition(".")
     if path == "seed":
         return dataclasses.replace(configuration, seed=check_int("sweep", "seed", value))
+    if path == _RATE:
+        return _with_optimizer(configuration, _RATE, value)
     if head == "optimizer" and rest:
         return _with_optimizer(configuration, rest, value)
     if head == "controls" and rest:
@@ -53,7 +65,31 @@ def _with(configuration: TrainingConfig, path: str, value: Any) -> TrainingConfi
         return dataclasses.replace(configuration, callbacks=_with_field(configuration.callbacks, name, field, value))
     if head == "model" and rest:
         return dataclasses.replace(configuration, model={**configuration.model, rest: value})
-    raise ValueError(f"expected a path such as {', '.join(_PLACES)}.{did_you_mean(head, ('seed', *_HEADS))}")
+    if path in _SHARED:
+        raise ValueError(f"all members share {path!r}, on which the program or the data depend. Run a sweep for each.")
+    if head in dict(configuration.callbacks.items()) and rest:
+        raise ValueError(f"expected a path such as {', '.join(_PLACES)}. Did you mean 'callbacks.{path}'?")
+    raise ValueError(f"expected a path such as {', '.join(_PLACES)}.{_near(configuration, path)}")
+
+
+def _near(configuration: TrainingConfig, path: str) -> str:
+    """Returns the path that may have been meant: of the arguments of `fit`, or of what is in them."""
+    callbacks = (
+        f"callbacks.{name}.{f.name}"
+        for name, callback in configuration.callbacks.items()
+        for f in dataclasses.fields(callback)
+        if not f.metadata.get("static")
+    )
+    numbers = inspect.signature(configuration.optimizer).parameters if callable(configuration.optimizer) else ()
+    inside = [
+        *callbacks,
+        *(f"optimizer.{n}" for n in numbers),
+        *(f"controls.{name}" for name in configuration.controls),
+    ]
+    for full in inside:  # `patience` for `callbacks.EarlyStopping.patience`
+        if path == full.rpartition(".")[2]:
+            return f" Did you mean {full!r}?"
+    return did_you_mean(path, ("seed", _RATE, *inside)) or did_you_mean(path.partition(".")[0], ("seed", *_HEADS))
 
 
 def _with_optimizer(configuration: TrainingConfig, name: str, value: Any) -> TrainingConfig:

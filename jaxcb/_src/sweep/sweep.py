@@ -80,10 +80,10 @@ def sweep(  # noqa: PLR0913
         loss_fn: as for `fit`.
         train_data: as for `fit`, without the function. All members share a stream of batches; arrays are in the order
             of each member's seed.
-        over: what the members differ in, by path: `seed`, `optimizer.NAME` (the learning rate, or another number of
-            the factory; with several, `optimizer.GROUP.learning_rate`), `controls.NAME`, `callbacks.NAME.FIELD`,
-            `model.NAME`. A dict of paths to values is a grid; otherwise a list of points, such as
-            `jc.search.draws(n, {...})` makes.
+        over: what the members differ in, by path: `seed`, `learning_rate`, `optimizer.NAME` (another number of
+            the factory, or the learning rate; with several, `optimizer.GROUP.learning_rate`), `controls.NAME`,
+            `callbacks.NAME.FIELD`, `model.NAME`. A dict of paths to values is a grid; otherwise a list of points, such
+            as `jc.search.draws(n, {...})` makes.
         optimizer: as for `fit`; a factory if its numbers are swept.
         learning_rate: as for `fit`; not used if it is swept.
         trainable: as for `fit`. Members of one model share its frozen parameters.
@@ -240,7 +240,7 @@ def _refuse_others_table(directory: Path) -> None:
 
 def _given_rate(learning_rate: Any, points: Sequence[Point]) -> Any:
     """The learning rate, or where it is swept and none was given, the first of its values."""
-    swept = points[0].get("optimizer.learning_rate")
+    swept = points[0].get("learning_rate", points[0].get("optimizer.learning_rate"))
     return swept if learning_rate is None and swept is not None else learning_rate
 
 

@@ -28,6 +28,7 @@ from jaxcb._src.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from jaxcb._src.callbacks.remote_monitor import RemoteMonitor
 from jaxcb._src.callbacks.spike_detection import SpikeDetection
 from jaxcb._src.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
+from jaxcb._src.callbacks.stopping import StoppingCallback
 from jaxcb._src.callbacks.successive_halving import SuccessiveHalving
 from jaxcb._src.callbacks.swap_ema_weights import SwapEMAWeights
 from jaxcb._src.callbacks.tensorboard import TensorBoard
@@ -73,10 +74,12 @@ _EXAMPLES: tuple[Callable[[], Callback], ...] = (
         divergence_threshold=2.0,
         check_finite=True,
     ),
+    lambda: EarlyStopping(patience=1, min_epochs=2, min_steps=3, verbose=1, report=True),
     lambda: EarlyStopping("loss", patience=2, baseline=0.5, threshold_mode="rel", patience_in="epochs"),
     lambda: Freeze("backbone/**"),
     lambda: Freeze(("backbone/**", "*/bias"), until_epoch=2),
     lambda: GradientAccumulation(2),
+    lambda: GradientAccumulation({1: 3, 3: 1}),
     lambda: JSONLogger("log.jsonl", every=2),
     lambda: LambdaCallback(on_batch_begin=_nothing, on_test_begin=print, on_test_end=print),
     lambda: LambdaCallback(on_epoch_end=_nothing, on_train_batch_end=_nothing, on_train_begin=_nothing),
@@ -93,10 +96,14 @@ _EXAMPLES: tuple[Callable[[], Callback], ...] = (
     lambda: ModelSummary(depth=1, verbose=0),
     lambda: ProgressBar(verbose=0),
     lambda: ReduceLROnPlateau("val_accuracy", factor=0.5, patience=1, verbose=1, cooldown=1, min_lr=1e-3),
-    lambda: ReduceLROnPlateau(patience=3, min_delta=0.25, cooldown=2, threshold_mode="rel", patience_in="steps"),
+    lambda: ReduceLROnPlateau(
+        patience=3, min_delta=0.25, cooldown=2, threshold_mode="rel", patience_in="steps", report=True
+    ),
     lambda: RemoteMonitor(headers={"a": "b"}, send_as_json=True, every=2),
     lambda: SpikeDetection(_gap, factor=1.0, window=4, warmup=1),
-    lambda: SpikeDetection(factor=2.0, window=3, action="rollback", snapshot_every=2, max_skips=3, verbose=1),
+    lambda: SpikeDetection(
+        factor=2.0, window=3, action="rollback", snapshot_every=2, max_skips=3, verbose=1, min_steps=5
+    ),
     lambda: StochasticWeightAveraging(1, every=2, learning_rate=0.05, of="model"),
     lambda: SwapEMAWeights(decay=0.5, every=2, start_step=3, of="model"),
     lambda: SwapEMAWeights(True),
@@ -105,16 +112,19 @@ _EXAMPLES: tuple[Callable[[], Callback], ...] = (
     lambda: TensorBoard(histogram_freq=1, update_freq="batch", write_steps_per_second=True),
     lambda: TensorBoard(write_graph=False, profile_batch=(2, 3), embeddings_freq=2, embeddings_metadata={"w": "a.tsv"}),
     lambda: TerminateOnNaN(monitor="val_accuracy"),
-    lambda: TerminateOnNaN(raise_error=True, monitor="val_loss"),
+    lambda: TerminateOnNaN(raise_error=True, monitor="val_loss", min_epochs=2),
     lambda: WandbLogger("project", config={"layers": [1, 2]}, every=2),
     lambda: MedianStopping("val_accuracy", warmup=0, least=2),
+    lambda: MedianStopping(warmup=0, least=2, min_epochs=2),
     lambda: PopulationBasedTraining(
         "val_accuracy", every=2, fraction=0.5, numbers=("controls.beta",), factors=(0.5, 2)
     ),
     lambda: SuccessiveHalving("val_accuracy", factor=1.5),
+    lambda: SuccessiveHalving(factor=1.5, min_epochs=2, min_steps=3),
     lambda: NormMonitor(every=2, of=("grad_norm",)),
     lambda: Throughput(every=2, tokens_per_example=4, verbose=1),
     lambda: Timer(2.0),
+    lambda: Timer(1.0, min_steps=4),
 )
 
 
@@ -136,7 +146,7 @@ def builtin_examples() -> tuple[Callback, ...]:
     examples = [make() for make in _EXAMPLES]
     for name in jaxcb.callbacks.__all__:
         kind = getattr(jaxcb.callbacks, name)
-        if not (isinstance(kind, type) and issubclass(kind, Callback)) or kind is Chain:
+        if not (isinstance(kind, type) and issubclass(kind, Callback)) or kind in (Chain, StoppingCallback):
             continue
         try:
             examples.append(kind())

@@ -336,20 +336,6 @@ def learning_rates(opt_state: Any) -> list[LearningRate]:
     return [n for n in jax.tree.leaves(opt_state, is_leaf=_is_rate) if _is_rate(n)]
 
 
-def accumulations(opt_state: Any) -> list[optax.MultiStepsState]:
-    """Returns the states of `optax.MultiSteps` in an optimizer's state; they count updates apart from steps."""
-
-    def found(node: Any) -> bool:
-        return isinstance(node, optax.MultiStepsState)
-
-    return [n for n in jax.tree.leaves(opt_state, is_leaf=found) if found(n)]
-
-
-def accumulated(several: optax.MultiSteps) -> optax.GradientTransformationExtraArgs:
-    """Returns the transformation of `optax.MultiSteps`; its own does not pass on what an optimizer asks for."""
-    return optax.GradientTransformationExtraArgs(several.init, several.update)  # pyright: ignore[reportArgumentType]
-
-
 def map_learning_rates(fn: Callable[[LearningRate], LearningRate], opt_state: Any) -> Any:
     """Returns the optimizer's state with `fn` applied to each learning rate in it."""
     return jax.tree.map(lambda n: fn(n) if _is_rate(n) else n, opt_state, is_leaf=_is_rate)

@@ -139,7 +139,7 @@ class GroupedOptimizer(optax.GradientTransformationExtraArgs):
             return jax.tree.unflatten(jax.tree.structure(tree), labels)
 
         # extra arguments such as `grad` are masked like the updates
-        own: dict[Hashable, optax.GradientTransformation] = dict(transforms)
+        own: dict[Hashable, optax.GradientTransformation] = {**transforms}
         tx = optax.partition(own, tree_of_labels, mask_compatible_extra_args=True)
         self = cls(tx.init, tx.update)
         self._made_from = (dict(transforms), labels)

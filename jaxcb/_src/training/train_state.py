@@ -1,7 +1,7 @@
 """`TrainState`, its controls and named weights, and how control actions change it."""
 
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jaxcb._src.core.actions.control import (
     Restore,
     ScaleHyperparameter,
     ScaleLearningRate,
+    SetAccumulation,
     SetControl,
     SetLearningRate,
     Snapshot,
@@ -27,6 +28,7 @@ from jaxcb._src.core.actions.control import (
 from jaxcb._src.core.actions.utils import as_actions
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.models.trainable import Filter, joined, split_trainable
+from jaxcb._src.training.accumulation import adjustable_accumulations, with_accumulation
 from jaxcb._src.training.learning_rate import (
     LearningRate,
     hyperparameters,
@@ -360,20 +362,19 @@ def check_actions(actions: Any, state: TrainState) -> None:
     """
     rates = learning_rates(state.opt_state)
     for action in as_actions(actions):
-        if isinstance(action, ScaleLearningRate | SetLearningRate) and not rates:
-            raise ValueError(f"{action.owner or type(action).__name__}: {_NO_RATE}")
-        of = getattr(action, "of", None)
-        if isinstance(action, ScaleLearningRate | SetLearningRate) and of not in (None, *(r.name for r in rates)):
-            raise ValueError(_no_rate_of(action, of, [r.name for r in rates if r.name]))
-        exact = isinstance(action, SetLearningRate) or getattr(action, "floor", None) is not None
-        if exact and any(r.schedule is None for r in rates if of in (None, r.name)):
-            raise ValueError(_NOT_EXACT.format(owner=action.owner or type(action).__name__))
+        if isinstance(action, ScaleLearningRate | SetLearningRate):
+            _check_rate_action(action, rates)
         if isinstance(action, SetControl) and action.name not in state.controls:
             names = ", ".join(sorted(state.controls)) or "none"
             raise ValueError(
                 f"{action.owner or 'SetControl'} sets the control {action.name!r}, which was not declared. Controls: "
                 f"{names}.{did_you_mean(action.name, state.controls)} "
                 f"Declare it with controls={{{action.name!r}: 0.0}}."
+            )
+        if isinstance(action, SetAccumulation) and not adjustable_accumulations(state.opt_state):
+            raise ValueError(
+                f"{action.owner or 'SetAccumulation'} sets the steps of an update, which this optimizer has not: pass "
+                "GradientAccumulation({0: 1}) among the callbacks, or a dict with the numbers."
             )
         if isinstance(action, ScaleHyperparameter) and action.name not in (known := hyperparameters(state.opt_state)):
             raise ValueError(
@@ -396,6 +397,17 @@ def check_actions(actions: Any, state: TrainState) -> None:
                 f"(there are: {names}). Declare them in the callback's slots(), and in a hand-written loop pass "
                 "callbacks= to TrainState.create."
             )
+
+
+def _check_rate_action(action: ScaleLearningRate | SetLearningRate, rates: Sequence[LearningRate]) -> None:
+    owner = action.owner or type(action).__name__
+    if not rates:
+        raise ValueError(f"{owner}: {_NO_RATE}")
+    if action.of not in (None, *(r.name for r in rates)):
+        raise ValueError(_no_rate_of(action, action.of, [r.name for r in rates if r.name]))
+    exact = isinstance(action, SetLearningRate) or action.floor is not None
+    if exact and any(r.schedule is None for r in rates if action.of in (None, r.name)):
+        raise ValueError(_NOT_EXACT.format(owner=owner))
 
 
 def _no_rate_of(action: Any, of: str, names: list[str]) -> str:
@@ -465,6 +477,8 @@ def apply_actions(actions: Any, state: TrainState, *, branches: bool = True) -> 
                 value = jnp.asarray(action.value, jnp.float32)
                 new = jnp.where(action.when, value, state.controls[action.name])
                 state = state.replace(controls={**state.controls, action.name: new})
+            case SetAccumulation():
+                state = state.replace(opt_state=with_accumulation(state.opt_state, action.steps, action.when))
             case ScaleHyperparameter():
                 value = hyperparameters(state.opt_state)[action.name]
                 new = jnp.where(action.when, value * jnp.asarray(action.factor, value.dtype), value)

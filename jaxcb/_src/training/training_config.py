@@ -11,8 +11,8 @@ import optax
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.models.adapter import Adapter
 from jaxcb._src.models.trainable import Filter, describe, split_trainable
+from jaxcb._src.training.accumulation import accumulated, without_accumulation
 from jaxcb._src.training.learning_rate import (
-    accumulated,
     adjustable_lr,
     checked_rate,
     learning_rates,
@@ -145,8 +145,7 @@ class TrainingConfig:
             raise ValueError("the TrainState was made without tx=, so pass optimizer=.")
         if self.optimizer is not None:
             tx = self.transformation(state.params, getattr(adapter, "variable_types", None))
-            if isinstance(opt_state, optax.MultiStepsState):  # GradientAccumulation wraps the optimizer again
-                opt_state = opt_state.inner_opt_state
+            opt_state = without_accumulation(opt_state)  # GradientAccumulation wraps the optimizer again
         if opt_state is not None and other:
             assert tx is not None
             if self.optimizer is not None:

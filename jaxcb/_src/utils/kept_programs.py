@@ -10,12 +10,14 @@ No level refers to arrays. A compiled function takes and returns flat lists of a
 that the structure of a train state, which refers to the user's model and optimizer, is never part of it.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -28,6 +30,24 @@ _PROGRAMS = 32  # kept programs
 _EXECUTABLES = 128  # kept executables; a run has about five
 _OF_ONE_PROGRAM = 64  # compiled functions, over all shapes of batches
 _lock = threading.RLock()
+_seconds_compiling = 0.0  # in this process
+
+
+def seconds_compiling() -> float:
+    """Returns the seconds that this process has traced and compiled so far; a run takes the difference."""
+    return _seconds_compiling
+
+
+@contextlib.contextmanager
+def _timed() -> Iterator[None]:
+    """Adds the seconds of its body to those of compiling."""
+    global _seconds_compiling
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        with _lock:
+            _seconds_compiling += time.monotonic() - started
 
 
 class KeptProgram:
@@ -191,7 +211,8 @@ def compilation_of(traced: Any, devices: Hashable) -> Callable[[], Any]:
             if key in _executables:
                 _executables.move_to_end(key)
                 return _executables[key]
-        new = lowered.compile()
+        with _timed():
+            new = lowered.compile()
         with _lock:
             _executables[key] = new
             while len(_executables) > _EXECUTABLES:
@@ -286,7 +307,8 @@ class KeptFunction:
         return jax.jit(self._fn, donate_argnums=self._donate, **options).trace(*args)
 
     def _build(self, args: Any) -> Callable[[], Any]:
-        options = self._options()
-        traced = self._trace(options, args)
-        flags = tuple(sorted(options.get("compiler_options", {}).items()))
-        return compilation_of(traced, (self._devices, flags))
+        with _timed():
+            options = self._options()
+            traced = self._trace(options, args)
+            flags = tuple(sorted(options.get("compiler_options", {}).items()))
+            return compilation_of(traced, (self._devices, flags))

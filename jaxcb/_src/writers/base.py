@@ -216,6 +216,9 @@ class Writer:
     def restore(self, position: Any) -> None:
         """Restores the output to a checkpoint's position; called in a resumed run before the first record."""
 
+    def flush(self) -> None:
+        """Called after the records of a dispatch were written."""
+
     def tick(self, status: Any) -> None:
         """Called with the run's status after each dispatch, a few times per second."""
 

@@ -52,16 +52,20 @@ class WriterDispatcher:
             Exception: the first one that a writer raised, with a note on the action and its callback.
         """
         failed: dict[Writer, Exception] = {}
+        written: dict[Writer, None] = {}
         for record in records:
             action = record.action
             writer = self._writer(action)
             if writer is None or writer in failed:
                 continue
             try:
+                written[writer] = None
                 writer.write(record)
             except Exception as error:
                 error.add_note(f"This happened while writing a {type(action).__name__} of {action.owner}.")
                 failed[writer] = error
+        for writer in written:
+            writer.flush()
         if failed:
             raise next(iter(failed.values()))
 

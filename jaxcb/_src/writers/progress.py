@@ -3,13 +3,14 @@
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.actions.utils import fill
 from jaxcb._src.core.metrics import infer_mode_or_none
+from jaxcb._src.utils.kept_programs import seconds_compiling
 from jaxcb._src.writers.base import Writer, by_member
 
 
@@ -50,11 +51,24 @@ class BestSoFar:
         return shown
 
 
+_WORTH_SAYING = 0.05  # seconds of compiling
+_SLOW = 10  # steps per second below which the speed is shown with two digits
 _PAUSE = 0.1  # seconds between two updates of the bar: each takes milliseconds, and more are not visible
 
 
+class _EpochLine(NamedTuple):
+    """The line of an epoch, whose seconds are known when all records of its dispatch are there."""
+
+    parts: list[str]
+    step: int
+
+
 class ProgressWriter(Writer):
-    """Draws the bar, and prints the lines of epochs and of `Print` actions."""
+    """Draws the bar, and prints the lines of epochs and of `Print` actions.
+
+    Several short epochs arrive in one dispatch. Each of their lines then has the seconds of the dispatch in proportion
+    to its steps.
+    """
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
@@ -65,6 +79,10 @@ class ProgressWriter(Writer):
         self._lines: list[str] = []  # lines to print above the bar
         self._shown_epoch = 0
         self._last: tuple[float, int] | None = None
+        self._speed = ""
+        self._waiting: list[_EpochLine | str] = []  # lines of epochs, and those after them
+        self._line_at, self._line_step = time.monotonic(), 0  # time and step of the last line of an epoch
+        self._compiled = seconds_compiling()  # at that time
         self._standing: BestSoFar | None = None  # only for a population
 
     def prepare(self, action: Any) -> None:
@@ -83,20 +101,46 @@ class ProgressWriter(Writer):
         if isinstance(record.action, Print):
             for member, line in by_member(record.action):
                 whose = "" if member is None else f"member {member}: "
-                self._line(whose + fill(line, step=record.step, epoch=record.epoch, batch=record.batch))
+                text = whose + fill(line, step=record.step, epoch=record.epoch, batch=record.batch)
+                if self._waiting:
+                    self._waiting.append(text)
+                else:
+                    self._line(text)
         else:
             self._epoch_line(record)
 
     def _epoch_line(self, record: Any) -> None:
         total = f"/{self.context.epochs}" if self.context.epochs else ""
         values = {n: v for n, v in record.action.values.items() if np.all(record.action.fresh[n])}
-        parts = [f"epoch {record.epoch + 1}{total}", f"step {record.step}"]  # no time: epochs arrive in groups
+        parts = [f"epoch {record.epoch + 1}{total}", f"step {record.step}"]
         if self._standing is not None:
             self._standing.take(record.action.values, record.action.fresh, record.action.when)
             if not self._live:
-                self._line(" · ".join([*parts, *self._standing.parts()]))
+                self._waiting.append(_EpochLine([*parts, *self._standing.parts()], record.step))
             return
-        self._line(" · ".join([*parts, *_shown(values)]))
+        self._waiting.append(_EpochLine([*parts, *_shown(values)], record.step))
+
+    def flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        ends = [line.step for line in waiting if isinstance(line, _EpochLine)]
+        if not ends:
+            return
+        now, compiled = time.monotonic(), seconds_compiling()
+        building, self._compiled = compiled - self._compiled, compiled
+        building = min(building, now - self._line_at)  # programs may be compiled at the same time
+        training = now - self._line_at - building
+        before = min(self._line_step, ends[0])
+        for line in waiting:
+            if isinstance(line, str):
+                self._line(line)
+                continue
+            share = (line.step - before) / max(ends[-1] - min(self._line_step, ends[0]), 1)
+            seconds = _seconds(training * share)
+            if building >= _WORTH_SAYING:
+                seconds, building = f"{seconds}, after {_seconds(building)} of compiling", 0.0
+            self._line(" · ".join([*line.parts, seconds]))
+            before = line.step
+        self._line_at, self._line_step = now, ends[-1]
 
     def _line(self, text: str) -> None:
         if self._bar is not None:
@@ -111,10 +155,12 @@ class ProgressWriter(Writer):
             self._bar.console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
     def tick(self, status: Any) -> None:
+        self.flush()
         if not self._live:
             return
         now = time.monotonic()
-        if now < self._due and not status.yielded:  # before a host function prints, the waiting lines are printed
+        # the host is about to act, which may take long and print: the bar shows where the run is meanwhile
+        if now < self._due and not (status.yielded or status.awaits):
             return
         self._due = now + _PAUSE
         self._print_lines()
@@ -133,7 +179,7 @@ class ProgressWriter(Writer):
         total = f"/{self.context.epochs}" if self.context.epochs else ""
         label = f"epoch {min(epoch + 1, self.context.epochs or epoch + 1)}{total}"
         figures = "  ".join(_shown(status.window)) if cursor else ""
-        speed = self._speed(now, int(status.step))
+        self._measure(now, int(status.step))
         total_steps, completed = self.context.steps_per_epoch, cursor
         if self._standing is not None:  # the bar and its remaining time are those of the whole sweep
             figures = "  ".join(self._standing.parts())
@@ -141,22 +187,29 @@ class ProgressWriter(Writer):
             total_steps = total_steps * epochs if total_steps and epochs else None
             completed = int(status.step)
         self._bar.update(
-            self._task, description=label, total=total_steps, completed=completed, figures=figures, speed=speed
+            self._task, description=label, total=total_steps, completed=completed, figures=figures, speed=self._speed
         )
 
-    def _speed(self, now: float, step: int) -> str:
-        last = self._last
-        self._last = (now, step)
-        if last is None or step <= last[1]:
-            return ""
-        return f"{(step - last[1]) / max(now - last[0], 1e-9):,.0f} steps/s"
+    def _measure(self, now: float, step: int) -> None:
+        """Updates the speed. Where the host acts, several updates come at one step: the speed stays."""
+        if self._last is None or step < self._last[1]:
+            self._last = (now, step)
+        elif step > self._last[1]:
+            speed = (step - self._last[1]) / max(now - self._last[0], 1e-9)
+            self._speed = f"{speed:,.0f} steps/s" if speed >= _SLOW else f"{speed:.2g} steps/s"
+            self._last = (now, step)
 
     def close(self) -> None:
+        self.flush()
         if self._bar is not None:
             self._print_lines()
             self._bar.remove_task(self._task)
             self._bar.stop()
             self._bar = None
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f} s" if value >= 10 else f"{value:.2g} s"
 
 
 def _make_bar() -> tuple[Any, Any]:
@@ -175,9 +228,11 @@ def _make_bar() -> tuple[Any, Any]:
 
 
 def _shown(values: Any) -> list[str]:
-    """Formats scalars: `loss 0.512`."""
+    """Formats scalars: `loss 0.512`; the loss first, then the other metrics, those of validations, and the rates."""
     out = []
-    for name, value in values.items():
+    rates = ("learning_rate", "base_learning_rate", "lr_scale")
+    for name in sorted(values, key=lambda n: (n in rates, n.startswith("val_"), n.removeprefix("val_") != "loss", n)):
+        value = values[name]
         array = np.asarray(value)
         kind = name.partition("/")[0]
         if kind == "base_learning_rate" or (kind == "lr_scale" and float(np.mean(array)) == 1.0):

@@ -51,6 +51,12 @@ class SetLearningRate(ControlAction):
     of: str | None = static(default=None, kw_only=True)
 
 
+class SetAccumulation(ControlAction):
+    """Sets the steps of an update, int32 (), from the next update on; `GradientAccumulation({...})` has to be there."""
+
+    steps: Any
+
+
 class SetControl(ControlAction):
     """Sets the control `name` of the run to `value`, float32 ()."""
 

@@ -15,7 +15,8 @@ from jaxcb._src.loop.compiled.metric_accumulator import computed
 from jaxcb._src.loop.compiled.position import EvalSchedule, PositionPredicates
 from jaxcb._src.loop.compiled.state import MetricShapes
 from jaxcb._src.loop.compiled.traced_functions import TracedFunctions
-from jaxcb._src.training.learning_rate import accumulations, learning_rates
+from jaxcb._src.training.accumulation import accumulations
+from jaxcb._src.training.learning_rate import learning_rates
 from jaxcb._src.training.train_state import TrainState, check_actions
 from jaxcb._src.training.train_step import Step
 from jaxcb._src.utils.names import is_rate, leaf_name

@@ -50,6 +50,8 @@ class TensorBoardWriter(Writer):
         self._durable: dict[str, Prefix] = {}  # by key
         self._own: dict[str, Path] = {}  # the run's event files by key, including those of its earlier processes
 
+        self._failed: set[str] = set()  # what could not be drawn
+
     def prepare(self, action: Any) -> None:
         directory = self._directory(action)
         if directory not in self._directories:
@@ -108,8 +110,8 @@ class TensorBoardWriter(Writer):
                     name, action.vectors, self._columns(action), action.sprites
                 )
             elif isinstance(action, Graph):
-                if not member:  # the graph is the same for all members
-                    self._file(action).add_event(self._graph(action))
+                if not member and (event := self._graph(action)) is not None:  # the same for all members
+                    self._file(action).add_event(event)
             else:
                 for found in self._summaries(action, record, suffix):
                     self._file(action).add_summary(found, step)
@@ -124,7 +126,7 @@ class TensorBoardWriter(Writer):
             case Image():
                 yield _image(action.tag + suffix, action.image)
             case Figure():
-                yield _figure(action.tag + suffix, action.draw({k: np.asarray(v) for k, v in action.values.items()}))
+                yield from self._figure(action, action.tag + suffix, record)
             case Text():
                 text = fill(action, step=record.step, epoch=record.epoch, batch=record.batch)
                 yield summary.text(action.tag + suffix, text)
@@ -137,6 +139,21 @@ class TensorBoardWriter(Writer):
                     f"TensorBoard cannot show a {type(action).__name__}. Register a writer for it: "
                     f"@jc.writers.writer({type(action).__name__})."
                 )
+
+    def _figure(self, action: Figure, tag: str, record: Any) -> Iterator[Any]:
+        """Yields a figure's summary. A drawing that fails is no reason to end a run: it warns, once for each series."""
+        try:
+            yield _figure(tag, action.draw({k: np.asarray(v) for k, v in action.values.items()}))
+        except Exception as error:
+            self._warn_undrawn(action, f"the Figure {tag!r} at step {record.step}", tag, error)
+
+    def _warn_undrawn(self, action: Any, what: str, series: str, error: Exception) -> None:
+        if series not in self._failed:
+            self._failed.add(series)
+            self.context.warn(
+                f"{action.owner} could not draw {what}: {type(error).__name__}: {error}. The run continues without "
+                "this image. Shown once per series."
+            )
 
     def _columns(self, action: Embedding) -> list[list[str]] | Path | None:
         """Returns the labels of the vectors: one text each, or a file."""
@@ -153,7 +170,8 @@ class TensorBoardWriter(Writer):
         """Returns the file of the labels: it is the user's, so a relative path is not below `run_dir`."""
         return local_path(action.owner, "labels", action.labels, below=self.context.began_in)
 
-    def _graph(self, action: Graph) -> Event:
+    def _graph(self, action: Graph) -> Event | None:
+        """Returns the event of a graph; None if it cannot be drawn."""
         jaxpr = action.jaxpr
         if jaxpr is not None:
             inputs, outputs = input_names(jaxpr), {f"output_{i}": i for i in range(len(jaxpr.jaxpr.outvars))}
@@ -165,7 +183,11 @@ class TensorBoardWriter(Writer):
             if unknown:
                 raise ValueError(f"Graph: the step has no metric {unknown[0]!r}; it has {', '.join(step.metrics)}.")
             outputs = {name: step.metrics[name] for name in wanted}
-        graph = as_graphdef(draw(jaxpr, inputs, outputs))
+        try:
+            graph = as_graphdef(draw(jaxpr, inputs, outputs))
+        except Exception as error:
+            self._warn_undrawn(action, "the graph of the step", "graph", error)
+            return None
         return Event(wall_time=time.time(), graph_def=graph.SerializeToString(deterministic=True))
 
     def _configuration(self) -> str:
