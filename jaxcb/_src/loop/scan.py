@@ -57,7 +57,7 @@ class ScanResult(Struct):
 
 def scan(
     callbacks: Sequence[Callback | AsCallback] | Callback | AsCallback | None,
-    step: Callable[[Any], tuple[Any, Any]],
+    step: Callable[[Any], tuple[Any, Any]] | Step,
     state: Any,
     length: int,
     *,
