@@ -24,7 +24,8 @@ from jaxcb._src.callbacks.swap_ema_weights import SwapEMAWeights as SwapEMAWeigh
 from jaxcb._src.callbacks.tensorboard import TensorBoard as TensorBoard
 from jaxcb._src.callbacks.terminate_on_nan import TerminateOnNaN as TerminateOnNaN
 from jaxcb._src.checkpointing.load import load as load
-from jaxcb._src.core.actions.utils import fired as fired
+from jaxcb._src.core.actions.records import fired as fired
+from jaxcb._src.core.actions.records import stop_reasons as stop_reasons
 from jaxcb._src.core.actions.utils import stop_requested as stop_requested
 from jaxcb._src.core.callback import Callback as Callback
 from jaxcb._src.core.callback import PopulationCallback as PopulationCallback
@@ -40,6 +41,7 @@ from jaxcb._src.loop.config import Execution as Execution
 from jaxcb._src.loop.loop import Loop as Loop
 from jaxcb._src.loop.result import Result as Result
 from jaxcb._src.loop.result import last_result as last_result
+from jaxcb._src.loop.scan import scan as scan
 from jaxcb._src.models.linen import linen as linen
 from jaxcb._src.models.pytree import with_state as with_state
 from jaxcb._src.replay.replay import replay as replay

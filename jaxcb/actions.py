@@ -30,6 +30,7 @@ from jaxcb._src.core.actions.logging import (
     ReportAction,
     WandbLog,
 )
+from jaxcb._src.core.actions.records import fired, stop_reasons
 from jaxcb._src.core.actions.tensorboard import (
     Embedding,
     Figure,
@@ -43,7 +44,7 @@ from jaxcb._src.core.actions.tensorboard import (
     TensorBoardAction,
     Text,
 )
-from jaxcb._src.core.actions.utils import fill, fired, stop_requested
+from jaxcb._src.core.actions.utils import fill, stop_requested
 
 __all__ = [
     "Action",
@@ -93,5 +94,6 @@ __all__ = [
     "WeightAction",
     "fill",
     "fired",
+    "stop_reasons",
     "stop_requested",
 ]

@@ -26,7 +26,8 @@ CACHE = (
 def example(monkeypatch):
     """Imports an example by name."""
     monkeypatch.syspath_prepend(EXAMPLES)
-    return lambda name: __import__(name)
+    with jax.numpy_rank_promotion("allow"):  # as it is where users run them
+        yield lambda name: __import__(name)
 
 
 def run(name: str, *arguments: object) -> str:
@@ -260,3 +261,124 @@ def test_lm_sees_only_what_came_before(example):
     logits, changed = model(tokens), model(tokens.at[0, 7].add(1))
     np.testing.assert_allclose(logits[:, :7], changed[:, :7], atol=1e-5)
     assert not np.allclose(logits[:, 7], changed[:, 7], atol=1e-3)
+
+
+# The loops that `jc.scan` and `jc.Loop` replace: equal numbers, as long as rounding does not matter
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_ppo_is_the_loop_by_hand_and_each_seed_stops_alone(example, monkeypatch):
+    ppo = example("ppo")
+    monkeypatch.setattr(ppo, "STEPS", 16)
+    stop_below = jc.EarlyStopping("episode_return", mode="max", patience=1, min_delta=1e6, restore_best_weights=True)
+    keys = jax.random.split(jax.random.key(0), 3)
+    _, values = jax.jit(jax.vmap(lambda key: ppo.by_hand(key, 6)))(keys)
+
+    @jax.jit
+    @jax.vmap
+    def train(key):
+        first = jc.scan([stop_below, jc.History()], ppo.update, ppo.start(key), 2, steps_per_epoch=1)
+        whole = jc.scan([jc.History()], ppo.update, ppo.start(key), 6, steps_per_epoch=1)
+        return first, whole
+
+    first, whole = train(keys)
+    row = whole.records.of(jc.actions.LogHistory)[0]
+    for name in ("loss", "episode_return"):
+        np.testing.assert_allclose(row.values[name], values[name], rtol=1e-4)
+    assert first.step.tolist() == [2, 2, 2]
+    weights, other = (jax.tree.leaves(run.state.train.params)[0] for run in (first, whole))
+    assert not np.array_equal(weights, other)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_ppo_continues_from_what_was_saved(example, monkeypatch, tmp_path):
+    ppo = example("ppo")
+    monkeypatch.setattr(ppo, "STEPS", 8)
+    monkeypatch.setattr(ppo, "EPOCH", 2)
+    keys = jax.random.split(jax.random.key(0), 2)
+    whole = ppo.begin(keys, 6)
+    parts = ppo.proceed(ppo.saved_and_loaded(tmp_path / "half", ppo.begin(keys, 3)), 3)
+    for a, b in zip(jax.tree.leaves(parts.state.train.params), jax.tree.leaves(whole.state.train.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert ppo.curves(whole).shape == (2, 3)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_ppo_in_short(tmp_path):
+    out = run("ppo.py", "--run-dir", tmp_path, "--seeds", 2, "--updates", 16)
+    assert len(re.findall(r"^seed  \d: ", out, re.MULTILINE)) == 2
+    assert (tmp_path / "seed0" / "history.csv").stat().st_size > 0
+
+
+@pytest.mark.deep
+def test_ppo_in_full(tmp_path):
+    out = run("ppo.py", "--run-dir", tmp_path)
+    assert float(re.search(r"solved +(\d+)%", out).group(1)) >= 75.0
+
+
+def test_svi_is_the_loop_by_hand_and_finds_the_posterior(example):
+    svi = example("svi")
+    state, values = jax.jit(svi.by_hand, static_argnums=1)(0, 300)
+    ours = jax.jit(lambda: jc.scan([jc.History()], svi.step, svi.start(0), 300, steps_per_epoch=svi.EPOCH))()
+    row = ours.records.of(jc.actions.LogHistory)[0].values["neg_elbo"]
+    np.testing.assert_allclose(row, values.reshape(3, -1).mean(axis=1), rtol=1e-3)
+    for a, b in zip(jax.tree.leaves(ours.state.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    run = jax.jit(svi.infer, static_argnums=1)(1, 4000)
+    mean, scale = svi.exact_posterior()
+    assert np.max(np.abs(run.state.params["mean"] - mean) / scale) < 0.5
+    np.testing.assert_allclose(np.exp(run.state.params["log_scale"]), scale, rtol=0.15)
+    assert int(run.step) < 4000
+
+
+@pytest.mark.parametrize("optimizer", ["ADAM", pytest.param("LBFGS", marks=pytest.mark.long)])
+def test_pinn_is_the_loop_by_hand(example, optimizer):
+    pinn, steps = example("pinn"), 12
+    tx, params = getattr(pinn, optimizer), example("pinn").network(0)
+    expected, losses = jax.jit(lambda p: pinn.by_hand(p, tx, steps))(params)
+    step, state = jc.Step(pinn.loss_fn), jc.TrainState.create(params=params, tx=tx)
+    ours = jax.jit(lambda s: jc.scan([jc.History()], step, s, steps, steps_per_epoch=1))(state)
+    np.testing.assert_allclose(ours.records.of(jc.actions.LogHistory)[0].values["loss"], losses, rtol=1e-2)
+    assert pinn.error(ours.state.params) == pytest.approx(pinn.error(expected), rel=1e-2)
+
+
+@pytest.mark.deep
+def test_pinn_in_full():
+    errors = [float(e) for e in re.findall(r"error (\S+?)[,\n]", run("pinn.py"))]
+    assert errors[0] > 20 * errors[1] > 100 * errors[2]
+
+
+def test_byol_is_the_loop_by_hand(example):
+    pytest.importorskip("sklearn")
+    byol = example("byol")
+    images = byol.load()[0][0][:64]
+    batches = images.reshape(4, 16, 8, 8, 1)
+    expected, losses = jax.jit(byol.by_hand)(byol.new_state(0), batches)
+    result = jc.Loop(byol.train_step, callbacks=[jc.SwapEMAWeights(decay=0.5)]).run(
+        byol.new_state(0), images, epochs=1, batch_size=16, shuffle=False, verbose=0
+    )
+    np.testing.assert_allclose(result.history["loss"], [losses.mean()], rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(result.state.model_state), jax.tree.leaves(expected.model_state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.deep
+def test_byol_in_full(tmp_path):
+    pytest.importorskip("sklearn")
+    before, after = (float(x) for x in re.findall(r"tells ([\d.]+)%", run("byol.py", "--run-dir", tmp_path)))
+    assert after > before + 5.0
+
+
+def test_gan_is_the_loop_by_hand(example):
+    gan = example("gan")
+    real = gan.ring(48, seed=1)
+    state, step, losses = gan.new_state(0), jax.jit(gan.train_step), []
+    for batch in real.reshape(3, 16, 2):
+        state, values = step(state, batch)
+        losses.append(values)
+    result = jc.Loop(gan.train_step).run(gan.new_state(0), real, epochs=1, batch_size=16, shuffle=False, verbose=0)
+    for name in ("discriminator_loss", "generator_loss"):
+        np.testing.assert_allclose(result.history[name], [np.mean([v[name] for v in losses])], rtol=1e-4)

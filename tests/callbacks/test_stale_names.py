@@ -8,7 +8,7 @@ import pytest
 
 import jaxcb as jc
 from jaxcb._src.callbacks.monitor import is_old
-from jaxcb._src.core.actions.utils import fired
+from jaxcb._src.core.actions.records import fired
 from jaxcb._src.core.chain import transition
 from jaxcb._src.testing.drive import Subject
 from jaxcb._src.testing.registry import builtin_examples

@@ -48,9 +48,9 @@ def test_fired_on_the_stack_of_a_scan_goes_moment_by_moment():
     assert jc.fired(jax.tree.map(lambda x: x[:0], stack)) == ()
 
 
-def test_fired_refuses_two_axes():
-    with pytest.raises(ValueError, match="one hook call or of one scan"):
-        jc.fired(jc.actions.Stop(jnp.ones((2, 3), bool)))
+def test_fired_refuses_stacks_of_different_axes():
+    with pytest.raises(ValueError, match="the actions of one hook call, or their stack"):
+        jc.fired((jc.actions.Stop(jnp.ones((2, 3), bool)), jc.actions.Stop(jnp.ones(3, bool))))
 
 
 def test_texts_are_filled_on_the_host():

@@ -205,7 +205,7 @@ class RunPrograms:
         """Returns the train state prepared for the run, and the callbacks' states. Traced."""
 
         def one(settings: list[Any], train: TrainState) -> tuple[TrainState, Any]:
-            return _prepare(train, jax.tree.unflatten(self._tree, settings))
+            return prepared_state(train, jax.tree.unflatten(self._tree, settings))
 
         frozen, train = train.frozen, train.replace(frozen=None)
         if self.population is not None:
@@ -318,7 +318,7 @@ def _with_static(carry: LoopState, tx: Any, adapter: Any) -> LoopState:
     return carry.replace(train=carry.train.replace(tx=tx, adapter=adapter))
 
 
-def _prepare(state: TrainState, callbacks: Chain) -> tuple[TrainState, Any]:
+def prepared_state(state: TrainState, callbacks: Chain) -> tuple[TrainState, Any]:
     """Returns the train state prepared for a new run (with slots for named weights), and the callbacks' states."""
     kept = {key: copy for key, copy in state.weights.items() if key not in callbacks.slots()}
     state = state.init_optimizer().replace(weights=kept, stop=jnp.zeros_like(state.stop))

@@ -11,7 +11,8 @@ import optax
 
 from jaxcb._src.core.actions.base import Action
 from jaxcb._src.core.actions.control import Stop
-from jaxcb._src.core.actions.utils import fill, fired
+from jaxcb._src.core.actions.records import fired
+from jaxcb._src.core.actions.utils import fill
 from jaxcb._src.core.callback import STEP_HOOKS, Callback, PopulationCallback
 from jaxcb._src.core.chain import Chain, chain
 from jaxcb._src.history.reader import Records, read_records

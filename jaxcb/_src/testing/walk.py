@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from jaxcb._src.core.actions.base import Action
-from jaxcb._src.core.actions.utils import fill, fired
+from jaxcb._src.core.actions.records import fired
+from jaxcb._src.core.actions.utils import fill
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, Chain, chain
 from jaxcb._src.core.metrics import Metrics

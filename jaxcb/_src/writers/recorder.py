@@ -7,8 +7,9 @@ from typing import Any, Literal, Self
 import jax
 import numpy as np
 
-from jaxcb._src.core.actions.base import HostAction, LogAction
+from jaxcb._src.core.actions.base import Action, HostAction, LogAction
 from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.core.actions.records import Records, records_of_rows
 from jaxcb._src.core.actions.utils import as_actions, check_lazy, fill, is_lazy, materialize
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import chain
@@ -86,19 +87,37 @@ class Recorder:
         """Performs the log and host actions that fire: log actions first, then host actions.
 
         Args:
-            actions: the actions that a hook returned, or their stack from `lax.scan`, one entry per step.
+            actions: the actions that a hook returned, or their stack from `lax.scan`, one entry per step; or the
+                `records` of `scan`, which need neither step nor epoch.
             train_state: the current train state, for actions that need it (checkpoints, calls), and for the step.
             step: updates done, int32 (), or a stack of them; that of the train state if None.
             epoch: index of the epoch, from 0.
 
         Raises:
-            ValueError: if neither `train_state` nor `step` is given, or an action has an unknown owner.
+            ValueError: if neither `train_state` nor `step` is given, an action has an unknown owner, or records are
+                those of several rows of `vmap`.
         """
+        self._run._hold(train_state)
+        if isinstance(actions, Records):
+            records = self._records_of_scan(actions)
+        else:
+            records = self._records_of_hook(actions, train_state, step, epoch)
+        for record in records:
+            if isinstance(record.action, Stop):
+                reason = fill(record.action, step=record.step, epoch=record.epoch, batch=record.batch)
+                self._reasons.append(f"{record.action.owner}: {reason}" if record.action.owner else reason)
+        self._performer.perform(r for r in records if isinstance(r.action, LogAction))
+        self._performer.perform(r for r in records if isinstance(r.action, HostAction))
+        if self._run.stop_reason is not None:
+            self._reasons.append(self._run.stop_reason)
+            self._run.clear_stop()
+
+    def _records_of_hook(self, actions: Any, train_state: Any, step: Any, epoch: int) -> list[Record]:
+        """Returns the actions that fire of a hook call, or of a stack of them."""
         if step is None:
             if train_state is None:
                 raise ValueError("perform needs the step: pass the train state, or step=.")
             step = train_state.step
-        self._run._hold(train_state)
         performed = tuple(
             to_strong_types(a) for a in as_actions(actions) if isinstance(a, LogAction | HostAction | Stop)
         )
@@ -106,16 +125,19 @@ class Recorder:
         for action in performed:
             self._prepare(action)
         concrete, step = jax.device_get((performed, step))
-        records = list(_records(concrete, np.asarray(step), epoch))
-        for record in records:
-            if isinstance(record.action, Stop):
-                reason = fill(record.action, step=record.step, epoch=epoch)
-                self._reasons.append(f"{record.action.owner}: {reason}" if record.action.owner else reason)
-        self._performer.perform(r for r in records if isinstance(r.action, LogAction))
-        self._performer.perform(r for r in records if isinstance(r.action, HostAction))
-        if self._run.stop_reason is not None:
-            self._reasons.append(self._run.stop_reason)
-            self._run.clear_stop()
+        return list(_records(concrete, np.asarray(step), epoch))
+
+    def _records_of_scan(self, records: Records) -> list[Record]:
+        """Returns the actions that fire in the records of `scan`."""
+        if records.rows:
+            raise ValueError(
+                f"got the records of several runs, with the leading axes {records.rows}. Each run has files of its "
+                "own: perform the records of one, such as jax.tree.map(lambda x: x[0], run.records)."
+            )
+        for action in records.of(Action):
+            self._prepare(action)
+        (found,) = (row for _, row in records_of_rows(records))
+        return [Record(f.action, f.hook, int(f.at.step), int(f.at.epoch), int(f.at.batch)) for f in found]
 
     def _prepare(self, action: Any) -> None:
         """Passes an action to its writer's `prepare` when it comes for the first time."""

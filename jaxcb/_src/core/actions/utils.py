@@ -35,32 +35,6 @@ def stop_requested(actions: Any) -> Array:
     return requested
 
 
-def fired(actions: Any) -> tuple[Action, ...]:
-    """Returns the actions whose `when` is true, in order, with concrete values.
-
-    Host only. Also accepts actions that `lax.scan` stacked along a leading time axis; these are returned in order of
-    time.
-
-    Example:
-        >>> import jaxcb as jc
-        >>> [a.reason for a in jc.fired((jc.actions.Stop(True, "now"), jc.actions.Stop(False, "later")))]
-        ['now']
-    """
-    concrete = jax.device_get(as_actions(actions))
-    whens = [np.asarray(a.when) for a in concrete]
-    lengths = {w.shape for w in whens if w.ndim}
-    if not lengths:
-        return tuple(a for a, w in zip(concrete, whens, strict=True) if w)
-    if len(lengths) > 1 or len(next(iter(lengths))) > 1:
-        raise ValueError(f"expected the actions of one hook call or of one scan, got predicates of shapes {lengths}.")
-    out: list[Action] = []
-    for index in range(next(iter(lengths))[0]):
-        for action, when in zip(concrete, whens, strict=True):
-            if when.ndim and when[index]:
-                out.append(jax.tree.map(lambda x, i=index: x[i], action))
-    return tuple(out)
-
-
 def template_names(text: str) -> list[str]:
     """Returns the names that a template uses: `"{val_loss:.2f} at {epoch}"` -> val_loss, epoch."""
     return [name.split(".")[0].split("[")[0] for _, name, _, _ in string.Formatter().parse(text) if name]

@@ -11,12 +11,13 @@ from jax.core import Tracer
 
 from jaxcb._src.core.actions.base import Action, HostAction
 from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.core.actions.records import RecordPosition
 from jaxcb._src.core.callback import STEP_HOOKS
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.data.spec import BatchLayout, rows_in
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator, computed
 from jaxcb._src.loop.compiled.program_spec import ProgramSpec, ValidationPlan, metrics_of
-from jaxcb._src.loop.compiled.record_buffer import RecordBuffers, RecordPosition, any_fires
+from jaxcb._src.loop.compiled.record_buffer import RecordBuffers, any_fires
 from jaxcb._src.loop.compiled.state import Inputs, LoopState, ProbeValue, Status
 from jaxcb._src.loop.compiled.traced_functions import TracedFunctions, call_preserving_identity
 from jaxcb._src.training.train_state import TrainState, apply_actions
@@ -78,6 +79,7 @@ class Program:
         validation: what is validated, and when.
         layout: how batches are found in the data.
         block: steps of a block, in which nothing may wait for the host; None for a loop that ends at any step.
+        buffers: where records are kept; None for `RecordBuffers`.
     """
 
     def __init__(
@@ -87,12 +89,13 @@ class Program:
         validation: ValidationPlan,
         layout: BatchLayout,
         block: int | None = None,
+        buffers: Any = None,
     ) -> None:
         self.block = block
         self.functions, self.spec, self.validation, self.layout = functions, spec, validation, layout
         self.members, self.placement = functions.mapping.members, functions.mapping.placement
         self.predicates = validation.predicates
-        self.buffers = RecordBuffers(spec.hooks)
+        self.buffers = RecordBuffers(spec.hooks) if buffers is None else buffers
 
     @property
     def steps_may_stop(self) -> bool:

@@ -12,6 +12,7 @@ from jax import Array
 
 from jaxcb._src.core.actions.base import Action, HostAction, LogAction
 from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.core.actions.records import RecordPosition
 from jaxcb._src.loop.compiled.program_spec import HookSpec
 from jaxcb._src.utils.pytree import Struct
 from jaxcb._src.writers.run_handle import Record
@@ -101,15 +102,6 @@ _LEAST = 2  # one dispatch may pass two epoch ends without a step between them
 def buffer_limits() -> tuple[int, ...]:
     """Returns everything that the capacities depend on besides the shapes of the actions."""
     return BUFFER_BYTES, _LARGE, _MOST, _LEAST
-
-
-class RecordPosition(Struct):
-    """Position of a record in the run."""
-
-    seq: Any  # hook calls so far that recorded anything
-    step: Any  # int32 (), updates done
-    epoch: Any  # int32 (), from 0
-    batch: Any  # int32 (), steps done in this epoch
 
 
 class RecordBuffer(Struct):
