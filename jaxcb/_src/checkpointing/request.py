@@ -4,7 +4,6 @@ A fact that an old record lacks is not compared. Functions are compared by their
 """
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,15 +16,12 @@ from jax.interpreters import partial_eval
 
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.data import inputs as _data
+from jaxcb._src.data.fingerprint import fingerprint
 from jaxcb._src.data.sources import BATCH_SIZE
 from jaxcb._src.training.train_state import TrainState
-from jaxcb._src.utils.names import leaf_name
 from jaxcb._src.utils.program_key import stable_hash, trace_key
 from jaxcb._src.utils.pytree import Struct
 
-_BYTES = 1 << 20  # of an array that are hashed; larger ones are sampled by rows
-_ROWS = 256  # rows of a sample
-_LEAVES = 64  # arrays of a list of batches that are hashed
 _LENGTHS = ("epochs", "steps")
 _FIXED = ("seed", "batch_size")  # of the order of the data; the others may change between epochs
 _DATA = ("train_data", "drop_remainder")
@@ -127,7 +123,7 @@ def further_facts(
         "validation_freq": list(validation_freq) if isinstance(validation_freq, tuple) else validation_freq,
         "learning_rate": float(rate) if isinstance(rate, int | float) else None,
         # a sweep's members have their rates and other numbers in the optimizer's state
-        "numbers": _fingerprint(state.opt_state) if np.ndim(state.step) and state.opt_state is not None else None,
+        "numbers": fingerprint(state.opt_state) if np.ndim(state.step) and state.opt_state is not None else None,
         **given,
     }
 
@@ -169,8 +165,8 @@ def _trace_hash(fn: Callable[..., Any], *args: Any) -> str | None:
         jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
         read = {id(var) for equation in jaxpr.eqns for var in equation.invars} | {id(var) for var in jaxpr.outvars}
         consts = [(var, c) for var, c in zip(jaxpr.constvars, closed.consts, strict=True) if id(var) in read]
-        key = trace_key(jaxpr.replace(constvars=[var for var, _ in consts]), [str(_fingerprint(c)) for _, c in consts])
-        return stable_hash(key, _fingerprint)
+        key = trace_key(jaxpr.replace(constvars=[var for var, _ in consts]), [str(fingerprint(c)) for _, c in consts])
+        return stable_hash(key, fingerprint)
     except Exception:  # an error of the user's function is raised where the step is traced
         return None
 
@@ -184,39 +180,12 @@ def data_facts(data: Any) -> dict[str, Any] | None:
         if _data.is_table(data):
             return {"rows": len(data)}  # the fingerprints of such tables differ between processes
         if isinstance(data, list):
-            return {"batches": len(data), "hash": _fingerprint(data)}
+            return {"batches": len(data), "hash": fingerprint(data)}
         if _data.are_arrays(data):
-            return {"rows": _data.rows_of(data, "data"), "hash": _fingerprint(data)}
+            return {"rows": _data.rows_of(data, "data"), "hash": fingerprint(data)}
     except Exception:
         pass  # invalid data: an error says so later, with the name of the argument
     return None
-
-
-def _fingerprint(tree: Any) -> str | None:
-    """Returns a hash of a pytree of arrays; None if it cannot be read here. Of large arrays some rows are hashed."""
-    found = hashlib.blake2b(digest_size=8)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)[:_LEAVES]:
-        if isinstance(leaf, jax.Array):
-            if not leaf.is_fully_addressable:
-                return None
-            if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                leaf = jax.random.key_data(leaf)
-        sample = _sample(leaf)
-        if sample.dtype.hasobject:
-            return None
-        found.update(f"{leaf_name(path)} {sample.dtype} {np.shape(leaf)};".encode())
-        found.update(np.ascontiguousarray(sample).tobytes())
-    return found.hexdigest()
-
-
-def _sample(leaf: Any) -> np.ndarray:
-    """Returns the array, or some of its rows."""
-    if getattr(leaf, "nbytes", 0) <= _BYTES or not np.ndim(leaf):
-        return np.asarray(leaf)
-    rows = np.shape(leaf)[0]
-    count = max(1, min(_ROWS, rows, _BYTES * rows // leaf.nbytes))
-    some = np.asarray(leaf[np.linspace(0, rows - 1, count).astype(np.int64)]).reshape(-1)
-    return some[:: max(1, some.nbytes // _BYTES)]
 
 
 # Comparison

@@ -30,6 +30,7 @@ class DataConfig:
         drop_remainder: whether a smaller last batch is left out.
         resident: whether to keep arrays on the devices; None if they have enough memory.
         steps_per_execution: batches of a chunk; None to choose by their size.
+        resumes: whether checkpoints are written, from which a run resumes.
     """
 
     epochs: int | None = None
@@ -41,6 +42,7 @@ class DataConfig:
     drop_remainder: bool = False
     resident: bool | None = None
     steps_per_execution: int | None = None
+    resumes: bool = False
 
     @property
     def order(self) -> dict[str, Any]:

@@ -246,7 +246,8 @@ def _build(
     common: dict[str, Any] = {"processes": group, "say": context.say}
     data = plan_data(
         train_data,
-        config.data,
+        replace(config.data, resumes=start.keeper is not None),
+        warn=context.warn,
         # the members are sharded, not the rows: these wait until the strategy is known
         placement=placement if population is None else ONE_DEVICE,
         controls=given[0].controls,
