@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcb._src.sharding.arrays import with_automatic_axes
 from jaxcb._src.training.loss import Weighted
 from jaxcb._src.utils.errors import DataError, check_between
 from jaxcb._src.utils.names import leaf_name
@@ -310,8 +311,10 @@ _NARROW = {"i": np.int32, "u": np.uint32}
 
 
 def _as_array(x: Any, path: Any, what: str) -> Any:
-    if isinstance(x, np.ndarray | jax.Array):
+    if isinstance(x, np.ndarray):
         return x
+    if isinstance(x, jax.Array):
+        return with_automatic_axes(x)
     # numpy cannot convert torch tensors that are on an accelerator or require a gradient
     if hasattr(x, "detach") and hasattr(x, "cpu"):
         x = x.detach().cpu()
