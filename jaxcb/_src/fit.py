@@ -23,6 +23,7 @@ from jaxcb._src.loop.result import Result
 from jaxcb._src.loop.run import run_training
 from jaxcb._src.models.adapt import adapt
 from jaxcb._src.models.trainable import Filter, variable_types
+from jaxcb._src.sharding.arrays import common_device, with_automatic_axes
 from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.training.optimizer_groups import group_name
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
@@ -228,14 +229,15 @@ def evaluate(
 
     add_batch = _kept_function("add", add, kept, placement)
     window = None
-    for batch in _batches(data, batch_size, "evaluate", placement):
-        if window is None:
-            # the first batch alone decides the shapes of the sums, as a mean does not depend on the rows
-            shapes = kept.fact(tree_key(batch), functools.partial(jax.eval_shape, measure, leaves, batch))
-            window = placement.put_everywhere(MetricAccumulator.empty(shapes))
-        window = placement.block_if_needed(add_batch(window, leaves, batch))
-    assert window is not None
-    means = jax.device_get(_kept_function("means", MetricAccumulator.means, kept, placement)(window))
+    with placement.instead_of_a_set_mesh():
+        for batch in _batches(data, batch_size, "evaluate", state, placement):
+            if window is None:
+                # the first batch alone decides the shapes of the sums, as a mean does not depend on the rows
+                shapes = kept.fact(tree_key(batch), functools.partial(jax.eval_shape, measure, leaves, batch))
+                window = placement.put_everywhere(MetricAccumulator.empty(shapes))
+            window = placement.block_if_needed(add_batch(window, leaves, batch))
+        assert window is not None
+        means = jax.device_get(_kept_function("means", MetricAccumulator.means, kept, placement)(window))
     return {name: value.item() if np.ndim(value) == 0 else value for name, value in means.items()}
 
 
@@ -277,14 +279,15 @@ def predict(
     kept = _kept_program("predict", fn, state, placement)
     run_batch = _kept_function("run", placement.with_mesh(run), kept, placement)
     out = []
-    for batch in _batches(x, batch_size, "predict", placement):
-        out.append(jax.device_get(run_batch(leaves, batch)))
-        rows = rows_in(batch)
-        for leaf in jax.tree.leaves(out[-1]):
-            if np.shape(leaf)[:1] != (rows,):
-                raise ValueError(
-                    f"predict: the output for {rows} rows has shape {np.shape(leaf)}, expected {rows} rows."
-                )
+    with placement.instead_of_a_set_mesh():
+        for batch in _batches(x, batch_size, "predict", state, placement):
+            out.append(jax.device_get(run_batch(leaves, batch)))
+            rows = rows_in(batch)
+            for leaf in jax.tree.leaves(out[-1]):
+                if np.shape(leaf)[:1] != (rows,):
+                    raise ValueError(
+                        f"predict: the output for {rows} rows has shape {np.shape(leaf)}, expected {rows} rows."
+                    )
     return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
 
 
@@ -329,13 +332,20 @@ def _inference_state(model: Any, seed: int, mesh: Mesh | None, sharding: Any) ->
     params, model_state, rngs = adapter.split()
     state = TrainState.create(params=params, model_state=model_state, rngs=rngs, adapter=adapter, seed=seed)
     placement = Placement.of(mesh, sharding, state)
-    return placement.put_state(state), placement
+    return placement.put_state(jax.tree.map(with_automatic_axes, state)), placement
 
 
-def _batches(data: Any, batch_size: int, owner: str, placement: Placement) -> Iterator[Any]:
-    """Gives batches on the device."""
+def _batches(data: Any, batch_size: int, owner: str, state: TrainState, placement: Placement) -> Iterator[Any]:
+    """Gives batches on the device.
+
+    Raises:
+        ValueError: without a mesh, for arrays on other devices than the model.
+    """
     size = check_int(owner, "batch_size", batch_size, least=1, concrete=True)
     if _data.are_arrays(data):
+        if placement.mesh is None:
+            given = {"model": state.params, "data": data}
+            common_device(owner, given, "Pass mesh=mesh, which places them", one=False)
         arrays, rows = _data.as_arrays(data, "data")
         for start in range(0, rows, size):
             batch = jax.tree.map(lambda x, i=start: jnp.asarray(x[i : i + size]), arrays)

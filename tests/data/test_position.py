@@ -216,9 +216,14 @@ KINDS = {
 }
 
 
+def fail(text):
+    """These kinds all resume with the batches that they should have."""
+    raise AssertionError(text)
+
+
 def plan_of(data, start=None, say=None, controls=None, **how):
-    config = DataConfig(seed=5, steps_per_execution=3, **{"epochs": 3, **how})
-    return plan_data(data, config, start=start, say=say, controls=controls or {"level": np.float32(0)})
+    config = DataConfig(seed=5, steps_per_execution=3, **{"epochs": 3, "resumes": True, **how})
+    return plan_data(data, config, start=start, say=say, warn=fail, controls=controls or {"level": np.float32(0)})
 
 
 def feed_of(data, start=None, say=None, stacked=True, **how):
@@ -370,7 +375,7 @@ def test_an_iterable_is_walked_once_for_a_resumed_pass():
 
 def test_what_is_passed_over_is_said_once():
     start, said = stand(Anew(batches()), {}, 9), []
-    assert start.position == {"pass": 1, "batches": 2}
+    assert start.position.items() >= {"pass": 1, "batches": 2}.items()
     rest(Anew(batches()), {}, start, say=said.append)
     (line,) = said
     assert line.startswith("jaxcb: pass 2 over train_data (Anew) starts again and 2 batches are skipped")
@@ -417,7 +422,7 @@ class Opaque(Own):
 @pytest.mark.parametrize("kind", [Refuses, Opaque])
 def test_an_iterator_whose_state_cannot_be_kept_is_passed_over(kind):
     start, said = stand(kind(FULL), CUT, 9), []
-    assert start.position == {"pass": 0, "batches": 8}
+    assert start.position.items() >= {"pass": 0, "batches": 8}.items()
     assert rest(kind(FULL), CUT, start, say=said.append) == whole_of(kind(FULL), CUT)[9:]
     assert len(said) == 1
 

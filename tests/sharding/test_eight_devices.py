@@ -12,7 +12,13 @@ import jaxcb as jc
 EIGHT = Path(__file__).parent / "eight"
 ALL = sorted(path.name for path in EIGHT.glob("test_*.py"))
 STEPS = ("test_layouts.py", "test_collectives.py")
-LONG = ("test_layouts.py", "test_outside.py", "test_resume.py", "test_sweep.py")  # those with tests that are marked so
+LONG = (
+    "test_given_arrays.py",
+    "test_layouts.py",
+    "test_outside.py",
+    "test_resume.py",
+    "test_sweep.py",
+)  # those with tests that are marked so
 
 
 @pytest.mark.slow

@@ -65,7 +65,17 @@ FACTS = record(
         "step": _COUNT,
         "epoch": _COUNT,
         "cursor": _COUNT,
-        "feed": maybe(record({}, {"pass": _COUNT, "batches": _COUNT})),
+        "feed": maybe(
+            record(
+                {},
+                {
+                    "pass": _COUNT,
+                    "batches": _COUNT,
+                    "checksum": maybe(text),
+                    "first": sequence(entries(_COUNT, text)),
+                },
+            )
+        ),
         "files": mapping(
             either(
                 whole(),

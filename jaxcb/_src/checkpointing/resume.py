@@ -16,15 +16,21 @@ from jaxcb._src.history.reader import JOURNAL
 from jaxcb._src.storage.ownership import CURE, FOLDER, RECORD, RunRecord
 from jaxcb._src.writers.base import Context
 
+# what each process has of its own in the position of its data, and the name for that of all
+_OWN = {"iterator": "iterators", "checksum": "checksums", "first": "firsts"}
+
 
 def merge_process_positions(positions: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
     """Merges the positions of all processes, in their order."""
     first = positions[0]
     if first is None or len(positions) == 1:
         return first
-    states = [position.get("iterator") if position else None for position in positions]
-    common = {name: value for name, value in first.items() if name != "iterator"}
-    return common if None in states else common | {"iterators": states}
+    merged = {name: value for name, value in first.items() if name not in _OWN}
+    for own, of_all in _OWN.items():
+        values = [position.get(own) if position else None for position in positions]
+        if None not in values:
+            merged[of_all] = values
+    return merged
 
 
 def position_for_process(position: dict[str, Any] | None, index: int, count: int) -> dict[str, Any] | None:
@@ -34,9 +40,12 @@ def position_for_process(position: dict[str, Any] | None, index: int, count: int
     """
     if position is None:
         return None
-    states = position.get("iterators", [position["iterator"]] if "iterator" in position else [])
-    common = {name: value for name, value in position.items() if name not in ("iterator", "iterators")}
-    return common | {"iterator": states[index]} if len(states) == count else common
+    common = {name: value for name, value in position.items() if name not in (*_OWN, *_OWN.values())}
+    for own, of_all in _OWN.items():
+        values = position.get(of_all, [position[own]] if own in position else [])
+        if len(values) == count:
+            common[own] = values[index]
+    return common
 
 
 _FILES = ("history.csv", JOURNAL)

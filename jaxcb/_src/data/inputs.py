@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcb._src.sharding.arrays import with_automatic_axes
 from jaxcb._src.training.loss import Weighted
 from jaxcb._src.utils.errors import DataError, check_between
 from jaxcb._src.utils.names import leaf_name
@@ -31,6 +32,7 @@ class DataConfig:
         resident: whether to keep arrays on the devices; None if they have enough memory.
         steps_per_execution: batches of a chunk; None to choose by their size.
         overfit_batches: number of batches that are trained on in each epoch, the first ones; None for all.
+        resumes: whether checkpoints are written, from which a run resumes.
     """
 
     epochs: int | None = None
@@ -43,6 +45,7 @@ class DataConfig:
     resident: bool | None = None
     steps_per_execution: int | None = None
     overfit_batches: int | None = None
+    resumes: bool = False
 
     @property
     def order(self) -> dict[str, Any]:
@@ -311,8 +314,10 @@ _NARROW = {"i": np.int32, "u": np.uint32}
 
 
 def _as_array(x: Any, path: Any, what: str) -> Any:
-    if isinstance(x, np.ndarray | jax.Array):
+    if isinstance(x, np.ndarray):
         return x
+    if isinstance(x, jax.Array):
+        return with_automatic_axes(x)
     # numpy cannot convert torch tensors that are on an accelerator or require a gradient
     if hasattr(x, "detach") and hasattr(x, "cpu"):
         x = x.detach().cpu()

@@ -29,6 +29,7 @@ def plan_data(
     controls: Mapping[str, Any] | None = None,
     start: FeedStart | None = None,
     say: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> DataPlan:
     """Describes training data. Arrays are transferred if they stay on the devices; a stream is opened.
@@ -40,6 +41,7 @@ def plan_data(
         controls: the controls before the first step.
         start: position to resume at; None for a new run.
         say: prints a line.
+        warn: reports a source that gives other batches than it should; None for no check.
         processes: of the run.
 
     Raises:
@@ -83,6 +85,7 @@ def plan_data(
         controls=controls,
         start=start,
         say=say,
+        warn=warn,
     )
 
 

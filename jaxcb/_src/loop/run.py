@@ -36,6 +36,7 @@ from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
 from jaxcb._src.loop.host.stops import TERMINATED
 from jaxcb._src.loop.result import Result, delivered, remember
+from jaxcb._src.sharding.arrays import common_device, with_automatic_axes
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.storage import orbax as _orbax
 from jaxcb._src.storage.ownership import RunRecord
@@ -104,10 +105,9 @@ def run_training(
         group = stack.enter_context(processes())
         placement = _placement(config, group, train_state, population)
         if placement.mesh is None:
-            _check_one_device(config.owner, (train_state, train_data, config.validation.data))
-        elif not jax.sharding.get_abstract_mesh().empty:
-            # the caller's `jax.set_mesh` names other axes than the run, whose axes are automatic
-            stack.enter_context(jax.set_mesh(placement.mesh))
+            _use_their_device(stack, config.owner, train_state, train_data, config.validation.data)
+        stack.enter_context(placement.instead_of_a_set_mesh())
+        train_state = jax.tree.map(with_automatic_axes, train_state)
         context = _open(stack, config, functions.callbacks, group)
         functions = functions._replace(callbacks=_all_callbacks(functions.callbacks, config.verbose))
         if population is not None:
@@ -145,36 +145,27 @@ def _placement(config: RunConfig, group: Processes, state: TrainState, populatio
     return Placement.of(mesh, config.execution.sharding, state) if population is None else Placement.devices(mesh)
 
 
-def _check_one_device(owner: str, given: Any) -> None:
-    """Refuses arrays that do not lie on one device, for a run without a mesh.
+def _use_their_device(stack: contextlib.ExitStack, owner: str, *given: Any) -> None:
+    """Makes the device that arrays are committed to the default one of a run without a mesh.
 
     Raises:
-        ValueError: it says what to pass.
+        ValueError: for arrays on several devices, and if a mesh is set. It says what to pass.
     """
-    seen: dict[Any, str] = {}
-    cure = "Pass execution=jc.Execution(mesh=mesh), which places what the run needs, or move them with jax.device_put."
-    parts = zip(("the train state", "train_data", "validation_data"), given, strict=True)
-    arrays = ((f"{part}{jax.tree_util.keystr(p)}", x) for part, t in parts for p, x in _array_leaves(t))
-    for name, array in arrays:
-        if len(array.sharding.device_set) > 1:
-            raise ValueError(
-                f"{owner}: the array {name} lies on {len(array.sharding.device_set)} devices, and the run has no mesh. "
-                f"{cure}"
-            )
-        if array.committed:
-            (device,) = array.sharding.device_set
-            seen.setdefault(device, name)
-    if len(seen) > 1:
-        (one, first), (other, second), *_ = seen.items()
-        raise ValueError(f"{owner}: the array {first} lies on {one}, and {second} on {other}. {cure}")
+    cure = "Pass execution=jc.Execution(mesh=mesh), which places what the run needs"
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
-        raise ValueError(f"{owner}: a mesh of {mesh.size} devices is set (jax.set_mesh), and the run has none. {cure}")
-
-
-def _array_leaves(tree: Any) -> list[tuple[Any, jax.Array]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree) if isinstance(tree, TrainState) or are_arrays(tree) else []
-    return [(path, leaf) for path, leaf in leaves if isinstance(leaf, jax.Array)]
+        raise ValueError(
+            f"{owner}: a mesh of {mesh.size} devices is set (jax.set_mesh), and the run has none. {cure}, or leave "
+            "jax.set_mesh out."
+        )
+    state, *data = given
+    arrays = {"the train state": state}
+    for name, tree in zip(("train_data", "validation_data"), data, strict=True):
+        if are_arrays(tree):
+            arrays[name] = tree
+    device = common_device(owner, arrays, cure)
+    if device is not None and [device] != ONE_DEVICE.own_devices:
+        stack.enter_context(jax.default_device(device))
 
 
 def _open(stack: contextlib.ExitStack, config: RunConfig, callbacks: Chain, group: Processes) -> Context:
@@ -271,7 +262,8 @@ def _build(
     common: dict[str, Any] = {"processes": group, "say": context.say}
     data = plan_data(
         train_data,
-        config.data,
+        replace(config.data, resumes=start.keeper is not None),
+        warn=context.warn,
         # the members are sharded, not the rows: these wait until the strategy is known
         placement=placement if population is None else ONE_DEVICE,
         controls=given[0].controls,

@@ -1,11 +1,12 @@
-"""Conversion between arrays of one process and global arrays."""
+"""Conversion between arrays of one process and global arrays, and on which devices given arrays lie."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def put(x: Any, sharding: NamedSharding) -> jax.Array:
@@ -51,3 +52,63 @@ def _whole(x: Any) -> Any:
     if x.is_fully_addressable or x.is_fully_replicated:
         return x
     return jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, PartitionSpec()))(x)
+
+
+def automatic(mesh: Mesh) -> Mesh:
+    """Returns the mesh with automatic axes; `jax.make_mesh` may create explicit ones."""
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, such as from jax.make_mesh, got a {type(mesh).__name__}.")
+    return Mesh(np.asarray(mesh.devices), mesh.axis_names)
+
+
+def with_automatic_axes(x: Any) -> Any:
+    """Returns an array on a mesh with automatic axes, since programs with explicit ones are others.
+
+    JAX then refuses, for example, to take rows of an array that is sharded by rows. What is no array is returned as it
+    is.
+    """
+    if not isinstance(x, jax.Array) or not isinstance(x.sharding, NamedSharding):
+        return x
+    mesh = x.sharding.mesh
+    if not isinstance(mesh, Mesh) or all(kind == AxisType.Auto for kind in mesh.axis_types):
+        return x
+    spec = PartitionSpec(*x.sharding.spec[: x.ndim])  # that of a key has an axis for its numbers
+    return jax.device_put(x, NamedSharding(automatic(mesh), spec))
+
+
+def common_device(owner: str, given: Mapping[str, Any], cure: str, *, one: bool = True) -> Any:
+    """Returns the device that arrays are committed to; None if they are to none, or if it is not a single one.
+
+    Args:
+        owner: the function that was called, for errors.
+        given: trees of arrays, by name.
+        cure: how to pass a mesh.
+        one: whether all must lie on one device, as there is no mesh.
+
+    Raises:
+        ValueError: for arrays on other devices than the rest. It says what to pass.
+    """
+    cure = f"{cure}, or move them with jax.device_put."
+    seen: dict[Any, str] = {}
+    for part, tree in given.items():
+        for path, array in jax.tree_util.tree_leaves_with_path(tree):
+            if not isinstance(array, jax.Array):
+                continue
+            name, devices = f"{part}{jax.tree_util.keystr(path)}", array.sharding.device_set
+            if one and len(devices) > 1:
+                raise ValueError(
+                    f"{owner}: the array {name} lies on {len(devices)} devices, and the run has no mesh. {cure}"
+                )
+            if array.committed:
+                seen.setdefault(frozenset(devices), name)
+    if len(seen) > 1:
+        (devices, first), (others, second), *_ = seen.items()
+        raise ValueError(
+            f"{owner}: the array {first} lies on {_words(devices)}, and {second} on {_words(others)}. {cure}"
+        )
+    (devices,) = seen or (frozenset(),)
+    return next(iter(devices)) if len(devices) == 1 else None
+
+
+def _words(devices: frozenset[Any]) -> str:
+    return str(next(iter(devices))) if len(devices) == 1 else f"{len(devices)} devices"

@@ -1,5 +1,6 @@
 """`Placement`: shardings of the arrays of a run."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcb._src.sharding.arrays import put, put_part
+from jaxcb._src.sharding.arrays import automatic, put, put_part
 from jaxcb._src.sharding.specs import axes_of, declared, specs_of
 from jaxcb._src.utils.errors import DataError
 
@@ -155,7 +156,8 @@ class Placement:
             DataError: with several processes, for a batch that does not divide over the devices.
         """
         if self.mesh is None:
-            return jax.device_put(tree)
+            # a loader may put its batches on any devices
+            return jax.device_put(jax.tree.map(lambda x: x if _is_on(x, self.own_devices) else np.asarray(x), tree))
         rows = jax.tree.leaves(tree)[0].shape[axis]
         if self.divides(rows * self.processes):
             return jax.tree.map(lambda x: put_part(x, self.batch_sharding(axis)), tree)
@@ -227,6 +229,15 @@ class Placement:
         """Returns whether a batch of this size can be sharded."""
         return rows % self.parts == 0
 
+    def instead_of_a_set_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        """Returns a context in which the axes of a mesh that the caller has set are automatic, as those of a run.
+
+        `jax.set_mesh` may have set explicit ones. The mesh of the placement replaces it, if there is one.
+        """
+        if jax.sharding.get_abstract_mesh().empty:
+            return contextlib.nullcontext()
+        return jax.set_mesh(self.mesh or automatic(jax.sharding.get_mesh()))
+
     # Inside a program
 
     def with_mesh(self, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -285,11 +296,9 @@ class Placement:
         return len(local) > 1 and self.platform == "cpu"
 
 
-def automatic(mesh: Mesh) -> Mesh:
-    """Returns the mesh with automatic axes; `jax.make_mesh` may create explicit ones."""
-    if not isinstance(mesh, Mesh):
-        raise TypeError(f"mesh must be a jax.sharding.Mesh, such as from jax.make_mesh, got a {type(mesh).__name__}.")
-    return Mesh(np.asarray(mesh.devices), mesh.axis_names)
+def _is_on(x: Any, devices: list[Any]) -> bool:
+    """Returns whether an array is of the host, or lies on one of these devices."""
+    return not isinstance(x, jax.Array) or not x.committed or x.sharding.device_set == set(devices)
 
 
 ONE_DEVICE = Placement()

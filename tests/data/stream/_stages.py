@@ -86,7 +86,7 @@ def stages(
     checked = CheckedBatches(epochs, plan.validator, source, train_remainder=plan.spec.layout.train_remainder)
     staged = StagedBatches(checked, pool)
     ends = LookAhead(staged, limits.end_step) if steps_per_epoch is None else CutEpochs(staged, steps_per_epoch)
-    builder = ChunkBuilder(limits, ChunkLimit(most), timer, source.what, plan.validator.rows)
+    builder = ChunkBuilder(limits, ChunkLimit(most), timer)
     chunks = Chunks(ends, builder, limits, source)
     joined = JoinedEpochs(chunks, timer, limits, joins=stacked and not source.is_generator)
     placed = PlacedChunks(joined, plan.validator, pool, ONE_DEVICE)

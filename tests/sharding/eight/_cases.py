@@ -78,10 +78,9 @@ def fit(**changes: Any) -> jc.Result:
     }
     given |= {"batch_size": None} if "data" in changes else {}
     given |= changes
-    data = given.pop("data", None)
-    return jc.fit(
-        make_params(), given.pop("loss_fn", loss_fn), make_data() if data is None else data, **grouped(**given)
-    )
+    data, params, loss = given.pop("data", None), given.pop("params", None), given.pop("loss_fn", loss_fn)
+    params = make_params() if params is None else params
+    return jc.fit(params, loss, make_data() if data is None else data, **grouped(**given))
 
 
 def check_same(found: jc.Result, expected: jc.Result) -> None:

@@ -42,7 +42,6 @@ class BatchValidator:
 
     Attributes:
         tree: the structure of a batch.
-        rows: rows of the first batch.
     """
 
     def __init__(self, what: str, first: Any, most: int | None) -> None:
@@ -51,7 +50,6 @@ class BatchValidator:
         self._first = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
         self._dtypes = [jax.dtypes.canonicalize_dtype(x.dtype) for x in leaves]
         self._shapes = [x.shape for x in leaves]
-        self.rows = self._shapes[0][0]
         self._spec: BatchSpec | None = None  # spec of the previous batch
         self._specs: dict[BatchSpec, BatchSpec] = {}  # all specs so far
 
@@ -91,7 +89,14 @@ class BatchValidator:
         most = self._shapes[0][0]
         for x, dtype, shape in zip(leaves, self._dtypes, self._shapes, strict=True):
             if x.shape[1:] != shape[1:] or rows > most:
-                raise DataError(f"ragged batches: {what} has an array of shape {x.shape}, the first one {shape}.")
+                cure = (
+                    " No batch may have more rows than the first one: let the loader leave smaller ones out, such as "
+                    "with drop_last=True, or begin with a full one."
+                )
+                raise DataError(
+                    f"ragged batches: {what} has an array of shape {x.shape}, the first one {shape}."
+                    f"{cure if x.shape[1:] == shape[1:] else ''}"
+                )
             if jax.dtypes.canonicalize_dtype(x.dtype) != dtype:
                 raise DataError(f"{what} has an array of dtype {x.dtype}, the first one {dtype}.")
         max_batches = 1  # a smaller batch is a chunk of its own

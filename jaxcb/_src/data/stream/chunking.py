@@ -143,16 +143,13 @@ class ChunkBuilder:
         limits: where epochs and run end.
         limit: the maximum number of batches of a chunk.
         timer: how long batches have waited.
-        what: name of the data in errors.
-        rows: rows of a full batch.
 
     Attributes:
         is_over: whether the run needs no more batches.
     """
 
-    def __init__(self, limits: StreamLimits, limit: ChunkLimit, timer: FlushTimer, what: str, rows: int) -> None:
+    def __init__(self, limits: StreamLimits, limit: ChunkLimit, timer: FlushTimer) -> None:
         self._limits, self._limit, self._timer = limits, limit, timer
-        self._what, self._rows = what, rows
         self.begin_at(FeedStart())
 
     def begin_at(self, start: FeedStart) -> Drafts:
@@ -163,7 +160,6 @@ class ChunkBuilder:
         """
         self.epoch, self.cursor, self.step = start.epoch, start.cursor, start.step
         self._length_before = 0  # steps of the previous epoch; 0 if they are unknown
-        self._after_smaller = False  # whether the last batch was a smaller one within an epoch
         self._begin_draft()
         return self._close_without_batches(self._limits.epoch_len) if must_close(self._at, self._limits) else ()
 
@@ -173,25 +169,16 @@ class ChunkBuilder:
         Args:
             batch: the batch. One without a spec is the end of an epoch that has no batch left.
             is_last: whether it is the last one of its epoch.
-
-        Raises:
-            DataError: for a batch that follows a smaller one.
         """
         position, spec, leaves = batch
         if spec is None:  # the length of the resumed epoch was not known in advance
             return self._close_without_batches(self.cursor) if self.cursor else ()
-        if self._after_smaller and position.batches > 1:
-            raise DataError(
-                f"ragged batches: batch {self.step} of {self._what} is smaller than the first one, which has "
-                f"{self._rows} rows. Only the last batch of a pass or of an epoch may be smaller."
-            )
         before: Drafts = ()
         if spec is not self._draft.spec:  # also for the first batch of a draft
             before = self.take()
             self._timer.start()
         self._draft.add(position, spec, leaves)
         self.cursor, self.step = self.cursor + 1, self.step + 1
-        self._after_smaller = spec.smaller and not is_last  # it is only valid at an end, which the next batch shows
         if is_last or self._is_last_of_run() or self._is_full(spec) or self._timer.is_over:
             return (*before, self._emit(is_last, spec))
         return (*before, None) if self._outlasts_previous_epoch() else before

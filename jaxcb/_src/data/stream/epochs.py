@@ -1,77 +1,15 @@
 """One epoch of a source, with positions to resume at, and epoch after epoch, each with the controls of its begin."""
 
-import base64
 import contextlib
 import queue
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from jaxcb._src.data.sources import Source, ran_out
+from jaxcb._src.data.stream.iterator_state import NotSerializableError, as_json, from_json
+from jaxcb._src.data.stream.source_checks import SourceChecks
 from jaxcb._src.utils.errors import DataError
-
-
-class NotSerializableError(TypeError):
-    """A state that cannot be stored as JSON."""
-
-
-def as_json(value: Any) -> Any:
-    """Converts an iterator's state to JSON without loss.
-
-    What JSON lacks (bytes, tuples, numpy arrays, keys that are not strings) becomes a dict with one key that begins
-    with "$".
-
-    Raises:
-        NotSerializableError: for other types.
-
-    Example:
-        >>> as_json({"next": 3, "seen": b"ab"})
-        {'next': 3, 'seen': {'$bytes': 'YWI='}}
-    """
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, list):
-        return [as_json(x) for x in value]
-    if isinstance(value, dict):
-        if all(type(key) is str and not key.startswith("$") for key in value):
-            return {key: as_json(x) for key, x in value.items()}
-        return {"$items": [[as_json(key), as_json(x)] for key, x in value.items()]}
-    if type(value) is tuple:
-        return {"$tuple": [as_json(x) for x in value]}
-    if isinstance(value, bytes):
-        return {"$bytes": base64.b64encode(value).decode()}
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
-        kind = "$array" if isinstance(value, np.ndarray) else "$scalar"
-        return {kind: [value.dtype.str, list(value.shape), base64.b64encode(value.tobytes()).decode()]}
-    raise NotSerializableError(f"an iterator's state cannot be saved, since it contains a {type(value).__name__}")
-
-
-def from_json(value: Any) -> Any:
-    """Inverts `as_json`.
-
-    Example:
-        >>> from_json({"next": 3, "seen": {"$bytes": "YWI="}})
-        {'next': 3, 'seen': b'ab'}
-    """
-    if isinstance(value, list):
-        return [from_json(x) for x in value]
-    if not isinstance(value, dict):
-        return value
-    match value:
-        case {"$items": items}:
-            return {from_json(key): from_json(x) for key, x in items}
-        case {"$tuple": items}:
-            return tuple(from_json(x) for x in items)
-        case {"$bytes": text}:
-            return base64.b64decode(text)
-        case {"$array": [dtype, shape, text]}:
-            return np.frombuffer(base64.b64decode(text), dtype).reshape(shape).copy()
-        case {"$scalar": [dtype, _, text]}:
-            return np.frombuffer(base64.b64decode(text), dtype)[0]
-    return {key: from_json(x) for key, x in value.items()}
-
 
 _NO_STATE: Mapping[str, Any] = MappingProxyType({})
 
@@ -109,11 +47,14 @@ class EpochIterator(Iterator[Pulled]):
         source: where the batches come from.
         number: number of the epoch, from 0.
         controls: the controls at its begin, for data that depends on them.
+        checks: what else is checked of the source; None for nothing.
     """
 
-    def __init__(self, source: Source, number: int, controls: Mapping[str, float]) -> None:
+    def __init__(
+        self, source: Source, number: int, controls: Mapping[str, float], checks: SourceChecks | None = None
+    ) -> None:
         self.number, self.controls = number, controls
-        self._source = source
+        self._source, self._checks = source, checks
         self._restart()
 
     def _restart(self) -> None:
@@ -161,9 +102,13 @@ class EpochIterator(Iterator[Pulled]):
                 raise
             self._pulled, self._peeked = done, None
             self._position = SourcePosition(self.number, done, {"iterator": state["iterator"]})
+        pulled = None
         while self._position.batches < done:
-            if next(self, None) is None:
+            pulled = next(self, None)
+            if pulled is None:
                 raise DataError(ran_out(self._what, self._pulled, done))
+        if pulled is not None and self._checks is not None:
+            self._checks.check_replayed(self._what, done, pulled[0], state)
 
     def must_replay_to(self, state: Mapping[str, Any]) -> bool:
         """Returns whether going to a position has to iterate over the batches before it."""
@@ -184,6 +129,8 @@ class EpochIterator(Iterator[Pulled]):
             error.add_note(f"This happened while batch {self._pulled + 1} of {self._what} was pulled.")
             raise
         pulled = self._pulled = self._pulled + 1
+        if pulled == 1 and self._checks is not None:
+            self._checks.check_first(self.number, batch, self._batches, state)
         return batch, SourcePosition(self.number, pulled, state)
 
     def _begin(self) -> Iterator[Any]:
@@ -263,10 +210,17 @@ class Epochs(Iterator[Pulled]):
         source: where the batches come from.
         first: the first epoch. Batches that were peeked at are not pulled again.
         controls: the controls with which epochs begin; None if the data does not depend on them.
+        checks: what else is checked of the source; None for nothing.
     """
 
-    def __init__(self, source: Source, first: EpochIterator, controls: EpochControls | None) -> None:
-        self._source, self._controls = source, controls
+    def __init__(
+        self,
+        source: Source,
+        first: EpochIterator,
+        controls: EpochControls | None,
+        checks: SourceChecks | None = None,
+    ) -> None:
+        self._source, self._controls, self._checks = source, controls, checks
         self._opened: EpochIterator | None = first
         self._only = first.number if source.is_generator else None  # a generator can be iterated once
         self._epoch: EpochIterator | None = None
@@ -300,7 +254,7 @@ class Epochs(Iterator[Pulled]):
         epoch, self._opened = self._opened, None
         # another epoch, or `on_train_begin` has changed a control
         if epoch is None or epoch.number != number or (self._controls is not None and epoch.controls != controls):
-            epoch = EpochIterator(self._source, number, controls)
+            epoch = EpochIterator(self._source, number, controls, self._checks)
         epoch.set_state(self._begin_at)
         return epoch
 

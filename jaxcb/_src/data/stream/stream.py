@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._src.data.feed import NOT_READY, Chunk, Feed, NotReady
+from jaxcb._src.data.fingerprint import batch_fingerprint
 from jaxcb._src.data.inputs import DataConfig, as_arrays
 from jaxcb._src.data.progress import UNBOUNDED, FeedStart, Progress, StreamLimits, is_over
 from jaxcb._src.data.sources import Source
@@ -19,6 +20,7 @@ from jaxcb._src.data.stream.chunking import ChunkBuilder, ChunkLimit, Chunks, Fl
 from jaxcb._src.data.stream.epoch_ends import CutEpochs, LookAhead
 from jaxcb._src.data.stream.epochs import EpochControls, EpochIterator, Epochs
 from jaxcb._src.data.stream.prefetch import PlacedChunks, Prefetch
+from jaxcb._src.data.stream.source_checks import SourceChecks
 from jaxcb._src.data.stream.staging import StagedBatches, StagingPool
 from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.utils.errors import DataError
@@ -39,6 +41,7 @@ class StreamPlan:
         limits: where epochs and run end.
         start: where the run starts, with the position of the source.
         controls: the controls with which epochs begin; None if the data does not depend on them.
+        checks: what else is checked of the source; None for nothing.
     """
 
     spec: DataSpec
@@ -48,6 +51,7 @@ class StreamPlan:
     limits: StreamLimits
     start: FeedStart
     controls: EpochControls | None
+    checks: SourceChecks | None = None
 
 
 def plan_stream(
@@ -59,6 +63,7 @@ def plan_stream(
     controls: Mapping[str, Any] | None = None,
     start: FeedStart | None = None,
     say: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> StreamPlan:
     """Opens a source and pulls its first batch.
 
@@ -70,9 +75,10 @@ def plan_stream(
         controls: the controls before the first step.
         start: position to resume at; None for a new run.
         say: prints a line.
+        warn: reports a source that gives other batches than it should; None for no check.
 
     Raises:
-        DataError: if the source has no batch.
+        DataError: if the source has no batch, or if a run that writes checkpoints could not restore its iterator.
     """
     start = start or FeedStart()
     position = _first_position(start, source)
@@ -84,7 +90,10 @@ def plan_stream(
         end_step=UNBOUNDED if config.steps is None else config.steps,
         ends_with_pass=steps_per_epoch is None and not source.is_generator,
     )
-    first = EpochIterator(source, position["pass"], floats)
+    checks = None
+    if warn is not None:
+        checks = SourceChecks(source, warn, resumes=config.resumes, saved=start.position and position)
+    first = EpochIterator(source, position["pass"], floats, checks)
     pulled = first.peek()
     if pulled is None:
         raise DataError(f"{source.what} ({source.kind}) is empty: it gave no batch.")
@@ -107,6 +116,7 @@ def plan_stream(
         limits,
         start._replace(position=position),
         EpochControls(start.epoch, floats, midway=start.cursor > 0) if source.per_epoch else None,
+        checks,
     )
 
 
@@ -133,14 +143,14 @@ def chunks_of(
     """
     source, limits, validator = plan.source, plan.limits, plan.validator
     timer = FlushTimer(math.inf if alike else FLUSH_AFTER_S)
-    epochs = Epochs(source, plan.first, plan.controls)
+    epochs = Epochs(source, plan.first, plan.controls, plan.checks)
     checked = CheckedBatches(epochs, validator, source, train_remainder=plan.spec.layout.train_remainder)
     staged = StagedBatches(checked, pool)
     if limits.steps_per_epoch is None:
         batches = LookAhead(staged, limits.end_step)
     else:
         batches = CutEpochs(staged, limits.steps_per_epoch)
-    builder = ChunkBuilder(limits, limit, timer, source.what, validator.rows)
+    builder = ChunkBuilder(limits, limit, timer)
     chunks = Chunks(batches, builder, limits, source)
     joins = pool is not None and not source.per_epoch and not source.is_generator
     joined = JoinedEpochs(chunks, timer, limits, joins=joins)
@@ -173,6 +183,8 @@ class Stream(Feed):
         self._prefetch.set_state(plan.start._asdict())
         self._unconfirmed: deque[Chunk] = deque()
         self._dispatched = 0  # how many of these were returned by `next`
+        self._checks = plan.checks
+        self._last: tuple[Chunk, int] | None = None  # the chunk of the last confirmed step, and the step in it
 
     def next(self, most: int, *, wait: bool) -> Chunk | Literal[NotReady.NOT_READY] | None:
         self._limit.set(most)
@@ -193,24 +205,53 @@ class Stream(Feed):
         for chunk in self._unconfirmed:
             if 0 < step - chunk.step <= len(chunk.positions):
                 self._position = chunk.positions[step - chunk.step - 1].as_json()
+                self._keep(chunk, step - chunk.step - 1)
         if epoch > self._epoch and int(status.cursor) == 0:
             self._position = self._limits.after_epoch(self._position)
         self._epoch = epoch
         while self._unconfirmed and self._unconfirmed[0].consumed(status):
             chunk = self._unconfirmed.popleft()
             self._dispatched -= 1
-            if self._pool is not None and chunk.memory is not None:
-                self._pool.release(chunk.memory)
+            if self._last is None or chunk.memory is not self._last[0].memory:
+                self._release(chunk)
         if again:
             self._dispatched = 0
         return self._unconfirmed[0].epoch_len if self._unconfirmed else self.epoch_len
 
     def get_state(self) -> dict[str, Any]:
-        if self._controls is None:
-            return dict(self._position)
-        return self._position | {"controls": self._controls.current}
+        state = dict(self._position)
+        if self._controls is not None:
+            state["controls"] = self._controls.current
+        if self._checks is not None and "iterator" not in state:
+            state |= self._checks.get_state(state["pass"], state["batches"])
+            if self._last is not None and state["batches"]:
+                state["checksum"] = batch_fingerprint(_leaves_of(*self._last))
+        return state
+
+    def _keep(self, chunk: Chunk, index: int) -> None:
+        """Keeps the batch that was trained on last, until there is a later one: a checkpoint has its checksum."""
+        if self._checks is None or not self._checks.resumes:
+            return
+        before, self._last = self._last, (chunk._replace(data=None), index)
+        if chunk.batches is not None:
+            self._last = chunk._replace(data=None, batches=[chunk.batches[index]]), 0
+        # the chunk before it, unless it still waits, and is released when it is consumed
+        waiting = [chunk, *self._unconfirmed]
+        if before is not None and all(before[0].memory is not other.memory for other in waiting):
+            self._release(before[0])
+
+    def _release(self, chunk: Chunk) -> None:
+        if self._pool is not None and chunk.memory is not None:
+            self._pool.release(chunk.memory)
 
     def close(self) -> None:
         if self._controls is not None:
             self._controls.end()
         self._prefetch.close()
+
+
+def _leaves_of(chunk: Chunk, index: int) -> list[Any]:
+    """Returns the arrays of a batch of a chunk."""
+    if chunk.batches is not None:
+        return jax.tree.leaves(chunk.batches[index])
+    return [leaf[index] for leaf in chunk.memory.leaves]

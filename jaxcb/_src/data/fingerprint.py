@@ -1,0 +1,62 @@
+"""Hashes of arrays, by which a resumed run notices other data. Of large arrays some rows are read."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcb._src.utils.names import leaf_name
+
+_BYTES = 1 << 20  # of an array that are hashed; larger ones are sampled by rows
+_ROWS = 256  # rows of a sample
+_LEAVES = 64  # arrays of a list of batches that are hashed
+
+
+def fingerprint(tree: Any) -> str | None:
+    """Returns a hash of a pytree of arrays; None if it cannot be read here. Of large arrays some rows are hashed."""
+    found = hashlib.blake2b(digest_size=8)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)[:_LEAVES]:
+        if isinstance(leaf, jax.Array):
+            if not leaf.is_fully_addressable:
+                return None
+            if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                leaf = jax.random.key_data(leaf)
+        sample = _sample(leaf)
+        if sample.dtype.hasobject:
+            return None
+        found.update(f"{leaf_name(path)} {sample.dtype} {np.shape(leaf)};".encode())
+        found.update(np.ascontiguousarray(sample).tobytes())
+    return found.hexdigest()
+
+
+def _sample(leaf: Any) -> np.ndarray:
+    """Returns the array, or some of its rows."""
+    if getattr(leaf, "nbytes", 0) <= _BYTES or not np.ndim(leaf):
+        return np.asarray(leaf)
+    rows = np.shape(leaf)[0]
+    count = max(1, min(_ROWS, rows, _BYTES * rows // leaf.nbytes))
+    some = np.asarray(leaf[np.linspace(0, rows - 1, count).astype(np.int64)]).reshape(-1)
+    return some[:: max(1, some.nbytes // _BYTES)]
+
+
+def batch_fingerprint(leaves: Sequence[Any]) -> str | None:
+    """Returns a hash of a batch, wherever its arrays are: in memory as given, or on the devices.
+
+    Args:
+        leaves: the arrays. Of one that is distributed over processes the part of this process is hashed.
+
+    Example:
+        >>> batch_fingerprint([np.float64([1.0, 2.0])]) == batch_fingerprint([jax.numpy.array([1.0, 2.0])])
+        True
+    """
+    return fingerprint([_on_host(leaf) for leaf in leaves])
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    """Returns the part of an array that this process has given, with the dtype that it has on the devices."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        parts = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
+        leaf = np.concatenate([parts[start] for start in sorted(parts)])
+    return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
