@@ -10,29 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxcb._src.checkpointing.layout import CHECKPOINTS, FACTS, RESULT
 from jaxcb._src.checkpointing.manifest import NAME as MANIFEST
 from jaxcb._src.checkpointing.manifest import Saved
 from jaxcb._src.checkpointing.request import compare_traced
 from jaxcb._src.checkpointing.store import Store
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.distributed.processes import Processes
-from jaxcb._src.storage.schema import (
-    anything,
-    boolean,
-    choice,
-    either,
-    entries,
-    mapping,
-    maybe,
-    number,
-    record,
-    sequence,
-    text,
-    whole,
-)
 from jaxcb._src.utils.names import class_key, is_key_of
 
-CHECKPOINTS, RESULT = "checkpoints", "result"  # subdirectories of the run directory
 SAVE_SECONDS = 60.0  # maximum seconds between checkpoints
 
 # leaves that must not change: with another model, optimizer or position it is another run
@@ -50,58 +36,6 @@ _FIXED = (
     ".seq",
 )
 _FLAG = 1 << 20  # elements of the largest flag: one for each member
-_COUNT = whole(2**31 - 1)
-_TRACE = record({"jax": text, "hash": text})
-_DATA = maybe(record({}, {"rows": whole(), "batches": whole(), "hash": maybe(text)}))
-_REQUEST = record(
-    {},
-    {"train_data": _DATA, "validation": mapping(_DATA), "loss_fn": _TRACE, "train_step": _TRACE, "optimizer": _TRACE},
-)
-# the metadata of a run's checkpoint; a fact that earlier versions did not store is optional
-FACTS = record(
-    {
-        "begun": boolean,
-        "over": boolean,
-        "step": _COUNT,
-        "epoch": _COUNT,
-        "cursor": _COUNT,
-        "feed": maybe(
-            record(
-                {},
-                {
-                    "pass": _COUNT,
-                    "batches": _COUNT,
-                    "checksum": maybe(text),
-                    "first": sequence(entries(_COUNT, text)),
-                },
-            )
-        ),
-        "files": mapping(
-            either(
-                whole(),
-                record({"end": whole()}),
-                record({name: whole() for name in ("lines", "bytes", "checksum", "rewritten")}),
-            )
-        ),
-        "writers": mapping(anything),
-        "stops": sequence(entries(text, text, _COUNT, _COUNT, maybe(_COUNT), least=4)),
-        "elapsed": number,
-        "executor": choice("looped", "stepped"),
-        "strategy": maybe(text),
-        "callbacks": mapping(text),
-        "config": record(
-            {
-                "epochs": maybe(whole()),
-                "steps": maybe(whole()),
-                "callbacks": mapping(text),
-                "data": mapping(anything),
-                "layout": text,
-            },
-            {"request": _REQUEST},
-        ),
-    },
-    {"block": whole(32), "record": entries(whole(), whole())},
-)
 _WINDOW = re.compile(r"\.windows\[('.*?'|\".*?\")\]\.")
 
 

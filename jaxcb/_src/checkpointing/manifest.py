@@ -1,4 +1,7 @@
-"""The manifest of a checkpoint: written last, with size and checksum of every file."""
+"""The manifest of a checkpoint: written last, with size and checksum of every file.
+
+JAX is imported where arrays are needed: the command line reads manifests without it.
+"""
 
 import dataclasses
 import json
@@ -9,9 +12,9 @@ import stat
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
+import ml_dtypes  # noqa: F401  # numpy then knows bfloat16 and its like
 import numpy as np
 
 from jaxcb._src.storage.ownership import is_inside, is_run_id, read_bytes, remove_files
@@ -31,12 +34,17 @@ from jaxcb._src.storage.schema import (
     whole,
 )
 
+if TYPE_CHECKING:
+    import jax
+
 NAME = "manifest.json"
 _FORMAT = 1
 _DELETED = "manifest.json.deleted"  # name of the manifest while the checkpoint is being deleted
 _WHOLE = re.compile(rb'\{"checksum": "([0-9a-f]{8})", "manifest": (.*)\}\n', re.DOTALL)
 
 
+# implementations of PRNG keys in JAX -> the last axis of their data
+_KEYS = {"threefry2x32": (2,), "rbg": (4,), "unsafe_rbg": (4,)}
 _INSIDE = matching("a path in the checkpoint", is_inside)
 _SHAPE = sequence(whole(), most=64)
 _KEY = matching(
@@ -81,16 +89,29 @@ class ArrayEntry:
     impl: str | None = None
 
     @property
-    def stored(self) -> jax.ShapeDtypeStruct:
+    def stored(self) -> "jax.ShapeDtypeStruct":
         """Shape and dtype as stored."""
+        import jax
+
         return jax.ShapeDtypeStruct(self.shape, np.dtype(self.dtype))
 
     @property
-    def struct(self) -> jax.ShapeDtypeStruct:
+    def struct(self) -> "jax.ShapeDtypeStruct":
         """Shape and dtype of the saved array."""
+        import jax
+
         if self.impl is None:
             return self.stored
         return jax.eval_shape(lambda data: jax.random.wrap_key_data(data, impl=self.impl), self.stored)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the stored array.
+
+        Raises:
+            TypeError: for a dtype that does not exist.
+        """
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
     @property
     def empty(self) -> bool:
@@ -121,7 +142,7 @@ class Saved:
         return run if is_run_id(run) else None
 
     @property
-    def leaves(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def leaves(self) -> "dict[str, jax.ShapeDtypeStruct]":
         """Shape and dtype of each array, by name."""
         return {entry.name: entry.struct for entry in self.entries}
 
@@ -196,7 +217,10 @@ def _check_arrays(entries: Sequence[ArrayEntry]) -> None:
             raise FormError(f"two of its arrays have the same {what}")
     for entry in entries:
         try:
-            size = entry.struct.dtype.itemsize * math.prod(entry.shape)
+            known = entry.dtype == "uint32" and entry.shape[-1:] == _KEYS.get(entry.impl or "")
+            if entry.impl is not None and not known:
+                _ = entry.struct  # a key of a kind that JAX does not bring along, or none
+            size = entry.nbytes
         except (TypeError, ValueError, AttributeError, KeyError) as error:
             raise FormError(f"the array {entry.name!r} cannot exist ({error})") from None
         if size > LARGEST:

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxcb._src.checkpointing import manifest as _manifest
-from jaxcb._src.checkpointing.checkpointer import CHECKPOINTS, RESULT, Checkpointer
+from jaxcb._src.checkpointing.checkpointer import Checkpointer
+from jaxcb._src.checkpointing.layout import CHECKPOINTS, RESULT, TABLE, checkpoints_in
 from jaxcb._src.checkpointing.manifest import Saved
 from jaxcb._src.checkpointing.request import compare
-from jaxcb._src.checkpointing.store import checkpoints_in, remove_store
+from jaxcb._src.checkpointing.store import remove_store
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.data.progress import FeedStart
 from jaxcb._src.distributed.processes import Processes
@@ -49,7 +50,6 @@ def position_for_process(position: dict[str, Any] | None, index: int, count: int
 
 
 _FILES = ("history.csv", JOURNAL)
-TABLE = "table.csv"  # in the directory of a sweep
 _STORES = (CHECKPOINTS, RESULT)
 
 

@@ -9,7 +9,6 @@ import errno
 import json
 import logging
 import os
-import re
 import shutil
 import threading
 import weakref
@@ -21,12 +20,12 @@ import jax
 
 from jaxcb._src.checkpointing import manifest as _manifest
 from jaxcb._src.checkpointing.arrays import array_entries, check, copied_on_devices, restore
+from jaxcb._src.checkpointing.layout import CHECKPOINT, checkpoint_place, listed
 from jaxcb._src.checkpointing.manifest import ArrayEntry, DamagedError, Saved, UnusableError
 from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.storage import orbax as _orbax
 from jaxcb._src.storage.schema import Form, anything
 
-_CHECKPOINT = re.compile(r"step_(\d{9,})(?:-(\d+))?")  # the second number counts saves of the same step
 _NO_RUN = "0" * 16  # default id
 _ARRAYS = "arrays"  # directory of Orbax in each checkpoint
 _REPORTED_ERRNOS = (
@@ -144,7 +143,7 @@ class Store:
     def _latest(self, needed: bool, tries: int = 10) -> Saved | None:
         """Finds the newest complete checkpoint. Runs on process 0."""
         reasons: dict[Path, UnusableError] = {}
-        names = sorted(self._names(), key=_place, reverse=True)
+        names = sorted(self._names(), key=checkpoint_place, reverse=True)
         for name in names:
             path = self.directory / name
             try:
@@ -259,12 +258,12 @@ class Store:
 
     def _free_name(self, step: int) -> str:
         """Returns a name for a checkpoint of this step. An existing one is kept until the new one is complete."""
-        taken = [again for at, again in map(_place, self._names()) if at == step]
+        taken = [again for at, again in map(checkpoint_place, self._names()) if at == step]
         return f"step_{step:09d}" + (f"-{max(taken) + 1}" if taken else "")
 
     def _prune(self, newest: str) -> None:
         """Deletes all checkpoints except the newest ones. Damaged ones do not count as new."""
-        step = _place(newest)[0]
+        step = checkpoint_place(newest)[0]
         self._usable.add(newest)
         names = self._names()
         for name in names - self._usable - self._unusable.keys():
@@ -276,8 +275,8 @@ class Store:
             except UnusableError as reason:
                 self._unusable[name] = reason
         # another checkpoint of the same step is replaced
-        good = {name for name in names - self._unusable.keys() if name == newest or _place(name)[0] != step}
-        stay = {newest, *sorted(good, key=_place)[-self._keep :]}
+        good = {name for name in names - self._unusable.keys() if name == newest or checkpoint_place(name)[0] != step}
+        stay = {newest, *sorted(good, key=checkpoint_place)[-self._keep :]}
         for name in names - stay:
             if isinstance(self._unusable.get(name), DamagedError | None):
                 self._delete(name)
@@ -300,7 +299,7 @@ class Store:
 
     def _names(self) -> set[str]:
         try:
-            names = {name for name in os.listdir(self.directory) if _CHECKPOINT.fullmatch(name)}
+            names = {name for name in os.listdir(self.directory) if CHECKPOINT.fullmatch(name)}
             return {name for name in names if not _manifest.is_being_deleted(self.directory / name)}
         except (FileNotFoundError, NotADirectoryError):
             return set()
@@ -315,7 +314,7 @@ class Store:
         for name in os.listdir(self.directory):
             if name.startswith(_partial_prefix(self._run)):
                 shutil.rmtree(self.directory / name, ignore_errors=True)
-            elif _CHECKPOINT.fullmatch(name) and _manifest.is_being_deleted(self.directory / name):
+            elif CHECKPOINT.fullmatch(name) and _manifest.is_being_deleted(self.directory / name):
                 with contextlib.suppress(OSError):
                     self._delete(name)
 
@@ -340,15 +339,9 @@ class Store:
             raise error
         if not self._error_reported:
             self._error_reported = True
-            last = max(self._names() - self._unusable.keys(), key=_place, default=None)
+            last = max(self._names() - self._unusable.keys(), key=checkpoint_place, default=None)
             kept = f"The last one, {self.directory / last}, is kept" if last else "There is none yet"
             self._say(f"{error.filename}: {error.strerror}. {kept}; the run continues, and later saves try again.")
-
-
-def checkpoints_in(directory: Path) -> list[Path]:
-    """Returns the directories with a manifest, of any run and in any condition."""
-    names = sorted(name for name in _listed(directory) if _CHECKPOINT.fullmatch(name))
-    return [directory / name for name in names if (directory / name / _manifest.NAME).exists()]
 
 
 def remove_store(directory: Path, run: str | None) -> None:
@@ -358,11 +351,11 @@ def remove_store(directory: Path, run: str | None) -> None:
         directory: it is kept, as it may be open, and so are other files in it.
         run: id of the run; None for a run that began before runs had ids.
     """
-    for name in _listed(directory):
+    for name in listed(directory):
         path = directory / name
         if run is not None and name.startswith(_partial_prefix(run)):
             shutil.rmtree(path)
-        elif _CHECKPOINT.fullmatch(name):
+        elif CHECKPOINT.fullmatch(name):
             try:
                 if _manifest.run_of(path) in (None, run):
                     _manifest.delete(path)
@@ -373,10 +366,6 @@ def remove_store(directory: Path, run: str | None) -> None:
 def _partial_prefix(run: str) -> str:
     """Returns the prefix of the names of incomplete checkpoints of a run."""
     return f".saving-{run}-"
-
-
-def _listed(directory: Path) -> list[str]:
-    return os.listdir(directory) if directory.is_dir() else []
 
 
 def _begin(path: Path, arrays: dict[str, Any], copies: dict[str, Any] | None) -> Callable[[], None]:
@@ -391,13 +380,6 @@ def _write(path: Path, arrays: dict[str, Any]) -> None:
     if not arrays:
         return  # Orbax cannot store an empty tree
     _orbax.save(str(path), arrays)
-
-
-def _place(name: str) -> tuple[int, int]:
-    """Returns step and save count of a name, by which checkpoints are sorted."""
-    match = _CHECKPOINT.fullmatch(name)
-    assert match is not None
-    return int(match[1]), int(match[2] or 0)
 
 
 def _explain(reason: UnusableError) -> str:

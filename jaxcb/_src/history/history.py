@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxcb._src.core.metrics import columns, resolve_mode
+from jaxcb._src.core.metric_names import columns, resolve_mode
 from jaxcb._src.utils.errors import did_you_mean
 
 

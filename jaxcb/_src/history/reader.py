@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from jaxcb._src.core.metrics import MISSING
+from jaxcb._src.core.metric_names import MISSING
 from jaxcb._src.utils.errors import DataError
 from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.utils.names import is_rate

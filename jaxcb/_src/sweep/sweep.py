@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import jax
 
-from jaxcb._src.checkpointing.checkpointer import CHECKPOINTS
-from jaxcb._src.checkpointing.resume import TABLE
+from jaxcb._src.checkpointing.layout import CHECKPOINTS, TABLE
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
 from jaxcb._src.data.inputs import is_no_split, split_off, with_weights

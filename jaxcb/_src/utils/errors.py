@@ -1,14 +1,15 @@
-"""Errors that jaxcb raises for invalid user code, data or processes, and checks of arguments that raise them."""
+"""Errors that jaxcb raises for invalid user code, data or processes, and checks of arguments that raise them.
+
+JAX is imported where it is used: the command line reads runs without it, and starts several times faster so.
+"""
 
 import difflib
 import math
+import sys
 from collections.abc import Iterable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 
 class CallbackError(TypeError):
@@ -33,16 +34,27 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def is_tracer(value: Any) -> bool:
+    """Returns whether a value is traced by JAX; without JAX, none is."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.core.Tracer)
+
+
+def _is_key(value: Any) -> bool:
+    """Returns whether a value is an array of PRNG keys."""
+    jax, dtype = sys.modules.get("jax"), getattr(value, "dtype", None)
+    return jax is not None and dtype is not None and jax.numpy.issubdtype(dtype, jax.dtypes.extended)
+
+
 def _number(owner: str, name: str, value: Any, expected: str, *, concrete: bool = False) -> Any:
     """Returns a number that was given as a single array as a Python number, anything else unchanged.
 
     Raises:
         ValueError: for an array of another shape, and for a key.
     """
-    if not hasattr(value, "shape") or isinstance(value, np.number | Tracer):
+    if not hasattr(value, "shape") or isinstance(value, np.number) or is_tracer(value):
         return value
-    dtype = getattr(value, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.extended):
+    if _is_key(value):
         raise ValueError(f"{owner}: {name} must be {expected}, got a PRNG key. Pass a number.")
     if concrete and not isinstance(value, np.generic):
         raise ValueError(
@@ -63,7 +75,7 @@ def _is_number(value: Any) -> bool:
 
 def _is_traced(value: Any, concrete: bool) -> bool:
     """Returns whether a value is known only when a program runs, and so cannot be checked: that of a swept field."""
-    return isinstance(value, Tracer) and not concrete
+    return is_tracer(value) and not concrete
 
 
 def check_int(owner: str, name: str, value: Any, *, least: int = 0, concrete: bool = False) -> Any:
@@ -87,7 +99,7 @@ def check_int(owner: str, name: str, value: Any, *, least: int = 0, concrete: bo
 
 def check_seed(owner: str, seed: Any) -> int:
     """Checks a seed, and returns it as an int; a key is refused, because the run makes its own."""
-    if hasattr(seed, "dtype") and jnp.issubdtype(seed.dtype, jax.dtypes.extended):
+    if _is_key(seed):
         raise TypeError(
             f"{owner}: seed must be a whole number of at least 0, got a PRNG key. Pass the number that the key was "
             "made of; the run makes its own keys from it."
@@ -121,7 +133,7 @@ def check_between(owner: str, name: str, value: Any, low: float, high: float) ->
 
 def shown(value: Any) -> str:
     """Returns a value in one short line, for messages."""
-    if isinstance(value, Tracer):
+    if is_tracer(value):
         return "a value that is traced, known only when a compiled program runs"
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."

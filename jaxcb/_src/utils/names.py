@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-import jax
-
 from jaxcb._src.utils.errors import did_you_mean
 
 T = TypeVar("T")
@@ -65,6 +63,8 @@ _SHOWN = 10  # parameters that an error lists
 
 def leaf_name(path: tuple[Any, ...]) -> str:
     """Returns the parts of a key path joined by slashes."""
+    import jax  # here, so that the command line reads runs without it
+
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
