@@ -96,3 +96,19 @@ def checkpoints_in(directory: Path) -> list[Path]:
 def listed(directory: Path) -> list[str]:
     """Returns the names in a directory; none if there is no directory."""
     return os.listdir(directory) if directory.is_dir() else []
+
+
+def described_fields(words: str) -> tuple[str, dict[str, str]]:
+    """Splits a checkpoint's description of a callback into its class and its fields, as text."""
+    kind, _, inner = words.removesuffix(")").partition("(")
+    parts, depth, start, quote = [], 0, 0, ""
+    for i, c in enumerate(inner):
+        if quote or c in "'\"":  # inside of a text, or at its begin
+            quote = (quote if c != quote or inner[i - 1] == "\\" else "") if quote else c
+            continue
+        depth += (c in "([{") - (c in ")]}")
+        if c == "," and not depth:
+            parts.append(inner[start:i])
+            start = i + 1
+    named = [part.strip().partition("=") for part in [*parts, inner[start:]]]
+    return kind, {name: value for name, sep, value in named if sep}

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax.interpreters import partial_eval
 
+from jaxcb._src.checkpointing.layout import described_fields
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.data import inputs as _data
 from jaxcb._src.data.fingerprint import fingerprint
@@ -306,25 +307,13 @@ def _callback_differences(before: Mapping[str, str], now: Mapping[str, str]) -> 
     for name in both:
         if before[name] == now[name]:
             continue
-        old, new = _fields(before[name]), _fields(now[name])
+        (was, old), (kind, new) = described_fields(before[name]), described_fields(now[name])
+        old, new = {**old, "type": was}, {**new, "type": kind}
         if old.keys() - new.keys():  # a field that the record lacks is of a later version, and is not compared
             yield f"{name}: {before[name]:.200} -> {now[name]:.200}"
         else:
             for field in (f for f in old if old[f] != new[f]):
                 yield f"{name}.{field} {old[field]:.80} -> {new[field]:.80}"
-
-
-def _fields(words: str) -> dict[str, str]:
-    """Splits a description of `_words` into its fields."""
-    kind, _, inner = words.removesuffix(")").partition("(")
-    parts, depth, start = [], 0, 0
-    for i, c in enumerate(inner):
-        depth += (c in "([{") - (c in ")]}")
-        if c == "," and not depth:
-            parts.append(inner[start:i])
-            start = i + 1
-    named = [part.strip().partition("=") for part in [*parts, inner[start:]]]
-    return {f"{name}": value for name, sep, value in named if sep} | {"type": kind}
 
 
 def _words(value: Any) -> str:

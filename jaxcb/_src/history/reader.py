@@ -107,6 +107,35 @@ def read_records(source: Any) -> Records:
     )
 
 
+def read_members(path: Path) -> dict[int | None, Records]:
+    """Reads the `history.csv` of a run, with the host metrics next to it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The records of each member of a population, by its number; those of a single run under None. Members without a
+        record are missing, and so is a run without one. An incomplete last line, of a run that writes it or was killed,
+        is left out.
+
+    Raises:
+        DataError: for a file that is not the history of a run.
+    """
+    columns, at = _table(path, incomplete=True)
+    if not len(at):
+        return {}
+    numbers = columns.pop("member", None)
+    members = None if numbers is None else _whole(numbers, "member", lambda i: f"{path}, line {at[i]}")
+    journal = path.with_name(JOURNAL)
+    found: dict[int | None, Records] = {}
+    for member in (None,) if members is None else np.unique(members).tolist():
+        rows = slice(None) if member is None else np.flatnonzero(members == member)
+        own = {name: _Column(column.values[rows], column.present[rows]) for name, column in columns.items()}
+        records = _records(own, lambda i, lines=at[rows]: f"{path}, line {lines[i]}")
+        found[member] = _with_journal(records, journal) if journal.is_file() else records
+    return found
+
+
 def _from_file(path: Path) -> Records:
     if not path.is_file():
         raise FileNotFoundError(
@@ -119,8 +148,12 @@ def _from_file(path: Path) -> Records:
     return _records(columns, lambda i: f"{path}, line {at[i]}")
 
 
-def _table(path: Path) -> tuple[dict[str, _Column], np.ndarray]:
+def _table(path: Path, *, incomplete: bool = False) -> tuple[dict[str, _Column], np.ndarray]:
     """Reads a table of numbers, of which no program says that a run has written it.
+
+    Args:
+        path: the file.
+        incomplete: whether a last line without an end is left out.
 
     Returns:
         The columns by name, and the line of each row.
@@ -132,7 +165,7 @@ def _table(path: Path) -> tuple[dict[str, _Column], np.ndarray]:
     at: list[np.ndarray] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = _lines(path, file)
+            lines = _lines(path, file, incomplete)
             first = next(lines, "")
             separator = max(",;\t", key=first.count)
             reader = csv.reader(itertools.chain([first], lines), delimiter=separator)
@@ -156,9 +189,11 @@ def _table(path: Path) -> tuple[dict[str, _Column], np.ndarray]:
     return dict(zip(names, joined, strict=True)), np.concatenate(at) if at else np.zeros(0, np.int64)
 
 
-def _lines(path: Path, file: TextIO) -> Iterator[str]:
+def _lines(path: Path, file: TextIO, incomplete: bool) -> Iterator[str]:
     """Yields the lines of a file. A line that is longer than any of a table is not read into memory."""
     while line := file.readline(_LINE):
+        if incomplete and len(line) < _LINE and not line.endswith(("\n", "\r")):
+            return
         if len(line) == _LINE:
             raise DataError(
                 f"{path} has a line of more than {_LINE} characters, so it is not the history.csv of a run."

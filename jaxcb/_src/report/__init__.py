@@ -1,0 +1,1 @@
+"""Recorded runs: reading, explaining, comparing and reporting them."""
