@@ -24,6 +24,8 @@ _COMMANDS = {
     "ls": ("look", "ls", "Runs below a folder: state, epoch, best, and what differs between them."),
     "show": ("look", "show", "What ran, where it stands, callbacks with their state, checkpoints, files."),
     "tail": ("tail", "tail", "The rows of a run, as they are written."),
+    "explain": ("explain", "explain", "Every action that fired, by which numbers, and what came nearest to firing."),
+    "replay": ("replay", "replay", "What other callbacks would have done on a run or another library's log."),
     "verify": ("care", "verify", "Checksums and arrays of checkpoints, and logs beside the record."),
 }
 

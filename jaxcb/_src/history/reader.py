@@ -20,6 +20,7 @@ from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.utils.names import is_rate
 
 POSITIONS = ("step", "epoch")
+RATES = ("learning_rate", "base_learning_rate", "lr_scale")  # columns of a run with one learning rate
 JOURNAL = "host_metrics.csv"  # next to a run's history: host metrics, each row with the position from which it holds
 PLACE = ("epoch", "step", "evaluated")  # columns of the journal: the position from which a row holds
 _LINE = 1 << 24  # characters
@@ -36,6 +37,8 @@ class Records(NamedTuple):
         step: updates done, int32 (records,), increasing.
         epoch: from 0, int32 (records,).
         base: the recorded base learning rate, float32 (records,); None if there is none.
+        rate: the recorded effective learning rate, float32 (records,); None if there is none.
+        scale: the recorded factor of the callbacks on the rate, float32 (records,); None if there is none.
     """
 
     names: tuple[str, ...]
@@ -44,6 +47,8 @@ class Records(NamedTuple):
     step: np.ndarray
     epoch: np.ndarray
     base: np.ndarray | None
+    rate: np.ndarray | None = None
+    scale: np.ndarray | None = None
 
     @property
     def fresh(self) -> np.ndarray:
@@ -324,7 +329,9 @@ def _records(columns: dict[str, _Column], where: Callable[[int], str]) -> Record
             at = int(np.argmax(falls)) + 1
             now = {"step": step, "epoch": epoch}[name]
             raise DataError(f"{where(at)}: {name} is {now[at]} after {now[at - 1]}, expected one that {rule}.")
-    base = _filled(columns["base_learning_rate"]) if "base_learning_rate" in columns else None
+    rate, base, scale = (_filled(columns[name]) if name in columns else None for name in RATES)
+    if scale is None and rate is not None and base is not None:
+        scale = rate / np.where(base == 0, np.float32(1), base)
     names = tuple(n for n in columns if n not in POSITIONS and not is_rate(n))
     values = np.full((count, len(names)), np.nan, np.float32)
     reported = np.full((count, len(names)), -1, np.int32)
@@ -333,7 +340,7 @@ def _records(columns: dict[str, _Column], where: Callable[[int], str]) -> Record
         known = last >= 0
         values[known, i] = columns[name].values[last[known]]
         reported[known, i] = step[last[known]]
-    return Records(names, values, reported, step, epoch, base)
+    return Records(names, values, reported, step, epoch, base, rate, scale)
 
 
 def _last(present: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from jaxcb._src.core.chain import Chain, stacked_callbacks
-from jaxcb._src.history.reader import Records, read_records
+from jaxcb._src.history.logs import read_log
+from jaxcb._src.history.reader import Records
 from jaxcb._src.replay.program import ReplaySpec, Rows, program_of, replay_function, run
 from jaxcb._src.sweep.overrides import with_overrides
 from jaxcb._src.sweep.space import Point, as_points
@@ -73,17 +74,18 @@ def replay_grid(callbacks: Chain, source: Any, learning_rate: Any, over: Any) ->
             raise ValueError(f"over: {path!r} is not in a callback; a recorded run has no other numbers to change.")
     base = TrainingConfig(0, None, None, callbacks)
     chains = [with_overrides(base, point).callbacks for point in points]
-    records = read_records(source)
+    records = read_log(source)
     form, rows = program_of(records, learning_rate)
     last, scale = np.zeros(len(points), np.int64), np.zeros(len(points), np.float32)
     stopped = np.zeros(len(points), bool)
-    for index in _by_structure(chains):
+    for index in by_structure(chains):
         at, factor, ended = _run([chains[i] for i in index], form, rows)
         last[index], scale[index], stopped[index] = at, factor, ended
     return _result(points, records, last, scale, stopped)
 
 
-def _by_structure(chains: Sequence[Chain]) -> list[list[int]]:
+def by_structure(chains: Sequence[Chain]) -> list[list[int]]:
+    """Returns the indices of the chains in groups of equal structure."""
     groups: list[tuple[Any, list[int]]] = []
     for i, one in enumerate(chains):
         tree = jax.tree.structure(one)

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxcb._src.core.actions.base import Action
-from jaxcb._src.core.actions.control import ScaleLearningRate, SetLearningRate, Stop, WeightAction
+from jaxcb._src.core.actions.base import Action, ControlAction
+from jaxcb._src.core.actions.control import Average, ScaleLearningRate, SetLearningRate, Snapshot, Stop, WeightAction
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.history.reader import Records
@@ -169,6 +169,8 @@ class Replayed(NamedTuple):
     scale: Any  # float32 (records,), the callbacks' factor after each record
     stopped: Any  # bool (records,), whether the run has stopped by then
     states: Any  # the callbacks' states at the end
+    each: Any  # the callbacks' states after each record, stacked
+    controls: Any  # float32 (records,), equal for equal control actions other than a stop and a scaled rate
 
 
 class _Carry(NamedTuple):
@@ -250,16 +252,29 @@ def run(callbacks: Chain, rows: Rows, form: ReplaySpec) -> Replayed:
         seen = ends(carry, row, row.values, row.reported, True)
         carry, more = run_hook("on_epoch_end", carry, seen, row.closes & alive)
         carry = carry._replace(ran=carry.ran + alive.astype(jnp.int32))
-        return carry, (fired + more, carry.rate.scale, carry.train.stop)
+        return carry, (fired + more, carry.rate.scale, carry.train.stop, carry.states, _controls(fired + more))
 
     rate = LearningRate.create(_recorded).replace(count=at(0).first_base)
     train = TrainState.create(params={}, opt_state=rate, callbacks=callbacks)
     carry = _Carry(train, callbacks.init(), jnp.zeros((), jnp.int32))
     always = jnp.ones((), bool)
     carry, begin = run_hook("on_train_begin", carry, begins(rate, 0, at(0).epoch), always)
-    carry, (actions, scale, stopped) = jax.lax.scan(record, carry, rows)
+    carry, (actions, scale, stopped, each, controls) = jax.lax.scan(record, carry, rows)
     row, ran = at(jnp.maximum(carry.ran - 1, 0)), carry.ran > 0
     values, reported = jnp.where(ran, row.values, jnp.nan), jnp.where(ran, row.reported, -1)
     seen = ends(carry, row._replace(step=jnp.where(ran, row.step, 0)), values, reported, True)
     carry, end = run_hook("on_train_end", carry, seen, always)
-    return Replayed(begin, actions, end, scale, stopped, carry.states)
+    return Replayed(begin, actions, end, scale, stopped, carry.states, each, controls)
+
+
+# seen in the flag and the scale; a copy of weights changes nothing
+_NO_OTHERS = (Stop, ScaleLearningRate, Snapshot, Average)
+
+
+def _controls(actions: Sequence[Action]) -> Array:
+    """Returns a number that differs, but for coincidence, where other control actions fire or have other values."""
+    total = jnp.zeros((), jnp.float32)
+    for i, action in enumerate(a for a in actions if isinstance(a, ControlAction) and not isinstance(a, _NO_OTHERS)):
+        payload = [jnp.sum(jnp.asarray(x, jnp.float32)) for x in jax.tree.leaves(action.replace(when=None))]
+        total = total + jnp.where(jnp.any(action.when), i + 1 + sum(payload), 0.0)
+    return total

@@ -15,7 +15,8 @@ from jaxcb._src.core.actions.records import fired
 from jaxcb._src.core.actions.utils import fill
 from jaxcb._src.core.callback import STEP_HOOKS, Callback, PopulationCallback
 from jaxcb._src.core.chain import Chain, chain
-from jaxcb._src.history.reader import Records, read_records
+from jaxcb._src.history.logs import read_log
+from jaxcb._src.history.reader import Records
 from jaxcb._src.replay.grid import ReplayGrid, host_device, replay_grid
 from jaxcb._src.replay.program import Replayed, program_of, replay_function, run
 from jaxcb._src.sweep.space import Point
@@ -120,11 +121,12 @@ def replay(
 
     Args:
         callbacks: callbacks, or a chain of them.
-        source: the path of a `history.csv` or of its `run_dir` (host metrics, such as
-            `elapsed`, are read from the journal next to it), a dict of lists, or a list of dicts. None, "NA" and a
-            missing key mean that a metric was not reported; nan is a value. The names `epoch` (from 0; the
-            record's index if missing) and `step` (increasing; counted from 1 if missing) are
-            positions; records of an epoch before its last one are validations within it.
+        source: the path of a `history.csv` or of its `run_dir` (host metrics, such as `elapsed`, are read from the
+            journal next to it), the log of another library (Keras's CSVLogger, Lightning's `metrics.csv`, TensorBoard's
+            event files, JSON lines, W&B's offline files), a dict of lists, or a list of dicts. None, "NA" and a missing
+            key mean that a metric was not reported; nan is a value. The names `epoch` (from 0; the record's index if
+            missing) and `step` (increasing; counted from 1 if missing) are positions; records of an epoch before its
+            last one are validations within it.
         learning_rate: the base rate, a number or an optax schedule of the step. None for the recorded
             `base_learning_rate`, or 1 if there is none.
         over: many configurations of the callbacks at once, as in `jc.sweep`: a grid by path, such as
@@ -157,7 +159,7 @@ def replay(
     _check_replayable(whole)
     if over is not None:
         return replay_grid(whole, source, learning_rate, over)
-    records = read_records(source)
+    records = read_log(source)
     form, rows = program_of(records, learning_rate)
     with jax.default_device(device := host_device()):
         whole = jax.device_get(to_strong_types(whole))

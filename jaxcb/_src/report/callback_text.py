@@ -139,11 +139,24 @@ def make_recorded(described: Mapping[str, str], classes: Mapping[str, str]) -> t
             missing[name] = "it is a class of the run's own code"
             continue
         try:
-            callback = _make(parse(words), recorded=True)
-            found.append(callback.replace(name=name))
+            described_callback = parse(words)
+        except CallbackTextError:
+            missing[name] = "it was made from functions or objects, which a checkpoint does not contain"
+            continue
+        try:
+            found.append(_made_again(described_callback).replace(name=name))
         except CallbackTextError as error:
             missing[name] = str(error)
     return found, missing
+
+
+def _made_again(described: Described) -> Any:
+    """Makes a callback from its stored fields. Where a class has set a field to None itself, its default is used."""
+    try:
+        return _make(described, recorded=True)
+    except CallbackTextError:
+        given = {name: value for name, value in described.fields.items() if value is not None}
+        return _make(described._replace(fields=given), recorded=True)
 
 
 def _clip(text: str) -> str:

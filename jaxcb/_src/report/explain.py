@@ -1,0 +1,256 @@
+"""`explain`: which actions fired in a recorded run, by which numbers, and what came nearest to firing.
+
+A decision depends on the metrics only. So the callbacks of a run, made again from the description in its checkpoint,
+decide on its history as they did in the run. Stops of callbacks that cannot be made again are those of the record.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxcb._src.core.actions.base import Action, LogAction
+from jaxcb._src.core.actions.control import ScaleLearningRate, Stop, WeightAction
+from jaxcb._src.core.actions.logging import Print
+from jaxcb._src.core.actions.records import fired
+from jaxcb._src.core.actions.utils import fill
+from jaxcb._src.core.callback import STEP_HOOKS
+from jaxcb._src.core.chain import Chain, chain
+from jaxcb._src.history.reader import Records
+from jaxcb._src.replay.grid import host_device
+from jaxcb._src.replay.program import Replayed, program_of, replay_function, run
+from jaxcb._src.report.callback_text import make_recorded
+from jaxcb._src.report.nearest import NearMiss, near_misses
+from jaxcb._src.report.run_folder import RunFolder
+from jaxcb._src.utils.errors import DataError, MissingMetricError
+from jaxcb._src.utils.pytree import to_strong_types
+
+# callbacks that only log: they decide nothing, and some cannot be made again from their description
+_LOGGERS = {"CSVLogger", "History", "JSONLogger", "LearningRateMonitor", "LogTo", "MLflowLogger", "ModelSummary"} | {
+    "ProgressBar",
+    "RemoteMonitor",
+    "TensorBoard",
+    "Throughput",
+    "WandbLogger",
+}
+_TOLERANCE = 1e-4  # of the recorded factor on the rate, which is a quotient of two rounded numbers
+
+
+class Event(NamedTuple):
+    """An action that fired.
+
+    Attributes:
+        epoch: from 0; -1 before the first one.
+        step: updates done.
+        callback: the name of the callback that returned it.
+        action: the name of its class.
+        text: what it did, and by which numbers.
+        numbers: the numbers, by name.
+    """
+
+    epoch: int
+    step: int
+    callback: str
+    action: str
+    text: str
+    numbers: dict[str, float]
+
+
+class Explanation(NamedTuple):
+    """The decisions of a recorded run.
+
+    Attributes:
+        events: the actions that fired, in order.
+        nearest: what came nearest to firing without doing so, the nearest first.
+        unexplained: name of a callback -> why its decisions are not explained.
+        problems: where the record contradicts the replayed decisions.
+    """
+
+    events: tuple[Event, ...]
+    nearest: tuple[NearMiss, ...]
+    unexplained: dict[str, str]
+    problems: tuple[str, ...]
+
+
+class Recorded(NamedTuple):
+    """The callbacks of a run, made again.
+
+    Attributes:
+        chain: those that could be made, and have a hook that the history can replay.
+        unexplained: name -> why not, for the others.
+    """
+
+    chain: Chain
+    unexplained: dict[str, str]
+
+
+def recorded_callbacks(run_folder: RunFolder, records: Records) -> Recorded:
+    """Makes the callbacks of a run again, from the description in its checkpoint."""
+    classes = run_folder.facts.get("callbacks", {})
+    described = run_folder.config.get("callbacks", {})
+    deciding = {name: words for name, words in described.items() if not _is_logger(classes.get(name, ""))}
+    made, missing = make_recorded(deciding, classes)
+    usable = []
+    for callback in made:
+        hooks = callback.hooks()
+        lost = sorted(hooks & set(STEP_HOOKS))
+        if lost and not hooks - set(STEP_HOOKS):
+            missing[callback.name] = f"it acts at every batch ({', '.join(lost)}), and the history has epochs"
+            continue
+        try:
+            spec, rows = program_of(records, None)
+            jax.eval_shape(lambda rows, one=callback, spec=spec: run(chain(one), rows, spec), rows)
+        except MissingMetricError as error:
+            missing[callback.name] = str(error)
+        else:
+            usable.append(callback)
+    return Recorded(chain(*usable), missing)
+
+
+def _is_logger(key: str) -> bool:
+    """Returns whether the key of a class in a checkpoint is that of one of our loggers."""
+    kind = key.split(" ")[0]
+    return kind.startswith("jaxcb.") and kind.rpartition(".")[2] in _LOGGERS
+
+
+def replayed(callbacks: Chain, records: Records, learning_rate: Any = None) -> Replayed:
+    """Returns all that a replay computes, with the states after each record, on the host."""
+    spec, rows = program_of(records, learning_rate)
+    with jax.default_device(device := host_device()):
+        whole = jax.device_get(to_strong_types(callbacks))
+        return jax.device_get(replay_function("each", run, whole, spec, device)(rows))
+
+
+def explain(run_folder: RunFolder, member: int | None = None) -> Explanation:
+    """Explains the decisions of a run.
+
+    Args:
+        run_folder: the run.
+        member: a member of a sweep; None for a single run.
+
+    Returns:
+        The actions that fired in the history, including those of `on_train_end` if the run has ended, without log
+        actions other than printed lines.
+
+    Raises:
+        DataError: for a history that is damaged, or has no such member.
+    """
+    records = records_of(run_folder, member)
+    stops = [s for s in run_folder.facts.get("stops", []) if member is None or s[4:] == [member]]
+    if records is None:
+        return Explanation((), (), {}, ())
+    callbacks, unexplained = recorded_callbacks(run_folder, records)
+    out = replayed(callbacks, records)
+    names = dict(callbacks.items())
+    ended = run_folder.is_complete or (bool(stops) and member is not None)
+    events = list(_events(names, records, out, ended))
+    known = {(e.callback, e.step) for e in events if e.action == "Stop"}
+    for owner, reason, step, epoch, *_ in stops:
+        if (owner, step) not in known:
+            events.append(Event(epoch, step, owner, "Stop", f"{reason} (from the record)", {}))
+    events.sort(key=lambda event: event.step)
+    problems = tuple(_problems(records, out, stops, known, names))
+    return Explanation(tuple(events), tuple(near_misses(names, records, out)), unexplained, problems)
+
+
+def records_of(run_folder: RunFolder, member: int | None) -> Records | None:
+    """Returns the records of a run, or of a member of a sweep; None before the first record.
+
+    Raises:
+        DataError: for a damaged history, and for a member that does not exist, or is needed and missing.
+    """
+    run_folder.check_history()
+    members = run_folder.members
+    if not members:
+        return None
+    if member not in members:
+        if None in members:
+            raise DataError(f"{run_folder.path} is a single run, so it has no member {member}. Leave --member out.")
+        known = ", ".join(map(str, list(members)[:12])) + (", ..." if len(members) > 12 else "")
+        raise DataError(f"{run_folder.path} is a sweep: expected one of its members {known}, got {member} (--member).")
+    return members[member]
+
+
+def _events(names: Mapping[str, Any], records: Records, out: Replayed, ended: bool) -> Iterator[Event]:
+    """Yields the actions that fired, in the order of the hooks."""
+    for action in fired(out.begin):
+        if _is_shown(action):
+            yield _event(action, -1, 0, {})
+    stacked = [(a, np.asarray(a.when)) for a in out.actions if _is_shown(a)]
+    count = len(records.step)
+    scale = np.concatenate([np.ones(1, np.float32), out.scale])
+    for row in np.flatnonzero(np.any([when for _, when in stacked], axis=0) if stacked else np.zeros(count, bool)):
+        for action in (a for a, when in stacked if when[row]):
+            one = jax.tree.map(lambda x, row=row: x[row], action)
+            numbers = _numbers(names.get(action.owner), action.owner, records, out, int(row))
+            if isinstance(one, ScaleLearningRate):
+                numbers |= {"factor": float(one.factor), **_rates(records, scale, int(row))}
+            yield _event(one, int(records.epoch[row]), int(records.step[row]), numbers)
+    if ended:
+        last = min(int(np.argmax(out.stopped)) if out.stopped.any() else count - 1, count - 1)
+        for action in fired(out.end):
+            if _is_shown(action):
+                yield _event(action, int(records.epoch[last]), int(records.step[last]), {})
+
+
+def _is_shown(action: Action) -> bool:
+    return not isinstance(action, LogAction) or isinstance(action, Print)
+
+
+def _event(action: Action, epoch: int, step: int, numbers: dict[str, float]) -> Event:
+    text = ""
+    if action.template:
+        text = fill(action, step=step, epoch=max(epoch, 0))
+    elif isinstance(action, WeightAction):
+        text = f"weights {action.slot!r}"
+    elif "rate_after" in numbers:
+        text = f"the learning rate {numbers['rate_before']:.6g} -> {numbers['rate_after']:.6g}"
+    elif "factor" in numbers:
+        text = f"the learning rate times {numbers['factor']:.6g}"
+    shown = ", ".join(f"{n} {v:.6g}" for n, v in numbers.items() if n not in ("factor", "rate_before", "rate_after"))
+    text = f"{text} ({shown})" if text and shown and not isinstance(action, Stop) else text or shown
+    return Event(epoch, step, action.owner, type(action).__name__, text, numbers)
+
+
+def _numbers(callback: Any, name: str, records: Records, out: Replayed, row: int) -> dict[str, float]:
+    """Returns the numbers behind a decision: the monitored value, the best one before it, and the patience used up."""
+    found: dict[str, float] = {}
+    monitor = getattr(callback, "monitor", None)
+    if isinstance(monitor, str) and monitor in records.names:
+        found[monitor] = float(records.values[row, records.names.index(monitor)])
+    state = out.each.get(name)
+    best, wait = getattr(state, "best", None), getattr(state, "wait", None)
+    if best is not None and row:
+        found["best_before"] = float(np.asarray(best)[row - 1])
+    if wait is not None and row:
+        found["waited_before"] = float(np.asarray(wait)[row - 1])
+    return found
+
+
+def _rates(records: Records, scale: np.ndarray, row: int) -> dict[str, float]:
+    if records.base is None:
+        return {}
+    base = float(records.base[min(row + 1, len(records.base) - 1)])
+    return {"rate_before": base * float(scale[row]), "rate_after": base * float(scale[row + 1])}
+
+
+def _problems(
+    records: Records, out: Replayed, stops: Sequence[Any], known: set[tuple[str, int]], names: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yields where the record differs from the replayed decisions: the callbacks were others for a part of the run."""
+    recorded = {(owner, step) for owner, _, step, *_ in stops}
+    for owner, step in sorted(known - recorded):
+        yield f"{owner} would have stopped the run at step {step}, but the record has no such stop"
+    for owner, step in sorted(recorded - known):
+        if owner in names:
+            yield f"{owner} stopped the run at step {step}, but its description in the checkpoint does not"
+    if records.scale is not None and len(records.step) > 1:
+        # a row has the rate of its last update, so a decision is seen in the next row
+        differs = ~np.isclose(records.scale[1:], out.scale[:-1], rtol=_TOLERANCE, atol=0)
+        if differs.any():
+            row = int(np.argmax(differs))
+            yield (
+                f"the learning rate after step {records.step[row]} has the factor {records.scale[row + 1]:.6g}, and by "
+                f"the explained callbacks {out.scale[row]:.6g}"
+            )
