@@ -1,4 +1,9 @@
-"""`jaxcb verify`: whether a run is whole; it can repair what a killed process has left."""
+"""`jaxcb verify`, `clean` and `resume`: the only commands that change a run, and only when told so."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
 
 import click
 
@@ -6,7 +11,11 @@ from jaxcb._src.cli import output
 from jaxcb._src.cli.arguments import as_json, one_run, yes
 from jaxcb._src.cli.main import FOUND
 from jaxcb._src.report import verify as _verify
+from jaxcb._src.report.clean import KINDS, plan
 from jaxcb._src.report.run_folder import RunFolder
+from jaxcb._src.utils.errors import DataError
+
+MASK = "***"  # in a recorded command, in place of a secret
 
 
 @click.command()
@@ -52,3 +61,67 @@ def refuse_running(run: RunFolder, changes: bool) -> None:
     """
     if changes and run.standing.state == "running":
         raise click.UsageError(f"{run.path} is being trained. Wait for its end, or stop it first.")
+
+
+@click.command()
+@one_run
+@click.option("--keep", "kept", multiple=True, required=True, type=click.Choice(KINDS), help="What stays; repeatable.")
+@yes
+@as_json
+def clean(run: RunFolder, kept: Sequence[str], yes: bool, as_json: bool) -> None:
+    """Removes the files of RUN except those of the kinds to --keep; shows them first, and asks for --yes.
+
+    Only what the run itself has made is removed: what its records name, under its id. "latest" is the checkpoint from
+    which it resumes; "nothing" removes all, its record included. Other files stay.
+    """
+    refuse_running(run, yes)
+    items = plan(run, kept)
+    if not as_json:
+        output.table(("remove", "kind", "size"), [(item.name, item.kind, output.size(item.bytes)) for item in items])
+        total = output.size(sum(item.bytes for item in items))
+        done = "are removed" if yes else "would be removed; pass --yes to remove them"
+        output.say(f"{len(items)} of the run's parts, {total}, {done}.")
+    if yes:
+        for item in items:
+            item.remove()
+    if as_json:
+        shown = [{"name": item.name, "kind": item.kind, "bytes": item.bytes} for item in items]
+        output.emit_json({"removed" if yes else "would_remove": shown})
+
+
+@click.command()
+@one_run
+@yes
+@as_json
+def resume(run: RunFolder, yes: bool, as_json: bool) -> None:
+    """Prints the command that continues RUN, and with --yes runs it.
+
+    It is the command that the record of the run has. The program has to pass resume=True to fit.
+    """
+    command = command_of(run)
+    if as_json:
+        output.emit_json({"command": command, "state": run.standing.state, "runs": yes})
+    else:
+        output.say(shlex.join(command))
+    if yes:
+        refuse_running(run, True)
+        if any(MASK in part for part in command):
+            raise click.UsageError("the record of the command has masked secrets (***). Run it yourself, with them.")
+        sys.stdout.flush()
+        raise click.exceptions.Exit(subprocess.run(command, check=False).returncode)
+
+
+def command_of(run: RunFolder) -> list[str]:
+    """Returns the command of the process that has last trained a run.
+
+    Raises:
+        DataError: if the record has none.
+    """
+    processes = getattr(run.record, "processes", None) or []
+    command = next((p["command"] for p in reversed(processes) if isinstance(p.get("command"), list)), None)
+    if not command or not all(isinstance(part, str) for part in command):
+        raise DataError(
+            f"the record of {run.path} does not say which command ran. Run its program again with "
+            f"fit(..., run_dir={str(run.path)!r}, resume=True)."
+        )
+    return [sys.executable, *command] if command[0].endswith(".py") else list(command)

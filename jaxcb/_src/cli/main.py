@@ -26,6 +26,10 @@ _COMMANDS = {
     "tail": ("tail", "tail", "The rows of a run, as they are written."),
     "explain": ("explain", "explain", "Every action that fired, by which numbers, and what came nearest to firing."),
     "replay": ("replay", "replay", "What other callbacks would have done on a run or another library's log."),
+    "compare": ("compare", "compare", "Where runs part, in numbers and decisions, and what they were made with."),
+    "plot": ("compare", "plot", "Curves, in the terminal or as a picture."),
+    "resume": ("care", "resume", "The command that continues a run; with --yes, runs it."),
+    "clean": ("care", "clean", "Removes files of a run, and nothing else; shows them first."),
     "verify": ("care", "verify", "Checksums and arrays of checkpoints, and logs beside the record."),
 }
 
