@@ -62,6 +62,9 @@ _BODY = record(
 )
 
 
+_FACTS = record({"step": whole(), "facts": mapping(anything)})
+
+
 class UnusableError(Exception):
     """A checkpoint that cannot be used, with the reason."""
 
@@ -183,8 +186,36 @@ def read(directory: Path) -> tuple[Saved, dict[str, list[int]]]:
     return _read(directory, NAME)
 
 
+def read_facts(directory: Path) -> tuple[int, dict[str, Any]]:
+    """Returns step and metadata of a checkpoint, without its arrays and files, for lists of a thousand runs.
+
+    Raises:
+        DamagedError: if there is no manifest, or if it has changed.
+        UnusableError: if it cannot be read, or was written by a newer jaxcb.
+    """
+    manifest = _parsed(directory, NAME)
+    try:
+        _FACTS(manifest, "")
+    except FormError as error:
+        raise DamagedError(f"{NAME} has invalid contents: {error}") from None
+    return manifest["step"], dict(manifest["facts"])
+
+
 def _read(directory: Path, file_name: str) -> tuple[Saved, dict[str, list[int]]]:
     """Reads the manifest with this file name."""
+    manifest = _parsed(directory, file_name)
+    try:
+        _BODY(manifest, "")
+        entries = tuple(ArrayEntry(name, key, tuple(shape), *kind) for name, key, shape, *kind in manifest["leaves"])
+        saved = Saved(directory, manifest["step"], dict(manifest["facts"]), entries)
+        _check_arrays(entries)
+    except FormError as error:
+        raise DamagedError(f"{NAME} has invalid contents: {error}") from None
+    return saved, manifest["files"]
+
+
+def _parsed(directory: Path, file_name: str) -> dict[str, Any]:
+    """Returns the contents of the manifest with this file name, of which only checksum and format are checked."""
     if directory.is_symlink():
         raise UnusableError("it is a link to another folder")
     try:
@@ -201,13 +232,9 @@ def _read(directory: Path, file_name: str) -> tuple[Saved, dict[str, list[int]]]
         manifest = parse(whole[2], _HEAD)
         if manifest["format"] > _FORMAT:
             raise UnusableError("a newer jaxcb wrote it")
-        _BODY(manifest, "")
-        entries = tuple(ArrayEntry(name, key, tuple(shape), *kind) for name, key, shape, *kind in manifest["leaves"])
-        saved = Saved(directory, manifest["step"], dict(manifest["facts"]), entries)
-        _check_arrays(entries)
     except FormError as error:
         raise DamagedError(f"{NAME} has invalid contents: {error}") from None
-    return saved, manifest["files"]
+    return manifest
 
 
 def _check_arrays(entries: Sequence[ArrayEntry]) -> None:

@@ -28,6 +28,7 @@ _COMMANDS = {
     "replay": ("replay", "replay", "What other callbacks would have done on a run or another library's log."),
     "compare": ("compare", "compare", "Where runs part, in numbers and decisions, and what they were made with."),
     "plot": ("compare", "plot", "Curves, in the terminal or as a picture."),
+    "report": ("report", "report", "Runs as one HTML file, without scripts or network."),
     "resume": ("care", "resume", "The command that continues a run; with --yes, runs it."),
     "clean": ("care", "clean", "Removes files of a run, and nothing else; shows them first."),
     "verify": ("care", "verify", "Checksums and arrays of checkpoints, and logs beside the record."),

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 _PIPE_WIDTH = 160  # characters of a line that goes to a file or another program
+_MOST_FOLDED = 200  # rows of a table whose cells are folded to the width of the terminal
 _STYLES = {
     "running": "green",
     "finished": "blue",
@@ -58,8 +59,11 @@ def say(text: str, *, style: str = "") -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> None:
     """Prints a table. Columns of numbers are aligned to the right; a state has its color."""
-    made = Table(box=box.SIMPLE_HEAD, title=plain(title) or None, title_justify="left", title_style="bold")
     rows = [list(row) for row in rows]
+    if len(rows) > _MOST_FOLDED:
+        _print_aligned(columns, rows)
+        return
+    made = Table(box=box.SIMPLE_HEAD, title=plain(title) or None, title_justify="left", title_style="bold")
     for i, name in enumerate(columns):
         cells = [row[i] for row in rows if row[i] is not None]
         is_number = bool(cells) and all(
@@ -69,6 +73,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str =
     for row in rows:
         made.add_row(*(Text(plain(cell), style=_STYLES.get(cell, "") if isinstance(cell, str) else "") for cell in row))
     _print(made)
+
+
+def _print_aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Prints a long table with a line for each row: rich folds cells, which takes a millisecond a row."""
+    lines = [[plain(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def facts(pairs: Iterable[tuple[str, Any]], *, title: str = "") -> None:

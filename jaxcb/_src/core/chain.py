@@ -262,7 +262,10 @@ def stacked_callbacks(chains: Sequence[Chain]) -> tuple[Chain, tuple[int | None,
     for column in columns:
         same = all(np.array_equal(x, column[0], equal_nan=True) for x in column)
         floats = any(isinstance(x, float) for x in column)  # then an int among them is a float as well
-        typed = to_strong_types([float(x) if floats and isinstance(x, int) else x for x in column])
-        leaves.append(column[0] if same else jnp.stack(typed))
+        if not same and all(isinstance(x, int | float) for x in column):
+            # by numpy: a stack of thousands of arrays is a program with an operand for each, which compiles for minutes
+            leaves.append(to_strong_types(np.asarray([float(x) if floats else x for x in column])))
+        else:
+            leaves.append(column[0] if same else jnp.stack(to_strong_types(column)))
         axes.append(None if same else 0)
     return jax.tree.unflatten(jax.tree.structure(chains[0]), leaves), tuple(axes)

@@ -71,6 +71,36 @@ def _scalars(path: Path) -> Iterator[tuple[int, str, float]]:
                 yield int(event.step), str(value.tag), number
 
 
+def images_in(directory: Path, most: int) -> dict[str, tuple[int, bytes]]:
+    """Returns the last image of each tag in the event files below a directory, as PNG or JPEG.
+
+    Args:
+        directory: where to look.
+        most: bytes of all images together; those that would exceed it are left out.
+
+    Returns:
+        tag -> step and image.
+    """
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+
+    found: dict[str, tuple[int, bytes]] = {}
+    for file in _files(directory):
+        try:
+            for event in map(Event.FromString, _frames(file)):
+                for value in event.summary.value:
+                    data = bytes(value.image.encoded_image_string) if value.WhichOneof("value") == "image" else b""
+                    if data.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff")):
+                        found[str(value.tag)] = int(event.step), data
+        except Exception:  # a damaged file has no images; `verify` names it
+            continue
+    size, kept = 0, {}
+    for tag, (step, data) in sorted(found.items()):
+        if size + len(data) <= most:
+            kept[tag] = step, data
+            size += len(data)
+    return kept
+
+
 def _frames(path: Path) -> Iterator[bytes]:
     """Yields the events of a file, without their checksums. The last one may be incomplete."""
     from tensorboardX.crc32c import crc32c

@@ -10,8 +10,12 @@ import jax
 import numpy as np
 
 from jaxcb._src.history.history import RunHistory
+from jaxcb._src.plotting import page
+from jaxcb._src.plotting.curves import cuts
+from jaxcb._src.plotting.series import Curves, Mark, curves_of_history, positions
 from jaxcb._src.training.learning_rate import CONSTANT, learning_rates
 from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.local_path import local_path
 
 _last: Any = None
 
@@ -92,7 +96,41 @@ class Result:
 
     def _repr_html_(self) -> str:
         rows = (f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self._facts().items())
-        return f"<table>{''.join(rows)}</table>"
+        return f"<table>{''.join(rows)}</table>{''.join(page.charts([self._curves()]))}"
+
+    def _curves(self) -> Curves:
+        """Returns the curves with their marks: the best epochs of callbacks, cuts of the rate, and the stop."""
+        at = positions(self.history.step, self.history.epoch)
+        marks = [Mark(x, "cut", f"the learning rate was reduced after epoch {x:g}") for x in cuts(self.history)]
+        for name, state in self.callback_states.items():
+            best = getattr(state, "best_epoch", None)
+            if best is not None and int(best) >= 0:
+                marks.append(Mark(int(best) + 1.0, "best", f"best of {name} in epoch {int(best) + 1}"))
+        if self.stopped_epoch is not None and len(at):
+            marks.append(Mark(float(at[-1]), "stop", str(self.stop_reason)))
+        name = "run" if self.run_dir is None else self.run_dir.name
+        return curves_of_history(name, self.history, sorted(marks, key=lambda mark: mark.x))
+
+    def report(self, path: str | Path = "report.html") -> Path:
+        """Writes a report: one HTML file with the curves as SVG, and the stop, best epochs and rate cuts marked.
+
+        It has no scripts and needs no network. `jaxcb report RUN_DIR` writes a longer one of a run with a `run_dir`,
+        with decisions, configuration and checkpoints.
+
+        Args:
+            path: the file to write.
+
+        Returns:
+            Its path.
+        """
+        path = local_path("Result.report", "path", path)
+        history = self.history
+        last = list(history.last().items())
+        parts = [page.facts(self._facts().items()), page.heading("Curves"), *page.charts([self._curves()])]
+        parts += [page.heading("Last reports"), page.table(("metric", "value"), last)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page.document("jaxcb: a run", parts), encoding="utf-8")
+        return path
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

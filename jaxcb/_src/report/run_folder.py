@@ -4,6 +4,7 @@ All that is read here may be a stranger's: manifests, records and histories are 
 bounded. Nothing is unpickled, and no name in a run is imported.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterator, Mapping
@@ -99,17 +100,24 @@ def find_runs(directory: Path, depth: int = 8) -> Iterator["RunFolder"]:
     """
     if is_run(directory):
         run = RunFolder(directory)
+        parts = [part for part in _directories(directory) if is_run(part)]
         # a sweep whose members needed several programs has a part for each, and is none itself
-        if run.checkpoints or not any(is_run(part) for part in directory.glob("part_*")):
+        if not parts or checkpoints_in(directory / CHECKPOINTS):
             yield run
-    if depth:
-        try:
-            found = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
-        except OSError:
-            return
-        for name in found:
-            if name not in _NEVER_RUNS:
-                yield from find_runs(directory / name, depth - 1)
+        for part in parts:
+            yield from find_runs(part, depth)
+        return  # what else a run has made is not looked into
+    for found in _directories(directory) if depth else ():
+        yield from find_runs(found, depth - 1)
+
+
+def _directories(directory: Path) -> list[Path]:
+    """Returns the directories in a directory, sorted, without those that never are runs."""
+    try:
+        entries = [entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+    return [directory / name for name in sorted(entries) if name not in _NEVER_RUNS]
 
 
 class RunFolder:
@@ -156,15 +164,14 @@ class RunFolder:
 
     @functools.cached_property
     def saved(self) -> Saved | None:
-        """The newest checkpoint of the training that can be used; None if there is none."""
-        return next(
-            (c.saved for c in reversed(self.checkpoints) if c.saved is not None and c.kind == CHECKPOINTS), None
-        )
+        """The newest checkpoint of the training that can be used, with its arrays; None if there is none."""
+        training = (c.saved for c in reversed(self.checkpoints) if c.kind == CHECKPOINTS)
+        return next((saved for saved in training if saved is not None), None)
 
-    @property
+    @functools.cached_property
     def facts(self) -> Mapping[str, Any]:
-        """The metadata of the newest checkpoint; empty if there is none."""
-        return {} if self.saved is None else self.saved.facts
+        """The metadata of the newest checkpoint of the training that can be used; empty if there is none."""
+        return _newest_facts(self.path / CHECKPOINTS)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -174,9 +181,8 @@ class RunFolder:
     @property
     def is_complete(self) -> bool:
         """Whether the run has ended by itself, and its result was saved."""
-        step = None if self.saved is None else self.saved.step
-        results = [c for c in self.checkpoints if c.kind == RESULT and c.saved is not None]
-        return bool(self.facts.get("over")) and any(c.step == step for c in results)
+        result = _newest_facts(self.path / RESULT)
+        return bool(self.facts.get("over")) and result.get("step") == self.facts["step"]
 
     @functools.cached_property
     def _history(self) -> tuple[dict[int | None, Records], DataError | OSError | None]:
@@ -229,7 +235,7 @@ class RunFolder:
         epoch = max([facts.get("epoch", 0), *(epoch for _, epoch in last)])
         if is_locked(self.path):
             state = "running"
-        elif self.history_problem or (self.checkpoints and not facts):
+        elif self.history_problem or (not facts and self.checkpoints):
             state = "damaged"
         elif not facts:
             state = "killed"
@@ -317,6 +323,17 @@ def reports_of(records: Records, name: str) -> np.ndarray:
     """Returns the values of a metric, NaN at records at which it was not reported, float32 (records,)."""
     at = records.names.index(name)
     return np.where(records.fresh[:, at], records.values[:, at], np.float32(np.nan))
+
+
+def _newest_facts(store: Path) -> dict[str, Any]:
+    """Returns the metadata of the newest checkpoint that can be used; empty if there is none."""
+    for path in sorted(checkpoints_in(store), key=lambda path: checkpoint_place(path.name), reverse=True):
+        with contextlib.suppress(UnusableError, FormError):
+            step, facts = _manifest.read_facts(path)
+            FACTS(facts, "facts")
+            if facts["step"] == step:
+                return facts
+    return {}
 
 
 def _checkpoint(path: Path, kind: str) -> Checkpoint:
