@@ -2,17 +2,22 @@
 
 The parts of `callbacks.md` and `actions.md` are made from docstrings, those of `differences_from_keras.md` from the
 rules of `tests/against_keras`, that of `optimizers.md` from `tests/training/_optax_all.py`, and those of `speed.md`
-from the saved measurements.
+from the saved measurements. That of `command_line.md` is what the commands print, on runs that are made for it.
 
     python docs/tables.py [PAGE ...]
 
 `tests/test_docs.py` fails if they are out of date.
 """
 
+import functools
 import importlib.util
 import inspect
+import os
 import re
+import subprocess
 import sys
+import tempfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -230,12 +235,74 @@ def accelerators() -> str:
     return f"Compiled with {versions}.\n\n{checks.markdown(results.rows)}"
 
 
+# all numbers are sums of a few powers of two, so that they are the same on each machine
+RUN = """
+import os, jax.numpy as jnp, optax, jaxcb as jc
+def loss_fn(params, batch, train):
+    return jnp.mean(params["w"] * batch) if train else (params["w"] + 3) ** 2 + 0.5
+def kill(epoch, logs):
+    if epoch == 4:
+        os._exit(9)
+deadly = jc.LambdaCallback(on_epoch_end=kill)
+for name, rate, patience, more in (("a", 0.125, 3, []), ("b", 0.0625, 5, []), ("c", 0.03125, 5, [deadly])):
+    callbacks = [jc.EarlyStopping(patience=patience), jc.ReduceLROnPlateau(patience=2, factor=0.5), *more]
+    jc.fit({"w": jnp.zeros(())}, loss_fn, jnp.ones(32), validation_data=jnp.ones(8), optimizer=optax.sgd,
+           learning_rate=rate, epochs=14, batch_size=8, callbacks=callbacks, run_dir=f"runs/{name}", verbose=0)
+"""
+COMMANDS = (
+    "ls runs",
+    "explain runs/a",
+    "replay runs/a --set EarlyStopping.patience=1..4",
+    "compare runs/a runs/b",
+    "verify runs/c",
+)
+IN_README = COMMANDS[:3]
+
+
+def with_time(manifest: Path, seconds: float) -> None:
+    """Gives a checkpoint a time of training that does not depend on the machine."""
+    body = manifest.read_bytes().partition(b', "manifest": ')[2]
+    body = re.sub(rb'"elapsed": [^,]+', f'"elapsed": {seconds}'.encode(), body.removesuffix(b"}\n"))
+    manifest.write_bytes(b'{"checksum": "%08x", "manifest": %b}\n' % (zlib.crc32(body), body))
+
+
+@functools.cache
+def outputs() -> dict[str, str]:
+    """Runs the commands of the page on runs that were just made, and returns what they printed."""
+    environment = {**os.environ, "COLUMNS": "128", "PYTHONPATH": str(HERE.parent), "JAX_PLATFORMS": "cpu"}
+    environment.pop("FORCE_COLOR", None)
+    with tempfile.TemporaryDirectory() as made:
+        given: dict[str, Any] = {"cwd": made, "env": environment, "text": True, "capture_output": True}
+        subprocess.run([sys.executable, "-c", RUN], check=False, **given)  # the last run kills itself
+        for manifest in Path(made).rglob("manifest.json"):
+            with_time(manifest, 0.5)
+        found = {}
+        for command in COMMANDS:
+            ran = subprocess.run([sys.executable, "-m", "jaxcb", *command.split()], check=False, **given)
+            if ran.stderr:
+                raise RuntimeError(f"jaxcb {command}: {ran.stderr}")
+            found[command] = ran.stdout.strip("\n")
+    return found
+
+
+def command_line(commands: Sequence[str] = COMMANDS) -> str:
+    """Returns commands and what they printed."""
+    return "\n\n".join(f"```console\n$ jaxcb {command}\n{outputs()[command]}\n```" for command in commands)
+
+
+def readme() -> str:
+    """Returns the commands that the README shows."""
+    return command_line(IN_README)
+
+
 PAGES: dict[str, Sequence[Callable[[], str]]] = {
     "callbacks.md": [callbacks],
     "actions.md": [actions],
     "differences_from_keras.md": [differences],
     "optimizers.md": [optimizers],
     "speed.md": [speed, accelerators],
+    "command_line.md": [command_line],
+    "../README.md": [readme],
 }
 
 

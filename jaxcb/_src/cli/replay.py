@@ -109,7 +109,8 @@ def _print(columns: dict[str, list[Any]], monitor: str, sort: str, rows: int) ->
     shown = {name: column for name, column in columns.items() if name != "holds_until_step"}
     shown["stopped_epoch"] = [None if e is None else e + 1 for e in columns["stopped_epoch"]]
     shown["holds_until_epoch"] = [e + 1 for e in columns["holds_until_epoch"]]
-    names = {"holds_until_epoch": "holds to epoch", "stopped_epoch": "stop", "epochs_saved": "saved", "value_lost": "lost", "lr_scale": "rate x"}
+    names = {"stopped_epoch": "stop", "epochs_saved": "saved", "value_lost": "lost", "lr_scale": "rate x"}
+    names["holds_until_epoch"] = "holds to epoch"
     titles = [names.get(name, name.replace("_", " ")) for name in shown]
     output.table(titles, [[column[i] for column in shown.values()] for i in order[:rows]])
     if len(order) > rows:
