@@ -8,6 +8,7 @@
 #   make blocks        the tests of runs with the steps in blocks of 2, 7 and 32, as on a GPU
 #   make deep          complete runs of the examples, which take longest
 #   make browser       check TensorBoard's pages in a browser (apt-get install chromium chromium-driver)
+#   make loaders       train with PyTorch's, TensorFlow's and grain's loaders, in runs that are killed
 #   make keras         compare the callbacks with the real Keras on 14,000 streams of metrics
 #   make mutants       change the callbacks one line at a time, and check that the tests fail
 #   make bench         all benchmarks against hand-written loops, Keras and Lightning, in a separate environment
@@ -22,8 +23,8 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: demo fast test lint check test-newest long blocks deep browser keras mutants bench bench-quick bench-gpu \
-    accelerators format lock clean
+.PHONY: demo fast test lint check test-newest long blocks deep browser loaders keras mutants bench bench-quick \
+    bench-gpu accelerators format lock clean
 
 PYTHON ?=
 BENCH_PYTHON ?=
@@ -35,6 +36,7 @@ NEWEST := .venv-newest
 BENCH := .venv-bench
 BENCH_GPU := .venv-bench-gpu
 ACCELERATORS := .venv-accelerators
+LOADERS := .venv-loaders
 PIP_FLAGS := -qq --disable-pip-version-check
 export PYTHONUNBUFFERED := 1
 
@@ -93,6 +95,10 @@ deep: .venv/.dev
 browser: .venv/.dev
 	$(BIN)/python -m pytest -m browser -rs tests/browser $(ARGS)
 
+loaders: $(LOADERS)/.done
+	$(LOADERS)/bin/python -m pytest tests/data/test_third_party_data.py
+	$(LOADERS)/bin/python -m pytest -m loaders tests/loaders $(ARGS)
+
 keras: .venv/.dev
 	$(BIN)/python tests/against_keras $(ARGS)
 
@@ -123,7 +129,8 @@ test-newest:
 	    echo "No Python newer than $$($$default -c "$$minor") here: 'make test' is already on the newest one."; \
 	else \
 	    $(MAKE) --no-print-directory $(NEWEST)/.dev NEWEST_PYTHON="$$python" && \
-	    $(NEWEST)/bin/python -m pytest -n $(WORKERS) -m "not deep and not slow and not long and not browser" $(ARGS); \
+	    $(NEWEST)/bin/python -m pytest -n $(WORKERS) -m "not deep and not slow and not long and not browser and not loaders" \
+	        $(ARGS); \
 	fi
 
 $(BIN)/python:
@@ -169,6 +176,14 @@ $(BENCH_GPU)/.done: $(SOURCES) requirements/bench.txt requirements/bench-gpu.txt
 	$(BENCH_GPU)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
 	@touch $@
 
+$(LOADERS)/.done: $(SOURCES) requirements/loaders.txt
+	$(call PYTHON311,The tests of loaders need) \
+	echo "Setting up $(LOADERS) with PyTorch and TensorFlow (once)"; \
+	$$python -m venv $(LOADERS) && \
+	$(LOADERS)/bin/python -m pip install $(PIP_FLAGS) -r requirements/py311.txt -r requirements/loaders.txt && \
+	$(LOADERS)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+	@touch $@
+
 # The compilers of a TPU and a GPU take a gigabyte. Hypothesis is for docs/tables.py.
 $(ACCELERATORS)/.done: $(SOURCES) requirements/accelerators.txt
 	$(call PYTHON311,The compilers for accelerators need) \
@@ -183,5 +198,5 @@ lock:
 	sh tools/lock.sh
 
 clean:
-	rm -rf .venv $(NEWEST) $(BENCH) $(BENCH_GPU) $(ACCELERATORS) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv $(NEWEST) $(BENCH) $(BENCH_GPU) $(ACCELERATORS) $(LOADERS) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find jaxcb tests examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -3,6 +3,7 @@
 #   py311.txt     Python 3.11, the last one that jax 0.10 serves
 #   newest.txt    later Pythons, resolved on the newest one here
 #   bench.txt     what the benchmarks compare with, beside py311.txt
+#   loaders.txt   the loaders that the tests train with, beside py311.txt
 #   bench-gpu.txt and accelerators.txt     CUDA for the benchmarks; compilers for devices that are not here
 # Only what resolves is written, never where it came from.
 set -eu
@@ -23,20 +24,20 @@ lock() { # interpreter, file
     echo "requirements/$2: $(grep -c == "requirements/$2") packages"
 }
 
-lock_bench() { # interpreter
+lock_group() { # interpreter, dependency group; its file has what py311.txt has not
     "$1" -m venv "$work/env"
     "$work/env/bin/python" -m pip install --quiet --upgrade 'pip>=25.1'
     "$work/env/bin/python" -m pip install --quiet -r requirements/py311.txt
-    "$work/env/bin/python" -m pip install --quiet -c requirements/py311.txt --group bench
+    "$work/env/bin/python" -m pip install --quiet -c requirements/py311.txt --group "$2"
     {
         echo "# Made by \`make lock\` on Python 3.11, beside py311.txt; not edited by hand."
         echo "-c py311.txt"
         # a build's own mark (+cpu) depends on where it came from
         "$work/env/bin/python" -m pip freeze --exclude pip | grep '==' | sed 's/+.*//' | grep -vxFf requirements/py311.txt
-    } >"$work/bench.txt"
+    } >"$work/$2.txt"
     rm -rf "$work/env"
-    mv "$work/bench.txt" requirements/bench.txt
-    echo "requirements/bench.txt: $(grep -c == requirements/bench.txt) packages"
+    mv "$work/$2.txt" "requirements/$2.txt"
+    echo "requirements/$2.txt: $(grep -c == "requirements/$2.txt") packages"
 }
 
 lock_devices() { # interpreter; the versions that belong to the locked jax
@@ -65,5 +66,6 @@ print(next(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")))'
 oldest=$(command -v python3.11)
 lock "$oldest" py311.txt
 lock "$(sh tools/find_python.sh newest)" newest.txt
-lock_bench "$oldest"
+lock_group "$oldest" bench
+lock_group "$oldest" loaders
 lock_devices "$oldest"

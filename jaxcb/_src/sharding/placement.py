@@ -156,8 +156,7 @@ class Placement:
             DataError: with several processes, for a batch that does not divide over the devices.
         """
         if self.mesh is None:
-            # a loader may put its batches on any devices
-            return jax.device_put(jax.tree.map(lambda x: x if _is_on(x, self.own_devices) else np.asarray(x), tree))
+            return jax.device_put(jax.tree.map(self._host_array_if_elsewhere, tree))
         rows = jax.tree.leaves(tree)[0].shape[axis]
         if self.divides(rows * self.processes):
             return jax.tree.map(lambda x: put_part(x, self.batch_sharding(axis)), tree)
@@ -167,6 +166,12 @@ class Placement:
                 "rows. Pass Execution(drop_remainder=True)."
             )
         return self.put_everywhere(tree)
+
+    def _host_array_if_elsewhere(self, x: Any) -> Any:
+        """Returns an array of the host for one on other devices, since a loader may put its batches anywhere."""
+        if not isinstance(x, jax.Array) or not x.committed or x.sharding.device_set == set(self.own_devices):
+            return x
+        return np.asarray(x)
 
     @property
     def processes(self) -> int:
@@ -294,11 +299,6 @@ class Placement:
     def _shares_threads(self) -> bool:
         local = self.mesh.local_devices if self.mesh is not None else ()
         return len(local) > 1 and self.platform == "cpu"
-
-
-def _is_on(x: Any, devices: list[Any]) -> bool:
-    """Returns whether an array is of the host, or lies on one of these devices."""
-    return not isinstance(x, jax.Array) or not x.committed or x.sharding.device_set == set(devices)
 
 
 ONE_DEVICE = Placement()
