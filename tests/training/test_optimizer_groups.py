@@ -162,6 +162,13 @@ def test_groups_and_trainable_go_together():
         fit(trainable="head/**")
 
 
+def test_a_run_with_groups_continues_with_another_part():
+    first = fit(optimizer={"head/**": optax.adam}, learning_rate=0.05, trainable="head/**")
+    second = jc.fit(first, loss_fn, DATA, optimizer=GROUPS, learning_rate=RATES, trainable="**", epochs=1, verbose=0)
+    assert set(second.state.learning_rates) == {"body", "head"}
+    np.testing.assert_allclose(second.history["learning_rate/body"], 0.02, rtol=1e-6)
+
+
 def test_a_group_may_be_a_type_of_variables():
     class Net(nnx.Module):
         def __init__(self):
