@@ -251,6 +251,14 @@ def test_a_metric_may_not_have_the_name_of_a_rate():
                epochs=1, verbose=0)  # fmt: skip
 
 
+def test_population_based_training_perturbs_the_rate_of_a_group():
+    pbt = jc.callbacks.PopulationBasedTraining("loss", every=1, fraction=0.5, numbers=("optimizer.head.learning_rate",))
+    metrics = jc.Metrics({"loss": jnp.array([0.3, 0.1])}, alive=jnp.ones(2, bool), member=jnp.arange(2))
+    _, (_, scale) = pbt.on_epoch_end((), metrics)
+    assert isinstance(scale, jc.actions.ScaleLearningRate)
+    assert scale.of == "head"
+
+
 def test_names_of_groups():
     assert [group_name(p) for p in ("a/**", "**/a", "a/*/b", "*", ("a/**", "b"))] == ["a", "a", "a/*/b", "all", "a+b"]
 

@@ -63,8 +63,17 @@ def test_it_is_a_run_of_each_part_after_the_other(data, executor, capsys):
     assert int(whole.state.step) == 16
 
 
-@pytest.mark.parametrize("executor", ["looped", "stepped"])
-@pytest.mark.parametrize("cut", [1, 2, 3])
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("cut", "executor"),
+    [
+        (2, "looped"),
+        (3, "stepped"),
+        *(pytest.param(*case, marks=LONG) for case in [(1, "looped"), (3, "looped"), (1, "stepped"), (2, "stepped")]),
+    ],
+)
 def test_it_resumes_bit_for_bit_from_each_stage(tmp_path, cut, executor):
     kwargs = {
         "callbacks": [jc.EarlyStopping("loss", patience=9, restore_best_weights=True), jc.ModelCheckpoint("last")],
