@@ -195,6 +195,7 @@ def test_finetune_in_short():
     assert 0.0 < moved[3] < moved[1]  # frozen for half of the time, and never
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_lora_in_short(tmp_path):
     pytest.importorskip("sklearn")

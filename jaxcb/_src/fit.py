@@ -19,6 +19,7 @@ from jaxcb._src.data.spec import rows_in
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator
 from jaxcb._src.loop.compiled.traced_functions import RunFunctions
 from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig, name_of
+from jaxcb._src.loop.host.stages import Stage, stages_of
 from jaxcb._src.loop.result import Result
 from jaxcb._src.loop.run import run_training
 from jaxcb._src.models.adapt import adapt
@@ -42,7 +43,7 @@ def fit(  # noqa: PLR0913
     *,
     optimizer: Optimizer | Mapping[Filter, Optimizer] | None = None,
     learning_rate: Rate | Mapping[Filter, Rate] | None = None,
-    trainable: Filter | None = None,
+    trainable: Filter | Mapping[int, Filter] | None = None,
     epochs: int | None = None,
     steps: int | None = None,
     steps_per_epoch: int | None = None,
@@ -84,8 +85,9 @@ def fit(  # noqa: PLR0913
         learning_rate: a constant or an optax schedule (number of updates -> rate); or a dict of the groups to these.
         trainable: which parameters are trained: a pattern of paths such as "head/**", a type of NNX Variables such as
             `nnx.LoRAParam`, a predicate of (path, array), `jc.models.AllBut(...)`, or a sequence of these. The others
-            are read-only: they have no gradients and no optimizer state, and are neither copied nor saved. None trains
-            all; or, of a `Result` or `TrainState`, what it has trained.
+            are read-only: they have no gradients and no optimizer state, and are neither copied nor saved. A dict of
+            epochs (from 0) to these, such as `{0: "head/**", 5: "**"}`, trains more from an epoch on, in another
+            program. None trains all; or, of a `Result` or `TrainState`, what it has trained.
         epochs: number of epochs to train.
         steps: number of updates to do; with `epochs`, whichever comes first.
         steps_per_epoch: steps of an epoch. None is one pass over the data.
@@ -162,10 +164,13 @@ def fit(  # noqa: PLR0913
         execution=execution,
         checkpointing=checkpointing,
     )
-    training = TrainingConfig(
-        config.seed, optimizer, learning_rate, as_chain(callbacks), controls=controls or {}, trainable=trainable
-    )
-    given, adapter = [_first_state(model, training, copy=execution.copy)], model
+    training = TrainingConfig(config.seed, optimizer, learning_rate, as_chain(callbacks), controls=controls or {})
+    stages: tuple[Stage, ...] = ()
+    types = variable_types(tuple(trainable.values()) if isinstance(trainable, Mapping) else trainable)
+    if isinstance(trainable, Mapping):
+        trainable, stages = stages_of(trainable, training)
+    training = training.with_trainable(trainable, staged=bool(stages))
+    given, adapter = [_first_state(model, training, types, copy=execution.copy)], model
     if not isinstance(model, Result | TrainState):
         adapter = given[0].adapter
     settings = {
@@ -180,7 +185,7 @@ def fit(  # noqa: PLR0913
     functions = RunFunctions(
         Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn, class_weight=class_weight), training.callbacks
     )
-    return run_training(functions, given.pop(), train_data, config, settings=settings)
+    return run_training(functions, given.pop(), train_data, config, settings=settings, stages=stages)
 
 
 def evaluate(
@@ -298,10 +303,17 @@ def _named(setting: str, value: Any) -> dict[str, Any]:
     return {f"{setting}/{group_name(given)}": name_of(x) for given, x in value.items()}
 
 
-def _first_state(model: Any, training: TrainingConfig, *, copy: bool) -> TrainState:
-    """Returns the train state that a run begins with: that of a new model, or of an earlier run."""
+def _first_state(model: Any, training: TrainingConfig, types: tuple[type, ...], *, copy: bool) -> TrainState:
+    """Returns the train state that a run begins with: that of a new model, or of an earlier run.
+
+    Args:
+        model: as in `fit`.
+        training: what is trained at first, and how.
+        types: types of NNX Variables that are trained besides `nnx.Param`.
+        copy: whether an NNX module stays as it is.
+    """
     if not isinstance(model, Result | TrainState):
-        return training.train_state(adapt(model, copy=copy, trained=variable_types(training.trainable)))
+        return training.train_state(adapt(model, copy=copy, trained=types))
     begun = model.state if isinstance(model, Result) else model
     adapter = begun.adapter
     if copy and getattr(adapter, "in_place", False):

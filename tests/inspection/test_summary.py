@@ -94,7 +94,7 @@ def test_a_run_shows_the_flops_of_its_step(capsys):
 def test_a_writer_without_a_step_makes_do_with_the_arrays(capsys):
     writer = SummaryWriter(Context(None, SimpleNamespace(state=make_state(), traced_step=None, frozen=()), 0, 1))
     writer.write(SimpleNamespace(action=jc.actions.Summarize(verbose=0)))
-    assert capsys.readouterr().out == "4 parameters · 4 trained, 0 not · 16 B\n"
+    assert capsys.readouterr().out == "4 parameters · 4 trained, 0 not · 16 B · 77 B of gradients and optimizer state\n"
 
 
 def test_without_a_step_there_are_no_flops():

@@ -162,6 +162,13 @@ def test_groups_and_trainable_go_together():
         fit(trainable="head/**")
 
 
+def test_a_run_with_groups_continues_with_another_part():
+    first = fit(optimizer={"head/**": optax.adam}, learning_rate=0.05, trainable="head/**")
+    second = jc.fit(first, loss_fn, DATA, optimizer=GROUPS, learning_rate=RATES, trainable="**", epochs=1, verbose=0)
+    assert set(second.state.learning_rates) == {"body", "head"}
+    np.testing.assert_allclose(second.history["learning_rate/body"], 0.02, rtol=1e-6)
+
+
 def test_a_group_may_be_a_type_of_variables():
     class Net(nnx.Module):
         def __init__(self):
@@ -242,6 +249,14 @@ def test_a_metric_may_not_have_the_name_of_a_rate():
     with pytest.raises(ValueError, match="the metric name 'learning_rate/mine' is reserved"):
         jc.fit(params(), lambda p, b: (loss_fn(p, b), {"learning_rate": {"mine": 1.0}}), DATA, optimizer=optax.sgd(0.1),
                epochs=1, verbose=0)  # fmt: skip
+
+
+def test_population_based_training_perturbs_the_rate_of_a_group():
+    pbt = jc.callbacks.PopulationBasedTraining("loss", every=1, fraction=0.5, numbers=("optimizer.head.learning_rate",))
+    metrics = jc.Metrics({"loss": jnp.array([0.3, 0.1])}, alive=jnp.ones(2, bool), member=jnp.arange(2))
+    _, (_, scale) = pbt.on_epoch_end((), metrics)
+    assert isinstance(scale, jc.actions.ScaleLearningRate)
+    assert scale.of == "head"
 
 
 def test_names_of_groups():

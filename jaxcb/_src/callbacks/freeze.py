@@ -16,7 +16,8 @@ class Freeze(Callback):
 
     Their updates, weight decay included, are multiplied by 0, so freezing and unfreezing never retraces. Gradients are
     still computed, and the optimizer's statistics of them (Adam's moments) still change. Statistics of the model below
-    a frozen path, such as those of batch norms, keep their values. Requires a hook before the update: `fit`, or `Loop`
+    a frozen path, such as those of batch norms, keep their values. `fit(trainable=)` saves the gradients and the
+    optimizer's state, too, and needs another program to unfreeze. Requires a hook before the update: `fit`, or `Loop`
     with `Step`.
 
     Args:

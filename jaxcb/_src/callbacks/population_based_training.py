@@ -23,8 +23,8 @@ class PopulationBasedTraining(PopulationCallback):
         monitor: a metric's name.
         every: epochs between two exchanges.
         fraction: fraction of members that copy, and that are copied; above 0, at most 0.5.
-        numbers: paths of the hyperparameters: `optimizer.learning_rate`, `optimizer.NAME` of a swept number,
-            `controls.NAME`.
+        numbers: paths of the hyperparameters: `optimizer.learning_rate`, `optimizer.GROUP.learning_rate` of one of
+            several optimizers, `optimizer.NAME` of a swept number, `controls.NAME`.
         factors: the factors to draw from.
         seed: seed of the draws.
         mode: "min", "max", or "auto" to derive it from the name.

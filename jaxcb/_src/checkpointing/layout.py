@@ -76,7 +76,7 @@ FACTS = record(
             {"request": _REQUEST},
         ),
     },
-    {"block": whole(32), "record": entries(whole(), whole())},
+    {"block": whole(32), "record": entries(whole(), whole()), "stage": _COUNT},
 )
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from jaxcb._src.data.progress import UNBOUNDED
 from jaxcb._src.data.resident import ResidentPlan
 from jaxcb._src.data.spec import DataSpec
 from jaxcb._src.data.validation import HostSet, ResidentSet
+from jaxcb._src.loop.compiled.executor import Executor
 from jaxcb._src.loop.compiled.member_map import Strategy, known, measured
 from jaxcb._src.loop.compiled.position import HostPosition
 from jaxcb._src.loop.compiled.program_spec import ProgramSpec
@@ -28,6 +29,7 @@ from jaxcb._src.loop.host.device_run import DeviceRun
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.host_metrics import Evaluators, HostMetrics, host_metric_names
 from jaxcb._src.loop.host.population import ActiveMembers, Population
+from jaxcb._src.loop.host.stages import Stage, Stages
 from jaxcb._src.loop.programs import Reported, RunPrograms
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.training.probes import Probe
@@ -74,7 +76,7 @@ class RunData(NamedTuple):
     sets: Mapping[str, ResidentSet | HostSet]
 
 
-def build_driver(
+def build_driver(  # noqa: PLR0913
     functions: RunFunctions,
     train_state: TrainState,
     config: RunConfig,
@@ -84,6 +86,8 @@ def build_driver(
     keeper: Checkpointer | None = None,
     population: Population | None = None,
     placement: Placement = ONE_DEVICE,
+    stages: Sequence[Stage] = (),
+    begun: int = 0,
 ) -> tuple[Driver, str]:
     """Traces the hooks, builds the program and returns the driver of a run.
 
@@ -100,6 +104,8 @@ def build_driver(
         keeper: writes checkpoints; None for a run without checkpoints.
         population: configuration of a population; None for a single run.
         placement: shardings of a single run; for a population, the devices that members may be sharded over.
+        stages: all stages of the run but the first.
+        begun: number of those that have begun; `train_state` is that of the last of them.
 
     Returns:
         The driver, and why its executor was chosen.
@@ -112,20 +118,19 @@ def build_driver(
     # a population shards its members, not batch and train state
     alone = placement if population is None else ONE_DEVICE
     probes = _all_probes(metrics.probes, functions.callbacks)
-    programs = RunPrograms(
-        functions,
-        alone.shapes(train_state),
-        plan.spec,
-        sets,
-        Reported(config.cadence, probes, evaluators.names, host_metric_names(metrics.host_metrics)),
-        population,
-        alone,
-        execution.debug,
-    )
+    reported = Reported(config.cadence, probes, evaluators.names, host_metric_names(metrics.host_metrics))
+
+    def programs_of(train_state: TrainState) -> RunPrograms:
+        shapes = alone.shapes(train_state)
+        new = RunPrograms(functions, shapes, plan.spec, sets, reported, population, alone, execution.debug)
+        new.spec(new.members)
+        context.run.describe_step(new.traced_step)
+        if keeper is not None:
+            keeper.describe(new.traced_facts())
+        return new
+
+    programs = programs_of(train_state)
     spec = programs.spec(programs.members)
-    context.run.describe_step(programs.traced_step)
-    if keeper is not None:
-        keeper.describe(programs.traced_facts())
     platform = placement.platform
     kind, why = _executor(execution, programs, spec, platform)
     block = _block(execution, programs, spec, platform) if kind == "looped" else None
@@ -156,7 +161,12 @@ def build_driver(
     place = _place(config, plan.spec, programs.validation.predicates.validates)
     if not config.is_trial:
         _warn_of_what_never_comes(place, probes, functions.callbacks, spec, context)
-    device = DeviceRun(programs.executor(kind, programs.members, over, placement, block), live, inputs, place, group)
+
+    def executor_of(programs: RunPrograms) -> Executor:
+        return programs.executor(kind, programs.members, over, placement, block)
+
+    left = Stages(stages, begun, lambda train_state: executor_of(programs_of(train_state)), context.say)
+    device = DeviceRun(executor_of(programs), live, inputs, place, group, left)
     host_sets = {prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)}
     host_metrics = HostMetrics(
         metrics.host_metrics,

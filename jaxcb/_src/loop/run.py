@@ -5,7 +5,7 @@ import contextlib
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -34,6 +34,7 @@ from jaxcb._src.loop.compiled.traced_functions import RunFunctions
 from jaxcb._src.loop.config import RunConfig, settings_of
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
+from jaxcb._src.loop.host.stages import Stage
 from jaxcb._src.loop.host.stops import TERMINATED
 from jaxcb._src.loop.result import Result, delivered, remember
 from jaxcb._src.sharding.arrays import common_device, with_automatic_axes
@@ -81,6 +82,7 @@ def run_training(
     settings: Mapping[str, Any] | None = None,
     population: Population | None = None,
     result: Callable[[Driver, Path | None, Context], R] = result_of,
+    stages: Sequence[Stage] = (),
 ) -> R:
     """Trains.
 
@@ -95,6 +97,7 @@ def run_training(
         settings: further hyperparameters, name -> number, text or boolean, for tables.
         population: configuration of a population; None for a single run.
         result: makes the return value from the driver, the run directory and the context.
+        stages: all stages of the run but the first.
 
     Raises:
         ValueError: for arguments that contradict each other.
@@ -118,7 +121,7 @@ def run_training(
         _say_trained(train_state, context)
         given = [train_state]
         del train_state  # the driver copies it: without a reference here its arrays are freed if the caller has none
-        driver, why = _build(functions, given, train_data, config, start, context, placement, population)
+        driver, why = _build(functions, given, train_data, config, start, context, placement, population, stages)
         if start.saved is not None:
             why = "as the run began"
             _restore(driver, start)
@@ -247,7 +250,7 @@ def _say_trained(state: TrainState, context: Context) -> None:
         context.say(f"jaxcb: trains {trained:,} of {trained + frozen:,} parameters ({share:.2%}).")
 
 
-def _build(
+def _build(  # noqa: PLR0913
     functions: RunFunctions,
     given: list[TrainState],
     train_data: Any,
@@ -256,6 +259,7 @@ def _build(
     context: Context,
     placement: Placement,
     population: Population | None,
+    stages: Sequence[Stage],
 ) -> tuple[Driver, str]:
     """Plans the data, and makes validation sets and driver. Empties `given`, the list with the train state."""
     group = context.processes
@@ -280,6 +284,9 @@ def _build(
     if group.is_multiprocess and population is not None and population.strategy is None:
         # a measurement could choose differently on each process
         population = population._replace(strategy="shard")
+    begun = 0 if start.saved is None else start.saved.facts.get("stage", 0)
+    for stage in stages[:begun]:
+        given.append(stage.begin(given.pop()))
     return build_driver(
         functions,
         given.pop(),
@@ -289,6 +296,8 @@ def _build(
         keeper=start.keeper,
         population=population,
         placement=placement,
+        stages=stages,
+        begun=min(begun, len(stages)),
     )
 
 

@@ -1,6 +1,6 @@
 """Several optimizers, each for a group of parameters, and each with a learning rate of its own name."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -139,7 +139,7 @@ class GroupedOptimizer(optax.GradientTransformationExtraArgs):
             return jax.tree.unflatten(jax.tree.structure(tree), labels)
 
         # extra arguments such as `grad` are masked like the updates
-        own: dict[Hashable, optax.GradientTransformation] = {**transforms}
+        own: Any = dict(transforms)  # names are strings, and optax accepts any hashable key
         tx = optax.partition(own, tree_of_labels, mask_compatible_extra_args=True)
         self = cls(tx.init, tx.update)
         self._made_from = (dict(transforms), labels)

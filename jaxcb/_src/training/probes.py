@@ -25,7 +25,7 @@ class StepView(Struct):
     """The values of a step that a probe can read, before the update is applied.
 
     Attributes:
-        params: the parameters before the update.
+        params: the trained parameters before the update; `state.all_params` has the frozen ones, too.
         grads: the gradients, with the structure of `params`.
         updates: the updates that will be added to `params`.
         batch: the step's batch.

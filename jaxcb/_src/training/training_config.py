@@ -9,8 +9,8 @@ import jax
 import optax
 
 from jaxcb._src.core.chain import Chain
-from jaxcb._src.models.adapter import Adapter
-from jaxcb._src.models.trainable import Filter, describe, split_trainable
+from jaxcb._src.models.adapter import Adapter, avals
+from jaxcb._src.models.trainable import Filter, describe, joined, split_trainable
 from jaxcb._src.training.accumulation import accumulated, without_accumulation
 from jaxcb._src.training.learning_rate import (
     adjustable_lr,
@@ -21,6 +21,8 @@ from jaxcb._src.training.learning_rate import (
 )
 from jaxcb._src.training.optimizer_groups import GroupedOptimizer, labels_of, named_groups, rates_of_groups
 from jaxcb._src.training.train_state import TrainState, checked_controls
+from jaxcb._src.utils.kept_programs import KeptFunction, kept_program
+from jaxcb._src.utils.program_key import key_of, tree_key
 from jaxcb._src.utils.pytree import to_strong_type
 
 Optimizer = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
@@ -40,6 +42,7 @@ class TrainingConfig:
         controls: name -> number.
         model: arguments of the function that makes the model, besides the seed.
         trainable: which parameters are trained; see `split_trainable`.
+        staged: whether the run trains more later: then a group of the optimizer may be frozen at first.
         owner: the function that was called, which errors name.
     """
 
@@ -51,6 +54,7 @@ class TrainingConfig:
     controls: Mapping[str, float] = dataclasses.field(default_factory=dict)
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     trainable: Filter | None = None
+    staged: bool = False
     owner: str = "fit"
 
     def __post_init__(self) -> None:
@@ -64,12 +68,15 @@ class TrainingConfig:
         rest = {name: value for name, value in self.hyperparameters.items() if name not in fixed}
         return dataclasses.replace(self, optimizer=functools.partial(self.optimizer, **numbers), hyperparameters=rest)
 
-    def transformation(self, params: Any, types: Mapping[str, type] | None = None) -> optax.GradientTransformation:
+    def transformation(
+        self, params: Any, types: Mapping[str, type] | None = None, frozen: Any = None
+    ) -> optax.GradientTransformation:
         """Makes the optimizer, with a learning rate that callbacks can change: exactly, or by scaling its updates.
 
         Args:
             params: the parameters, or their shapes.
             types: path -> type of the NNX Variable; None for other models.
+            frozen: the frozen parameters, with None in place of the trained ones.
 
         Returns:
             An optax transformation.
@@ -79,7 +86,7 @@ class TrainingConfig:
             ValueError: if a factory has no learning rate, or a ready-made optimizer is given one.
         """
         if isinstance(self.optimizer, Mapping):
-            return self._grouped(params, types)
+            return self._grouped(params, types, frozen)
         if isinstance(self.learning_rate, Mapping):
             raise TypeError(
                 f"{self.owner}: learning_rate is a dict, but optimizer is none. Pass a dict of the same groups: "
@@ -87,11 +94,15 @@ class TrainingConfig:
             )
         return self._one(self.optimizer, self.learning_rate, params)
 
-    def _grouped(self, params: Any, types: Mapping[str, type] | None) -> GroupedOptimizer:
+    def _grouped(self, params: Any, types: Mapping[str, type] | None, frozen: Any) -> GroupedOptimizer:
         """Makes the optimizer of a dict of groups."""
         names = named_groups(self.optimizer, self.owner)
         rates = rates_of_groups(self.optimizer, self.learning_rate, self.owner)
-        labels = labels_of(names, params, types, self.owner)
+        whole = joined(params, frozen) if self.staged else params
+        labels = labels_of(names, whole, types, self.owner)
+        paths, trained = ([path for path, _ in jax.tree_util.tree_leaves_with_path(part)] for part in (whole, params))
+        by_path = dict(zip(paths, labels, strict=True))
+        labels = [by_path[path] for path in trained]
         made = {}
         for name, given in names.items():
             try:
@@ -124,6 +135,44 @@ class TrainingConfig:
         rate = checked_rate("jaxcb", learning_rate)
         return adjustable_lr(optimizer, learning_rate=rate, hyperparameters=self.hyperparameters, name=name)
 
+    def with_trainable(self, trainable: Filter | None, *, staged: bool = False) -> "TrainingConfig":
+        """Returns the configuration that trains another part."""
+        return dataclasses.replace(self, trainable=trainable, staged=staged)
+
+    def extended(self, state: TrainState) -> TrainState:
+        """Returns the train state of a run that trains more from here on.
+
+        Optimizer state and named weights of what was trained continue. Those of the rest begin: named weights with the
+        values that the frozen parameters had all the time.
+
+        Args:
+            state: of the run so far; its optimizer state may be None at the beginning.
+
+        Raises:
+            ValueError: if it would not train what it has trained so far.
+        """
+        params, frozen = self.split(state.all_params, state.adapter)
+        before, after = (jax.tree_util.tree_leaves_with_path(part) for part in (state.params, params))
+        if not {path for path, _ in before} <= {path for path, _ in after}:
+            raise ValueError(
+                f"{self.owner}: trainable={describe(self.trainable)} leaves out parameters that were trained before. "
+                "Each stage of a run must train what the one before it has trained."
+            )
+        new = state.replace(params=params, frozen=frozen)
+        tx = self.transformation(params, getattr(state.adapter, "variable_types", None), frozen)
+        if state.opt_state is None:
+            return new.replace(tx=tx)
+        begun = _begun(tx, params)
+        weights = {}
+        for key, slot in state.weights.items():
+            value = dict(slot.value)
+            if "params" in value:
+                value["params"], _ = self.split(joined(value["params"], state.frozen), state.adapter)
+            if "opt_state" in value:
+                value["opt_state"] = _extended(value["opt_state"], begun, tx)
+            weights[key] = slot.replace(value=value)
+        return new.replace(tx=tx, opt_state=_extended(state.opt_state, begun, tx), weights=weights)
+
     def continued(self, state: TrainState, adapter: Adapter | None) -> TrainState:
         """Returns the train state of an earlier run, to continue with: its step, weights, keys and optimizer's state.
 
@@ -144,13 +193,13 @@ class TrainingConfig:
         if self.optimizer is None and tx is None:
             raise ValueError("the TrainState was made without tx=, so pass optimizer=.")
         if self.optimizer is not None:
-            tx = self.transformation(state.params, getattr(adapter, "variable_types", None))
+            tx = self.transformation(state.params, getattr(adapter, "variable_types", None), state.frozen)
             opt_state = without_accumulation(opt_state)  # GradientAccumulation wraps the optimizer again
         if opt_state is not None and other:
             assert tx is not None
-            if self.optimizer is not None:
+            if self.optimizer is not None and not isinstance(tx, GroupedOptimizer):  # whose groups depend on the part
                 opt_state = _adopted(opt_state, jax.eval_shape(tx.init, begun.params), tx)
-            opt_state = _extended(opt_state, jax.jit(tx.init)(state.params), tx)
+            opt_state = _extended(opt_state, _begun(tx, state.params), tx)
         elif opt_state is not None and self.optimizer is not None:
             assert tx is not None
             opt_state = _adopted(opt_state, jax.eval_shape(tx.init, state.params), tx)
@@ -169,12 +218,18 @@ class TrainingConfig:
             seed=self.seed,
             adapter=adapter,
         )
-        tx = self.transformation(params, getattr(adapter, "variable_types", None))
+        tx = self.transformation(params, getattr(adapter, "variable_types", None), frozen)
         return state.replace(tx=tx, frozen=jax.tree.map(to_strong_type, frozen))
 
     def split(self, params: Any, adapter: Adapter | None) -> tuple[Any, Any]:
         """Returns the trained and the frozen parameters."""
         return split_trainable(self.trainable, params, getattr(adapter, "variable_types", None), self.owner)
+
+
+def _begun(tx: Any, params: Any) -> Any:
+    """Returns the state of an optimizer before its first update. Its constant rates may be those of an earlier one."""
+    init = KeptFunction("init", tx.init, kept_program(lambda: ("optimizer", key_of(tx), tree_key(params))))
+    return jax.tree.map(to_strong_type, init(params))
 
 
 def _extended(opt_state: Any, begun: Any, tx: Any) -> Any:
@@ -186,7 +241,7 @@ def _extended(opt_state: Any, begun: Any, tx: Any) -> Any:
         same = known is not None and (known.shape, known.dtype) == (fresh.shape, fresh.dtype)
         return known if same else fresh
 
-    return with_constant_rates_of(jax.tree_util.tree_map_with_path(leaf, begun), begun, tx)
+    return with_constant_rates_of(jax.tree_util.tree_map_with_path(leaf, begun), avals(begun), tx)
 
 
 def _adopted(opt_state: Any, configured: Any, tx: Any) -> Any:

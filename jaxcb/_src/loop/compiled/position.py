@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -134,11 +134,12 @@ class HostPosition:
     Attributes:
         epoch_len: steps of an epoch, `UNBOUNDED` if not yet known.
         end_step: the step after which the run is over.
-        end_epoch: the epoch after which the run is over.
+        end_epoch: the epoch after which the run is over, or the stage of the run.
         total_steps: for `Metrics`; -1 if unknown.
         schedule: when to validate; None if there is nothing to validate on.
         full: full batches in an epoch that has a smaller last batch.
         at: the predicted position.
+        end_run: the epoch after which the run is over.
     """
 
     epoch_len: int = UNBOUNDED
@@ -148,6 +149,10 @@ class HostPosition:
     schedule: EvalSchedule | None = None
     full: int = UNBOUNDED
     at: Position = _BEGIN
+    end_run: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.end_run = self.end_epoch
 
     @property
     def closing(self) -> bool:
@@ -162,8 +167,24 @@ class HostPosition:
 
     @property
     def over(self) -> bool:
-        """Whether the last epoch is closed."""
+        """Whether the last epoch of the run, or of the stage, is closed."""
         return is_over(self.at, self)
+
+    @property
+    def stage_is_over(self) -> bool:
+        """Whether the last epoch of a stage is closed, and that of the run is not."""
+        return self._ends_stage(self.at)
+
+    def is_end_of_stage(self, status: Status) -> bool:
+        """Returns whether a status is that of the end of a stage, and not of the run."""
+        return self._ends_stage(_position_of(status))
+
+    def _ends_stage(self, at: Position) -> bool:
+        return is_over(at, self) and not is_over(at, replace(self, end_epoch=self.end_run))
+
+    def limit(self, epoch: int | None) -> None:
+        """Sets the epoch after which a stage is over; None for the last stage."""
+        self.end_epoch = self.end_run if epoch is None else min(epoch, self.end_run)
 
     @property
     def at_remainder(self) -> bool:
@@ -189,9 +210,7 @@ class HostPosition:
 
     def correct(self, status: Status) -> None:
         """Sets the position to what the device reported."""
-        self.at = Position(
-            int(status.step), int(status.epoch), int(status.cursor), int(status.evaluated), bool(status.stop)
-        )
+        self.at = _position_of(status)
 
     def take(self, carry: LoopState) -> None:
         """Sets the position to that of a restored loop state."""
@@ -208,3 +227,7 @@ class HostPosition:
     def single(self) -> DispatchParams:
         """Returns the parameters of a dispatch of the next batch alone."""
         return self.numbers(data_epoch=self.at.epoch, base=self.at.cursor, size=1)
+
+
+def _position_of(status: Status) -> Position:
+    return Position(int(status.step), int(status.epoch), int(status.cursor), int(status.evaluated), bool(status.stop))

@@ -14,6 +14,7 @@ from jaxcb._src.loop.compiled.position import HostPosition
 from jaxcb._src.loop.compiled.program import Program
 from jaxcb._src.loop.compiled.state import Inputs, LoopState, owned
 from jaxcb._src.loop.host.population import ActiveMembers
+from jaxcb._src.loop.host.stages import Stages
 from jaxcb._src.utils.kept_programs import KeptFunction
 
 
@@ -28,6 +29,7 @@ class DeviceRun:
         inputs: the inputs that all dispatches share.
         place: start and end of the run.
         members: active members of a population; None for a single run.
+        stages: the stages that are left, in which the run trains more.
     """
 
     def __init__(
@@ -37,9 +39,30 @@ class DeviceRun:
         inputs: Inputs,
         place: HostPosition,
         members: ActiveMembers | None = None,
+        stages: Stages | None = None,
     ) -> None:
         self.executor, self.live, self.place, self.members = executor, live, place, members
-        self._inputs = inputs
+        self._inputs, self._stages = inputs, stages
+        self._limit_to_stage()
+
+    def _limit_to_stage(self) -> None:
+        self.place.limit(None if self._stages is None else self._stages.next_epoch())
+
+    @property
+    def stage(self) -> int:
+        """Number of the stage, from 0."""
+        return 0 if self._stages is None else self._stages.done
+
+    @property
+    def stage_is_over(self) -> bool:
+        """Whether the next step belongs to the next stage."""
+        return self.place.stage_is_over
+
+    def advance(self) -> None:
+        """Begins the next stage. No dispatch may be pending."""
+        assert self._stages is not None
+        self.executor, self.live = self._stages.advance(self.live.carry())
+        self._limit_to_stage()
 
     @property
     def program(self) -> Program:

@@ -111,7 +111,7 @@ class Driver:
 
     def _train_until_over(self) -> None:
         """The training loop: decides, dispatches, reads the oldest dispatch, and handles what it reports."""
-        device, queue, results = self.device, self._queue, self.results
+        device, queue = self.device, self._queue
         while True:
             decision = self._next_decision()
 
@@ -127,28 +127,52 @@ class Driver:
                 if not queue.is_full:
                     continue
             if not queue:
+                if device.stage_is_over:  # the run was resumed there
+                    self._begin_stage()
+                    continue
                 return  # the run is over, or its data is
 
             # Read the oldest dispatch: its log records are written, its host actions and stops are kept.
-            done = queue.pop()
-            status = results.read(done.output, done.host)
-            self._measure(status)
-
-            # It may have ended before the end of its chunk, for a host action or a validation by the host. The
-            # dispatches behind it then were no-ops. Host and device meet at one position.
-            if bool(status.yielded) or bool(status.awaits) or not done.chunk.consumed(status):
-                status = results.read_no_ops(queue, status)
-                self._synchronize(status)
-            else:
-                self.feed.confirm(status)
-                if not queue:
-                    device.place.correct(status)
-
-            # The last epoch is closed.
-            if bool(status.over):
-                results.read_no_ops(queue, status)
-                device.place.correct(status)
+            if self._is_over_after(queue.pop()):
                 return
+
+    def _is_over_after(self, done: PendingDispatch) -> bool:
+        """Reads a dispatch, and handles what it reports. Returns whether the run is over."""
+        device, queue, results = self.device, self._queue, self.results
+        status = results.read(done.output, done.host)
+        self._measure(status)
+        ended, status = bool(status.over), self._of_run(status)
+
+        # It may have ended before the end of its chunk, for a host action or a validation by the host. The
+        # dispatches behind it then were no-ops. Host and device meet at one position.
+        if bool(status.yielded) or bool(status.awaits) or not done.chunk.consumed(status):
+            status = self._of_run(results.read_no_ops(queue, status))
+            self._synchronize(status)
+        else:
+            self.feed.confirm(status)
+            if not queue:
+                device.place.correct(status)
+        if not ended:
+            return False
+
+        # The last epoch of the run, or of a stage, is closed.
+        status = self._of_run(results.read_no_ops(queue, status))
+        device.place.correct(status)
+        if not device.stage_is_over:
+            return True
+        device.place.expect_epoch_of(self.feed.confirm(status, again=True))
+        self._begin_stage()
+        return False
+
+    def _of_run(self, status: Status) -> Status:
+        """Returns a status that is over only if the run is, and not if only a stage of it is."""
+        return status.replace(over=bool(status.over) and not self.device.place.is_end_of_stage(status))
+
+    def _begin_stage(self) -> None:
+        """Begins the next stage of the run, in which it trains more. No dispatch may be pending."""
+        with self._saving.inconsistent():
+            self.device.advance()
+        self._pace.reset()
 
     # What to do next
 
@@ -310,7 +334,8 @@ class Driver:
         place, members = self.device.place, self.device.members
         return {
             "begun": self._begun,
-            "over": place.over,
+            "over": place.over and not self.device.stage_is_over,
+            **({"stage": self.device.stage} if self.device.stage else {}),
             "step": place.at.step,
             "epoch": place.at.epoch,
             "cursor": place.at.cursor,
