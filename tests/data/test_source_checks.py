@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from loop._watch import number_loss, numbered, threads
 
 import jaxcb as jc
-from jaxcb._src.data.fingerprint import batch_fingerprint
 from jaxcb._src.data.sources import Source
 from jaxcb._src.data.stream.source_checks import SourceChecks
+from jaxcb._src.storage.fingerprint import batch_fingerprint
 
 EXECUTORS = ("looped", "stepped")
 LENGTH = 6

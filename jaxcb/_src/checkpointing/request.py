@@ -17,7 +17,6 @@ from jax.interpreters import partial_eval
 from jaxcb._src.checkpointing.layout import described_fields
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.data import inputs as _data
-from jaxcb._src.data.fingerprint import fingerprint
 from jaxcb._src.data.sources import BATCH_SIZE
 from jaxcb._src.storage.fingerprint import fingerprint, frozen_facts, named
 from jaxcb._src.training.train_state import TrainState

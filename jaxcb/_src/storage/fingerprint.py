@@ -1,7 +1,7 @@
 """Hashes of arrays, by which a run recognizes data and frozen parameters that its files do not contain."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,19 @@ def fingerprint(tree: Any) -> str | None:
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)[:_LEAVES]
     return _hash((leaf_name(path), leaf) for path, leaf in leaves)
+
+
+def batch_fingerprint(leaves: Sequence[Any]) -> str | None:
+    """Returns a hash of a batch, wherever its arrays are: in memory as given, or on the devices.
+
+    Args:
+        leaves: the arrays. Of one that is distributed over processes the part of this process is hashed.
+
+    Example:
+        >>> batch_fingerprint([np.float64([1.0, 2.0])]) == batch_fingerprint([jax.numpy.array([1.0, 2.0])])
+        True
+    """
+    return fingerprint([_on_host(leaf) for leaf in leaves])
 
 
 def frozen_facts(frozen: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,6 +72,14 @@ def _hash(leaves: Iterable[tuple[str, Any]]) -> str | None:
         found.update(f"{name} {sample.dtype} {np.shape(leaf)};".encode())
         found.update(np.ascontiguousarray(sample).tobytes())
     return found.hexdigest()
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    """Returns the part of an array that this process has given, with the dtype that it has on the devices."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        parts = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
+        leaf = np.concatenate([parts[start] for start in sorted(parts)])
+    return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
 def _sample(leaf: Any) -> np.ndarray:

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 
-from jaxcb._src.data.fingerprint import batch_fingerprint
 from jaxcb._src.data.inputs import as_arrays
 from jaxcb._src.data.sources import Source
 from jaxcb._src.data.stream.iterator_state import check_restorable
+from jaxcb._src.storage.fingerprint import batch_fingerprint
 
 _PASSES = 3  # passes whose first batches are compared: an order that changes does so in the second one
 

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._src.data.feed import NOT_READY, Chunk, Feed, NotReady
-from jaxcb._src.data.fingerprint import batch_fingerprint
 from jaxcb._src.data.inputs import DataConfig, as_arrays
 from jaxcb._src.data.progress import UNBOUNDED, FeedStart, Progress, StreamLimits, is_over
 from jaxcb._src.data.sources import Source
@@ -23,6 +22,7 @@ from jaxcb._src.data.stream.prefetch import PlacedChunks, Prefetch
 from jaxcb._src.data.stream.source_checks import SourceChecks
 from jaxcb._src.data.stream.staging import StagedBatches, StagingPool
 from jaxcb._src.sharding.placement import Placement
+from jaxcb._src.storage.fingerprint import batch_fingerprint
 from jaxcb._src.utils.errors import DataError
 
 MAX_BATCHES_MULTIPROCESS = 16  # batches per chunk with several processes, whose chunks must be equal
