@@ -125,7 +125,7 @@ KINDS = {
     "torch, a function of the epoch": Kind(lambda: of_the_epoch),
     "torch, IterableDataset, 3 workers": Kind(lambda: iterable(workers=3)),
     "torch, IterableDataset, 2 kept workers": Kind(
-        lambda: iterable(persistent_workers=True), whole="set_epoch of the loader's dataset has no effect"
+        lambda: iterable(persistent_workers=True), finds=OTHER, whole="set_epoch of the loader's dataset has no effect"
     ),
     "torch, IterableDataset, 2 kept workers that are told": Kind(
         lambda: iterable(shared=True, persistent_workers=True)

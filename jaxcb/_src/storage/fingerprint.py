@@ -36,14 +36,6 @@ def batch_fingerprint(leaves: Sequence[Any]) -> str | None:
     return fingerprint([_on_host(leaf) for leaf in leaves])
 
 
-def _on_host(leaf: Any) -> np.ndarray:
-    """Returns the part of an array that this process has given, with the dtype that it has on the devices."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        parts = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
-        leaf = np.concatenate([parts[start] for start in sorted(parts)])
-    return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
-
-
 def frozen_facts(frozen: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what checkpoints say of the frozen parameters, which they do not contain.
 
@@ -80,6 +72,14 @@ def _hash(leaves: Iterable[tuple[str, Any]]) -> str | None:
         found.update(f"{name} {sample.dtype} {np.shape(leaf)};".encode())
         found.update(np.ascontiguousarray(sample).tobytes())
     return found.hexdigest()
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    """Returns the part of an array that this process has given, with the dtype that it has on the devices."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        parts = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
+        leaf = np.concatenate([parts[start] for start in sorted(parts)])
+    return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
 def _sample(leaf: Any) -> np.ndarray:
