@@ -86,7 +86,7 @@ def same(one, other):
 def rows_of(records):
     """The rows of the history among the records of one run."""
     return [
-        {name: float(value) for name, value in action.values.items()}
+        {name: float(value) if action.fresh[name] else np.nan for name, value in action.values.items()}
         for action in jc.fired(records)
         if isinstance(action, jc.actions.LogHistory)
     ]
@@ -299,6 +299,50 @@ def test_numbers_of_callbacks_and_what_a_step_closes_over_may_be_traced():
     early = jc.EarlyStopping("loss")
     found = jax.jit(jax.vmap(lambda own: run(early.replace(patience=own), 2.0)))(patience)
     assert found.step.tolist() == [4, 6, 8]
+
+
+# Metrics that a step reports at times
+
+
+def ends_at_times(state):
+    """A step whose return is known only where the table is not negative."""
+    value = state.params["table"][state.step]
+    values = {"return": jc.probes.reported(value, when=value >= 0), "loss": value}
+    return state.replace(step=state.step + 1), values
+
+
+AT_TIMES = [jc.EarlyStopping("return", mode="max", patience=2), jc.History()]
+TABLE = [-1, -1, 3, -1, -1, -1, 2, 5, -1, -1, 4, -1, 1, 1, -1, -1, 9, 9, -1, -1]  # epochs of 2
+
+
+@pytest.mark.parametrize(
+    "execution", [jc.Execution(executor="looped", block=0), jc.Execution(block=3), jc.Execution(executor="stepped")]
+)
+def test_a_metric_that_is_reported_at_times_keeps_its_value_meanwhile(execution):
+    state = table_state(TABLE)
+    found = jax.jit(lambda s: jc.scan(AT_TIMES, ends_at_times, s, 20, steps_per_epoch=2))(state)
+    loop = jc.Loop(ends_at_times, callbacks=AT_TIMES)
+    theirs = loop.run(state, steps=20, steps_per_epoch=2, verbose=0, execution=execution)
+    expected = [np.nan, 3, np.nan, 3.5, np.nan, 4, 1, np.nan, 9, np.nan]
+    np.testing.assert_array_equal([row["return"] for row in rows_of(found.records)], expected)
+    for name in ("return", "loss"):
+        np.testing.assert_array_equal([row[name] for row in rows_of(found.records)], theirs.history[name])
+    same(found.callback_states, {k: v for k, v in theirs.callback_states.items() if k in found.callback_states})
+    assert int(found.step) == int(theirs.state.step)
+    early = found.callback_states["EarlyStopping"]
+    assert int(early.wait) == 0
+
+
+def test_rows_report_at_their_own_times():
+    def run(table):
+        return jc.scan(AT_TIMES, ends_at_times, table_state(table), 20, steps_per_epoch=2)
+
+    tables = jnp.asarray([TABLE, TABLE[::-1]])
+    together = jax.jit(jax.vmap(run))(tables)
+    for index in range(2):
+        alone = jax.jit(run)(tables[index])
+        same(row(together, index).callback_states, alone.callback_states)
+        same(jc.fired(row(together, index).records), jc.fired(alone.records))
 
 
 # The state of a run
