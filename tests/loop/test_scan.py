@@ -506,6 +506,25 @@ def test_a_recorder_performs_the_records_of_a_row(tmp_path):
         assert recorder.stop_reason == whole.stop_reason
 
 
+@pytest.mark.parametrize("axes", [(), (2,), (1, 2)])
+def test_progress_is_shown_while_the_program_runs(axes, capfd):
+    def run(table):
+        return jc.scan([jc.ProgressBar(), StopAt(5)], read_loss, table_state(table), 8, steps_per_epoch=2)
+
+    whole = jnp.broadcast_to(jnp.arange(1.0, MOST + 1), (*axes, MOST))
+    for _ in axes:
+        run = jax.vmap(run)
+    run = jax.jit(run)
+    for _ in range(2):  # the program is the same
+        found = run(whole)
+        jax.effects_barrier()
+        lines = capfd.readouterr().out.splitlines()
+        assert [line[:16] for line in lines] == ["epoch 1 · step 2", "epoch 2 · step 4", "epoch 3 · step 5"]
+        if axes:
+            assert "2 of 2 alive · best loss 1.5 (member 0)" in lines[0]
+    assert not found.records.of(jc.actions.LogProgress)
+
+
 def test_requests_are_computed_inside(tmp_path):
     board = jc.TensorBoard("tb", histogram_freq=1, write_graph=False)
     found = jax.jit(lambda s: jc.scan(board, jc.Step(loss_fn), s, 6, steps_per_epoch=2))(descending())
