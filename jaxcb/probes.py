@@ -5,6 +5,7 @@
 Source of the update ratio: A. Karpathy, "A Recipe for Training Neural Networks"; about 1e-3 is healthy.
 """
 
+from jaxcb._src.core.metrics import Reported, reported
 from jaxcb._src.training.probes import (
     Evaluator,
     HostMetric,
@@ -22,11 +23,13 @@ __all__ = [
     "Evaluator",
     "HostMetric",
     "Probe",
+    "Reported",
     "StepView",
     "evaluator",
     "grad_norm",
     "host_metric",
     "param_norm",
+    "reported",
     "update_norm",
     "update_ratio",
 ]

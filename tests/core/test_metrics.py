@@ -69,3 +69,15 @@ def test_a_stream_one_by_one_is_its_stack(stream):
 
 def test_wide_numbers_are_float32():
     assert jc.Metrics({"a": np.float64(0.1)})["a"].dtype == jnp.float32
+
+
+def test_an_array_says_whether_a_value_is_reported():
+    def at(when):
+        return jc.Metrics({"a": jc.probes.reported(2.0, when=when), "b": 1.0, "c": None}, step=jnp.int32(3), epoch=0)
+
+    for when in (True, False):
+        for metrics in (at(when), jax.jit(at)(when)):
+            assert [bool(metrics.fresh(name)) for name in "abc"] == [when, True, False]
+            assert list(metrics) == ["a", "b", "c"]
+    with pytest.raises(TypeError, match=r"when must be one boolean, got bool\[2\]"):
+        jc.probes.reported(1.0, when=jnp.array([True, False]))

@@ -86,7 +86,7 @@ def same(one, other):
 def rows_of(records):
     """The rows of the history among the records of one run."""
     return [
-        {name: float(value) for name, value in action.values.items()}
+        {name: float(value) if action.fresh[name] else np.nan for name, value in action.values.items()}
         for action in jc.fired(records)
         if isinstance(action, jc.actions.LogHistory)
     ]
@@ -301,6 +301,50 @@ def test_numbers_of_callbacks_and_what_a_step_closes_over_may_be_traced():
     assert found.step.tolist() == [4, 6, 8]
 
 
+# Metrics that a step reports at times
+
+
+def ends_at_times(state):
+    """A step whose return is known only where the table is not negative."""
+    value = state.params["table"][state.step]
+    values = {"return": jc.probes.reported(value, when=value >= 0), "loss": value}
+    return state.replace(step=state.step + 1), values
+
+
+AT_TIMES = [jc.EarlyStopping("return", mode="max", patience=2), jc.History()]
+TABLE = [-1, -1, 3, -1, -1, -1, 2, 5, -1, -1, 4, -1, 1, 1, -1, -1, 9, 9, -1, -1]  # epochs of 2
+
+
+@pytest.mark.parametrize(
+    "execution", [jc.Execution(executor="looped", block=0), jc.Execution(block=3), jc.Execution(executor="stepped")]
+)
+def test_a_metric_that_is_reported_at_times_keeps_its_value_meanwhile(execution):
+    state = table_state(TABLE)
+    found = jax.jit(lambda s: jc.scan(AT_TIMES, ends_at_times, s, 20, steps_per_epoch=2))(state)
+    loop = jc.Loop(ends_at_times, callbacks=AT_TIMES)
+    theirs = loop.run(state, steps=20, steps_per_epoch=2, verbose=0, execution=execution)
+    expected = [np.nan, 3, np.nan, 3.5, np.nan, 4, 1, np.nan, 9, np.nan]
+    np.testing.assert_array_equal([row["return"] for row in rows_of(found.records)], expected)
+    for name in ("return", "loss"):
+        np.testing.assert_array_equal([row[name] for row in rows_of(found.records)], theirs.history[name])
+    same(found.callback_states, {k: v for k, v in theirs.callback_states.items() if k in found.callback_states})
+    assert int(found.step) == int(theirs.state.step)
+    early = found.callback_states["EarlyStopping"]
+    assert int(early.wait) == 0
+
+
+def test_rows_report_at_their_own_times():
+    def run(table):
+        return jc.scan(AT_TIMES, ends_at_times, table_state(table), 20, steps_per_epoch=2)
+
+    tables = jnp.asarray([TABLE, TABLE[::-1]])
+    together = jax.jit(jax.vmap(run))(tables)
+    for index in range(2):
+        alone = jax.jit(run)(tables[index])
+        same(row(together, index).callback_states, alone.callback_states)
+        same(jc.fired(row(together, index).records), jc.fired(alone.records))
+
+
 # The state of a run
 
 
@@ -460,6 +504,25 @@ def test_a_recorder_performs_the_records_of_a_row(tmp_path):
         ours, theirs = (tmp_path / f"{kind}{index}" / "log.csv" for kind in ("scan", "loop"))
         assert ours.read_text() == theirs.read_text()
         assert recorder.stop_reason == whole.stop_reason
+
+
+@pytest.mark.parametrize("axes", [(), (2,), (1, 2)])
+def test_progress_is_shown_while_the_program_runs(axes, capfd):
+    def run(table):
+        return jc.scan([jc.ProgressBar(), StopAt(5)], read_loss, table_state(table), 8, steps_per_epoch=2)
+
+    whole = jnp.broadcast_to(jnp.arange(1.0, MOST + 1), (*axes, MOST))
+    for _ in axes:
+        run = jax.vmap(run)
+    run = jax.jit(run)
+    for _ in range(2):  # the program is the same
+        found = run(whole)
+        jax.effects_barrier()
+        lines = capfd.readouterr().out.splitlines()
+        assert [line[:16] for line in lines] == ["epoch 1 · step 2", "epoch 2 · step 4", "epoch 3 · step 5"]
+        if axes:
+            assert "2 of 2 alive · best loss 1.5 (member 0)" in lines[0]
+    assert not found.records.of(jc.actions.LogProgress)
 
 
 def test_requests_are_computed_inside(tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from jaxcb._src.core.metric_names import MISSING as MISSING
 from jaxcb._src.core.metric_names import as_text as as_text
@@ -23,6 +24,54 @@ from jaxcb._src.utils.pytree import Struct, static, to_strong_type
 def is_mergeable(value: Any) -> bool:
     """Returns whether `value` is reduced by its own `merge` and `compute`."""
     return callable(getattr(value, "merge", None)) and callable(getattr(value, "compute", None))
+
+
+class Reported(Struct):
+    """A value that is reported only where `when` is true; `reported` makes it.
+
+    Attributes:
+        value: the value.
+        when: whether it is reported, bool ().
+    """
+
+    value: Any
+    when: Any
+
+
+def reported(value: ArrayLike, *, when: ArrayLike) -> Reported:
+    """Makes a metric that a step reports only at times, such as the return of an episode.
+
+    Inside a compiled program, it takes the place of leaving the metric out. Where `when` is false, the metric keeps its
+    last value and is not fresh; the mean over an epoch is that of the reports, and an epoch without one reports none.
+
+    Args:
+        value: an array of fixed shape; where `when` is false, its numbers do not matter.
+        when: whether the value is reported, bool ().
+
+    Returns:
+        A value of the metrics that a train step of your own returns, or of `Metrics`.
+
+    Raises:
+        TypeError: if `when` is not one boolean.
+
+    Example:
+        >>> import jaxcb as jc, jax.numpy as jnp
+        >>> ended, total = jnp.array([True, False, True]), jnp.array([5.0, 7.0, 9.0])
+        >>> mean = jnp.sum(total * ended) / jnp.maximum(ended.sum(), 1)
+        >>> metrics = jc.Metrics({"episode_return": jc.probes.reported(mean, when=ended.any())}, step=4)
+        >>> float(metrics["episode_return"]), bool(metrics.fresh("episode_return"))
+        (7.0, True)
+    """
+    predicate = to_strong_type(when)
+    if predicate.dtype != jnp.bool_ or predicate.shape:
+        raise TypeError(f"reported: when must be one boolean, got {predicate.dtype}{list(predicate.shape)}.")
+    return Reported(to_strong_type(value), predicate)
+
+
+def split_reported(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Reported]]:
+    """Returns the metrics of a step that it always reports, and those that it reports at times."""
+    at_times = {name: value for name, value in values.items() if isinstance(value, Reported)}
+    return {name: value for name, value in values.items() if name not in at_times}, at_times
 
 
 _NO_RATE = (
@@ -52,7 +101,8 @@ class Metrics(Struct):
     """An immutable record of the run at one hook call.
 
     Attributes:
-        values: name -> array of fixed shape; None for a value that is not reported in this hook call.
+        values: name -> array of fixed shape; None for a value that is not reported in this hook call, and `reported`
+            for one of which an array says so.
         step: updates done, int32 (). Defaults to `epoch + 1`, one update per epoch.
         epoch: index of the epoch, from 0, int32 ().
         total_steps: updates that the run will do, int32 (); -1 if unknown.
@@ -90,6 +140,9 @@ class Metrics(Struct):
         step = to_strong_type(jnp.int32(self.epoch) + 1 if self.step is None else self.step)
         given = self.reported or {}
         reported = {k: step if v is not None else jnp.int32(-1) for k, v in self.values.items()}
+        plain, at_times = split_reported(self.values)
+        reported |= {k: jnp.where(v.when, step, -1) for k, v in at_times.items()}
+        self._set("values", {k: at_times[k].value if k in at_times else plain[k] for k in self.values})
         self._set("reported", {k: to_strong_type(given.get(k, r)) for k, r in reported.items()})
         self._set("values", {k: to_strong_type(float("nan") if v is None else v) for k, v in self.values.items()})
         self._set("step", step)

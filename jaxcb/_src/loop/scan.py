@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcb._src.core.actions.base import HostAction
 from jaxcb._src.core.actions.control import Stop, WeightAction
-from jaxcb._src.core.actions.records import Records
+from jaxcb._src.core.actions.logging import LogProgress
+from jaxcb._src.core.actions.records import RecordPosition, Records
 from jaxcb._src.core.callback import STEP_HOOKS, Callback
 from jaxcb._src.core.chain import AsCallback, Chain, as_chain
 from jaxcb._src.data.progress import UNBOUNDED
@@ -27,6 +29,9 @@ from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import Step
 from jaxcb._src.utils.errors import CallbackError, check_int
 from jaxcb._src.utils.pytree import Struct, cast_like, select, static, to_strong_types
+from jaxcb._src.writers.base import Context
+from jaxcb._src.writers.progress import ProgressWriter
+from jaxcb._src.writers.run_handle import Record, Run
 
 _VALIDATION = ValidationPlan(EvalSchedule(1, None))
 _NO_BATCHES = BatchLayout("none", 0, 1, False, False)
@@ -66,8 +71,8 @@ def scan(
     """Runs steps with callbacks, as `Loop.run` does without data, inside a program that you compile.
 
     Hooks run, and control actions apply, in the order of a run. There is no host inside a program, so host actions are
-    refused; log actions are returned as arrays. Call it inside of `jax.jit`: it is traced again at each call, as
-    `jax.lax.scan` is.
+    refused; log actions are returned as arrays. Only progress (`ProgressBar`) is shown meanwhile, a line an epoch. Call
+    it inside of `jax.jit`: it is traced again at each call, as `jax.lax.scan` is.
 
     Under `jax.vmap` each row stops alone, and is then what a run of it alone would be. Until all rows have stopped, a
     stopped row costs as much as the others; then the rest is skipped. It cannot be differentiated.
@@ -125,7 +130,7 @@ def scan(
     else:
         over = jnp.zeros((), bool)
         carry, records = boundary.begin(run.program, run.inputs, carry, {})
-        parts.append(_with_axis(records))
+        parts.append(_with_axis(run.records.shown(records)))
     for size, times, closes in _epochs(length, steps_per_epoch, cursor):
         carry, records = run.epochs(carry, size, times, closes=closes)
         parts.append(records)
@@ -151,6 +156,26 @@ def _epochs(length: int, steps_per_epoch: int | None, cursor: int) -> list[tuple
     full, last = divmod(length - first, steps_per_epoch)
     parts = [(first, 1, cursor + first == steps_per_epoch), (steps_per_epoch, full, True), (last, 1, False)]
     return [(size, times, closes) for size, times, closes in parts if size and times]
+
+
+class _ProgressLines:
+    """Prints a line for each `LogProgress` while the program runs; the rows of `vmap` share one."""
+
+    def __init__(self) -> None:
+        self._writer: ProgressWriter | None = None
+        self._epoch = -1
+
+    def __call__(self, action: LogProgress, at: RecordPosition) -> None:
+        axes = np.ndim(action.when)
+        if axes > 1:  # nested rows are shown as rows
+            action, at = jax.tree.map(lambda x: np.reshape(x, (-1, *np.shape(x)[axes:])), (action, at))
+        step, epoch = (int(np.max(np.where(action.when, x, -1))) for x in (at.step, at.epoch))
+        if self._writer is None or epoch <= self._epoch:  # the program runs again
+            self._writer = ProgressWriter(Context(None, Run(None), 2, None))
+            self._writer.prepare(action.replace(verbose=2))
+        self._epoch = epoch
+        self._writer.write(Record(action, "", step, epoch, 0))
+        self._writer.flush()
 
 
 class _Run(NamedTuple):
@@ -192,7 +217,7 @@ class _Run(NamedTuple):
         settings = jax.tree.leaves(to_strong_types(chain))
         spec = plan_program(functions, _VALIDATION, (), train, states, settings, None, {})
         _check(spec, form)
-        records = StackedRecords(spec.hooks)
+        records = StackedRecords(spec.hooks, _ProgressLines())
         program = Program(functions, spec, _VALIDATION, _NO_BATCHES, buffers=records)
         start = initial_state(train, states, spec.metrics, None) if before is None else before.replace(callbacks=states)
         limits: list[Any] = [UNBOUNDED] * len(DispatchParams._fields)
@@ -242,7 +267,8 @@ class _Run(NamedTuple):
 
         def one(carry: LoopState, _: None) -> tuple[LoopState, Stacks]:
             if not self.steps_may_stop:
-                return step(carry)
+                carry, records = step(carry)
+                return carry, self.records.shown(records)
             return self._where(_lives(carry), step, carry, *STEP_HOOKS)
 
         def run(carry: LoopState) -> tuple[LoopState, Stacks]:
@@ -256,7 +282,7 @@ class _Run(NamedTuple):
         return self._where(closes, self._call(boundary.close_epoch), carry, "on_epoch_end")
 
     def _where(self, mask: Any, fn: Any, carry: LoopState, *hooks: str) -> tuple[LoopState, Stacks]:
-        return run_where(mask, fn, carry, self.records.nothing(hooks))
+        return run_where(mask, fn, carry, self.records.nothing(hooks), self.records.shown)
 
     def _call(self, fn: Callable[..., tuple[LoopState, Stacks]]) -> Callable[[LoopState], tuple[LoopState, Stacks]]:
         return lambda carry: fn(self.program, self.inputs, carry, {})

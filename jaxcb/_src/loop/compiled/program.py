@@ -13,7 +13,7 @@ from jaxcb._src.core.actions.base import Action, HostAction
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.actions.records import RecordPosition
 from jaxcb._src.core.callback import STEP_HOOKS
-from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.core.metrics import Metrics, Reported, split_reported
 from jaxcb._src.data.spec import BatchLayout, rows_in
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator, computed
 from jaxcb._src.loop.compiled.program_spec import ProgramSpec, ValidationPlan, metrics_of
@@ -285,7 +285,6 @@ class Program:
         alive = None if self.members is None else ~(carry.train.stop | carry.ended)
         metrics = self.metrics(inputs, carry, {}, last=False)
         carry, rings, _ = self.run_hook("on_batch_begin", inputs, carry, rings, metrics, alive=alive, ok=happens)
-        due: dict[str, Any] = {}
         if self.functions.split_step:
             proposal = self.functions.first_half(carry.train, batch)
             if self.functions.debug:
@@ -293,9 +292,10 @@ class Program:
                 refuse_nan(
                     carry.step + 1, metric=loss_and_grads.values, gradient=loss_and_grads.grads, update=proposal.updates
                 )
-            merging = proposal.gradients.values
+            merging, at_times = split_reported(proposal.gradients.values)
             values = computed(merging, self.members is not None)
             readings, due = self._run_probes(carry, proposal, batch, probing)
+            readings, due = _reported_at_times(at_times, readings, due, carry.step + 1)
             seen, reported = _with_readings(values, readings)
             # a probe reports the step that it probed, which is not counted yet
             reported = {n: jnp.where(at < 0, at, at - 1) for n, at in reported.items()}
@@ -307,7 +307,10 @@ class Program:
             carry = carry.replace(readings=readings)
         else:
             train, merging = call_preserving_identity(self.functions.first_half, carry.train, batch)
+            merging, at_times = split_reported(merging)
             values = computed(merging, self.members is not None)
+            readings, due = _reported_at_times(at_times, carry.readings, {}, carry.step + 1)
+            carry = carry.replace(readings=readings)
         train = self.placement.constrain_state(
             cast_like(train, carry.train, "train_step: the train state", error=ValueError)
         )
@@ -386,6 +389,18 @@ class Program:
         fold = jax.random.fold_in if self.members is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))
         train = train.replace(key=fold(train.key, index))
         return window.add(self.functions.eval_step(train, self.placement.split(batch)), rows_in(batch))
+
+
+def _reported_at_times(
+    at_times: Mapping[str, Reported], readings: Mapping[str, ProbeValue], due: Mapping[str, Any], step: Any
+) -> tuple[dict[str, ProbeValue], dict[str, Any]]:
+    """Returns the last values, and which are due, with the metrics that the step itself reports at times."""
+    new, now = dict(readings), dict(due)
+    for name, own in at_times.items():
+        last = readings[name]
+        value = jnp.where(own.when, own.value.astype(jnp.float32), last.values[name])
+        new[name], now[name] = ProbeValue({name: value}, jnp.where(own.when, step, last.step)), own.when
+    return new, now
 
 
 def _with_readings(

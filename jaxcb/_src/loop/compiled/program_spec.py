@@ -10,7 +10,7 @@ from jaxcb._src.core.actions.base import Action, HostAction
 from jaxcb._src.core.actions.control import Exploit, ScaleLearningRate, ScaleUpdates, SkipUpdate
 from jaxcb._src.core.actions.utils import check_lazy, is_lazy
 from jaxcb._src.core.callback import HOOKS, STEP_HOOKS
-from jaxcb._src.core.metrics import Metrics, is_mergeable
+from jaxcb._src.core.metrics import Metrics, is_mergeable, split_reported
 from jaxcb._src.loop.compiled.metric_accumulator import computed
 from jaxcb._src.loop.compiled.position import EvalSchedule, PositionPredicates
 from jaxcb._src.loop.compiled.state import MetricShapes
@@ -200,17 +200,19 @@ def plan_program(
     members, proposal = functions.mapping.members, None
     if functions.split_step:
         proposal = jax.eval_shape(functions.first_half, train, batch)
-        raw = proposal.gradients.values
+        raw, at_times = split_reported(proposal.gradients.values)
     else:
         new, raw = _pair(jax.eval_shape(functions.first_half, train, batch))
+        raw, at_times = split_reported(raw) if isinstance(raw, Mapping) else (raw, {})
         _check_names("train_step", raw)
         _check_state(new, train)
         _check_frozen(functions, train, batch)
     probes = {name: jax.eval_shape(fn, train, proposal, batch) for name, fn in functions.probe_functions.items()}
+    probes |= _reported_at_times(at_times, probes, members)
     names: Shapes = {}
     _add(names, _computed(raw, members), "a metric of the step")
     for name, readings in probes.items():
-        _add(names, readings, f"the probe {name!r}")
+        _add(names, readings, f"the probe {name!r}" if name not in at_times else "a metric of the step")
     train_names = dict(names)
     for prefix, shapes in val.items():
         assert functions.eval_step is not None
@@ -290,6 +292,23 @@ def _hook_metrics(spec: ProgramSpec, functions: TracedFunctions, train: TrainSta
     alive, member = (jax.ShapeDtypeStruct(size, kind) for kind in (jnp.bool_, jnp.int32))
     together = {"alive": alive, "member": member} if functions.populations else {}
     return jax.eval_shape(seen, given, train).replace(old=spec.stale_names.get(hook, frozenset()), **together)
+
+
+def _reported_at_times(at_times: Mapping[str, Any], probes: Mapping[str, Any], members: int | None) -> Shapes:
+    """Returns the shapes of the metrics that a step reports at times, in the form of probes.
+
+    Raises:
+        ValueError: for the name of a probe, or for a population, whose members share the steps of all reports.
+    """
+    for name in at_times:
+        if name in probes:
+            raise ValueError(f"{name!r} is the name of a metric of the step and of a probe; rename one of them.")
+        if members is not None:
+            raise ValueError(
+                f"the metric {name!r} is reported at times (jc.probes.reported), which the members of a sweep cannot "
+                "do each. Report its last value at every step, or train the runs with jc.scan under jax.vmap."
+            )
+    return {name: {name: jax.ShapeDtypeStruct(own.value.shape, jnp.float32)} for name, own in at_times.items()}
 
 
 def _trace_key(closed: Any) -> Hashable:

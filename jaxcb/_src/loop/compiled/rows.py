@@ -15,6 +15,7 @@ from jax.custom_batching import custom_vmap
 
 from jaxcb._src.core.actions.base import Action, HostAction, LogAction
 from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.core.actions.logging import LogProgress
 from jaxcb._src.core.actions.records import RecordPosition
 from jaxcb._src.loop.compiled.program_spec import HookSpec
 from jaxcb._src.utils.pytree import select
@@ -75,19 +76,26 @@ def keep_others(mask: Array, new: Any, old: Any) -> Any:
     return jax.tree.unflatten(tree, leaves)
 
 
-def run_where(mask: Array, fn: Callable[[Any], tuple[Any, Stacks]], carry: Any, nothing: Stacks) -> tuple[Any, Stacks]:
+def run_where(
+    mask: Array,
+    fn: Callable[[Any], tuple[Any, Stacks]],
+    carry: Any,
+    nothing: Stacks,
+    shown: Callable[[Stacks], Stacks] = lambda records: records,
+) -> tuple[Any, Stacks]:
     """Returns `fn(carry)` in rows where `mask` is true, otherwise the carry and no records; skipped if no row needs it.
 
     Args:
         mask: bool ().
         fn: a function of the carry that returns a new one, and records.
         carry: a pytree.
-        nothing: records that do not count, in the form of those of `fn`.
+        nothing: records that do not count, in the form of those that are returned.
+        shown: what becomes of the records of `fn`, in the rows that need it.
     """
 
     def due(carry: Any) -> tuple[Any, Stacks]:
         new, records = fn(carry)
-        return keep_others(mask, new, carry), masked(records, mask)
+        return keep_others(mask, new, carry), shown(masked(records, mask))
 
     return jax.lax.cond(any_row(mask), due, lambda carry: (carry, nothing), carry)
 
@@ -100,15 +108,41 @@ def masked(records: Stacks, mask: Any) -> Stacks:
     }
 
 
+Show = Callable[[Any, RecordPosition], Any]  # shows an action on the host, while the program runs
+
+
+def show_once(show: Show, action: Action, at: RecordPosition) -> None:
+    """Shows an action and its position on the host where it fires: one call for all rows, with their leading axes."""
+    leaves, tree = jax.tree.flatten((action, at))
+
+    def on_host(*leaves: Any) -> None:
+        show(*jax.tree.unflatten(tree, leaves))
+
+    @custom_vmap
+    def emit(when: Array, *leaves: Array) -> Array:
+        jax.lax.cond(jnp.any(when), lambda: jax.debug.callback(on_host, *leaves), lambda: None)
+        return jnp.zeros((), bool)
+
+    @emit.def_vmap
+    def _(axis_size: int, in_batched: list[bool], *given: Array) -> tuple[Array, bool]:
+        rows = (
+            x if has else jnp.broadcast_to(x, (axis_size, *x.shape)) for x, has in zip(given, in_batched, strict=True)
+        )
+        return emit(*rows), False
+
+    emit(action.when, *leaves)
+
+
 class StackedRecords:
     """The records of a program that returns them as stacked arrays; stands where a run has `RecordBuffers`.
 
     Args:
         hooks: the hooks of the program.
+        show: shows progress on the host, while the program runs.
     """
 
-    def __init__(self, hooks: Mapping[str, HookSpec]) -> None:
-        self._hooks, self._shapes = hooks, dict[str, tuple[Any, ...]]()
+    def __init__(self, hooks: Mapping[str, HookSpec], show: Show) -> None:
+        self._hooks, self._shapes, self._show = hooks, dict[str, tuple[Any, ...]](), show
         for hook, own in hooks.items():
             shapes = tuple(s for i, action in enumerate(own.actions) for s in self._kept(own, i, action))
             if shapes:
@@ -121,6 +155,17 @@ class StackedRecords:
             return own.answers[index]
         return (action,) if isinstance(action, LogAction | HostAction | Stop) and index not in own.never else ()
 
+    def shown(self, records: Stacks) -> Stacks:
+        """Shows progress, and returns the other records. Traced."""
+        found = {}
+        for hook, (at, actions) in records.items():
+            for action in actions:
+                if isinstance(action, LogProgress):
+                    show_once(self._show, action, at)
+            rest = tuple(action for action in actions if not isinstance(action, LogProgress))
+            found |= {hook: (at, rest)} if rest else {}
+        return found
+
     def nothing(self, hooks: Iterable[str], *axes: int) -> Stacks:
         """Returns records of these hooks that do not count, with leading axes. Traced."""
 
@@ -128,7 +173,8 @@ class StackedRecords:
             return jnp.zeros((*axes, *shape.shape), shape.dtype)
 
         word = jax.ShapeDtypeStruct((), jnp.int32)
-        forms = {h: (RecordPosition(word, word, word, word), self._shapes[h]) for h in hooks if h in self._shapes}
+        kept = {h: tuple(s for s in self._shapes.get(h, ()) if not isinstance(s, LogProgress)) for h in hooks}
+        forms = {h: (RecordPosition(word, word, word, word), shapes) for h, shapes in kept.items() if shapes}
         return jax.tree.map(zeros, forms)
 
     def append(
