@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from loop._events import digests
 
 import jaxcb as jc
 
@@ -165,6 +166,8 @@ def check_logs(writer, run_dir, result):
     names = ["history.csv", *([LOGS[writer]] if writer in LOGS else [])]
     for name in names:
         assert lines_of(run_dir / name) == lines_of(result.run_dir / name), name
+    if writer == "TensorBoard":
+        assert digests(run_dir / "logs") == digests(result.run_dir / "logs")
 
 
 @pytest.mark.parametrize(("writer", "fault"), CASES)

@@ -140,6 +140,7 @@ def append_whole(file: int, start: int, data: bytes) -> None:
         with contextlib.suppress(OSError):
             if os.fstat(file).st_size < start + len(data):
                 os.ftruncate(file, start)
+            os.lseek(file, start, os.SEEK_SET)  # the next write must not leave a hole
         raise
 
 

@@ -103,8 +103,6 @@ class AppendFile:
 
     def write(self, text: str) -> None:
         """Appends text; it reaches the file with the next `flush`."""
-        if not text:
-            return
         data = text.encode()
         self._waiting.append(data)
         self._bytes += len(data)
@@ -209,8 +207,9 @@ class AppendFile:
             raise ValueError(f"the checkpoint has the position {position!r} for {self.path}, which is not valid.")
         self._append = self.resumed = True
         self._made = self.path.exists()
-        if isinstance(position, dict) and not self.inert:
-            self.write(position.get("waiting", ""))
+        if isinstance(position, dict) and position.get("waiting") and not self.inert:
+            self._waiting = [position["waiting"].encode()]  # written with the first flush, after the head is known
+            self._bytes = len(self._waiting[0])
 
     def _check(self, known: Prefix) -> None:
         """Compares the file with what was durable at the checkpoint."""

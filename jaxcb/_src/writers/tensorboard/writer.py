@@ -297,8 +297,9 @@ class TensorBoardWriter(Writer):
             os.truncate(path, size)
 
     def close(self) -> None:
+        files, self._files = self._files, {}
         with contextlib.ExitStack() as stack:  # all of them, also if one fails
-            for file in self._files.values():
+            for file in files.values():
                 stack.callback(file.close)
 
 
