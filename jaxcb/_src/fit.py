@@ -32,6 +32,7 @@ from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import EvalStep, Step
 from jaxcb._src.training.training_config import Optimizer, Rate, TrainingConfig
 from jaxcb._src.utils.errors import DataError, check_int, check_seed
+from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram, kept_program
 from jaxcb._src.utils.program_key import key_of, tree_key
 
@@ -238,7 +239,7 @@ def evaluate(
         for batch in _batches(data, batch_size, "evaluate", state, placement):
             if window is None:
                 # the first batch alone decides the shapes of the sums, as a mean does not depend on the rows
-                shapes = kept.fact(tree_key(batch), functools.partial(jax.eval_shape, measure, leaves, batch))
+                shapes = kept.fact(tree_key(batch), functools.partial(eval_shape, measure, leaves, batch))
                 window = placement.put_everywhere(MetricAccumulator.empty(shapes))
             window = placement.block_if_needed(add_batch(window, leaves, batch))
         assert window is not None

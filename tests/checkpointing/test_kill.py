@@ -3,6 +3,7 @@
 import itertools
 import random
 import signal
+from collections import Counter
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ CACHE = (
     "jax_persistent_cache_min_compile_time_secs",
     "jax_persistent_cache_enable_xla_caches",
 )
+KILLS = 25  # of each of four kinds of run
 RUNS = [("looped", "arrays"), ("stepped", "stream")]
 
 
@@ -52,16 +54,26 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path, executor, data):
     assert differences(tmp_path / "whole", tmp_path / "killed") == []
 
 
-@pytest.mark.deep
+@pytest.mark.long
 @pytest.mark.parametrize(("executor", "data"), [*itertools.product(("looped", "stepped"), ("arrays", "stream"))])
-def test_many_kills(tmp_path, executor, data):
+def test_a_hundred_kills(tmp_path, executor, data):
+    """25 of each executor and kind of data. The run stops early, and it may be hit after that."""
     options, seconds = start(tmp_path / "whole", executor, data)
-    rng = chance()
-    for number in range(3):
-        kinds = (stopped_in_a_save(rng), Kill(in_saves(rng, 4)), Kill(at_random(rng, seconds)))
-        kills = [rng.choice(kinds) for _ in range(8)]
-        killed_run(tmp_path / str(number), options, kills)
+    with np.load(tmp_path / "whole" / "end.npz") as end:
+        assert str(end["stop_reason"]).startswith("EarlyStopping")
+    rng, hits, lives = chance(), Counter(), 0
+    for number in range(KILLS):  # runs; most take several kills
+        kills = []
+        for _ in range(min(8, KILLS - hits.total())):
+            random_one = Kill(at_random(rng, seconds), rng.choice([signal.SIGKILL, signal.SIGTERM]))
+            kills.append(rng.choice((stopped_in_a_save(rng), Kill(in_saves(rng, 4)), random_one)))
+        found = killed_run(tmp_path / str(number), options, kills)
         assert differences(tmp_path / "whole", tmp_path / str(number)) == []
+        hits, lives = hits + found.places, lives + found.lives
+        if hits.total() >= KILLS:
+            break
+    print(f"{executor}, {data}: {lives} processes in {number + 1} runs, killed in {dict(hits)}; no bit differs")
+    assert hits.total() >= KILLS
 
 
 def test_differences_are_found(tmp_path):

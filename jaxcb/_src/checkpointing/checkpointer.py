@@ -102,6 +102,13 @@ class Checkpointer:
         """Writes the result of the run, after `on_train_end`."""
         self._result.save(int(facts["step"]), dict(leaves), {**facts, **self._about}, wait=True)
 
+    def what_is_saved(self) -> str:
+        """Returns a sentence about what is left of a run that has failed."""
+        last = self._training.newest()
+        if last is None:
+            return f"There is no checkpoint of the run in {self._training.directory}."
+        return f"The run is saved up to {last}; resume=True continues from there."
+
     def close(self) -> None:
         """Waits for pending writes."""
         try:

@@ -55,8 +55,8 @@ FACTS = record(
         "files": mapping(
             either(
                 whole(),
-                record({"end": whole()}),
-                record({name: whole() for name in ("lines", "bytes", "checksum", "rewritten")}),
+                record({"end": whole()}, {"waiting": text}),
+                record({name: whole() for name in ("lines", "bytes", "checksum", "rewritten")}, {"waiting": text}),
             )
         ),
         "writers": mapping(anything),

@@ -20,6 +20,7 @@ from jaxcb._src.data import inputs as _data
 from jaxcb._src.data.sources import BATCH_SIZE
 from jaxcb._src.storage.fingerprint import fingerprint, frozen_facts, named
 from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.flat_jit import FlatJit
 from jaxcb._src.utils.program_key import stable_hash, trace_key
 from jaxcb._src.utils.pytree import Struct
 
@@ -169,7 +170,7 @@ def traced_facts(
 def _trace_hash(fn: Callable[..., Any], *args: Any) -> str | None:
     """Returns a hash of the jaxpr of a function; None if it cannot be traced alone, or has effects."""
     try:
-        closed = jax.make_jaxpr(fn)(*args)
+        closed = FlatJit(fn).trace(*args).jaxpr
         # metrics that the function returns besides the loss may change
         jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
         read = {id(var) for equation in jaxpr.eqns for var in equation.invars} | {id(var) for var in jaxpr.outvars}

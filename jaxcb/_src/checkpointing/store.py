@@ -7,12 +7,11 @@ handled.
 import contextlib
 import errno
 import json
-import logging
 import os
 import shutil
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +23,11 @@ from jaxcb._src.checkpointing.layout import CHECKPOINT, checkpoint_place, listed
 from jaxcb._src.checkpointing.manifest import ArrayEntry, DamagedError, Saved, UnusableError
 from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.storage import orbax as _orbax
+from jaxcb._src.storage.failures import check_room, system_error
 from jaxcb._src.storage.schema import Form, anything
 
 _NO_RUN = "0" * 16  # default id
 _ARRAYS = "arrays"  # directory of Orbax in each checkpoint
-_REPORTED_ERRNOS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EFBIG,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EIO,
-)
 
 
 class Store:
@@ -52,7 +42,7 @@ class Store:
     call `save`, `latest` and `load` together.
 
     Args:
-        directory: for checkpoints only; created by the first save.
+        directory: for checkpoints only; created by the first save, in an existing directory.
         keep: number of newest checkpoints to keep.
         say: prints a line.
         on_error: "raise", or "warn" to print the error and continue with the existing checkpoints.
@@ -201,6 +191,11 @@ class Store:
             ) from error
         return found if target is None else {name: found[name] for name in target}
 
+    def newest(self) -> Path | None:
+        """Returns the path of the newest checkpoint, without reading it; None if there is none."""
+        name = max(self._names() - self._unusable.keys(), key=checkpoint_place, default=None)
+        return None if name is None else self.directory / name
+
     def close(self) -> None:
         """Waits for the pending write.
 
@@ -216,11 +211,12 @@ class Store:
     def _make(self, partial: Path) -> None:
         """Creates the directory of a checkpoint."""
         if not self._open:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(exist_ok=True)  # without parents: a run directory that vanished is not made again
             self._clean()
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir()  # without parents: if the directory has vanished, its path may now be on another disk
+        check_room(partial)
 
     def _finish(
         self,
@@ -234,8 +230,7 @@ class Store:
         try:
             if self._processes.is_primary and not partial.is_dir():  # Orbax would make it again, with its parents
                 raise FileNotFoundError(errno.ENOENT, "its directory was removed or moved", str(partial))
-            with _quiet():
-                write_arrays()
+            write_arrays()
             if not self._processes.is_primary:
                 return
             unreadable = _orbax.parts_without_index(partial / _ARRAYS)
@@ -325,8 +320,8 @@ class Store:
 
     def _fail(self, error: Exception, path: Path, what: str = "save the checkpoint") -> None:
         path = path.with_name(path.name.removeprefix(_partial_prefix(self._run)))
-        number, reason = _cause(error)
-        self._error = OSError(number, f"cannot {what}: {reason}", str(path))
+        found = system_error(error) or OSError(errno.EIO, f"{type(error).__name__}: {str(error).strip()}")
+        self._error = OSError(found.errno, f"cannot {what}: {found.strerror}", str(path))
         self._error.__cause__ = error
 
     def _wait_and_report(self) -> None:
@@ -339,8 +334,8 @@ class Store:
             raise error
         if not self._error_reported:
             self._error_reported = True
-            last = max(self._names() - self._unusable.keys(), key=checkpoint_place, default=None)
-            kept = f"The last one, {self.directory / last}, is kept" if last else "There is none yet"
+            last = self.newest()
+            kept = f"The last one, {last}, is kept" if last else "There is none yet"
             self._say(f"{error.filename}: {error.strerror}. {kept}; the run continues, and later saves try again.")
 
 
@@ -386,17 +381,6 @@ def _explain(reason: UnusableError) -> str:
     return f"{'is damaged' if isinstance(reason, DamagedError) else 'cannot be used'}: {reason}"
 
 
-def _cause(error: Exception) -> tuple[int, str]:
-    """Returns error number and text. TensorStore includes the text of the system error in a long message."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno, error.strerror or str(error)
-    text = str(error)
-    for number in _REPORTED_ERRNOS:
-        if os.strerror(number) in text:
-            return number, os.strerror(number)
-    return errno.EIO, f"{type(error).__name__}: {text.strip()}"
-
-
 def _lock(directory: Path) -> int | None:
     """Returns a descriptor that holds a lock on the directory until it is closed; None if it is locked."""
     try:
@@ -412,18 +396,3 @@ def _lock(directory: Path) -> int | None:
             os.close(descriptor)
         return None
     return descriptor
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppresses the tracebacks that each of Orbax's threads logs when a save fails. The error itself is reported."""
-
-    def is_wanted(record: logging.LogRecord) -> bool:
-        return "_SignalingThread" not in str(record.msg)
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(is_wanted)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_wanted)

@@ -52,6 +52,13 @@ class RunHistory(Mapping[str, np.ndarray]):
             self._values[name].append(value if np.all(new) else np.where(shown, value, np.float32(np.nan)))
             self._reported[name].append(new)
 
+    def rows(self) -> Iterator[tuple[int, int, dict[str, Any], dict[str, Any], Any]]:
+        """Yields the arguments of `add` for each row."""
+        for row, when in enumerate(self._when):
+            values = {name: column[row] for name, column in self._values.items() if row < len(column)}
+            fresh = {name: self._reported[name][row] for name in values}
+            yield self._steps[row], self._epochs[row], values, fresh, when
+
     def member(self, index: int) -> "RunHistory":
         """Returns the rows of one member of a population as the history of a single run."""
         member_history = RunHistory()

@@ -15,6 +15,7 @@ from jaxcb._src.models.trainable import Filter, variable_types
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import EvalStep
 from jaxcb._src.utils.errors import check_int
+from jaxcb._src.utils.flat_jit import FlatJit
 from jaxcb._src.utils.names import leaf_name, matches
 
 _PARTS = ("params", "frozen", "model_state")
@@ -281,5 +282,5 @@ def model_summary(
     state = TrainState.create(params=params, model_state=model_state, rngs=rngs, adapter=adapter, trainable=trainable)
     if loss_fn is None:
         return summarize(state).grouped(depth)
-    traced = jax.jit(EvalStep(loss_fn)).trace(state, batch)
+    traced = FlatJit(EvalStep(loss_fn)).trace(state, batch)
     return summarize(state, TracedStep.of(traced, state, batch, lambda metrics: metrics)).grouped(depth)

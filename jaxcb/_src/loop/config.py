@@ -159,11 +159,13 @@ class Execution:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpointing:
-    """How a run with a `run_dir` is saved.
+    """How a run is saved.
 
     Args:
         overwrite: whether a run that is already in `run_dir` is replaced.
-        on_error: "raise" or "warn" if the run cannot be saved.
+        on_error: what happens if a disk does not take a checkpoint, an export, a log or an event file. "raise" ends the
+            run. "warn" warns once of each file and continues: the checkpoint before is kept, rows and events wait in
+            memory, and later writes try again.
 
     Raises:
         TypeError: for a value of another type.

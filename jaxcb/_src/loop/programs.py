@@ -30,10 +30,12 @@ from jaxcb._src.loop.compiled.stepwise import Stepped
 from jaxcb._src.loop.compiled.traced_functions import MemberMapping, RunFunctions, TracedFunctions
 from jaxcb._src.loop.host.population import Population
 from jaxcb._src.sharding.placement import Placement
+from jaxcb._src.training.learning_rate import LearningRate, map_learning_rates
 from jaxcb._src.training.probes import Probe
 from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram, kept_program
-from jaxcb._src.utils.program_key import NoProgramKey, key_of, tree_key
+from jaxcb._src.utils.program_key import NoProgramKey, Reference, key_of, tree_key
 from jaxcb._src.utils.pytree import to_strong_types
 from jaxcb._src.utils.xla import fast_compile_options
 
@@ -199,7 +201,7 @@ class RunPrograms:
     @functools.cached_property
     def _prepared(self) -> tuple[TrainState, Any]:
         """The shapes of the train state with its named weights and optimizer state, and of the callbacks' states."""
-        return self.placement.shapes(jax.eval_shape(self._with_callbacks, self.train, self.settings))
+        return self.placement.shapes(eval_shape(self._with_callbacks, self.train, self.settings))
 
     def _with_callbacks(self, train: TrainState, settings: list[Any]) -> tuple[TrainState, Any]:
         """Returns the train state prepared for the run, and the callbacks' states. Traced."""
@@ -272,13 +274,13 @@ class RunPrograms:
             carry = self._first(jax.tree.unflatten(tree, leaves), settings, rate)
             bare = _with_static(carry, None, None)  # what is kept must not refer to the user's model and optimizer
             form = StateForm.of(bare)
-            self.kept.put("form", form)
+            self.kept.put("form", form.changed(_with_weak_schedules))
             return StatePacking(form, ()).pack(bare)
 
         def options() -> dict[str, Any]:
             how: dict[str, Any] = {"compiler_options": fast_compile_options(self.placement.platform)}
             if self.placement.mesh is not None:
-                carry = jax.eval_shape(lambda train: self._first(train, self.settings, rate), self.train)
+                carry = eval_shape(lambda train: self._first(train, self.settings, rate), self.train)
                 _, arrays, _ = StateForm.of(carry).split(jax.tree.leaves(self.placement.carry_shardings(carry)))
                 how["out_shardings"] = [self.placement.everywhere, *arrays]
             return how
@@ -293,7 +295,7 @@ class RunPrograms:
         if self._wraps_optimizer:
             tx = self._prepared[0].tx  # a callback has wrapped the optimizer
         form: StateForm = self.kept.get("form")
-        form = form.changed(lambda carry: _with_static(carry, tx, train.adapter))
+        form = form.changed(lambda carry: _with_static(_with_schedules(carry), tx, train.adapter))
         return DeviceState(packed, form, tuple(jax.tree.leaves(train.frozen)))
 
     def _first(self, train: TrainState, settings: list[Any], rate: Any) -> LoopState:
@@ -316,6 +318,32 @@ def _action_key(action: Any) -> Any:
 
 def _with_static(carry: LoopState, tx: Any, adapter: Any) -> LoopState:
     return carry.replace(train=carry.train.replace(tx=tx, adapter=adapter))
+
+
+def _with_weak_schedules(carry: LoopState) -> LoopState:
+    """Returns the loop state with weak references to the schedules of the user, whose closures may hold arrays.
+
+    A program is found by its key, in which functions compare by identity: so the same ones exist when it is used. A
+    schedule that compares by value, such as a partial, is kept, since another one may be used then.
+    """
+
+    def weak(rate: LearningRate) -> LearningRate:
+        try:
+            key = key_of(rate.schedule)
+        except NoProgramKey:
+            return rate
+        return rate.replace(schedule=key) if isinstance(key, Reference) else rate
+
+    return map_learning_rates(weak, carry)
+
+
+def _with_schedules(carry: LoopState) -> LoopState:
+    """Inverts `_with_weak_schedules`."""
+
+    def strong(rate: LearningRate) -> LearningRate:
+        return rate.replace(schedule=rate.schedule.target) if isinstance(rate.schedule, Reference) else rate
+
+    return map_learning_rates(strong, carry)
 
 
 def prepared_state(state: TrainState, callbacks: Chain) -> tuple[TrainState, Any]:

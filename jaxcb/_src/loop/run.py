@@ -181,7 +181,15 @@ def _open(stack: contextlib.ExitStack, config: RunConfig, callbacks: Chain, grou
     if directory is not None and not config.is_trial:
         stack.enter_context(lock_run_dir(directory))
     run = Run(directory)
-    context = Context(directory, run, config.verbose, config.data.epochs, trial=config.is_trial, processes=group)
+    context = Context(
+        directory,
+        run,
+        config.verbose,
+        config.data.epochs,
+        trial=config.is_trial,
+        processes=group,
+        on_error=config.checkpointing.on_error,
+    )
     stack.enter_context(debugging(config.execution.debug, context.say))
     return context
 
@@ -356,7 +364,6 @@ def _refuse_without_files(config: RunConfig) -> None:
     given = {
         "resume=True": config.resume,
         "Checkpointing(overwrite=True)": config.checkpointing.overwrite,
-        f"Checkpointing(on_error={config.checkpointing.on_error!r})": config.checkpointing.on_error != "raise",
     }
     for what, is_given in given.items():
         if is_given:

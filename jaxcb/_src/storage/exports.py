@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+from jaxcb._src.storage.failures import check_room
 from jaxcb._src.storage.ownership import is_run_id, read_bytes, remove_files
 
 MARK = "orbax.checkpoint"  # a file in each checkpoint; `ocp.is_orbax_checkpoint` returns True for any directory
@@ -17,6 +18,8 @@ _ORBAX = re.compile(
     r"_CHECKPOINT_METADATA|orbax\.checkpoint|commit_success\.txt|(?:\w+/)?(?:_METADATA|_sharding|"
     r"array_metadatas/process_\d+|(?:ocdbt\.process_\d+/)?(?:manifest\.ocdbt|d/[0-9a-f]+))"
 )
+# names beside an export while it is written, replaced or removed
+_BESIDE = re.compile(r"(.+?)(?:\.([0-9a-f]{16}))?\.jaxcb-(new|old|gone)(\.orbax-checkpoint-tmp.*)?", re.DOTALL)
 
 
 def contents(export: Path) -> tuple[str | None, set[str]]:
@@ -35,6 +38,7 @@ def begin(path: Path, run: str) -> Path:
     """Prepares an export, and returns the directory to write it to."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _clean(path.parent, run)
+    check_room(path.parent)
     return _beside(path, run, "new")
 
 
@@ -44,15 +48,23 @@ def finish(path: Path, run: str) -> None:
     An existing export is replaced; other files in its directory are kept.
     """
     new, old = _beside(path, run, "new"), _beside(path, run, "old")
-    with (new / _RECORD).open("w", encoding="utf-8") as file:
-        json.dump({"run": run, "files": sorted(_files(new))}, file)
+    text, half = json.dumps({"run": run, "files": sorted(_files(new))}), new / f"{_RECORD}.half"
+    with half.open("w", encoding="utf-8") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    half.replace(new / _RECORD)  # an export with a record is complete
     if path.exists():
         path.rename(old)
     new.rename(path)
     if old.exists():
         _replaced(old, path)
+
+
+def discard(path: Path, run: str) -> None:
+    """Removes what is left of an export that could not be completed. The one before is kept."""
+    with contextlib.suppress(OSError):
+        _clean(path.parent, run)
 
 
 def remove(path: Path, run: str) -> None:
@@ -78,8 +90,9 @@ def complete(path: Path) -> Path | None:
     """Returns the path of an export that a killed process has completed but not moved; None if there is none."""
     if not path.parent.is_dir():
         return None
-    name = re.compile(rf"{re.escape(path.name)}(\.[0-9a-f]{{16}})?\.jaxcb-new")
-    found = [p for p in path.parent.iterdir() if name.fullmatch(p.name) and (p / MARK).is_file()]
+    names = ((p, _BESIDE.fullmatch(p.name)) for p in path.parent.iterdir())
+    new = [p for p, match in names if match and (match[1], match[3], match[4]) == (path.name, "new", None)]
+    found = [p for p in new if (p / MARK).is_file()]
     return max(found, key=lambda p: p.stat().st_mtime, default=None)
 
 
@@ -89,13 +102,13 @@ def _beside(path: Path, run: str, kind: str) -> Path:
 
 def _clean(directory: Path, run: str) -> None:
     """Completes the renames of killed processes of the run in a directory."""
-    name = re.compile(rf"(.+)\.{run}\.jaxcb-(new|old|gone)(\.orbax-checkpoint-tmp.*)?", re.DOTALL)
-    found = [(match[2], match, p) for p in directory.iterdir() if (match := name.fullmatch(p.name))]
+    names = ((_BESIDE.fullmatch(p.name), p) for p in directory.iterdir())
+    found = [(match[3], match, p) for match, p in names if match and match[2] == run]
     # sorted by name, so "new" comes before "old"
     for kind, match, rest in sorted(found, key=lambda x: x[0]):
         path = directory / match[1]
         if kind == "new":
-            if match[3] is None and not path.exists() and (rest / _RECORD).is_file():
+            if match[4] is None and not path.exists() and (rest / _RECORD).is_file():
                 rest.rename(path)  # complete; the process was killed before or between the two renames
             else:
                 shutil.rmtree(rest)

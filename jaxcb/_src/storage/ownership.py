@@ -11,6 +11,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from jaxcb._src.storage.failures import named
+
 FOLDER = ".jaxcb"  # subdirectory of the run directory
 RECORD = "run.jsonl"
 _FORMAT = 1
@@ -238,9 +240,14 @@ class RunRecord:
         """Returns how often a log got further columns."""
         return self._rewritten.get(key, 0)
 
-    def position(self) -> list[int]:
-        """Returns size and checksum of the record, as JSON, for a checkpoint."""
-        if self._path is not None and self._size is not None:
+    @property
+    def path(self) -> Path | None:
+        """Its file; None for a record in memory."""
+        return self._path
+
+    def position(self, *, read: bool = True) -> list[int]:
+        """Returns size and checksum of the record, as JSON, for a checkpoint; those that are known, without reading."""
+        if read and self._path is not None and self._size is not None:
             self._prefix.extend(self._path, self._size)
         return [self._prefix.size, self._prefix.checksum]
 
@@ -263,15 +270,15 @@ class RunRecord:
                 os.fsync(file.fileno())
 
     def _note(self, line: dict[str, Any]) -> None:
+        if self._path is not None and self._size is not None:
+            data = _line(line)
+            with named("the record of the run's files", self._path), self._path.open("r+b") as file:
+                # it fails if the record was removed; what is left of a write that failed is cut off by the next one
+                file.truncate(self._size)
+                file.seek(self._size)
+                file.write(data)
+            self._size += len(data)
         self._take(line)
-        if self._path is None or self._size is None:
-            return
-        data = _line(line)
-        with self._path.open("r+b") as file:  # fails if the record was removed
-            file.truncate(self._size)
-            file.seek(self._size)
-            file.write(data)
-        self._size += len(data)
 
     def _take(self, line: dict[str, Any]) -> None:
         """Applies a line of the record."""

@@ -19,6 +19,7 @@ from jaxcb._src.training.learning_rate import LearningRate, map_learning_rates, 
 from jaxcb._src.training.optimizer_groups import rates_of_groups
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.training_config import TrainingConfig
+from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.utils.kept_programs import KeptFunction, kept_program
 from jaxcb._src.utils.program_key import key_of, tree_key
 
@@ -142,7 +143,7 @@ def _fixed_numbers(member: Member) -> tuple[str, ...]:
         config = TrainingConfig(0, configuration.optimizer, 1.0, configuration.callbacks, {name: value})
         try:
             tx = optax.with_extra_args_support(config.transformation(params))
-            jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, value=jnp.zeros(()), grad=p), params)
+            eval_shape(lambda p: tx.update(p, tx.init(p), p, value=jnp.zeros(()), grad=p), params)
         except (jax.errors.TracerBoolConversionError, jax.errors.ConcretizationTypeError):
             return True
         except Exception:  # other errors of the optimizer are raised where it is used
@@ -256,7 +257,7 @@ def bytes_of(member: Member) -> int:
     adapter, callbacks = member.adapter, configuration.callbacks
 
     def count() -> int:
-        state = jax.eval_shape(lambda: configuration.train_state(adapter).init_optimizer().with_slots(callbacks))
+        state = eval_shape(lambda: configuration.train_state(adapter).init_optimizer().with_slots(callbacks))
         trained = (state.replace(frozen=None), state.params, state.params)
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(trained))
 

@@ -53,6 +53,11 @@ class Reference:
         self._hash = id(target)
 
     @property
+    def target(self) -> Any:
+        """The object; None if it no longer exists."""
+        return self._ref()
+
+    @property
     def is_dead(self) -> bool:
         """Whether the object no longer exists."""
         return self._ref() is None
@@ -263,7 +268,7 @@ def _stable_text(part: Any, content: Callable[[Any], str | None]) -> str:
     if isinstance(part, frozenset):
         return " ".join(sorted(stable_hash(inner, content) for inner in part))
     if isinstance(part, Reference):
-        target = part._ref()
+        target = part.target
         if isinstance(target, jax.Array | np.ndarray):
             return f"{content(target)}"
         return getattr(target, "__qualname__", type(target).__qualname__)

@@ -1,5 +1,6 @@
 """Base class of writers, and the registry of which writer performs which action."""
 
+import errno
 import importlib
 import os
 import warnings
@@ -25,6 +26,7 @@ from jaxcb._src.core.actions.logging import (
 )
 from jaxcb._src.core.actions.tensorboard import TensorBoardAction
 from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
+from jaxcb._src.storage.failures import WriteFailures, named
 from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.utils.local_path import local_path, working_directory
 from jaxcb._src.writers.files import AppendFile
@@ -52,6 +54,7 @@ class Context:
         checkpoint: the checkpoint from which the run resumes, or None.
         complete: whether the run is complete, so that its result is returned and nothing is written.
         failure: the error that ended the run, for writers that are being closed; None if there was none.
+        failures: what to do when a file cannot be written.
         processes: the processes of the run. Only the primary process writes and prints.
     """
 
@@ -64,8 +67,10 @@ class Context:
         *,
         trial: bool = False,
         processes: Processes = SINGLE_PROCESS,
+        on_error: Literal["raise", "warn"] = "raise",
     ) -> None:
         self.run_dir = run_dir
+        self.failures = WriteFailures(on_error, self.warn)
         self.began_in = working_directory()
         self.run = run
         self.verbose = verbose
@@ -117,6 +122,15 @@ class Context:
                 return self.run_dir / path.relative_to(path.anchor)
         return path
 
+    def check_directory(self) -> None:
+        """Checks that the run's directory is still there, before a file is made in it: it is not made again.
+
+        Raises:
+            FileNotFoundError: if it was removed or moved.
+        """
+        if self.run_dir is not None and not self.run_dir.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the directory of the run was removed or moved", str(self.run_dir))
+
     def claim(self, path: Path, owner: str) -> None:
         """Registers a file of the run and its owner.
 
@@ -148,7 +162,8 @@ class Context:
         """
         key = self.key(path)
         alone = not append and self.run_dir is not None and path.resolve().is_relative_to(self.run_dir.resolve())
-        file = AppendFile(path, what, append=append, record=self.record, key=key, shared=not alone)
+        given: dict[str, Any] = {"record": self.record, "key": key, "failures": self.failures}
+        file = AppendFile(path, what, append=append, shared=not alone, **given)
         if key in self.resumed_files:
             self._restore(file, self.resumed_files[key], of_the_run=path.name == key and key in OF_THE_RUN)
         self._appended[key] = file
@@ -168,6 +183,14 @@ class Context:
     def file_positions(self) -> dict[str, Any]:
         """Makes the content of all appended files durable, and returns their positions, as JSON."""
         return {key: file.position() for key, file in self._appended.items()}
+
+    def record_position(self) -> list[int]:
+        """Returns the position of the run's record, as JSON."""
+        path = self.record.path
+        if path is not None:
+            with self.failures.handled(path, "No later checkpoint is complete."), named("the record of the run", path):
+                return self.record.position()
+        return self.record.position(read=False)
 
     def key(self, path: Path) -> str:
         """Returns a name of the file that stays the same when the run's directory is moved."""

@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ class Table:
     """
 
     def __init__(self, file: AppendFile, columns: Sequence[str], *, separator: str = ",") -> None:
-        self.file, self.columns = file, list(columns)
+        self.file, self.columns, self._separator = file, list(columns), separator
         path = file.path
         self._rows = csv.writer(self.file, delimiter=separator, lineterminator="\n")
-        if self.file.size and not file.inert:
+        if self.file.begun and not file.inert:
             header = _header(path, separator)
             if header != self.columns and file.may_grow and _PLACES & {*self.columns} <= {*header}:
                 self.columns = [*header, *(name for name in self.columns if name not in header)]
@@ -44,14 +44,21 @@ class Table:
                 shown = f"{path}, read with the separator {separator!r}, has the columns {header}, but this run writes "
                 raise ValueError(f"{shown}{self.columns}. Give another filename{cure}.")
 
-        head = io.StringIO()
-        csv.writer(head, delimiter=separator, lineterminator="\n").writerow(self.columns)
-        self.file.begin_with(head.getvalue())
+        self.file.begin_with(self.text(()))
+        self.file.flush()  # what could not be written before the checkpoint
 
     def write(self, row: Mapping[str, str]) -> None:
         """Appends a row; missing columns are NA."""
         self._rows.writerow([row.get(name, MISSING) for name in self.columns])
         self.file.flush()
+
+    def text(self, rows: Iterable[Mapping[str, str]]) -> str:
+        """Returns the text of a file with these rows."""
+        text = io.StringIO(newline="")
+        table = csv.writer(text, delimiter=self._separator, lineterminator="\n")
+        table.writerow(self.columns)
+        table.writerows([row.get(name, MISSING) for name in self.columns] for row in rows)
+        return text.getvalue()
 
     def close(self) -> None:
         """Makes the rows durable."""

@@ -10,26 +10,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from jaxcb._src.storage.failures import WriteFailures, append_whole, check_in_place, named
 from jaxcb._src.storage.ownership import Prefix, RunRecord, Written
-
-
-def check_writable(directory: Path, what: str) -> None:
-    """Checks that `directory` can be made and written; leaves nothing there.
-
-    Args:
-        directory: the directory; it need not exist yet.
-        what: what will be written there, for the error.
-
-    Raises:
-        OSError: of the kind that writing would raise.
-    """
-    try:
-        there = next(p for p in (directory, *directory.parents) if p.exists())
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise type(error)(error.errno, f"cannot write {what}: {error.strerror}", str(directory)) from None
-
 
 _NUMBERS = ("lines", "bytes", "checksum", "rewritten")
 _WAITING = 1 << 20  # maximum number of bytes that wait for a flush
@@ -49,11 +31,13 @@ class AppendFile:
         key: the file's name in the record.
         shared: whether others may also write to it. Then its position is the end of what the run itself has written,
             and only that is ever removed; otherwise its position is its number of lines.
+        failures: what to do when the file cannot be written.
 
     Attributes:
         head: the text that an empty file begins with.
         resumed: whether it continues from its position in a checkpoint.
         inert: whether nothing will be written, since the run is complete.
+        is_whole: whether all text was on the disk when it was last closed.
 
     Raises:
         OSError: if the path cannot be written.
@@ -68,9 +52,10 @@ class AppendFile:
         record: RunRecord | None = None,
         key: str = "",
         shared: bool = False,
+        failures: WriteFailures | None = None,
     ) -> None:
-        self.path, self._what = path, what
-        self.head, self.resumed, self.inert = "", False, False
+        self.path, self._what, self._failures = path, what, failures or WriteFailures()
+        self.head, self.resumed, self.inert, self.is_whole = "", False, False, True
         self._append, self._shared = append, shared
         self._record, self._key = record or RunRecord(), key or path.as_posix()
         self._lines: int | None = None  # lines of the file and the waiting text; None until they are counted
@@ -79,6 +64,7 @@ class AppendFile:
         self._waiting: list[bytes] = []
         self._bytes = 0  # size of the waiting text
         self._file: FileIO | None = None
+        self._made = False  # whether the file exists because the run has written it
         with self._named():
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would block, a device has no end
@@ -95,13 +81,19 @@ class AppendFile:
         """Sets the text that an empty file begins with, before the first write."""
         self.head = head
 
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
+    def _named(self) -> contextlib.AbstractContextManager[None]:
         """Adds the description of the file to an `OSError`."""
-        try:
-            yield
-        except OSError as error:
-            raise type(error)(error.errno, f"cannot write the {self._what}: {error.strerror}", str(self.path)) from None
+        return named(f"the {self._what}", self.path)
+
+    def _handled(self) -> contextlib.AbstractContextManager[None]:
+        """Raises an `OSError` of a write, or warns of it."""
+        kept = "What is written to it waits in memory and in the checkpoints, and later writes try again."
+        return self._failures.handled(self.path, kept)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is content in the file that is kept."""
+        return self._append and self.path.exists() and self.path.stat().st_size > 0
 
     @property
     def size(self) -> int:
@@ -118,7 +110,13 @@ class AppendFile:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the waiting text to the file, where other programs see it.
+        """Writes the waiting text to the file, where other programs see it. If that fails, the text still waits."""
+        if self._waiting:
+            with self._handled():
+                self._flush()
+
+    def _flush(self) -> None:
+        """Writes the waiting text.
 
         The order of the steps makes it safe for the process to be killed between any two of them: the record of what
         the run is about to write is written first, so that a resumed run can find the text and remove it. A write that
@@ -129,6 +127,7 @@ class AppendFile:
         if not self._shared:
             self._record.make(self._key)
         with self._named(), self._locked() as file:
+            check_in_place(file, self.path)
             if not self._append:
                 os.ftruncate(file, 0)
                 self._append = True  # from now on the content is this run's own
@@ -139,13 +138,7 @@ class AppendFile:
                 data = b"\n" + data
             if self._shared:
                 self._record.write(self._key, start, data)
-            try:
-                _write(file, data)
-            except OSError:
-                with contextlib.suppress(OSError):  # leave no partial line
-                    if os.fstat(file).st_size < start + len(data):
-                        os.ftruncate(file, start)
-                raise
+            append_whole(file, start, data)
         self._end = start + len(data)
         if self._lines is not None:
             self._lines += data.count(b"\n")
@@ -155,24 +148,37 @@ class AppendFile:
         """Makes the content durable, and returns the position in the file, as JSON.
 
         This is the number of lines, including one that is cut off, with size and checksum; for a shared file, the end
-        of what the run itself has written.
+        of what the run itself has written. Text that the file does not take is part of the position.
         """
-        self.flush()
+        with self._handled():
+            self._sync()
+            with self._named():
+                if self._shared:
+                    self._record.sync()
+                else:
+                    self._measure()
+        waiting = {"waiting": b"".join(self._waiting).decode()} if self._waiting else {}
+        if self._shared:
+            return {"end": self._end, **waiting}
+        sizes = {"bytes": self._durable.size, "checksum": self._durable.checksum}
+        return {"lines": self._lines or 0, **sizes, "rewritten": self._record.rewritten(self._key), **waiting}
+
+    def _sync(self) -> None:
+        """Returns when all text is on the disk."""
+        self._flush()
         if self._file is not None:
             with self._named():
+                check_in_place(self._file.fileno(), self.path)
                 os.fsync(self._file.fileno())
-        if self._shared:
-            self._record.sync()
-            return {"end": self._end}
+
+    def _measure(self) -> None:
+        """Counts lines, and extends the checksum of what is durable."""
         if self._lines is None:
             self._lines = len(_ends(self.path)) - 1 if self.size else 0
         if self._lines:
-            with self._named():
-                self._durable.extend(self.path, self.path.stat().st_size)
+            self._durable.extend(self.path, self.path.stat().st_size)
         else:
             self._durable = Prefix()
-        sizes = {"bytes": self._durable.size, "checksum": self._durable.checksum}
-        return {"lines": self._lines, **sizes, "rewritten": self._record.rewritten(self._key)}
 
     def restore(self, position: Any, *, cut: bool = True) -> None:
         """Truncates the file to a position, from which later writes continue.
@@ -200,6 +206,10 @@ class AppendFile:
         else:
             raise ValueError(f"the checkpoint has the position {position!r} for {self.path}, which is not valid.")
         self._append = self.resumed = True
+        self._made = self.path.exists()
+        if isinstance(position, dict) and position.get("waiting") and not self.inert:
+            self._waiting = [position["waiting"].encode()]  # written with the first flush, after the head is known
+            self._bytes = len(self._waiting[0])
 
     def _check(self, known: Prefix) -> None:
         """Compares the file with what was durable at the checkpoint."""
@@ -285,21 +295,28 @@ class AppendFile:
 
     def close(self) -> None:
         """Makes the content durable; a later write reopens the file."""
+        self.is_whole = False
         try:
-            self.flush()
-            if self._file is not None:
-                with self._named():
-                    os.fsync(self._file.fileno())
+            with self._handled():
+                self._sync()
+                self.is_whole = True
         finally:
             if self._file is not None:
                 self._file.close()
                 self._file = None
+        if not self.is_whole:
+            self._failures.report_loss(
+                f"{self.path} is not complete: it could not be written until the end of the run."
+            )
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
         """Yields the open file's descriptor, while no other run writes to it."""
         if self._file is None:
+            if self._made and not self.path.exists():  # it would be made again
+                raise FileNotFoundError(errno.ENOENT, "it was removed or moved while the run was writing it")
             self._file = FileIO(self.path, "a+")  # "a": writes go to the end, wherever that is by then
+            self._made = True
         with _lock(self._file.fileno()):
             yield self._file.fileno()
 
@@ -321,12 +338,6 @@ def _lock(file: int) -> Iterator[None]:
         yield
     finally:
         fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def _write(file: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]
 
 
 def _read(file: int, start: int, size: int) -> bytes:

@@ -10,8 +10,9 @@ import numpy as np
 
 from jaxcb._src.core.metrics import MISSING, columns, in_columns, row_text
 from jaxcb._src.history.history import RunHistory
+from jaxcb._src.storage.failures import write_elsewhere
 from jaxcb._src.utils.names import is_rate
-from jaxcb._src.writers.base import Writer, by_member
+from jaxcb._src.writers.base import Writer
 from jaxcb._src.writers.csv import Table
 
 MOST_COLUMNS = 1024  # of the file, for one metric that is an array
@@ -95,15 +96,37 @@ class HistoryWriter(Writer):
         fresh = dict.fromkeys(gone, np.False_) | action.fresh
         self.history.add(record.step, record.epoch, gone | action.values, fresh, action.when)
         if self._table is not None:
-            place = {"step": str(record.step), "epoch": str(record.epoch)}
-            for member, scalars in by_member(action):
-                whose = {} if member is None else {"member": str(member)}
-                kept = {name: value for name, value in scalars.values.items() if name not in self._large}
-                self._table.write(whose | place | row_text(*in_columns(kept, scalars.fresh)))
+            for line in self._lines(record.step, record.epoch, action.values, action.fresh, action.when):
+                self._table.write(line)
+
+    def _lines(self, step: int, epoch: int, values: Any, fresh: Any, when: Any) -> Iterator[dict[str, str]]:
+        """Yields the lines of a row in the file: one for each member."""
+        place = {"step": str(step), "epoch": str(epoch)}
+        for member in np.flatnonzero(when) if np.ndim(when) else (None,):
+            whose = {} if member is None else {"member": str(member)}
+            kept = {n: x if member is None else x[member] for n, x in values.items() if n not in self._large}
+            new = {name: fresh[name] if member is None else fresh[name][member] for name in kept}
+            yield whose | place | row_text(*in_columns(kept, new))
 
     def close(self) -> None:
-        if self._table is not None:
+        if self._table is None:
+            return
+        file = self._table.file
+        try:
             self._table.close()
+        except OSError as error:
+            shown = f"{error.strerror}. {self._write_elsewhere()}"
+            raise type(error)(error.errno, shown, error.filename) from None
+        if not file.is_whole:
+            self.context.failures.report_loss(f"{file.path}: {self._write_elsewhere()}")
+
+    def _write_elsewhere(self) -> str:
+        """Writes the complete history outside of the run's directory, and says where it is."""
+        assert self._table is not None
+        lines = (line for row in self.history.rows() for line in self._lines(*row))
+        name = f"jaxcb-history-{self.context.record.run}.csv"
+        path = write_elsewhere(name, self._table.text(lines), (self.context.began_in,))
+        return "No other directory takes the history." if path is None else f"The complete history is in {path}."
 
 
 def _rows(lines: Any) -> Iterator[dict[str, str]]:

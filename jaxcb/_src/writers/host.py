@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from jaxcb._src.inspection.summary import as_text, summarize, totals
+from jaxcb._src.storage.failures import check_writable, named, system_error
 from jaxcb._src.storage.ownership import remove_files
+from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.writers.base import Writer
-from jaxcb._src.writers.files import check_writable
 
 
 class CallWriter(Writer):
@@ -39,7 +40,7 @@ class SummaryWriter(Writer):
         run, action = self.context.run, record.action
         traced = run.traced_step() if run.traced_step is not None else None
         # shapes are enough, and avoid copies of a large model
-        state = traced.state if traced is not None else jax.eval_shape(lambda s: s, run.state)
+        state = traced.state if traced is not None else eval_shape(lambda s: s, run.state)
         summary = summarize(state, traced, run.frozen)
         print(as_text(summary.grouped(action.depth)) if action.verbose else totals(summary), flush=True)
 
@@ -70,6 +71,8 @@ class ProfileWriter(Writer):
         if self._under_way is not None:
             return
         before = _profiles(directory)
+        with named("a profile", directory):
+            self.context.check_directory()
         try:
             jax.profiler.start_trace(str(directory))
         except RuntimeError as error:
@@ -82,7 +85,8 @@ class ProfileWriter(Writer):
         if self._under_way is None:
             return
         directory, self._under_way = self._under_way, None
-        jax.profiler.stop_trace()
+        with self.context.failures.handled(directory, "This profile is missing."), named("a profile", directory):
+            _stop_trace()
         new = [path for path in _profiles(directory) if path not in self._before]
         if len(new) == 1:  # with several, another run has written one at the same time
             files = [p.relative_to(new[0]).as_posix() for p in new[0].rglob("*") if p.is_file()]
@@ -110,6 +114,14 @@ class ProfileWriter(Writer):
 
     def close(self) -> None:
         self._end()
+
+
+def _stop_trace() -> None:
+    """Writes the profile. XLA reports an error of the system in the text of its own."""
+    try:
+        jax.profiler.stop_trace()
+    except Exception as error:
+        raise system_error(error) or error from None
 
 
 def _profiles(directory: Path) -> list[Path]:

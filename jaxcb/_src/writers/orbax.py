@@ -1,7 +1,6 @@
 """Writer for `Checkpoint` actions, with Orbax. These are exports: a run resumes from its own checkpoints."""
 
 import contextlib
-import errno
 import math
 import re
 import string
@@ -17,10 +16,10 @@ from jaxcb._src.core.actions.utils import fill
 from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.storage import exports as _exports
 from jaxcb._src.storage import orbax as _orbax
+from jaxcb._src.storage.failures import check_writable, system_error
 from jaxcb._src.storage.fingerprint import frozen_facts, named
 from jaxcb._src.utils.pytree import select
 from jaxcb._src.writers.base import Writer, by_member
-from jaxcb._src.writers.files import check_writable
 
 _OF_THE_RUN = ("checkpoints", "result")  # directories below run_dir that belong to the run itself
 
@@ -136,12 +135,16 @@ class CheckpointWriter(Writer):
 
     def _save(self, tree: Any, facts: dict[str, Any], key: str, new: _Kept, action: Any, note: str) -> None:
         """Saves, and then deletes what is not to be kept; both in the background if the save is."""
-        with _noted(note):
-            directory = self.context.run_dir
-            if directory is not None and not directory.is_dir() and self.context.processes.is_primary:
-                reason = "cannot save the checkpoint: the directory of the run was removed or moved"
-                raise FileNotFoundError(errno.ENOENT, reason, str(directory))
+        failures, saved = self.context.failures, False
+        with _noted(note), failures.handled(new.path, "This export is missing."), _as_system_error(new.path):
+            if self.context.processes.is_primary:
+                self.context.check_directory()
             _save(new.path, tree, facts, self.context.record.run, self.context.processes)
+            saved = True
+        if not saved:
+            self.context.files.remove(new.path)
+            return
+        with _noted(note), failures.handled(new.path.parent, "Older exports remain."):
             self._retain(key, new, action)
 
     def _retain(self, key: str, new: _Kept, action: Any) -> None:
@@ -287,9 +290,27 @@ def _fits(path: Path, template: Path, of_member: bool) -> bool:
     return ".." not in path.parts and re.fullmatch(pattern, str(path)) is not None
 
 
+@contextlib.contextmanager
+def _as_system_error(path: Path) -> Iterator[None]:
+    """Raises an `OSError` with the path of the export for an error of the system in Orbax's message."""
+    try:
+        yield
+    except Exception as error:
+        found = system_error(error)
+        if found is None:
+            raise
+        shown = f"cannot save the checkpoint: {found.strerror}"
+        raise type(found)(found.errno, shown, str(path)) from None
+
+
 def _save(path: Path, tree: Any, facts: dict[str, Any], run: str, processes: Processes) -> None:
     """Saves so that a complete checkpoint exists at any time: the old one is deleted when the new one is complete."""
     new = processes.broadcast_from_primary(lambda: str(_exports.begin(path, run)))
-    _orbax.save(new, tree, custom_metadata=facts)  # its overwrite=True would delete the old one before saving
-    if processes.is_primary:
-        _exports.finish(path, run)
+    try:
+        _orbax.save(new, tree, custom_metadata=facts)  # its overwrite=True would delete the old one before saving
+        if processes.is_primary:
+            _exports.finish(path, run)
+    except Exception:
+        if processes.is_primary:
+            _exports.discard(path, run)  # frees its disk space
+        raise

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.errors import check_choice
+from jaxcb._src.utils.flat_jit import FlatJit
 
 Over = Callable[[Callable[..., Any], Any], Callable[..., Any]]  # (fn, in_axes) -> fn over members
 
@@ -182,11 +183,13 @@ def _seconds(
     state = strategy.place(state.replace(frozen=None), True).replace(frozen=frozen)
     batch = strategy.place(batch, batch_axis == 0)
     if kind == "looped":
-        run = jax.jit(lambda s, b: jax.lax.fori_loop(0, _STEPS, lambda _, s: over(s, b)[0], s))
+        run: Callable[[Any, Any], Any] = FlatJit(
+            lambda s, b: jax.lax.fori_loop(0, _STEPS, lambda _, s: over(s, b)[0], s)
+        )
     else:
-        once = jax.jit(lambda s, b: over(s, b)[0])
+        once = FlatJit(lambda s, b: over(s, b)[0])
 
-        def run(s: Any, b: Any) -> Any:
+        def run(s: Any, b: Any, /) -> Any:
             for _ in range(_STEPS):
                 s = strategy.placement.block_if_needed(once(s, b))
             return s

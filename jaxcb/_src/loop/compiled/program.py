@@ -22,6 +22,7 @@ from jaxcb._src.loop.compiled.state import Inputs, LoopState, ProbeValue, Status
 from jaxcb._src.loop.compiled.traced_functions import TracedFunctions, call_preserving_identity
 from jaxcb._src.training.train_state import TrainState, apply_actions
 from jaxcb._src.training.train_step import PendingUpdate, Step
+from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.utils.names import leaf_name
 from jaxcb._src.utils.pytree import cast_like, select
 
@@ -380,7 +381,7 @@ class Program:
         """Returns an empty accumulator for the metrics of a validation set."""
         assert self.functions.eval_step is not None
         return MetricAccumulator.empty(
-            jax.eval_shape(self.functions.eval_step, train, self.placement.shapes(batch)), self.members
+            eval_shape(self.functions.eval_step, train, self.placement.shapes(batch)), self.members
         )
 
     def eval_batch(self, window: MetricAccumulator, train: TrainState, batch: Any, index: Any) -> MetricAccumulator:

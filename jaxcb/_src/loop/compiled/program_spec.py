@@ -19,6 +19,7 @@ from jaxcb._src.training.accumulation import accumulations
 from jaxcb._src.training.learning_rate import learning_rates
 from jaxcb._src.training.train_state import TrainState, check_actions
 from jaxcb._src.training.train_step import Step
+from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.utils.names import is_rate, leaf_name
 from jaxcb._src.utils.program_key import NoProgramKey, trace_key
 from jaxcb._src.utils.pytree import cast_like
@@ -199,15 +200,15 @@ def plan_program(
     """
     members, proposal = functions.mapping.members, None
     if functions.split_step:
-        proposal = jax.eval_shape(functions.first_half, train, batch)
+        proposal = eval_shape(functions.first_half, train, batch)
         raw, at_times = split_reported(proposal.gradients.values)
     else:
-        new, raw = _pair(jax.eval_shape(functions.first_half, train, batch))
+        new, raw = _pair(eval_shape(functions.first_half, train, batch))
         raw, at_times = split_reported(raw) if isinstance(raw, Mapping) else (raw, {})
         _check_names("train_step", raw)
         _check_state(new, train)
         _check_frozen(functions, train, batch)
-    probes = {name: jax.eval_shape(fn, train, proposal, batch) for name, fn in functions.probe_functions.items()}
+    probes = {name: eval_shape(fn, train, proposal, batch) for name, fn in functions.probe_functions.items()}
     probes |= _reported_at_times(at_times, probes, members)
     names: Shapes = {}
     _add(names, _computed(raw, members), "a metric of the step")
@@ -216,7 +217,7 @@ def plan_program(
     train_names = dict(names)
     for prefix, shapes in val.items():
         assert functions.eval_step is not None
-        found = jax.eval_shape(functions.eval_step, train, shapes)
+        found = eval_shape(functions.eval_step, train, shapes)
         _check_names("eval_step", found)
         _add(names, {prefix + n: value for n, value in _computed(found, members).items()}, "a validation's metric")
     _add(names, {name: _scalar(members) for name in validation.host_values}, "an evaluator's metric")
@@ -236,7 +237,7 @@ def plan_program(
     }
     if proposal is not None:
         actions = spec.actions_of("on_before_update")
-        _check_state(jax.eval_shape(functions.update, train, proposal, actions), train)
+        _check_state(eval_shape(functions.update, train, proposal, actions), train)
     scaled = any(isinstance(action, ScaleLearningRate) for action in spec.actions_of())
     return spec._replace(
         hooks={hook: own._replace(answers=answers[hook]) for hook, own in spec.hooks.items()},
@@ -291,7 +292,7 @@ def _hook_metrics(spec: ProgramSpec, functions: TracedFunctions, train: TrainSta
     size = (functions.mapping.members or 1,)
     alive, member = (jax.ShapeDtypeStruct(size, kind) for kind in (jnp.bool_, jnp.int32))
     together = {"alive": alive, "member": member} if functions.populations else {}
-    return jax.eval_shape(seen, given, train).replace(old=spec.stale_names.get(hook, frozenset()), **together)
+    return eval_shape(seen, given, train).replace(old=spec.stale_names.get(hook, frozenset()), **together)
 
 
 def _reported_at_times(at_times: Mapping[str, Any], probes: Mapping[str, Any], members: int | None) -> Shapes:
@@ -333,9 +334,9 @@ def _answers(
         if is_lazy(action):
             check_lazy(action, hook)
             if hook == "on_before_update":
-                found[index] = jax.eval_shape(functions.answer_inside, action, *seen)
+                found[index] = eval_shape(functions.answer_inside, action, *seen)
             else:
-                found[index] = jax.eval_shape(functions.answer, action, seen[0])
+                found[index] = eval_shape(functions.answer, action, seen[0])
     return found
 
 
@@ -385,7 +386,7 @@ def _add(names: Shapes, new: Mapping[str, Any], what: str) -> None:
 
 def _computed(values: Any, members: int | None) -> Shapes:
     try:
-        return jax.eval_shape(lambda v: computed(v, members is not None), values)
+        return eval_shape(lambda v: computed(v, members is not None), values)
     except Exception as error:
         merging = ", ".join(repr(name) for name, v in values.items() if is_mergeable(v))
         error.add_note(f"This happened in compute() of one of the metrics {merging}, which must run under jit.")
@@ -401,7 +402,7 @@ def _check_state(new: Any, train: TrainState) -> None:
         raise TypeError(
             f"train_step returned {type(new).__name__} first, expected the new TrainState: `return state, metrics`."
         )
-    jax.eval_shape(lambda n: cast_like(n, train, "train_step: the train state", error=ValueError), new)
+    eval_shape(lambda n: cast_like(n, train, "train_step: the train state", error=ValueError), new)
 
 
 def _check_frozen(functions: TracedFunctions, train: TrainState, batch: Any) -> None:

@@ -18,6 +18,7 @@ from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.training.probes import Probe, look, readings
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import PendingUpdate, Step
+from jaxcb._src.utils.flat_jit import FlatJit
 
 
 class RunFunctions(NamedTuple):
@@ -109,19 +110,17 @@ class TracedFunctions:
         tree = jax.tree.structure(chain)
         axes = None if mapping.chain_axes is None else tree.flatten_up_to(mapping.chain_axes)
         make = functools.partial(members_hook, axes) if mapping.members is not None else hook_of
-        self.hook = {hook: jax.jit(make(hook, tree)) for hook in hooks}
+        self.hook = {hook: FlatJit(make(hook, tree)) for hook in hooks}
         self.populations = tuple(n for n, callback in chain.items() if isinstance(callback, PopulationCallback))
         if self.populations and mapping.members is None:
             raise ValueError(f"{', '.join(self.populations)} acts on a population: pass it to jc.sweep, not to fit.")
 
-    def _compiled(self, fn: Callable[..., Any], in_axes: Any) -> Any:
+    def _compiled(self, fn: Callable[..., Any], in_axes: Any) -> FlatJit:
         """Jits a function, mapped over members if there are any. One jit per function means one trace per shape."""
-        if fn.__hash__ is None:  # jax.jit needs a hashable function; a partial hashes by identity
-            fn = functools.partial(fn)
         mapping = self.mapping
         if mapping.members is None:
-            return jax.jit(mapping.placement.with_mesh(fn))
-        return jax.jit(over_members(mapping.over, fn, in_axes, mapping.frozen_axis))
+            return FlatJit(mapping.placement.with_mesh(fn))
+        return FlatJit(over_members(mapping.over, fn, in_axes, mapping.frozen_axis))
 
     # Costs, known before the first step
 
@@ -147,7 +146,7 @@ class TracedFunctions:
         """
         parts = [self.first_half.trace(train, batch)]
         if self.split_step:
-            proposal = jax.eval_shape(self.first_half, train, batch)
+            proposal = self.first_half.eval_shape(train, batch)
             parts.append(self.update.trace(train, proposal, before_update))
         by_xla = (float((part.lower().cost_analysis() or {}).get("flops", jnp.nan)) for part in parts)
         return sum(by_xla) + sum(repeated_flops(part.jaxpr.jaxpr) for part in parts)
@@ -217,7 +216,7 @@ def materializer(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def call_preserving_identity(fn: Any, *args: Any) -> Any:
+def call_preserving_identity(fn: FlatJit, *args: Any) -> Any:
     """Calls a jitted function inside a trace. An output that is an unmodified input is returned as that input object.
 
     A nested jit gives each output a new tracer, also for inputs that it returns unchanged. The identity of the tracers

@@ -342,7 +342,7 @@ class Driver:
             "feed": merge_process_positions(self._processes.gather(self.feed.get_state())),
             "files": self.context.file_positions(),
             "writers": self.results.performer.positions(),
-            "record": self.context.record.position(),
+            "record": self.context.record_position(),
             "stops": [list(stop) for stop in self.results.stops],
             "elapsed": self._host_metrics.elapsed,
             "executor": self.device.executor.name,
@@ -376,4 +376,11 @@ class Driver:
         self.context.fail(failed)
         keepers = () if self._saving.checkpointer is None else (self._saving.checkpointer,)
         # Writers first: closing a feed may block in a user's iterator and be interrupted there.
-        close_all((*self.results.performer.writers.values(), self._host_metrics, *keepers, self.feed), failed)
+        try:
+            close_all((*self.results.performer.writers.values(), self._host_metrics, *keepers, self.feed), failed)
+        except OSError as error:
+            failed = error
+            raise
+        finally:
+            if isinstance(failed, OSError) and self._saving.checkpointer is not None:
+                failed.add_note(self._saving.checkpointer.what_is_saved())

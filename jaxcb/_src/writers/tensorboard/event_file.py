@@ -1,10 +1,12 @@
 """Event files, and graphs as GraphDefs, the format that TensorBoard draws."""
 
+import contextlib
 import os
 import socket
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto  # pyright: ign
 from tensorboardX.proto.versions_pb2 import VersionDef  # pyright: ignore[reportAttributeAccessIssue]
 
 from jaxcb._src.inspection.graph.draw import Node
+from jaxcb._src.storage.failures import WriteFailures, append_whole, check_in_place, named
 from jaxcb._src.storage.ownership import is_run_id
 
 _PREFIX = "events.out.tfevents."
@@ -40,17 +43,30 @@ class EventFile:
     Args:
         directory: the directory of the file; it is made.
         run: the id of the run, which becomes the end of the file's name.
+        failures: what to do when the file cannot be written; its events then wait.
+        check: raises an `OSError` if the directory must not be made.
     """
 
-    def __init__(self, directory: Path, run: str = "") -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+    def __init__(
+        self,
+        directory: Path,
+        run: str = "",
+        *,
+        failures: WriteFailures | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         now = time.time_ns()
+        self._failures, self._check = failures or WriteFailures(), check
         # nanoseconds in the name, because a second file of the same second would replace the first
         name = f"{_PREFIX}{now // 10**9:010d}.{socket.gethostname()}.{now}.{os.getpid()}{run and _OF}{run}"
         self.path = directory / name
-        self._file = self.path.open("xb")
+        self._file: FileIO | None = None
+        self._size = 0  # of the file
         self._waiting: list[bytes] = []
-        self._bytes = 0
+        self._bytes = 0  # of the events that wait
+        self._limit = _WAITING  # bytes that wait when they are written next
+        with self._handled():
+            self._file = self._open()
         self._synced = time.monotonic()
         self.add_event(Event(wall_time=now / 1e9, file_version=_VERSION))
 
@@ -63,8 +79,9 @@ class EventFile:
         data = event.SerializeToString()
         self._waiting.append(data)
         self._bytes += len(data)
-        if self._bytes > _WAITING:
-            self._write()
+        if self._bytes > self._limit:
+            with self._handled():
+                self._write()
 
     def tick(self) -> None:
         """Syncs the file every few seconds."""
@@ -72,20 +89,43 @@ class EventFile:
             self.sync()
 
     def sync(self) -> None:
-        """Returns when everything that was written is on the disk."""
-        self._write()
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Returns when everything that was written is on the disk, or waits since the disk does not take it."""
         self._synced = time.monotonic()
+        with self._handled():
+            os.fsync(self._write().fileno())
 
     def close(self) -> None:
         """Writes the rest."""
-        self.sync()
-        self._file.close()
+        try:
+            self.sync()
+        finally:
+            if self._file is not None:
+                self._file.close()
+        if self._waiting:
+            self._failures.report_loss(f"{self.path} lacks the last {len(self._waiting)} events of the run.")
 
-    def _write(self) -> None:
-        self._file.write(framed(self._waiting))
-        self._waiting, self._bytes = [], 0
+    def _open(self) -> FileIO:
+        self._check()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return FileIO(self.path, "xb")
+
+    def _write(self) -> FileIO:
+        """Writes what waits, and returns the file."""
+        self._limit = self._bytes + _WAITING  # in case that it fails
+        self._file = self._file or self._open()
+        check_in_place(self._file.fileno(), self.path)
+        data = framed(self._waiting)
+        append_whole(self._file.fileno(), self._size, data)
+        self._size += len(data)
+        self._waiting, self._bytes, self._limit = [], 0, _WAITING
+        return self._file
+
+    @contextlib.contextmanager
+    def _handled(self) -> Iterator[None]:
+        """Raises an `OSError` of a write, or warns of it."""
+        kept = "Its events wait in memory, and later writes try again."
+        with self._failures.handled(self.path, kept), named("the event file", self.path):
+            yield
 
 
 def framed(records: Sequence[bytes]) -> bytes:

@@ -1,5 +1,6 @@
 """TensorBoard writer: event files in tensorboardX's format, and files of the projector."""
 
+import contextlib
 import importlib.util
 import io
 import os
@@ -27,11 +28,11 @@ from jaxcb._src.core.actions.tensorboard import (
 )
 from jaxcb._src.core.actions.utils import fill
 from jaxcb._src.inspection.graph.draw import draw, input_names
+from jaxcb._src.storage.failures import check_writable, named
 from jaxcb._src.storage.ownership import Prefix
 from jaxcb._src.utils.images import as_pixels
 from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.writers.base import Writer, by_member
-from jaxcb._src.writers.files import check_writable
 from jaxcb._src.writers.tensorboard.event_file import EventFile, as_graphdef, event_files, run_of
 from jaxcb._src.writers.tensorboard.projector import ROOM, Projector
 
@@ -96,7 +97,9 @@ class TensorBoardWriter(Writer):
         """Returns the open event file of the action's run; opened at its first event, so that it is always closed."""
         run = (action.log_dir, action.run)
         if run not in self._files:
-            file = self._files[run] = EventFile(self._directory(action), self.context.record.run)
+            directory, context = self._directory(action), self.context
+            made = EventFile(directory, context.record.run, failures=context.failures, check=context.check_directory)
+            file = self._files[run] = made
             self._own[self.context.key(file.path)] = file.path
         return self._files[run]
 
@@ -105,16 +108,21 @@ class TensorBoardWriter(Writer):
         for member, action in by_member(record.action):
             suffix = "" if member is None else f"/{member}"
             if isinstance(action, Embedding):
-                name = f"{action.tag}{suffix} {action.by} {step}"
-                self._projectors[self._directory(action)].add(
-                    name, action.vectors, self._columns(action), action.sprites
-                )
+                self._embed(action, f"{action.tag}{suffix} {action.by} {step}")
             elif isinstance(action, Graph):
                 if not member and (event := self._graph(action)) is not None:  # the same for all members
                     self._file(action).add_event(event)
             else:
                 for found in self._summaries(action, record, suffix):
                     self._file(action).add_summary(found, step)
+
+    def _embed(self, action: Embedding, name: str) -> None:
+        """Adds the files of an embedding for the projector."""
+        directory = self._directory(action)
+        missing = self.context.failures.handled(directory / ROOM, f"The embedding {name!r} is missing.")
+        with missing, named("files of the projector", directory / ROOM):
+            self.context.check_directory()
+            self._projectors[directory].add(name, action.vectors, self._columns(action), action.sprites)
 
     def _summaries(self, action: Any, record: Any, suffix: str) -> Iterator[Any]:
         """Yields the summaries of an action's events."""
@@ -220,6 +228,8 @@ class TensorBoardWriter(Writer):
         sizes = {key: path.stat().st_size for key, path in self._own.items() if path.is_file()}
         for key, size in sizes.items():
             self._durable.setdefault(key, Prefix()).extend(self._own[key], size)
+        # a file that is missing now may be put back
+        sizes |= {key: prefix.size for key, prefix in self._durable.items() if key not in sizes}
         checksums = {key: self._durable[key].checksum for key in sizes}
         projectors = {self.context.key(path): projector.position() for path, projector in self._projectors.items()}
         return {"sizes": sizes, "checksums": checksums, "projectors": projectors}
@@ -287,8 +297,10 @@ class TensorBoardWriter(Writer):
             os.truncate(path, size)
 
     def close(self) -> None:
-        while self._files:
-            self._files.popitem()[1].close()
+        files, self._files = self._files, {}
+        with contextlib.ExitStack() as stack:  # all of them, also if one fails
+            for file in files.values():
+                stack.callback(file.close)
 
 
 def _scalars(action: Scalars, suffix: str) -> Iterator[Summary]:
