@@ -229,5 +229,5 @@ def _labels(metadata: Any) -> tuple[tuple[str, Any], ...]:
 
 def _label(labels: Any) -> Any:
     if isinstance(labels, str | bytes | os.PathLike):
-        return path_text("TensorBoard", "embeddings_metadata", labels)
+        return path_text("TensorBoard", "embeddings_metadata", labels, buckets=False)
     return tuple(labels) if isinstance(labels, list) else labels
