@@ -53,7 +53,7 @@ class TensorBoard(Callback):
 
     Raises:
         TypeError: if a path is not a path.
-        ValueError: if an argument is out of range, or a path is empty or a URL.
+        ValueError: if an argument is out of range, or a path is empty or an address that no store serves.
 
     Example:
         >>> import jaxcb as jc

@@ -15,6 +15,7 @@ from typing import Any
 from jaxcb._src.checkpointing import manifest as _manifest
 from jaxcb._src.checkpointing.lock import lock_run_dir
 from jaxcb._src.distributed.processes import Processes
+from jaxcb._src.storage import orbax as _orbax
 from jaxcb._src.storage.buckets import lease as _lease
 from jaxcb._src.storage.buckets.bucket import PATIENCE_SECONDS, Bucket
 from jaxcb._src.storage.buckets.download import restore
@@ -87,7 +88,8 @@ class BucketRun:
             OSError: for an upload that fails.
         """
         self._mirror.wait()
-        self._mirror.check()
+        with contextlib.suppress(OSError):  # of an earlier upload: this one has all that it had
+            self._mirror.check()
         self._mirror.save({})
         self._mirror.wait()
         if not self._mirror.failed and self._mirror.changed_in_place():
@@ -187,8 +189,6 @@ def _open(
     bucket = Bucket(address)
     _refuse_existing(address, read_index(bucket), may_exist)
     _check_folder(address, directory)
-    stack.enter_context(lock_run_dir(directory))
-    _mark_folder(address, directory)
     lease = Lease(bucket, seconds=_lease.SECONDS, say=say)
     before = read_index(bucket).manifest
     lease.acquire(0 if before is None else before.lease)
@@ -196,13 +196,14 @@ def _open(
     run = BucketRun(bucket, lease, directory, mirror, on_error)
     stack.callback(run.close)
     lease.keep()
+    stack.enter_context(lock_run_dir(directory))  # the lease says by whom it is in use, so it comes first
+    _mark_folder(address, directory)
     mirror.open()
     _refuse_existing(address, mirror.index, may_exist)  # another run may have ended in the meantime
     mirror.know(restore(bucket, mirror.index, directory, say=say))
     mirror.start()
     bucket.patience = PATIENCE_SECONDS
-    if mirror.index.files:
-        say(f"jaxcb: the run at {address} is in {directory} on this machine.")
+    say(f"jaxcb: the run at {address} is in {directory} on this machine.")
     return run
 
 
@@ -246,7 +247,9 @@ def _check_folder(address: Address, directory: Path) -> None:
 
     Raises:
         FileExistsError: it says what to do.
+        ValueError: for a path that Orbax would change.
     """
+    _orbax.check_place(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     known: Any = None

@@ -182,6 +182,12 @@ def _open(
     if directory is None:
         _refuse_without_files(config)
     place = config.place
+    if not isinstance(directory, Address) and place is None and config.checkpointing.local_dir is not None:
+        local_dir = str(config.checkpointing.local_dir)
+        raise ValueError(
+            f"{config.owner}: Checkpointing(local_dir={local_dir!r}) is for a run in a bucket, but run_dir is "
+            f"{directory}. Leave it out, or pass an address such as 's3://bucket/run' as run_dir."
+        )
     if isinstance(directory, Address):
         place = stack.enter_context(open_place(directory, config, group))
         directory = place.directory

@@ -26,6 +26,13 @@ _SETTINGS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY",
 }
+if hasattr(time, "CLOCK_BOOTTIME"):  # it continues while the machine sleeps
+
+    def now() -> float:
+        """Returns seconds that never go back."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+else:
+    now = time.monotonic
 Version = dict[str, Any]  # entity tag or generation, as obstore takes it as a condition
 
 
@@ -95,7 +102,7 @@ class Bucket:
         *,
         store: Any = None,
         patience: float = START_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = now,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.address = address

@@ -107,13 +107,13 @@ def restore(bucket: Bucket, index: Index, folder: Path, *, say: Callable[[str], 
             key = (Path(place) / name).relative_to(folder).as_posix()
             if key not in index.files and key != MARK:
                 (folder / key).unlink()
-    damaged = download(bucket, index.files, folder, say=say)
-    for name in damaged:
-        say(f"jaxcb: {bucket.address}: {name} is damaged or missing there.")
     for place, _, _ in os.walk(folder, topdown=False):
         if Path(place) != folder:
             with contextlib.suppress(OSError):  # not empty
                 os.rmdir(place)
+    damaged = download(bucket, index.files, folder, say=say)
+    for name in damaged:
+        say(f"jaxcb: {bucket.address}: {name} is damaged or missing there.")
     known = {}
     for name, entry in index.files.items():
         if name not in damaged:

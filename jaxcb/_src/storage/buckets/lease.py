@@ -25,6 +25,7 @@ from jaxcb._src.storage.schema import FormError, boolean, parse, record, text, w
 
 NAME = "lease.json"
 SECONDS = 30.0  # how long a lease lasts without being renewed
+_BRIEF_SECONDS = 1.0  # how long a renewal is retried that will be tried again anyway
 _LONGEST = 3600  # seconds; of a lease that another version wrote
 _FORM = record(
     {
@@ -142,7 +143,7 @@ class Lease:
             if self._lost is None and self.number:
                 self._facts = {**self._facts, "released": True}
                 with contextlib.suppress(OSError, LeaseLostError):
-                    self._renew(self._seconds / 3)
+                    self._renew(_BRIEF_SECONDS)
 
     def take_over(self, by: str) -> LeaseLostError:
         """Notes that another writer was found to have written, and returns the error."""
@@ -157,7 +158,7 @@ class Lease:
                     return
                 # where the store does not answer, `ensure` decides before the next write
                 with contextlib.suppress(OSError, LeaseLostError):
-                    self._renew(self._seconds / 3)
+                    self._renew(_BRIEF_SECONDS)
 
     def _renew(self, patience: float | None) -> None:
         """Puts a new version. The lock is held."""

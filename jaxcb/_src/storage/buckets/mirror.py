@@ -36,6 +36,7 @@ from jaxcb._src.storage.buckets.snapshot import Item, Limit, Snapshot, tail, tak
 
 SEGMENT_BYTES = 1 << 24  # of a segment, at most
 UPLOADS = 4  # segments that are sent at once; memory is bounded by one more of them
+_LEAVE_SECONDS = 1.0  # how long the end of a run waits that was interrupted while it waited for an upload
 _FINAL = 1 << 20  # bytes of a piece of a file that grows, from which on it is not merged with later ones
 
 
@@ -154,15 +155,16 @@ class Mirror:
                 self.progress.tell()
 
     def stop(self) -> None:
-        """Ends the thread, after the upload in progress."""
+        """Ends the thread, after the upload in progress; an upload that the run did not wait for is left."""
         with self._change:
-            self._closing = True
+            self._closing, busy = True, self._busy
             if self._pending is not None:
                 self._pending.drop()
                 self._pending = None
             self._change.notify_all()
         if self._thread is not None:
-            self._thread.join()
+            # it is a daemon, and may be cut off at any request
+            self._thread.join(_LEAVE_SECONDS if busy else None)
 
     def changed_in_place(self) -> bool:
         """Returns whether a file that was uploaded in parts is not what was uploaded; it is uploaded whole then.
