@@ -37,7 +37,7 @@ from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.storage.buckets.bucket import Bucket
 from jaxcb._src.storage.buckets.lease import Lease
 from jaxcb._src.storage.buckets.mirror import Mirror
-from jaxcb._src.storage.buckets.snapshot import Limit
+from jaxcb._src.storage.buckets.snapshot import MARK, Limit
 from jaxcb._src.utils.address import Address
 
 WIDTH, ROWS, BATCH = 256, 8192, 512
@@ -175,6 +175,8 @@ def growth(lengths: list[int]) -> bool:
         lease.acquire()
         mirror = Mirror(bucket, lease, folder)
         mirror.open()
+        (folder / MARK).parent.mkdir()
+        (folder / MARK).touch()
         mirror.start()
         log, size, checksum, done = folder / "history.csv", 0, 0, []
         for number in range(max(lengths)):

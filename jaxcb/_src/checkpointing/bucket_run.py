@@ -23,7 +23,7 @@ from jaxcb._src.storage.buckets.index import Index, read_index
 from jaxcb._src.storage.buckets.lease import Lease, LeaseLostError
 from jaxcb._src.storage.buckets.mirror import Mirror
 from jaxcb._src.storage.buckets.snapshot import MARK, OUTGOING, Limit
-from jaxcb._src.storage.ownership import FOLDER, RECORD
+from jaxcb._src.storage.ownership import FOLDER
 from jaxcb._src.utils.address import Address
 
 _SHARED = f"{FOLDER}/shared"  # a file by which other processes see that they share the local folder
@@ -49,7 +49,7 @@ class BucketRun:
         """Begins to copy a complete checkpoint, with each log up to where it was at the checkpoint."""
         facts = _manifest.read(checkpoint)[0].facts
         run_dir = checkpoint.parent.parent.relative_to(self.directory)  # of a part of a sweep below the folder
-        limits = {(run_dir / FOLDER / RECORD).as_posix(): Limit(*facts["record"])} if facts.get("record") else {}
+        limits = {}
         for name, position in (facts.get("files") or {}).items():
             if isinstance(position, dict) and {"bytes", "checksum"} <= position.keys():
                 limits[(run_dir / name).as_posix()] = Limit(position["bytes"], position["checksum"])

@@ -14,7 +14,7 @@ from jaxcb._src.storage.buckets.download import restore
 from jaxcb._src.storage.buckets.index import read_index
 from jaxcb._src.storage.buckets.lease import Lease
 from jaxcb._src.storage.buckets.mirror import Mirror
-from jaxcb._src.storage.buckets.snapshot import Limit, scan
+from jaxcb._src.storage.buckets.snapshot import MARK, Limit, scan
 from jaxcb._src.utils.address import Address
 
 ADDRESS = Address("s3", "bucket", "runs/a")
@@ -129,7 +129,8 @@ class Machine:
 
     def open(self) -> "Machine":
         """Begins as a run does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / MARK).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / MARK).write_text("{}")
         before = read_index(self.bucket).manifest
         self.lease.acquire(0 if before is None else before.lease)
         self.mirror.open()

@@ -7,6 +7,7 @@ that.
 """
 
 import contextlib
+import errno
 import threading
 import zlib
 from collections import Counter
@@ -32,7 +33,7 @@ from jaxcb._src.storage.buckets.index import (
 )
 from jaxcb._src.storage.buckets.lease import Lease, LeaseLostError
 from jaxcb._src.storage.buckets.progress import Progress
-from jaxcb._src.storage.buckets.snapshot import Item, Limit, Snapshot, tail, take
+from jaxcb._src.storage.buckets.snapshot import MARK, Item, Limit, Snapshot, tail, take
 
 SEGMENT_BYTES = 1 << 24  # of a segment, at most
 UPLOADS = 4  # segments that are sent at once; memory is bounded by one more of them
@@ -124,14 +125,28 @@ class Mirror:
 
         Args:
             limits: name of a file that grows -> the part of it that belongs to the snapshot.
+
+        Raises:
+            OSError: for a folder that was removed or moved: what is not in it would be deleted in the bucket.
         """
         self._snapshots += 1
+        self._check_folder()
         snapshot = take(self._folder, self._snapshots, limits, self._is_known)
+        try:
+            self._check_folder()
+        except OSError:
+            snapshot.drop()
+            raise
         with self._change:
             before, self._pending = self._pending, snapshot
             self._change.notify_all()
         if before is not None:
             before.drop()
+
+    def _check_folder(self) -> None:
+        if not (self._folder / MARK).is_file():
+            reason = "the local folder of the run was removed or moved, so nothing more is uploaded"
+            raise FileNotFoundError(errno.ENOENT, reason, str(self._folder))
 
     def check(self) -> None:
         """Raises the error of the last upload once; that of a lost lease each time."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxcb._src.storage.ownership import FOLDER
+from jaxcb._src.storage.ownership import FOLDER, RECORD
 
 OUTGOING = f"{FOLDER}/outgoing"
 MARK = f"{FOLDER}/bucket.json"  # names the address that a local folder mirrors
@@ -126,6 +126,12 @@ def take(folder: Path, number: int, limits: Mapping[str, Limit], is_known: Calla
         again = scan(folder)
         if {k: s.st_ino for k, s in found.items()} == {k: s.st_ino for k, s in again.items()}:
             break
+    # The record of a run says of each file that the run is about to write it. So it is read up to where it is after all
+    # others were looked at: it then covers what is in them.
+    for key, item in items.items():
+        if f"/{key}".endswith(f"/{FOLDER}/{RECORD}"):
+            status = os.lstat(folder / key)
+            items[key] = item._replace(changed=status.st_mtime_ns, size=status.st_size)
     return Snapshot(items, links)
 
 
