@@ -256,11 +256,11 @@ def test_credentials_that_expire_end_the_run_with_an_error_and_its_files_stay(cu
 def test_a_local_folder_that_is_removed_ends_the_run_and_empties_no_bucket(cut, tmp_path):
     def remove(epoch: int, logs: Any) -> None:
         if epoch == 2:
-            shutil.rmtree(tmp_path / "here")
+            (tmp_path / "here").rename(tmp_path / "gone")
 
     more: dict[str, Any] = {"run_dir": "s3://bucket/a", "epochs": 4}
     watch = [jc.LambdaCallback(on_epoch_end=remove), jc.CSVLogger("log.csv"), jc.BackupAndRestore(".")]
-    with pytest.raises(OSError, match=r"No such file or directory|removed or moved"):
+    with pytest.raises(OSError, match=r"No such file|removed or moved"):
         fit(callbacks=watch, **more, local_dir=tmp_path / "here")
     result = fit(callbacks=watch[1:], **more, resume=True)
     assert len((result.run_dir / "log.csv").read_text().splitlines()) == 5
