@@ -112,8 +112,8 @@ def fit(  # noqa: PLR0913
             for as many results), or with `jc.probes.host_metric(fn)` for a function without arguments, called between
             dispatches.
         seed: of the order of the data and of the keys of the loss function.
-        run_dir: directory of the run's files. It always has a `history.csv`, and the run is saved there at least every
-            60 seconds and at its end.
+        run_dir: directory of the run's files, or its address in a bucket, such as `s3://bucket/run`. It always has a
+            `history.csv`, and the run is saved there at least every 60 seconds and at its end.
         resume: whether a run in `run_dir` is resumed: it ends as if it had never been interrupted. A finished one
             returns its result at once. If there is none, a new run begins.
         verbose: 0 for silence, 1 for a progress bar, 2 for a line an epoch. None is the bar on a terminal, and lines

@@ -1,10 +1,12 @@
 """Digits with all that a run has to keep: the program that the kill test kills, and starts again.
 
     python tests/loop/_digits_run.py RUN_DIR [--executor stepped] [--data stream] [--save-freq 7] [--wait-at fsync 3]
+                                             [--bucket s3://bucket/run] [--lease 1]
 
 It prints `started` when the run begins, `step N` when the host has read that far, `deaf` when it takes no more signals,
 and `done` at its end; what the run came to stands then, leaf by leaf, in `RUN_DIR/end.npz`. With `--wait-at` it prints
-`at NAME` before the n-th such change that a save makes of the disk, and waits there to be killed.
+`at NAME` before the n-th such change that a save makes of the disk, and waits there to be killed. With `--bucket` the
+run is there, and RUN_DIR is its local folder.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from sklearn.datasets import load_digits
 import jaxcb as jc
 from jaxcb._src.loop.host.results import Results
 from jaxcb._src.loop.host.stops import Signals
+from jaxcb._src.storage.buckets import lease
 
 ROWS, HELD = 490, 200  # 16 steps an epoch, the last one of fewer rows
 
@@ -72,7 +75,7 @@ def callbacks(save_freq):
     ]
 
 
-def train(run_dir: Path, executor: str, data: str, save_freq: int) -> jc.Result:
+def train(run_dir: Path, executor: str, data: str, save_freq: int, bucket: str | None) -> jc.Result:
     images, labels = load_digits(return_X_y=True)
     images, labels = (images / 16.0).astype(np.float32), labels.astype(np.int32)
     training, held = (images[:ROWS], labels[:ROWS]), (images[ROWS:][:HELD], labels[ROWS:][:HELD])
@@ -88,7 +91,8 @@ def train(run_dir: Path, executor: str, data: str, save_freq: int) -> jc.Result:
         validation_data=Batches(*held, 64) if streamed else held,
         callbacks=callbacks(save_freq),
         seed=1,
-        run_dir=run_dir,
+        run_dir=bucket or run_dir,
+        checkpointing=jc.Checkpointing(local_dir=run_dir if bucket else None),
         resume=True,
         verbose=2,
         execution=jc.Execution(executor=executor),
@@ -153,9 +157,12 @@ if __name__ == "__main__":
     parser.add_argument("--data", default="arrays", choices=("arrays", "stream"))
     parser.add_argument("--save-freq", type=int, default=7)
     parser.add_argument("--wait-at", nargs=2)
+    parser.add_argument("--bucket")
+    parser.add_argument("--lease", type=float, default=lease.SECONDS)
     use_blocks()
     options = vars(parser.parse_args())
     at = options.pop("wait_at")
+    lease.SECONDS = options.pop("lease")
     if at is not None:
         wait_at_change(at[0], int(at[1]))
     tell_steps()

@@ -182,7 +182,7 @@ def test_all_of_a_run_stays_where_it_began(tmp_path, monkeypatch):
     assert not list((tmp_path / "two").iterdir())
 
 
-@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run"])
+@pytest.mark.parametrize("address", ["hf://bucket/run", "s3:/bucket/run"])
 def test_an_address_is_not_taken_for_a_folder(tmp_path, monkeypatch, address):
     monkeypatch.chdir(tmp_path)
     with contextlib.suppress(Exception):

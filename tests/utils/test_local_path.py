@@ -19,21 +19,24 @@ import jaxcb as jc
 from jaxcb._src.checkpointing.store import Store
 from jaxcb._src.storage import orbax as _orbax
 from jaxcb._src.sweep.lr_find import LRFind
+from jaxcb._src.utils.address import parse_address
 from jaxcb._src.utils.local_path import local_path, path_text
 
 ADDRESSES = [
-    "gs://bucket/run",
-    "s3://bucket/run",
     "hf://user/repository",
     "abfss://container@account/run",
     "git+ssh://host/run",
     "GS://bucket/run",
-    " gs://bucket/run",
+    "s3://",
+    "s3:///run",
+    "s3://bucket//run",
+    "s3://bucket/a/../run",
+    "s3://bucket/a\nb",
     "file:///run",
     "dbfs:/run",
     Path("gs://bucket/run"),  # one slash is left
-    epath.Path("gs://bucket/run"),
 ]
+BUCKETS = ["gs://bucket/run", "s3://bucket/run", " az://bucket/run/", epath.Path("gs://bucket/run")]
 NO_PATHS = [b"run", 3, 0.5, np.zeros(2), [], Path]
 BAD = [*ADDRESSES, "", "a\0b", "~nobody-of-that-name/run", *NO_PATHS]
 
@@ -72,6 +75,7 @@ TAKES: dict[str, Any] = {
     "sweep.run_dir": lambda path: sweep(run_dir=path),
     "Recorder.run_dir": lambda path: jc.Recorder(path),
     "load.path": lambda path: jc.load(path),
+    "Checkpointing.local_dir": lambda path: jc.Checkpointing(local_dir=path),
     "Result.plot.path": lambda path: RESULTS["fit"].plot(path),
     "SweepResult.plot.path": lambda path: RESULTS["sweep"].plot(path, monitor="loss"),
     "SweepResult.write_table.path": lambda path: RESULTS["sweep"].write_table(path),
@@ -102,6 +106,22 @@ TEXTS_ONLY: dict[str, Any] = {
     "TensorBoard.embeddings_metadata": lambda path: jc.TensorBoard(embeddings_freq=1, embeddings_metadata=path),
     "Embedding.labels": lambda path: jc.actions.Embedding("e", np.eye(2), path),
 }
+# which may be the address of a bucket
+SERVED = {
+    "fit.run_dir",
+    "Loop.run.run_dir",
+    "sweep.run_dir",
+    "load.path",
+    "replay.source",
+    "ModelCheckpoint.filepath",
+    "BackupAndRestore.backup_dir",
+    "CSVLogger.filename",
+    "JSONLogger.filename",
+    "TensorBoard.log_dir",
+    "LogCSV.path",
+    "JSONLine.path",
+    "Checkpoint.path",
+} | {name for name in TAKES if name.endswith(".log_dir")}
 NO_ARGUMENTS = {  # bases; a writer's own helpers; a service's address; another member; what is handed back
     "SeriesAction.log_dir",
     "TensorBoardAction.log_dir",
@@ -143,6 +163,31 @@ def test_the_table_has_every_public_argument_that_is_a_path():
     assert known - found == {"WandbLogger.dir"}  # one of **init
 
 
+@pytest.mark.parametrize("address", BUCKETS, ids=repr)
+@pytest.mark.parametrize("argument", sorted({*TAKES, *TEXTS_ONLY} - SERVED))
+def test_what_must_be_local_is_refused_in_a_bucket(argument, address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    owner, name = argument.rsplit(".", 1)
+    with pytest.raises(ValueError, match=rf"{re.escape(owner)}: {name} is .* and must be on this machine"):
+        (TAKES | TEXTS_ONLY)[argument](address)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("address", ["s3://bucket", "gs://bucket/", "az://b/a/{epoch:02d}-{val_loss:.2f}", *BUCKETS])
+def test_the_address_of_a_bucket_is_kept_as_text(address):
+    assert jc.ModelCheckpoint(address).filepath == str(address).strip().rstrip("/")
+
+
+def test_names_lead_from_one_address_to_another():
+    at = parse_address("fit", "run_dir", "s3://bucket/runs/a")
+    assert (at / "exports/01").below(at) == "exports/01"
+    assert at.below(at) == ""
+    assert at.below(parse_address("fit", "run_dir", "s3://bucket")) == "runs/a"
+    for other in ("s3://bucket/runs/ab", "s3://bucket/runs", "s3://other/runs/a/b", "gs://bucket/runs/a/b"):
+        assert parse_address("fit", "run_dir", other).below(at) is None
+    assert [str(a) for a in at.parents] == ["s3://bucket/runs", "s3://bucket"]
+
+
 @pytest.mark.parametrize("bad", BAD, ids=repr)
 @pytest.mark.parametrize("argument", [*TAKES, *TEXTS_ONLY])
 def test_what_is_no_path_is_refused_by_its_name(argument, bad, tmp_path, monkeypatch):
@@ -161,24 +206,26 @@ def test_an_address_is_refused_before_the_run_begins(tmp_path, monkeypatch):
     steps = []
     watch = jc.LambdaCallback(on_epoch_begin=lambda epoch, logs: steps.append(epoch))
     cases: list[dict[str, Any]] = [
-        {"run_dir": "gs://bucket/run"},
-        {"run_dir": "gs://bucket/run", "fast_dev_run": True},
-        {"callbacks": [jc.ModelCheckpoint("a").replace(filepath="gs://bucket/run"), watch]},
+        {"run_dir": "hf://bucket/run"},
+        {"run_dir": "hf://bucket/run", "fast_dev_run": True},
+        {"callbacks": [jc.ModelCheckpoint("gs://bucket/run/{epoch}"), watch]},
+        {"run_dir": tmp_path, "callbacks": [jc.CSVLogger("gs://bucket/log.csv"), watch]},
         {"callbacks": [jc.TensorBoard().replace(log_dir=""), watch]},
     ]
     for changes in cases:
-        with pytest.raises(ValueError, match=r"address|empty"):
+        with pytest.raises(ValueError, match=r"address|empty|not below the run_dir"):
             fit("looped", **({"callbacks": [watch]} | changes))
     assert steps == []
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["checkpoints"], [".jaxcb"])
 
 
 def test_the_message_says_what_was_given_and_what_to_do():
     with pytest.raises(ValueError, match="an address") as caught:
-        jc.CSVLogger("s3://bucket/log.csv")
+        jc.CSVLogger("hf://bucket/log.csv")
     assert str(caught.value) == (
-        "CSVLogger: filename is 's3://bucket/log.csv', an address (s3:). Buckets and other addresses are not supported "
-        "yet: pass the path of a local folder or file, and copy it yourself."
+        "CSVLogger: filename is 'hf://bucket/log.csv', an address (hf:) that no store serves. Pass the path of a local "
+        "folder or file, or an address of s3:// (Amazon S3 and compatible stores), gs:// (Google Cloud Storage), az:// "
+        "(Azure Blob Storage)."
     )
 
 
@@ -190,8 +237,9 @@ def test_the_text_of_a_cloud_path_is_looked_at_before_it_is_downloaded():
         def __fspath__(self) -> str:
             raise AssertionError("downloaded")
 
+    assert path_text("fit", "run_dir", CloudPath()) == "s3://bucket/run"
     with pytest.raises(ValueError, match="an address"):
-        path_text("fit", "run_dir", CloudPath())
+        local_path("fit", "run_dir", CloudPath())
 
 
 @pytest.mark.parametrize("name", ["a", "a:b", "C:/run", "run:", "./gs:/b", "a/gs:/b", "1:/b", " ", ".", "/a", "~"])

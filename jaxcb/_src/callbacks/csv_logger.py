@@ -27,7 +27,7 @@ class CSVLogger(Callback):
 
     Raises:
         TypeError: if the filename is not a path, or the separator not a single character that separates.
-        ValueError: if the filename is empty or a URL.
+        ValueError: if the filename is empty or an address that no store serves.
 
     Example:
         >>> import jaxcb as jc

@@ -24,7 +24,7 @@ class JSONLogger(Reporter):
 
     Raises:
         TypeError: if the filename is not a path.
-        ValueError: if the filename is empty or a URL, or for an invalid `every`.
+        ValueError: if the filename is empty or an address that no store serves, or for an invalid `every`.
 
     Example:
         >>> import jaxcb as jc

@@ -66,8 +66,8 @@ class ModelCheckpoint(Callback):
 
     Raises:
         TypeError: if `filepath` is not a path.
-        ValueError: if `filepath` is empty or a URL, if arguments are out of range or contradict each other, or if the
-            mode cannot be derived from the name.
+        ValueError: if `filepath` is empty or an address that no store serves, if arguments are out of range or
+            contradict each other, or if the mode cannot be derived from the name.
 
     Example:
         >>> import jaxcb as jc

@@ -53,7 +53,7 @@ class TensorBoard(Callback):
 
     Raises:
         TypeError: if a path is not a path.
-        ValueError: if an argument is out of range, or a path is empty or a URL.
+        ValueError: if an argument is out of range, or a path is empty or an address that no store serves.
 
     Example:
         >>> import jaxcb as jc
@@ -229,5 +229,5 @@ def _labels(metadata: Any) -> tuple[tuple[str, Any], ...]:
 
 def _label(labels: Any) -> Any:
     if isinstance(labels, str | bytes | os.PathLike):
-        return path_text("TensorBoard", "embeddings_metadata", labels)
+        return path_text("TensorBoard", "embeddings_metadata", labels, buckets=False)
     return tuple(labels) if isinstance(labels, list) else labels

@@ -43,7 +43,7 @@ class WandbLogger(Reporter):
     def __init__(self, project: str | None = None, *, every: int | Literal["epoch"] = "epoch", **init: Any) -> None:
         given = ({} if project is None else {"project": project}) | init
         if init.get("dir") is not None:
-            given["dir"] = path_text("WandbLogger", "dir", init["dir"])
+            given["dir"] = path_text("WandbLogger", "dir", init["dir"], buckets=False)
         self._set("options", Options(given) if given else None)
         self._set("every", every)
         self._set("name", None)

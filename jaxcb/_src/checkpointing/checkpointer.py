@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxcb._src.checkpointing.bucket_run import BucketRun
 from jaxcb._src.checkpointing.layout import CHECKPOINTS, FACTS, RESULT
 from jaxcb._src.checkpointing.manifest import NAME as MANIFEST
 from jaxcb._src.checkpointing.manifest import Saved
@@ -75,6 +76,13 @@ class Checkpointer:
         self._traced: Mapping[str, Any] = {}
         self._requested = False
         self._saved_at = time.monotonic()
+        self._mirror: BucketRun | None = None
+
+    def mirror(self, bucket: BucketRun) -> None:
+        """Copies each complete checkpoint, and the files of the run up to it, to a bucket from now on."""
+        self._mirror = bucket
+        for store in (self._training, self._result):
+            store.call_on_complete(bucket.save)
 
     def describe(self, traced: Mapping[str, Any]) -> None:
         """Adds the facts of the request that are known once the run is built, before the first checkpoint."""
@@ -91,10 +99,13 @@ class Checkpointer:
     @property
     def due(self) -> bool:
         """Whether a checkpoint is due."""
-        return self._requested or time.monotonic() - self._saved_at >= SAVE_SECONDS
+        failed = self._mirror is not None and self._mirror.failed  # which the next save raises
+        return self._requested or failed or time.monotonic() - self._saved_at >= SAVE_SECONDS
 
     def save(self, leaves: Mapping[str, Any], facts: Mapping[str, Any], *, wait: bool = False) -> None:
         """Writes a checkpoint of the training. No dispatch may be pending."""
+        if self._mirror is not None:
+            self._mirror.check()
         self._training.save(int(facts["step"]), dict(leaves), {**facts, **self._about}, wait=wait)
         self._requested, self._saved_at = False, time.monotonic()
 

@@ -15,11 +15,12 @@ from jaxcb._src.models.linen import LinenModel
 from jaxcb._src.models.pytree import is_equinox
 from jaxcb._src.storage import exports as _exports
 from jaxcb._src.storage import orbax as _orbax
+from jaxcb._src.storage.buckets.download import downloaded
 from jaxcb._src.storage.fingerprint import frozen_facts, named
 from jaxcb._src.training.learning_rate import with_constant_rates_of
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.errors import check_choice
-from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.utils.local_path import local_path_or_address
 
 Parts = tuple[str, ...]  # path of a leaf, such as ("params", "dense", "kernel")
 
@@ -43,7 +44,7 @@ def load(path: Any, target: Any = None, *, what: str | None = None) -> Any:
     which must have the values that the run had: a hash of them is compared.
 
     Args:
-        path: its directory, on this machine.
+        path: its directory, or its address in a bucket, such as `s3://bucket/run/exports/01`.
         target: what to load into. A model (a Flax NNX module, which is modified in place, `jc.linen(...)`, an Equinox
             module, the model of an earlier run); a `TrainState`; or a pytree of arrays or `jax.ShapeDtypeStruct`:
             parameters, or a dict of `params` and `model_state`. Each leaf is placed by the sharding of the target's
@@ -60,6 +61,8 @@ def load(path: Any, target: Any = None, *, what: str | None = None) -> Any:
         ValueError: for a directory that is not an Orbax checkpoint or is damaged, if it does not contain what was
             requested, and for leaves with other names, shapes or dtypes.
         TypeError: for an invalid path or target.
+        OSError: for a bucket that does not exist, does not answer or denies.
+        ImportError: for an address without obstore (`pip install jaxcb[bucket]`).
 
     Example:
         >>> import jax.numpy as jnp, tempfile, jaxcb as jc
@@ -72,7 +75,20 @@ def load(path: Any, target: Any = None, *, what: str | None = None) -> Any:
         {'w': Array([1., 1.], dtype=float32)}
     """
     check_choice("load", "what", what, (None, "params", "model", "state"))
-    source = _open(local_path("load", "path", path))
+    place = local_path_or_address("load", "path", path)
+    if isinstance(place, Path):
+        return _load(place, target, what)
+    with downloaded(place) as folder:
+        try:
+            return _load(folder, target, what)
+        except (FileNotFoundError, ValueError) as error:  # they name the folder, which is removed
+            text = str(error).replace(str(folder), str(place)).replace(str(folder.parent), str(place.parent))
+            raise type(error)(text) from error
+
+
+def _load(path: Path, target: Any, what: str | None) -> Any:
+    """Loads from a directory."""
+    source = _open(path)
     if target is None:
         part = source.part(what)
         return _at(source.read({parts: None for parts in source.leaves if parts[: len(part)] == part}), part, what)

@@ -80,8 +80,13 @@ class Store:
         self._unusable: dict[str, UnusableError] = {}
         self._unlock: Callable[[], Any] = lambda: None
         self._open = False
+        self._on_complete: Callable[[Path], None] | None = None
         if processes.is_primary and self.directory.is_dir():
             self._clean()
+
+    def call_on_complete(self, function: Callable[[Path], None]) -> None:
+        """Has a function called with each new checkpoint when it is complete, in the thread that wrote it."""
+        self._on_complete = function
 
     def save(
         self,
@@ -250,6 +255,11 @@ class Store:
             self._error_reported = False
         except Exception as error:
             self._fail(error, self.directory, "delete older checkpoints")
+        if self._on_complete is not None:
+            try:
+                self._on_complete(path)
+            except Exception as error:
+                self._fail(error, path, "prepare the upload of the checkpoint")
 
     def _free_name(self, step: int) -> str:
         """Returns a name for a checkpoint of this step. An existing one is kept until the new one is complete."""

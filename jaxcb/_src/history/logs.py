@@ -11,6 +11,7 @@ from jaxcb._src.history import event_files as _event_files  # noqa: F401  # regi
 from jaxcb._src.history import wandb_files as _wandb_files  # noqa: F401
 from jaxcb._src.history.log_formats import FORMATS, LogFormat, Row
 from jaxcb._src.history.reader import POSITIONS, Records, read_records
+from jaxcb._src.utils.address import parse_address
 from jaxcb._src.utils.errors import DataError
 from jaxcb._src.utils.local_path import local_path
 
@@ -34,7 +35,7 @@ def read_log(source: Any) -> Records:
         FileNotFoundError: if the path does not exist.
         DataError: for a format that is not known, or an invalid log.
     """
-    if not isinstance(source, str | Path):
+    if not isinstance(source, str | Path) or parse_address("replay", "source", source) is not None:
         return read_records(source)
     path = local_path("replay", "source", source)
     if not path.exists() or path.name == HISTORY or (path / HISTORY).is_file():

@@ -15,12 +15,15 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from jaxcb._src.core.metric_names import MISSING
+from jaxcb._src.storage.buckets.download import downloaded
+from jaxcb._src.utils.address import Address
 from jaxcb._src.utils.errors import DataError
-from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.utils.local_path import local_path_or_address
 from jaxcb._src.utils.names import is_rate
 
 POSITIONS = ("step", "epoch")
 RATES = ("learning_rate", "base_learning_rate", "lr_scale")  # columns of a run with one learning rate
+HISTORY = "history.csv"
 JOURNAL = "host_metrics.csv"  # next to a run's history: host metrics, each row with the position from which it holds
 PLACE = ("epoch", "step", "evaluated")  # columns of the journal: the position from which a row holds
 _LINE = 1 << 24  # characters
@@ -85,7 +88,7 @@ def read_records(source: Any) -> Records:
     """Reads a recorded run.
 
     Args:
-        source: the path of a CSV file (or of a run's directory, which contains `history.csv`), a dict of
+        source: the path or address of a CSV file (or of a run's directory, which contains `history.csv`), a dict of
             columns, or a sequence of dicts. None, "NA" and a missing key mean not reported; nan is a value.
 
     Returns:
@@ -98,10 +101,8 @@ def read_records(source: Any) -> Records:
         TypeError: for another type of source.
     """
     if isinstance(source, str | os.PathLike | bytes):
-        path = local_path("replay", "source", source)
-        path = path / "history.csv" if path.is_dir() else path
-        records, journal = _from_file(path), path.with_name(JOURNAL)
-        return _with_journal(records, journal) if path.name == "history.csv" and journal.is_file() else records
+        place = local_path_or_address("replay", "source", source)
+        return _from_path(place) if isinstance(place, Path) else _from_bucket(place)
     if isinstance(source, Mapping):
         return _from_columns(source)
     if isinstance(source, Sequence):
@@ -139,6 +140,22 @@ def read_members(path: Path) -> dict[int | None, Records]:
         records = _records(own, lambda i, lines=at[rows]: f"{path}, line {lines[i]}")
         found[member] = _with_journal(records, journal) if journal.is_file() else records
     return found
+
+
+def _from_path(path: Path) -> Records:
+    path = path / HISTORY if path.is_dir() else path
+    records, journal = _from_file(path), path.with_name(JOURNAL)
+    return _with_journal(records, journal) if path.name == HISTORY and journal.is_file() else records
+
+
+def _from_bucket(address: Address) -> Records:
+    """Reads a history in a bucket, with the journal next to it, or another table."""
+    is_history = address.key.rpartition("/")[2] == HISTORY
+    with downloaded(address.parent if is_history else address, only={HISTORY, JOURNAL}.__contains__) as path:
+        try:
+            return _from_path(path / HISTORY if is_history else path)
+        except (FileNotFoundError, DataError) as error:  # they name the folder, which is removed
+            raise type(error)(str(error).replace(str(path), str(address))) from error
 
 
 def _from_file(path: Path) -> Records:

@@ -10,13 +10,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxcb._src.checkpointing.bucket_run import RunPlace
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.data.inputs import DataConfig, ValidationConfig
 from jaxcb._src.data.progress import UNBOUNDED
 from jaxcb._src.loop.compiled.position import EvalSchedule
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
+from jaxcb._src.utils.address import Address
 from jaxcb._src.utils.errors import check_bool, check_choice, check_int, check_seed
-from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.utils.local_path import local_path_or_address, path_text
 
 
 def settings_of(arguments: Mapping[str, Any], callbacks: Chain, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,23 +168,28 @@ class Checkpointing:
         on_error: what happens if a disk does not take a checkpoint, an export, a log or an event file. "raise" ends the
             run. "warn" warns once of each file and continues: the checkpoint before is kept, rows and events wait in
             memory, and later writes try again.
+        local_dir: the local folder of a run whose `run_dir` is a bucket. It needs room for what the run keeps, and one
+            checkpoint more. None for a folder of its own in the user's cache.
 
     Raises:
         TypeError: for a value of another type.
-        ValueError: for another `on_error`.
+        ValueError: for another `on_error`, or a path that is not one.
 
     Example:
         >>> import jaxcb as jc
         >>> jc.Checkpointing(overwrite=True)
-        Checkpointing(overwrite=True, on_error='raise')
+        Checkpointing(overwrite=True, on_error='raise', local_dir=None)
     """
 
     overwrite: bool = False
     on_error: Literal["raise", "warn"] = "raise"
+    local_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "overwrite", check_bool("Checkpointing", "overwrite", self.overwrite))
         check_choice("Checkpointing", "on_error", self.on_error, ("raise", "warn"))
+        if self.local_dir is not None:
+            path_text("Checkpointing", "local_dir", self.local_dir, buckets=False)
 
 
 class FurtherMetrics(NamedTuple):
@@ -245,11 +252,12 @@ class RunConfig:
         validation: the validation data.
         cadence: when to validate.
         metrics: further metrics, by kind.
-        run_dir: directory of the run's files; None for a run without files.
+        run_dir: directory of the run's files, or its address in a bucket; None for a run without files.
         resume: whether a run in `run_dir` is resumed.
         checkpointing: how the run is saved.
         execution: how the run is executed.
         verbose: how much is printed.
+        place: the opened bucket, if `run_dir` is in the local folder of one.
     """
 
     owner: str
@@ -257,11 +265,12 @@ class RunConfig:
     validation: ValidationConfig
     cadence: EvalSchedule
     metrics: FurtherMetrics
-    run_dir: Path | None
+    run_dir: Path | Address | None
     resume: bool
     checkpointing: Checkpointing
     execution: Execution
     verbose: Literal[0, 1, 2] | None
+    place: RunPlace | None = None
 
     @classmethod
     def of(  # noqa: PLR0913
@@ -312,7 +321,7 @@ class RunConfig:
             TypeError: for arguments of another type.
             ValueError: for arguments out of range.
         """
-        directory = None if run_dir is None else local_path(owner, "run_dir", run_dir)
+        directory = None if run_dir is None else local_path_or_address(owner, "run_dir", run_dir)
         if epochs is None and steps is None:
             raise ValueError(f"{owner}: epochs and steps are both None; pass at least one of them.")
         check_choice(owner, "verbose", verbose, (None, 0, 1, 2))

@@ -109,8 +109,8 @@ class Loop:
             validation_batch_size: rows of a validation batch. None is `batch_size`.
             metrics: as for `fit`; for a probe, `train_step` must be a `Step`.
             seed: as for `fit`; of the order of the data alone, because the train state has a key of its own.
-            run_dir: directory of the run's files. It always has a `history.csv`, and the run is saved there at least
-                every 60 seconds and at its end.
+            run_dir: directory of the run's files, or its address in a bucket, such as `s3://bucket/run`. It always has
+                a `history.csv`, and the run is saved there at least every 60 seconds and at its end.
             resume: whether a run in `run_dir` is resumed: it ends as if it had never been interrupted. A finished one
                 returns its result at once. If there is none, a new run begins.
             verbose: 0 for silence, 1 for a progress bar, 2 for a line an epoch. None is the bar on a terminal, and

@@ -18,6 +18,7 @@ from jaxcb._src.callbacks.freeze import Freeze
 from jaxcb._src.callbacks.gradient_accumulation import GradientAccumulation
 from jaxcb._src.callbacks.history import History
 from jaxcb._src.callbacks.progress_bar import ProgressBar
+from jaxcb._src.checkpointing.bucket_run import RunPlace, bucket_run
 from jaxcb._src.checkpointing.lock import lock_run_dir
 from jaxcb._src.checkpointing.request import further_facts, request_facts
 from jaxcb._src.checkpointing.resume import ResumePlan, find_start
@@ -44,8 +45,9 @@ from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.training.accumulation import accumulations
 from jaxcb._src.training.loss import unweighted
 from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.address import Address
 from jaxcb._src.utils.kept_programs import seconds_compiling
-from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.utils.local_path import local_path_or_address
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.history import HistoryWriter
 from jaxcb._src.writers.run_handle import Run
@@ -111,7 +113,7 @@ def run_training(
             _use_their_device(stack, config.owner, train_state, train_data, config.validation.data)
         stack.enter_context(placement.instead_of_a_set_mesh())
         train_state = jax.tree.map(with_automatic_axes, train_state)
-        context = _open(stack, config, functions.callbacks, group)
+        context, place = _open(stack, config, functions.callbacks, group)
         functions = functions._replace(callbacks=_all_callbacks(functions.callbacks, config.verbose))
         if population is not None:
             config = replace(config, data=replace(config.data, seed=list(population.seeds)))
@@ -119,6 +121,8 @@ def run_training(
         frozen_axis = None if population is None else population.frozen_axis
         start = _find_start(config, functions.callbacks, context, request, settings or {}, frozen_axis)
         _say_trained(train_state, context)
+        if start.keeper is not None and place is not None and place.primary is not None:
+            start.keeper.mirror(place.primary)
         given = [train_state]
         del train_state  # the driver copies it: without a reference here its arrays are freed if the caller has none
         driver, why = _build(functions, given, train_data, config, start, context, placement, population, stages)
@@ -171,14 +175,26 @@ def _use_their_device(stack: contextlib.ExitStack, owner: str, *given: Any) -> N
         stack.enter_context(jax.default_device(device))
 
 
-def _open(stack: contextlib.ExitStack, config: RunConfig, callbacks: Chain, group: Processes) -> Context:
-    """Locks the run directory, and returns the context of the writers."""
+def _open(
+    stack: contextlib.ExitStack, config: RunConfig, callbacks: Chain, group: Processes
+) -> tuple[Context, RunPlace | None]:
+    """Locks the run directory, and returns the context of the writers, and the run's bucket if it has one."""
     # a trial run (`fast_dev_run`) writes to a temporary directory and never resumes
     run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcb-")) if config.is_trial else config.run_dir
     directory = _directory(config.owner, run_dir, callbacks)
     if directory is None:
         _refuse_without_files(config)
-    if directory is not None and not config.is_trial:
+    place = config.place
+    if not isinstance(directory, Address) and place is None and config.checkpointing.local_dir is not None:
+        local_dir = str(config.checkpointing.local_dir)
+        raise ValueError(
+            f"{config.owner}: Checkpointing(local_dir={local_dir!r}) is for a run in a bucket, but run_dir is "
+            f"{directory}. Leave it out, or pass an address such as 's3://bucket/run' as run_dir."
+        )
+    if isinstance(directory, Address):
+        place = stack.enter_context(open_place(directory, config, group))
+        directory = place.directory
+    elif directory is not None and not config.is_trial and place is None:
         stack.enter_context(lock_run_dir(directory))
     run = Run(directory)
     context = Context(
@@ -190,8 +206,21 @@ def _open(stack: contextlib.ExitStack, config: RunConfig, callbacks: Chain, grou
         processes=group,
         on_error=config.checkpointing.on_error,
     )
+    context.locate(config.run_dir if isinstance(config.run_dir, Address) else place and place.address_of(directory))
     stack.enter_context(debugging(config.execution.debug, context.say))
-    return context
+    return context, place
+
+
+def open_place(address: Address, config: RunConfig, group: Processes) -> contextlib.AbstractContextManager[RunPlace]:
+    """Returns the context manager of a run in a bucket."""
+    return bucket_run(
+        address,
+        local_dir=None if config.checkpointing.local_dir is None else Path(config.checkpointing.local_dir),
+        may_exist=config.resume or config.checkpointing.overwrite or config.run_dir is None,
+        on_error=config.checkpointing.on_error,
+        processes=group,
+        say=print if config.verbose != 0 else lambda text: None,
+    )
 
 
 def _request(
@@ -342,15 +371,17 @@ def _restore(driver: Driver, start: ResumePlan) -> None:
         raise
 
 
-def _directory(owner: str, run_dir: str | Path | None, callbacks: Chain) -> Path | None:
-    """Returns the run directory; that of a `BackupAndRestore` if no other is given."""
+def _directory(owner: str, run_dir: str | Path | Address | None, callbacks: Chain) -> Path | Address | None:
+    """Returns the run directory or its address; that of a `BackupAndRestore` if no other is given."""
     name = "run_dir"
     if run_dir is None:
         run_dir = next((c.backup_dir for c in callbacks.callbacks if isinstance(c, BackupAndRestore)), None)
         owner, name = "BackupAndRestore", "backup_dir"
+    if run_dir is None or isinstance(run_dir, Address):
+        return run_dir
     # absolute, since a callback may change the working directory
-    directory = None if run_dir is None else local_path(owner, name, run_dir)
-    if directory is not None:
+    directory = local_path_or_address(owner, name, run_dir)
+    if isinstance(directory, Path):
         _orbax.check_place(directory)
     return directory
 

@@ -1,5 +1,6 @@
 """`sweep`: a population of runs in one program, each with its own callbacks."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,12 +13,13 @@ from jaxcb._src.checkpointing.layout import CHECKPOINTS, TABLE
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
 from jaxcb._src.data.inputs import is_no_split, split_off, with_weights
+from jaxcb._src.distributed.processes import processes
 from jaxcb._src.loop.compiled.member_map import STRATEGIES
 from jaxcb._src.loop.compiled.traced_functions import RunFunctions
 from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
-from jaxcb._src.loop.run import run_training
+from jaxcb._src.loop.run import open_place, run_training
 from jaxcb._src.models.trainable import Filter
 from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.sweep.members import Member, bytes_of, describe_group, group_by_program, make_members, stack_members
@@ -26,6 +28,7 @@ from jaxcb._src.sweep.space import Point, as_points
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.training.train_step import EvalStep, Step
 from jaxcb._src.training.training_config import Optimizer, Rate, TrainingConfig
+from jaxcb._src.utils.address import Address
 from jaxcb._src.utils.errors import DataError, check_bool, check_choice, check_int
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.history import HistoryWriter
@@ -189,30 +192,42 @@ def sweep(  # noqa: PLR0913
     members = make_members(model_fn, base, points, lambda first: _check_memory(bytes_of(first), together_at_most))
     groups, fixed = group_by_program(members)
     where = list(_split(groups, at_once))
-    if directory is not None and not config.is_trial and jax.process_index() == 0:
-        _refuse_others_table(directory)
-    if verbose != 0 and jax.process_index() == 0:
-        _say_groups(groups, len(where))
-    step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn, class_weight=class_weight)
-    result = SweepResult(tuple(points), (), directory)
-    for number, group in enumerate(where):
-        part = directory if directory is None or len(where) == 1 else directory / f"part_{number}"
-        one = stack_members(group, fixed)
-        result = run_training(
-            RunFunctions(step, eval_step, one.callbacks),
-            one.state,
-            train_data,
-            dataclasses.replace(config, run_dir=part),
-            population=Population(len(group), one.axes, one.seeds, strategy, repack, one.frozen_axis),
-            result=lambda driver, at, context, group=group, done=result.parts: SweepResult(
-                tuple(points), (*done, _part(group, driver, at, context)), directory
-            ),
-        )
-        if result.parts[-1].interrupted:
-            return result
-    if directory is not None and not config.is_trial:
-        _write_table(result, directory)
+    with contextlib.ExitStack() as stack:
+        if isinstance(directory, Address):
+            config, directory = _in_local_folder(config, directory, stack)
+        if directory is not None and not config.is_trial and jax.process_index() == 0:
+            _refuse_others_table(directory)
+        if verbose != 0 and jax.process_index() == 0:
+            _say_groups(groups, len(where))
+        step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn, class_weight=class_weight)
+        result = SweepResult(tuple(points), (), directory)
+        for number, group in enumerate(where):
+            part = directory if directory is None or len(where) == 1 else directory / f"part_{number}"
+            one = stack_members(group, fixed)
+            result = run_training(
+                RunFunctions(step, eval_step, one.callbacks),
+                one.state,
+                train_data,
+                dataclasses.replace(config, run_dir=part),
+                population=Population(len(group), one.axes, one.seeds, strategy, repack, one.frozen_axis),
+                result=lambda driver, at, context, group=group, done=result.parts: SweepResult(
+                    tuple(points), (*done, _part(group, driver, at, context)), directory
+                ),
+            )
+            if result.parts[-1].interrupted:
+                return result
+        if directory is not None and not config.is_trial:
+            _write_table(result, directory)
     return result
+
+
+def _in_local_folder(config: RunConfig, address: Address, stack: contextlib.ExitStack) -> tuple[RunConfig, Path | None]:
+    """Opens the bucket of a sweep once for all its parts, and returns its local folder; none for a trial run."""
+    if config.is_trial:
+        return config, None
+    with processes() as group:
+        place = stack.enter_context(open_place(address, config, group))
+    return dataclasses.replace(config, run_dir=place.directory, place=place), place.directory
 
 
 def _write_table(result: SweepResult, directory: Path) -> None:

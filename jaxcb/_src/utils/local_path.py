@@ -1,36 +1,36 @@
 """Checks of path arguments."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
-# `str(Path("gs://bucket"))` has one slash. One letter is a drive on Windows.
-_ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.\-]+):[/\\]")
+from jaxcb._src.utils.address import Address, parse_address
 
 
-def path_text(owner: str, name: str, value: Any) -> str:
-    """Checks for a local path, and returns it as text without changes.
+def path_text(owner: str, name: str, value: Any, *, buckets: bool = True) -> str:
+    """Checks for a local path or the address of a bucket, and returns it as text without changes.
 
     Args:
         owner: function or class of the argument, for the error.
         name: the argument's name.
         value: the argument.
+        buckets: whether an address such as `s3://bucket/run` is accepted.
 
     Returns:
         The path as text, relative if it was relative.
 
     Raises:
         TypeError: for a value that is not a path.
-        ValueError: for an empty string, an address such as `gs://bucket/run`, a zero byte, or an unknown `~user`.
+        ValueError: for an empty string, an address that is not supported, a zero byte, or an unknown `~user`.
     """
-    # use `str` first: `os.fspath` of a cloud path may download it
-    shown = str(value) if isinstance(value, str | os.PathLike) else value
-    if isinstance(shown, str) and (address := _ADDRESS.match(shown)):
-        raise ValueError(
-            f"{owner}: {name} is {shown!r}, an address ({address[1]}:). Buckets and other addresses are not "
-            "supported yet: pass the path of a local folder or file, and copy it yourself."
-        )
+    address = parse_address(owner, name, value)
+    if address is not None:
+        if not buckets:
+            raise ValueError(
+                f"{owner}: {name} is {str(value)!r}, an address ({address.scheme}:), and must be on this machine. Pass "
+                "the path of a local folder or file."
+            )
+        return str(address)
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else value
     if not isinstance(text, str):
         raise TypeError(f"{owner}: {name} must be a path, got {value!r}; pass a str or a pathlib.Path.")
@@ -70,5 +70,10 @@ def local_path(owner: str, name: str, value: Any, *, below: Path | None = None) 
         TypeError: for a value that is not a path.
         ValueError: for an empty string, an address such as `gs://bucket/run`, a zero byte, or an unknown `~user`.
     """
-    path = Path(os.path.expanduser(path_text(owner, name, value)))
+    path = Path(os.path.expanduser(path_text(owner, name, value, buckets=False)))
     return (path if below is None else below / path).absolute()
+
+
+def local_path_or_address(owner: str, name: str, value: Any) -> Path | Address:
+    """Returns the address of a bucket, or the absolute path of anything else; arguments and errors as `local_path`."""
+    return parse_address(owner, name, value) or local_path(owner, name, value)

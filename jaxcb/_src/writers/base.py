@@ -28,6 +28,7 @@ from jaxcb._src.core.actions.tensorboard import TensorBoardAction
 from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.storage.failures import WriteFailures, named
 from jaxcb._src.storage.ownership import RunRecord
+from jaxcb._src.utils.address import Address, parse_address
 from jaxcb._src.utils.local_path import local_path, working_directory
 from jaxcb._src.writers.files import AppendFile
 
@@ -53,6 +54,7 @@ class Context:
             belong to the run.
         checkpoint: the checkpoint from which the run resumes, or None.
         complete: whether the run is complete, so that its result is returned and nothing is written.
+        bucket: the address that the run's directory is copied to, or None.
         failure: the error that ended the run, for writers that are being closed; None if there was none.
         failures: what to do when a file cannot be written.
         processes: the processes of the run. Only the primary process writes and prints.
@@ -83,9 +85,14 @@ class Context:
         self.resumed_files: dict[str, Any] = {}
         self.inherits = self.complete = False
         self.checkpoint: Path | None = None
+        self.bucket: Address | None = None
         self._appended: dict[str, AppendFile] = {}
         self.failure: BaseException | None = None
         self._owners: dict[Path, str] = {}
+
+    def locate(self, bucket: Address | None) -> None:
+        """Sets the address that the run's directory is copied to, before the first path is asked."""
+        self.bucket = bucket
 
     def describe_data(self, steps_per_epoch: int | None) -> None:
         """Sets the steps of an epoch, before the first writer is made."""
@@ -111,10 +118,21 @@ class Context:
     def path(self, name: str) -> Path:
         """Returns the path of a file: relative names are below `run_dir`, or the initial working directory.
 
+        An address below that of the run is a name below `run_dir`.
+
         Raises:
             TypeError: if `name` is not a path.
-            ValueError: if it is a URL or empty.
+            ValueError: if it is an address that is not below the run's, or empty.
         """
+        address = parse_address("Context.path", "name", name)
+        if address is not None:
+            below = None if self.bucket is None else address.below(self.bucket)
+            if not below or self.run_dir is None:
+                raise ValueError(
+                    f"{address} is not below the run_dir of the run, which is {self.bucket or self.run_dir}. Pass a "
+                    f"relative path, which is below run_dir, or pass run_dir= an address above {address}."
+                )
+            return self.run_dir / below
         path = local_path("Context.path", "name", name, below=self.began_in if self.run_dir is None else self.run_dir)
         if self.trial and self.run_dir is not None:
             path = Path(os.path.normpath(path))  # so that a `..` does not leave the directory

@@ -33,7 +33,7 @@ class TensorBoardAction(LogAction):
     def __post_init__(self) -> None:
         self._set("log_dir", path_text(type(self).__name__, "log_dir", self.log_dir))
         if self.run != "":  # "" is `log_dir` itself
-            path_text(type(self).__name__, "run", self.run)
+            path_text(type(self).__name__, "run", self.run, buckets=False)
 
 
 class SeriesAction(TensorBoardAction):
@@ -259,7 +259,7 @@ class Embedding(OfArrays):
         what = f"Embedding {self.tag!r}"
         self.check(self.vectors)
         if isinstance(self.labels, str | bytes | os.PathLike):
-            self._set("labels", path_text("Embedding", "labels", self.labels))
+            self._set("labels", path_text("Embedding", "labels", self.labels, buckets=False))
         elif self.labels is not None:
             self._set("labels", tuple(map(str, self.labels)))
         if self.sprites is not None:
