@@ -6,6 +6,7 @@ Each is refused before the first step, by an error that names the argument, or i
 import inspect
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 import jaxcb as jc
 import jaxcb.callbacks
+from jaxcb._src.history.history import RunHistory
 
 X = np.zeros((8, 3), np.float32)
 Y = np.zeros((8, 1), np.float32)
@@ -67,6 +69,15 @@ def predict(**given):
     return jc.predict(**({"model": weights(), "x": X, "fn": lambda p, x: x @ p["w"]} | given))
 
 
+def lr_find(**given):
+    how = {"model_fn": weights, "loss_fn": loss_fn, "train_data": (X, Y), "optimizer": optax.sgd, "rates": 3}
+    return jc.lr_find(**(how | {"steps": 1} | given))
+
+
+NET, STOP = nn.Dense(1), jc.EarlyStopping("loss")
+HISTORY = RunHistory()
+HISTORY.add(1, 0, {"loss": 0.5}, {"loss": True})
+RESULT = jc.Result(jc.TrainState.create(params={}), None, HISTORY, None, None, {}, "looped", None, ())
 COUNTS = ("epochs", "steps", "steps_per_epoch", "batch_size", "validation_freq", "validation_steps")
 RUN = {
     **dict.fromkeys((*COUNTS, "validation_batch_size"), COUNT),
@@ -90,6 +101,11 @@ TRAINING = {
     "optimizer": [3, "adam", 0.1, object()],
     "loss_fn": [3, "loss", None, lambda p: 0.0, lambda p, x, y: 0.0, lambda p, b, rng: 0.0, lambda p, b, training: 0],
 }
+OVER = [
+    None, 3, "abc", {}, [], [{}], VECTOR, KEY, len, [3], {3: [1]}, {"seed": 3}, {"seed": ["a"]}, {"seed": [-1]},
+    {"learning_rte": [0.1]}, {"learning_rate": [-0.1]}, {"learning_rate": [math.nan]}, {"learning_rate": [KEY]},
+    {"batch_size": [1, 2]}, [{"seed": 0}, {"learning_rate": 0.1}],
+]  # fmt: skip
 EXECUTION = {
     "executor": CHOICE,
     "steps_per_execution": COUNT,
@@ -107,7 +123,7 @@ EXECUTION = {
 FUNCTIONS = {
     "fit": (fit, RUN | TRAINING),
     "Loop.run": (run, RUN | {"train_state": [None, 3, {}, weights()]}),
-    "sweep": (sweep, {**RUN, **TRAINING, "at_once": COUNT, "strategy": CHOICE, "repack": BOOL[:3]}),
+    "sweep": (sweep, {**RUN, **TRAINING, "over": OVER, "at_once": COUNT, "strategy": CHOICE, "repack": BOOL[:3]}),
     "Execution": (jc.Execution, EXECUTION),
     "Checkpointing": (jc.Checkpointing, {"overwrite": BOOL, "on_error": CHOICE}),
     "evaluate": (evaluate, {"batch_size": COUNT, "seed": RUN["seed"], "loss_fn": TRAINING["loss_fn"][:3]}),
@@ -130,9 +146,140 @@ FUNCTIONS = {
         },
     ),
     "probe": (lambda **given: jc.probe(**({"fn": len} | given)), {"every": COUNT[:7], "fn": [3, "norm", None]}),
+    "lr_find": (
+        lr_find,
+        {
+            **dict.fromkeys(("steps", "batch_size"), COUNT),
+            "rates": [1, 2, *COUNT],
+            "low": [0, -1, 20, *NUMBER],
+            "high": [0, -1, 1e-9, *NUMBER],
+            "seed": RUN["seed"],
+            "strategy": CHOICE,
+            "train_data": [None, 3, "abc", {}, [], (), KEY, object()],
+            "optimizer": [3, "adam", 0.1, object(), None],
+            "loss_fn": TRAINING["loss_fn"],
+        },
+    ),
+    "replay": (
+        lambda **given: jc.replay(**({"callbacks": [STOP], "source": {"loss": [1.0, 2.0]}} | given)),
+        {
+            "callbacks": [None, 3, 0.5, "EarlyStopping", jc.EarlyStopping, [None], [3], len, {"a": 1}, KEY, VECTOR],
+            "source": [
+                None,
+                3,
+                0.5,
+                KEY,
+                VECTOR,
+                object(),
+                len,
+                {},
+                [],
+                {"loss": []},
+                {"loss": 1.0},
+                {"loss": ["a"]},
+                [3],
+                [{"loss": "a"}],
+                {"loss": [1.0], "acc": [1.0, 2.0]},
+                {"loss": [[1.0]]},
+                {"loss": [KEY]},
+            ],
+            "learning_rate": [-1, math.nan, math.inf, "0.1", VECTOR, KEY, [0.1], lambda count: None],
+            "over": [3, "abc", {"loss": [1]}, {"callbacks.EarlyStopping.patience": []}, [], {}, KEY, VECTOR, len],
+        },
+    ),
+    "load": (
+        lambda **given: jc.load(**({"path": "nowhere"} | given)),
+        {"path": [*PATH, None], "what": CHOICE},
+    ),
+    "search.grid": (
+        lambda **given: jc.search.grid(**({"over": {"seed": [0]}} | given)),
+        {
+            "over": [
+                None,
+                3,
+                "abc",
+                [1],
+                VECTOR,
+                KEY,
+                len,
+                {3: [1]},
+                {"": [1]},
+                {"seed": 3},
+                {"seed": "abc"},
+                {"seed": KEY},
+                {"seed": {"a": 1}},
+                {"seed": {1}},
+                {"seed": None},
+            ]
+        },
+    ),
+    "search.draws": (
+        lambda **given: jc.search.draws(**({"n": 2, "over": {"seed": jc.search.integers(0, 9)}} | given)),
+        {
+            "n": COUNT,
+            "seed": RUN["seed"],
+            "over": [
+                None,
+                3,
+                "abc",
+                [1],
+                VECTOR,
+                KEY,
+                len,
+                {3: [1]},
+                {"seed": 3},
+                {"seed": "abc"},
+                {"seed": []},
+                {"seed": {}},
+                {"seed": KEY},
+            ],
+        },
+    ),
+    **{
+        f"search.{draw.__name__}": (
+            lambda draw=draw, **given: draw(**({"low": 1, "high": 3} | given)),
+            {"low": [*NUMBER, 3, 4, *wrong], "high": [*NUMBER, 1, 0, *wrong]},
+        )
+        for draw, wrong in (
+            (jc.search.uniform, []),
+            (jc.search.log_uniform, [0, -1]),
+            (jc.search.integers, [0.5, 2.5, 1e30]),
+        )
+    },
+    "make_callback": (
+        lambda **given: jc.make_callback(**({"on_epoch_end": lambda s, m: (s, None)} | given)),
+        {"init": [3, "abc", [1], KEY], "name": ["", 3, [], KEY], "on_epoch_end": [3, "abc", None, KEY, VECTOR]},
+    ),
+    "TrainState.create": (
+        lambda **given: jc.TrainState.create(**({"params": weights()} | given)),
+        {
+            "tx": [3, "adam", optax.adam, KEY],
+            "seed": [-1, 1.5, math.nan, "3", VECTOR, None, [1], object()],
+            "controls": TRAINING["controls"],
+            "callbacks": [3, "abc", len, KEY],
+        },
+    ),
+    "model_summary": (
+        lambda **given: jc.model_summary(**({"model": weights()} | given)),
+        {"model": [None, 3, "abc", object(), len, {}], "depth": [x for x in COUNT if x is not SINGLE]},
+    ),
+    "Recorder": (jc.Recorder, {"run_dir": PATH, "verbose": CHOICE, "callbacks": [3, "abc", KEY]}),
+    "Result.plot": (
+        lambda **given: RESULT.plot(**given),
+        {"path": PATH, "names": [3, 0.5, [], "los", ["los"], [3], KEY, VECTOR, len]},
+    ),
+    "linen": (
+        lambda **given: jc.linen(given.pop("module", NET), X, **given),
+        {
+            "seed": [-1, 1.5, "3", VECTOR, None, [1], object()],
+            "rngs": ["dropout", 3, [3], None],
+            "eval_module": [3, "abc", object()],
+            "module": [None, 3, "abc", object(), KEY],
+        },
+    ),
 }
 # of the errors that say it in other words
-SAID = {"train_data": "data", "run_dir": "run_dir", "class_weight": "class_weight", "over": "over"}
+SAID = {"train_data": "data", "source": "replay takes|column|record|source"}
 # Accepted: an argument -> values that mean something.
 ACCEPTED = {
     "steps": [None], "epochs": [], "validation_freq": [(1, 2), [1], VECTOR], "verbose": [],
@@ -202,13 +349,13 @@ OF_CALLBACKS = list(fields_of_callbacks())
 
 def refused(call, argument, value):
     """The call raises an error of ours that names the argument."""
-    word = SAID.get(argument, argument)
+    words = SAID.get(argument, argument).split("|")
     try:
         call(**{argument: value})
     except (TypeError, ValueError, LookupError) as error:
         text = " ".join(str(error).split())
-        if word not in text:
-            return f"{type(error).__name__} without {word!r}: {text[:160]}"
+        if not any(word in text for word in words):
+            return f"{type(error).__name__} without {words}: {text[:160]}"
         if len(text) < 20:
             return f"a message of {len(text)} letters"
         return None

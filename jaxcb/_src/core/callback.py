@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.utils.errors import CallbackError, did_you_mean
+from jaxcb._src.utils.errors import CallbackError, did_you_mean, shown
 from jaxcb._src.utils.pytree import Struct, static
 
 HOOKS = (
@@ -232,6 +232,7 @@ def make_callback(*, init: Callable[[], Any] | None = None, name: str | None = N
 
     Raises:
         CallbackError: if a name is not a hook.
+        TypeError: if `init` or a hook is not a function, or `name` is not a string.
 
     Example:
         >>> import jaxcb as jc
@@ -246,4 +247,15 @@ def make_callback(*, init: Callable[[], Any] | None = None, name: str | None = N
                 f"make_callback got {hook!r}, which is not a hook.{did_you_mean(hook, HOOKS)} "
                 f"Hooks: {', '.join(HOOKS)}."
             )
+        if not callable(hooks[hook]):
+            raise TypeError(
+                f"make_callback: {hook} must be a function (state, metrics) -> (state, actions), got "
+                f"{shown(hooks[hook])}."
+            )
+    if init is not None and not callable(init):
+        raise TypeError(
+            f"make_callback: init must be a function without arguments that returns the state, got {shown(init)}."
+        )
+    if name is not None and not (isinstance(name, str) and name):
+        raise TypeError(f"make_callback: name must be a string that is not empty, or None, got {shown(name)}.")
     return FunctionCallback(tuple(sorted(hooks.items())), init, name=name)

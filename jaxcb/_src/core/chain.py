@@ -1,6 +1,6 @@
 """`chain` composes callbacks; `transition` calls one hook and checks the structure of its result."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -11,7 +11,7 @@ from jaxcb._src.core.actions.base import Action
 from jaxcb._src.core.actions.utils import PLACES, as_actions, template_names
 from jaxcb._src.core.callback import Callback, PopulationCallback
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.utils.errors import CallbackError, MissingMetricError
+from jaxcb._src.utils.errors import CallbackError, MissingMetricError, shown
 from jaxcb._src.utils.names import leaf_name
 from jaxcb._src.utils.pytree import cast_like, static, to_strong_type, to_strong_types
 
@@ -140,6 +140,7 @@ def chain(*callbacks: Callback | AsCallback) -> Chain:
         if isinstance(callback, Chain):
             flat.extend(callback.callbacks)
         elif isinstance(callback, Callback):
+            _check_name(callback)
             _check_fields(callback)
             flat.append(callback)
         else:
@@ -169,7 +170,17 @@ def chain(*callbacks: Callback | AsCallback) -> Chain:
 def as_chain(callbacks: Any) -> Chain:
     """Returns a chain of the user's `callbacks` argument: several callbacks, one, or None."""
     given = () if callbacks is None else callbacks
-    return chain(*given) if isinstance(given, Iterable) else chain(given)
+    several = isinstance(given, Iterable) and not isinstance(given, np.ndarray | jax.Array | str | Mapping)
+    return chain(*given) if several else chain(given)
+
+
+def _check_name(callback: Callback) -> None:
+    """Rejects a name that is no text: states are kept under it."""
+    name = callback.name
+    if name is not None and not (isinstance(name, str) and name):
+        raise TypeError(
+            f"{type(callback).__name__}: name must be a string that is not empty, or None, got {shown(name)}."
+        )
 
 
 def _check_fields(callback: Callback) -> None:

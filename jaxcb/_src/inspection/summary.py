@@ -14,6 +14,7 @@ from jaxcb._src.models.adapt import adapt
 from jaxcb._src.models.trainable import Filter, variable_types
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import EvalStep
+from jaxcb._src.utils.errors import check_int
 from jaxcb._src.utils.names import leaf_name, matches
 
 _PARTS = ("params", "frozen", "model_state")
@@ -274,6 +275,7 @@ def model_summary(
     if (loss_fn is None) is not (batch is None):
         given, missing = ("a batch", "loss_fn") if loss_fn is None else ("a loss_fn", "batch")
         raise ValueError(f"model_summary got {given} but no {missing}; pass both to count FLOPs, or neither.")
+    depth = None if depth is None else check_int("model_summary", "depth", depth, least=1, concrete=True)
     adapter = adapt(model, trained=variable_types(trainable))
     params, model_state, rngs = adapter.split()
     state = TrainState.create(params=params, model_state=model_state, rngs=rngs, adapter=adapter, trainable=trainable)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcb._src.models.adapter import avals, by_call, check_trainable
+from jaxcb._src.utils.errors import check_seed, shown
 from jaxcb._src.utils.pytree import cast_like, to_strong_type
 
 # The names of a module's training argument, and their values in training.
@@ -77,6 +78,8 @@ def linen(
     _check_module("linen()", module)
     if eval_module is not None:
         _check_module("linen(): eval_module", eval_module)
+    if not isinstance(seed, jax.Array):
+        seed = check_seed("linen()", seed)
     if variables is None:
         if not inputs and not kwargs:
             raise TypeError(
@@ -151,6 +154,8 @@ class Linen:
     ) -> None:
         if isinstance(rngs, str):
             raise TypeError(f"rngs= got the string {rngs!r}, expected a tuple of names: rngs=({rngs!r},).")
+        if not isinstance(rngs, Sequence) or not all(isinstance(name, str) and name for name in rngs):
+            raise TypeError(f"rngs= must be a tuple of names of random streams, got {shown(rngs)}.")
         variables = _plain(variables)
         self.module = module
         self.eval_module = module if eval_module is None else eval_module

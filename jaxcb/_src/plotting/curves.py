@@ -81,10 +81,11 @@ def curves(
 
 def _checked_names(history: Any, names: Any) -> tuple[str, ...]:
     """Returns the names of scalars that `names` lists; one name stands for a list of it."""
-    listed = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Iterable) else (names,)
+    several = isinstance(names, Iterable) and not isinstance(names, str) and not hasattr(names, "dtype")
+    listed: tuple[Any, ...] = tuple(names) if several else (names,)
     scalars = [n for n in history if history[n].ndim == 1]
     for name in listed:
-        if name not in scalars:
+        if not isinstance(name, str) or name not in scalars:
             raise ValueError(
                 f"Result.plot: names has {shown(name)}, expected names of recorded scalars: {', '.join(scalars)}."
                 f"{did_you_mean(str(name), scalars)}"

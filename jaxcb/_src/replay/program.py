@@ -14,9 +14,8 @@ from jaxcb._src.core.actions.control import Average, ScaleLearningRate, SetLearn
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.history.reader import Records
-from jaxcb._src.training.learning_rate import LearningRate
+from jaxcb._src.training.learning_rate import LearningRate, checked_rate
 from jaxcb._src.training.train_state import TrainState, apply
-from jaxcb._src.utils.errors import check_number
 from jaxcb._src.utils.kept_programs import KeptFunction, kept_program
 from jaxcb._src.utils.program_key import key_of, tree_key
 from jaxcb._src.utils.pytree import select
@@ -145,6 +144,8 @@ def _shifted(column: np.ndarray, first: Any) -> np.ndarray:
 
 def _bases(records: Records, before: np.ndarray, learning_rate: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the base rates around each record, float32 (records,) each."""
+    if learning_rate is not None:
+        learning_rate = checked_rate("replay", learning_rate)
     if callable(learning_rate):
 
         def at(count: np.ndarray) -> np.ndarray:
@@ -155,7 +156,6 @@ def _bases(records: Records, before: np.ndarray, learning_rate: Any) -> tuple[np
         # A record has the rate of the last update before it; within an epoch it is assumed to be constant.
         return records.base, records.base, np.append(records.base[1:], records.base[-1:])
     value = 1.0 if learning_rate is None else learning_rate
-    check_number("replay", "learning_rate", value)
     constant = np.full(len(records.step), value, np.float32)
     return constant, constant, constant
 

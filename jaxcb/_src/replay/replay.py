@@ -14,7 +14,7 @@ from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.actions.records import fired
 from jaxcb._src.core.actions.utils import fill
 from jaxcb._src.core.callback import STEP_HOOKS, Callback, PopulationCallback
-from jaxcb._src.core.chain import Chain, chain
+from jaxcb._src.core.chain import Chain, as_chain
 from jaxcb._src.history.logs import read_log
 from jaxcb._src.history.reader import Records
 from jaxcb._src.replay.grid import ReplayGrid, host_device, replay_grid
@@ -155,7 +155,7 @@ def replay(
 
     Source: none; Keras, Lightning and others cannot, because their callbacks read the live trainer.
     """
-    whole = callbacks if isinstance(callbacks, Chain) else chain(*_each(callbacks))
+    whole = as_chain(callbacks)
     _check_replayable(whole)
     if over is not None:
         return replay_grid(whole, source, learning_rate, over)
@@ -165,10 +165,6 @@ def replay(
         whole = jax.device_get(to_strong_types(whole))
         out = jax.device_get(replay_function("all", run, whole, form, device)(rows))
     return _result(records, out)
-
-
-def _each(callbacks: Any) -> Iterable[Callback]:
-    return callbacks if isinstance(callbacks, Iterable) else (callbacks,)
 
 
 def _check_replayable(callbacks: Chain) -> None:

@@ -14,7 +14,7 @@ from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.loop.compiled.member_map import STRATEGIES
 from jaxcb._src.sweep.sweep import sweep
-from jaxcb._src.utils.errors import check_choice, check_int, check_number
+from jaxcb._src.utils.errors import check_choice, check_int, check_number, check_seed
 from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
 
@@ -141,8 +141,9 @@ def lr_find(  # noqa: PLR0913
     low, high = check_number("lr_find", "low", low), check_number("lr_find", "high", high)
     if not 0 < low < high:
         raise ValueError(f"lr_find: low must be above 0 and below high, got {low} and {high}.")
-    count = check_int("lr_find", "rates", rates, least=3)
-    batch_size = None if batch_size is None else check_int("lr_find", "batch_size", batch_size, least=1)
+    count = check_int("lr_find", "rates", rates, least=3, concrete=True)
+    if batch_size is not None:
+        batch_size = check_int("lr_find", "batch_size", batch_size, least=1, concrete=True)
     check_choice("lr_find", "strategy", strategy, (None, *STRATEGIES))
     values = np.geomspace(low, high, count)
     result = sweep(
@@ -152,9 +153,9 @@ def lr_find(  # noqa: PLR0913
         over={"optimizer.learning_rate": values.tolist()},
         optimizer=optimizer,
         callbacks=[_Smoothed(name="lr_find")],
-        steps=check_int("lr_find", "steps", steps, least=1),
+        steps=check_int("lr_find", "steps", steps, least=1, concrete=True),
         batch_size=batch_size,
-        seed=check_int("lr_find", "seed", seed),
+        seed=check_seed("lr_find", seed),
         strategy=strategy,
         verbose=0,
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,8 +101,8 @@ def _with_optimizer(configuration: TrainingConfig, name: str, value: Any) -> Tra
             "the optimizer is ready-made, so its numbers cannot be changed. Pass the factory: "
             "optimizer=optax.adamw, learning_rate=1e-3."
         )
-    value = check_number("sweep", name, value)
-    if name != "learning_rate":
+    value = check_number("sweep", name, value, least=0.0 if name == _RATE else -math.inf)
+    if name != _RATE:
         check_hyperparameters(configuration.optimizer, [name])
         return dataclasses.replace(configuration, hyperparameters={**configuration.hyperparameters, name: value})
     if callable(configuration.learning_rate):

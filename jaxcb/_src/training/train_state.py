@@ -1,6 +1,5 @@
 """`TrainState`, its controls and named weights, and how control actions change it."""
 
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +36,7 @@ from jaxcb._src.training.learning_rate import (
     with_callback_lr_from,
     with_hyperparameters,
 )
-from jaxcb._src.utils.errors import check_number, did_you_mean
+from jaxcb._src.utils.errors import check_number, check_seed, did_you_mean, shown
 from jaxcb._src.utils.pytree import Struct, select, static, to_strong_type
 
 _PARTS = {
@@ -135,6 +134,15 @@ class TrainState(Struct):
             >>> int(state.apply_gradients({"w": jnp.ones(3)}).step)
             1
         """
+        if tx is not None and not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+            cure = ", the result of a factory such as optax.adam(1e-3)" if callable(tx) else ""
+            raise TypeError(
+                f"TrainState.create: tx must be an optax.GradientTransformation{cure}, or None, got {shown(tx)}."
+            )
+        if callbacks is not None and not isinstance(callbacks, Callback):
+            raise TypeError(
+                f"TrainState.create: callbacks must be a callback, such as jc.chain(...), got {shown(callbacks)}."
+            )
         params, frozen = split_trainable(
             trainable,
             jax.tree.map(to_strong_type, params),
@@ -143,7 +151,7 @@ class TrainState(Struct):
         )
         if opt_state is None and tx is not None:
             opt_state = jax.jit(tx.init)(params)
-        key = jax.random.key(int(seed)) if isinstance(seed, numbers.Integral) else jnp.asarray(seed)
+        key = seed if _is_key(seed) else jax.random.key(check_seed("TrainState.create", seed))
         state = cls(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -291,6 +299,13 @@ class TrainState(Struct):
             copy = {part: jax.tree.map(jnp.zeros_like, getattr(self, part)) for part in _PARTS[of]}
             weights.setdefault(key, NamedWeights(jnp.zeros_like(self.stop), copy))
         return self.replace(weights=weights)
+
+
+def _is_key(seed: Any) -> bool:
+    """Returns whether a seed is a PRNG key, or several, typed or raw."""
+    if not isinstance(seed, jax.Array):
+        return False
+    return jnp.issubdtype(seed.dtype, jax.dtypes.prng_key) or (seed.dtype == jnp.uint32 and seed.ndim > 0)
 
 
 def checked_controls(controls: Any) -> dict[str, Any]:

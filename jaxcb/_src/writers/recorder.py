@@ -11,8 +11,8 @@ from jaxcb._src.core.actions.base import Action, HostAction, LogAction
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.actions.records import Records, records_of_rows
 from jaxcb._src.core.actions.utils import as_actions, check_lazy, fill, is_lazy, materialize
-from jaxcb._src.core.callback import Callback
-from jaxcb._src.core.chain import chain
+from jaxcb._src.core.chain import as_chain
+from jaxcb._src.utils.errors import check_choice
 from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.utils.pytree import to_strong_types
 from jaxcb._src.writers.base import Context
@@ -53,14 +53,15 @@ class Recorder:
     def __init__(
         self, run_dir: str | Path | None = None, *, callbacks: Any = None, verbose: Literal[0, 1, 2] | None = None
     ) -> None:
+        check_choice("Recorder", "verbose", verbose, (None, 0, 1, 2))
+        owners = None if callbacks is None else as_chain(callbacks).names
         directory = None if run_dir is None else local_path("Recorder", "run_dir", run_dir)
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
         self._run = Run(directory)
         self._context = Context(directory, self._run, verbose, None)
         self._performer = WriterDispatcher(self._context)
-        given = (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks or ())
-        self._owners = None if callbacks is None else set(chain(*given).names)
+        self._owners = None if owners is None else set(owners)
         self._known: set[Any] = set()
         self._reasons: list[str] = []
 
