@@ -160,6 +160,21 @@ FUNCTIONS = {
             "loss_fn": TRAINING["loss_fn"],
         },
     ),
+    "search.largest_batch_size": (
+        lambda **given: jc.search.largest_batch_size(
+            **({"model": weights(), "loss_fn": loss_fn, "train_data": (X, Y), "optimizer": optax.sgd(0.1)} | given)
+        ),
+        {
+            "multiple_of": [9, *COUNT],
+            "memory": COUNT,
+            "resident": BOOL,
+            "seed": RUN["seed"],
+            "train_data": [None, 3, "abc", {}, [], (), [X], KEY, object()],
+            "optimizer": [3, "adam", 0.1, object(), None],
+            "callbacks": RUN["callbacks"],
+            "loss_fn": TRAINING["loss_fn"],
+        },
+    ),
     "replay": (
         lambda **given: jc.replay(**({"callbacks": [STOP], "source": {"loss": [1.0, 2.0]}} | given)),
         {

@@ -169,7 +169,7 @@ def chain(*callbacks: Callback | AsCallback) -> Chain:
 
 def as_chain(callbacks: Any) -> Chain:
     """Returns a chain of the user's `callbacks` argument: several callbacks, one, or None."""
-    given = () if callbacks is None else callbacks
+    given: Any = () if callbacks is None else callbacks
     several = isinstance(given, Iterable) and not isinstance(given, np.ndarray | jax.Array | str | Mapping)
     return chain(*given) if several else chain(given)
 
