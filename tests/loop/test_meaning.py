@@ -5,6 +5,7 @@ import warnings
 
 import flax.linen as nn
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -383,3 +384,18 @@ def test_patience_in_steps_watches_a_steps_own_value_and_a_validation_as_before(
     stop = jc.EarlyStopping("val_accuracy", patience=30, patience_in="steps")
     result = fit(4, **how, validation_data=values, callbacks=[stop])
     assert int(result.state.step) == 60
+
+
+class ForPmap(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.Dense(1)(nn.BatchNorm(use_running_average=not train, axis_name="devices")(x))
+
+
+@pytest.mark.parametrize("where", ["module", "loss"])
+def test_an_axis_of_pmap_is_refused_with_what_to_drop(where):
+    model = jc.linen(ForPmap(), X[:1]) if where == "module" else weights()
+    by_hand = lambda p, b: jax.lax.pmean(squares(p, b), "devices")  # noqa: E731
+    loss = (lambda m, b: jnp.mean((m(b[0]) - b[1]) ** 2)) if where == "module" else by_hand
+    with pytest.raises(ValueError, match=r"reduces over the axis 'devices'.*Drop axis_name='devices'.*BatchNorm"):
+        fit(1, loss, model=model)

@@ -17,7 +17,8 @@ class Throughput(Callback):
     """Logs steps, examples and tokens per second, the model's FLOPs utilization and the device's memory.
 
     The rates are those of the last dispatched chunk of steps whose end the host has seen, without validation and
-    compilation; measuring never waits for the device. They are curves in TensorBoard under `throughput/`.
+    compilation; measuring never waits for the device. They are curves in TensorBoard under `throughput/`. The averages
+    of the whole run are a point each, under `throughput/run_`: all that a run has that ends within its first chunk.
 
     Args:
         every: "epoch", or a number of steps.
@@ -57,7 +58,7 @@ class Throughput(Callback):
 
     def hooks(self) -> frozenset[str]:
         hooks = {"on_epoch_end" if self.every == "epoch" else "on_batch_end"}
-        return frozenset(hooks | ({"on_train_end"} if self.verbose else set()))
+        return frozenset(hooks | {"on_train_end"})
 
     def on_batch_end(self, state: Any, metrics: Metrics) -> Any:
         return state, self._report(metrics, metrics.step % self.every == 0)
@@ -67,9 +68,13 @@ class Throughput(Callback):
 
     def on_train_end(self, state: Any, metrics: Metrics) -> Any:
         rates = self._rates(metrics, metrics.step.astype(jnp.float32) / metrics["elapsed"])
-        return state, Print(
-            "Whole run, with compilation and validation: " + _line(rates), values=rates, when=metrics["elapsed"] > 0
-        )
+        known = metrics["elapsed"] > 0
+        # also for a run that is over before one of its chunks was measured
+        actions: list[Any] = [Scalars({f"throughput/run_{name}": rate for name, rate in rates.items()}, when=known)]
+        if self.verbose:
+            text = "Whole run, with compilation and validation: " + _line(rates)
+            actions.append(Print(text, values=rates, when=known))
+        return state, tuple(actions)
 
     def _report(self, metrics: Metrics, due: Array) -> Any:
         rates = self._rates(metrics, metrics["steps_per_second"])

@@ -170,8 +170,11 @@ def chain(*callbacks: Callback | AsCallback) -> Chain:
 def as_chain(callbacks: Any) -> Chain:
     """Returns a chain of the user's `callbacks` argument: several callbacks, one, or None."""
     given: Any = () if callbacks is None else callbacks
-    several = isinstance(given, Iterable) and not isinstance(given, np.ndarray | jax.Array | str | Mapping)
-    return chain(*given) if several else chain(given)
+    return chain(*given) if _are_several(given) else chain(given)
+
+
+def _are_several(given: Any) -> bool:
+    return isinstance(given, Iterable) and not isinstance(given, np.ndarray | jax.Array | str | Mapping)
 
 
 def _check_name(callback: Callback) -> None:

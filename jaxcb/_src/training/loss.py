@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -91,7 +92,11 @@ class LossFunction:
                 "sample_weight was given, but loss_fn does not use it. Take the weights of the rows as a keyword: "
                 "`def loss_fn(model, batch, sample_weight): return (losses * sample_weight).mean()`."
             )
-        result = self.fn(model, unweighted(batch), **{name: known[name]() for name in self.keywords})
+        try:
+            result = self.fn(model, unweighted(batch), **{name: known[name]() for name in self.keywords})
+        except NameError as error:
+            _refuse_axis(error)
+            raise
         out = _as_out(result)
         loss = _as_array(out.loss, "a loss")
         if loss.shape != ():
@@ -112,6 +117,25 @@ class LossFunction:
             )
         values = {k: _as_metric(v, f"the metric {k!r}") for k, v in named.items() if k != "loss"}
         return Out(loss, {"loss": loss, **values}, out.state, out.aux)
+
+
+_UNBOUND_AXIS = re.compile(r"unbound axis name:? '?(\w+)")
+
+
+def _refuse_axis(error: NameError) -> None:
+    """Refuses a loss function that reduces over an axis of `jax.pmap`, which this run has not.
+
+    Raises:
+        ValueError: it says what to drop.
+    """
+    found = _UNBOUND_AXIS.search(str(error))
+    if found is not None:
+        raise ValueError(
+            f"loss_fn, or a module that it calls, reduces over the axis {found[1]!r}, as a step under jax.pmap does, "
+            f"and no axis has that name here. Drop axis_name={found[1]!r} from modules such as BatchNorm, and calls "
+            f"such as jax.lax.pmean(x, {found[1]!r}): a batch is one array, also over a mesh, so that means are those "
+            "of all rows."
+        ) from error
 
 
 def flat_metrics(metrics: Mapping[Any, Any], who: str) -> dict[str, Any]:

@@ -237,6 +237,20 @@ def test_throughput_is_written_as_curves(tmp_path):
     assert result.executor == "looped"
 
 
+def test_a_run_within_one_chunk_has_the_rates_of_the_whole(tmp_path):
+    _runs.fit(epochs=1, validation_data=None, callbacks=[jc.callbacks.Throughput()], run_dir=tmp_path)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves = EventAccumulator(str(tmp_path / "logs" / "train"))
+    curves.Reload()
+    steps, examples = (
+        [event.value for event in curves.Scalars(f"throughput/run_{name}_per_second")] for name in ("steps", "examples")
+    )
+    assert len(steps) == 1
+    assert steps[0] > 0
+    np.testing.assert_allclose(examples, 16 * steps[0], rtol=1e-6)
+
+
 def step_flops(scanned):
     """What a callback reads for a network of six layers."""
 
