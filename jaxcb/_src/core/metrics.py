@@ -1,7 +1,7 @@
 """`Metrics`: the values that a callback sees in a hook call."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
