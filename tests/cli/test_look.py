@@ -140,7 +140,7 @@ def test_tail_follows_a_run_until_its_end(call, stopped):
     thread = threading.Thread(target=write)
     thread.start()
     begun.set()
-    rows = call("tail", stopped, "--interval", 0.01, "--json").out.splitlines()
+    rows = call("tail", stopped, "-n", 100, "--interval", 0.01, "--json").out.splitlines()
     thread.join()
     assert [json.loads(row)["epoch"] for row in rows] == list(range(len(lines) - 1))
 

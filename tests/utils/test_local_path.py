@@ -77,6 +77,7 @@ TAKES: dict[str, Any] = {
     "load.path": lambda path: jc.load(path),
     "Checkpointing.local_dir": lambda path: jc.Checkpointing(local_dir=path),
     "Result.plot.path": lambda path: RESULTS["fit"].plot(path),
+    "Result.report.path": lambda path: RESULTS["fit"].report(path),
     "SweepResult.plot.path": lambda path: RESULTS["sweep"].plot(path, monitor="loss"),
     "SweepResult.write_table.path": lambda path: RESULTS["sweep"].write_table(path),
     "LRFind.plot.path": FOUND.plot,

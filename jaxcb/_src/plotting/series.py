@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-RATES = ("learning_rate", "base_learning_rate", "lr_scale")
+from jaxcb._src.utils.names import is_rate
+
 KINDS = ("best", "cut", "alert", "restart", "stop")  # of marks, from the least to the most important
 
 
@@ -69,7 +70,7 @@ def curves_of_history(name: str, history: Any, marks: Sequence[Mark] = ()) -> Cu
     series = {
         metric: (at[history.reported(metric)], np.asarray(history[metric], np.float64)[history.reported(metric)])
         for metric in history
-        if metric not in RATES and history[metric].ndim == 1
+        if not is_rate(metric) and history[metric].ndim == 1
     }
     rate = (at, np.asarray(history["learning_rate"], np.float64)) if "learning_rate" in history else None
     return Curves(name, series, rate, tuple(marks))

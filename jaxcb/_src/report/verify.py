@@ -57,6 +57,8 @@ def verify(run: RunFolder, *, arrays: bool = True) -> Iterator[Finding]:
     record: RunRecord | None = None
     try:
         record = run.record
+        if record is not None:
+            record.check(run.facts.get("record"))
         yield Finding("record of files" if record is not None else "record of files (none: an old run)")
     except ValueError as error:
         yield Finding("record of files", str(error))
