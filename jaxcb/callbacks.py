@@ -29,6 +29,8 @@ from jaxcb._src.callbacks.tensorboard import TensorBoard
 from jaxcb._src.callbacks.terminate_on_nan import TerminateOnNaN
 from jaxcb._src.callbacks.throughput import Throughput
 from jaxcb._src.callbacks.timer import Timer
+from jaxcb._src.callbacks.tracker_logger import TrackerLogger
+from jaxcb._src.callbacks.trackio_logger import TrackioLogger
 from jaxcb._src.callbacks.wandb_logger import WandbLogger
 from jaxcb._src.core.callback import HOOKS
 from jaxcb._src.core.chain import Chain
@@ -67,5 +69,7 @@ __all__ = [
     "TerminateOnNaN",
     "Throughput",
     "Timer",
+    "TrackerLogger",
+    "TrackioLogger",
     "WandbLogger",
 ]

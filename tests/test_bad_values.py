@@ -168,6 +168,8 @@ REQUIRED = {
     "WandbLogger": {"project": "a"},
     "MLflowLogger": {"experiment": "a"},
     "Timer": {"duration": 1.0},
+    "TrackioLogger": {"project": "a"},
+    "TrackerLogger": {"tracker": jc.writers.HTTPTracker("http://localhost:9000")},
 }
 FIELD = [x for x in COUNT if x is not SINGLE and not (isinstance(x, np.ndarray) and x.ndim == 0)]
 FIELDS = {

@@ -35,9 +35,12 @@ from jaxcb._src.callbacks.tensorboard import TensorBoard
 from jaxcb._src.callbacks.terminate_on_nan import TerminateOnNaN
 from jaxcb._src.callbacks.throughput import Throughput
 from jaxcb._src.callbacks.timer import Timer
+from jaxcb._src.callbacks.tracker_logger import TrackerLogger
+from jaxcb._src.callbacks.trackio_logger import TrackioLogger
 from jaxcb._src.callbacks.wandb_logger import WandbLogger
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import Chain
+from jaxcb._src.writers.trackers.http import HTTPTracker
 
 
 def _gap(metrics: Any) -> Any:
@@ -113,6 +116,8 @@ _EXAMPLES: tuple[Callable[[], Callback], ...] = (
     lambda: TensorBoard(write_graph=False, profile_batch=(2, 3), embeddings_freq=2, embeddings_metadata={"w": "a.tsv"}),
     lambda: TerminateOnNaN(monitor="val_accuracy"),
     lambda: TerminateOnNaN(raise_error=True, monitor="val_loss", min_epochs=2),
+    lambda: TrackerLogger(HTTPTracker("http://localhost:9000"), every=2),
+    lambda: TrackioLogger("project", "name", config={"layers": [1, 2]}, every=2),
     lambda: WandbLogger("project", config={"layers": [1, 2]}, every=2),
     lambda: MedianStopping("val_accuracy", warmup=0, least=2),
     lambda: MedianStopping(warmup=0, least=2, min_epochs=2),

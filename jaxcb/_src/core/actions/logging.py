@@ -134,3 +134,27 @@ class MLflowLog(ReportAction):
     tracking_uri: str | None = static(default=None)
     run_name: str | None = static(default=None)
     tags: tuple[tuple[str, str], ...] = static(default=())
+
+
+class TrackioLog(ReportAction):
+    """Logs the values reported in this hook call to a run in Trackio.
+
+    Attributes:
+        project: the project.
+        run_name: the run's name, to which the run's id is appended; None for a name that contains only that id.
+        options: further arguments of `trackio.init`.
+    """
+
+    project: str = static()
+    run_name: str | None = static(default=None)
+    options: Any = static(default=())
+
+
+class LogTracker(ReportAction):
+    """Logs the values reported in this hook call with a `jc.writers.Tracker`.
+
+    Attributes:
+        tracker: the client of the service.
+    """
+
+    tracker: Any = static()

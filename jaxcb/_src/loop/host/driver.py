@@ -29,6 +29,8 @@ from jaxcb._src.loop.host.stops import Interrupted, Signals, StopRecord
 from jaxcb._src.sharding.arrays import all_gather
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.dispatch import close_all
+from jaxcb._src.writers.trackers.delivery import Delivery
+from jaxcb._src.writers.trackers.writer import TrackerWriter
 
 
 class Driver:
@@ -306,6 +308,11 @@ class Driver:
     def writer(self, cls: type) -> Any:
         """Returns the writer of a class; None if the run has none."""
         return self.results.performer.writers.get(cls)
+
+    def deliveries(self) -> tuple[Delivery, ...]:
+        """Returns what sends records to services, which a result uses after the end of the run."""
+        writers = self.results.performer.writers.values()
+        return tuple(d for w in writers if isinstance(w, TrackerWriter) for d in w.deliveries())
 
     def stop_reason(self, member: int | None = None) -> str | None:
         """Returns who stopped the run, or a member, and why; None if it completed."""
