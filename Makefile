@@ -56,7 +56,7 @@ FAST = tests/core/test_actions.py tests/core/test_callback.py tests/core/test_me
     tests/data/test_chunking.py tests/data/test_position.py tests/inspection/test_flops.py \
     tests/training/test_learning_rate.py tests/training/test_train_state.py tests/utils/test_names_of_classes.py \
     tests/utils/test_exact.py tests/utils/test_images.py tests/utils/test_names_of_leaves.py \
-    tests/writers/test_event_file.py tests/writers/test_outbox.py tests/writers/test_recorder.py \
+    tests/writers/test_event_file.py tests/writers/trackers/test_delivery.py tests/writers/test_recorder.py \
     tests/test_public.py tests/test_signatures.py $(CALLBACKS:%=tests/callbacks/test_%.py)
 
 demo: .venv/.demo

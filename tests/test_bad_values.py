@@ -166,6 +166,7 @@ REQUIRED = {
     "LogTo": {"fn": len},
     "StochasticWeightAveraging": {"start_epoch": 1},
     "WandbLogger": {"project": "a"},
+    "HubUpload": {"repo_id": "a/b"},
     "MLflowLogger": {"experiment": "a"},
     "Timer": {"duration": 1.0},
     "TrackioLogger": {"project": "a"},

@@ -1,5 +1,6 @@
 """`Checkpointer`: decides when to write a checkpoint, and restores the loop state."""
 
+import json
 import math
 import re
 import time
@@ -18,6 +19,7 @@ from jaxcb._src.checkpointing.store import Store
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.utils.names import class_key, is_key_of
+from jaxcb._src.writers.saved_checkpoints import CheckpointSaved, SavedCheckpoints
 
 SAVE_SECONDS = 60.0  # maximum seconds between checkpoints
 
@@ -83,6 +85,15 @@ class Checkpointer:
         self._about = {**self._about, "config": {**config, "request": {**config.get("request", {}), **traced}}}
 
     # Writing
+
+    def tell(self, saved: SavedCheckpoints) -> None:
+        """Adds each complete checkpoint of the training to those that callbacks are told of."""
+
+        def add(path: Path, text: str) -> None:
+            facts = json.loads(text)
+            saved.add(CheckpointSaved(path, facts["step"], facts["epoch"], "run"))
+
+        self._training.on_saved = add
 
     def request_save(self) -> None:
         """Requests a checkpoint as soon as no dispatch is pending."""

@@ -90,6 +90,7 @@ class Store:
         self._unusable: dict[str, UnusableError] = {}
         self._unlock: Callable[[], Any] = lambda: None
         self._open = False
+        self.on_saved: Callable[[Path, str], Any] = lambda path, facts: None  # called in the thread
         if processes.is_primary and self.directory.is_dir():
             self._clean()
 
@@ -251,6 +252,7 @@ class Store:
             self._fail(error, partial)
             return
         try:
+            self.on_saved(path, facts)
             self._prune(path.name)
             self._error_reported = False
         except Exception as error:

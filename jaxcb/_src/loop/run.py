@@ -137,6 +137,7 @@ def run_training(
             driver.close()
         else:
             if group.is_primary:
+                _tell_of_checkpoints(functions.callbacks, start, context)
                 start.begin()
                 if context.run_dir is not None and not config.is_trial:
                     context.record.note_process(context.run.what_ran)
@@ -257,6 +258,16 @@ def _say_trained(state: TrainState, context: Context) -> None:
             frozen //= state.stop.size if context.run.frozen_axis == 0 else 1
         share = trained / (trained + frozen)
         context.say(f"jaxcb: trains {trained:,} of {trained + frozen:,} parameters ({share:.2%}).")
+
+
+def _tell_of_checkpoints(callbacks: Chain, start: ResumePlan, context: Context) -> None:
+    """Registers the callbacks that are told of complete checkpoints."""
+    for name, callback in callbacks.items():
+        listener = callback.checkpoint_listener()
+        if listener is not None:
+            context.saved.listen(name, listener)
+    if start.keeper is not None:
+        start.keeper.tell(context.saved)
 
 
 def _build(  # noqa: PLR0913

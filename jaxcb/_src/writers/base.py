@@ -30,6 +30,7 @@ from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.utils.local_path import local_path, working_directory
 from jaxcb._src.writers.files import AppendFile
+from jaxcb._src.writers.saved_checkpoints import SavedCheckpoints
 
 OF_THE_RUN = ("history.csv", "host_metrics.csv")  # files in each run directory
 
@@ -54,6 +55,7 @@ class Context:
         checkpoint: the checkpoint from which the run resumes, or None.
         complete: whether the run is complete, so that its result is returned and nothing is written.
         failure: the error that ended the run, for writers that are being closed; None if there was none.
+        saved: the checkpoints that are complete, and the functions that are told of them.
         processes: the processes of the run. Only the primary process writes and prints.
     """
 
@@ -77,6 +79,7 @@ class Context:
         self.steps_per_epoch: int | None = None
         self.files: list[Path] = []
         self.record = RunRecord()
+        self.saved = SavedCheckpoints()
         self.resumed_files: dict[str, Any] = {}
         self.inherits = self.complete = False
         self.checkpoint: Path | None = None

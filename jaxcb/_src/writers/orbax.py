@@ -21,6 +21,7 @@ from jaxcb._src.storage.fingerprint import frozen_facts, named
 from jaxcb._src.utils.pytree import select
 from jaxcb._src.writers.base import Writer, by_member
 from jaxcb._src.writers.files import check_writable
+from jaxcb._src.writers.saved_checkpoints import CheckpointSaved
 
 _OF_THE_RUN = ("checkpoints", "result")  # directories below run_dir that belong to the run itself
 
@@ -92,6 +93,7 @@ class CheckpointWriter(Writer):
         callbacks = self.context.run.callback_states if record.action.validated else {}
         for member, action in by_member(record.action):
             self._land()
+            self.context.saved.deliver(self.context.run)  # before this save deletes an earlier one
             path = self._path(action, step=record.step, epoch=record.epoch, batch=record.batch)
             if tree is None:
                 # a copy, because the state's buffers are donated while it is being saved
@@ -143,6 +145,9 @@ class CheckpointWriter(Writer):
                 raise FileNotFoundError(errno.ENOENT, reason, str(directory))
             _save(new.path, tree, facts, self.context.record.run, self.context.processes)
             self._retain(key, new, action)
+            if self.context.processes.is_primary:
+                saved = CheckpointSaved(new.path, facts["step"], facts["epoch"], "export", action.owner)
+                self.context.saved.add(saved, action.on_saved)
 
     def _retain(self, key: str, new: _Kept, action: Any) -> None:
         """Deletes checkpoints that are neither among the newest nor the best; called when the new one is complete."""

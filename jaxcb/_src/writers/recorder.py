@@ -60,6 +60,9 @@ class Recorder:
         self._context = Context(directory, self._run, verbose, None)
         self._performer = WriterDispatcher(self._context)
         given = (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks or ())
+        for name, callback in chain(*given).items():
+            if (listener := callback.checkpoint_listener()) is not None:
+                self._context.saved.listen(name, listener)
         self._owners = None if callbacks is None else set(chain(*given).names)
         self._known: set[Any] = set()
         self._reasons: list[str] = []
@@ -72,6 +75,8 @@ class Recorder:
     ) -> None:
         self._context.fail(error)
         close_all(self._performer.writers.values(), error)
+        if error is None:
+            self._context.saved.deliver(self._run)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -108,6 +113,7 @@ class Recorder:
                 self._reasons.append(f"{record.action.owner}: {reason}" if record.action.owner else reason)
         self._performer.perform(r for r in records if isinstance(r.action, LogAction))
         self._performer.perform(r for r in records if isinstance(r.action, HostAction))
+        self._context.saved.deliver(self._run)
         if self._run.stop_reason is not None:
             self._reasons.append(self._run.stop_reason)
             self._run.clear_stop()

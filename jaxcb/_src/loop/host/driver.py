@@ -115,6 +115,7 @@ class Driver:
         """The training loop: decides, dispatches, reads the oldest dispatch, and handles what it reports."""
         device, queue = self.device, self._queue
         while True:
+            self._tell_of_checkpoints()
             decision = self._next_decision()
 
             # A checkpoint, a compaction or the end by a signal needs an idle device: it stops new dispatches (see
@@ -175,6 +176,12 @@ class Driver:
         with self._saving.inconsistent():
             self.device.advance()
         self._pace.reset()
+
+    def _tell_of_checkpoints(self) -> None:
+        """Tells callbacks of the checkpoints that are complete since the last call."""
+        if self.context.saved:
+            self.context.run._attach(self.device.carry)
+            self.context.saved.deliver(self.context.run)
 
     # What to do next
 
@@ -384,3 +391,5 @@ class Driver:
         keepers = () if self._saving.checkpointer is None else (self._saving.checkpointer,)
         # Writers first: closing a feed may block in a user's iterator and be interrupted there.
         close_all((*self.results.performer.writers.values(), self._host_metrics, *keepers, self.feed), failed)
+        if failed is None or isinstance(failed, Interrupted):
+            self._tell_of_checkpoints()  # closing has waited for those that were being written
