@@ -162,7 +162,7 @@ class HostCallback:
     def on_checkpoint_saved(self, checkpoint: Any) -> None:
         """Called soon after a checkpoint is complete, on process 0, for uploads and the like.
 
-        Training goes on meanwhile, so `self.model` may be later than the checkpoint.
+        Training continues meanwhile, so `self.model` may be later than the checkpoint.
 
         Args:
             checkpoint: a `jc.writers.CheckpointSaved` with `path`, `step`, `epoch`, `kind` and `owner`.

@@ -14,7 +14,7 @@ class HubUpload(Callback):
     """Uploads complete checkpoints to a repository of the Hugging Face Hub. Requires `pip install jaxcb[hub]`.
 
     Each checkpoint becomes a commit, under its directory's name. The device finishes the steps that were dispatched
-    while the upload goes on, and then waits for it. If the Hub cannot be reached, there is a warning, the run
+    while the upload runs, and then waits for it. If the Hub cannot be reached, there is a warning, the run
     continues, and the next checkpoint is uploaded again. The token is that of `hf auth login` or `HF_TOKEN`.
 
     Args:

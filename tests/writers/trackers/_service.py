@@ -1,13 +1,11 @@
 """A service in memory, with faults at chosen requests, and runs that are killed and resumed."""
 
-import collections
 import json
 import threading
 
 import jaxcb as jc
 from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.writers.run_handle import Record, Run
-from jaxcb._src.writers.trackers.base import not_held
 from jaxcb._src.writers.trackers.writer import CustomTrackerWriter
 
 FAULTS = ("refused connection", "lost response", "killed before", "killed after")
@@ -76,14 +74,8 @@ class Client(jc.writers.Tracker):
 class ReadableClient(Client):
     """One that reads back what the service holds."""
 
-    def missing(self, records):
-        def read():
-            held = collections.defaultdict(lambda: collections.defaultdict(list))
-            for step, name, value in self.remote.rows:
-                held[step][name].append(value)
-            return [rest for r in records if (rest := not_held(r, held[r.step])) is not None]
-
-        return self.remote.request(read)
+    def history(self, name):
+        return self.remote.request(lambda: [(step, value) for step, own, value in self.remote.rows if own == name])
 
 
 class Process:

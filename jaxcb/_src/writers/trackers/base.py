@@ -1,7 +1,7 @@
 """`Tracker`: base class of the clients of tracking services."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -52,12 +52,11 @@ class TrackedRun(NamedTuple):
 class Tracker:
     """Base class of the clients of tracking services: one object sends the records of one run.
 
-    A subclass defines `send`, and where the service has them `open`, `missing` and `close`. These four methods are
-    called from one thread at a time, and training does not wait for them. An error that they raise leads to one
-    warning; the call is repeated after a pause, beginning with `open`. Meanwhile the records wait in the run's
-    directory.
+    A subclass defines `send`, and where the service has them `open`, `history` and `close`. These methods are called
+    from one thread at a time, and training does not wait for them. An error that they raise leads to one warning; the
+    call is repeated after a pause, beginning with `open`. Meanwhile the records wait in the run's directory.
 
-    After each error, and in a resumed run, it is unknown which of the last records the service holds. `missing` then
+    After each error, and in a resumed run, it is unknown which of the last records the service holds. `history` then
     reads that back. Without it these records are sent again, so that a record comes at least once.
 
     Use it with `jc.callbacks.TrackerLogger`. A frozen dataclass compares by its values, so that a second run with an
@@ -67,8 +66,8 @@ class Tracker:
         service: its name, for messages.
         package: the package that it needs; None for no package.
         batch: maximum number of records per call of `send`.
-        confirms: whether the service has stored the records when `send` returns. If not, a resumed run asks `missing`
-            about all records of the run.
+        confirms: whether the service has stored the records when `send` returns. If not, a resumed run reads back all
+            records of the run.
         opens_first: whether the run waits for the first `open`, so that an error for which `is_fatal` returns true ends
             it before its first step.
         close_seconds: how long the end of a run waits for the service.
@@ -128,9 +127,24 @@ class Tracker:
         """
         raise NotImplementedError
 
+    def history(self, name: str) -> Iterable[tuple[int, float]] | None:
+        """Returns what the service holds of a metric, step and value of each point; None if it cannot be read."""
+        return None
+
     def missing(self, records: list[TrackedRecord]) -> list[TrackedRecord]:
-        """Returns those records, or parts of them, that the service does not hold; all if it cannot be asked."""
-        return records
+        """Returns those records, or parts of them, that the service does not hold; all if it cannot be read.
+
+        It asks `history`. A service that returns many metrics at once can define this instead.
+        """
+        held: dict[int, dict[str, list[float]]] = {record.step: {} for record in records}
+        for name in sorted({name for record in records for name in record.values}):
+            points = self.history(name)
+            if points is None:
+                return records
+            for step, value in points:
+                if step in held:
+                    held[step].setdefault(name, []).append(value)
+        return [rest for record in records if (rest := not_held(record, held[record.step])) is not None]
 
     def close(self, status: Status) -> None:
         """Closes the service's run after its last record; it may be opened again later."""

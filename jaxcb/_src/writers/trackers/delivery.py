@@ -37,6 +37,7 @@ class Delivery:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._opened = self._doubtful = False  # doubtful: a request has failed, and may have arrived nevertheless
+        self._catches_up = False  # an earlier process may have sent records that its journal does not name
         self._last_alone = -1  # number of the last record that is sent alone, because one of a batch was refused
         self._status: Status | None = None  # set when the run is over
         self._abandoned = False  # the run has not waited any longer
@@ -114,6 +115,7 @@ class Delivery:
             else:
                 outbox.forget_held()
         self._after = made if complete else None
+        self._catches_up = True
 
     def finish(self, status: Status) -> None:
         """Sends waiting records and closes the service's run, for a limited time. Warns about those that are left."""
@@ -238,12 +240,15 @@ class Delivery:
             if entries[0].number <= self._last_alone:
                 entries = entries[:1]
             new = [entry for entry in entries if not self._outbox.is_held(entry)]
-            doubtful = self._doubtful or any(map(self._outbox.is_doubtful, new))
+            noted = any(map(self._outbox.is_doubtful, new))
+            doubtful = self._doubtful or self._catches_up or noted
             if new:
                 self._outbox.note_sending(entries)
         records = [entry.record for entry in new]
         if doubtful and records:
-            records = self._tracker.missing(records)
+            asked, records = records, self._tracker.missing(records)
+            # from here on the service holds nothing, so that later records need not be asked for
+            self._catches_up = self._catches_up and (noted or records != asked)
         if records:
             try:
                 self._tracker.send(records)

@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxcb._src.writers.trackers.base import RefusedError, Status, TrackedRecord, TrackedRun, Tracker, not_held
+from jaxcb._src.writers.trackers.base import RefusedError, Status, TrackedRecord, TrackedRun, Tracker
 from jaxcb._src.writers.trackers.writer import TrackerWriter
 
 _METRICS = 1000  # MLflow's maximum per request
@@ -94,13 +94,8 @@ class MLflowTracker(Tracker):
                 raise RefusedError(str(error)) from error
             raise
 
-    def missing(self, records: list[TrackedRecord]) -> list[TrackedRecord]:
-        held: dict[int, dict[str, list[float]]] = {record.step: {} for record in records}
-        for name in sorted({name for record in records for name in record.values}):
-            for point in self._client.get_metric_history(self._id, name):
-                if point.step in held:
-                    held[point.step].setdefault(name, []).append(point.value)
-        return [rest for record in records if (rest := not_held(record, held[record.step])) is not None]
+    def history(self, name: str) -> Iterable[tuple[int, float]]:
+        return [(point.step, point.value) for point in self._client.get_metric_history(self._id, name)]
 
     def close(self, status: Status) -> None:
         self._client.set_terminated(self._id, _STATUS[status])
