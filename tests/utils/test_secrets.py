@@ -109,7 +109,7 @@ def test_no_environment_variable_is_written(monkeypatch):
 
 def test_each_process_of_a_run_is_in_its_records(tmp_path):
     class Shelf(jc.writers.Tracker):
-        seen = ()
+        seen: tuple = ()
 
         def open(self, run):
             self.seen = (*self.seen, run.what_ran)

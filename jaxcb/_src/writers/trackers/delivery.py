@@ -247,7 +247,7 @@ class Delivery:
         records = [entry.record for entry in new]
         if doubtful and records:
             asked, records = records, self._tracker.missing(records)
-            # from here on the service holds nothing, so that later records need not be asked for
+            # from here on the service holds nothing, so that later records are sent at once
             self._catches_up = self._catches_up and (noted or records != asked)
         if records:
             try:
