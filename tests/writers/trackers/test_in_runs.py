@@ -3,6 +3,7 @@
 import collections
 import json
 import shutil
+import sys
 
 import jax.numpy as jnp
 import optax
@@ -196,3 +197,25 @@ def test_a_tracker_that_is_not_hashable_is_refused():
 
     with pytest.raises(TypeError, match=r"tracker must be hashable, got a Equal. Make it an ordinary class"):
         jc.callbacks.TrackerLogger(Equal())
+
+
+@pytest.mark.parametrize(
+    ("callback", "package"),
+    [
+        (lambda: jc.callbacks.TrackioLogger("a"), "trackio"),
+        (lambda: jc.callbacks.HubUpload("a/b"), "huggingface_hub"),
+    ],
+)
+def test_a_missing_package_is_an_error_before_the_first_step(callback, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    steps = []
+    count = jc.callbacks.LogTo(lambda step, values: steps.append(step), every=1)
+    with pytest.raises(ImportError, match=rf"needs the package {package}: pip install jaxcb\["):
+        fit(epochs=1, callbacks=[callback(), count])
+    assert not steps
+
+
+@pytest.mark.parametrize("given", [{"name": "a"}, {"resume": "never"}])
+def test_trackio_arguments_that_the_logger_sets_itself_are_refused(given):
+    with pytest.raises(ValueError, match=f"TrackioLogger sets {next(iter(given))} itself"):
+        jc.callbacks.TrackioLogger("a", **given)

@@ -100,7 +100,8 @@ class LogHTTP(ReportAction):
         field: the form field that holds the JSON text; None sends that text as the body.
         headers: HTTP headers, pairs of name and value.
         timeout: seconds before a POST request fails; also how long the end of the run waits for pending ones.
-        queue_size: number of records that may wait; when the queue is full, the oldest is dropped.
+        queue_size: number of records that may wait in memory, in a run without a directory; when the queue is full, the
+            oldest is dropped.
     """
 
     url: str = static()
