@@ -19,8 +19,8 @@ class MLflowLogger(Reporter):
     Args:
         experiment: the experiment's name, created if it does not exist; None for the one that the environment variables
             `MLFLOW_EXPERIMENT_ID` or `MLFLOW_EXPERIMENT_NAME` set, else "Default".
-        tracking_uri: URI of the server or of a local database, such as "sqlite:///mlflow.db"; None for the one set by `mlflow.set_tracking_uri` or
-            `MLFLOW_TRACKING_URI`.
+        tracking_uri: URI of the server or of a local database, such as "sqlite:///mlflow.db"; None for the one set by
+            `mlflow.set_tracking_uri` or `MLFLOW_TRACKING_URI`.
         run_name: the run's name; None lets MLflow choose one.
         tags: tags of the run, a dict.
         every: "epoch" for the values at the end of each epoch and at each validation within an epoch. A number of
