@@ -15,6 +15,7 @@
 #   make bench-quick   a part of it, in under three minutes
 #   make bench-gpu     the benchmarks for a GPU, in under ten minutes, in a separate environment
 #   make accelerators  compile for a TPU and a GPU that are not here, and compare with loops by hand
+#   make trackers      kill runs that log to W&B, MLflow and Trackio, and compare what these hold
 #   make lock          resolve the locked versions again
 #   make clean         remove everything that make has made
 #
@@ -24,7 +25,7 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 .SUFFIXES:
 .PHONY: demo fast test lint check test-newest long blocks deep browser loaders keras mutants bench bench-quick \
-    bench-gpu accelerators format lock clean
+    bench-gpu accelerators trackers format lock clean
 
 PYTHON ?=
 BENCH_PYTHON ?=
@@ -37,6 +38,7 @@ BENCH := .venv-bench
 BENCH_GPU := .venv-bench-gpu
 ACCELERATORS := .venv-accelerators
 LOADERS := .venv-loaders
+TRACKERS := .venv-trackers
 PIP_FLAGS := -qq --disable-pip-version-check
 export PYTHONUNBUFFERED := 1
 
@@ -56,7 +58,7 @@ FAST = tests/core/test_actions.py tests/core/test_callback.py tests/core/test_me
     tests/data/test_chunking.py tests/data/test_position.py tests/inspection/test_flops.py \
     tests/training/test_learning_rate.py tests/training/test_train_state.py tests/utils/test_names_of_classes.py \
     tests/utils/test_exact.py tests/utils/test_images.py tests/utils/test_names_of_leaves.py \
-    tests/writers/test_event_file.py tests/writers/test_outbox.py tests/writers/test_recorder.py \
+    tests/writers/test_event_file.py tests/writers/trackers/test_delivery.py tests/writers/test_recorder.py \
     tests/test_public.py tests/test_signatures.py $(CALLBACKS:%=tests/callbacks/test_%.py)
 
 demo: .venv/.demo
@@ -119,6 +121,9 @@ accelerators: $(ACCELERATORS)/.done
 	$(ACCELERATORS)/bin/python benchmarks/accelerators --save $(ARGS)
 	$(ACCELERATORS)/bin/python docs/tables.py speed.md
 
+trackers: $(TRACKERS)/.done
+	$(TRACKERS)/bin/python -m pytest -n0 -rs -m trackers tests/trackers $(ARGS)
+
 test-newest:
 	@python=$$(sh tools/find_python.sh newest) || exit 1; \
 	default=$(PYTHON); \
@@ -129,7 +134,7 @@ test-newest:
 	    echo "No Python newer than $$($$default -c "$$minor") here: 'make test' is already on the newest one."; \
 	else \
 	    $(MAKE) --no-print-directory $(NEWEST)/.dev NEWEST_PYTHON="$$python" && \
-	    $(NEWEST)/bin/python -m pytest -n $(WORKERS) -m "not deep and not slow and not long and not browser and not loaders" \
+	    $(NEWEST)/bin/python -m pytest -n $(WORKERS) -m "not deep and not slow and not long and not browser and not loaders and not trackers" \
 	        $(ARGS); \
 	fi
 
@@ -194,9 +199,17 @@ $(ACCELERATORS)/.done: $(SOURCES) requirements/accelerators.txt
 	$(ACCELERATORS)/bin/python -m pip install $(PIP_FLAGS) -c requirements/py311.txt --no-build-isolation -e '.[testing]'
 	@touch $@
 
+$(TRACKERS)/.done: $(SOURCES) requirements/trackers.txt
+	$(call PYTHON311,The trackers need) \
+	echo "Setting up $(TRACKERS) with W&B, MLflow and Trackio (once)"; \
+	$$python -m venv $(TRACKERS) && \
+	$(TRACKERS)/bin/python -m pip install $(PIP_FLAGS) -r requirements/trackers.txt && \
+	$(TRACKERS)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+	@touch $@
+
 lock:
 	sh tools/lock.sh
 
 clean:
-	rm -rf .venv $(NEWEST) $(BENCH) $(BENCH_GPU) $(ACCELERATORS) $(LOADERS) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv $(NEWEST) $(BENCH) $(BENCH_GPU) $(ACCELERATORS) $(LOADERS) $(TRACKERS) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find jaxcb tests examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -25,9 +25,11 @@ from jaxcb._src.core.actions.logging import (
     LogHTTP,
     LogProgress,
     LogToFunction,
+    LogTracker,
     MLflowLog,
     Print,
     ReportAction,
+    TrackioLog,
     WandbLog,
 )
 from jaxcb._src.core.actions.records import fired, stop_reasons
@@ -70,6 +72,7 @@ __all__ = [
     "LogHistory",
     "LogProgress",
     "LogToFunction",
+    "LogTracker",
     "MLflowLog",
     "Print",
     "Profile",
@@ -90,6 +93,7 @@ __all__ = [
     "Swap",
     "TensorBoardAction",
     "Text",
+    "TrackioLog",
     "WandbLog",
     "WeightAction",
     "fill",

@@ -6,6 +6,7 @@ from jaxcb._src.callbacks.early_stopping import EarlyStopping
 from jaxcb._src.callbacks.freeze import Freeze
 from jaxcb._src.callbacks.gradient_accumulation import GradientAccumulation
 from jaxcb._src.callbacks.history import History
+from jaxcb._src.callbacks.hub_upload import HubUpload
 from jaxcb._src.callbacks.json_logger import JSONLogger
 from jaxcb._src.callbacks.lambda_callback import LambdaCallback
 from jaxcb._src.callbacks.learning_rate_monitor import LearningRateMonitor
@@ -29,6 +30,8 @@ from jaxcb._src.callbacks.tensorboard import TensorBoard
 from jaxcb._src.callbacks.terminate_on_nan import TerminateOnNaN
 from jaxcb._src.callbacks.throughput import Throughput
 from jaxcb._src.callbacks.timer import Timer
+from jaxcb._src.callbacks.tracker_logger import TrackerLogger
+from jaxcb._src.callbacks.trackio_logger import TrackioLogger
 from jaxcb._src.callbacks.wandb_logger import WandbLogger
 from jaxcb._src.core.callback import HOOKS
 from jaxcb._src.core.chain import Chain
@@ -43,6 +46,7 @@ __all__ = [
     "Freeze",
     "GradientAccumulation",
     "History",
+    "HubUpload",
     "JSONLogger",
     "LambdaCallback",
     "LearningRateMonitor",
@@ -67,5 +71,7 @@ __all__ = [
     "TerminateOnNaN",
     "Throughput",
     "Timer",
+    "TrackerLogger",
+    "TrackioLogger",
     "WandbLogger",
 ]

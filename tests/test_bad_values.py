@@ -328,8 +328,11 @@ REQUIRED = {
     "LogTo": {"fn": len},
     "StochasticWeightAveraging": {"start_epoch": 1},
     "WandbLogger": {"project": "a"},
+    "HubUpload": {"repo_id": "a/b"},
     "MLflowLogger": {"experiment": "a"},
     "Timer": {"duration": 1.0},
+    "TrackioLogger": {"project": "a"},
+    "TrackerLogger": {"tracker": jc.writers.HTTPTracker("http://localhost:9000")},
 }
 FIELD = [x for x in COUNT if x is not SINGLE and not (isinstance(x, np.ndarray) and x.ndim == 0)]
 FIELDS = {

@@ -4,6 +4,7 @@
 #   newest.txt    later Pythons, resolved on the newest one here
 #   bench.txt     what the benchmarks compare with, beside py311.txt
 #   loaders.txt   the loaders that the tests train with, beside py311.txt
+#   trackers.txt  tracking services, an environment of its own: MLflow's server needs an older dateutil
 #   bench-gpu.txt and accelerators.txt     CUDA for the benchmarks; compilers for devices that are not here
 # Only what resolves is written, never where it came from.
 set -eu
@@ -11,10 +12,10 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-lock() { # interpreter, file
+lock() { # interpreter, file, further groups
     "$1" -m venv "$work/env"
     "$work/env/bin/python" -m pip install --quiet --upgrade 'pip>=25.1' # the first one that reads dependency groups
-    "$work/env/bin/python" -m pip install --quiet --group dev '.[testing,plot]'
+    "$work/env/bin/python" -m pip install --quiet --group dev ${3:+--group "$3"} '.[testing,plot]'
     {
         echo "# Made by \`make lock\` on Python $("$work/env/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); not edited by hand."
         "$work/env/bin/python" -m pip freeze --exclude jaxcb --exclude pip | grep '=='
@@ -68,4 +69,5 @@ lock "$oldest" py311.txt
 lock "$(sh tools/find_python.sh newest)" newest.txt
 lock_group "$oldest" bench
 lock_group "$oldest" loaders
+lock "$oldest" trackers.txt trackers
 lock_devices "$oldest"

@@ -130,6 +130,7 @@ NO_ARGUMENTS = {  # bases; a writer's own helpers; a service's address; another 
     "Context.claim.path",
     "Context.key.path",
     "Context.run_dir",
+    "TrackedRun.directory",
     "RemoteMonitor.path",
     "Exploit.source",
     "Result.run_dir",

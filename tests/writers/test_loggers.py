@@ -10,7 +10,7 @@ from loop._runs import fit, make_data, make_driver, make_params, make_state
 
 import jaxcb as jc
 from jaxcb._src.writers.history import HistoryWriter
-from jaxcb._src.writers.run_handle import Record
+from jaxcb._src.writers.run_handle import Record, Run
 from jaxcb._src.writers.scalars import JSONLinesWriter, fresh_floats, json_numbers
 from jaxcb.writers import Context
 
@@ -191,7 +191,7 @@ def test_a_population_logs_each_member():
 
 def test_a_trial_run_tells_no_service(tmp_path):
     seen = []
-    context = Context(tmp_path, None, 0, None, trial=True)
+    context = Context(tmp_path, Run(tmp_path), 0, None, trial=True)
     for callback in (
         jc.callbacks.LogTo(lambda *args: seen.append(args)),
         jc.RemoteMonitor("http://127.0.0.1:1", timeout=0.1),

@@ -22,6 +22,7 @@ _HOOKS = {
     "on_test_begin": ("on_eval_begin", None),
     "on_test_end": ("on_eval_end", None),
 }
+_SAVED = "on_checkpoint_saved"  # no hook: a save ends at any time
 _ALIASES = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}
 # Hooks of `predict`, which takes no callbacks. They are allowed because Keras does not call them in `fit` either.
 _PREDICT = ("on_predict_begin", "on_predict_end", "on_predict_batch_begin", "on_predict_batch_end")
@@ -42,7 +43,8 @@ class HostCallback:
     A subclass defines the methods that it needs, with Keras's names and arguments: `on_train_begin(logs)`,
     `on_train_end(logs)`, `on_epoch_begin(epoch, logs)`, `on_epoch_end(epoch, logs)`,
     `on_train_batch_begin(batch, logs)` and `on_train_batch_end(batch, logs)` (or `on_batch_begin` and
-    `on_batch_end`), `on_test_begin(logs)` and `on_test_end(logs)`. Counters start at 0; `logs` has the values reported
+    `on_batch_end`), `on_test_begin(logs)` and `on_test_end(logs)`. `on_checkpoint_saved(checkpoint)`, which Keras has
+    not, is called when a checkpoint is complete. Counters start at 0; `logs` has the values reported
     in this hook call, name -> float. `on_predict_*` may be defined but are never called, because `predict` takes no
     callbacks. An `__init__` need not call `super().__init__()`.
 
@@ -86,7 +88,7 @@ class HostCallback:
             for method, (hook, counter) in _HOOKS.items()
             if self._defines(method) or (method in _ALIASES and self._defines(_ALIASES[method]))
         ]
-        return type(self)._pure(tuple(functions))
+        return type(self)._pure(tuple(functions), listener=self._saved if self._defines(_SAVED) else None)
 
     def _defines(self, method: str) -> bool:
         return getattr(getattr(self, method), "__func__", None) is not getattr(HostCallback, method)
@@ -101,6 +103,11 @@ class HostCallback:
                 f"{type(self).__name__}.{method} set self.model.stop_training, which has no effect here. Call "
                 "self.stop() instead."
             )
+
+    def _saved(self, run: Any, checkpoint: Any) -> None:
+        """Calls `on_checkpoint_saved`."""
+        self._run, self._model = run, None
+        self.on_checkpoint_saved(checkpoint)
 
     @property
     def run(self) -> Any:
@@ -151,6 +158,15 @@ class HostCallback:
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Called after each step, with the values of that step."""
         self.on_batch_end(batch, logs)
+
+    def on_checkpoint_saved(self, checkpoint: Any) -> None:
+        """Called soon after a checkpoint is complete, on process 0, for uploads and the like.
+
+        Training continues meanwhile, so `self.model` may be later than the checkpoint.
+
+        Args:
+            checkpoint: a `jc.writers.CheckpointSaved` with `path`, `step`, `epoch`, `kind` and `owner`.
+        """
 
     def on_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Keras's alias of `on_train_batch_begin`."""
@@ -224,7 +240,7 @@ def _check_class(cls: type) -> None:
     so any names, defaults and `*args` are valid. Only a pure hook's `(self, state, metrics)` is rejected although it
     binds, because it has the right number of arguments and the wrong meaning.
     """
-    known = [*_HOOKS, *_ALIASES.values()]
+    known = [*_HOOKS, *_ALIASES.values(), _SAVED]
     for name, value in vars(cls).items():
         if name in _CURES:
             raise CallbackError(f"{cls.__name__} defines {name!r}, which is not called. {_CURES[name]}")
@@ -235,8 +251,8 @@ def _check_class(cls: type) -> None:
                 f"{cls.__name__} defines {name!r}, which is not a hook.{did_you_mean(name, known)} "
                 f"Hooks: {', '.join(known)}."
             )
-        counter = _HOOKS[name][1] if name in _HOOKS else "batch"
-        expected = ["self", *([counter] if counter else []), "logs"]
+        counter = _HOOKS[name][1] if name in _HOOKS else None if name == _SAVED else "batch"
+        expected = ["self", *([counter] if counter else []), "checkpoint" if name == _SAVED else "logs"]
         try:
             signature = inspect.signature(value)
         except (TypeError, ValueError):  # some builtins have no signature

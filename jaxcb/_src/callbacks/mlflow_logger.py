@@ -13,13 +13,14 @@ class MLflowLogger(Reporter):
     """Logs the metrics to a run in MLflow, by step. Requires `pip install jaxcb[mlflow]`.
 
     A thread sends them, so training never waits for the server. If the server is down, there is one warning; waiting
-    values are sent when it is up again. Metrics that are arrays are left out.
+    values are sent when it is up again. In a run with a `run_dir` they wait there, and a resumed run is one run in
+    MLflow, with each value once. Metrics that are arrays are left out.
 
     Args:
         experiment: the experiment's name, created if it does not exist; None for the one that the environment variables
             `MLFLOW_EXPERIMENT_ID` or `MLFLOW_EXPERIMENT_NAME` set, else "Default".
-        tracking_uri: URI of the server or the local store; None for the one set by `mlflow.set_tracking_uri` or
-            `MLFLOW_TRACKING_URI`.
+        tracking_uri: URI of the server or of a local database, such as "sqlite:///mlflow.db"; None for the one set by
+            `mlflow.set_tracking_uri` or `MLFLOW_TRACKING_URI`.
         run_name: the run's name; None lets MLflow choose one.
         tags: tags of the run, a dict.
         every: "epoch" for the values at the end of each epoch and at each validation within an epoch. A number of

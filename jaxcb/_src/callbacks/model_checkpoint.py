@@ -1,6 +1,7 @@
 """`ModelCheckpoint`: saves the weights while training."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -60,6 +61,8 @@ class ModelCheckpoint(Callback):
         save_at_end: also save the final weights, after callbacks have restored or averaged them; replaces a save of the
             same name.
         async_: save in the background; one save is in progress at a time, and the end of the run waits for it.
+        on_saved: a function of each complete save (`jc.writers.CheckpointSaved`: `path`, `step`, `epoch`...), called
+            between two dispatches of the run; None for no function.
 
     State:
         `best`, `value`, `reported`, `ranked`, `saved_at`, `known`.
@@ -95,6 +98,7 @@ class ModelCheckpoint(Callback):
     every_minutes: float | None = static(default=None, kw_only=True)
     save_at_end: bool = static(default=False, kw_only=True)
     async_: bool = static(default=False, kw_only=True)
+    on_saved: Callable[[Any], Any] | None = static(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         owner = "ModelCheckpoint"
@@ -106,6 +110,8 @@ class ModelCheckpoint(Callback):
             raise ValueError(f"{owner}: filepath {self.filepath!r} is not a valid template: {error}.") from None
         for name in ("save_best_only", "save_weights_only", "save_at_end", "async_"):
             self._set(name, check_bool(owner, name, getattr(self, name)))
+        if self.on_saved is not None and not callable(self.on_saved):
+            raise TypeError(f"{owner}: on_saved must be a function of a checkpoint, got {self.on_saved!r}.")
         check_monitor(owner, self.monitor)
         self._check_numbers(owner)
         self._check_cadences(owner)
@@ -244,6 +250,7 @@ class ModelCheckpoint(Callback):
             max_to_keep=self.max_to_keep,
             keep_best=self.keep_best,
             async_=self.async_,
+            on_saved=self.on_saved,
             # what was compared: not the raw weights, where a `SwapEMAWeights` had the averages validated
             validated=self._compares and isinstance(self.monitor, str) and self.monitor.startswith("val_"),
             when=when,

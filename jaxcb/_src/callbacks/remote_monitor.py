@@ -14,8 +14,9 @@ class RemoteMonitor(Reporter):
     """Posts the metrics of each epoch, and of each validation within an epoch, to a web service.
 
     A thread sends them, so the run never waits. If the server is down, there is one warning; waiting records are sent
-    in order when it is up again. A record may arrive twice (if a response is lost); `step` identifies it. Metrics that
-    are arrays are left out; non-finite numbers are sent as "NaN", "Infinity" and "-Infinity".
+    in order when it is up again. In a run with a `run_dir` they wait there, and a resumed run sends them. A record may
+    arrive twice (if a response is lost); `step` identifies it. Metrics that are arrays are left out; non-finite numbers
+    are sent as "NaN", "Infinity" and "-Infinity".
 
     Args:
         root: the server's address, http or https.
@@ -28,7 +29,8 @@ class RemoteMonitor(Reporter):
             steps adds, when `step % every == 0`, the step's own values as `batch_loss` and so on.
         timeout: seconds before a POST request fails; also the longest time that the end of the run waits for unsent
             records.
-        queue_size: number of records that may wait; when the queue is full, the oldest is dropped.
+        queue_size: number of records that may wait in memory, in a run without a `run_dir`; when the queue is full, the
+            oldest is dropped.
 
     Raises:
         TypeError: if the headers are not a dict of strings.

@@ -15,7 +15,8 @@ class WandbLogger(Reporter):
 
     Without arguments, and if there is an active run (`wandb.run`), it logs to that run and leaves it open. Otherwise it
     starts a run and finishes it; its files are below `run_dir` if there is one. If the service cannot be reached,
-    there is one warning, and the run continues without it; `mode="offline"` needs no service. Metrics that are arrays
+    there is one warning, and records wait in `run_dir`; `mode="offline"` needs no service. A resumed run is one run in
+    W&B: online it continues at the last step there, offline it has several folders with one id. Metrics that are arrays
     are left out.
 
     Args:

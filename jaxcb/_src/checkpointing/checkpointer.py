@@ -1,5 +1,6 @@
 """`Checkpointer`: decides when to write a checkpoint, and restores the loop state."""
 
+import json
 import math
 import re
 import time
@@ -19,6 +20,7 @@ from jaxcb._src.checkpointing.store import Store
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.utils.names import class_key, is_key_of
+from jaxcb._src.writers.saved_checkpoints import CheckpointSaved, SavedCheckpoints
 
 SAVE_SECONDS = 60.0  # maximum seconds between checkpoints
 
@@ -82,7 +84,7 @@ class Checkpointer:
         """Copies each complete checkpoint, and the files of the run up to it, to a bucket from now on."""
         self._mirror = bucket
         for store in (self._training, self._result):
-            store.call_on_complete(bucket.save)
+            store.call_on_complete(lambda path, _: bucket.save(path), "prepare the upload of the checkpoint")
 
     def describe(self, traced: Mapping[str, Any]) -> None:
         """Adds the facts of the request that are known once the run is built, before the first checkpoint."""
@@ -91,6 +93,15 @@ class Checkpointer:
         self._about = {**self._about, "config": {**config, "request": {**config.get("request", {}), **traced}}}
 
     # Writing
+
+    def tell(self, saved: SavedCheckpoints) -> None:
+        """Adds each complete checkpoint of the training to those that callbacks are told of."""
+
+        def add(path: Path, text: str) -> None:
+            facts = json.loads(text)
+            saved.add(CheckpointSaved(path, facts["step"], facts["epoch"], "run"))
+
+        self._training.call_on_complete(add, "note the checkpoint for callbacks")
 
     def request_save(self) -> None:
         """Requests a checkpoint as soon as no dispatch is pending."""

@@ -23,6 +23,7 @@ from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.flat_jit import FlatJit
 from jaxcb._src.utils.program_key import stable_hash, trace_key
 from jaxcb._src.utils.pytree import Struct
+from jaxcb._src.utils.secrets import mask_text, mask_value
 
 _LENGTHS = ("epochs", "steps")
 _FIXED = ("seed", "batch_size")  # of the order of the data; the others may change between epochs
@@ -320,11 +321,21 @@ def _words(value: Any) -> str:
     """Describes a callback's configuration as text. Functions are described by name, and sets are sorted."""
     if isinstance(value, Struct):
         fields = [f.name for f in dataclasses.fields(value)]  # pyright: ignore[reportArgumentType]
-        return f"{type(value).__name__}({', '.join(f'{n}={_words(getattr(value, n))}' for n in fields)})"
+        return f"{type(value).__name__}({', '.join(f'{n}={_words(mask_value(n, getattr(value, n)))}' for n in fields)})"
     if isinstance(value, dict | list | tuple | set | frozenset):
         parts = value.items() if isinstance(value, dict) else value
-        inner = [_words(part) for part in parts]
+        inner = [_words(_without_secret(part)) for part in parts]
         return f"({', '.join(inner if isinstance(value, list | tuple) else sorted(inner))})"
     if callable(value):
         return getattr(value, "__qualname__", type(value).__qualname__)
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    if isinstance(value, Mapping):
+        inner = [f"{name!r}: {_words(mask_value(str(name), part))}" for name, part in value.items()]
+        return f"{type(value).__name__}({{{', '.join(inner)}}})"
+    return mask_text(re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
+
+
+def _without_secret(part: Any) -> Any:
+    """Masks the value of a pair, such as a header or an entry of a dict, if its name is that of a secret."""
+    if isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], str):
+        return part[0], mask_value(*part)
+    return part

@@ -80,13 +80,18 @@ class Store:
         self._unusable: dict[str, UnusableError] = {}
         self._unlock: Callable[[], Any] = lambda: None
         self._open = False
-        self._on_complete: Callable[[Path], None] | None = None
+        self._listeners: list[tuple[Callable[[Path, str], Any], str]] = []
         if processes.is_primary and self.directory.is_dir():
             self._clean()
 
-    def call_on_complete(self, function: Callable[[Path], None]) -> None:
-        """Has a function called with each new checkpoint when it is complete, in the thread that wrote it."""
-        self._on_complete = function
+    def call_on_complete(self, function: Callable[[Path, str], Any], what: str) -> None:
+        """Has a function called with each new checkpoint and its facts, in the thread that wrote it.
+
+        Args:
+            function: called with the path and the facts, as JSON.
+            what: what it does, for the message of an error: "prepare the upload of the checkpoint".
+        """
+        self._listeners.append((function, what))
 
     def save(
         self,
@@ -255,11 +260,11 @@ class Store:
             self._error_reported = False
         except Exception as error:
             self._fail(error, self.directory, "delete older checkpoints")
-        if self._on_complete is not None:
+        for function, what in self._listeners:
             try:
-                self._on_complete(path)
+                function(path, facts)
             except Exception as error:
-                self._fail(error, path, "prepare the upload of the checkpoint")
+                self._fail(error, path, what)
 
     def _free_name(self, step: int) -> str:
         """Returns a name for a checkpoint of this step. An existing one is kept until the new one is complete."""

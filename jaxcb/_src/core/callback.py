@@ -92,6 +92,14 @@ class Callback(Struct):
         """Returns the train state to start the run with, given the user's; pure and jittable."""
         return train_state
 
+    def checkpoint_listener(self) -> Callable[[Any, Any], Any] | None:
+        """Returns the function that is told of complete checkpoints, or None.
+
+        It is impure Python on the host: `fn(run, checkpoint)` with the live `Run` and a `jc.writers.CheckpointSaved`.
+        It is called on the run's thread, between two dispatches, on process 0.
+        """
+        return None
+
     def hooks(self) -> frozenset[str]:
         """Returns the names of the hooks that the callback defines."""
         return frozenset(h for h in HOOKS if getattr(type(self), h) is not getattr(Callback, h))
@@ -199,9 +207,13 @@ class FunctionCallback(Callback):
 
     functions: tuple[tuple[str, Hook], ...] = static(default=())
     make_state: Callable[[], Any] | None = static(default=None)
+    listener: Callable[[Any, Any], Any] | None = static(default=None)
 
     def init(self) -> Any:
         return self.make_state() if self.make_state is not None else ()
+
+    def checkpoint_listener(self) -> Callable[[Any, Any], Any] | None:
+        return self.listener
 
     def hooks(self) -> frozenset[str]:
         return frozenset(hook for hook, _ in self.functions)

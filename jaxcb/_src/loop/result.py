@@ -1,7 +1,7 @@
 """`Result`: the outcome of a run."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +15,10 @@ from jaxcb._src.plotting.curves import cuts
 from jaxcb._src.plotting.series import Curves, Mark, curves_of_history, positions
 from jaxcb._src.training.learning_rate import CONSTANT, learning_rates
 from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.errors import shown
 from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.writers.scalars import python_numbers
+from jaxcb._src.writers.trackers.delivery import Delivery, record_at
 
 _last: Any = None
 
@@ -52,6 +55,8 @@ class Result:
         executor: "looped" or "stepped".
         run_dir: the run directory, or None.
         files: the files that were written.
+        what_ran: for each process that has trained the run: commit, command, versions, devices, host and data; as in
+            `.jaxcb/run.jsonl` of the run directory.
         member: index in a sweep; None for a single run.
         point: path -> value of the sweep for this member.
     """
@@ -67,6 +72,8 @@ class Result:
     files: tuple[Path, ...]
     member: int | None = None
     point: dict[str, Any] | None = None
+    what_ran: tuple[dict[str, Any], ...] = ()
+    _deliveries: tuple[Delivery, ...] = ()
 
     @property
     def params(self) -> Any:
@@ -138,6 +145,48 @@ class Result:
             "Pass run_dir= and read the run with jc.load(run_dir), or pickle jax.device_get(result.params) and "
             "result.history."
         )
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Sends values to the run's tracking services, such as the metrics of a test set.
+
+        They belong to the last step. The service's run is opened again, and closed afterwards. A script that is started
+        again with `resume=True` and logs the same values sends them once.
+
+        Args:
+            values: name -> number.
+
+        Raises:
+            TypeError: if a value is not a number.
+            ValueError: if the run has no tracking service.
+
+        Example:
+            >>> import jaxcb as jc, jax.numpy as jnp, optax
+            >>> class Shelf(jc.writers.Tracker):
+            ...     def __init__(self):
+            ...         self.rows = []
+            ...     def send(self, records):
+            ...         self.rows += [(record.step, record.values) for record in records]
+            >>> shelf = Shelf()
+            >>> result = jc.fit(jnp.zeros(()), lambda w, x: jnp.mean((w - x) ** 2), jnp.ones(8), epochs=1,
+            ...                 optimizer=optax.sgd, learning_rate=0.2, verbose=0,
+            ...                 callbacks=[jc.callbacks.TrackerLogger(shelf)])
+            >>> result.log({"test_loss": 0.5})
+            >>> shelf.rows[-1]
+            (1, {'test_loss': 0.5})
+        """
+        if not self._deliveries:
+            raise ValueError(
+                "result.log sends to the run's tracking services, and the run has none: pass a callback such as "
+                "jc.callbacks.MLflowLogger."
+            )
+        arrays = {str(name): np.asarray(value) for name, value in values.items()}
+        for name, array in arrays.items():
+            if array.ndim or array.dtype.kind not in "fiub":
+                raise TypeError(f"Result.log: {name} must be a number, got {shown(values[name])}.")
+        numbers = python_numbers(arrays)
+        epoch = int(self.history.epoch[-1]) if len(self.history.epoch) else 0
+        for delivery in self._deliveries:
+            delivery.log_after(record_at(int(np.max(self.state.step)), epoch, numbers))
 
     def plot(self, path: str | Path | None = None, names: Sequence[str] | None = None) -> Any:
         """Plots the curves, and marks the stop, the best epoch and learning rate reductions.

@@ -20,7 +20,7 @@ from jaxcb._src.callbacks.history import History
 from jaxcb._src.callbacks.progress_bar import ProgressBar
 from jaxcb._src.checkpointing.bucket_run import RunPlace, bucket_run
 from jaxcb._src.checkpointing.lock import lock_run_dir
-from jaxcb._src.checkpointing.request import further_facts, request_facts
+from jaxcb._src.checkpointing.request import data_facts, further_facts, request_facts
 from jaxcb._src.checkpointing.resume import ResumePlan, find_start
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import Chain, chain
@@ -28,6 +28,7 @@ from jaxcb._src.data.inputs import are_arrays
 from jaxcb._src.data.pipeline import plan_data
 from jaxcb._src.data.validation import validation_sets
 from jaxcb._src.distributed.processes import Processes, processes
+from jaxcb._src.inspection.what_ran import what_ran
 from jaxcb._src.loop.build import RunData, build_driver
 from jaxcb._src.loop.compiled.program import debugging
 from jaxcb._src.loop.compiled.state import named_leaves, with_leaves
@@ -72,6 +73,8 @@ def result_of(driver: Driver, directory: Path | None, context: Context) -> Resul
         executor=driver.device.executor.name,
         run_dir=None if context.trial else directory,
         files=() if context.trial else tuple(context.files),
+        what_ran=tuple(context.record.processes),
+        _deliveries=driver.deliveries(),
     )
 
 
@@ -123,9 +126,13 @@ def run_training(
         _say_trained(train_state, context)
         if start.keeper is not None and place is not None and place.primary is not None:
             start.keeper.mirror(place.primary)
+        context.run.describe_process(lambda: what_ran(request["request"].get("train_data") or data_facts(train_data)))
         given = [train_state]
         del train_state  # the driver copies it: without a reference here its arrays are freed if the caller has none
         driver, why = _build(functions, given, train_data, config, start, context, placement, population, stages)
+        if context.run_dir is not None and not start.completed:
+            _ = context.run.what_ran  # for the run's record
+        context.run.describe_process(what_ran)  # so that the run does not keep the data
         if start.saved is not None:
             why = "as the run began"
             _restore(driver, start)
@@ -134,7 +141,10 @@ def run_training(
             driver.close()
         else:
             if group.is_primary:
+                _tell_of_checkpoints(functions.callbacks, start, context)
                 start.begin()
+                if context.run_dir is not None and not config.is_trial:
+                    context.record.note_process(context.run.what_ran)
             _train(driver, why, context)
             _say_unapplied(driver, functions.callbacks, context)
         found = result(driver, context.run_dir, context)
@@ -285,6 +295,16 @@ def _say_trained(state: TrainState, context: Context) -> None:
             frozen //= state.stop.size if context.run.frozen_axis == 0 else 1
         share = trained / (trained + frozen)
         context.say(f"jaxcb: trains {trained:,} of {trained + frozen:,} parameters ({share:.2%}).")
+
+
+def _tell_of_checkpoints(callbacks: Chain, start: ResumePlan, context: Context) -> None:
+    """Registers the callbacks that are told of complete checkpoints."""
+    for name, callback in callbacks.items():
+        listener = callback.checkpoint_listener()
+        if listener is not None:
+            context.saved.listen(name, listener)
+    if start.keeper is not None:
+        start.keeper.tell(context.saved)
 
 
 def _build(  # noqa: PLR0913

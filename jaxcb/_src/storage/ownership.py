@@ -143,7 +143,7 @@ class RunRecord:
     """The id of a run, and the files that it has made.
 
     It is stored in `.jaxcb/run.jsonl` in the run directory: a line of JSON for each file, written before the file is
-    created. A run without a directory has a record in memory.
+    created, and one for each process, with what ran. A run without a directory has a record in memory.
 
     Args:
         directory: the run directory; None for a record in memory.
@@ -153,6 +153,7 @@ class RunRecord:
     def __init__(self, directory: Path | None = None, run: str | None = None) -> None:
         self.run = run or secrets.token_hex(8)
         self.made: dict[str, tuple[str, ...]] = {}  # key of a file or directory -> files in it, for a directory
+        self.processes: list[dict[str, Any]] = []  # what ran, one for each process that has trained
         self._writes: dict[str, dict[int, Written]] = {}
         self._rewritten: dict[str, int] = {}
         self._prefix = Prefix()
@@ -217,6 +218,10 @@ class RunRecord:
         """Records a file, or a directory and its files, before it is created."""
         if self.made.get(key) != tuple(files):
             self._note({"made": key, "files": list(files)})
+
+    def note_process(self, what_ran: dict[str, Any]) -> None:
+        """Records what runs: the commit, command, versions and so on of the process that trains."""
+        self._note({"ran": what_ran})
 
     def write(self, key: str, start: int, data: bytes) -> None:
         """Records a write to a shared file."""
@@ -292,6 +297,10 @@ class RunRecord:
             if not isinstance(line["wrote"], str) or not all(type(x) is int and x >= 0 for x in written):
                 raise ValueError("it is not a position in a file")
             self._writes.setdefault(line["wrote"], {})[written.start] = written
+        elif "ran" in line:
+            if not isinstance(line["ran"], dict):
+                raise ValueError("it does not say what ran")
+            self.processes.append(line["ran"])
         elif "rewrote" in line:
             self._rewritten[line["rewrote"]] = self.rewritten(line["rewrote"]) + 1
         elif "cut" in line:

@@ -12,6 +12,7 @@ from jaxcb._src.callbacks.csv_logger import CSVLogger
 from jaxcb._src.callbacks.early_stopping import EarlyStopping
 from jaxcb._src.callbacks.freeze import Freeze
 from jaxcb._src.callbacks.gradient_accumulation import GradientAccumulation
+from jaxcb._src.callbacks.hub_upload import HubUpload
 from jaxcb._src.callbacks.json_logger import JSONLogger
 from jaxcb._src.callbacks.lambda_callback import LambdaCallback
 from jaxcb._src.callbacks.learning_rate_monitor import LearningRateMonitor
@@ -35,9 +36,12 @@ from jaxcb._src.callbacks.tensorboard import TensorBoard
 from jaxcb._src.callbacks.terminate_on_nan import TerminateOnNaN
 from jaxcb._src.callbacks.throughput import Throughput
 from jaxcb._src.callbacks.timer import Timer
+from jaxcb._src.callbacks.tracker_logger import TrackerLogger
+from jaxcb._src.callbacks.trackio_logger import TrackioLogger
 from jaxcb._src.callbacks.wandb_logger import WandbLogger
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import Chain
+from jaxcb._src.writers.trackers.http import HTTPTracker
 
 
 def _gap(metrics: Any) -> Any:
@@ -80,6 +84,7 @@ _EXAMPLES: tuple[Callable[[], Callback], ...] = (
     lambda: Freeze(("backbone/**", "*/bias"), until_epoch=2),
     lambda: GradientAccumulation(2),
     lambda: GradientAccumulation({1: 3, 3: 1}),
+    lambda: HubUpload("user/name", kind="run"),
     lambda: JSONLogger("log.jsonl", every=2),
     lambda: LambdaCallback(on_batch_begin=_nothing, on_test_begin=print, on_test_end=print),
     lambda: LambdaCallback(on_epoch_end=_nothing, on_train_batch_end=_nothing, on_train_begin=_nothing),
@@ -113,6 +118,8 @@ _EXAMPLES: tuple[Callable[[], Callback], ...] = (
     lambda: TensorBoard(write_graph=False, profile_batch=(2, 3), embeddings_freq=2, embeddings_metadata={"w": "a.tsv"}),
     lambda: TerminateOnNaN(monitor="val_accuracy"),
     lambda: TerminateOnNaN(raise_error=True, monitor="val_loss", min_epochs=2),
+    lambda: TrackerLogger(HTTPTracker("http://localhost:9000"), every=2),
+    lambda: TrackioLogger("project", "name", config={"layers": [1, 2]}, every=2),
     lambda: WandbLogger("project", config={"layers": [1, 2]}, every=2),
     lambda: MedianStopping("val_accuracy", warmup=0, least=2),
     lambda: MedianStopping(warmup=0, least=2, min_epochs=2),

@@ -20,8 +20,10 @@ from jaxcb._src.core.actions.logging import (
     LogHTTP,
     LogProgress,
     LogToFunction,
+    LogTracker,
     MLflowLog,
     Print,
+    TrackioLog,
     WandbLog,
 )
 from jaxcb._src.core.actions.tensorboard import TensorBoardAction
@@ -31,6 +33,7 @@ from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.utils.address import Address, parse_address
 from jaxcb._src.utils.local_path import local_path, working_directory
 from jaxcb._src.writers.files import AppendFile
+from jaxcb._src.writers.saved_checkpoints import SavedCheckpoints
 
 OF_THE_RUN = ("history.csv", "host_metrics.csv")  # files in each run directory
 
@@ -57,6 +60,7 @@ class Context:
         bucket: the address that the run's directory is copied to, or None.
         failure: the error that ended the run, for writers that are being closed; None if there was none.
         failures: what to do when a file cannot be written.
+        saved: the checkpoints that are complete, and the functions that are told of them.
         processes: the processes of the run. Only the primary process writes and prints.
     """
 
@@ -82,6 +86,7 @@ class Context:
         self.steps_per_epoch: int | None = None
         self.files: list[Path] = []
         self.record = RunRecord()
+        self.saved = SavedCheckpoints()
         self.resumed_files: dict[str, Any] = {}
         self.inherits = self.complete = False
         self.checkpoint: Path | None = None
@@ -287,9 +292,11 @@ _BUILT_IN = {
     LogHistory: "jaxcb._src.writers.history:HistoryWriter",
     LogToFunction: "jaxcb._src.writers.scalars:HandOverWriter",
     JSONLine: "jaxcb._src.writers.scalars:JSONLinesWriter",
-    LogHTTP: "jaxcb._src.writers.http:PostWriter",
-    WandbLog: "jaxcb._src.writers.scalars:WandbWriter",
-    MLflowLog: "jaxcb._src.writers.mlflow:MLflowWriter",
+    LogHTTP: "jaxcb._src.writers.trackers.http:PostWriter",
+    LogTracker: "jaxcb._src.writers.trackers.writer:CustomTrackerWriter",
+    WandbLog: "jaxcb._src.writers.trackers.wandb:WandbWriter",
+    MLflowLog: "jaxcb._src.writers.trackers.mlflow:MLflowWriter",
+    TrackioLog: "jaxcb._src.writers.trackers.trackio:TrackioWriter",
     LogProgress: "jaxcb._src.writers.progress:ProgressWriter",
     Print: "jaxcb._src.writers.progress:ProgressWriter",
     TensorBoardAction: "jaxcb._src.writers.tensorboard.writer:TensorBoardWriter",

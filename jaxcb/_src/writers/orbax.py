@@ -20,6 +20,7 @@ from jaxcb._src.storage.failures import check_writable, system_error
 from jaxcb._src.storage.fingerprint import frozen_facts, named
 from jaxcb._src.utils.pytree import select
 from jaxcb._src.writers.base import Writer, by_member
+from jaxcb._src.writers.saved_checkpoints import CheckpointSaved
 
 _OF_THE_RUN = ("checkpoints", "result")  # directories below run_dir that belong to the run itself
 
@@ -91,6 +92,7 @@ class CheckpointWriter(Writer):
         callbacks = self.context.run.callback_states if record.action.validated else {}
         for member, action in by_member(record.action):
             self._land()
+            self.context.saved.deliver(self.context.run)  # before this save deletes an earlier one
             path = self._path(action, step=record.step, epoch=record.epoch, batch=record.batch)
             if tree is None:
                 # a copy, because the state's buffers are donated while it is being saved
@@ -146,6 +148,9 @@ class CheckpointWriter(Writer):
             return
         with _noted(note), failures.handled(new.path.parent, "Older exports remain."):
             self._retain(key, new, action)
+            if self.context.processes.is_primary:
+                saved = CheckpointSaved(new.path, facts["step"], facts["epoch"], "export", action.owner)
+                self.context.saved.add(saved, action.on_saved)
 
     def _retain(self, key: str, new: _Kept, action: Any) -> None:
         """Deletes checkpoints that are neither among the newest nor the best; called when the new one is complete."""

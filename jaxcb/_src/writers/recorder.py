@@ -54,14 +54,17 @@ class Recorder:
         self, run_dir: str | Path | None = None, *, callbacks: Any = None, verbose: Literal[0, 1, 2] | None = None
     ) -> None:
         check_choice("Recorder", "verbose", verbose, (None, 0, 1, 2))
-        owners = None if callbacks is None else as_chain(callbacks).names
         directory = None if run_dir is None else local_path("Recorder", "run_dir", run_dir)
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
         self._run = Run(directory)
         self._context = Context(directory, self._run, verbose, None)
         self._performer = WriterDispatcher(self._context)
-        self._owners = None if owners is None else set(owners)
+        whole = None if callbacks is None else as_chain(callbacks)
+        for name, callback in () if whole is None else whole.items():
+            if (listener := callback.checkpoint_listener()) is not None:
+                self._context.saved.listen(name, listener)
+        self._owners = None if whole is None else set(whole.names)
         self._known: set[Any] = set()
         self._reasons: list[str] = []
 
@@ -73,6 +76,8 @@ class Recorder:
     ) -> None:
         self._context.fail(error)
         close_all(self._performer.writers.values(), error)
+        if error is None:
+            self._context.saved.deliver(self._run)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -109,6 +114,7 @@ class Recorder:
                 self._reasons.append(f"{record.action.owner}: {reason}" if record.action.owner else reason)
         self._performer.perform(r for r in records if isinstance(r.action, LogAction))
         self._performer.perform(r for r in records if isinstance(r.action, HostAction))
+        self._context.saved.deliver(self._run)
         if self._run.stop_reason is not None:
             self._reasons.append(self._run.stop_reason)
             self._run.clear_stop()

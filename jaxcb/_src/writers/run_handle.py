@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxcb._src.inspection.traced_step import TracedStep
+from jaxcb._src.inspection.what_ran import what_ran
 from jaxcb._src.sharding.arrays import local_copy
 from jaxcb._src.training.train_state import TrainState
 
@@ -39,6 +40,8 @@ class Run:
         self.frozen_axis: int | None = None
         self.traced_step: Callable[[], TracedStep] | None = None  # None in a hand-written loop
         self.stop_reason: str | None = None
+        self._describe_process: Callable[[], dict[str, Any]] = what_ran
+        self._what_ran: dict[str, Any] | None = None
         self._carry: Any = None
         self._state: TrainState | None = None
 
@@ -95,6 +98,17 @@ class Run:
     ) -> None:
         """Sets the configuration of the run, before the first hook."""
         self.callbacks, self.settings, self.frozen, self.frozen_axis = callbacks, settings, frozen, frozen_axis
+
+    def describe_process(self, what_ran: Callable[[], dict[str, Any]]) -> None:
+        """Sets the function that returns what ran; it is called at most once, when it is needed."""
+        self._describe_process = what_ran
+
+    @property
+    def what_ran(self) -> dict[str, Any]:
+        """Commit, command, versions, devices, host and data of this process; without secrets."""
+        if self._what_ran is None:
+            self._what_ran = self._describe_process()
+        return self._what_ran
 
     def describe_step(self, traced_step: Callable[[], TracedStep]) -> None:
         """Sets the function that returns the traced step, before the first hook."""

@@ -1,6 +1,5 @@
-"""Writers of scalars by step: functions, JSON Lines, Weights & Biases."""
+"""Writers of scalars by step: functions and JSON Lines."""
 
-import importlib.util
 import json
 import math
 from collections.abc import Mapping
@@ -26,6 +25,11 @@ def fresh_scalars_of(action: Any) -> dict[str, Any]:
 def fresh_floats(action: Any) -> dict[str, float]:
     """Returns name -> float for the reported values."""
     return {name: float(value) for name, value in fresh_scalars_of(action).items()}
+
+
+def python_numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Returns Python numbers: the shortest decimals that parse to the same value of their dtype."""
+    return {name: int(v) if np.asarray(v).dtype.kind in "iub" else float(as_text(v)) for name, v in values.items()}
 
 
 def json_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,69 +93,3 @@ class JSONLinesWriter(Writer):
     def close(self) -> None:
         for file in self._files.values():
             file.close()
-
-
-_FINISH_SECONDS = 60.0  # W&B's own default waits forever
-
-
-class WandbWriter(Writer):
-    """Logs by step. The wandb package sends from its own process."""
-
-    def __init__(self, context: Any) -> None:
-        super().__init__(context)
-        self._runs: dict[str, Any] = {}  # owner -> run, None if it failed
-        self._ours: list[str] = []
-
-    def prepare(self, action: Any) -> None:
-        if importlib.util.find_spec("wandb") is None:
-            raise ImportError(f"{action.owner} needs the package wandb: pip install jaxcb[wandb].")
-
-    def write(self, record: Any) -> None:
-        owner = record.action.owner
-        if self.context.trial:
-            return
-        if owner not in self._runs:
-            self._runs[owner] = self._open(record.action)
-        values = fresh_floats(record.action)
-        if values and self._runs[owner] is not None:
-            try:
-                self._runs[owner].log(values, step=record.step)
-            except Exception as error:  # of any kind: training does not depend on the logger
-                self._give_up(owner, "could not receive the metrics", error)
-
-    def _open(self, action: Any) -> Any:
-        """Returns the run to log to, or None if the service cannot be reached."""
-        import wandb
-        from wandb.errors import AuthenticationError, Error, UsageError
-
-        if action.options is None and wandb.run is not None:
-            return wandb.run
-        # started before the first step, and separate from the user's active run
-        settings = wandb.Settings(finish_timeout=_FINISH_SECONDS, silent=self.context.verbose == 0)
-        given = {"settings": settings, "reinit": "create_new"} | dict(action.options or {})
-        if self.context.run_dir is not None:
-            given = {"dir": str(self.context.run_dir)} | given
-        try:
-            run = wandb.init(**given)
-        except (UsageError, AuthenticationError):  # the user has to fix these
-            raise
-        except Error as error:
-            self._give_up(action.owner, "could not be reached", error)
-            return None
-        self._ours.append(action.owner)
-        return run
-
-    def _give_up(self, owner: str, what: str, error: Exception) -> None:
-        self._runs[owner] = None
-        self.context.warn(
-            f"Weights & Biases {what}: {error!r}. The run continues without {owner}; mode='offline' logs to the disk."
-        )
-
-    def close(self) -> None:
-        for owner in self._ours:
-            run, self._runs[owner] = self._runs[owner], None
-            if run is not None:
-                try:
-                    run.finish(exit_code=0 if self.context.failure is None else 1)
-                except Exception as error:
-                    self.context.warn(f"Weights & Biases could not finish the run of {owner}: {error!r}.")

@@ -38,6 +38,8 @@ class Checkpoint(HostAction):
         keep_best: how many of the best checkpoints to keep besides these; None for no such rule.
         async_: whether to write the checkpoint in the background.
         validated: whether to save the weights that validations use, where a callback keeps averages for them.
+        on_saved: a function of the complete checkpoint (`jc.writers.CheckpointSaved`), called on the run's thread; None
+            for no function.
     """
 
     path: str = static()
@@ -49,6 +51,7 @@ class Checkpoint(HostAction):
     keep_best: int | None = static(default=None, kw_only=True)
     async_: bool = static(default=False, kw_only=True)
     validated: bool = static(default=False, kw_only=True)
+    on_saved: Callable[[Any], Any] | None = static(default=None, kw_only=True)
 
     template = "path"
 

@@ -100,7 +100,8 @@ class LogHTTP(ReportAction):
         field: the form field that holds the JSON text; None sends that text as the body.
         headers: HTTP headers, pairs of name and value.
         timeout: seconds before a POST request fails; also how long the end of the run waits for pending ones.
-        queue_size: number of records that may wait; when the queue is full, the oldest is dropped.
+        queue_size: number of records that may wait in memory, in a run without a directory; when the queue is full, the
+            oldest is dropped.
     """
 
     url: str = static()
@@ -134,3 +135,27 @@ class MLflowLog(ReportAction):
     tracking_uri: str | None = static(default=None)
     run_name: str | None = static(default=None)
     tags: tuple[tuple[str, str], ...] = static(default=())
+
+
+class TrackioLog(ReportAction):
+    """Logs the values reported in this hook call to a run in Trackio.
+
+    Attributes:
+        project: the project.
+        run_name: the run's name, to which the run's id is appended; None for a name that contains only that id.
+        options: further arguments of `trackio.init`.
+    """
+
+    project: str = static()
+    run_name: str | None = static(default=None)
+    options: Any = static(default=())
+
+
+class LogTracker(ReportAction):
+    """Logs the values reported in this hook call with a `jc.writers.Tracker`.
+
+    Attributes:
+        tracker: the client of the service.
+    """
+
+    tracker: Any = static()

@@ -29,6 +29,8 @@ from jaxcb._src.loop.host.stops import Interrupted, Signals, StopRecord
 from jaxcb._src.sharding.arrays import all_gather
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.dispatch import close_all
+from jaxcb._src.writers.trackers.delivery import Delivery
+from jaxcb._src.writers.trackers.writer import TrackerWriter
 
 
 class Driver:
@@ -113,6 +115,7 @@ class Driver:
         """The training loop: decides, dispatches, reads the oldest dispatch, and handles what it reports."""
         device, queue = self.device, self._queue
         while True:
+            self._tell_of_checkpoints()
             decision = self._next_decision()
 
             # A checkpoint, a compaction or the end by a signal needs an idle device: it stops new dispatches (see
@@ -173,6 +176,12 @@ class Driver:
         with self._saving.inconsistent():
             self.device.advance()
         self._pace.reset()
+
+    def _tell_of_checkpoints(self) -> None:
+        """Tells callbacks of the checkpoints that are complete since the last call."""
+        if self.context.saved:
+            self.context.run._attach(self.device.carry)
+            self.context.saved.deliver(self.context.run)
 
     # What to do next
 
@@ -307,6 +316,11 @@ class Driver:
         """Returns the writer of a class; None if the run has none."""
         return self.results.performer.writers.get(cls)
 
+    def deliveries(self) -> tuple[Delivery, ...]:
+        """Returns what sends records to services, which a result uses after the end of the run."""
+        writers = self.results.performer.writers.values()
+        return tuple(d for w in writers if isinstance(w, TrackerWriter) for d in w.deliveries())
+
     def stop_reason(self, member: int | None = None) -> str | None:
         """Returns who stopped the run, or a member, and why; None if it completed."""
         if self.interrupted is not None:
@@ -384,3 +398,5 @@ class Driver:
         finally:
             if isinstance(failed, OSError) and self._saving.checkpointer is not None:
                 failed.add_note(self._saving.checkpointer.what_is_saved())
+        if failed is None or isinstance(failed, Interrupted):
+            self._tell_of_checkpoints()  # closing has waited for those that were being written

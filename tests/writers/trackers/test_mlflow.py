@@ -8,7 +8,8 @@ import pytest
 from loop._runs import fit
 
 import jaxcb as jc
-from jaxcb._src.writers.mlflow import MLflowWriter
+from jaxcb._src.writers.run_handle import Record, Run
+from jaxcb._src.writers.trackers.mlflow import MLflowWriter
 from jaxcb.writers import Context
 
 with warnings.catch_warnings():
@@ -75,13 +76,13 @@ def test_each_training_is_a_run_of_its_own_and_the_users_is_not_touched(uri, tmp
 
 
 def test_a_run_that_fails_is_marked_so(uri):
-    context = Context(None, None, 0, None)
+    context = Context(None, Run(None), 0, None)
     writer = MLflowWriter(context)
     _, (action,) = jc.chain(jc.callbacks.MLflowLogger("digits", uri)).on_train_begin(
         {"MLflowLogger": ()}, jc.Metrics({})
     )
     writer.prepare(action)
-    writer.write(type("Record", (), {"action": action, "step": 0}))
+    writer.write(Record(action, "on_train_begin", 0, 0, 0))
     context.failure = RuntimeError("oh")
     writer.close()
     _, (run,) = runs(uri, "digits")
@@ -94,7 +95,7 @@ def test_a_server_that_is_down_is_told_once_and_loses_nothing_of_the_run(tmp_pat
         result = fit(epochs=3, validation_data=None, callbacks=[logger, jc.callbacks.JSONLogger(tmp_path / "a.jsonl")])
     texts = [str(w.message) for w in caught]
     assert ["could not be reached" in t for t in texts] == [True, False]
-    assert "MLflowLogger's MLflow" in texts[0]
+    assert "MLflow could not be reached by MLflowLogger" in texts[0]
     assert "did not receive" in texts[1]
     assert int(result.state.step) == 15
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 3

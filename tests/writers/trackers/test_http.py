@@ -12,7 +12,7 @@ from _patience import PATIENCE, until
 from loop._runs import fit
 
 import jaxcb as jc
-from jaxcb._src.writers import http as http_writer
+from jaxcb._src.writers.trackers import http as http_tracker
 
 
 @pytest.fixture(autouse=True)
@@ -112,14 +112,15 @@ def test_a_server_that_is_down_is_told_once_and_loses_nothing_of_the_run(tmp_pat
         )
     texts = [str(w.message) for w in caught]
     assert ["could not be reached" in t for t in texts] == [True, False]
-    assert "RemoteMonitor at 127.0.0.1" in texts[0]
-    assert "did not receive 4 of 4 messages" in texts[1]
+    assert "127.0.0.1" in texts[0]
+    assert "could not be reached by RemoteMonitor" in texts[0]
+    assert "did not receive 4 of 4 records of RemoteMonitor" in texts[1]
     assert int(result.state.step) == 20
     assert len(path.read_text().splitlines()) == 4
 
 
 def test_a_server_that_comes_up_later_gets_all_records(monkeypatch, held):
-    send, failed, started, port = http_writer._send, [], [], held.getsockname()[1]
+    send, failed, started, port = http_tracker.post, [], [], held.getsockname()[1]
 
     def noted_send(*given):
         try:
@@ -134,7 +135,7 @@ def test_a_server_that_comes_up_later_gets_all_records(monkeypatch, held):
             held.close()
             started.append(Server(port))
 
-    monkeypatch.setattr(http_writer, "_send", noted_send)
+    monkeypatch.setattr(http_tracker, "post", noted_send)
     watch = jc.make_callback(on_epoch_end=lambda s, m: (s, jc.actions.Call(start)))
     with pytest.warns(RuntimeWarning, match="could not be reached") as caught:
         fit(
@@ -153,7 +154,7 @@ def test_a_server_that_hangs_does_not_hold_the_run(server):
     server.hang = threading.Event()
     with pytest.warns(RuntimeWarning) as caught:
         result = fit(epochs=3, callbacks=[jc.RemoteMonitor(server.root, timeout=0.2)])
-    assert "did not receive 3 of 3 messages" in str(caught[-1].message)
+    assert "did not receive 3 of 3 records" in str(caught[-1].message)
     assert int(result.state.step) == 15
 
 
