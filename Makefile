@@ -8,6 +8,7 @@
 #   make blocks        the tests of runs with the steps in blocks of 2, 7 and 32, as on a GPU
 #   make deep          complete runs of the examples, which take longest
 #   make browser       check TensorBoard's pages in a browser (apt-get install chromium chromium-driver)
+#   make docs          build the site in docs/_build
 #   make loaders       train with PyTorch's, TensorFlow's and grain's loaders, in runs that are killed
 #   make keras         compare the callbacks with the real Keras on 14,000 streams of metrics
 #   make mutants       change the callbacks one line at a time, and check that the tests fail
@@ -24,7 +25,7 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: demo fast test lint check test-newest long blocks deep browser loaders keras mutants bench bench-quick \
+.PHONY: docs demo fast test lint check test-newest long blocks deep browser loaders keras mutants bench bench-quick \
     bench-gpu accelerators trackers format lock clean
 
 PYTHON ?=
@@ -38,6 +39,7 @@ BENCH := .venv-bench
 BENCH_GPU := .venv-bench-gpu
 ACCELERATORS := .venv-accelerators
 LOADERS := .venv-loaders
+SITE := .venv-site
 TRACKERS := .venv-trackers
 PIP_FLAGS := -qq --disable-pip-version-check
 export PYTHONUNBUFFERED := 1
@@ -96,6 +98,10 @@ deep: .venv/.dev
 
 browser: .venv/.dev
 	$(BIN)/python -m pytest -m browser -rs tests/browser $(ARGS)
+
+docs: $(SITE)/.done
+	$(SITE)/bin/sphinx-build -q -W --keep-going -b html docs docs/_build $(ARGS)
+	@echo "The site is docs/_build/index.html"
 
 loaders: $(LOADERS)/.done
 	$(LOADERS)/bin/python -m pytest tests/data/test_third_party_data.py
@@ -181,6 +187,14 @@ $(BENCH_GPU)/.done: $(SOURCES) requirements/bench.txt requirements/bench-gpu.txt
 	$(BENCH_GPU)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
 	@touch $@
 
+$(SITE)/.done: $(SOURCES) requirements/site.txt
+	$(call PYTHON311,The site needs) \
+	echo "Setting up $(SITE) with Sphinx (once)"; \
+	$$python -m venv $(SITE) && \
+	$(SITE)/bin/python -m pip install $(PIP_FLAGS) -r requirements/py311.txt -r requirements/site.txt && \
+	$(SITE)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+	@touch $@
+
 $(LOADERS)/.done: $(SOURCES) requirements/loaders.txt
 	$(call PYTHON311,The tests of loaders need) \
 	echo "Setting up $(LOADERS) with PyTorch and TensorFlow (once)"; \
@@ -211,5 +225,5 @@ lock:
 	sh tools/lock.sh
 
 clean:
-	rm -rf .venv $(NEWEST) $(BENCH) $(BENCH_GPU) $(ACCELERATORS) $(LOADERS) $(TRACKERS) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv $(NEWEST) $(BENCH) $(BENCH_GPU) $(ACCELERATORS) $(LOADERS) $(TRACKERS) $(SITE) docs/_build docs/reference .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find jaxcb tests examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

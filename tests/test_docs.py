@@ -1,11 +1,15 @@
 """The pages say what the library does: their Python blocks run, and their generated parts are up to date."""
 
 import importlib.util
+import inspect
 import re
+import sys
 from pathlib import Path
 
 import jax
 import pytest
+
+import jaxcb as jc
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,6 +51,22 @@ def test_links_lead_somewhere(page):
         if anchor:
             headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, target
+
+
+def test_the_reference_has_every_public_module():
+    found = {f"jaxcb.{name}" for name in jc.__all__ if inspect.ismodule(getattr(jc, name))}  # pyright: ignore[reportAttributeAccessIssue]
+    site = load(ROOT / "docs" / "conf.py")
+    assert set(site.MODULES) == {"jaxcb", *found}
+    listed = site.listed()
+    assert sum(map(len, listed.values())) == len({id(getattr(sys.modules[m], n)) for m in listed for n in listed[m]})
+    assert set(listed["jaxcb"]) == {n for n in jc.__all__ if f"jaxcb.{n}" not in found}  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.parent.name == "docs" and p.name != "index.md"], ids=lambda p: p.name
+)
+def test_the_site_has_each_page(page):
+    assert re.search(rf"^{page.stem}$", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
 
 
 def load(path: Path):

@@ -3,6 +3,7 @@
 #   py311.txt     Python 3.11, the last one that jax 0.10 serves
 #   newest.txt    later Pythons, resolved on the newest one here
 #   bench.txt     what the benchmarks compare with, beside py311.txt
+#   site.txt      what builds the site, beside py311.txt
 #   loaders.txt   the loaders that the tests train with, beside py311.txt
 #   trackers.txt  tracking services, an environment of its own: MLflow's server needs an older dateutil
 #   bench-gpu.txt and accelerators.txt     CUDA for the benchmarks; compilers for devices that are not here
@@ -69,5 +70,6 @@ lock "$oldest" py311.txt
 lock "$(sh tools/find_python.sh newest)" newest.txt
 lock_group "$oldest" bench
 lock_group "$oldest" loaders
+lock_group "$oldest" site
 lock "$oldest" trackers.txt trackers
 lock_devices "$oldest"

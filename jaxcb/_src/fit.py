@@ -84,7 +84,7 @@ def fit(  # noqa: PLR0913
             `{"backbone/**": optax.sgd, "head/**": optax.adam}`: patterns as in `trainable`, of which exactly one
             matches each parameter. Each rate then has the name of its group, as in `learning_rate/head`.
         learning_rate: a constant or an optax schedule (number of updates -> rate); or a dict of the groups to these.
-        trainable: which parameters are trained: a pattern of paths such as "head/**", a type of NNX Variables such as
+        trainable: which parameters are trained: a pattern of paths such as `head/**`, a type of NNX Variables such as
             `nnx.LoRAParam`, a predicate of (path, array), `jc.models.AllBut(...)`, or a sequence of these. The others
             are read-only: they have no gradients and no optimizer state, and are neither copied nor saved. A dict of
             epochs (from 0) to these, such as `{0: "head/**", 5: "**"}`, trains more from an epoch on, in another

@@ -34,7 +34,7 @@ class LearningRateScheduler(Callback):
             (`if epoch < 10`, `math.exp`) are tabulated on the host for 10,000 epochs, and must be linear in `lr`.
         verbose: 1 prints a line at each epoch.
         by: "epoch", or "step" for a schedule of the updates done.
-        of: name of the learning rate to set, if there are several: that of the group "head/**" of
+        of: name of the learning rate to set, if there are several: that of the group `head/**` of
             `fit(optimizer={...})` is "head". None sets all of them.
 
     Raises:

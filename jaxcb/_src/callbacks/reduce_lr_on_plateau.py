@@ -52,7 +52,7 @@ class ReduceLROnPlateau(Callback):
         threshold_mode: "abs", or "rel" for a `min_delta` relative to the absolute value of the best.
         patience_in: unit of `patience` and `cooldown`: "reports" of the monitor, "epochs" or "steps". They are
             checked whenever the monitor is reported.
-        of: name of the learning rate to reduce, if there are several: that of the group "head/**" of
+        of: name of the learning rate to reduce, if there are several: that of the group `head/**` of
             `fit(optimizer={...})` is "head". None reduces all of them.
         report: whether the patience and the cooldown that are left are metrics, `ReduceLROnPlateau/patience_left` and
             `ReduceLROnPlateau/cooldown_left`, which are logged with the others. They are those before the hook call: at

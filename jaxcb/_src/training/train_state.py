@@ -117,7 +117,7 @@ class TrainState(Struct):
             callbacks: allocates the named weights of these callbacks, for hand-written loops.
             seed: an integer or a PRNG key.
             adapter: rebuilds the user's model; `from_nnx` sets it.
-            trainable: which parameters are trained: a pattern of paths ("head/**"), `jc.models.AllBut(...)`, a
+            trainable: which parameters are trained: a pattern of paths (`head/**`), `jc.models.AllBut(...)`, a
                 predicate of (path, array), a type of NNX Variables, or a sequence of these. The others are in `frozen`;
                 gradients and optimizer know `params` alone. None trains all.
 
