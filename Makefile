@@ -8,6 +8,7 @@
 #   make blocks        the tests of runs with the steps in blocks of 2, 7 and 32, as on a GPU
 #   make deep          complete runs of the examples, which take longest
 #   make browser       check TensorBoard's pages in a browser (apt-get install chromium chromium-driver)
+#   make package       build the packages, check them, and try the wheel in an empty environment
 #   make docs          build the site in docs/_build
 #   make loaders       train with PyTorch's, TensorFlow's and grain's loaders, in runs that are killed
 #   make keras         compare the callbacks with the real Keras on 14,000 streams of metrics
@@ -25,7 +26,7 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: docs demo fast test lint check test-newest long blocks deep browser loaders keras mutants bench bench-quick \
+.PHONY: docs package demo fast test lint check test-newest long blocks deep browser loaders keras mutants bench bench-quick \
     bench-gpu accelerators trackers format lock clean
 
 PYTHON ?=
@@ -98,6 +99,9 @@ deep: .venv/.dev
 
 browser: .venv/.dev
 	$(BIN)/python -m pytest -m browser -rs tests/browser $(ARGS)
+
+package: .venv/.dev
+	$(BIN)/python tools/check_package.py
 
 docs: $(SITE)/.done
 	$(SITE)/bin/sphinx-build -q -W --keep-going -b html docs docs/_build $(ARGS)
