@@ -272,7 +272,7 @@ RULES: tuple[Rule, ...] = (
         "waits for the server at each epoch, and drops records that it refuses",
         "a thread sends, and retries; the record contains `step`",
         "a slow server should not slow a run",
-        shown_by="writers/test_http.py::test_a_server_that_hangs_does_not_hold_the_run",
+        shown_by="writers/trackers/test_http.py::test_a_server_that_hangs_does_not_hold_the_run",
     ),
     Rule(
         "stop_training",

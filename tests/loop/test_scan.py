@@ -256,7 +256,13 @@ def test_every_callback_runs_as_in_a_loop_or_is_refused_by_name(tmp_path, monkey
         jc.callbacks.NormMonitor,
     } <= kinds
     assert not {jc.ModelCheckpoint, jc.BackupAndRestore, jc.callbacks.MedianStopping} & kinds
-    needs_a_service = (jc.callbacks.WandbLogger, jc.callbacks.MLflowLogger, jc.RemoteMonitor)
+    needs_a_service = (
+        jc.callbacks.WandbLogger,
+        jc.callbacks.MLflowLogger,
+        jc.callbacks.TrackerLogger,
+        jc.callbacks.TrackioLogger,
+        jc.RemoteMonitor,
+    )
     chain = jc.chain(*(c for c in found if not isinstance(c, needs_a_service)))
     ours = jax.jit(lambda s: jc.scan(chain, jc.Step(loss_fn), s, 10, steps_per_epoch=4))(descending())
     loop = jc.Loop(jc.Step(loss_fn), callbacks=chain)

@@ -67,7 +67,7 @@ USES = {
     "TensorBoard": lambda path: (None, [jc.TensorBoard(path, write_graph=False)]),
     "ModelCheckpoint": lambda path: (None, [jc.ModelCheckpoint(path, "loss", save_weights_only=True)]),
 }
-ADDRESSES = ["gs://b/x", "s3://b", "hf://x", "http://x/y", "file:///x"]
+ADDRESSES = ["ftp://b/x", "hf://x", "http://x/y", "file:///x"]
 NO_FILES = ["", "\0", "a\0b", 3, 3.5, b"x", *ADDRESSES, "/dev/null", "/dev/full", "/dev/zero", "pipe", LONG]
 
 

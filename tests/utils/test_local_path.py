@@ -132,6 +132,8 @@ NO_ARGUMENTS = {  # bases; a writer's own helpers; a service's address; another 
     "Context.run_dir",
     "TrackedRun.directory",
     "RemoteMonitor.path",
+    "CheckpointSaved.path",
+    "HubUpload.path_in_repo",
     "Exploit.source",
     "Result.run_dir",
     "Result.files",

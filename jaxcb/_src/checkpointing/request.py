@@ -317,6 +317,13 @@ def _callback_differences(before: Mapping[str, str], now: Mapping[str, str]) -> 
                 yield f"{name}.{field} {old[field]:.80} -> {new[field]:.80}"
 
 
+def is_other(before: str | None, now: str | None) -> bool:
+    """Returns whether a callback differs from its record; None stands for one that is not there."""
+    if before is None or now is None:
+        return before != now
+    return any(_callback_differences({"": before}, {"": now}))
+
+
 def _words(value: Any) -> str:
     """Describes a callback's configuration as text. Functions are described by name, and sets are sorted."""
     if isinstance(value, Struct):

@@ -8,7 +8,7 @@ from jaxcb._src.checkpointing import manifest as _manifest
 from jaxcb._src.checkpointing.checkpointer import Checkpointer
 from jaxcb._src.checkpointing.layout import CHECKPOINTS, RESULT, TABLE, checkpoints_in
 from jaxcb._src.checkpointing.manifest import Saved
-from jaxcb._src.checkpointing.request import compare
+from jaxcb._src.checkpointing.request import compare, is_other
 from jaxcb._src.checkpointing.store import remove_store
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.data.progress import FeedStart
@@ -271,4 +271,4 @@ def _is_stop_cleared(facts: Mapping[str, Any], config: Mapping[str, Any]) -> boo
     if (epochs is not None and facts["epoch"] >= epochs) or (steps is not None and facts["step"] >= steps):
         return False
     before, now = facts["config"]["callbacks"], config["callbacks"]
-    return all(before.get(owner) != now.get(owner) for owner, *_ in facts["stops"])
+    return all(is_other(before.get(owner), now.get(owner)) for owner, *_ in facts["stops"])

@@ -93,7 +93,10 @@ def rates_in(metrics: "Metrics", kind: str, of: str | None = None) -> dict[str |
     """
     if of is not None:
         return {of: metrics[f"{kind}/{of}"]}
-    found: dict[str | None, Array] = {n.partition("/")[2]: metrics[n] for n in metrics if n.startswith(f"{kind}/")}
+    if kind in metrics.values:  # first, since going through all names means to read them
+        return {None: metrics[kind]}
+    names = [n for n in metrics.values if n.startswith(f"{kind}/")]
+    found: dict[str | None, Array] = {n.partition("/")[2]: metrics[n] for n in names}
     return found or {None: metrics[kind]}
 
 
@@ -159,7 +162,8 @@ class Metrics(Struct):
         if name in self.host:
             return self.host[name]
         names, host = ", ".join(sorted(self.values)) or "none", ", ".join(sorted(self.host))
-        cure = _NO_RATE if is_rate(name) and not any(map(is_rate, self.values)) else ""
+        rates = [n for n in self.values if is_rate(n) and n.partition("/")[0] != "lr_scale"]
+        cure = _NO_RATE if is_rate(name) and not rates else ""
         if str(name).startswith("val_") and not any(known.startswith("val_") for known in self.values):
             cure = (
                 " Names that begin with val_ are those of a validation, and none is known here: pass validation_data= "

@@ -26,10 +26,10 @@ def drawn(curves: Sequence[tuple[np.ndarray, np.ndarray]], title: str, *, width:
 
     Example:
         >>> import numpy as np
-        >>> print(drawn([(np.arange(3.0), np.asarray([2.0, 1.0, 0.0]))], "loss", width=14, height=2))
+        >>> print(drawn([(np.arange(3.0), np.asarray([2.0, 1.0, 0.0]))], "loss", width=16, height=2))
         loss
-             2 ⠢⡀
-             0  ⠈⠢
+             2 ⠑⢄
+             0   ⠑⢄
                0  2
     """
     x, y = (np.concatenate([np.asarray(c[i], float) for c in curves]) for i in (0, 1))

@@ -197,7 +197,7 @@ def test_a_monitor_may_be_a_host_metric():
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_the_time_is_up(executor):
     result = _runs.fit(executor, epochs=1_000_000, callbacks=[jc.callbacks.Timer(0.2)], validation_data=None)
-    assert result.stop_reason.startswith("Timer: the time limit of 0 s was reached after")
+    assert result.stop_reason.startswith("Timer: the time limit of 0.2 s was reached after")
     assert len(result.history) < 1_000_000
     assert result.stop_reason.count("Timer") == 1
 

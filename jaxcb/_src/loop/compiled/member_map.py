@@ -179,8 +179,11 @@ def _seconds(
     """Returns the seconds of a step, the minimum over a few rounds."""
     batch_axis, frozen_axis = axes
     over = over_members(strategy.over, step, (0, batch_axis), frozen_axis)
-    frozen = strategy.place(state.frozen, frozen_axis == 0)
-    state = strategy.place(state.replace(frozen=None), True).replace(frozen=frozen)
+    if isinstance(state, TrainState):
+        frozen = strategy.place(state.frozen, frozen_axis == 0)
+        state = strategy.place(state.replace(frozen=None), True).replace(frozen=frozen)
+    else:
+        state = strategy.place(state, True)
     batch = strategy.place(batch, batch_axis == 0)
     if kind == "looped":
         run: Callable[[Any, Any], Any] = FlatJit(
