@@ -33,6 +33,11 @@ RULES, OPTIONS = (
     "tests/against_keras/test_streams.py::test_every_rule_explains_a_difference",
     "tests/against_keras/test_options.py",
 )
+REPORTS, STOPPING, GROUPS = (
+    "tests/core/test_reports.py",
+    f"{OWN}stopping.py",
+    "tests/training/test_optimizer_groups.py",
+)
 TESTS = {  # what is spoilt -> the tests that should notice, the quick ones first
     "monitor": [
         "tests/callbacks/test_stale_names.py",
@@ -42,10 +47,15 @@ TESTS = {  # what is spoilt -> the tests that should notice, the quick ones firs
         RULES,
         OPTIONS,
     ],
-    "early_stopping": [f"{OWN}early_stopping.py", f"{KERAS}[EarlyStopping]", OPTIONS],
-    "reduce_lr_on_plateau": [f"{OWN}reduce_lr_on_plateau.py", f"{KERAS}[ReduceLROnPlateau]"],
+    "early_stopping": [f"{OWN}early_stopping.py", REPORTS, STOPPING, f"{KERAS}[EarlyStopping]", OPTIONS],
+    "reduce_lr_on_plateau": [
+        f"{OWN}reduce_lr_on_plateau.py",
+        REPORTS,
+        f"{KERAS}[ReduceLROnPlateau]",
+        GROUPS,
+    ],
     "model_checkpoint": [f"{KERAS}[ModelCheckpoint]", RULES, f"{OWN}model_checkpoint.py"],
-    "terminate_on_nan": [f"{OWN}terminate_on_nan.py"],
+    "terminate_on_nan": [f"{OWN}terminate_on_nan.py", STOPPING],
 }
 # Functions that check arguments, or make text: other tests are theirs
 PASSED_OVER = {

@@ -58,3 +58,13 @@ def test_grouping_changes_no_report():
     found = [chain.on_epoch_end(chain.init(), metrics)[1][-1].values for chain in (one, other)]
     assert found[0] == found[1]
     assert int(found[0]["EarlyStopping/patience_left"]) == 3
+
+
+@pytest.mark.parametrize("kind", [jc.EarlyStopping, jc.ReduceLROnPlateau])
+def test_the_patience_left_falls_with_each_report_without_an_improvement(kind):
+    callback = kind("loss", patience=4, report=True)
+    state, left = callback.init(), []
+    for epoch, loss in enumerate([1.0, 0.5, 0.75, 0.75]):
+        state, _ = callback.on_epoch_end(state, jc.Metrics({"loss": loss, "learning_rate": 0.1}, epoch=epoch))
+        left.append(int(callback.reports(state)["patience_left"]))
+    assert left == [4, 4, 3, 2]
