@@ -64,6 +64,7 @@ def test_nothing_stops_before_and_the_same_stops_after(callback, data, epochs, s
                     assert bool(b) == (bool(a) and may)
 
 
+@pytest.mark.long
 def test_members_are_not_stopped_before():
     losses = {"val_loss": jnp.array([0.3, 0.1, 0.2])}
     for make in (jc.callbacks.MedianStopping, jc.callbacks.SuccessiveHalving):
@@ -104,6 +105,7 @@ def test_a_nan_before_the_minimum_stops_when_it_is_still_there():
     assert int(result.state.step) == 6  # the NaN of step 2 and step 4 came before
 
 
+@pytest.mark.long
 def test_a_minimum_is_swept_as_a_number():
     result = jc.sweep(
         lambda seed: jnp.zeros(()), LOSS, jnp.ones(2), optimizer=optax.sgd(0.0),

@@ -15,6 +15,7 @@ from jaxcb._src.plotting.terminal import drawn
 from jaxcb._src.report.compare import first_difference
 
 
+@pytest.mark.long
 def test_a_resumed_run_and_its_twin_do_not_differ(call, folder, tmp_path):
     killed = shutil.copytree(folder / "killed", tmp_path / "killed")
     idle = jc.LambdaCallback(on_epoch_end=lambda epoch, logs: None, name="kill")

@@ -72,6 +72,7 @@ def _fit(run_dir, callbacks):
     )
 
 
+@pytest.mark.long
 def test_a_resumed_run_is_explained_as_its_twin(folder, tmp_path):
     """A run that was killed and continued took the same decisions as one that was not."""
     import shutil

@@ -17,6 +17,7 @@ def rows_of(said):
     return said.json["configurations"]
 
 
+@pytest.mark.long
 def test_a_row_is_what_a_run_with_these_numbers_does(call, folder, tmp_path):
     """Up to the record until which a row holds, a real run with its numbers is the recorded one, bit for bit."""
     settings = ["--set", "EarlyStopping.patience=2,4,9", "--set", "ReduceLROnPlateau.patience=2,3"]
@@ -161,6 +162,7 @@ def test_a_log_without_callbacks_says_what_to_pass(call, folder):
     assert "--callback" in said.err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_keras_run_replays_as_keras_runs_again_with_these_callbacks(call, tmp_path):
     """The real Keras: its log without callbacks says where it stops, and first cuts its rate, with them."""

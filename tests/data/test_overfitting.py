@@ -58,6 +58,7 @@ def test_each_epoch_has_the_first_batches_in_their_order(kind):
     assert result.history.step.tolist() == [2, 4, 6]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["arrays", "iterable"])
 def test_a_resumed_run_has_them_too(kind, tmp_path):
     whole = fit(DATA[kind]())

@@ -96,6 +96,7 @@ def test_another_order_in_the_middle_of_an_epoch_is_noticed(tmp_path, executor, 
     assert "get_state and set_state" in said
 
 
+@pytest.mark.long
 def test_a_stream_that_is_cut_into_epochs_is_compared_too(tmp_path):
     how = {"steps_per_epoch": 2, "epochs": 4}
     assert train(tmp_path, Turned(), at=5, **how) == []
@@ -111,6 +112,7 @@ def test_orders_that_begin_again_at_an_epochs_start_are_noticed(tmp_path, execut
     assert "the orders start again" in said
 
 
+@pytest.mark.long
 @settings(max_examples=3, deadline=None)
 @given(at=st.integers(1, 3 * LENGTH - 2), executor=st.sampled_from(EXECUTORS), kind=st.sampled_from([Told, Same]))
 def test_an_order_of_the_epoch_is_accepted_wherever_the_run_is_cut(tmp_path_factory, at, executor, kind):
@@ -273,6 +275,7 @@ def test_a_pass_that_is_begun_again_is_no_repetition():
 # Smaller batches
 
 
+@pytest.mark.long
 def test_workers_that_each_end_with_a_smaller_batch_train_as_a_loop_by_hand():
     rng = np.random.default_rng(0)
     sizes = [4, 4, 3, 4, 1, 2]

@@ -176,6 +176,7 @@ def test_going_on_is_one_long_run(steps_per_epoch, parts, table):
     assert (reasons or [None]) == [jc.stop_reasons(records)]
 
 
+@pytest.mark.long
 def test_rows_go_on_as_well():
     states = jax.vmap(table_state)(np.random.default_rng(0).integers(0, 5, (4, MOST)))
     callbacks = [jc.EarlyStopping("loss", patience=1), StopAt(12)]

@@ -80,6 +80,7 @@ def test_a_second_run_in_a_bucket_compiles_nothing(s3):
     assert counts["compiled"] == 0
 
 
+@pytest.mark.long
 def test_a_sweep_in_a_bucket_resumes_on_another_machine(s3, tmp_path):
     s3.make_bucket("sweeps")
     given: dict[str, Any] = {
@@ -267,6 +268,7 @@ def test_a_local_folder_that_is_removed_ends_the_run_and_empties_no_bucket(cut, 
     assert len(result.history["loss"]) == 4
 
 
+@pytest.mark.long
 def test_a_run_that_only_warns_continues_and_uploads_later(cut, tmp_path):
     def expire(epoch: int, logs: Any) -> None:
         cut.off = epoch < 2
