@@ -79,9 +79,11 @@ def test_show_has_the_states_that_the_run_ended_with(call, runs):
     assert shown["facts"]["config"]["epochs"] == EPOCHS
     assert all(checkpoint["usable"] and checkpoint["bytes"] > 0 for checkpoint in shown["checkpoints"])
     assert {"history.csv", "log.csv"} <= shown["files"].keys()
+    assert shown["processes"] == [dict(ran) for ran in results["stopped"].what_ran]
     text = call("show", folder / "stopped").out
     assert "patience=4" in text
     assert "wait=4" in text
+    assert f"jax {jax.__version__}" in text
 
 
 @pytest.mark.parametrize("name", ["single", "sweep"])

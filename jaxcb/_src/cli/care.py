@@ -117,8 +117,7 @@ def command_of(run: RunFolder) -> list[str]:
     Raises:
         DataError: if the record has none.
     """
-    processes = getattr(run.record, "processes", None) or []
-    command = next((p["command"] for p in reversed(processes) if isinstance(p.get("command"), list)), None)
+    command = next((p["command"] for p in reversed(run.processes) if isinstance(p.get("command"), list)), None)
     if not command or not all(isinstance(part, str) for part in command):
         raise DataError(
             f"the record of {run.path} does not say which command ran. Run its program again with "

@@ -10,7 +10,7 @@ import click
 from jaxcb._src.checkpointing.layout import RESULT
 from jaxcb._src.cli import output
 from jaxcb._src.cli.arguments import FOLDER, as_json, one_run
-from jaxcb._src.report.run_folder import NotARunError, RunFolder, find_runs
+from jaxcb._src.report.run_folder import NotARunError, RunFolder, find_runs, flat
 from jaxcb._src.report.stored_arrays import UnreadableError, callback_states
 from jaxcb._src.storage.ownership import is_inside
 
@@ -61,7 +61,13 @@ def show(run: RunFolder, as_json: bool) -> None:
         about = {name: value for name, value in run.facts.items() if name not in ("files", "writers")}
         output.emit_json(
             _listed(run, str(run.path), run.settings)
-            | {"facts": about, "members": len(run.members), "callback_states": states, "states_problem": problem}
+            | {
+                "facts": about,
+                "processes": run.processes,
+                "members": len(run.members),
+                "callback_states": states,
+                "states_problem": problem,
+            }
             | {"checkpoints": [_checkpoint(c) for c in run.checkpoints], "files": files}
         )
         return
@@ -73,6 +79,9 @@ def show(run: RunFolder, as_json: bool) -> None:
     progress += [("time", output.duration(at.elapsed)), ("members", len(run.members) if run.is_sweep else None)]
     output.facts([("run", run.facts.get("run")), *progress], title=str(run.path))
     output.facts(request, title="request")
+    for process in run.processes[-1:]:
+        ran = [(name, flat(value)) for name, value in process.items() if value is not None]
+        output.facts(ran, title="what ran last")
     rows = [(n, _arguments(w), _state_text(states.get(n, {}))) for n, w in described.items()]
     output.table(("callback", "arguments", "state"), rows, title="callbacks")
     if problem:

@@ -11,7 +11,7 @@ from jaxcb._src.plotting import page
 from jaxcb._src.plotting.series import Curves
 from jaxcb._src.plotting.svg import parallel_coordinates
 from jaxcb._src.report.curves import curves_of
-from jaxcb._src.report.run_folder import RunFolder
+from jaxcb._src.report.run_folder import RunFolder, flat
 from jaxcb._src.storage.ownership import read_bytes
 
 _EVENTS = 200  # rows of the table of decisions; the rest is counted
@@ -66,19 +66,12 @@ def _single(run: RunFolder, name: str) -> Iterator[str]:
     yield from _images(run)
     yield page.heading("Configuration")
     yield page.facts(sorted((key, value) for key, value in run.settings.items()))
-    processes = getattr(run.record, "processes", None) or []
-    for number, process in enumerate(p for p in processes if isinstance(p, dict)):
-        yield page.heading(f"What ran ({number + 1} of {len(processes)})")
-        yield page.facts([(key, _flat(value)) for key, value in process.items()])
+    for number, process in enumerate(run.processes):
+        yield page.heading(f"What ran ({number + 1} of {len(run.processes)})")
+        yield page.facts([(key, flat(value)) for key, value in process.items() if value is not None])
     yield page.heading("Checkpoints")
     rows = [(os.path.relpath(c.path, run.path), c.step, c.bytes, c.reason or "complete") for c in run.checkpoints]
     yield page.table(("checkpoint", "step", "bytes", "state"), rows)
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {v}" for k, v in value.items())
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _decisions(run: RunFolder) -> Iterator[str]:

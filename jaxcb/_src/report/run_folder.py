@@ -156,6 +156,11 @@ class RunFolder:
         """
         return RunRecord.read(self.path)
 
+    @property
+    def processes(self) -> list[dict[str, Any]]:
+        """What ran, for each process that has trained the run: command, commit, versions, devices. Oldest first."""
+        return [] if self.record is None else self.record.processes
+
     @functools.cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """All checkpoints, the oldest first; the result of a completed run is the last one."""
@@ -355,3 +360,10 @@ def _short(fact: Any) -> Any:
         return fact
     parts = [f"{fact[part]} {part}" for part in ("rows", "batches") if part in fact]
     return " ".join([*parts, *([f"#{fact['hash'][:8]}"] if fact.get("hash") else [])]) or str(fact)
+
+
+def flat(value: Any) -> str:
+    """Returns a fact of what ran as one line of text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
