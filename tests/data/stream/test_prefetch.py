@@ -22,7 +22,7 @@ def prefetch_of(data, **config):
 
 
 def test_the_thread_begins_with_the_first_chunk():
-    prefetch = prefetch_of(Passes([2]))
+    prefetch = prefetch_of(Passes([100]))  # more than fits, so that the thread waits
     assert not threads()
     prefetch.next(wait=True)
     assert len(threads()) == 1

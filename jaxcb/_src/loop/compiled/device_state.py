@@ -195,7 +195,8 @@ class StatePacking:
 
     def block(self, count: int, body: Callable[..., Any], carry: LoopState, rings: Any) -> tuple[LoopState, Any]:
         """Repeats `body(carry, rings)`, a step that masks itself, a fixed number of times. Traced."""
-        packing = StatePacking(StateForm.of(carry, in_blocks=True), self._frozen)
+        # XLA dissolves a loop of one trip, and would fuse what packs and unpacks the numbers with the step
+        packing = self if count == 1 else StatePacking(StateForm.of(carry, in_blocks=True), self._frozen)
 
         def step(_: Any, loop: Any) -> Any:
             new, rings = body(packing.unpack(loop[0]), loop[1])
