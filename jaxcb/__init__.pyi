@@ -47,11 +47,11 @@ from jaxcb._src.models.pytree import with_state as with_state
 from jaxcb._src.replay.replay import replay as replay
 from jaxcb._src.sweep.lr_find import lr_find as lr_find
 from jaxcb._src.sweep.sweep import sweep as sweep
+from jaxcb._src.training.apply import apply as apply
 from jaxcb._src.training.learning_rate import adjustable_lr as adjustable_lr
 from jaxcb._src.training.loss import Out as Out
 from jaxcb._src.training.probes import probe as probe
 from jaxcb._src.training.train_state import TrainState as TrainState
-from jaxcb._src.training.train_state import apply as apply
 from jaxcb._src.training.train_step import EvalStep as EvalStep
 from jaxcb._src.training.train_step import Step as Step
 from jaxcb._src.utils.kept_programs import clear_caches as clear_caches

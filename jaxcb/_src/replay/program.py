@@ -14,8 +14,9 @@ from jaxcb._src.core.actions.control import Average, ScaleLearningRate, SetLearn
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.history.reader import Records
+from jaxcb._src.training.apply import apply
 from jaxcb._src.training.learning_rate import LearningRate, checked_rate
-from jaxcb._src.training.train_state import TrainState, apply
+from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.kept_programs import KeptFunction, kept_program
 from jaxcb._src.utils.program_key import key_of, tree_key
 from jaxcb._src.utils.pytree import select

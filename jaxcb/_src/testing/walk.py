@@ -19,8 +19,9 @@ from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.history.reader import Records, read_records
 from jaxcb._src.replay.program import SIMULATED
 from jaxcb._src.testing.compare import to_numpy
+from jaxcb._src.training.apply import apply
 from jaxcb._src.training.learning_rate import LearningRate
-from jaxcb._src.training.train_state import TrainState, apply
+from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.errors import DataError, check_int
 from jaxcb._src.utils.names import leaf_name
 

@@ -20,7 +20,8 @@ from jaxcb._src.loop.compiled.program_spec import ProgramSpec, ValidationPlan, m
 from jaxcb._src.loop.compiled.record_buffer import RecordBuffers, any_fires
 from jaxcb._src.loop.compiled.state import Inputs, LoopState, ProbeValue, Status
 from jaxcb._src.loop.compiled.traced_functions import TracedFunctions, call_preserving_identity
-from jaxcb._src.training.train_state import TrainState, apply_actions
+from jaxcb._src.training.apply import apply_actions
+from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import PendingUpdate, Step
 from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.utils.names import leaf_name

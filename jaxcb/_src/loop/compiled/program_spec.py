@@ -16,8 +16,9 @@ from jaxcb._src.loop.compiled.position import EvalSchedule, PositionPredicates
 from jaxcb._src.loop.compiled.state import MetricShapes
 from jaxcb._src.loop.compiled.traced_functions import TracedFunctions
 from jaxcb._src.training.accumulation import accumulations
+from jaxcb._src.training.apply import check_actions
 from jaxcb._src.training.learning_rate import learning_rates
-from jaxcb._src.training.train_state import TrainState, check_actions
+from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import Step
 from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.utils.names import is_rate, leaf_name
