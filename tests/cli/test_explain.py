@@ -165,3 +165,23 @@ def test_the_text_of_a_callback_makes_it_again(patience, delta, mode):
     callback = jc.EarlyStopping("a b'c", patience=patience, min_delta=delta, mode=mode)
     assert make(repr(callback)) == callback
     assert parse("EarlyStopping").fields == {}
+
+
+def test_callbacks_that_a_replay_cannot_run_are_named_and_the_others_explained(tmp_path, call):
+    import optax
+    from loop._runs import loss_fn, make_data, make_params
+
+    jc.fit(
+        make_params(), loss_fn, make_data(), optimizer={"w": optax.sgd, "b": optax.sgd}, learning_rate=0.1, epochs=6,
+        batch_size=16, verbose=0, run_dir=tmp_path / "run",
+        callbacks=[
+            jc.EarlyStopping("loss", patience=1, min_delta=9.0), jc.ReduceLROnPlateau("loss", of="w"),
+            jc.callbacks.GradientAccumulation({0: 1, 2: 2}),
+        ],
+    )  # fmt: skip
+    found = explain(RunFolder(tmp_path / "run"))
+    assert set(found.unexplained) == {"ReduceLROnPlateau", "GradientAccumulation"}
+    assert found.unexplained["ReduceLROnPlateau"].startswith("a replay cannot run it: ")
+    assert [(e.callback, e.action, e.epoch) for e in found.events] == [("EarlyStopping", "Stop", 1)]
+    for command in (["explain"], ["compare", tmp_path / "run"], ["report", "-o", tmp_path / "r.html"]):
+        assert call(*command, tmp_path / "run").code == 0

@@ -103,6 +103,8 @@ def recorded_callbacks(run_folder: RunFolder, records: Records) -> Recorded:
             jax.eval_shape(lambda rows, one=callback, spec=spec: run(chain(one), rows, spec), rows)
         except MissingMetricError as error:
             missing[callback.name] = str(error)
+        except ValueError as error:  # its actions need what a replay has not: several rates, controls, accumulation
+            missing[callback.name] = f"a replay cannot run it: {error}"
         else:
             usable.append(callback)
     return Recorded(chain(*usable), missing)
