@@ -11,6 +11,7 @@ from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.actions.utils import fill
 from jaxcb._src.core.metrics import infer_mode_or_none
 from jaxcb._src.utils.kept_programs import seconds_compiling
+from jaxcb._src.utils.names import is_rate
 from jaxcb._src.writers.base import Writer, by_member
 
 
@@ -230,8 +231,7 @@ def _make_bar() -> tuple[Any, Any]:
 def _shown(values: Any) -> list[str]:
     """Formats scalars: `loss 0.512`; the loss first, then the other metrics, those of validations, and the rates."""
     out = []
-    rates = ("learning_rate", "base_learning_rate", "lr_scale")
-    for name in sorted(values, key=lambda n: (n in rates, n.startswith("val_"), n.removeprefix("val_") != "loss", n)):
+    for name in sorted(values, key=lambda n: (is_rate(n), n.startswith("val_"), n.removeprefix("val_") != "loss", n)):
         value = values[name]
         array = np.asarray(value)
         kind = name.partition("/")[0]
