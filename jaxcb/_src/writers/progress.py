@@ -130,12 +130,12 @@ class ProgressWriter(Writer):
         building, self._compiled = compiled - self._compiled, compiled
         building = min(building, now - self._line_at)  # programs may be compiled at the same time
         training = now - self._line_at - building
-        before = min(self._line_step, ends[0])
+        before = start = min(self._line_step, ends[0])
         for line in waiting:
             if isinstance(line, str):
                 self._line(line)
                 continue
-            share = (line.step - before) / max(ends[-1] - min(self._line_step, ends[0]), 1)
+            share = (line.step - before) / max(ends[-1] - start, 1)
             seconds = _seconds(training * share)
             if building >= _WORTH_SAYING:
                 seconds, building = f"{seconds}, after {_seconds(building)} of compiling", 0.0
@@ -156,7 +156,6 @@ class ProgressWriter(Writer):
             self._bar.console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
     def tick(self, status: Any) -> None:
-        self.flush()
         if not self._live:
             return
         now = time.monotonic()
