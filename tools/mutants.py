@@ -43,6 +43,7 @@ TESTS = {  # what is spoilt -> the tests that should notice, the quick ones firs
         "tests/callbacks/test_stale_names.py",
         f"{OWN}early_stopping.py",
         f"{OWN}reduce_lr_on_plateau.py",
+        REPORTS,
         f"{KERAS}[EarlyStopping]",
         RULES,
         OPTIONS,

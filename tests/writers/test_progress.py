@@ -210,6 +210,16 @@ def test_epochs_of_one_dispatch_share_its_seconds_by_their_steps(monkeypatch, ca
     ]  # fmt: skip
 
 
+def test_each_of_several_rates_comes_after_the_metrics(capsys):
+    writer = ProgressWriter(Context(None, None, 2, 3))
+    names = ("accuracy", "learning_rate/body", "learning_rate/head", "loss", "val_loss")
+    action = jc.actions.LogProgress({n: np.float32(0.5) for n in names}, dict.fromkeys(names, np.True_), 2)
+    writer.write(Record(action, "on_epoch_end", 10, 0, 10))
+    writer.flush()
+    shown = [part.split()[0] for part in capsys.readouterr().out.split(" · ")[2:-1]]
+    assert shown == ["loss", "accuracy", "val_loss", "learning_rate/body", "learning_rate/head"]
+
+
 def test_lines_that_come_together_draw_the_bar_once(bar, monkeypatch, capsys):
     clock = iter([100.0, 100.05, 100.2, 100.21, 100.22])
     set_clock(monkeypatch, clock)

@@ -17,6 +17,7 @@ from jaxcb._src.callbacks.monitor import (
     is_old,
     is_reported,
     monitor_name,
+    patience_left,
     reaches,
     read,
 )
@@ -122,7 +123,7 @@ class EarlyStopping(StoppingCallback):
     def reports(self, state: EarlyStoppingState) -> dict[str, Array]:
         if not self.report:
             return {}
-        return {"patience_left": jnp.maximum(jnp.maximum(jnp.asarray(self.patience), 1) - state.wait, 0)}
+        return {"patience_left": patience_left(self.patience, state.wait)}
 
     def hooks(self) -> frozenset[str]:
         return super().hooks() - (frozenset() if self.patience_in == "steps" else {"on_batch_end"})

@@ -137,3 +137,8 @@ def elapsed(now: Reported, before: Reported, unit: str) -> Array:
     if unit == "steps":
         return now.step - jnp.maximum(before.step, 0)
     return jnp.int32(1)
+
+
+def patience_left(patience: Any, wait: Array) -> Array:
+    """Returns the patience that is left after a wait, int32 (), at least 0. A patience of 0 counts as 1."""
+    return jnp.maximum(jnp.maximum(jnp.asarray(patience), 1) - wait, 0)

@@ -15,6 +15,7 @@ from jaxcb._src.callbacks.monitor import (
     elapsed,
     improved,
     is_old,
+    patience_left,
     read,
 )
 from jaxcb._src.core.actions.control import ScaleLearningRate
@@ -107,8 +108,7 @@ class ReduceLROnPlateau(Callback):
     def reports(self, state: ReduceLROnPlateauState) -> dict[str, Any]:
         if not self.report:
             return {}
-        left = jnp.maximum(jnp.maximum(jnp.asarray(self.patience), 1) - state.wait, 0)
-        return {"patience_left": left, "cooldown_left": state.cooldown}
+        return {"patience_left": patience_left(self.patience, state.wait), "cooldown_left": state.cooldown}
 
     def on_eval_end(self, state: ReduceLROnPlateauState, metrics: Metrics) -> Any:
         return self._report(state, metrics)

@@ -10,7 +10,6 @@ from jaxcb._src.utils.names import is_rate
 from jaxcb._src.utils.pytree import static
 
 
-# Not means over an epoch: one name serves the curves by step and by epoch.
 class Reporter(Callback):
     """Abstract base of loggers of the fresh scalars, at the end of epochs and every few steps."""
 
@@ -38,6 +37,7 @@ class Reporter(Callback):
 
     def on_batch_end(self, state: Any, metrics: Metrics) -> Any:
         # At an epoch's last step both a step's own loss and the epoch's mean are reported, so they need two names.
+        # A rate is no mean over an epoch: one name serves the curves by step and by epoch.
         values, fresh = (
             {name if is_rate(name) else f"batch_{name}": x for name, x in part.items()}
             for part in self._values(metrics)

@@ -185,8 +185,9 @@ class Context:
         """
         key = self.key(path)
         alone = not append and self.run_dir is not None and path.resolve().is_relative_to(self.run_dir.resolve())
-        given: dict[str, Any] = {"record": self.record, "key": key, "failures": self.failures}
-        file = AppendFile(path, what, append=append, shared=not alone, **given)
+        file = AppendFile(
+            path, what, append=append, record=self.record, key=key, shared=not alone, failures=self.failures
+        )
         if key in self.resumed_files:
             self._restore(file, self.resumed_files[key], of_the_run=path.name == key and key in OF_THE_RUN)
         self._appended[key] = file

@@ -11,6 +11,7 @@ from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.actions.utils import fill
 from jaxcb._src.core.metrics import infer_mode_or_none
 from jaxcb._src.utils.kept_programs import seconds_compiling
+from jaxcb._src.utils.names import is_rate
 from jaxcb._src.writers.base import Writer, by_member
 
 
@@ -129,12 +130,12 @@ class ProgressWriter(Writer):
         building, self._compiled = compiled - self._compiled, compiled
         building = min(building, now - self._line_at)  # programs may be compiled at the same time
         training = now - self._line_at - building
-        before = min(self._line_step, ends[0])
+        before = start = min(self._line_step, ends[0])
         for line in waiting:
             if isinstance(line, str):
                 self._line(line)
                 continue
-            share = (line.step - before) / max(ends[-1] - min(self._line_step, ends[0]), 1)
+            share = (line.step - before) / max(ends[-1] - start, 1)
             seconds = _seconds(training * share)
             if building >= _WORTH_SAYING:
                 seconds, building = f"{seconds}, after {_seconds(building)} of compiling", 0.0
@@ -155,7 +156,6 @@ class ProgressWriter(Writer):
             self._bar.console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
     def tick(self, status: Any) -> None:
-        self.flush()
         if not self._live:
             return
         now = time.monotonic()
@@ -230,8 +230,7 @@ def _make_bar() -> tuple[Any, Any]:
 def _shown(values: Any) -> list[str]:
     """Formats scalars: `loss 0.512`; the loss first, then the other metrics, those of validations, and the rates."""
     out = []
-    rates = ("learning_rate", "base_learning_rate", "lr_scale")
-    for name in sorted(values, key=lambda n: (n in rates, n.startswith("val_"), n.removeprefix("val_") != "loss", n)):
+    for name in sorted(values, key=lambda n: (is_rate(n), n.startswith("val_"), n.removeprefix("val_") != "loss", n)):
         value = values[name]
         array = np.asarray(value)
         kind = name.partition("/")[0]

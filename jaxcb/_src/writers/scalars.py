@@ -29,7 +29,11 @@ def fresh_floats(action: Any) -> dict[str, float]:
 
 def python_numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """Returns Python numbers: the shortest decimals that parse to the same value of their dtype."""
-    return {name: int(v) if np.asarray(v).dtype.kind in "iub" else float(as_text(v)) for name, v in values.items()}
+    return {name: _python_number(value) for name, value in values.items()}
+
+
+def _python_number(value: Any) -> float:
+    return int(value) if np.asarray(value).dtype.kind in "iub" else float(as_text(value))
 
 
 def json_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,9 +44,7 @@ def json_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
 def _json_number(value: Any) -> Any:
     if np.ndim(value):
         return [_json_number(part) for part in np.asarray(value)]
-    if np.asarray(value).dtype.kind in "iub":
-        return int(value)
-    number = float(as_text(value))
+    number = _python_number(value)
     if math.isfinite(number):
         return number
     return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"

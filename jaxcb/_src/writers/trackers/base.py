@@ -136,15 +136,14 @@ class Tracker:
 
         It asks `history`. A service that returns many metrics at once can define this instead.
         """
-        held: dict[int, dict[str, list[float]]] = {record.step: {} for record in records}
+        held = HeldValues(records)
         for name in sorted({name for record in records for name in record.values}):
             points = self.history(name)
             if points is None:
                 return records
             for step, value in points:
-                if step in held:
-                    held[step].setdefault(name, []).append(value)
-        return [rest for record in records if (rest := not_held(record, held[record.step])) is not None]
+                held.add(step, name, value)
+        return held.missing()
 
     def close(self, status: Status) -> None:
         """Closes the service's run after its last record; it may be opened again later."""
@@ -154,15 +153,31 @@ class Tracker:
         return False
 
 
-def not_held(record: TrackedRecord, held: Mapping[str, Any]) -> TrackedRecord | None:
-    """Returns the part of a record that a service does not hold; None if it holds all.
+class HeldValues:
+    """What a service holds at the steps of some records.
 
     Args:
-        record: the record.
-        held: name -> the values that the service holds for the record's step, a collection.
+        records: the records.
     """
-    values = {name: value for name, value in record.values.items() if not _is_among(value, held.get(name, ()))}
-    return record._replace(values=values) if values else None
+
+    def __init__(self, records: list[TrackedRecord]) -> None:
+        self._records = records
+        self._held: dict[int, dict[str, list[Any]]] = {record.step: {} for record in records}
+
+    def add(self, step: int, name: str, value: Any) -> None:
+        """Adds a value that the service holds; those at other steps are left out."""
+        if step in self._held:
+            self._held[step].setdefault(name, []).append(value)
+
+    def missing(self) -> list[TrackedRecord]:
+        """Returns those records, or parts of them, that the service does not hold."""
+        return [rest for record in self._records if (rest := self._rest(record)) is not None]
+
+    def _rest(self, record: TrackedRecord) -> TrackedRecord | None:
+        """Returns the part of a record that the service does not hold; None if it holds all."""
+        held = self._held[record.step]
+        values = {name: value for name, value in record.values.items() if not _is_among(value, held.get(name, ()))}
+        return record._replace(values=values) if values else None
 
 
 def _is_among(value: float, values: Any) -> bool:

@@ -162,7 +162,6 @@ class Delivery:
             self._thread.join(self._tracker.close_seconds)
         self._thread, self._status, self._opened, self._abandoned, self._warned = None, None, False, False, False
         self._failure = None
-        self._run = self._run._replace(id=self.id)
         self.finish(status)
 
     def _start_thread(self) -> None:

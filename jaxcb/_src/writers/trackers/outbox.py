@@ -204,7 +204,8 @@ class DiskOutbox:
         return entry.number <= self._sent
 
     def is_held(self, entry: Entry) -> bool:
-        return _digest(entry.record) in self._held.get(entry.number, ())
+        digests = self._held.get(entry.number)  # of most records there are none, and theirs need not be computed
+        return digests is not None and _digest(entry.record) in digests
 
     def note_sending(self, entries: list[Entry]) -> None:
         self._note({"sending": entries[-1].number})

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from jaxcb._src.writers.trackers.base import Status, TrackedRecord, TrackedRun, Tracker, not_held
+from jaxcb._src.writers.trackers.base import HeldValues, Status, TrackedRecord, TrackedRun, Tracker
 from jaxcb._src.writers.trackers.writer import TrackerWriter
 
 
@@ -63,13 +63,12 @@ class TrackioTracker(Tracker):
             return records
         from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports]
 
-        held: dict[int, dict[str, list[float]]] = {record.step: {} for record in records}
+        held = HeldValues(records)
         for row in SQLiteStorage.get_logs(self.project, self._run.name, run_id=self._run.id):
             for name, value in row.items():
-                if row["step"] in held:
-                    # a reserved name, such as "time", is stored with two underscores before it
-                    held[row["step"]].setdefault(name.removeprefix("__"), []).append(_number(value))
-        return [rest for record in records if (rest := not_held(record, held[record.step])) is not None]
+                # a reserved name, such as "time", is stored with two underscores before it
+                held.add(row["step"], name.removeprefix("__"), _number(value))
+        return held.missing()
 
     def close(self, status: Status) -> None:
         run, self._run = self._run, None

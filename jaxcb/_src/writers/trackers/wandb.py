@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxcb._src.writers.trackers.base import Status, TrackedRecord, TrackedRun, Tracker, not_held
+from jaxcb._src.writers.trackers.base import HeldValues, Status, TrackedRecord, TrackedRun, Tracker
 from jaxcb._src.writers.trackers.writer import TrackerWriter
 
 _FINISH_SECONDS = 60.0  # W&B's own default waits forever
@@ -77,14 +77,14 @@ class WandbTracker(Tracker):
         if not self._run.offline:
             return [record for record in records if record.step >= self._run.starting_step]
         own = Path(self._run.dir).parent
-        held: dict[int, dict[str, list[float]]] = {record.step: {} for record in records}
+        held = HeldValues(records)
         for folder in sorted(own.parent.glob(f"offline-run-*-{self._run.id}")):
             if folder != own:  # its own file is still being written
                 for path in folder.glob("*.wandb"):
                     for step, values in offline_history(path):
-                        for name, value in values.items() if step in held else ():
-                            held[step].setdefault(name, []).append(value)
-        return [rest for record in records if (rest := not_held(record, held[record.step])) is not None]
+                        for name, value in values.items():
+                            held.add(step, name, value)
+        return held.missing()
 
     def close(self, status: Status) -> None:
         run, self._run = self._run, None
