@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcb._src.plotting.figure import new_figure, save, whole_ticks
 from jaxcb._src.utils.errors import did_you_mean, shown
 from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.utils.names import is_rate
@@ -44,15 +45,10 @@ def curves(
     path = None if path is None else local_path("Result.plot", "path", path)
     history = result.history
     names = None if names is None else _checked_names(history, names)
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise ImportError("plot() needs matplotlib: pip install jaxcb[plot].") from None
     panels = _panels(history, names)
     rates = _rates_to_draw(history, names)
     count = len(panels) + bool(rates)
-    figure = Figure(figsize=(7.5, 2.2 * max(count, 1) + 0.9), layout="constrained")
+    figure = new_figure((7.5, 2.2 * max(count, 1) + 0.9))
     axes = np.atleast_1d(figure.subplots(max(count, 1), 1, sharex=True))
     at = _positions(history)
     for axis, (name, lines) in zip(axes, panels.items(), strict=False):
@@ -72,10 +68,8 @@ def curves(
     figure.align_ylabels()
     axes[-1].set_xlabel("epoch")
     axes[-1].set_xlim(0, None)
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+    whole_ticks(axes[-1])
+    save(figure, path)
     return figure
 
 
