@@ -17,8 +17,7 @@ def curves_of(run: RunFolder, member: int | None, name: str) -> Curves | None:
     records = run.members.get(member)
     if records is None:
         return None
-    stops = [s for s in run.facts.get("stops", []) if member is None or s[4:] == [member]]
-    return curves_of_records(name, records, sorted(marks_of(run, records, stops), key=lambda mark: mark.x))
+    return curves_of_records(name, records, sorted(marks_of(run, records, run.stops(member)), key=lambda mark: mark.x))
 
 
 def marks_of(run: RunFolder, records: Records, stops: Any) -> Iterator[Mark]:

@@ -137,7 +137,7 @@ def explain(run_folder: RunFolder, member: int | None = None) -> Explanation:
         DataError: for a history that is damaged, or has no such member.
     """
     records = records_of(run_folder, member)
-    stops = [s for s in run_folder.facts.get("stops", []) if member is None or s[4:] == [member]]
+    stops = run_folder.stops(member)
     if records is None:
         return Explanation((), (), {}, ())
     callbacks, unexplained = recorded_callbacks(run_folder, records)

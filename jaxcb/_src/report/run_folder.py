@@ -231,10 +231,18 @@ class RunFolder:
         """Whether it is a population."""
         return self.facts.get("strategy") is not None or None not in (self.members or {None: None})
 
+    def stops(self, member: int | None = None) -> list[Any]:
+        """Returns the stops in the newest checkpoint, each with owner, reason, step and epoch.
+
+        Args:
+            member: a member of a sweep; None for all.
+        """
+        return [stop for stop in self.facts.get("stops", []) if member is None or stop[4:] == [member]]
+
     @functools.cached_property
     def standing(self) -> Standing:
         """Where the run stands."""
-        facts, stops = self.facts, self.facts.get("stops", [])
+        facts, stops = self.facts, self.stops()
         last = [(int(r.step[-1]), int(r.epoch[-1]) + 1) for r in self.members.values()]
         step = max([facts.get("step", 0), *(step for step, _ in last)])
         epoch = max([facts.get("epoch", 0), *(epoch for _, epoch in last)])
