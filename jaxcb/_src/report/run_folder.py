@@ -179,6 +179,12 @@ class RunFolder:
         return _newest_facts(self.path / CHECKPOINTS)
 
     @property
+    def written(self) -> list[str]:
+        """The files that writers had a position in at the newest checkpoint."""
+        sizes = (p.get("sizes") for p in self.facts.get("writers", {}).values() if isinstance(p, dict))
+        return [name for own in sizes if isinstance(own, dict) for name in own]
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """The request of the run, as its newest checkpoint has it; empty if there is none."""
         return self.facts.get("config", {})
