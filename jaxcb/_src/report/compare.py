@@ -49,28 +49,32 @@ class Comparison(NamedTuple):
         return self.numbers is not None or self.decisions is not None
 
 
-def compare(first: RunFolder, second: RunFolder, members: tuple[int | None, int | None] = (None, None)) -> Comparison:
-    """Compares two runs.
+def compare(first: RunFolder, others: Sequence[RunFolder], member: int | None = None) -> list[Comparison]:
+    """Compares runs with the first one.
 
     Args:
         first: a run.
-        second: another one.
-        members: the members of sweeps to compare; None for single runs.
+        others: those to compare it with.
+        member: the member of sweeps to compare; None for single runs.
 
     Raises:
         DataError: for a damaged history, or a member that does not exist.
     """
     from jaxcb._src.report.explain import explain, records_of
 
-    one, other = records_of(first, members[0]), records_of(second, members[1])
-    numbers, only = (None, ()) if one is None or other is None else first_difference(one, other)
-    if (one is None) != (other is None):
-        numbers = Parting(0, 0, "length", f"{_count(one)} records", f"{_count(other)} records")
-    events = [
-        [(e.epoch, e.step, _name(e), e.text) for e in explain(run, member).events]
-        for run, member in zip((first, second), members, strict=True)
-    ]
-    return Comparison(numbers, first_decision(*events), setting_differences(first.settings, second.settings), only)
+    def decisions(run: RunFolder) -> list[Any]:
+        return [(e.epoch, e.step, _name(e), e.text) for e in explain(run, member).events]
+
+    one, decided = records_of(first, member), decisions(first)
+    found = []
+    for run in others:
+        other = records_of(run, member)
+        numbers, only = (None, ()) if one is None or other is None else first_difference(one, other)
+        if (one is None) != (other is None):
+            numbers = Parting(0, 0, "length", f"{_count(one)} records", f"{_count(other)} records")
+        parted = first_decision(decided, decisions(run))
+        found.append(Comparison(numbers, parted, setting_differences(first.settings, run.settings), only))
+    return found
 
 
 def _count(records: Records | None) -> int:
