@@ -91,6 +91,7 @@ def recorded_callbacks(run_folder: RunFolder, records: Records) -> Recorded:
     described = run_folder.config.get("callbacks", {})
     deciding = {name: words for name, words in described.items() if not _is_logger(classes.get(name, ""))}
     made, missing = make_recorded(deciding, classes)
+    spec, rows = program_of(records, None)
     usable = []
     for callback in made:
         hooks = callback.hooks()
@@ -99,8 +100,7 @@ def recorded_callbacks(run_folder: RunFolder, records: Records) -> Recorded:
             missing[callback.name] = f"it acts at every batch ({', '.join(lost)}), and the history has epochs"
             continue
         try:
-            spec, rows = program_of(records, None)
-            jax.eval_shape(lambda rows, one=callback, spec=spec: run(chain(one), rows, spec), rows)
+            jax.eval_shape(lambda rows, one=callback: run(chain(one), rows, spec), rows)
         except MissingMetricError as error:
             missing[callback.name] = str(error)
         else:
