@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from jaxcb._src.checkpointing import manifest as _manifest
 from jaxcb._src.checkpointing.layout import CHECKPOINTS, RESULT, TABLE
-from jaxcb._src.history.reader import JOURNAL
-from jaxcb._src.report.run_folder import HISTORY, RunFolder
+from jaxcb._src.history.reader import HISTORY, JOURNAL
+from jaxcb._src.report.run_folder import RunFolder
 from jaxcb._src.storage import exports as _exports
 from jaxcb._src.storage.ownership import FOLDER, RECORD, is_inside, remove_files
 from jaxcb._src.utils.errors import DataError
