@@ -31,7 +31,7 @@ def compare(runs: Sequence[RunFolder], picture: Path | None, member: int | None,
     if len(runs) < 2:
         raise click.UsageError("compare needs two runs or more.")
     names = names_of(runs)
-    found = [compared(runs[0], run, (member, member)) for run in runs[1:]]
+    found = compared(runs[0], runs[1:], member)
     if picture is not None:
         draw(runs, names, picture, (), member)
     if as_json:

@@ -112,10 +112,7 @@ def differences(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def made_files(run: RunFolder) -> dict[str, int]:
     """Returns the files of a run besides its checkpoints, with sizes in bytes: those that its records name."""
-    names = {*run.facts.get("files", {}), *(run.record.made if run.record is not None else ())}
-    for position in run.facts.get("writers", {}).values():
-        if isinstance(position, dict) and isinstance(position.get("sizes"), dict):
-            names |= set(position["sizes"])
+    names = {*run.facts.get("files", {}), *(run.record.made if run.record is not None else ()), *run.written}
     there = {name: run.path / name for name in names if is_inside(name)}
     return {name: path.stat().st_size for name, path in sorted(there.items()) if path.is_file()}
 

@@ -10,12 +10,11 @@ from typing import Any
 from jaxcb._src.history import event_files as _event_files  # noqa: F401  # registers its format
 from jaxcb._src.history import wandb_files as _wandb_files  # noqa: F401
 from jaxcb._src.history.log_formats import FORMATS, LogFormat, Row
-from jaxcb._src.history.reader import POSITIONS, Records, read_records
+from jaxcb._src.history.reader import HISTORY, POSITIONS, Records, read_records
 from jaxcb._src.utils.address import parse_address
 from jaxcb._src.utils.errors import DataError
 from jaxcb._src.utils.local_path import local_path
 
-HISTORY = "history.csv"
 ENTRY_POINT = "jaxcb.log_formats"
 _MOST_ROWS = 20_000_000
 _STEP_NAMES = ("step", "_step", "global_step", "trainer/global_step")

@@ -133,19 +133,20 @@ def read_members(path: Path) -> dict[int | None, Records]:
     numbers = columns.pop("member", None)
     members = None if numbers is None else _whole(numbers, "member", lambda i: f"{path}, line {at[i]}")
     journal = path.with_name(JOURNAL)
+    table = _table(journal) if journal.is_file() else None
     found: dict[int | None, Records] = {}
     for member in (None,) if members is None else np.unique(members).tolist():
         rows = slice(None) if member is None else np.flatnonzero(members == member)
         own = {name: _Column(column.values[rows], column.present[rows]) for name, column in columns.items()}
         records = _records(own, lambda i, lines=at[rows]: f"{path}, line {lines[i]}")
-        found[member] = _with_journal(records, journal) if journal.is_file() else records
+        found[member] = records if table is None else _with_journal(records, journal, *table)
     return found
 
 
 def _from_path(path: Path) -> Records:
     path = path / HISTORY if path.is_dir() else path
     records, journal = _from_file(path), path.with_name(JOURNAL)
-    return _with_journal(records, journal) if path.name == HISTORY and journal.is_file() else records
+    return _with_journal(records, journal, *_table(journal)) if path.name == HISTORY and journal.is_file() else records
 
 
 def _from_bucket(address: Address) -> Records:
@@ -281,9 +282,8 @@ def _is_missing(cell: Any) -> bool:
     return cell is None or (isinstance(cell, str) and cell.strip() == MISSING)
 
 
-def _with_journal(records: Records, path: Path) -> Records:
-    """Adds the host metrics at each record: those of the last journal row before it."""
-    columns, at = _table(path)
+def _with_journal(records: Records, path: Path, columns: Mapping[str, _Column], at: np.ndarray) -> Records:
+    """Adds the host metrics at each record: those of the last row before it in the journal, a table."""
     names = [name for name in columns if name not in PLACE]
     for name in PLACE:
         if name not in columns and (len(at) or columns or path.stat().st_size):

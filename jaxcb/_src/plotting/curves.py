@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcb._src.plotting.figure import new_figure, save, whole_ticks
+from jaxcb._src.plotting.series import LOG_RATIO, cut_rows, is_logarithmic, positions
 from jaxcb._src.utils.errors import did_you_mean, shown
 from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.utils.names import is_rate
 
-_LOG_RATIO = 20  # a loss that falls by more than this factor is drawn on a logarithmic axis
 _RATE_POINTS = 1000  # at which a schedule is drawn
 _MARKED_ROWS = 60  # up to this number of rows, each one is marked by a dot
 
@@ -44,17 +45,12 @@ def curves(
     path = None if path is None else local_path("Result.plot", "path", path)
     history = result.history
     names = None if names is None else _checked_names(history, names)
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise ImportError("plot() needs matplotlib: pip install jaxcb[plot].") from None
     panels = _panels(history, names)
     rates = _rates_to_draw(history, names)
     count = len(panels) + bool(rates)
-    figure = Figure(figsize=(7.5, 2.2 * max(count, 1) + 0.9), layout="constrained")
+    figure = new_figure((7.5, 2.2 * max(count, 1) + 0.9))
     axes = np.atleast_1d(figure.subplots(max(count, 1), 1, sharex=True))
-    at = _positions(history)
+    at = positions(history.step, history.epoch)
     for axis, (name, lines) in zip(axes, panels.items(), strict=False):
         _draw_metric(axis, history, at, name, lines)
     for rate in rates:
@@ -72,10 +68,8 @@ def curves(
     figure.align_ylabels()
     axes[-1].set_xlabel("epoch")
     axes[-1].set_xlim(0, None)
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+    whole_ticks(axes[-1])
+    save(figure, path)
     return figure
 
 
@@ -121,13 +115,6 @@ def _panels(history: Any, names: tuple[str, ...] | None = None) -> dict[str, lis
     return dict(sorted(panels.items(), key=lambda panel: min(names.index(name) for name, _ in panel[1])))
 
 
-def _positions(history: Any) -> np.ndarray:
-    """Returns the position of each row in epochs: the end of epoch n at n + 1, validations within it in between."""
-    ends = np.r_[history.epoch[1:] != history.epoch[:-1], True] if len(history.epoch) else np.zeros(0, bool)
-    steps = np.interp(history.step, np.r_[0, history.step[ends]], np.r_[0, history.epoch[ends] + 1])
-    return np.asarray(steps, float)
-
-
 def _draw_metric(axis: Any, history: Any, at: np.ndarray, name: str, lines: list[tuple[str, str]]) -> None:
     marker = "." if len(at) <= _MARKED_ROWS else None
     drawn = [np.zeros(0)]
@@ -135,9 +122,7 @@ def _draw_metric(axis: Any, history: Any, at: np.ndarray, name: str, lines: list
         reported = history.reported(curve)
         drawn.append(history[curve][reported])
         axis.plot(at[reported], drawn[-1], marker=marker, markersize=4, linewidth=1.4, label=label)
-    values = np.concatenate(drawn)
-    values = values[np.isfinite(values)]
-    if name.endswith("loss") and values.size and values.min() > 0 and values.max() > _LOG_RATIO * values.min():
+    if is_logarithmic(name, np.concatenate(drawn)):
         axis.set_yscale("log")
     axis.set_ylabel(name.replace("_", " "))
 
@@ -176,7 +161,7 @@ def _draw_rate(
         if not np.allclose(factor, 1.0, rtol=1e-3):
             axis.plot(where, values, color="tab:gray", linestyle="--", linewidth=1.2, label="schedule alone")
         axis.plot(where, values * factor, color="tab:purple", linewidth=1.4, label="in force")
-        if np.all(values * factor > 0) and np.max(values) > _LOG_RATIO * np.min(values * factor):
+        if np.all(values * factor > 0) and np.max(values) > LOG_RATIO * np.min(values * factor):
             axis.set_yscale("log")
         axis.set_ylabel("learning rate")
         return
@@ -207,7 +192,7 @@ def _mark(axis: Any, result: Any, at: np.ndarray) -> dict[str, Any]:
 
 def cuts(history: Any) -> list[float]:
     """Returns the positions at which the callbacks' factor on a learning rate decreased, in epochs."""
-    at, found = _positions(history), set[float]()
+    at, found = positions(history.step, history.epoch), set[float]()
     for name in history:
         kind, slash, of = name.partition("/")
         if kind == "lr_scale":
@@ -217,6 +202,5 @@ def cuts(history: Any) -> list[float]:
             scale = history[name] / np.where(base == 0, 1, base)
         else:
             continue
-        # a row has the rate of its last update, so a reduction took place at the row before the first lower rate
-        found |= {float(at[i]) for i in range(len(scale) - 1) if scale[i + 1] < scale[i] * 0.999}
+        found |= {float(x) for x in at[cut_rows(scale)]}
     return sorted(found)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxcb._src.plotting.figure import new_figure, save, whole_ticks
 from jaxcb._src.plotting.series import Curves, is_logarithmic, panels, thinned
 
 _MOST = 2000  # points of a curve
@@ -27,16 +28,11 @@ def overlay(runs: Sequence[Curves], path: Path, metrics: Sequence[str] = ()) -> 
     Raises:
         ImportError: without matplotlib (`pip install jaxcb[plot]`).
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise ImportError("a picture needs matplotlib: pip install jaxcb[plot].") from None
     shown = {name: [m for m in inside if not metrics or m in metrics] for name, inside in panels(runs).items()}
     shown = {name: inside for name, inside in shown.items() if inside}
     rated = [run for run in runs if run.rate is not None and not metrics]
     count = max(1, len(shown) + bool(rated))
-    figure = Figure(figsize=(8, 2.4 * count + 0.8), layout="constrained")
+    figure = new_figure((8, 2.4 * count + 0.8), "a picture")
     axes = np.atleast_1d(figure.subplots(count, 1, sharex=True))
     for axis, (name, inside) in zip(axes, shown.items(), strict=False):
         for number, run in enumerate(runs):
@@ -60,7 +56,6 @@ def overlay(runs: Sequence[Curves], path: Path, metrics: Sequence[str] = ()) -> 
         for mark in runs[0].marks if len(runs) == 1 else ():
             axis.axvline(mark.x, color=_MARKED[mark.kind], linestyle=":", linewidth=1)
     axes[-1].set_xlabel("epoch")
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    whole_ticks(axes[-1])
+    save(figure, path)
     return figure

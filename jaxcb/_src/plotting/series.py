@@ -9,6 +9,8 @@ import numpy as np
 
 from jaxcb._src.utils.names import is_rate
 
+LOG_RATIO = 20  # a loss that falls by more than this factor is drawn on a logarithmic axis
+_DROP = 0.999  # of the factor on the rate that counts as a cut
 KINDS = ("best", "cut", "alert", "restart", "stop")  # of marks, from the least to the most important
 
 
@@ -49,6 +51,14 @@ def positions(steps: Any, epochs: Any) -> np.ndarray:
     steps, epochs = np.asarray(steps), np.asarray(epochs)
     ends = np.r_[epochs[1:] != epochs[:-1], True] if len(epochs) else np.zeros(0, bool)
     return np.asarray(np.interp(steps, np.r_[0, steps[ends]], np.r_[0, epochs[ends] + 1]), float)
+
+
+def cut_rows(scale: np.ndarray) -> np.ndarray:
+    """Returns the rows at which the callbacks' factor on the learning rate was reduced.
+
+    A row has the rate of its last update, so a reduction took place at the row before the first lower rate.
+    """
+    return np.flatnonzero(scale[1:] < scale[:-1] * _DROP)
 
 
 def curves_of_records(name: str, records: Any, marks: Sequence[Mark] = ()) -> Curves:
@@ -101,6 +111,6 @@ def thinned(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.nda
 
 
 def is_logarithmic(name: str, values: np.ndarray) -> bool:
-    """Returns whether a metric is drawn on a logarithmic axis: a loss that falls by more than a factor of 20."""
+    """Returns whether a metric is drawn on a logarithmic axis: a loss that falls by more than `LOG_RATIO`."""
     finite = values[np.isfinite(values)]
-    return name.endswith("loss") and finite.size > 0 and finite.min() > 0 and finite.max() > 20 * finite.min()
+    return name.endswith("loss") and finite.size > 0 and finite.min() > 0 and finite.max() > LOG_RATIO * finite.min()

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxcb._src.plotting.figure import new_figure, save
 from jaxcb._src.utils.local_path import local_path
 
 _DECADES = 20  # values that span a larger factor are drawn on a logarithmic axis
@@ -24,24 +25,19 @@ def picture(result: Any, monitor: str, mode: str, path: str | Path | None) -> An
         through its swept values and its best report.
     """
     path = None if path is None else local_path("SweepResult.plot", "path", path)
-    try:
-        from matplotlib import colormaps
-        from matplotlib.colors import Normalize
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("plot() needs matplotlib: pip install jaxcb[plot].") from None
+    figure = new_figure((9.0, 7.5))
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+
     best = result.bests(monitor, mode)
     score = best if mode == "min" else -best  # low is good
     colors = colormaps["viridis"](Normalize(np.nanmin(_ranked(score)), np.nanmax(_ranked(score)))(_ranked(score)))
-    figure = Figure(figsize=(9.0, 7.5), layout="constrained")
     above, below = figure.subplots(2, 1)
     winner = int(np.nanargmin(score)) if np.isfinite(score).any() else 0
     _curves(above, result, monitor, colors, winner)
     _coordinates(below, result, monitor, best, colors, winner)
     figure.suptitle(f"{len(result)} members; yellow ones end worse, the best is drawn in red", fontsize=10)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+    save(figure, path)
     return figure
 
 

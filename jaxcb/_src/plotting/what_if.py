@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxcb._src.plotting.figure import new_figure, save, whole_ticks
+
 
 def picture(columns: Mapping[str, list[Any]], monitor: str, path: Path) -> Any:
     """Draws each configuration whose stop is known as a point, and counts the others.
@@ -21,17 +23,12 @@ def picture(columns: Mapping[str, list[Any]], monitor: str, path: Path) -> Any:
     Raises:
         ImportError: without matplotlib (`pip install jaxcb[plot]`).
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise ImportError("a picture needs matplotlib: pip install jaxcb[plot].") from None
     known = [i for i, saved in enumerate(columns["epochs_saved"]) if saved is not None]
     saved = np.asarray([columns["epochs_saved"][i] for i in known], float)
     lost = np.asarray([columns["value_lost"][i] for i in known], float)
     # the first swept number gives the color
     first = next(iter(columns))
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    figure = new_figure((7.5, 4.5), "a picture")
     axis = figure.subplots()
     color = None if first == "outcome" else np.asarray([columns[first][i] for i in known], float)
     points = axis.scatter(saved, lost, c=color, s=18, alpha=0.7)
@@ -39,9 +36,8 @@ def picture(columns: Mapping[str, list[Any]], monitor: str, path: Path) -> Any:
         figure.colorbar(points, label=first)
     axis.set_xlabel("epochs saved")
     axis.set_ylabel(f"{monitor} lost")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_ticks(axis)
     axis.grid(alpha=0.25)
     axis.set_title(f"{len(known)} configurations stop; for {len(columns['outcome']) - len(known)} no stop is known")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
     return figure

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from jaxcb._src.checkpointing import manifest as _manifest
 from jaxcb._src.checkpointing.layout import CHECKPOINTS, RESULT, TABLE
-from jaxcb._src.history.reader import JOURNAL
-from jaxcb._src.report.run_folder import HISTORY, RunFolder
+from jaxcb._src.history.reader import HISTORY, JOURNAL
+from jaxcb._src.report.run_folder import RunFolder
 from jaxcb._src.storage import exports as _exports
 from jaxcb._src.storage.ownership import FOLDER, RECORD, is_inside, remove_files
 from jaxcb._src.utils.errors import DataError
@@ -65,9 +65,8 @@ def _checkpoints(run: RunFolder, owner: str, keep: Collection[str]) -> Iterator[
         saved = checkpoint.saved
         if saved is None or saved.run not in (None, owner) or ("latest" in keep and checkpoint.path == newest):
             continue  # without a manifest, no one knows which files are its own
-        kind = RESULT if checkpoint.kind == RESULT else CHECKPOINTS
         name = os.path.relpath(checkpoint.path, run.path)
-        yield Item(name, kind, checkpoint.bytes, lambda path=checkpoint.path: _manifest.delete(path))
+        yield Item(name, checkpoint.kind, checkpoint.bytes, lambda path=checkpoint.path: _manifest.delete(path))
 
 
 def _exports_of(run: RunFolder, owner: str) -> Iterator[Item]:
@@ -92,9 +91,7 @@ def _files(run: RunFolder) -> Iterator[Item]:
     record, made = run.record, dict.fromkeys(run.facts.get("files", {}), ())
     if record is not None:
         made = dict(record.made)
-    for position in run.facts.get("writers", {}).values():
-        if isinstance(position, dict) and isinstance(position.get("sizes"), dict):
-            made |= dict.fromkeys(position["sizes"], ())
+    made |= dict.fromkeys(run.written, ())
     for name, files in sorted(made.items()):
         path = run.path / name
         if not is_inside(name) or path.is_symlink() or (record is not None and record.writes(name)):

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxcb._src.core.metric_names import as_text
 from jaxcb._src.history.reader import Records
-from jaxcb._src.report.run_folder import RunFolder
+from jaxcb._src.report.run_folder import RunFolder, reports_of
 
 
 class Parting(NamedTuple):
@@ -49,28 +49,32 @@ class Comparison(NamedTuple):
         return self.numbers is not None or self.decisions is not None
 
 
-def compare(first: RunFolder, second: RunFolder, members: tuple[int | None, int | None] = (None, None)) -> Comparison:
-    """Compares two runs.
+def compare(first: RunFolder, others: Sequence[RunFolder], member: int | None = None) -> list[Comparison]:
+    """Compares runs with the first one.
 
     Args:
         first: a run.
-        second: another one.
-        members: the members of sweeps to compare; None for single runs.
+        others: those to compare it with.
+        member: the member of sweeps to compare; None for single runs.
 
     Raises:
         DataError: for a damaged history, or a member that does not exist.
     """
     from jaxcb._src.report.explain import explain, records_of
 
-    one, other = records_of(first, members[0]), records_of(second, members[1])
-    numbers, only = (None, ()) if one is None or other is None else first_difference(one, other)
-    if (one is None) != (other is None):
-        numbers = Parting(0, 0, "length", f"{_count(one)} records", f"{_count(other)} records")
-    events = [
-        [(e.epoch, e.step, _name(e), e.text) for e in explain(run, member).events]
-        for run, member in zip((first, second), members, strict=True)
-    ]
-    return Comparison(numbers, first_decision(*events), setting_differences(first.settings, second.settings), only)
+    def decisions(run: RunFolder) -> list[Any]:
+        return [(e.epoch, e.step, _name(e), e.text) for e in explain(run, member).events]
+
+    one, decided = records_of(first, member), decisions(first)
+    found = []
+    for run in others:
+        other = records_of(run, member)
+        numbers, only = (None, ()) if one is None or other is None else first_difference(one, other)
+        if (one is None) != (other is None):
+            numbers = Parting(0, 0, "length", f"{_count(one)} records", f"{_count(other)} records")
+        parted = first_decision(decided, decisions(run))
+        found.append(Comparison(numbers, parted, setting_differences(first.settings, run.settings), only))
+    return found
 
 
 def _count(records: Records | None) -> int:
@@ -83,7 +87,7 @@ def first_difference(one: Records, other: Records) -> tuple[Parting | None, tupl
     only = tuple(sorted({*one.names} ^ {*other.names}))
     count = min(len(one.step), len(other.step))
     rows = [
-        (name, _at(one.step, one.epoch, i), _text(a[i]), _text(b[i]))
+        (name, (int(one.step[i]), int(one.epoch[i])), as_text(a[i]), as_text(b[i]))
         for name, a, b in _columns(one, other, both, count)
         if (i := _first(a, b)) is not None
     ]
@@ -101,10 +105,7 @@ def _columns(one: Records, other: Records, names: Sequence[str], count: int) -> 
     yield "step", one.step[:count], other.step[:count]
     yield "epoch", one.epoch[:count], other.epoch[:count]
     for name in names:
-        i, j = one.names.index(name), other.names.index(name)
-        a = np.where(one.fresh[:count, i], one.values[:count, i], np.float32(np.nan))
-        b = np.where(other.fresh[:count, j], other.values[:count, j], np.float32(np.nan))
-        yield name, a, b
+        yield name, reports_of(one, name)[:count], reports_of(other, name)[:count]
     if one.rate is not None and other.rate is not None:
         yield "learning_rate", one.rate[:count], other.rate[:count]
 
@@ -112,14 +113,6 @@ def _columns(one: Records, other: Records, names: Sequence[str], count: int) -> 
 def _first(a: np.ndarray, b: np.ndarray) -> int | None:
     equal = (a == b) | ((a != a) & (b != b))
     return None if equal.all() else int(np.argmin(equal))
-
-
-def _at(step: np.ndarray, epoch: np.ndarray, row: int) -> tuple[int, int]:
-    return int(step[row]), int(epoch[row])
-
-
-def _text(value: Any) -> str:
-    return as_text(value)
 
 
 def _name(event: Any) -> str:

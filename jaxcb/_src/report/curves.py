@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 
 from jaxcb._src.history.reader import Records
-from jaxcb._src.plotting.series import Curves, Mark, curves_of_records, positions
+from jaxcb._src.plotting.series import Curves, Mark, curves_of_records, cut_rows, positions
 from jaxcb._src.report.run_folder import RunFolder, best_of
 
 _MOST_MARKS = 200  # of a kind; a picture of more is a wall
-_DROP = 0.999  # of the factor on the rate that counts as a cut
 
 
 def curves_of(run: RunFolder, member: int | None, name: str) -> Curves | None:
@@ -18,8 +17,7 @@ def curves_of(run: RunFolder, member: int | None, name: str) -> Curves | None:
     records = run.members.get(member)
     if records is None:
         return None
-    stops = [s for s in run.facts.get("stops", []) if member is None or s[4:] == [member]]
-    return curves_of_records(name, records, sorted(marks_of(run, records, stops), key=lambda mark: mark.x))
+    return curves_of_records(name, records, sorted(marks_of(run, records, run.stops(member)), key=lambda mark: mark.x))
 
 
 def marks_of(run: RunFolder, records: Records, stops: Any) -> Iterator[Mark]:
@@ -29,9 +27,7 @@ def marks_of(run: RunFolder, records: Records, stops: Any) -> Iterator[Mark]:
         row = int(np.flatnonzero(records.epoch == best[1])[-1])
         yield Mark(float(at[row]), "best", f"best {run.monitor[0]} {best[0]:.6g} in epoch {best[1] + 1}")
     if records.scale is not None:
-        # a row has the rate of its last update, so a cut took place at the row before the first lower rate
-        fell = np.flatnonzero(records.scale[1:] < records.scale[:-1] * _DROP)[:_MOST_MARKS]
-        for row in fell.tolist():
+        for row in cut_rows(records.scale)[:_MOST_MARKS].tolist():
             text = f"learning rate times {records.scale[row + 1] / records.scale[row]:.4g} after epoch"
             yield Mark(float(at[row]), "cut", f"{text} {records.epoch[row] + 1}")
     for owner, reason, step, epoch, *_ in stops[:_MOST_MARKS]:

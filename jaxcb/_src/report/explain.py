@@ -91,6 +91,7 @@ def recorded_callbacks(run_folder: RunFolder, records: Records) -> Recorded:
     described = run_folder.config.get("callbacks", {})
     deciding = {name: words for name, words in described.items() if not _is_logger(classes.get(name, ""))}
     made, missing = make_recorded(deciding, classes)
+    spec, rows = program_of(records, None)
     usable = []
     for callback in made:
         hooks = callback.hooks()
@@ -99,8 +100,7 @@ def recorded_callbacks(run_folder: RunFolder, records: Records) -> Recorded:
             missing[callback.name] = f"it acts at every batch ({', '.join(lost)}), and the history has epochs"
             continue
         try:
-            spec, rows = program_of(records, None)
-            jax.eval_shape(lambda rows, one=callback, spec=spec: run(chain(one), rows, spec), rows)
+            jax.eval_shape(lambda rows, one=callback: run(chain(one), rows, spec), rows)
         except MissingMetricError as error:
             missing[callback.name] = str(error)
         except ValueError as error:  # its actions need what a replay has not: several rates, controls, accumulation
@@ -139,7 +139,7 @@ def explain(run_folder: RunFolder, member: int | None = None) -> Explanation:
         DataError: for a history that is damaged, or has no such member.
     """
     records = records_of(run_folder, member)
-    stops = [s for s in run_folder.facts.get("stops", []) if member is None or s[4:] == [member]]
+    stops = run_folder.stops(member)
     if records is None:
         return Explanation((), (), {}, ())
     callbacks, unexplained = recorded_callbacks(run_folder, records)

@@ -36,13 +36,13 @@ class NearMiss(NamedTuple):
 def near_misses(names: Mapping[str, Any], records: Records, out: Replayed) -> list[NearMiss]:
     """Returns for each callback and each of its conditions the nearest miss, the nearest of all first."""
     found = []
+    # the record at which the run stopped is the last one that decided
+    alive = np.concatenate([[True], ~np.asarray(out.stopped)[:-1]])
     for name, callback in names.items():
         fires = np.zeros(len(records.step), bool)
         for action in out.actions:
             if action.owner == name:
                 fires |= np.asarray(action.when)
-        # the record at which the run stopped is the last one that decided
-        alive = np.concatenate([[True], ~np.asarray(out.stopped)[:-1]])
         monitor = getattr(callback, "monitor", None)
         values = fresh = None
         if isinstance(monitor, str) and monitor in records.names:

@@ -64,10 +64,8 @@ def open_source(path: str | Path, member: int | None = None, texts: Sequence[str
     if records is None:
         raise DataError(f"{path} has no records yet, so there is nothing to replay.")
     recorded = recorded_callbacks(folder, records)
-    stops = [s for s in folder.facts.get("stops", []) if member is None or s[4:] == [member]]
-    return Source(
-        place, records, chain(*given) if given else _deciding(recorded.chain), recorded, stops, folder.monitor
-    )
+    callbacks = chain(*given) if given else _deciding(recorded.chain)
+    return Source(place, records, callbacks, recorded, folder.stops(member), folder.monitor)
 
 
 def _deciding(callbacks: Chain) -> Chain:

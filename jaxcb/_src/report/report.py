@@ -151,7 +151,7 @@ def _images(run: RunFolder) -> Iterator[str]:
 
 
 def _several(runs: Sequence[RunFolder], names: Sequence[str]) -> Iterator[str]:
-    rows, different = [], {}
+    rows = []
     for run, name in zip(runs, names, strict=True):
         run.check_history()
         at, best = run.standing, run.best()

@@ -25,14 +25,13 @@ from jaxcb._src.checkpointing.layout import (
 )
 from jaxcb._src.checkpointing.manifest import Saved, UnusableError
 from jaxcb._src.core.metric_names import infer_mode_or_none
-from jaxcb._src.history.reader import RATES, Records, read_members
+from jaxcb._src.history.reader import HISTORY, RATES, Records, read_members
 from jaxcb._src.report.running import is_locked
 from jaxcb._src.storage.ownership import FOLDER, RECORD, RunRecord
 from jaxcb._src.storage.schema import FormError
 from jaxcb._src.utils.errors import DataError, did_you_mean
 from jaxcb._src.utils.local_path import local_path
 
-HISTORY = "history.csv"
 _STORES = (CHECKPOINTS, RESULT)
 _NEVER_RUNS = {".git", ".jaxcb", "__pycache__", "node_modules", ".venv", CHECKPOINTS, RESULT}
 
@@ -179,6 +178,12 @@ class RunFolder:
         return _newest_facts(self.path / CHECKPOINTS)
 
     @property
+    def written(self) -> list[str]:
+        """The files that writers had a position in at the newest checkpoint."""
+        sizes = (p.get("sizes") for p in self.facts.get("writers", {}).values() if isinstance(p, dict))
+        return [name for own in sizes if isinstance(own, dict) for name in own]
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """The request of the run, as its newest checkpoint has it; empty if there is none."""
         return self.facts.get("config", {})
@@ -231,10 +236,18 @@ class RunFolder:
         """Whether it is a population."""
         return self.facts.get("strategy") is not None or None not in (self.members or {None: None})
 
+    def stops(self, member: int | None = None) -> list[Any]:
+        """Returns the stops in the newest checkpoint, each with owner, reason, step and epoch.
+
+        Args:
+            member: a member of a sweep; None for all.
+        """
+        return [stop for stop in self.facts.get("stops", []) if member is None or stop[4:] == [member]]
+
     @functools.cached_property
     def standing(self) -> Standing:
         """Where the run stands."""
-        facts, stops = self.facts, self.facts.get("stops", [])
+        facts, stops = self.facts, self.stops()
         last = [(int(r.step[-1]), int(r.epoch[-1]) + 1) for r in self.members.values()]
         step = max([facts.get("step", 0), *(step for step, _ in last)])
         epoch = max([facts.get("epoch", 0), *(epoch for _, epoch in last)])

@@ -18,8 +18,8 @@ from jaxcb._src.checkpointing import manifest as _manifest
 from jaxcb._src.checkpointing.layout import CHECKPOINT, CHECKPOINTS, FACTS, RESULT, listed
 from jaxcb._src.checkpointing.manifest import DamagedError, UnusableError
 from jaxcb._src.core.metric_names import MISSING
-from jaxcb._src.history.reader import read_members
-from jaxcb._src.report.run_folder import HISTORY, Checkpoint, RunFolder
+from jaxcb._src.history.reader import HISTORY, read_members
+from jaxcb._src.report.run_folder import Checkpoint, RunFolder
 from jaxcb._src.report.stored_arrays import UnreadableError, check_array
 from jaxcb._src.storage.ownership import Prefix, RunRecord, is_inside
 from jaxcb._src.utils.errors import DataError

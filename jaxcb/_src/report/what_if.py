@@ -5,7 +5,7 @@ run's that it does not take: from there on the run would have been another one. 
 decided on what was recorded. Nothing is claimed beyond it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -230,8 +230,3 @@ def _number(text: str, whole: str) -> float | int:
             raise ValueError(
                 f"{text!r} in {whole!r} is not a number; expected values such as 2..20 or 0.1,0.5."
             ) from None
-
-
-def point_paths(callbacks: Chain, settings: Mapping[str, list[float | int]]) -> dict[str, list[float | int]]:
-    """Returns settings such as `EarlyStopping.patience` as paths of a grid. `with_overrides` checks their names."""
-    return {f"callbacks.{name.removeprefix('callbacks.')}": values for name, values in settings.items()}

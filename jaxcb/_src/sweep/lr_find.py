@@ -13,6 +13,7 @@ from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.loop.compiled.member_map import STRATEGIES
+from jaxcb._src.plotting.figure import new_figure, save
 from jaxcb._src.sweep.sweep import sweep
 from jaxcb._src.utils.errors import check_choice, check_int, check_number, check_seed
 from jaxcb._src.utils.local_path import local_path
@@ -46,11 +47,7 @@ class LRFind:
             ImportError: without matplotlib (`pip install jaxcb[plot]`).
         """
         path = None if path is None else local_path("LRFind.plot", "path", path)
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise ImportError("plot() needs matplotlib: pip install jaxcb[plot].") from None
-        figure = Figure(figsize=(7.0, 4.0), layout="constrained")
+        figure = new_figure((7.0, 4.0))
         axis = figure.subplots()
         known = np.isfinite(self.losses)
         axis.plot(self.rates[known], self.losses[known], marker=".", linewidth=1.4)
@@ -64,9 +61,7 @@ class LRFind:
         axis.set_xlabel("learning rate")
         axis.set_ylabel("smoothed training loss")
         axis.grid(alpha=0.25)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=120)
+        save(figure, path)
         return figure
 
 
