@@ -52,6 +52,11 @@ LOCK_OF = $$($(1) -c 'import sys; print("requirements/py311.txt" if sys.version_
 PYTHON311 = @python=$(BENCH_PYTHON); [ -n "$$python" ] || python=$$(command -v python3.11) || \
     { echo "$(1) Python 3.11: install it, or name one with make BENCH_PYTHON=..." >&2; exit 1; };
 
+# Makes the environment of a rule with $$python: the locked versions of these names in requirements/, and jaxcb.
+ENVIRONMENT = $$python -m venv $(@D) && \
+    $(@D)/bin/python -m pip install $(PIP_FLAGS) $(patsubst %,-r requirements/%.txt,$(1)) && \
+    $(@D)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+
 SOURCES := pyproject.toml requirements/py311.txt requirements/newest.txt
 
 # Tests of the algebra and of single parts, which train no network.
@@ -177,34 +182,25 @@ $(NEWEST)/.dev: $(SOURCES)
 $(BENCH)/.done: $(SOURCES) requirements/bench.txt
 	$(call PYTHON311,The benchmarks need) \
 	echo "Setting up $(BENCH) with Keras, PyTorch and Lightning (once)"; \
-	$$python -m venv $(BENCH) && \
-	$(BENCH)/bin/python -m pip install $(PIP_FLAGS) -r requirements/py311.txt -r requirements/bench.txt && \
-	$(BENCH)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+	$(call ENVIRONMENT,py311 bench)
 	@touch $@
 
 $(BENCH_GPU)/.done: $(SOURCES) requirements/bench.txt requirements/bench-gpu.txt
 	$(call PYTHON311,The benchmarks for a GPU need) \
 	echo "Setting up $(BENCH_GPU) with CUDA, PyTorch and Lightning (once)"; \
-	$$python -m venv $(BENCH_GPU) && \
-	$(BENCH_GPU)/bin/python -m pip install $(PIP_FLAGS) -r requirements/py311.txt -r requirements/bench.txt \
-	    -r requirements/bench-gpu.txt && \
-	$(BENCH_GPU)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+	$(call ENVIRONMENT,py311 bench bench-gpu)
 	@touch $@
 
 $(SITE)/.done: $(SOURCES) requirements/site.txt
 	$(call PYTHON311,The site needs) \
 	echo "Setting up $(SITE) with Sphinx (once)"; \
-	$$python -m venv $(SITE) && \
-	$(SITE)/bin/python -m pip install $(PIP_FLAGS) -r requirements/py311.txt -r requirements/site.txt && \
-	$(SITE)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+	$(call ENVIRONMENT,py311 site)
 	@touch $@
 
 $(LOADERS)/.done: $(SOURCES) requirements/loaders.txt
 	$(call PYTHON311,The tests of loaders need) \
 	echo "Setting up $(LOADERS) with PyTorch and TensorFlow (once)"; \
-	$$python -m venv $(LOADERS) && \
-	$(LOADERS)/bin/python -m pip install $(PIP_FLAGS) -r requirements/py311.txt -r requirements/loaders.txt && \
-	$(LOADERS)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+	$(call ENVIRONMENT,py311 loaders)
 	@touch $@
 
 # The compilers of a TPU and a GPU take a gigabyte. Hypothesis is for docs/tables.py.
@@ -220,9 +216,7 @@ $(ACCELERATORS)/.done: $(SOURCES) requirements/accelerators.txt
 $(TRACKERS)/.done: $(SOURCES) requirements/trackers.txt
 	$(call PYTHON311,The trackers need) \
 	echo "Setting up $(TRACKERS) with W&B, MLflow and Trackio (once)"; \
-	$$python -m venv $(TRACKERS) && \
-	$(TRACKERS)/bin/python -m pip install $(PIP_FLAGS) -r requirements/trackers.txt && \
-	$(TRACKERS)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+	$(call ENVIRONMENT,trackers)
 	@touch $@
 
 lock:

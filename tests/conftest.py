@@ -31,10 +31,14 @@ HERE = Path(__file__).parent
 MEMORY = 900 << 20  # bytes of a process, and
 GROWTH = 200 << 20  # bytes since the last time, at which it drops what it has compiled
 
+CACHE = {
+    "jax_compilation_cache_dir": str(HERE / ".jax_cache"),
+    "jax_persistent_cache_min_compile_time_secs": 0.15,  # to write costs time, too
+    "jax_persistent_cache_enable_xla_caches": "none",
+}
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(HERE / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.15)  # to write costs time, too
-jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+for _name, _value in CACHE.items():
+    jax.config.update(_name, _value)
 
 _COMMON = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
 hypothesis.settings.register_profile("quick", max_examples=15, derandomize=True, database=None, **_COMMON)
@@ -69,6 +73,13 @@ def strict_dtypes() -> Iterator[None]:
     """No implicit promotion of dtypes: for what is all our own arithmetic."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def children_share_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that a test starts compile as the tests do."""
+    for name in CACHE:
+        monkeypatch.setenv(name.upper(), str(getattr(jax.config, name)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -106,6 +106,7 @@ OVER = [
     {"learning_rte": [0.1]}, {"learning_rate": [-0.1]}, {"learning_rate": [math.nan]}, {"learning_rate": [KEY]},
     {"batch_size": [1, 2]}, [{"seed": 0}, {"learning_rate": 0.1}],
 ]  # fmt: skip
+NO_CHOICES = [None, 3, "abc", [1], VECTOR, KEY, len, {3: [1]}, {"seed": 3}, {"seed": "abc"}, {"seed": KEY}]
 EXECUTION = {
     "executor": CHOICE,
     "steps_per_execution": COUNT,
@@ -209,23 +210,7 @@ FUNCTIONS = {
     "search.grid": (
         lambda **given: jc.search.grid(**({"over": {"seed": [0]}} | given)),
         {
-            "over": [
-                None,
-                3,
-                "abc",
-                [1],
-                VECTOR,
-                KEY,
-                len,
-                {3: [1]},
-                {"": [1]},
-                {"seed": 3},
-                {"seed": "abc"},
-                {"seed": KEY},
-                {"seed": {"a": 1}},
-                {"seed": {1}},
-                {"seed": None},
-            ]
+            "over": [*NO_CHOICES, {"": [1]}, {"seed": {"a": 1}}, {"seed": {1}}, {"seed": None}],
         },
     ),
     "search.draws": (
@@ -233,21 +218,7 @@ FUNCTIONS = {
         {
             "n": COUNT,
             "seed": RUN["seed"],
-            "over": [
-                None,
-                3,
-                "abc",
-                [1],
-                VECTOR,
-                KEY,
-                len,
-                {3: [1]},
-                {"seed": 3},
-                {"seed": "abc"},
-                {"seed": []},
-                {"seed": {}},
-                {"seed": KEY},
-            ],
+            "over": [*NO_CHOICES, {"seed": []}, {"seed": {}}],
         },
     ),
     **{

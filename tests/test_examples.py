@@ -15,11 +15,7 @@ import jaxcb as jc
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-CACHE = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_enable_xla_caches",
-)
+pytestmark = pytest.mark.usefixtures("children_share_the_cache")
 
 
 @pytest.fixture
@@ -33,8 +29,7 @@ def example(monkeypatch):
 def run(name: str, *arguments: object) -> str:
     """Runs an example as a user does, and returns what it printed."""
     command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    cache = {f"JAX_{key.upper()[4:]}": str(getattr(jax.config, key)) for key in CACHE}
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | cache
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

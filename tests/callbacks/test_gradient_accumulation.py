@@ -73,6 +73,10 @@ def test_a_second_run_accumulates_as_the_first_one():
 BY_EPOCH = {0: 2, 2: 3, 4: 1}
 
 
+def squares(w, x):
+    return jnp.mean((w - x) ** 2)
+
+
 def by_hand(steps_of_epoch, epochs, epoch_len, data):
     """The weights after a loop by hand, in which a number holds from the first update on that begins in its epoch."""
     tx, w, waiting = optax.adam(0.1), jnp.zeros(()), []
@@ -81,7 +85,7 @@ def by_hand(steps_of_epoch, epochs, epoch_len, data):
         for batch in range(epoch_len):
             if not waiting:
                 number = steps_of_epoch(epoch)
-            waiting.append(jax.grad(lambda w, x: jnp.mean((w - x) ** 2))(w, data[batch : batch + 1]))
+            waiting.append(jax.grad(squares)(w, data[batch : batch + 1]))
             if len(waiting) == number:
                 change, state = tx.update(jnp.mean(jnp.stack(waiting)), state, w)
                 w, waiting = w + change, []
@@ -98,7 +102,7 @@ def test_the_number_of_steps_may_follow_the_epochs(steps, executor):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         result = jc.fit(
-            jnp.zeros(()), lambda w, x: jnp.mean((w - x) ** 2), data, verbose=0, callbacks=[accumulate],
+            jnp.zeros(()), squares, data, verbose=0, callbacks=[accumulate],
             execution=jc.Execution(executor=executor), **given,
         )  # fmt: skip
     np.testing.assert_allclose(float(result.params), expected, rtol=1e-5)
@@ -125,14 +129,13 @@ def test_complete_updates_are_counted_as_one_by_one(steps, epoch_len, total):
 def test_members_and_a_resumed_run_follow_the_epochs(tmp_path):
     data, given = jnp.arange(6.0), {"batch_size": 1, "shuffle": False, "verbose": 0}
     callbacks = [jc.callbacks.GradientAccumulation({0: 1, 1: 2, 2: 3})]
-    loss = lambda w, x: jnp.mean((w - x) ** 2)  # noqa: E731
     how = {"optimizer": optax.adam, "learning_rate": 0.1, "callbacks": callbacks, **given}
-    whole = jc.fit(jnp.zeros(()), loss, data, epochs=4, **how)
-    jc.fit(jnp.zeros(()), loss, data, epochs=2, run_dir=tmp_path, **how)
-    resumed = jc.fit(jnp.zeros(()), loss, data, epochs=4, run_dir=tmp_path, resume=True, **how)
+    whole = jc.fit(jnp.zeros(()), squares, data, epochs=4, **how)
+    jc.fit(jnp.zeros(()), squares, data, epochs=2, run_dir=tmp_path, **how)
+    resumed = jc.fit(jnp.zeros(()), squares, data, epochs=4, run_dir=tmp_path, resume=True, **how)
     assert float(resumed.params) == float(whole.params)
     members = jc.sweep(
-        lambda seed: jnp.zeros(()), loss, data, epochs=4, over={"optimizer.learning_rate": [0.1, 0.2]}, **how
+        lambda seed: jnp.zeros(()), squares, data, epochs=4, over={"optimizer.learning_rate": [0.1, 0.2]}, **how
     )
     np.testing.assert_allclose(float(members.member(0).params), float(whole.params), rtol=1e-6)
     assert members.member(1).history["updates"].tolist() == whole.history["updates"].tolist() == [6, 9, 11, 13]
@@ -140,15 +143,14 @@ def test_members_and_a_resumed_run_follow_the_epochs(tmp_path):
 
 def test_the_end_says_what_could_not_be_known_before(capsys):
     how = {"optimizer": optax.sgd(0.1), "batch_size": 1, "epochs": 1}
-    loss = lambda w, x: jnp.mean((w - x) ** 2)  # noqa: E731
     with pytest.warns(RuntimeWarning, match="the gradients of the last 2 steps were accumulated"):
-        jc.fit(jnp.zeros(()), loss, jnp.ones(5), verbose=0, **how,
+        jc.fit(jnp.zeros(()), squares, jnp.ones(5), verbose=0, **how,
                callbacks=[jc.callbacks.GradientAccumulation(lambda updates: 3)])  # fmt: skip
     with pytest.warns(RuntimeWarning, match="the gradients of the last 1 steps were accumulated"):
-        jc.fit(jnp.zeros(()), loss, jnp.ones(5), batch_size=1, epochs=1, verbose=0,
+        jc.fit(jnp.zeros(()), squares, jnp.ones(5), batch_size=1, epochs=1, verbose=0,
                optimizer=optax.MultiSteps(optax.sgd(0.1), 2))  # fmt: skip
     stop = jc.TerminateOnNaN()
-    jc.fit(jnp.zeros(()), loss, jnp.array([1.0, 1, jnp.nan, 1]), shuffle=False, verbose=2, **how,
+    jc.fit(jnp.zeros(()), squares, jnp.array([1.0, 1, jnp.nan, 1]), shuffle=False, verbose=2, **how,
            callbacks=[jc.callbacks.GradientAccumulation(2), stop])  # fmt: skip
     assert "the gradients of the last 1 steps were accumulated" in capsys.readouterr().out
 

@@ -1,38 +1,18 @@
 """A run that is killed anywhere, and started again until it ends, is the run that was never killed."""
 
 import itertools
-import random
 import signal
 from collections import Counter
 
-import jax
 import numpy as np
 import pytest
-from loop._killing import Kill, at_random, differences, in_saves, killed_run, stopped_in_a_save, whole_run
+from loop._killing import Kill, at_random, chance, differences, in_saves, killed_run, stopped_in_a_save, whole_run
 
 pytest.importorskip("sklearn")
 
-CACHE = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_enable_xla_caches",
-)
 KILLS = 25  # of each of four kinds of run
 RUNS = [("looped", "arrays"), ("stepped", "stream")]
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch):
-    """The children compile as the tests do."""
-    for key in CACHE:
-        monkeypatch.setenv(f"JAX_{key.upper()[4:]}", str(getattr(jax.config, key)))
-
-
-def chance():
-    """Other moments each time; the seed is shown where a test fails."""
-    seed = random.SystemRandom().getrandbits(32)
-    print(f"seed {seed}")
-    return random.Random(seed)
+pytestmark = pytest.mark.usefixtures("children_share_the_cache")
 
 
 def start(directory, executor, data):

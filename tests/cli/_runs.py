@@ -26,7 +26,7 @@ def callbacks(patience: int = 4) -> list[jc.Callback]:
 
 def train(run_dir: Any, *, learning_rate: float = 0.3, patience: int = 4, more: Any = (), **arguments: Any) -> Any:
     """Trains a small run; with this rate, its validation gets worse after some epochs."""
-    given = {"epochs": EPOCHS, "verbose": 0} | arguments
+    given = {"epochs": EPOCHS, "verbose": 0, "callbacks": [*callbacks(patience), *more]} | arguments
     return jc.fit(
         {"w": jnp.zeros((3, 1)), "b": jnp.zeros(())},
         loss_fn,
@@ -35,7 +35,6 @@ def train(run_dir: Any, *, learning_rate: float = 0.3, patience: int = 4, more: 
         learning_rate=learning_rate,
         batch_size=8,
         validation_data=make_data(20, seed=1),
-        callbacks=[*callbacks(patience), *more],
         run_dir=run_dir,
         **given,
     )

@@ -32,7 +32,7 @@ def test_the_actions_are_those_that_the_run_performed(tmp_path_factory, data):
     printed = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.print", lambda *parts, **_: printed.append(" ".join(map(str, parts))))
-        result = _fit(run_dir, verbose_callbacks(data.draw))
+        result = train(run_dir, callbacks=verbose_callbacks(data.draw), epochs=10, verbose=2)
     found = explain(RunFolder(run_dir))
     assert found.problems == ()
     assert found.unexplained == {}
@@ -50,26 +50,6 @@ def test_the_actions_are_those_that_the_run_performed(tmp_path_factory, data):
     assert [e.epoch for e in events if e.action == "ScaleLearningRate" and e.epoch < len(factor) - 1] == cuts
     saved = sorted(int(path.name) for path in run_dir.iterdir() if path.name.isdigit())
     assert [e.epoch + 1 for e in events if e.action == "Checkpoint"] == saved
-
-
-def _fit(run_dir, callbacks):
-    import jax.numpy as jnp
-    import optax
-    from loop._runs import loss_fn, make_data
-
-    return jc.fit(
-        {"w": jnp.zeros((3, 1)), "b": jnp.zeros(())},
-        loss_fn,
-        make_data(48),
-        optimizer=optax.sgd,
-        learning_rate=0.3,
-        batch_size=8,
-        epochs=10,
-        validation_data=make_data(20, seed=1),
-        callbacks=callbacks,
-        run_dir=run_dir,
-        verbose=2,
-    )
 
 
 @pytest.mark.long

@@ -6,6 +6,7 @@ import io
 import jax
 import numpy as np
 import pytest
+from cli._runs import train
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,8 +29,10 @@ def test_a_row_is_what_a_run_with_these_numbers_does(call, folder, tmp_path):
         callbacks = [
             jc.EarlyStopping(patience=row["EarlyStopping.patience"], restore_best_weights=True),
             jc.ReduceLROnPlateau(patience=row["ReduceLROnPlateau.patience"], factor=0.5),
+            jc.ModelCheckpoint("best", save_best_only=True, save_weights_only=True),
+            jc.CSVLogger("log.csv"),
         ]
-        real = _train(tmp_path / str(number), callbacks)
+        real = train(tmp_path / str(number), callbacks=callbacks)
         lines = (tmp_path / str(number) / "history.csv").read_text().splitlines()
         held = row["holds_until_epoch"] + 2  # the header, and the epoch itself
         assert lines[:held] == recorded[:held]
@@ -47,28 +50,6 @@ def test_a_row_is_what_a_run_with_these_numbers_does(call, folder, tmp_path):
     assert outcomes == {STOPS, ENDS, DIFFERS}
 
 
-def _train(run_dir, callbacks):
-    import jax.numpy as jnp
-    import optax
-    from cli._runs import EPOCHS
-    from loop._runs import loss_fn, make_data
-
-    more = [jc.ModelCheckpoint("best", save_best_only=True, save_weights_only=True), jc.CSVLogger("log.csv")]
-    return jc.fit(
-        {"w": jnp.zeros((3, 1)), "b": jnp.zeros(())},
-        loss_fn,
-        make_data(48),
-        optimizer=optax.sgd,
-        learning_rate=0.3,
-        batch_size=8,
-        epochs=EPOCHS,
-        validation_data=make_data(20, seed=1),
-        callbacks=[*callbacks, *more],
-        run_dir=run_dir,
-        verbose=0,
-    )
-
-
 def test_a_callback_that_cannot_be_made_again_shows_in_the_recorded_rate(call, tmp_path):
     """The run's own cuts of the rate, by a class of its own, are not a difference."""
 
@@ -76,23 +57,7 @@ def test_a_callback_that_cannot_be_made_again_shows_in_the_recorded_rate(call, t
         def on_epoch_end(self, state, metrics):
             return state, jc.actions.ScaleLearningRate(0.5, when=metrics.epoch == 2)
 
-    import jax.numpy as jnp
-    import optax
-    from loop._runs import loss_fn, make_data
-
-    jc.fit(
-        {"w": jnp.zeros((3, 1)), "b": jnp.zeros(())},
-        loss_fn,
-        make_data(48),
-        optimizer=optax.sgd,
-        learning_rate=0.1,
-        batch_size=8,
-        epochs=6,
-        validation_data=make_data(20, seed=1),
-        callbacks=[Halve()],
-        run_dir=tmp_path / "run",
-        verbose=0,
-    )
+    train(tmp_path / "run", learning_rate=0.1, epochs=6, callbacks=[Halve()])
     (row,) = rows_of(call("replay", tmp_path / "run", "--callback", "EarlyStopping(patience=50)", "--json"))
     assert (row["outcome"], row["holds_until_epoch"]) == (DIFFERS, 2)  # it would not have cut the rate
 

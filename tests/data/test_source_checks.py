@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from _arguments import grouped
+from _cut import Cut, CutAfter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop._watch import number_loss, numbered, threads
@@ -19,26 +20,6 @@ from jaxcb._src.storage.fingerprint import batch_fingerprint
 
 EXECUTORS = ("looped", "stepped")
 LENGTH = 6
-
-
-class Cut(Exception):
-    """Ends a run as a crash would: nothing is saved on the way out."""
-
-
-class CutAfter(jc.Callback):
-    """Saves after a step, and cuts the run after the next one."""
-
-    at: int = jc.static(default=0)
-
-    def on_batch_end(self, state, metrics):
-        return state, (
-            jc.actions.Backup(when=metrics.step == self.at),
-            jc.actions.Call(_cut, when=metrics.step > self.at),
-        )
-
-
-def _cut(run):
-    raise Cut
 
 
 class Turned:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 import warnings
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _patience import PATIENCE
+from _patience import until
 from loaders._kinds import EPOCHS, KINDS
 
 import jaxcb as jc
@@ -39,10 +38,7 @@ class Kill(jc.Callback):
     def kill(self, run):
         at = int(run.state.step) - 1 if self.at < 0 else self.at
         # a save that is not complete has another name
-        deadline = time.monotonic() + PATIENCE
-        while not list((self.directory / "checkpoints").glob(f"step_{at:09d}/manifest.json")):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: list((self.directory / "checkpoints").glob(f"step_{at:09d}/manifest.json")))
         os.kill(os.getpid(), signal.SIGKILL)
 
 

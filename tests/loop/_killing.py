@@ -22,6 +22,13 @@ PLACES = ("start-up", "training", "a save")
 _PATIENCE = 300  # seconds until a child counts as hung
 
 
+def chance() -> random.Random:
+    """Other moments each time; the seed is shown where a test fails."""
+    seed = random.SystemRandom().getrandbits(32)
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
 class Life:
     """One process of a run, from its start to its end.
 

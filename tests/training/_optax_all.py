@@ -6,11 +6,27 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 
 INNER = "optax.sgd(0.05)"
 ALL = "value=loss, grad=grads, value_fn=loss_fn"
+X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+Y = X @ np.float32([1.0, -2.0, 0.5]) + 0.25
+
+
+def start(path: str) -> Any:
+    """The parameters that a case begins with."""
+    # no zeros, from which rules that scale by the parameters do not move
+    params = {"w": jnp.full((3, 1), 0.5), "b": jnp.full((1,), 0.1)}
+    return optax.LookaheadParams.init_synced(params) if path == "lookahead" else params
+
+
+def loss_fn(params: Any, batch: Any) -> Any:
+    params = getattr(params, "fast", params)
+    x, y = batch
+    return jnp.mean((jnp.squeeze(x @ params["w"], -1) + params["b"] - y) ** 2)
 
 
 class Case(NamedTuple):

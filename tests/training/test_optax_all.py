@@ -3,38 +3,16 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
 import pytest
-from training._optax_all import PER_ROW, SPECIAL, all_cases, build
+from training._optax_all import PER_ROW, SPECIAL, X, Y, all_cases, build, loss_fn, start
 
 import jaxcb as jc
 
 CASES = all_cases()
 STEPS = 3
-X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
-Y = X @ np.float32([1.0, -2.0, 0.5]) + 0.25
-
-
-@pytest.fixture
-def as_optax_promotes():
-    """optax multiplies arrays of different ranks."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def start(path):
-    # no zeros, from which rules that scale by the parameters do not move
-    params = {"w": jnp.full((3, 1), 0.5), "b": jnp.full((1,), 0.1)}
-    return optax.LookaheadParams.init_synced(params) if path == "lookahead" else params
-
-
-def loss_fn(params, batch):
-    params = getattr(params, "fast", params)
-    x, y = batch
-    return jnp.mean((jnp.squeeze(x @ params["w"], -1) + params["b"] - y) ** 2)
 
 
 def each_row(state, batch):

@@ -1,12 +1,11 @@
 """Optimizers that ask for more than gradients, or keep more than moments: they resume, and train in a population."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from _arguments import grouped
-from training._optax_all import SPECIAL, build
+from _cut import Cut, CutAfter
+from training._optax_all import SPECIAL, X, Y, build, loss_fn, start
+from training._two_parts import bits
 
 import jaxcb as jc
 
@@ -21,60 +20,16 @@ KINDS = {
 EVERY_DAY = ("contrib.sam", "contrib.schedule_free", "lookahead")
 SOME = [kind if kind in EVERY_DAY else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS]
 EXECUTORS = ("looped", "stepped")
-X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
-Y = X @ np.float32([1.0, -2.0, 0.5]) + 0.25
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Specifying a key:UserWarning"),
     pytest.mark.usefixtures("as_optax_promotes"),
 ]
 
 
-@pytest.fixture
-def as_optax_promotes():
-    """optax multiplies arrays of different ranks."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def start(kind):
-    params = {"w": jnp.full((3, 1), 0.5), "b": jnp.full((1,), 0.1)}
-    return optax.LookaheadParams.init_synced(params) if kind == "lookahead" else params
-
-
-def loss_fn(params, batch):
-    params = getattr(params, "fast", params)
-    x, y = batch
-    return jnp.mean((jnp.squeeze(x @ params["w"], -1) + params["b"] - y) ** 2)
-
-
 def fit(kind, **changes):
     given = {"optimizer": build(SPECIAL[kind]), "epochs": 4, "batch_size": 4, "verbose": 0, "validation_data": (X, Y)}
     given["callbacks"] = [CutAfter()] if "run_dir" in changes else []
     return jc.fit(start(kind), loss_fn, (X, Y), **grouped(**(given | KINDS[kind] | changes)))
-
-
-def bits(tree):
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
-
-
-class Cut(Exception):
-    """Ends a run as a crash would."""
-
-
-class CutAfter(jc.Callback):
-    """Saves after a step, and cuts the run after the next one. Without a cut the program is the same."""
-
-    at: int = 1000
-
-    def on_batch_end(self, state, metrics):
-        return state, (
-            jc.actions.Backup(when=metrics.step == self.at),
-            jc.actions.Call(_cut, when=metrics.step > self.at),
-        )
-
-
-def _cut(run):
-    raise Cut
 
 
 @pytest.mark.parametrize("executor", [EXECUTORS[0], pytest.param(EXECUTORS[1], marks=pytest.mark.long)])

@@ -11,45 +11,25 @@ from _compilations import counting
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from training._two_parts import DATA, apply_pytree, bits, close, pytree
 
 import jaxcb as jc
 from jaxcb._src.training.optimizer_groups import group_name, labels_of, named_groups
 from jaxcb._src.utils.names import leaf_name, matches
 
-X = np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32)
-DATA = (X, X @ np.array([[1.0], [-2.0], [0.5]], np.float32))
 GROUPS = {"body/**": optax.sgd, "head/**": optax.adamw}
 RATES = {"body/**": 0.02, "head/**": 0.05}
-
-
-@pytest.fixture(autouse=True)
-def _strict():
-    """Not here: optax promotes dtypes."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def params(seed=0):
-    keys = jax.random.split(jax.random.key(seed))
-    return {
-        "body": {"kernel": jax.random.normal(keys[0], (3, 4)), "bias": jnp.zeros(4)},
-        "head": {"kernel": jax.random.normal(keys[1], (4, 1)), "bias": jnp.zeros(1)},
-    }
+pytestmark = pytest.mark.usefixtures("as_optax_promotes")
 
 
 def loss_fn(params, batch):
     x, y = batch
-    hidden = jnp.tanh(x @ params["body"]["kernel"] + params["body"]["bias"])
-    return jnp.mean((hidden @ params["head"]["kernel"] + params["head"]["bias"] - y) ** 2)
+    return jnp.mean((apply_pytree(params, x) - y) ** 2)
 
 
 def fit(**kwargs):
     given = {"optimizer": GROUPS, "learning_rate": RATES, "epochs": 3, "batch_size": 6, "verbose": 0}
-    return jc.fit(params(), loss_fn, DATA, **{**given, **kwargs})
-
-
-def close(one, other):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), one, other)
+    return jc.fit(pytree(), loss_fn, DATA, **{**given, **kwargs})
 
 
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
@@ -108,8 +88,7 @@ def test_they_resume_bit_for_bit_with_their_rates(tmp_path):
     whole = fit(epochs=4, callbacks=callbacks)
     fit(epochs=2, callbacks=callbacks, run_dir=tmp_path)
     resumed = fit(epochs=4, callbacks=callbacks, run_dir=tmp_path, resume=True)
-    for one, other in zip(*map(jax.tree.leaves, (whole.state.opt_state, resumed.state.opt_state)), strict=True):
-        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+    assert bits(whole.state.opt_state) == bits(resumed.state.opt_state)
     with pytest.warns(RuntimeWarning, match="learning_rate .*'head': 0.05.* -> .*'head': 0.5"):
         new = fit(
             epochs=5, learning_rate={"body": 0.02, "head": 0.5}, run_dir=tmp_path, resume=True, callbacks=callbacks
@@ -128,7 +107,7 @@ def test_other_constant_rates_need_no_other_program():
 def test_members_of_a_sweep_have_their_own_rates(strategy):
     heads = [0.01, 0.2]
     sweep = jc.sweep(
-        params(),
+        pytree(),
         loss_fn,
         DATA,
         over={"optimizer.head.learning_rate": heads},
@@ -149,14 +128,14 @@ def test_members_of_a_sweep_have_their_own_rates(strategy):
         close(sweep.member(i).history["learning_rate/head"], alone.history["learning_rate/head"])
     with pytest.raises(ValueError, match=r"can be swept: optimizer.body.learning_rate.*Did you mean"):
         jc.sweep(
-            params(), loss_fn, DATA, over={"optimizer.haed.learning_rate": heads}, optimizer=GROUPS, learning_rate=0.1,
+            pytree(), loss_fn, DATA, over={"optimizer.haed.learning_rate": heads}, optimizer=GROUPS, learning_rate=0.1,
             epochs=1, verbose=0,
         )  # fmt: skip
 
 
 def test_groups_and_trainable_go_together():
     result = fit(optimizer={"head/kernel": optax.adam, "head/bias": optax.sgd}, learning_rate=0.05, trainable="head/**")
-    close(result.params["body"], params()["body"])
+    close(result.params["body"], pytree()["body"])
     assert set(result.state.learning_rates) == {"head/kernel", "head/bias"}
     with pytest.raises(ValueError, match=r"the group of optimizer='body/\*\*' matches no parameter"):
         fit(trainable="head/**")
@@ -193,7 +172,7 @@ def test_a_group_may_be_a_type_of_variables():
 @given(st.permutations(["body/**", "head/kernel", "**/nothing", "head/bias", "**/kernel"]), st.integers(1, 5))
 def test_each_parameter_is_in_exactly_one_group_or_that_is_an_error(patterns, count):
     chosen = dict.fromkeys(patterns[:count], optax.sgd)
-    shapes = params()
+    shapes = pytree()
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
     hits = [[matches(p, n) for p in chosen] for n in names]
     good = all(sum(row) == 1 for row in hits) and all(any(column) for column in zip(*hits, strict=True))
@@ -247,7 +226,7 @@ def test_an_of_that_is_no_name_is_refused():
 
 def test_a_metric_may_not_have_the_name_of_a_rate():
     with pytest.raises(ValueError, match="the metric name 'learning_rate/mine' is reserved"):
-        jc.fit(params(), lambda p, b: (loss_fn(p, b), {"learning_rate": {"mine": 1.0}}), DATA, optimizer=optax.sgd(0.1),
+        jc.fit(pytree(), lambda p, b: (loss_fn(p, b), {"learning_rate": {"mine": 1.0}}), DATA, optimizer=optax.sgd(0.1),
                epochs=1, verbose=0)  # fmt: skip
 
 

@@ -6,20 +6,13 @@ import numpy as np
 import optax
 import pytest
 from _compilations import counting
+from training._two_parts import DATA, bits, close
 
 import jaxcb as jc
 
-X = np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32)
-DATA = (X, X @ np.array([[1.0], [-2.0], [0.5]], np.float32))
 STREAM = [tuple(part[i : i + 6] for part in DATA) for i in range(0, 24, 6)]
 PARTS = {0: "head/**", 2: "**"}
-
-
-@pytest.fixture(autouse=True)
-def _strict():
-    """Not here: optax promotes dtypes."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_optax_promotes")
 
 
 def params():
@@ -38,14 +31,6 @@ def fit(model=None, data=DATA, **kwargs):
     if data is STREAM:
         given.pop("batch_size")
     return jc.fit(params() if model is None else model, loss_fn, data, **given)
-
-
-def bits(tree):
-    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
-
-
-def close(one, other):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), one, other)
 
 
 @pytest.mark.parametrize("executor", ["looped", "stepped"])

@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training._two_parts import DATA, X, apply_pytree, bits, close, pytree
 
 import jaxcb as jc
 from jaxcb._src.inspection.summary import summarize
@@ -18,15 +19,7 @@ from jaxcb._src.loop import run
 from jaxcb._src.models.trainable import joined, selected, split
 from jaxcb._src.utils.names import leaf_name, matches
 
-X = np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32)
-DATA = (X, X @ np.array([[1.0], [-2.0], [0.5]], np.float32))
-
-
-@pytest.fixture(autouse=True)
-def _strict():
-    """Not here: optax promotes dtypes."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_optax_promotes")
 
 
 class Net(nnx.Module):
@@ -59,19 +52,6 @@ class EquinoxNet(eqx.Module):
 
     def __call__(self, x):
         return self.head(jnp.tanh(self.body(x)))
-
-
-def pytree(seed=0):
-    keys = jax.random.split(jax.random.key(seed))
-    return {
-        "body": {"kernel": jax.random.normal(keys[0], (3, 4)), "bias": jnp.zeros(4)},
-        "head": {"kernel": jax.random.normal(keys[1], (4, 1)), "bias": jnp.zeros(1)},
-    }
-
-
-def apply_pytree(params, x):
-    hidden = jnp.tanh(x @ params["body"]["kernel"] + params["body"]["bias"])
-    return hidden @ params["head"]["kernel"] + params["head"]["bias"]
 
 
 LIBRARIES = {
@@ -107,10 +87,6 @@ def fit(model, loss_fn, **kwargs):
     if isinstance(kwargs.get("optimizer"), optax.GradientTransformation):
         given.pop("learning_rate")
     return jc.fit(model, loss_fn, DATA, **{**given, **kwargs})
-
-
-def close(one, other):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), one, other)
 
 
 LONG = pytest.mark.long
@@ -263,8 +239,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, executor):
     whole = fit(pytree(), loss_fn, epochs=4, **kwargs)
     fit(pytree(), loss_fn, epochs=2, run_dir=tmp_path, **kwargs)
     resumed = fit(pytree(), loss_fn, epochs=4, run_dir=tmp_path, resume=True, **kwargs)
-    for one, other in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
-        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+    assert bits(whole.params) == bits(resumed.params)
     again = fit(pytree(), loss_fn, epochs=4, run_dir=tmp_path, resume=True, **kwargs)
     close(again.params, resumed.params)
 

@@ -77,20 +77,17 @@ def test_a_fresh_machine_gets_what_the_last_one_saved(tmp_path):
 @pytest.mark.parametrize("performed", [False, True], ids=["lost", "performed"])
 def test_killed_at_any_request_it_resumes_from_a_save_and_ends_alike(tmp_path, performed):
     states = expected(tmp_path / "whole")
-    count = itertools.count()
-    for at in count:
-        memory, store = MemoryStore(), None
-        folder = tmp_path / f"{performed}_{at}"
+    for at in itertools.count():
+        memory, folder = MemoryStore(), tmp_path / f"{performed}_{at}"
         store = FaultyStore(memory, cut_off(at, performed=performed))
-        saved = 0
+        machine, saved = Machine(store, folder / "killed", patience=0.0), 0
         with contextlib.suppress(OSError):
-            machine = Machine(store, folder / "killed", patience=0.0).open()
+            machine.open()
             for step in range(1, STEPS + 1):
                 machine.checkpoint(step)
                 machine.save()
                 saved = step
-        with contextlib.suppress(UnboundLocalError):
-            machine.mirror.stop()
+        machine.mirror.stop()
         fresh = Machine(FaultyStore(memory), folder / "fresh", Clock(LATER)).open()
         assert files_in(folder / "fresh") in states[saved : saved + 2]  # what was confirmed, or one that was under way
         run_to(fresh, STEPS)

@@ -1,13 +1,11 @@
 """A run in a bucket whose machines vanish: killed at random, and its folder removed, it ends as one never killed."""
 
-import random
 import shutil
 import signal
 
-import jax
 import pytest
 from _patience import until
-from loop._killing import Kill, Life, at_random, differences, in_saves, killed_run, whole_run
+from loop._killing import Kill, Life, at_random, chance, differences, in_saves, killed_run, whole_run
 from storage.buckets._faulty import contents, files_in
 
 from jaxcb._src.storage.buckets.bucket import Bucket, connect
@@ -17,19 +15,7 @@ from jaxcb._src.storage.buckets.mirror import UPLOADS
 from jaxcb._src.utils.address import Address
 
 pytest.importorskip("sklearn")
-
-CACHE = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_enable_xla_caches",
-)
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch):
-    """The children compile as the tests do."""
-    for key in CACHE:
-        monkeypatch.setenv(f"JAX_{key.upper()[4:]}", str(getattr(jax.config, key)))
+pytestmark = pytest.mark.usefixtures("children_share_the_cache")
 
 
 def vanish(address, tmp_path, kills, options, seconds, rng):
@@ -58,10 +44,8 @@ def vanish(address, tmp_path, kills, options, seconds, rng):
 @pytest.mark.slow
 def test_a_run_whose_machines_vanish_ends_as_one_that_was_not_killed(s3, tmp_path):
     s3.make_bucket("some-kills")
-    seed = random.SystemRandom().getrandbits(32)
-    print(f"seed {seed}")
     options = ("--save-freq", "48")
-    seconds, rng, hits, number = whole_run(tmp_path / "whole", options), random.Random(seed), 0, 0
+    seconds, rng, hits, number = whole_run(tmp_path / "whole", options), chance(), 0, 0
     while not hits:  # a run that ends before the first kill is made again
         hits = vanish(Address("s3", "some-kills", f"run_{number}"), tmp_path, 4, options, seconds, rng).places.total()
         number += 1
@@ -72,9 +56,7 @@ def test_a_run_whose_machines_vanish_ends_as_one_that_was_not_killed(s3, tmp_pat
 def test_many_machines_vanish(s3, tmp_path, executor, data):
     bucket = f"many-kills-{executor}"
     s3.make_bucket(bucket)
-    seed = random.SystemRandom().getrandbits(32)
-    print(f"seed {seed}")
-    rng, hits, number = random.Random(seed), 0, 0
+    rng, hits, number = chance(), 0, 0
     options = ("--executor", executor, "--data", data)
     seconds = whole_run(tmp_path / "whole", options)
     while hits < 30:
