@@ -122,6 +122,14 @@ def test_tail_prints_the_last_rows_as_they_are_in_the_history(call, runs):
     assert "stopped: EarlyStopping" in call("tail", folder / "stopped").out
 
 
+def test_tail_begins_at_the_end_of_a_history_of_any_length(call, runs, monkeypatch):
+    folder, results = runs
+    monkeypatch.setattr("jaxcb._src.cli.tail._BYTES", 200)  # more than a row, less than the history
+    rows = [json.loads(line) for line in call("tail", folder / "stopped", "-n", 2, "--json").out.splitlines()]
+    assert [row["epoch"] for row in rows] == results["stopped"].history.epoch[-2:].tolist()
+    assert call("tail", folder / "stopped", "-n", 0, "--json").out == ""
+
+
 def test_tail_follows_a_run_until_its_end(call, stopped):
     """Rows appear piece by piece while the lock is held; each is printed once, and none that is incomplete."""
     lines = (stopped / "history.csv").read_text().splitlines(keepends=True)

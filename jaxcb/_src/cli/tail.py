@@ -1,5 +1,6 @@
 """`jaxcb tail`: the rows of a run, as they are written."""
 
+import collections
 import csv
 import os
 import time
@@ -27,8 +28,7 @@ _BYTES = 1 << 24  # of new text that are read at a time
 def tail(run: RunFolder, lines: int, follow: bool, interval: float, as_json: bool) -> None:
     """Prints the last rows of RUN, and follows it until it ends. With --json, one row a line."""
     file = _Rows(run.path / HISTORY)
-    first = list(file.new())
-    for row in first[len(first) - lines :] if lines else []:
+    for row in collections.deque(file.new(), lines):
         _print(row, as_json)
     while follow and is_locked(run.path):
         time.sleep(interval)
@@ -49,7 +49,16 @@ class _Rows:
         self._file: int | None = None  # its inode, which is another one if the file was replaced
 
     def new(self) -> Iterator[dict[str, str]]:
-        """Yields the complete rows since the last call."""
+        """Yields the complete rows since the last call, however many they are."""
+        while text := self._read():
+            for cells in csv.reader(text.splitlines()):
+                if not self._names:
+                    self._names = cells
+                elif len(cells) == len(self._names):
+                    yield dict(zip(self._names, cells, strict=True))
+
+    def _read(self) -> str:
+        """Returns the complete lines of the next part of the file; empty if there is none."""
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -58,14 +67,10 @@ class _Rows:
                 file.seek(self._at)
                 data = file.read(_BYTES)
         except FileNotFoundError:
-            return
+            return ""
         whole = data[: data.rfind(b"\n") + 1]
         self._at += len(whole)
-        for cells in csv.reader(whole.decode("utf-8", "replace").splitlines()):
-            if not self._names:
-                self._names = cells
-            elif len(cells) == len(self._names):
-                yield dict(zip(self._names, cells, strict=True))
+        return whole.decode("utf-8", "replace")
 
 
 def _print(row: dict[str, str], as_json: bool) -> None:
