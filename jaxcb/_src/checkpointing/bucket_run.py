@@ -187,11 +187,11 @@ def _open(
 ) -> BucketRun:
     """Opens a run on process 0."""
     bucket = Bucket(address)
-    _refuse_existing(address, read_index(bucket), may_exist)
+    found = read_index(bucket)
+    _refuse_existing(address, found, may_exist)
     _check_folder(address, directory)
     lease = Lease(bucket, seconds=_lease.SECONDS, say=say)
-    before = read_index(bucket).manifest
-    lease.acquire(0 if before is None else before.lease)
+    lease.acquire(0 if found.manifest is None else found.manifest.lease)
     mirror = Mirror(bucket, lease, directory, say=say)
     run = BucketRun(bucket, lease, directory, mirror, on_error)
     stack.callback(run.close)
