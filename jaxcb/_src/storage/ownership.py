@@ -57,6 +57,21 @@ def file_checksum(path: Path, *, durable: bool = False) -> int:
     return checksum
 
 
+def write_durably(path: Path, data: bytes, half: Path) -> None:
+    """Writes a file that is never there in part.
+
+    Args:
+        path: the file; an existing one is replaced.
+        data: its content.
+        half: its name until it is on the disk.
+    """
+    with half.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    half.replace(path)
+
+
 def _line(line: dict[str, Any]) -> bytes:
     """Returns a line of the record, with a checksum."""
     text = json.dumps(line)
@@ -224,12 +239,7 @@ class RunRecord:
         lines = [{"format": _FORMAT, "run": self.run}, *({"made": k, "files": v} for k, v in self.made.items())]
         data = b"".join(map(_line, lines))
         self._path.parent.mkdir(exist_ok=True)
-        half = self._path.with_name(f"{RECORD}.{self.run}.half")
-        with half.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        half.replace(self._path)
+        write_durably(self._path, data, self._path.with_name(f"{RECORD}.{self.run}.half"))
         self._size = len(data)
 
     def make(self, key: str, files: Sequence[str] = ()) -> None:
