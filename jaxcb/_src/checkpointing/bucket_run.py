@@ -8,11 +8,10 @@ import secrets
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxcb._src.checkpointing import manifest as _manifest
 from jaxcb._src.checkpointing.lock import lock_run_dir
 from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.storage import orbax as _orbax
@@ -45,9 +44,13 @@ class BucketRun:
         self._lease, self._mirror, self._on_error = lease, mirror, on_error
         self._warned = False
 
-    def save(self, checkpoint: Path) -> None:
-        """Begins to copy a complete checkpoint, with each log up to where it was at the checkpoint."""
-        facts = _manifest.read(checkpoint)[0].facts
+    def save(self, checkpoint: Path, facts: Mapping[str, Any]) -> None:
+        """Begins to copy a complete checkpoint, with each log up to where it was at the checkpoint.
+
+        Args:
+            checkpoint: its directory.
+            facts: its metadata.
+        """
         run_dir = checkpoint.parent.parent.relative_to(self.directory)  # of a part of a sweep below the folder
         limits = {}
         for name, position in (facts.get("files") or {}).items():
@@ -187,11 +190,11 @@ def _open(
 ) -> BucketRun:
     """Opens a run on process 0."""
     bucket = Bucket(address)
-    _refuse_existing(address, read_index(bucket), may_exist)
+    found = read_index(bucket)
+    _refuse_existing(address, found, may_exist)
     _check_folder(address, directory)
     lease = Lease(bucket, seconds=_lease.SECONDS, say=say)
-    before = read_index(bucket).manifest
-    lease.acquire(0 if before is None else before.lease)
+    lease.acquire(0 if found.manifest is None else found.manifest.lease)
     mirror = Mirror(bucket, lease, directory, say=say)
     run = BucketRun(bucket, lease, directory, mirror, on_error)
     stack.callback(run.close)

@@ -1,6 +1,5 @@
 """`Checkpointer`: decides when to write a checkpoint, and restores the loop state."""
 
-import json
 import math
 import re
 import time
@@ -84,7 +83,7 @@ class Checkpointer:
         """Copies each complete checkpoint, and the files of the run up to it, to a bucket from now on."""
         self._mirror = bucket
         for store in (self._training, self._result):
-            store.call_on_complete(lambda path, _: bucket.save(path), "prepare the upload of the checkpoint")
+            store.call_on_complete(bucket.save, "prepare the upload of the checkpoint")
 
     def describe(self, traced: Mapping[str, Any]) -> None:
         """Adds the facts of the request that are known once the run is built, before the first checkpoint."""
@@ -97,8 +96,7 @@ class Checkpointer:
     def tell(self, saved: SavedCheckpoints) -> None:
         """Adds each complete checkpoint of the training to those that callbacks are told of."""
 
-        def add(path: Path, text: str) -> None:
-            facts = json.loads(text)
+        def add(path: Path, facts: Mapping[str, Any]) -> None:
             saved.add(CheckpointSaved(path, facts["step"], facts["epoch"], "run"))
 
         self._training.call_on_complete(add, "note the checkpoint for callbacks")

@@ -324,7 +324,7 @@ def _check_frozen(source: _Source, frozen: Any) -> None:
             )
     now = frozen_facts(own)
     known = {part: source.frozen.get(part) for part in now}
-    if now != {part: known[part] if known[part] is not None else now[part] for part in now}:
+    if any(known[part] not in (None, now[part]) for part in now):
         raise ValueError(
             f"{source.path} contains the trained parameters alone. Its {known['arrays']} frozen arrays of "
             f"{known['parameters']} parameters had the hash {known['hash']}; the target has {now['arrays']} arrays of "

@@ -80,15 +80,15 @@ class Store:
         self._unusable: dict[str, UnusableError] = {}
         self._unlock: Callable[[], Any] = lambda: None
         self._open = False
-        self._listeners: list[tuple[Callable[[Path, str], Any], str]] = []
+        self._listeners: list[tuple[Callable[[Path, dict[str, Any]], Any], str]] = []
         if processes.is_primary and self.directory.is_dir():
             self._clean()
 
-    def call_on_complete(self, function: Callable[[Path, str], Any], what: str) -> None:
+    def call_on_complete(self, function: Callable[[Path, dict[str, Any]], Any], what: str) -> None:
         """Has a function called with each new checkpoint and its facts, in the thread that wrote it.
 
         Args:
-            function: called with the path and the facts, as JSON.
+            function: called with the path and the facts, as the checkpoint has them.
             what: what it does, for the message of an error: "prepare the upload of the checkpoint".
         """
         self._listeners.append((function, what))
@@ -262,7 +262,7 @@ class Store:
             self._fail(error, self.directory, "delete older checkpoints")
         for function, what in self._listeners:
             try:
-                function(path, facts)
+                function(path, json.loads(facts))
             except Exception as error:
                 self._fail(error, path, what)
 

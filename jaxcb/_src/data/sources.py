@@ -239,8 +239,7 @@ class FirstBatches(Source):
     def iterate(self, number: int, controls: Mapping[str, float]) -> Iterator[Any]:
         if self._kept is None:
             batches = itertools.islice(self._source.iterate(0, controls), self._number)
-            # a loader may write its next batch into the same arrays
-            self._kept = [jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, b) for b in batches]
+            self._kept = [_data.copied(batch) for batch in batches]
         return iter(self._kept)
 
 

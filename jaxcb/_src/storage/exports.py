@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from jaxcb._src.storage.failures import check_room
-from jaxcb._src.storage.ownership import is_run_id, read_bytes, remove_files
+from jaxcb._src.storage.ownership import is_run_id, read_bytes, remove_files, write_durably
 
 MARK = "orbax.checkpoint"  # a file in each checkpoint; `ocp.is_orbax_checkpoint` returns True for any directory
 _MARKS = (MARK, "_CHECKPOINT_METADATA", "_METADATA")  # any reader looks for one of these in a checkpoint
@@ -48,12 +48,8 @@ def finish(path: Path, run: str) -> None:
     An existing export is replaced; other files in its directory are kept.
     """
     new, old = _beside(path, run, "new"), _beside(path, run, "old")
-    text, half = json.dumps({"run": run, "files": sorted(_files(new))}), new / f"{_RECORD}.half"
-    with half.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    half.replace(new / _RECORD)  # an export with a record is complete
+    text = json.dumps({"run": run, "files": sorted(_files(new))})
+    write_durably(new / _RECORD, text.encode(), new / f"{_RECORD}.half")  # an export with a record is complete
     if path.exists():
         path.rename(old)
     new.rename(path)

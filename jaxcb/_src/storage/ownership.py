@@ -39,6 +39,39 @@ def read_bytes(path: Path, most: int = _MOST) -> bytes:
     return path.read_bytes()
 
 
+def file_checksum(path: Path, *, durable: bool = False) -> int:
+    """Returns the CRC-32 of a file, which detects disk errors.
+
+    It is twice as fast as the next best checksum of the standard library.
+
+    Args:
+        path: the file.
+        durable: whether to sync it to disk, too.
+    """
+    checksum = 0
+    with path.open("r+b" if durable else "rb", buffering=0) as file:
+        while block := file.read(1 << 22):
+            checksum = zlib.crc32(block, checksum)
+        if durable:
+            os.fsync(file.fileno())
+    return checksum
+
+
+def write_durably(path: Path, data: bytes, half: Path) -> None:
+    """Writes a file that is never there in part.
+
+    Args:
+        path: the file; an existing one is replaced.
+        data: its content.
+        half: its name until it is on the disk.
+    """
+    with half.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    half.replace(path)
+
+
 def _line(line: dict[str, Any]) -> bytes:
     """Returns a line of the record, with a checksum."""
     text = json.dumps(line)
@@ -206,12 +239,7 @@ class RunRecord:
         lines = [{"format": _FORMAT, "run": self.run}, *({"made": k, "files": v} for k, v in self.made.items())]
         data = b"".join(map(_line, lines))
         self._path.parent.mkdir(exist_ok=True)
-        half = self._path.with_name(f"{RECORD}.{self.run}.half")
-        with half.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        half.replace(self._path)
+        write_durably(self._path, data, self._path.with_name(f"{RECORD}.{self.run}.half"))
         self._size = len(data)
 
     def make(self, key: str, files: Sequence[str] = ()) -> None:

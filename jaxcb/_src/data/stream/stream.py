@@ -232,12 +232,13 @@ class Stream(Feed):
         """Keeps the batch that was trained on last, until there is a later one: a checkpoint has its checksum."""
         if self._checks is None or not self._checks.resumes:
             return
-        before, self._last = self._last, (chunk._replace(data=None), index)
-        if chunk.batches is not None:
+        before = self._last
+        if chunk.batches is None:
+            self._last = chunk._replace(data=None), index
+        else:
             self._last = chunk._replace(data=None, batches=[chunk.batches[index]]), 0
         # the chunk before it, unless it still waits, and is released when it is consumed
-        waiting = [chunk, *self._unconfirmed]
-        if before is not None and all(before[0].memory is not other.memory for other in waiting):
+        if before is not None and all(before[0].memory is not other.memory for other in self._unconfirmed):
             self._release(before[0])
 
     def _release(self, chunk: Chunk) -> None:

@@ -230,10 +230,7 @@ class Bucket:
                 raise
             except FileNotFoundError:
                 if kind == "put":
-                    raise FileNotFoundError(
-                        f"there is no bucket {self.address.bucket!r} for {self.address}. Create it, or pass another "
-                        "address."
-                    ) from None
+                    raise self._without_bucket() from None
                 self._opened = True
                 raise
             except Exception as error:  # obstore's and, while it asks for credentials, those of others
@@ -267,12 +264,15 @@ class Bucket:
     def _explained(self, kind: str, name: str, error: Exception) -> OSError:
         place = f"{self.address}: {kind} of {name or 'all objects'}"
         if "NoSuchBucket" in str(error):
-            return FileNotFoundError(
-                f"there is no bucket {self.address.bucket!r} for {self.address}. Create it, or pass another address."
-            )
+            return self._without_bucket()
         if _is_denial(error):
             return PermissionError(f"{place} was denied: {_first_line(error)}. {_cure(self.address)}")
         return ConnectionError(f"{place} failed: {_first_line(error)}. {_cure(self.address)}")
+
+    def _without_bucket(self) -> FileNotFoundError:
+        return FileNotFoundError(
+            f"there is no bucket {self.address.bucket!r} for {self.address}. Create it, or pass another address."
+        )
 
 
 class _NotYet(Exception):

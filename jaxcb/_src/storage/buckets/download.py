@@ -3,7 +3,6 @@
 import contextlib
 import os
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -14,7 +13,7 @@ from jaxcb._src.storage.buckets.index import MANIFEST, FileEntry, Index, read_in
 from jaxcb._src.storage.buckets.mirror import SEGMENT_BYTES, UPLOADS, Known
 from jaxcb._src.storage.buckets.progress import Progress
 from jaxcb._src.storage.buckets.snapshot import MARK, PARTIAL, tail
-from jaxcb._src.storage.ownership import is_inside
+from jaxcb._src.storage.ownership import file_checksum, is_inside
 from jaxcb._src.utils.address import Address
 
 _POLL_SECONDS = 1.0  # between two looks at the progress
@@ -81,7 +80,7 @@ def download(bucket: Bucket, files: Mapping[str, FileEntry], folder: Path, *, sa
         _all_of([pool.submit(read, span) for span in _spans(needed)], progress)
     for name, entry in needed.items():
         partial = _partial(folder / name)
-        if name not in missing and _checksum(partial) != entry.checksum:
+        if name not in missing and file_checksum(partial) != entry.checksum:
             missing.add(name)
         partial.replace(folder / name)
     return sorted(missing)
@@ -237,13 +236,5 @@ def _is_there(path: Path, entry: FileEntry) -> bool:
         path.is_file()
         and not path.is_symlink()
         and path.stat().st_size == entry.size
-        and _checksum(path) == entry.checksum
+        and file_checksum(path) == entry.checksum
     )
-
-
-def _checksum(path: Path) -> int:
-    checksum = 0
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(1 << 22):
-            checksum = zlib.crc32(block, checksum)
-    return checksum

@@ -380,8 +380,9 @@ class _Upload:
     ) -> None:
         self._bucket, self._lease, self._next_name, self._most = bucket, lease, next_name, most
         self._sizes, self._progress = sizes, progress
-        self._open: tuple[str, str, bytearray] | None = None  # files that share it, name, content
-        self._log: tuple[str, bytearray] | None = None  # the same for files that are not deleted together
+        self._group = ""  # the folder of the last file that is deleted with others
+        # name and content of a segment for that folder (True), and of one for all other files (False)
+        self._open: dict[bool, tuple[str, bytearray]] = {}
         self._sent: list[Future[None]] = []
         self._pool = ThreadPoolExecutor(UPLOADS, thread_name_prefix="jaxcb-upload")
 
@@ -396,26 +397,21 @@ class _Upload:
     def add(self, name: str, data: bytes, *, whole: bool = False) -> list[Piece]:
         """Adds data of a file, and returns where it will be; `whole`: in one piece."""
         group, pieces = _group(name), []
+        grouped = bool(group)
         view = memoryview(data)
+        if grouped and view and group != self._group:
+            self._close(grouped)
+            self._group = group
         while view:
-            if group:
-                if self._open is None or self._open[0] != group:
-                    self._close_group()
-                    self._open = (group, self._next_name(), bytearray())
-                segment, content = self._open[1:]
-            else:
-                if self._log is None:
-                    self._log = (self._next_name(), bytearray())
-                segment, content = self._log
+            if grouped not in self._open:
+                self._open[grouped] = (self._next_name(), bytearray())
+            segment, content = self._open[grouped]
             room = len(view) if whole else min(len(view), self._most - len(content))
             pieces.append(Piece(segment, len(content), room))
             content += view[:room]
             view = view[room:]
             if len(content) >= self._most:
-                if group:
-                    self._close_group()
-                else:
-                    self._close_log()
+                self._close(grouped)
         return pieces
 
     def finish(self) -> None:
@@ -425,20 +421,14 @@ class _Upload:
             LeaseLostError: if another writer has the lease.
             OSError: for a request that failed.
         """
-        self._close_group()
-        self._close_log()
+        for grouped in (True, False):
+            self._close(grouped)
         for future in self._sent:
             future.result()
 
-    def _close_group(self) -> None:
-        group, self._open = self._open, None
-        if group is not None:
-            self._send(group[1], group[2])
-
-    def _close_log(self) -> None:
-        log, self._log = self._log, None
-        if log is not None:
-            self._send(*log)
+    def _close(self, grouped: bool) -> None:
+        if grouped in self._open:
+            self._send(*self._open.pop(grouped))
 
     def _send(self, name: str, content: bytearray) -> None:
         self._sizes[name] = len(content)
