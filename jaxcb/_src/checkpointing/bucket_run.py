@@ -156,7 +156,7 @@ def bucket_run(
         ImportError: if obstore is missing.
         OSError: for a store that does not answer.
     """
-    directory = local_folder(address) if local_dir is None else Path(os.path.expanduser(local_dir)).absolute()
+    directory = local_folder(address) if local_dir is None else local_dir
     with contextlib.ExitStack() as stack:
         opened: list[BucketRun] = []
 

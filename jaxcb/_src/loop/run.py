@@ -48,7 +48,7 @@ from jaxcb._src.training.loss import unweighted
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.address import Address
 from jaxcb._src.utils.kept_programs import seconds_compiling
-from jaxcb._src.utils.local_path import local_path_or_address
+from jaxcb._src.utils.local_path import local_path, local_path_or_address
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.history import HistoryWriter
 from jaxcb._src.writers.run_handle import Run
@@ -223,9 +223,10 @@ def _open(
 
 def open_place(address: Address, config: RunConfig, group: Processes) -> contextlib.AbstractContextManager[RunPlace]:
     """Returns the context manager of a run in a bucket."""
+    given = config.checkpointing.local_dir
     return bucket_run(
         address,
-        local_dir=None if config.checkpointing.local_dir is None else Path(config.checkpointing.local_dir),
+        local_dir=None if given is None else local_path("Checkpointing", "local_dir", given),
         may_exist=config.resume or config.checkpointing.overwrite or config.run_dir is None,
         on_error=config.checkpointing.on_error,
         processes=group,

@@ -199,6 +199,13 @@ def test_a_local_folder_of_something_else_is_refused(s3, tmp_path):
     refused(FileExistsError, "the local folder of s3://folders/a", run_dir="s3://folders/b", checkpointing=other)
 
 
+def test_the_name_of_a_local_folder_may_begin_with_a_tilde(s3, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    s3.make_bucket("tildes")
+    fit(run_dir="s3://tildes/a", epochs=1, checkpointing=jc.Checkpointing(local_dir="./~mine"))
+    assert (tmp_path / "~mine" / "history.csv").is_file()
+
+
 def test_a_local_folder_without_a_bucket_is_refused(tmp_path):
     match = r"Checkpointing\(local_dir='here'\) is for a run in a bucket, but run_dir is "
     for run_dir in (None, tmp_path):
