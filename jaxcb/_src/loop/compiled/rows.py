@@ -35,6 +35,11 @@ def _(axis_size: int, in_batched: list[bool], predicate: Array) -> tuple[Array, 
     return any_row(jnp.any(predicate, axis=0)), False  # again, for the rows of an outer `vmap`
 
 
+def _with_rows(arrays: Iterable[Array], have: Iterable[bool], size: int) -> list[Array]:
+    """Returns arrays that all have the axis of the rows; `have` says which of them have it already."""
+    return [x if has else jnp.broadcast_to(x, (size, *x.shape)) for x, has in zip(arrays, have, strict=True)]
+
+
 @custom_vmap
 def _keep(mask: Array, new: list[Array], old: list[Array]) -> list[Array]:
     del mask, old
@@ -44,15 +49,9 @@ def _keep(mask: Array, new: list[Array], old: list[Array]) -> list[Array]:
 @_keep.def_vmap
 def _(axis_size: int, in_batched: Any, mask: Array, new: list[Array], old: list[Array]) -> tuple[list[Array], Any]:
     mask_has_rows, new_has, old_has = in_batched
-
-    def rows(x: Array, has: bool) -> Array:
-        return x if has else jnp.broadcast_to(x, (axis_size, *x.shape))
-
     if not mask_has_rows and not any((*new_has, *old_has)):
         return _keep(mask, new, old), new_has
-    new, old = (
-        [rows(x, has) for x, has in zip(xs, have, strict=True)] for xs, have in ((new, new_has), (old, old_has))
-    )
+    new, old = _with_rows(new, new_has, axis_size), _with_rows(old, old_has, axis_size)
     kept = select(mask, new, old) if mask_has_rows else _keep(mask, new, old)
     return kept, [True] * len(new)
 
@@ -125,10 +124,7 @@ def show_once(show: Show, action: Action, at: RecordPosition) -> None:
 
     @emit.def_vmap
     def _(axis_size: int, in_batched: list[bool], *given: Array) -> tuple[Array, bool]:
-        rows = (
-            x if has else jnp.broadcast_to(x, (axis_size, *x.shape)) for x, has in zip(given, in_batched, strict=True)
-        )
-        return emit(*rows), False
+        return emit(*_with_rows(given, in_batched, axis_size)), False
 
     emit(action.when, *leaves)
 
