@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxcb._src.core.actions.base import Action, HostAction
-from jaxcb._src.core.actions.control import Exploit, ScaleLearningRate, ScaleUpdates, SkipUpdate
+from jaxcb._src.core.actions.base import Action, HostAction, LogAction
+from jaxcb._src.core.actions.control import Exploit, ScaleLearningRate, ScaleUpdates, SkipUpdate, Stop
 from jaxcb._src.core.actions.utils import check_lazy, is_lazy
 from jaxcb._src.core.callback import HOOKS, STEP_HOOKS
 from jaxcb._src.core.metrics import Metrics, is_mergeable, split_reported
@@ -83,6 +83,13 @@ class HookSpec(NamedTuple):
     never: frozenset[int] = frozenset()
     answers: Mapping[int, tuple[Any, ...]] = {}
     trace: Hashable = None
+
+    @property
+    def recorded(self) -> tuple[int, ...]:
+        """The indices of the actions that are recorded as they are; a lazy one is recorded by what it computes."""
+        skipped = {*self.answers, *self.never}
+        kinds = LogAction | HostAction | Stop
+        return tuple(i for i, a in enumerate(self.actions) if isinstance(a, kinds) and i not in skipped)
 
     @property
     def may_yield(self) -> bool:

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_batching import custom_vmap
 
-from jaxcb._src.core.actions.base import Action, HostAction, LogAction
-from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.core.actions.base import Action
 from jaxcb._src.core.actions.logging import LogProgress
 from jaxcb._src.core.actions.records import RecordPosition
 from jaxcb._src.loop.compiled.program_spec import HookSpec
@@ -140,16 +139,16 @@ class StackedRecords:
     def __init__(self, hooks: Mapping[str, HookSpec], show: Show) -> None:
         self._hooks, self._shapes, self._show = hooks, dict[str, tuple[Any, ...]](), show
         for hook, own in hooks.items():
-            shapes = tuple(s for i, action in enumerate(own.actions) for s in self._kept(own, i, action))
+            shapes = tuple(s for i in range(len(own.actions)) for s in self._kept(own, i))
             if shapes:
                 self._shapes[hook] = shapes
 
     @staticmethod
-    def _kept(own: HookSpec, index: int, action: Any) -> tuple[Any, ...]:
+    def _kept(own: HookSpec, index: int) -> tuple[Any, ...]:
         """Returns the shapes of what is recorded of an action."""
         if index in own.answers:
             return own.answers[index]
-        return (action,) if isinstance(action, LogAction | HostAction | Stop) and index not in own.never else ()
+        return (own.actions[index],) if index in own.recorded else ()
 
     def shown(self, records: Stacks) -> Stacks:
         """Shows progress, and returns the other records. Traced."""
@@ -187,7 +186,7 @@ class StackedRecords:
             return records
         own, found = self._hooks[hook], list[Action]()
         for index, action in enumerate(actions):
-            shapes = self._kept(own, index, own.actions[index])
+            shapes = self._kept(own, index)
             if index not in own.answers:
                 found += [action] if shapes else []
                 continue
