@@ -231,6 +231,16 @@ for _hook in HOOKS:
     setattr(FunctionCallback, _hook, _function_hook(_hook))
 
 
+def check_name(owner: str, name: Any) -> None:
+    """Checks a callback's name, under which its state is kept.
+
+    Raises:
+        TypeError: if it is neither a text nor None.
+    """
+    if name is not None and not (isinstance(name, str) and name):
+        raise TypeError(f"{owner}: name must be a string that is not empty, or None, got {shown(name)}.")
+
+
 def make_callback(*, init: Callable[[], Any] | None = None, name: str | None = None, **hooks: Hook) -> Callback:
     """Makes a callback from pure functions.
 
@@ -268,6 +278,5 @@ def make_callback(*, init: Callable[[], Any] | None = None, name: str | None = N
         raise TypeError(
             f"make_callback: init must be a function without arguments that returns the state, got {shown(init)}."
         )
-    if name is not None and not (isinstance(name, str) and name):
-        raise TypeError(f"make_callback: name must be a string that is not empty, or None, got {shown(name)}.")
+    check_name("make_callback", name)
     return FunctionCallback(tuple(sorted(hooks.items())), init, name=name)

@@ -9,9 +9,9 @@ import numpy as np
 
 from jaxcb._src.core.actions.base import Action
 from jaxcb._src.core.actions.utils import PLACES, as_actions, template_names
-from jaxcb._src.core.callback import Callback, PopulationCallback
+from jaxcb._src.core.callback import Callback, PopulationCallback, check_name
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.utils.errors import CallbackError, MissingMetricError, shown
+from jaxcb._src.utils.errors import CallbackError, MissingMetricError
 from jaxcb._src.utils.names import leaf_name
 from jaxcb._src.utils.pytree import cast_like, static, to_strong_type, to_strong_types
 
@@ -140,7 +140,7 @@ def chain(*callbacks: Callback | AsCallback) -> Chain:
         if isinstance(callback, Chain):
             flat.extend(callback.callbacks)
         elif isinstance(callback, Callback):
-            _check_name(callback)
+            check_name(type(callback).__name__, callback.name)
             _check_fields(callback)
             flat.append(callback)
         else:
@@ -175,15 +175,6 @@ def as_chain(callbacks: Any) -> Chain:
 
 def _are_several(given: Any) -> bool:
     return isinstance(given, Iterable) and not isinstance(given, np.ndarray | jax.Array | str | Mapping)
-
-
-def _check_name(callback: Callback) -> None:
-    """Rejects a name that is no text: states are kept under it."""
-    name = callback.name
-    if name is not None and not (isinstance(name, str) and name):
-        raise TypeError(
-            f"{type(callback).__name__}: name must be a string that is not empty, or None, got {shown(name)}."
-        )
 
 
 def _check_fields(callback: Callback) -> None:

@@ -142,12 +142,15 @@ class Metrics(Struct):
             raise TypeError(f"Metrics takes a mapping of names to values, got {type(self.values).__name__}.")
         step = to_strong_type(jnp.int32(self.epoch) + 1 if self.step is None else self.step)
         given = self.reported or {}
-        reported = {k: step if v is not None else jnp.int32(-1) for k, v in self.values.items()}
-        plain, at_times = split_reported(self.values)
-        reported |= {k: jnp.where(v.when, step, -1) for k, v in at_times.items()}
-        self._set("values", {k: at_times[k].value if k in at_times else plain[k] for k in self.values})
+        values: dict[str, Any] = {}
+        reported: dict[str, Any] = {}
+        for k, v in self.values.items():
+            if isinstance(v, Reported):
+                values[k], reported[k] = v.value, jnp.where(v.when, step, -1)
+            else:
+                values[k], reported[k] = (float("nan"), jnp.int32(-1)) if v is None else (v, step)
         self._set("reported", {k: to_strong_type(given.get(k, r)) for k, r in reported.items()})
-        self._set("values", {k: to_strong_type(float("nan") if v is None else v) for k, v in self.values.items()})
+        self._set("values", {k: to_strong_type(v) for k, v in values.items()})
         self._set("step", step)
         self._set(
             "host", {k: to_strong_type(float(v) if isinstance(v, bool | int) else v) for k, v in self.host.items()}

@@ -166,7 +166,7 @@ def build_driver(  # noqa: PLR0913
         return programs.executor(kind, programs.members, over, placement, block)
 
     left = Stages(stages, begun, lambda train_state: executor_of(programs_of(train_state)), context.say)
-    device = DeviceRun(executor_of(programs), live, inputs, place, group, left)
+    device = DeviceRun(executor_of(programs), live, inputs, place, left, group)
     host_sets = {prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)}
     host_metrics = HostMetrics(
         metrics.host_metrics,

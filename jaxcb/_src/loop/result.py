@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxcb._src.history.history import RunHistory
 from jaxcb._src.plotting import page
-from jaxcb._src.plotting.curves import cuts
+from jaxcb._src.plotting.curves import curves, cuts
 from jaxcb._src.plotting.series import Curves, Mark, curves_of_history, positions
 from jaxcb._src.training.learning_rate import CONSTANT, learning_rates
 from jaxcb._src.training.train_state import TrainState
@@ -204,8 +204,6 @@ class Result:
             ImportError: if matplotlib is missing (`pip install jaxcb[plot]`).
             ValueError: for a name that was not recorded.
         """
-        from jaxcb._src.plotting.curves import curves
-
         rates = learning_rates(self.state.opt_state)
         known = len(rates) == 1 and rates[0].schedule is not None and rates[0].schedule is not CONSTANT
         return curves(self, path, names, rates[0].schedule if known else None)

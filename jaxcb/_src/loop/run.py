@@ -460,14 +460,14 @@ def _train(driver: Driver, why: str, context: Context) -> None:
 
 def _say_unapplied(driver: Driver, callbacks: Chain, context: Context) -> None:
     """Says which gradients the end of the run has left unapplied, unless that was said before the first step."""
-    waiting = [int(np.max(several.mini_step)) for several in accumulations(driver.carry().train.opt_state)]
-    if not any(waiting) or driver.interrupted is not None:
-        return
-    text = f"the gradients of the last {max(waiting)} steps were accumulated for an update, and not applied."
+    if driver.interrupted is not None or not accumulations(driver.device.live.shapes().train.opt_state):
+        return  # by its shapes, since the state of a population is put together from all its members
+    waiting = max(int(np.max(several.mini_step)) for several in accumulations(driver.carry().train.opt_state))
+    text = f"the gradients of the last {waiting} steps were accumulated for an update, and not applied."
     counted = [c for c in callbacks.callbacks if isinstance(c, GradientAccumulation) and not callable(c.steps)]
-    if driver.results.stops:
+    if waiting and driver.results.stops:
         context.say(f"jaxcb: {text}")
-    elif not (counted and driver.device.place.total_steps >= 0):
+    elif waiting and not (counted and driver.device.place.total_steps >= 0):
         context.warn(f"{text} Let the steps of the run be a multiple of those of an update.")
 
 

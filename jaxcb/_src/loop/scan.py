@@ -21,7 +21,7 @@ from jaxcb._src.loop.compiled.program import Program
 from jaxcb._src.loop.compiled.program_spec import ProgramSpec, ValidationPlan, plan_program
 from jaxcb._src.loop.compiled.rows import StackedRecords, Stacks, run_where
 from jaxcb._src.loop.compiled.state import DispatchParams, Inputs, LoopState, initial_state
-from jaxcb._src.loop.compiled.traced_functions import MemberMapping, RunFunctions, TracedFunctions
+from jaxcb._src.loop.compiled.traced_functions import MemberMapping, RunFunctions, TracedFunctions, variables_of
 from jaxcb._src.loop.host.stops import check_text
 from jaxcb._src.loop.programs import prepared_state
 from jaxcb._src.training.any_state import AnyState
@@ -290,10 +290,8 @@ class _Run(NamedTuple):
 
 def _keeps_stop(functions: TracedFunctions, train: TrainState) -> bool:
     """Returns whether a step leaves the stop flag of the train state as it is."""
-    jaxpr = functions.first_half.trace(train, None).jaxpr.jaxpr
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(train)]
-    index = paths.index((jax.tree_util.GetAttrKey("stop"),))
-    return jaxpr.outvars[index] is jaxpr.invars[index]
+    (given, _), (new, _) = variables_of(functions.first_half, train, None)
+    return new.stop is given.stop
 
 
 def _lives(carry: LoopState) -> Any:

@@ -71,9 +71,9 @@ def describe(given: Any) -> str:
     """Returns a filter as text that is equal in each process."""
     if isinstance(given, tuple | list):
         return ", ".join(map(describe, given))
-    if isinstance(given, str):
+    if isinstance(given, str | AllBut):
         return repr(given)
-    return repr(given) if isinstance(given, AllBut) else getattr(given, "__qualname__", type(given).__qualname__)
+    return getattr(given, "__qualname__", type(given).__qualname__)
 
 
 def variable_types(given: Filter | None) -> tuple[type, ...]:
@@ -222,7 +222,8 @@ def is_held(params: Any, frozen: Any) -> Callable[[str], bool]:
                 name = directory_of(name)
         return found
 
-    trained, all_modules = modules(params), modules(params) | modules(frozen)
+    trained = modules(params)
+    all_modules = trained | modules(frozen)
 
     def held(name: str) -> bool:
         module = directory_of(name)

@@ -1,6 +1,5 @@
 """`largest_batch_size`: the largest batch that fits, found from the memory of compiled steps."""
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,11 +106,10 @@ def largest_batch_size(  # noqa: PLR0913
     device = next(iter(jax.numpy.zeros(()).devices()))
     memory = int(free_bytes([device]) * _MARGIN) if memory is None else memory
     kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) if resident else 0
-    measure = functools.cache(lambda size: kept + _bytes_of_step(Step(loss_fn), state, _batch(shapes, size)))
     measured: dict[int, int] = {}
 
     def fits(size: int) -> bool:
-        measured[size] = measure(size)
+        measured[size] = kept + _bytes_of_step(Step(loss_fn), state, _batch(shapes, size))
         return measured[size] <= memory
 
     if not fits(multiple):

@@ -209,8 +209,7 @@ def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...], split: Seque
     first, adapter = configurations[0], group[0].adapter
     tree, parts = jax.tree.structure(split[0]), [jax.tree.leaves(each) for each in split]
     params, model_state, rngs = jax.tree.unflatten(tree, [jnp.stack(x) for x in zip(*parts, strict=True)])
-    types = getattr(adapter, "variable_types", None)
-    tx = first.without(fixed).transformation(split[0][0], types)
+    tx = first.without(fixed).transformation(split[0][0], adapter)
     controls = {n: jnp.asarray([c.controls[n] for c in configurations], jnp.float32) for n in first.controls}
     keys = jnp.stack([jax.random.key(c.seed) for c in configurations])
 

@@ -1,11 +1,11 @@
 """Gradients accumulated over several steps: `optax.MultiSteps`, with a number of steps that an action can set."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
+
+from jaxcb._src.utils.pytree import map_nodes, nodes_of
 
 
 class AdjustableAccumulation(NamedTuple):
@@ -54,21 +54,12 @@ def accumulated(several: optax.MultiSteps) -> optax.GradientTransformationExtraA
 
 def accumulations(opt_state: Any) -> list[optax.MultiStepsState]:
     """Returns the states of `optax.MultiSteps` in an optimizer's state; they count updates apart from steps."""
-    return _nodes(opt_state, optax.MultiStepsState)
+    return nodes_of(opt_state, lambda node: isinstance(node, optax.MultiStepsState))
 
 
 def adjustable_accumulations(opt_state: Any) -> list[AdjustableAccumulation]:
     """Returns the accumulations in an optimizer's state whose number of steps an action can set."""
-    return _nodes(opt_state, AdjustableAccumulation)
-
-
-def map_accumulations(fn: Callable[[AdjustableAccumulation], Any], opt_state: Any) -> Any:
-    """Returns the optimizer's state with `fn` applied to each accumulation whose number of steps can be set."""
-    return jax.tree.map(
-        lambda node: fn(node) if isinstance(node, AdjustableAccumulation) else node,
-        opt_state,
-        is_leaf=lambda node: isinstance(node, AdjustableAccumulation),
-    )
+    return nodes_of(opt_state, _is_adjustable)
 
 
 def with_accumulation(opt_state: Any, steps: Any, when: Any) -> Any:
@@ -78,7 +69,7 @@ def with_accumulation(opt_state: Any, steps: Any, when: Any) -> Any:
         number = jnp.maximum(jnp.asarray(steps).astype(jnp.int32), 1)
         return node._replace(requested=jnp.where(when, number, node.requested))
 
-    return map_accumulations(changed, opt_state)
+    return map_nodes(changed, opt_state, _is_adjustable)
 
 
 def without_accumulation(opt_state: Any) -> Any:
@@ -88,6 +79,5 @@ def without_accumulation(opt_state: Any) -> Any:
     return opt_state.inner_opt_state if isinstance(opt_state, optax.MultiStepsState) else opt_state
 
 
-def _nodes(opt_state: Any, kind: type) -> list[Any]:
-    leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
-    return [node for node in leaves if isinstance(node, kind)]
+def _is_adjustable(node: Any) -> bool:
+    return isinstance(node, AdjustableAccumulation)

@@ -12,7 +12,7 @@ from jax import Array
 from jax.core import Tracer
 
 from jaxcb._src.utils.errors import check_number, did_you_mean
-from jaxcb._src.utils.pytree import Struct, static
+from jaxcb._src.utils.pytree import Struct, map_nodes, nodes_of, static
 
 
 class LearningRate(Struct):
@@ -309,9 +309,8 @@ def _is_rate(node: Any) -> bool:
 def hyperparameters(opt_state: Any) -> dict[str, Array]:
     """Returns the hyperparameters in an optimizer's state, without the learning rate: name -> float32 ()."""
     found: dict[str, Array] = {}
-    for node in jax.tree.leaves(opt_state, is_leaf=_is_injected):
-        if _is_injected(node):
-            found |= {n: v for n, v in node.hyperparams.items() if n not in node.hyperparams_states}
+    for node in nodes_of(opt_state, _is_injected):
+        found |= {n: v for n, v in node.hyperparams.items() if n not in node.hyperparams_states}
     return found
 
 
@@ -319,12 +318,10 @@ def with_hyperparameters(opt_state: Any, values: Mapping[str, Any]) -> Any:
     """Returns the optimizer's state with other values of its hyperparameters."""
 
     def changed(node: Any) -> Any:
-        if not _is_injected(node):
-            return node
         numbers = {n: v for n, v in values.items() if n in node.hyperparams and n not in node.hyperparams_states}
         return node._replace(hyperparams={**node.hyperparams, **numbers})
 
-    return jax.tree.map(changed, opt_state, is_leaf=_is_injected)
+    return map_nodes(changed, opt_state, _is_injected)
 
 
 def _is_injected(node: Any) -> bool:
@@ -333,12 +330,12 @@ def _is_injected(node: Any) -> bool:
 
 def learning_rates(opt_state: Any) -> list[LearningRate]:
     """Returns the learning rates that live in an optimizer's state."""
-    return [n for n in jax.tree.leaves(opt_state, is_leaf=_is_rate) if _is_rate(n)]
+    return nodes_of(opt_state, _is_rate)
 
 
 def map_learning_rates(fn: Callable[[LearningRate], LearningRate], opt_state: Any) -> Any:
     """Returns the optimizer's state with `fn` applied to each learning rate in it."""
-    return jax.tree.map(lambda n: fn(n) if _is_rate(n) else n, opt_state, is_leaf=_is_rate)
+    return map_nodes(fn, opt_state, _is_rate)
 
 
 def with_constant_rates_of(opt_state: Any, configured: Any, tx: Any = None) -> Any:

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcb._src.utils.pytree import select
+from jaxcb._src.utils.pytree import map_nodes, nodes_of, select
 
 
 def schedule_free_states(opt_state: Any) -> list[Any]:
     """Returns the states of `optax.contrib.schedule_free` in an optimizer's state."""
-    return [n for n in jax.tree.leaves(opt_state, is_leaf=_is_schedule_free) if _is_schedule_free(n)]
+    return nodes_of(opt_state, _is_schedule_free)
 
 
 def evaluated(free: Any, params: Any) -> Any:
@@ -32,13 +32,11 @@ def evaluated(free: Any, params: Any) -> Any:
 def begun_at(opt_state: Any, params: Any, when: Any) -> Any:
     """Returns the optimizer's state such that `params`, where they were restored, are the weights for evaluation."""
 
-    def node(free: Any) -> Any:
-        if not _is_schedule_free(free):
-            return free
+    def begun(free: Any) -> Any:
         z = jax.tree.map(lambda p, old: p.astype(old.dtype), params, free.z)
         return free._replace(z=select(when, z, free.z))
 
-    return jax.tree.map(node, opt_state, is_leaf=_is_schedule_free)
+    return map_nodes(begun, opt_state, _is_schedule_free)
 
 
 def _is_schedule_free(node: Any) -> bool:

@@ -196,7 +196,7 @@ class TrainState(Struct):
 
         The evaluation view has the optimizer's own weights for evaluation, if it keeps some.
         """
-        params = joined(self.params if train else self.evaluation_params(), self.frozen)
+        params = self.all_params if train else self.delivered_params()
         if self.adapter is None:
             return params
         return self.adapter.merge(params, self.model_state, self.rngs, train=train, key=self.step_key())

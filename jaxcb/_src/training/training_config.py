@@ -69,13 +69,13 @@ class TrainingConfig:
         return dataclasses.replace(self, optimizer=functools.partial(self.optimizer, **numbers), hyperparameters=rest)
 
     def transformation(
-        self, params: Any, types: Mapping[str, type] | None = None, frozen: Any = None
+        self, params: Any, adapter: Adapter | None = None, frozen: Any = None
     ) -> optax.GradientTransformation:
         """Makes the optimizer, with a learning rate that callbacks can change: exactly, or by scaling its updates.
 
         Args:
             params: the parameters, or their shapes.
-            types: path -> type of the NNX Variable; None for other models.
+            adapter: of the model; None if there is none.
             frozen: the frozen parameters, with None in place of the trained ones.
 
         Returns:
@@ -86,7 +86,7 @@ class TrainingConfig:
             ValueError: if a factory has no learning rate, or a ready-made optimizer is given one.
         """
         if isinstance(self.optimizer, Mapping):
-            return self._grouped(params, types, frozen)
+            return self._grouped(params, _types_of(adapter), frozen)
         if isinstance(self.learning_rate, Mapping):
             raise TypeError(
                 f"{self.owner}: learning_rate is a dict, but optimizer is none. Pass a dict of the same groups: "
@@ -159,7 +159,7 @@ class TrainingConfig:
                 "Each stage of a run must train what the one before it has trained."
             )
         new = state.replace(params=params, frozen=frozen)
-        tx = self.transformation(params, getattr(state.adapter, "variable_types", None), frozen)
+        tx = self.transformation(params, state.adapter, frozen)
         if state.opt_state is None:
             return new.replace(tx=tx)
         begun = _begun(tx, params)
@@ -193,7 +193,7 @@ class TrainingConfig:
         if self.optimizer is None and tx is None:
             raise ValueError("the TrainState was made without tx=, so pass optimizer=.")
         if self.optimizer is not None:
-            tx = self.transformation(state.params, getattr(adapter, "variable_types", None), state.frozen)
+            tx = self.transformation(state.params, adapter, state.frozen)
             opt_state = without_accumulation(opt_state)  # GradientAccumulation wraps the optimizer again
         if opt_state is not None and other:
             assert tx is not None
@@ -218,12 +218,17 @@ class TrainingConfig:
             seed=self.seed,
             adapter=adapter,
         )
-        tx = self.transformation(params, getattr(adapter, "variable_types", None), frozen)
+        tx = self.transformation(params, adapter, frozen)
         return state.replace(tx=tx, frozen=jax.tree.map(to_strong_type, frozen))
 
     def split(self, params: Any, adapter: Adapter | None) -> tuple[Any, Any]:
         """Returns the trained and the frozen parameters."""
-        return split_trainable(self.trainable, params, getattr(adapter, "variable_types", None), self.owner)
+        return split_trainable(self.trainable, params, _types_of(adapter), self.owner)
+
+
+def _types_of(adapter: Adapter | None) -> Mapping[str, type] | None:
+    """Returns path -> type of the NNX Variable; None for other models."""
+    return getattr(adapter, "variable_types", None)
 
 
 def _begun(tx: Any, params: Any) -> Any:

@@ -137,6 +137,16 @@ def to_strong_types(tree: Any) -> Any:
     return jax.tree.map(to_strong_type, tree)
 
 
+def nodes_of(tree: Any, is_node: Callable[[Any], bool]) -> list[Any]:
+    """Returns the nodes of a tree that a predicate accepts, such as the states of one kind in an optimizer's state."""
+    return [n for n in jax.tree.leaves(tree, is_leaf=is_node) if is_node(n)]
+
+
+def map_nodes(fn: Callable[[Any], Any], tree: Any, is_node: Callable[[Any], bool]) -> Any:
+    """Returns a tree with `fn` applied to the nodes that a predicate accepts."""
+    return jax.tree.map(lambda n: fn(n) if is_node(n) else n, tree, is_leaf=is_node)
+
+
 def select(mask: Any, new: Any, old: Any) -> Any:
     """Applies `where(mask, new, old)` to each leaf; the axes of `mask` are the leading axes of each leaf.
 

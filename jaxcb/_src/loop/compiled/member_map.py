@@ -13,6 +13,7 @@ from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.errors import check_choice
 from jaxcb._src.utils.flat_jit import FlatJit
+from jaxcb._src.utils.pytree import map_nodes
 
 Over = Callable[[Callable[..., Any], Any], Callable[..., Any]]  # (fn, in_axes) -> fn over members
 
@@ -59,7 +60,7 @@ def over_members(
         return isinstance(x, TrainState)
 
     def with_frozen(tree: Any, frozen: Any) -> Any:
-        return jax.tree.map(lambda x: x.replace(frozen=frozen) if is_state(x) else x, tree, is_leaf=is_state)
+        return map_nodes(lambda x: x.replace(frozen=frozen), tree, is_state)
 
     def run(*args: Any) -> Any:
         frozen = next((x.frozen for x in args if is_state(x)), None)

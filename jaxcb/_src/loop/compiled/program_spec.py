@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxcb._src.core.actions.base import Action, HostAction
-from jaxcb._src.core.actions.control import Exploit, ScaleLearningRate, ScaleUpdates, SkipUpdate
+from jaxcb._src.core.actions.base import Action, HostAction, LogAction
+from jaxcb._src.core.actions.control import Exploit, ScaleLearningRate, ScaleUpdates, SkipUpdate, Stop
 from jaxcb._src.core.actions.utils import check_lazy, is_lazy
 from jaxcb._src.core.callback import HOOKS, STEP_HOOKS
 from jaxcb._src.core.metrics import Metrics, is_mergeable, split_reported
 from jaxcb._src.loop.compiled.metric_accumulator import computed
 from jaxcb._src.loop.compiled.position import EvalSchedule, PositionPredicates
 from jaxcb._src.loop.compiled.state import MetricShapes
-from jaxcb._src.loop.compiled.traced_functions import TracedFunctions
+from jaxcb._src.loop.compiled.traced_functions import TracedFunctions, variables_of
 from jaxcb._src.training.accumulation import accumulations
 from jaxcb._src.training.apply import check_actions
 from jaxcb._src.training.learning_rate import learning_rates
@@ -83,6 +83,13 @@ class HookSpec(NamedTuple):
     never: frozenset[int] = frozenset()
     answers: Mapping[int, tuple[Any, ...]] = {}
     trace: Hashable = None
+
+    @property
+    def recorded(self) -> tuple[int, ...]:
+        """The indices of the actions that are recorded as they are; a lazy one is recorded by what it computes."""
+        skipped = {*self.answers, *self.never}
+        kinds = LogAction | HostAction | Stop
+        return tuple(i for i, a in enumerate(self.actions) if isinstance(a, kinds) and i not in skipped)
 
     @property
     def may_yield(self) -> bool:
@@ -410,10 +417,9 @@ def _check_frozen(functions: TracedFunctions, train: TrainState, batch: Any) -> 
     """Refuses a step that changes the frozen parameters: no program returns them, so the change would be lost."""
     if train.frozen is None or isinstance(functions.step, Step):
         return
-    traced = functions.first_half.trace(train, batch)
-    given = jax.tree.unflatten(jax.tree.structure((train, batch)), traced.jaxpr.jaxpr.invars)[0].frozen
-    new = jax.tree.unflatten(jax.tree.structure(traced.out_info), traced.jaxpr.jaxpr.outvars)[0].frozen
-    for (path, before), (_, after) in zip(*map(jax.tree_util.tree_leaves_with_path, (given, new)), strict=True):
+    (given, _), (new, _) = variables_of(functions.first_half, train, batch)
+    parts = map(jax.tree_util.tree_leaves_with_path, (given.frozen, new.frozen))
+    for (path, before), (_, after) in zip(*parts, strict=True):
         if before is not after:
             raise ValueError(
                 f"train_step changes the frozen parameter {leaf_name(path)}, which trainable= left out, so it is "

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxcb._src.core.actions.base import Action, HostAction, LogAction
-from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.core.actions.base import Action
 from jaxcb._src.core.actions.records import RecordPosition
 from jaxcb._src.loop.compiled.program_spec import HookSpec
 from jaxcb._src.utils.pytree import Struct
@@ -148,19 +147,16 @@ class RecordBuffers:
         self.layouts: dict[str, BufferLayout] = {}
         self._shapes: dict[str, Any] = {}
         self._packings: dict[str, TreePacker] = {}
-        for hook, (shapes, equal, never, lazy, _) in hooks.items():
-            skipped = {*lazy, *never}
-            recorded = [
-                i for i, a in enumerate(shapes) if isinstance(a, LogAction | HostAction | Stop) and i not in skipped
-            ]
+        for hook, own in hooks.items():
+            shapes, recorded = own.actions, own.recorded
             small = tuple(i for i in recorded if _size_in_bytes(shapes[i]) <= _LARGE)
             groups = ([small] if small else []) + [(i,) for i in recorded if i not in small]
-            numbers = iter(equal)
+            numbers = iter(own.equal)
             numbers = [[next(numbers) for _ in jax.tree.leaves(action)] for action in shapes]
             for number, indices in enumerate(groups):
                 entry = tuple(shapes[i] for i in indices)
                 self._add(f"{hook}/{number}", hook, indices, entry, [n for i in indices for n in numbers[i]])
-            for index, requests in lazy.items():
+            for index, requests in own.answers.items():
                 if requests:
                     every = list(range(len(jax.tree.leaves(requests))))
                     self._add(f"{hook}/asked/{index}", hook, (index,) * len(requests), requests, every, index)

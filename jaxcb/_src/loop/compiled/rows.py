@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_batching import custom_vmap
 
-from jaxcb._src.core.actions.base import Action, HostAction, LogAction
-from jaxcb._src.core.actions.control import Stop
+from jaxcb._src.core.actions.base import Action
 from jaxcb._src.core.actions.logging import LogProgress
 from jaxcb._src.core.actions.records import RecordPosition
 from jaxcb._src.loop.compiled.program_spec import HookSpec
@@ -35,6 +34,11 @@ def _(axis_size: int, in_batched: list[bool], predicate: Array) -> tuple[Array, 
     return any_row(jnp.any(predicate, axis=0)), False  # again, for the rows of an outer `vmap`
 
 
+def _with_rows(arrays: Iterable[Array], have: Iterable[bool], size: int) -> list[Array]:
+    """Returns arrays that all have the axis of the rows; `have` says which of them have it already."""
+    return [x if has else jnp.broadcast_to(x, (size, *x.shape)) for x, has in zip(arrays, have, strict=True)]
+
+
 @custom_vmap
 def _keep(mask: Array, new: list[Array], old: list[Array]) -> list[Array]:
     del mask, old
@@ -44,15 +48,9 @@ def _keep(mask: Array, new: list[Array], old: list[Array]) -> list[Array]:
 @_keep.def_vmap
 def _(axis_size: int, in_batched: Any, mask: Array, new: list[Array], old: list[Array]) -> tuple[list[Array], Any]:
     mask_has_rows, new_has, old_has = in_batched
-
-    def rows(x: Array, has: bool) -> Array:
-        return x if has else jnp.broadcast_to(x, (axis_size, *x.shape))
-
     if not mask_has_rows and not any((*new_has, *old_has)):
         return _keep(mask, new, old), new_has
-    new, old = (
-        [rows(x, has) for x, has in zip(xs, have, strict=True)] for xs, have in ((new, new_has), (old, old_has))
-    )
+    new, old = _with_rows(new, new_has, axis_size), _with_rows(old, old_has, axis_size)
     kept = select(mask, new, old) if mask_has_rows else _keep(mask, new, old)
     return kept, [True] * len(new)
 
@@ -125,10 +123,7 @@ def show_once(show: Show, action: Action, at: RecordPosition) -> None:
 
     @emit.def_vmap
     def _(axis_size: int, in_batched: list[bool], *given: Array) -> tuple[Array, bool]:
-        rows = (
-            x if has else jnp.broadcast_to(x, (axis_size, *x.shape)) for x, has in zip(given, in_batched, strict=True)
-        )
-        return emit(*rows), False
+        return emit(*_with_rows(given, in_batched, axis_size)), False
 
     emit(action.when, *leaves)
 
@@ -144,16 +139,16 @@ class StackedRecords:
     def __init__(self, hooks: Mapping[str, HookSpec], show: Show) -> None:
         self._hooks, self._shapes, self._show = hooks, dict[str, tuple[Any, ...]](), show
         for hook, own in hooks.items():
-            shapes = tuple(s for i, action in enumerate(own.actions) for s in self._kept(own, i, action))
+            shapes = tuple(s for i in range(len(own.actions)) for s in self._kept(own, i))
             if shapes:
                 self._shapes[hook] = shapes
 
     @staticmethod
-    def _kept(own: HookSpec, index: int, action: Any) -> tuple[Any, ...]:
+    def _kept(own: HookSpec, index: int) -> tuple[Any, ...]:
         """Returns the shapes of what is recorded of an action."""
         if index in own.answers:
             return own.answers[index]
-        return (action,) if isinstance(action, LogAction | HostAction | Stop) and index not in own.never else ()
+        return (own.actions[index],) if index in own.recorded else ()
 
     def shown(self, records: Stacks) -> Stacks:
         """Shows progress, and returns the other records. Traced."""
@@ -191,7 +186,7 @@ class StackedRecords:
             return records
         own, found = self._hooks[hook], list[Action]()
         for index, action in enumerate(actions):
-            shapes = self._kept(own, index, own.actions[index])
+            shapes = self._kept(own, index)
             if index not in own.answers:
                 found += [action] if shapes else []
                 continue

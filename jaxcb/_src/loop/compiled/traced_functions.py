@@ -216,6 +216,19 @@ def materializer(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def variables_of(fn: FlatJit, *args: Any) -> tuple[Any, Any]:
+    """Returns the variables of a traced function, in the structures of its arguments and of its results.
+
+    An output that is an unmodified input is the same variable.
+    """
+    traced = fn.trace(*args)
+    jaxpr = traced.jaxpr.jaxpr
+    return (
+        jax.tree.unflatten(jax.tree.structure(args), jaxpr.invars),
+        jax.tree.unflatten(jax.tree.structure(traced.out_info), jaxpr.outvars),
+    )
+
+
 def call_preserving_identity(fn: FlatJit, *args: Any) -> Any:
     """Calls a jitted function inside a trace. An output that is an unmodified input is returned as that input object.
 

@@ -28,8 +28,8 @@ class DeviceRun:
         live: the loop state before the first step.
         inputs: the inputs that all dispatches share.
         place: start and end of the run.
-        members: active members of a population; None for a single run.
         stages: the stages that are left, in which the run trains more.
+        members: active members of a population; None for a single run.
     """
 
     def __init__(
@@ -38,20 +38,20 @@ class DeviceRun:
         live: DeviceState,
         inputs: Inputs,
         place: HostPosition,
+        stages: Stages,
         members: ActiveMembers | None = None,
-        stages: Stages | None = None,
     ) -> None:
         self.executor, self.live, self.place, self.members = executor, live, place, members
         self._inputs, self._stages = inputs, stages
         self._limit_to_stage()
 
     def _limit_to_stage(self) -> None:
-        self.place.limit(None if self._stages is None else self._stages.next_epoch())
+        self.place.limit(self._stages.next_epoch())
 
     @property
     def stage(self) -> int:
         """Number of the stage, from 0."""
-        return 0 if self._stages is None else self._stages.done
+        return self._stages.done
 
     @property
     def stage_is_over(self) -> bool:
@@ -60,7 +60,6 @@ class DeviceRun:
 
     def advance(self) -> None:
         """Begins the next stage. No dispatch may be pending."""
-        assert self._stages is not None
         self.executor, self.live = self._stages.advance(self.live.carry())
         self._limit_to_stage()
 
