@@ -133,6 +133,14 @@ def test_members_of_a_sweep_have_their_own_rates(strategy):
         )  # fmt: skip
 
 
+def test_a_sweep_takes_no_negative_rate_of_a_group():
+    with pytest.raises(ValueError, match="must be a finite number of at least 0"):
+        jc.sweep(
+            pytree(), loss_fn, DATA, over={"optimizer.head.learning_rate": [0.1, -0.1]}, optimizer=GROUPS,
+            learning_rate=0.1, epochs=1, batch_size=8,
+        )  # fmt: skip
+
+
 def test_groups_and_trainable_go_together():
     result = fit(optimizer={"head/kernel": optax.adam, "head/bias": optax.sgd}, learning_rate=0.05, trainable="head/**")
     close(result.params["body"], pytree()["body"])

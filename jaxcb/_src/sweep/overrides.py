@@ -122,7 +122,7 @@ def _with_group(configuration: TrainingConfig, name: str, value: Any) -> Trainin
         known = [f"{group}.learning_rate" for group in rates]
         listed = ", ".join(f"optimizer.{path}" for path in known)
         raise ValueError(f"of several optimizers the learning rates can be swept: {listed}.{did_you_mean(name, known)}")
-    value = check_number("sweep", name, value)
+    value = check_number("sweep", name, value, least=0.0)
     names = named_groups(configuration.optimizer, "sweep")
     for each in [group] if group else rates:
         if isinstance(configuration.optimizer[names[each]], optax.GradientTransformation) or callable(rates[each]):
