@@ -37,7 +37,10 @@ exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
-nb_execution_mode = "off"  # `make notebooks` executes them
+nb_execution_mode = "force"  # of the pages in notebooks/, in a kernel each; the blocks of guides run in the tests
+nb_execution_in_temp = True  # what a notebook writes is gone afterwards
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600  # seconds of a cell: machines may be busy
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 

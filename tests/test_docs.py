@@ -5,6 +5,7 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -12,7 +13,21 @@ import pytest
 import jaxcb as jc
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [
+    ROOT / "README.md",
+    *sorted(p for folder in ("", "cookbook", "notebooks") for p in (DOCS / folder).glob("*.md")),
+]
+NEEDS = {"migrating_from_lightning.md": "pytorch_lightning"}  # which only `make loaders` installs
+
+
+def named(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix().removeprefix("docs/")
+
+
+def cost(page: Path) -> Any:
+    """Returns the page as a parameter of a test. Recipes beyond the first page take too long for every day."""
+    return pytest.param(page, id=named(page), marks=[pytest.mark.long] if page.parent.name == "cookbook" else [])
 
 
 def blocks(page: Path) -> list[tuple[int, str]]:
@@ -22,9 +37,11 @@ def blocks(page: Path) -> list[tuple[int, str]]:
     return [(text[: match.start(1)].count("\n"), match.group(1)) for match in found]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [cost(p) for p in PAGES if blocks(p)])
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """All blocks of a page run in order, in one namespace."""
+    if page.name in NEEDS:
+        pytest.importorskip(NEEDS[page.name])
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": page.stem}
     with jax.numpy_rank_promotion("allow"):  # as it is where users run them
@@ -39,7 +56,7 @@ def test_generated_parts_are_up_to_date():
         assert (ROOT / "docs" / page).read_text() == renewed, "run `python docs/tables.py`"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_lead_somewhere(page):
     """Relative links name files that exist, and headings that are there."""
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
@@ -62,11 +79,23 @@ def test_the_reference_has_every_public_module():
     assert set(listed["jaxcb"]) == {n for n in jc.__all__ if f"jaxcb.{n}" not in found}  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize(
-    "page", [p for p in PAGES if p.parent.name == "docs" and p.name != "index.md"], ids=lambda p: p.name
-)
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name not in ("README.md", "index.md")], ids=named)
 def test_the_site_has_each_page(page):
-    assert re.search(rf"^{page.stem}$", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
+    assert re.search(rf"^{named(page).removesuffix('.md')}$", (DOCS / "index.md").read_text(), re.MULTILINE)
+
+
+def test_the_cookbook_lists_each_recipe():
+    """Each heading of a recipe is in the table of tasks, once, and the first page has ten."""
+    text = (DOCS / "cookbook.md").read_text()
+    listed = re.findall(r"^\|.*\[([^]]+)\]\([^)]*\) \|$", text, re.MULTILINE)
+    first = re.findall(r"^## (.*)$", text, re.MULTILINE)[1:]
+    others = [
+        name
+        for page in sorted((DOCS / "cookbook").glob("*.md"))
+        for name in re.findall(r"^## (.*)$", page.read_text(), re.MULTILINE)
+    ]
+    assert len(first) == 10
+    assert sorted(listed) == sorted(first + others)
 
 
 def load(path: Path):
