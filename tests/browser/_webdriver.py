@@ -97,6 +97,12 @@ class Browser:
             time.sleep(0.2)
         return found
 
+    def resize(self, width: int, height: int) -> None:
+        """Sets the size of the page, in pixels: a window has borders, and a smallest width."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        asked = {"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics}
+        self._ask("/goog/cdp/execute", asked)
+
     def settle(self) -> None:
         """Waits until the picture stays as it is."""
         last = None

@@ -1,5 +1,6 @@
 """Progress display on the terminal: a live bar with rich, or one line per epoch."""
 
+import importlib.util
 import sys
 import time
 from collections.abc import Mapping
@@ -167,9 +168,7 @@ class ProgressWriter(Writer):
         epoch, cursor = int(status.epoch), int(status.cursor)
         if self._bar is None:
             self._bar, self._task = _make_bar()
-            if not (
-                self._bar.console.is_interactive or self._bar.console.is_jupyter
-            ):  # written to a file, the bar is only blank lines
+            if not _can_draw(self._bar.console):
                 self._bar, self._live = None, False
                 return
             self._bar.start()
@@ -225,6 +224,13 @@ def _make_bar() -> tuple[Any, Any]:
         transient=True,
     )
     return bar, bar.add_task("compiling", total=None, figures="", speed="")
+
+
+def _can_draw(console: Any) -> bool:
+    """Returns whether a bar can be drawn: in a file it is only blank lines, and a notebook needs a widget for it."""
+    if console.is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return bool(console.is_interactive)
 
 
 def _shown(values: Any) -> list[str]:
