@@ -9,7 +9,7 @@
 #   make deep          complete runs of the examples, which take longest
 #   make browser       check TensorBoard's pages in a browser (apt-get install chromium chromium-driver)
 #   make package       build the packages, check them, and try the wheel in an empty environment
-#   make docs          build the site in docs/_build
+#   make docs          build the site in docs/_build/html, execute its notebooks, and check both
 #   make loaders       train with PyTorch's, TensorFlow's and grain's loaders, in runs that are killed
 #   make keras         compare the callbacks with the real Keras on 14,000 streams of metrics
 #   make mutants       change the callbacks one line at a time, and check that the tests fail
@@ -84,6 +84,7 @@ lint: .venv/.dev
 	$(BIN)/codespell -D - -D tools/old_words.txt jaxcb docs examples README.md
 	$(BIN)/lint-imports
 	$(BIN)/python tools/house.py
+	$(BIN)/python tools/prose.py
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: .venv/.dev
@@ -109,11 +110,13 @@ package: .venv/.dev
 	$(BIN)/python tools/check_package.py
 
 docs: $(SITE)/.done
-	$(SITE)/bin/sphinx-build -q -W --keep-going -b html docs docs/_build $(ARGS)
-	@echo "The site is docs/_build/index.html"
+	$(SITE)/bin/sphinx-build -q -W --keep-going -b html docs docs/_build/html $(ARGS)
+	$(SITE)/bin/python -m pytest -n0 -m site tests/site
+	@echo "The site is docs/_build/html/index.html"
 
 loaders: $(LOADERS)/.done
 	$(LOADERS)/bin/python -m pytest tests/data/test_third_party_data.py
+	$(LOADERS)/bin/python -m pytest tests/test_docs.py -k lightning
 	$(LOADERS)/bin/python -m pytest -m loaders tests/loaders $(ARGS)
 
 keras: .venv/.dev
@@ -149,7 +152,7 @@ test-newest:
 	    echo "No Python newer than $$($$default -c "$$minor") here: 'make test' is already on the newest one."; \
 	else \
 	    $(MAKE) --no-print-directory $(NEWEST)/.dev NEWEST_PYTHON="$$python" && \
-	    $(NEWEST)/bin/python -m pytest -n $(WORKERS) -m "not deep and not slow and not long and not browser and not loaders and not trackers" \
+	    $(NEWEST)/bin/python -m pytest -n $(WORKERS) -m "not deep and not slow and not long and not browser and not loaders and not trackers and not site" \
 	        $(ARGS); \
 	fi
 
