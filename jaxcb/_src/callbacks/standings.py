@@ -9,7 +9,7 @@ from jaxcb._src.core.metrics import Metrics
 
 
 def scores(owner: str, monitor: str, mode: str, metrics: Metrics) -> Array:
-    """Returns the monitored value of each member, with the sign such that lower is better, float32 (members,).
+    """Returns the monitored value of each member, with the sign for which lower is better, float32 (members,).
 
     NaN is worse than any number, and a member that no longer trains is worse than NaN.
 

@@ -64,7 +64,7 @@ def discard(path: Path, run: str) -> None:
 
 
 def remove(path: Path, run: str) -> None:
-    """Removes an export such that no partial one is ever visible. Other files in its directory are kept.
+    """Removes an export so that no partial one is ever visible. Other files in its directory are kept.
 
     Args:
         path: its directory.

@@ -7,7 +7,7 @@ All processes of a run take part in each operation, and begin it at the same poi
 compares the path over the devices when a save begins. Its background work does not use them.
 
 Every path is converted by `local`. Orbax's own path type (etils 1.15) treats `[`, `*` and `?` in the name of a folder
-as a pattern when it lists the folder: a save in `lr=[0.1]` did not find the arrays that it had just written, and wrote
+as a pattern when it lists the folder: a save in `lr=[0.1]` did not find the arrays that it had written, and wrote
 no index of them. It also treats `/gs/x` as a bucket.
 """
 

@@ -30,7 +30,7 @@ def evaluated(free: Any, params: Any) -> Any:
 
 
 def begun_at(opt_state: Any, params: Any, when: Any) -> Any:
-    """Returns the optimizer's state such that `params`, where they were restored, are the weights for evaluation."""
+    """Returns the optimizer's state so that `params`, where they were restored, are the weights for evaluation."""
 
     def begun(free: Any) -> Any:
         z = jax.tree.map(lambda p, old: p.astype(old.dtype), params, free.z)

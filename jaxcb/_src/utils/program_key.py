@@ -42,7 +42,7 @@ class HasProgramKey(Protocol):
 class Reference:
     """A weak reference to an object that compares by identity; a dead one equals nothing.
 
-    Functions of the user are compared in this way, as `jax.jit` does. A strong reference would keep the arrays in
+    Functions of the user are compared so, as `jax.jit` does. A strong reference would keep the arrays in
     their closures alive for as long as the program is kept.
     """
 

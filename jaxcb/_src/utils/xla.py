@@ -33,7 +33,7 @@ def fast_compile_options(platform: str) -> dict[str, Any]:
 
 
 def computed_once(array: Array, always: Array, like: Array) -> Array:
-    """Returns the array, such that XLA's CPU backend computes it once.
+    """Returns the array so that XLA's CPU backend computes it once.
 
     The backend copies the computation of a small array into the kernel of each value that depends on it; with long
     computations and many values, compiling takes much longer. A branch is the only border that it respects: it removes

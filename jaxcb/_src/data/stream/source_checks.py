@@ -16,8 +16,8 @@ _PASSES = 3  # passes whose first batches are compared: an order that changes do
 class SourceChecks:
     """Notices a source that cannot resume, or that gives other batches than it should.
 
-    Without a state of the user's iterator, a resumed run iterates again over the batches that it has had. A checkpoint
-    therefore contains checksums: of the batch that was trained on last, and of the first batches of two passes, if they
+    Without a state of the user's iterator, a resumed run iterates again over the batches that it has had. So a
+    checkpoint contains checksums: of the batch that was trained on last, and of the first batches of two passes, if they
     differ. Only some values of a batch are read for one.
 
     Args:

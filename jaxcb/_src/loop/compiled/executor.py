@@ -51,7 +51,7 @@ class Compiled:
 
     With `donate_changed_only`, only leaves that `fn` modifies are donated and returned, since each array that a
     dispatch creates costs host time. Which leaves those are depends on the trace: a leaf is unmodified if `fn` returns
-    the very tracer that it was given (`call_preserving_identity` keeps this identity through nested jits). So the
+    the tracer itself that it was given (`call_preserving_identity` keeps this identity through nested jits). So the
     function is traced once before it is compiled, for each shape of a batch; the inner functions keep their traces.
 
     Args:

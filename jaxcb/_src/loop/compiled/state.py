@@ -218,7 +218,7 @@ def with_leaves(carry: LoopState, leaves: Mapping[str, Any]) -> LoopState:
 
 
 def clear_stop(carry: LoopState) -> LoopState:
-    """Returns the loop state of a stopped run such that training can continue."""
+    """Returns the loop state of a stopped run so that training can continue."""
     train = carry.train.replace(stop=jnp.zeros_like(carry.train.stop))
     return carry.replace(train=train, ended=jnp.zeros_like(carry.ended), yielded=jnp.zeros_like(carry.yielded))
 

@@ -89,7 +89,7 @@ class Stepped(Executor):
     ) -> tuple[DeviceState, Any, bool]:
         """Dispatches the steps of a chunk.
 
-        The host never waits for a step that it has just dispatched. It follows its own predicted position, and returns
+        The host never waits for the step that it dispatched last. It follows its own predicted position, and returns
         early only where the prediction can be wrong: after an epoch end or validation that may have host actions, or
         when an older step reports that it was a no-op.
 

@@ -187,7 +187,7 @@ class Bucket:
                 self.delete([name.removeprefix(self._prefix)])
 
     def list(self, below: str = "") -> dict[str, int]:
-        """Returns name -> size of all objects below a name. A store may list what has just changed as it was."""
+        """Returns name -> size of all objects below a name. A store may list a recent change as it was before."""
         key = self._key(below).rstrip("/")
 
         def read() -> dict[str, int]:

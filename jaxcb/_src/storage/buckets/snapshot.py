@@ -1,7 +1,7 @@
 """`Snapshot`: which files a folder holds at one point of a run, kept until they are in the bucket.
 
-The run continues while a snapshot is uploaded: it appends to its logs, and deletes older checkpoints. Files are
-therefore linked into a folder of their own, which costs no copy, and logs are read up to their size at the snapshot.
+The run continues while a snapshot is uploaded: it appends to its logs, and deletes older checkpoints. So files
+are linked into a folder of their own, which costs no copy, and logs are read up to their size at the snapshot.
 """
 
 import contextlib
