@@ -1,6 +1,6 @@
 """Runs in a real Jupyter kernel: what a cell shows.
 
-    make docs
+make docs
 """
 
 import importlib.util
