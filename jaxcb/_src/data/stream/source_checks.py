@@ -17,8 +17,8 @@ class SourceChecks:
     """Notices a source that cannot resume, or that gives other batches than it should.
 
     Without a state of the user's iterator, a resumed run iterates again over the batches that it has had. So a
-    checkpoint contains checksums: of the batch that was trained on last, and of the first batches of two passes, if they
-    differ. Only some values of a batch are read for one.
+    checkpoint contains checksums: of the batch that was trained on last, and of the first batches of two passes, if
+    they differ. Only some values of a batch are read for one.
 
     Args:
         source: where the batches come from.
