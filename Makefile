@@ -111,7 +111,7 @@ package: .venv/.dev
 
 docs: $(SITE)/.done
 	$(SITE)/bin/sphinx-build -q -W --keep-going -b html docs docs/_build/html $(ARGS)
-	$(SITE)/bin/python -m pytest -n0 -m site tests/site
+	$(SITE)/bin/python -m pytest -n0 -m site tests/built_site
 	@echo "The site is docs/_build/html/index.html"
 
 loaders: $(LOADERS)/.done

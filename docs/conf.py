@@ -40,6 +40,7 @@ myst_heading_anchors = 4
 nb_execution_mode = "force"  # of the pages in notebooks/, in a kernel each; the blocks of guides run in the tests
 nb_execution_in_temp = True  # what a notebook writes is gone afterwards
 nb_execution_raise_on_error = True
+nb_merge_streams = True  # the lines of a run are one output
 nb_execution_timeout = 600  # seconds of a cell: machines may be busy
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

@@ -142,8 +142,8 @@ class Result:
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "a Result cannot be pickled: it refers to functions (schedule, optimizer, loss) and to arrays on devices. "
-            "Pass run_dir= and read the run with jc.load(run_dir), or pickle jax.device_get(result.params) and "
-            "result.history."
+            "Pass run_dir= and call again with resume=True, which returns the result of a finished run, or pickle "
+            "jax.device_get(result.params) and result.history."
         )
 
     def log(self, values: Mapping[str, Any]) -> None:

@@ -1,11 +1,13 @@
 """Figures of matplotlib, a package that need not be installed: it is imported when the first one is made."""
 
+import functools
+import io
 from pathlib import Path
 from typing import Any
 
 
 def new_figure(size: tuple[float, float], what: str = "plot()") -> Any:
-    """Returns an empty figure.
+    """Returns an empty figure, which a notebook shows: without pyplot it would print its name only.
 
     Args:
         size: width and height, in inches.
@@ -18,7 +20,16 @@ def new_figure(size: tuple[float, float], what: str = "plot()") -> Any:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError(f"{what} needs matplotlib: pip install jaxcb[plot].") from None
-    return Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    figure._repr_png_ = functools.partial(_png, figure)  # pyright: ignore[reportAttributeAccessIssue]
+    return figure
+
+
+def _png(figure: Any) -> bytes:
+    """Draws a figure as PNG."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=80)
+    return image.getvalue()
 
 
 def whole_ticks(axis: Any) -> None:

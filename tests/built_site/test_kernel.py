@@ -34,7 +34,7 @@ def cells(tmp_path_factory):
         "barred = fit(verbose=1)",
         "silent = fit(verbose=0)",
         "result",
-        "result.plot();",
+        "result.plot()",
         "jc.replay(jc.EarlyStopping('loss', patience=1), result.history)",
         "raise KeyError('an error of the user')",
     )
@@ -59,7 +59,7 @@ def test_a_run_prints_a_line_for_each_epoch(cells):
 def test_without_widgets_a_bar_is_lines(cells):
     if importlib.util.find_spec("ipywidgets") is not None:
         pytest.skip("with ipywidgets there is a bar")
-    assert printed(cells[2]).count("epoch") == 3
+    assert printed(cells[2]).count("\nepoch") == 3
     assert not printed(cells[2], "stderr")
 
 
@@ -77,8 +77,8 @@ def test_a_result_is_a_table_with_curves(cells):
 
 
 def test_a_plot_is_one_picture(cells):
-    assert [list(output.data)[:1] for output in cells[5]] == [["text/plain"]] or "image/png" in cells[5][-1].data
-    assert sum("image/png" in output.get("data", {}) for output in cells[5]) == 1
+    (output,) = cells[5]
+    assert "image/png" in output.data
 
 
 def test_a_replay_says_what_it_found(cells):
