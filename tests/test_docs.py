@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def blocks(page: Path) -> list[tuple[int, str]]:
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """All blocks of a page run in order, in one namespace."""
     if page.name in NEEDS:
+        warnings.simplefilter("ignore")  # those of the other library; pytest restores the filters
         pytest.importorskip(NEEDS[page.name])
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": page.stem}
