@@ -73,6 +73,7 @@ def test_a_result_is_a_table_with_curves(cells):
     assert page.startswith("<table>")
     assert page.count("<svg") == page.count("</svg>") > 0
     assert "the learning rate was reduced after epoch" in page
+    assert page.count('<i style="display:inline-block') >= 2  # the colours of the curves, without a style sheet
     assert output.data["text/plain"].startswith("Result(")
 
 

@@ -16,8 +16,7 @@ svg{display:block}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem}caption{text-align:left;font-weight:600}
 th,td{padding:.2rem .6rem;text-align:left;border-bottom:1px solid #e3e7ec;vertical-align:top}td{overflow-wrap:anywhere}
 th{background:#f3f5f8}td.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-.key{display:inline-block;margin-right:1rem;font-size:.85rem}.key i{display:inline-block;width:1.2rem;height:.2rem;
-vertical-align:middle;margin-right:.3rem}img{max-width:100%;height:auto}figure{margin:0 0 1rem}
+img{max-width:100%;height:auto}figure{margin:0 0 1rem}
 @media print{body{max-width:none;padding:0;font-size:11px}h2{break-after:avoid}figure,tr{break-inside:avoid}}
 """
 
@@ -84,7 +83,9 @@ def _figure(name: str, drawing: str, runs: Sequence[Curves], metrics: Sequence[s
 
 
 def _key(name: str, color: str) -> str:
-    return f'<span class="key"><i style="background:{color}"></i>{text(name)}</span>'
+    """Returns a coloured line and a name, with their style in them: a notebook has no style sheet of ours."""
+    line = f"display:inline-block;width:1.2em;height:.2em;vertical-align:middle;margin-right:.3em;background:{color}"
+    return f'<span style="display:inline-block;margin-right:1em"><i style="{line}"></i>{text(name)}</span>'
 
 
 def image(data: bytes, described: str) -> str:
