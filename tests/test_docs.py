@@ -61,7 +61,7 @@ def test_generated_parts_are_up_to_date():
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_lead_somewhere(page):
     """Relative links name files that exist, and headings that are there."""
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+    for target in re.findall(r"(?:\]\(|src=\"|^```\{image\} )([^)\s\"]+)", page.read_text(), re.MULTILINE):
         if "://" in target:
             continue
         path, _, anchor = target.partition("#")
