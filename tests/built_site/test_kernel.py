@@ -25,8 +25,7 @@ def fit(**more):
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
     """The outputs of the cells: a run with lines, with a bar, without either; its result; a replay; a sweep."""
-    import nbclient
-    import nbformat
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
 
     sources = (
         BEFORE,
