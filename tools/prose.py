@@ -1,4 +1,4 @@
-"""Lints the English of README, docs, docstrings and errors, and prints how readable it is.
+"""Lints the English of README, docs, docstrings and messages, and prints how readable it is.
 
     python tools/prose.py              # problems and figures; exits with 1 if there are any, or a limit is exceeded
     python tools/prose.py --pages      # the figures of each page, the hardest one first
@@ -23,11 +23,12 @@ from proselint.registry import CheckRegistry
 from proselint.tools import LintFile
 
 ROOT = Path(__file__).parent.parent
+SAY = ("print", "say", "_say", "tell", "warn", "_warn")  # functions that print their first argument
 LONG = 28  # words; a longer sentence is hard to read
 LIMITS = {
     "pages": {"words in a sentence": 13.5, "percent of long sentences": 1.0, "percent of passive sentences": 22.0},
     "docstrings": {"words in a sentence": 11.5, "percent of long sentences": 1.5, "percent of passive sentences": 18.0},
-    "errors": {"words in a sentence": 12.5, "percent of long sentences": 1.5, "percent of passive sentences": 17.0},
+    "messages": {"words in a sentence": 12.5, "percent of long sentences": 1.5, "percent of passive sentences": 17.0},
 }
 # typography is that of Markdown and of code; "resume" is not a CV
 NOT_CHECKED = ("typography", "lexical_illusions", "dates_times")
@@ -91,13 +92,18 @@ def docstrings(source: str) -> Iterator[tuple[int, str]]:
 
 
 def messages(source: str) -> Iterator[tuple[int, str]]:
-    """Yields the first line (from 0) and the text of each error that is raised with one; values are the word VALUE."""
+    """Yields the first line (from 0) and the text of errors, warnings and printed lines; values are the word VALUE."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-            text = node.exc.args[0]
+        call = node.exc if isinstance(node, ast.Raise) else node
+        if isinstance(call, ast.Call) and call.args and (call is not node or _name(call.func) in SAY):
+            text = call.args[0]
             parts = text.values if isinstance(text, ast.JoinedStr) else [text]
             plain = "".join(part.value if _is_text(part) else "VALUE" for part in parts)  # pyright: ignore
             yield node.lineno - 1, plain
+
+
+def _name(node: ast.AST) -> str:
+    return getattr(node, "attr", getattr(node, "id", ""))
 
 
 def _is_text(node: ast.AST) -> bool:
@@ -161,7 +167,7 @@ def main() -> int:
     for title, files, read_text in (
         ("pages", pages, paragraphs),
         ("docstrings", modules, docstrings),
-        ("errors", modules, messages),
+        ("messages", modules, messages),
     ):
         read = {file: sentences(file, read_text) for file in files}
         counts = {}

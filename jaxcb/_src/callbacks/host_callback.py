@@ -200,7 +200,7 @@ def call_with_logs(who: str, function: Callable[..., Any], counters: Sequence[in
         raise CallbackError(
             f"{who} sets logs[{name!r}], which nothing reads: metrics are known before callbacks run. Report a "
             f"function of the model with metrics={{{name!r}: jc.probes.evaluator(fn)}}, one of the step with "
-            "jc.probe(fn), or return the value from loss_fn as a metric; to keep it for yourself, use an attribute."
+            "jc.probe(fn), or return the value from loss_fn as a metric. To keep it for yourself, use an attribute."
         )
     return result
 

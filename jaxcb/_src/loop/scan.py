@@ -338,7 +338,7 @@ def _check(spec: ProgramSpec, form: AnyState) -> None:
                 raise CallbackError(
                     f"{action.owner} needs the host in {hook} (it returns a {type(action).__name__}), and there is "
                     "none inside a compiled program. Leave it out of jc.scan and save or call between two parts of the "
-                    "run; or use jc.Loop(step).run(state, steps=...), which returns to the host."
+                    "run. Or use jc.Loop(step).run(state, steps=...), which returns to the host."
                 )
             if isinstance(action, WeightAction) and not form.holders:
                 raise ValueError(

@@ -214,8 +214,8 @@ def write_optimizer(optimizer: Any, opt_state: Any, step: Any) -> None:
     variables = jax.tree.leaves(optimizer.opt_state, is_leaf=lambda x: isinstance(x, nnx.Variable))
     if jax.tree.structure(_plain(nnx.as_pure(optimizer.opt_state))) != jax.tree.structure(opt_state):
         raise ValueError(
-            "the optimizer state has another structure than the nnx.Optimizer to write it into; write it into "
-            "the optimizer that TrainState.from_nnx was given, or into one made in the same way."
+            "the optimizer state has another structure than the nnx.Optimizer to write it into. Pass the optimizer "
+            "that TrainState.from_nnx was given, or one made in the same way."
         )
     for variable, leaf in zip(variables, jax.tree.leaves(opt_state), strict=True):
         variable.set_raw_value(leaf)

@@ -133,7 +133,7 @@ def _refuse_axis(error: NameError) -> None:
         raise ValueError(
             f"loss_fn, or a module that it calls, reduces over the axis {found[1]!r}, as a step under jax.pmap does, "
             f"and no axis has that name here. Drop axis_name={found[1]!r} from modules such as BatchNorm, and calls "
-            f"such as jax.lax.pmean(x, {found[1]!r}): a batch is one array, also over a mesh, so that means are those "
+            f"such as jax.lax.pmean(x, {found[1]!r}). A batch is one array, also over a mesh, so that means are those "
             "of all rows."
         ) from error
 

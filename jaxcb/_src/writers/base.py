@@ -202,7 +202,7 @@ class Context:
         try:
             file.restore(position, cut=False)
         except ValueError as error:
-            self.warn(f"{error} The result of the run is returned nevertheless.")
+            self.warn(f"{error} The result of the run is returned all the same.")
 
     def file_positions(self) -> dict[str, Any]:
         """Makes the content of all appended files durable, and returns their positions, as JSON."""

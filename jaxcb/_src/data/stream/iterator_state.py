@@ -98,7 +98,7 @@ def check_restorable(iterator: Any, saved: Any, what: str) -> None:
         name = found[1].rpartition(".")[2] or "the object"
         raise DataError(
             f"{what}: a run that is killed could not resume. The state of its iterator contains {found[0]!r}, the "
-            "address of an object in memory, and the iterator refuses a state with another address, as it is in a new "
+            "address of an object in memory. The iterator refuses a state with another address, as it is in a new "
             f"process. Define __repr__ in {name}, without an address: def __repr__(self): return "
             f'"{name}(...)". The iterator says: {type(error).__name__}: {str(error).partition(chr(10))[0]:.200}'
         ) from error
