@@ -4,8 +4,8 @@
     python tools/prose.py --pages      # the figures of each page, the hardest one first
 
 Problems are those that proselint finds, and the words of `tools/plain_words.txt`. The figures are the mean length of a
-sentence, and how many sentences are long, passive, or have such a word. Code, tables, headings
-and generated parts are left out.
+sentence, and how many sentences are long, passive, or have such a word. Code, tables, headings and generated parts are
+left out.
 """
 
 import argparse
