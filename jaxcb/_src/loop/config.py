@@ -220,8 +220,8 @@ def split_metrics(owner: str, metrics: Mapping[Any, Any] | None) -> FurtherMetri
     for key, value in (metrics or {}).items():
         if not isinstance(value, Probe | Evaluator | HostMetric):
             raise TypeError(
-                f"{owner}: metrics[{key!r}] is a {type(value).__name__}. Make it with jc.probe(fn, every=...) if fn is "
-                "a function of the training step. Use jc.probes.evaluator(fn) for a function of the model, and "
+                f"{owner}: metrics[{key!r}] is a {type(value).__name__}. Make it with jc.probe(fn, every=...) for a "
+                "function of the training step. Use jc.probes.evaluator(fn) for a function of the model, and "
                 "jc.probes.host_metric(fn) for one without arguments."
             )
         names: tuple[Any, ...] = key if isinstance(key, tuple) and isinstance(value, Evaluator) else (key,)
