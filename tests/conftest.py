@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 import os
 import signal
+import zlib
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
 # Before JAX is imported: programs that compile in less than half of the time. Most of the compiling of a small program
@@ -31,6 +32,7 @@ HERE = Path(__file__).parent
 MEMORY = 900 << 20  # bytes of a process, and
 GROWTH = 200 << 20  # bytes since the last time, at which it drops what it has compiled
 
+EXECUTORS = ("looped", "stepped")
 CACHE = {
     "jax_compilation_cache_dir": str(HERE / ".jax_cache"),
     "jax_persistent_cache_min_compile_time_secs": 0.15,  # to write costs time, too
@@ -48,6 +50,7 @@ hypothesis.settings.register_profile("deep", max_examples=150, **_COMMON)
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--block 7` runs every looped run in blocks of 7 steps."""
     parser.addoption("--block", type=int, default=None, help="steps of a block of the looped executor")
+    parser.addoption("--executors", choices=("one", "other"), default="one", help="which cases are long, see conftest")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,6 +61,25 @@ def pytest_configure(config: pytest.Config) -> None:
         use_blocks()
     deep = config.getoption("markexpr") == "deep" or os.environ.get("JAXCB_DEEP") == "1"
     hypothesis.settings.load_profile("deep" if deep else "quick")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks half of the cases that differ in the executor alone as long.
+
+    Of each pair one case is an everyday test, the looped one in about half of the pairs. With `--executors other` it is
+    the other one; `make test-newest` does so.
+    """
+    pairs: dict[str, dict[str, pytest.Item]] = {}
+    for item in items:
+        executor = getattr(item, "callspec", None) and item.callspec.params.get("executor")
+        if executor in EXECUTORS and item.get_closest_marker("long") is None:
+            pairs.setdefault(item.nodeid.replace(executor, "executor"), {})[executor] = item
+    for name, pair in pairs.items():
+        if len(pair) == len(EXECUTORS):
+            which = (zlib.crc32(name.encode()) + (config.getoption("executors") == "other")) % 2
+            # `--block` changes the looped executor
+            pair["stepped" if config.getoption("block") else EXECUTORS[which]].add_marker(pytest.mark.long)
 
 
 @pytest.hookimpl(trylast=True)
