@@ -149,7 +149,7 @@ test-newest:
 	    echo "No Python newer than $$($$default -c "$$minor") here: 'make test' is already on the newest one."; \
 	else \
 	    $(MAKE) --no-print-directory $(NEWEST)/.dev NEWEST_PYTHON="$$python" && \
-	    $(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal --executors other \
+	    $(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal --cases other \
 	        -m "not deep and not slow and not long and not browser and not loaders and not trackers" $(ARGS); \
 	fi
 

@@ -50,7 +50,7 @@ hypothesis.settings.register_profile("deep", max_examples=150, **_COMMON)
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--block 7` runs every looped run in blocks of 7 steps."""
     parser.addoption("--block", type=int, default=None, help="steps of a block of the looped executor")
-    parser.addoption("--executors", choices=("one", "other"), default="one", help="which cases are long, see conftest")
+    parser.addoption("--cases", choices=("some", "other"), default="some", help="which cases are everyday tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -65,21 +65,40 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks half of the cases that differ in the executor alone as long.
+    """Marks the cases as long that are not everyday tests.
 
-    Of each pair one case is an everyday test, the looped one in about half of the pairs. With `--executors other` it is
-    the other one; `make test-newest` does so.
+    Of two cases that differ in the executor alone, one is an everyday test, and of the cases of a test that is marked
+    `everyday(n)`, n are. A hash of the name chooses them. `--cases other` chooses other ones; `make test-newest` does.
     """
+    other = config.getoption("cases") == "other"
     pairs: dict[str, dict[str, pytest.Item]] = {}
-    for item in items:
+    for item in _not_long(items):
         executor = getattr(item, "callspec", None) and item.callspec.params.get("executor")
-        if executor in EXECUTORS and item.get_closest_marker("long") is None:
+        if executor in EXECUTORS:
             pairs.setdefault(item.nodeid.replace(executor, "executor"), {})[executor] = item
     for name, pair in pairs.items():
         if len(pair) == len(EXECUTORS):
-            which = (zlib.crc32(name.encode()) + (config.getoption("executors") == "other")) % 2
+            which = (_hash(name) + other) % len(EXECUTORS)
             # `--block` changes the looped executor
             pair["stepped" if config.getoption("block") else EXECUTORS[which]].add_marker(pytest.mark.long)
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in _not_long(items):
+        if item.get_closest_marker("everyday") is not None:
+            cases.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for of in cases.values():
+        marker = of[0].get_closest_marker("everyday")
+        assert marker is not None
+        of.sort(key=lambda item: _hash(item.nodeid), reverse=other)
+        for item in of[marker.args[0] :]:
+            item.add_marker(pytest.mark.long)
+
+
+def _not_long(items: list[pytest.Item]) -> list[pytest.Item]:
+    return [item for item in items if item.get_closest_marker("long") is None]
+
+
+def _hash(name: str) -> int:
+    return zlib.crc32(name.encode())
 
 
 @pytest.hookimpl(trylast=True)

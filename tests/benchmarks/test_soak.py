@@ -77,6 +77,7 @@ def fit_once(executor, ready_made):
     return {name: weakref.ref(value) for name, value in found.items()}
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
 @pytest.mark.parametrize("ready_made", [False, True])
 def test_a_run_keeps_nothing_that_its_functions_refer_to(executor, ready_made):

@@ -117,6 +117,7 @@ def test_another_run_is_refused_with_both_values_and_a_cure(run_dir, name):
 EVERYDAY = ("rate", "patience", "missing", "epochs", "validation data")
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n not in EVERYDAY)) for n in WARNED])
 def test_other_numbers_are_named_whatever_the_verbosity(run_dir, name):
     change, text = WARNED[name]

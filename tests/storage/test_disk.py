@@ -170,6 +170,7 @@ def check_logs(writer, run_dir, result):
         assert digests(run_dir / "logs") == digests(result.run_dir / "logs")
 
 
+@pytest.mark.everyday(3)
 @pytest.mark.parametrize(("writer", "fault"), CASES)
 def test_a_fault_is_one_readable_error(disk, elsewhere, whole, writer, fault):
     expected = whole(writer)
@@ -193,6 +194,7 @@ def test_a_fault_is_one_readable_error(disk, elsewhere, whole, writer, fault):
     check_logs(writer, disk.run, expected)
 
 
+@pytest.mark.everyday(3)
 @pytest.mark.parametrize(("writer", "fault"), CASES)
 def test_a_fault_is_a_warning_if_asked(disk, elsewhere, whole, writer, fault):
     expected = whole(writer)

@@ -257,6 +257,7 @@ def test_a_broken_record_is_one_clear_error(tmp_path, text):
 # Logs that several runs share
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("logger", [jc.CSVLogger, jc.callbacks.JSONLogger])
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_killed_run_has_each_of_its_rows_once_in_a_shared_log(tmp_path, logger, inside):
@@ -416,6 +417,7 @@ def board():
     ]
 
 
+@pytest.mark.everyday(10)
 @pytest.mark.parametrize("case", FORGED)
 @pytest.mark.parametrize("how", ["resume", "overwrite"])
 def test_a_checkpoint_leads_nowhere_else(tmp_path, forgeable, case, how):

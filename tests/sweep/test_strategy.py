@@ -61,6 +61,7 @@ def test_what_cannot_be_asked_for():
         )
 
 
+@pytest.mark.long
 def test_each_member_is_saved_under_its_number_after_others_have_left(tmp_path):
     points = [{"callbacks.StopAt.epochs": n} for n in (1, 3, 1, 1)]
 
@@ -115,6 +116,7 @@ def conv_loss(model, batch):
     return jnp.mean((model(x) - y) ** 2)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["vmap", "map"])
 def test_convolutions_with_statistics_equal_their_single_runs(strategy):

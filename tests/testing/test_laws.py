@@ -34,6 +34,7 @@ def everyday():
     return found
 
 
+@pytest.mark.everyday(27)
 @pytest.mark.parametrize("callback", everyday())
 def test_builtin(callback):
     testing.check_callback(callback, max_examples=4)

@@ -319,6 +319,7 @@ def tree(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
+@pytest.mark.everyday(8)
 @pytest.mark.parametrize("odd", ODD)
 def test_what_is_saved_can_be_read_whatever_it_is_called(tmp_path, odd):
     state, where = make_state(), tmp_path / odd / "run" / odd / "save"
@@ -346,6 +347,7 @@ def test_a_run_is_saved_and_loaded_whatever_its_folder_is_called(tmp_path, odd):
     np.testing.assert_array_equal(store.load(saved)["a [1]"], np.arange(3.0))
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("odd", ["exp[1]", "lr=[0.1] {b} 100%", "star*?", "two**", 'it\'s "so" #1\n', "naïve-学習."])
 def test_a_run_goes_on_whatever_its_files_are_called(tmp_path, odd):
     def go(epochs: int, where: str) -> Any:

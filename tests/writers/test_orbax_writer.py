@@ -361,6 +361,7 @@ with jc.Recorder(sys.argv[1]) as recorder:
 """
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.013, 0.029])
 def test_a_process_may_be_killed_at_any_moment(delay, tmp_path):
