@@ -43,7 +43,7 @@ for _name, _value in CACHE.items():
     jax.config.update(_name, _value)
 
 _COMMON = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
-hypothesis.settings.register_profile("quick", max_examples=15, derandomize=True, database=None, **_COMMON)
+hypothesis.settings.register_profile("quick", max_examples=10, derandomize=True, database=None, **_COMMON)
 hypothesis.settings.register_profile("deep", max_examples=150, **_COMMON)
 
 
