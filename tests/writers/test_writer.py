@@ -245,7 +245,7 @@ def test_a_writer_that_cannot_be_flushed_hides_no_other(kinds, broken):
     records = [Record(a.replace(owner=f"my {type(a).__name__}"), "on_epoch_end", 10, 0, 1) for a in actions]
     with pytest.raises((OSError, OutOfPaper)) as caught:
         WriterDispatcher(Context(None, None, 0, None)).perform(records)
-    assert FLUSHED == kinds
+    assert kinds == FLUSHED
     told = [f"{caught.value!r}", *caught.value.__notes__]
     assert all(sum(f"{name} is not passed on" in text for text in told) == 1 for name in kinds)
     assert isinstance(caught.value, OSError if broken is None else OutOfPaper)
