@@ -147,9 +147,18 @@ def check_place(path: Path) -> None:
     """
     text = os.fspath(path)
     odd = "a backslash, which it treats as a slash" if "\\" in text and os.sep == "/" else ""
+    odd = odd or ("" if _is_utf8(text) else "bytes that are not UTF-8, of which all names in TensorStore are")
     odd = odd or ("'gs:' at the end of a name, which it treats as a bucket" if "gs:/" in f"{text}/" else "")
     if odd:
         raise ValueError(f"Orbax cannot write checkpoints to {text!r}: it contains {odd}. Pass another path.")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def local(path: str | Path) -> Any:

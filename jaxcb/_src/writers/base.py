@@ -31,7 +31,7 @@ from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.storage.failures import WriteFailures, named
 from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.utils.address import Address, parse_address
-from jaxcb._src.utils.local_path import local_path, working_directory
+from jaxcb._src.utils.local_path import check_no_link_out, local_path, working_directory
 from jaxcb._src.writers.files import AppendFile
 from jaxcb._src.writers.saved_checkpoints import SavedCheckpoints
 
@@ -94,6 +94,7 @@ class Context:
         self._appended: dict[str, AppendFile] = {}
         self.failure: BaseException | None = None
         self._owners: dict[Path, str] = {}
+        self._paths: set[Path] = set()  # that were checked
 
     def locate(self, bucket: Address | None) -> None:
         """Sets the address that the run's directory is copied to, before the first path is asked."""
@@ -127,7 +128,7 @@ class Context:
 
         Raises:
             TypeError: if `name` is not a path.
-            ValueError: if it is an address that is not below the run's, or empty.
+            ValueError: if it is an address that is not below the run's, empty, or leads out of `run_dir` by a link.
         """
         address = parse_address("Context.path", "name", name)
         if address is not None:
@@ -137,12 +138,19 @@ class Context:
                     f"{address} is not below the run_dir of the run, which is {self.bucket or self.run_dir}. Pass a "
                     f"relative path, which is below run_dir, or pass run_dir= an address above {address}."
                 )
-            return self.run_dir / below
+            return self._checked(self.run_dir / below)
         path = local_path("Context.path", "name", name, below=self.began_in if self.run_dir is None else self.run_dir)
         if self.trial and self.run_dir is not None:
             path = Path(os.path.normpath(path))  # so that a `..` does not leave the directory
             if not path.is_relative_to(self.run_dir):
                 return self.run_dir / path.relative_to(path.anchor)
+        return self._checked(path)
+
+    def _checked(self, path: Path) -> Path:
+        """Returns a path, after checking at its first use that no link leads it out of the run's directory."""
+        if self.run_dir is not None and path not in self._paths:
+            check_no_link_out(self.run_dir, path)
+            self._paths.add(path)
         return path
 
     def check_directory(self) -> None:
