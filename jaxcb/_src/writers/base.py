@@ -189,10 +189,17 @@ class Context:
             The file.
 
         Raises:
+            FileExistsError: if a file of unknown origin in the run's directory would be replaced.
             ValueError: if the run's own lines cannot be removed from a shared file.
         """
         key = self.key(path)
         alone = not append and self.run_dir is not None and path.resolve().is_relative_to(self.run_dir.resolve())
+        is_own = key in self.record.made or key in self.resumed_files
+        if alone and not is_own and path.is_file() and path.stat().st_size:
+            raise FileExistsError(
+                f"{path} is in the way: the run would replace it, and no record in {self.run_dir} shows that it is the "
+                "run's. Move it, or give another filename."
+            )
         file = AppendFile(
             path, what, append=append, record=self.record, key=key, shared=not alone, failures=self.failures
         )
