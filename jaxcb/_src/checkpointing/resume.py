@@ -188,7 +188,7 @@ def find_start(
     if processes.is_primary and existing.run == run:
         record = RunRecord.read(directory) or record
     record.made |= existing.made
-    keeper = Checkpointer(directory, callbacks, config, say, context.warn, on_save_error, processes, run)
+    keeper = Checkpointer(directory, callbacks, config, context, on_save_error, run)
     if overwrite:
         stores = tuple(directory / name for name in _STORES)
         return ResumePlan(record, keeper, to_delete=Replaced(existing.run, stores, existing.files))

@@ -242,7 +242,8 @@ class RunRecord:
         lines = [{"format": _FORMAT, "run": self.run}, *({"made": k, "files": v} for k, v in self.made.items())]
         data = b"".join(map(_line, lines))
         self._path.parent.mkdir(exist_ok=True)
-        write_durably(self._path, data, self._path.with_name(f"{RECORD}.{self.run}.half"))
+        with named("the record of the run's files", self._path):
+            write_durably(self._path, data, self._path.with_name(f"{RECORD}.{self.run}.half"))
         self._size = len(data)
 
     def make(self, key: str, files: Sequence[str] = ()) -> None:

@@ -95,6 +95,7 @@ class Context:
         self.failure: BaseException | None = None
         self._owners: dict[Path, str] = {}
         self._paths: set[Path] = set()  # that were checked
+        self._began_as: os.stat_result | None = None  # the run's directory
 
     def locate(self, bucket: Address | None) -> None:
         """Sets the address that the run's directory is copied to, before the first path is asked."""
@@ -115,6 +116,7 @@ class Context:
     ) -> None:
         """Sets the run's id and files, and the positions in files at the checkpoint from which it resumes."""
         self.checkpoint = saved_in
+        self._began_as = self.run_dir.stat() if self.run_dir is not None and self.run_dir.is_dir() else None
         self.record, self.resumed_files, self.inherits, self.complete = record, positions, inherits, complete
 
     def fail(self, error: BaseException | None) -> None:
@@ -157,10 +159,15 @@ class Context:
         """Checks that the run's directory is still there, before a file is made in it: it is not made again.
 
         Raises:
-            FileNotFoundError: if it was removed or moved.
+            FileNotFoundError: if it was removed, moved or replaced.
         """
-        if self.run_dir is not None and not self.run_dir.is_dir():
+        if self.run_dir is None:
+            return
+        if not self.run_dir.is_dir():
             raise FileNotFoundError(errno.ENOENT, "the directory of the run was removed or moved", str(self.run_dir))
+        if self._began_as is not None and not os.path.samestat(self.run_dir.stat(), self._began_as):
+            shown = "the directory of the run was moved, and another one is in its place"
+            raise FileNotFoundError(errno.ENOENT, shown, str(self.run_dir))
 
     def claim(self, path: Path, owner: str) -> None:
         """Registers a file of the run and its owner.
