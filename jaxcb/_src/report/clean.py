@@ -53,11 +53,11 @@ def plan(run: RunFolder, keep: Collection[str]) -> list[Item]:
             "yourself."
         )
     items = [*_checkpoints(run, owner, keep), *_exports_of(run, owner), *_files(run)]
-    items = [i for i in items if i.kind not in keep and link_out_of(run.path, run.path / i.name) is None]
+    items = [item for item in items if item.kind not in keep]
     if not set(keep) - {"nothing"} and run.record is not None:
         path = run.path / FOLDER / RECORD
         items.append(Item(f"{FOLDER}/{RECORD}", "record", path.stat().st_size, lambda: _remove_record(path)))
-    return items
+    return [item for item in items if link_out_of(run.path, run.path / item.name) is None]
 
 
 def _checkpoints(run: RunFolder, owner: str, keep: Collection[str]) -> Iterator[Item]:
