@@ -227,7 +227,7 @@ LINKED = [
 
 @pytest.mark.parametrize("how", ["resume", "overwrite"])
 def test_links_out_of_a_run_are_refused(copied, how):
-    """Whatever they are in place of, also with the right contents; links that stay inside are followed."""
+    """Whatever they are in place of, also with the right contents; the directory itself may be a link."""
     at = copied()
     for name in [name for name in LINKED if (at / "run" / name).exists()]:
         whole, link = at / "victim/whole", at / "run" / name
@@ -241,8 +241,6 @@ def test_links_out_of_a_run_are_refused(copied, how):
         assert before.items() <= files_of(at).items(), name
         link.unlink()
         whole.rename(link)
-    (at / "run/log.csv").rename(at / "run/inside.csv")
-    (at / "run/log.csv").symlink_to("inside.csv")
     (at / "linked").symlink_to(at / "run")
     assert fit(at / "linked", epochs=3, **ways(how)).history["loss"].shape == (3,)
 
