@@ -97,7 +97,8 @@ class Held(jc.Struct):
 
 def optimizer_of(to, *, held=False):
     """An optimizer whose functions refer to an object, and its state, too, if it is `held`."""
-    init, update = (refers(fn, to) for fn in optax.sgd(0.1))
+    tx = optax.sgd(0.1)
+    init, update = refers(tx.init, to), refers(tx.update, to)
     if not held:
         return optax.GradientTransformation(init, update)
 
