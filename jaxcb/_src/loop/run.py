@@ -248,6 +248,7 @@ def _request(
             drop_remainder=data.drop_remainder,
             eval_every=execution.eval_every,
             executor=execution.executor,
+            metrics=config.metrics.describe(),
         )
     return request_facts(
         callbacks, epochs=data.epochs, steps=data.steps, order=data.order, layout=placement.layout_text(), more=more

@@ -21,7 +21,7 @@ from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
 from jaxcb._src.loop.run import open_place, run_training
 from jaxcb._src.models.trainable import Filter
-from jaxcb._src.storage.ownership import RunRecord
+from jaxcb._src.storage.ownership import FOLDER, RECORD, RunRecord
 from jaxcb._src.sweep.members import Member, bytes_of, describe_group, group_by_program, make_members, stack_members
 from jaxcb._src.sweep.result import Part, SweepResult
 from jaxcb._src.sweep.space import Point, as_points
@@ -30,6 +30,7 @@ from jaxcb._src.training.train_step import EvalStep, Step
 from jaxcb._src.training.training_config import Optimizer, Rate, TrainingConfig
 from jaxcb._src.utils.address import Address
 from jaxcb._src.utils.errors import DataError, check_bool, check_choice, check_int
+from jaxcb._src.utils.local_path import check_no_link_out
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.history import HistoryWriter
 
@@ -242,6 +243,8 @@ def _write_table(result: SweepResult, directory: Path) -> None:
 
 def _refuse_others_table(directory: Path) -> None:
     """Raises an error where the table's place is taken by what no sweep in this directory has written."""
+    for path in (directory / TABLE, directory / FOLDER / RECORD, *directory.glob("part_*")):
+        check_no_link_out(directory, path)
     record = RunRecord.read(directory)
     old = any((directory / name / CHECKPOINTS).is_dir() for name in ("", "part_0"))  # of the time before records
     known = TABLE in record.made if record is not None else old
