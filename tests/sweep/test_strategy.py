@@ -1,5 +1,6 @@
 """Which way a step goes over the members, and what happens to host actions and signals on the way."""
 
+import re
 import signal
 
 import jax
@@ -50,6 +51,36 @@ def test_a_measurement_is_of_real_steps(kind):
     assert own.name in ("vmap", "map")
     assert said.startswith(own.name)
     assert len(calls) >= 2 * 3 * _strategy._STEPS, "each way runs some steps, some times"
+
+
+@pytest.fixture
+def lowered():
+    """Lowers a step of two members for a platform."""
+    state = jc.TrainState.create(params=make_params(), tx=optax.adam(0.1))
+    states = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+
+    def lower(step, platform):
+        traced = jax.jit(jax.vmap(step, in_axes=(0, None))).trace(states, make_data())
+        return traced.lower(lowering_platforms=(platform,))
+
+    return lower
+
+
+@pytest.mark.parametrize(("platform", "borders"), [("cuda", len(make_params())), ("cpu", 0), ("tpu", 0)])
+def test_gradients_of_members_are_stored_on_nvidia_gpus_alone(lowered, platform, borders):
+    """Without it, a sweep on an H100 copies a weight at each step."""
+    step = jc.Step(loss_fn)
+    assert lowered(step.for_population(), platform).as_text().count("optimization_barrier") == borders
+    assert "optimization_barrier" not in lowered(step, platform).as_text()
+
+
+def test_on_a_cpu_a_step_of_members_compiles_to_the_same_instructions(lowered):
+    def instructions(step):
+        lines = lowered(step, "cpu").compile().as_text().splitlines()
+        return [re.sub(r", metadata=\{[^}]*\}", "", line) for line in lines if " = " in line]
+
+    step = jc.Step(loss_fn)
+    assert instructions(step.for_population()) == instructions(step) != []
 
 
 def test_what_cannot_be_asked_for():

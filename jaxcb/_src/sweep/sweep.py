@@ -200,7 +200,8 @@ def sweep(  # noqa: PLR0913
             _refuse_others_table(directory)
         if verbose != 0 and jax.process_index() == 0:
             _say_groups(groups, len(where))
-        step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn, class_weight=class_weight)
+        step = Step(loss_fn, class_weight=class_weight).for_population()
+        eval_step = EvalStep(loss_fn, class_weight=class_weight)
         result = SweepResult(tuple(points), (), directory)
         for number, group in enumerate(where):
             part = directory if directory is None or len(where) == 1 else directory / f"part_{number}"
