@@ -10,7 +10,7 @@ from jaxcb._src.core.metric_names import infer_mode_or_none
 from jaxcb._src.history.logs import read_log
 from jaxcb._src.history.reader import Records
 from jaxcb._src.report.callback_text import make
-from jaxcb._src.report.explain import Recorded, recorded_callbacks, records_of
+from jaxcb._src.report.recorded import Recorded, recorded_callbacks, records_of
 from jaxcb._src.report.run_folder import RunFolder, is_run, monitor_of, open_path
 from jaxcb._src.report.what_if import WhatIf, controls_of, what_if
 from jaxcb._src.utils.errors import DataError, MissingMetricError, did_you_mean
