@@ -13,6 +13,7 @@ from jaxcb._src.cli.main import FOUND
 from jaxcb._src.report import verify as _verify
 from jaxcb._src.report.clean import KINDS, plan
 from jaxcb._src.report.run_folder import RunFolder
+from jaxcb._src.storage.buckets.progress import shown_bytes
 from jaxcb._src.utils.errors import DataError
 
 MASK = "***"  # in a recorded command, in place of a secret
@@ -77,8 +78,8 @@ def clean(run: RunFolder, kept: Sequence[str], yes: bool, as_json: bool) -> None
     refuse_running(run, yes)
     items = plan(run, kept)
     if not as_json:
-        output.table(("remove", "kind", "size"), [(item.name, item.kind, output.size(item.bytes)) for item in items])
-        total = output.size(sum(item.bytes for item in items))
+        output.table(("remove", "kind", "size"), [(item.name, item.kind, shown_bytes(item.bytes)) for item in items])
+        total = shown_bytes(sum(item.bytes for item in items))
         done = "are removed" if yes else "would be removed; pass --yes to remove them"
         output.say(f"{len(items)} of the run's parts, {total}, {done}.")
     if yes:

@@ -12,6 +12,7 @@ from jaxcb._src.cli import output
 from jaxcb._src.cli.arguments import FOLDER, as_json, one_run
 from jaxcb._src.report.run_folder import NotARunError, RunFolder, find_runs, flat
 from jaxcb._src.report.stored_arrays import UnreadableError, callback_states
+from jaxcb._src.storage.buckets.progress import shown_bytes
 from jaxcb._src.storage.ownership import is_inside
 
 _DEPTH = 8
@@ -87,11 +88,11 @@ def show(run: RunFolder, as_json: bool) -> None:
     if problem:
         output.say(f"States of callbacks cannot be read: {problem}")
     rows = [
-        (os.path.relpath(c.path, run.path), c.step, output.size(c.bytes) if c.saved else None, c.reason or "ok")
+        (os.path.relpath(c.path, run.path), c.step, shown_bytes(c.bytes) if c.saved else None, c.reason or "ok")
         for c in run.checkpoints
     ]
     output.table(("checkpoint", "step", "size", "manifest"), rows, title="checkpoints")
-    output.table(("file", "size"), [(name, output.size(count)) for name, count in files.items()], title="files")
+    output.table(("file", "size"), [(name, shown_bytes(count)) for name, count in files.items()], title="files")
 
 
 def differences(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxcb._src.plotting.series import Curves, Mark, is_logarithmic, thinned
+from jaxcb._src.plotting.series import KINDS, Curves, Mark, is_logarithmic, thinned
 
 COLORS = ("#1f6fb4", "#d1602b", "#2e8b57", "#8e5bb5", "#b33a3a", "#6d6d1f", "#2f8f9d", "#a8527f", "#555f6d", "#b8860b")
 MARK_COLORS = {"stop": "#c62828", "cut": "#7b3fa0", "best": "#2e7d32", "restart": "#ef6c00", "alert": "#9e9d24"}
-_WIDTH, _HEIGHT = 640, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 14, 34
+_WIDTH, _HEIGHT = 480, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 18, 38
+_MARK_WIDTH = 44  # of the word of a mark
 _POINTS = 700  # of a curve; more than a screen can show
 _TICKS = 5
 _DASHES = ("", "5 4", "2 3")
@@ -56,7 +57,7 @@ def chart(runs: Sequence[Curves], metrics: Sequence[str], title: str, *, marks: 
         dash = _DASHES[(m if len(runs) > 1 else 0) % len(_DASHES)]
         body += _curve(*thinned(x, y, _POINTS), to_x, to_y, color, dash)
     for run in runs if marks else ():
-        body += [_mark(mark, to_x) for mark in run.marks]
+        body += _marks(run.marks, to_x)
     described = f"{title}: {', '.join(metrics)} of {len(runs)} run{'s' * (len(runs) > 1)} over {right:g} epochs, "
     described += f"from {finite.min():.6g} to {finite.max():.6g}{', logarithmic' if logarithmic else ''}."
     return _svg(body, described)
@@ -64,7 +65,7 @@ def chart(runs: Sequence[Curves], metrics: Sequence[str], title: str, *, marks: 
 
 def _svg(body: Sequence[str], described: str, height: int = _HEIGHT) -> str:
     # all that an element needs is its own attribute: a notebook does not have the style of the page
-    look = 'fill="none" font-family="system-ui, sans-serif" font-size="11" style="width:100%;height:auto"'
+    look = 'fill="none" font-family="system-ui, sans-serif" font-size="12" style="width:100%;height:auto"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" {look} role="img"'
     return f'{head} aria-label="{text(described)}"><title>{text(described)}</title>{"".join(body)}</svg>'
 
@@ -130,11 +131,17 @@ def _curve(x, y, to_x, to_y, color: str, dash: str):
             yield f'<path class="curve" stroke-width="1.6" {style} d="M{"L".join(points)}"/>'
 
 
-def _mark(mark: Mark, to_x) -> str:
-    x = to_x(mark.x)
-    line = f'<path stroke="{MARK_COLORS[mark.kind]}" stroke-dasharray="3 3" d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
-    label = _label(x - 3, _TOP + 8, mark.kind, "end", MARK_COLORS[mark.kind])
-    return f"<g><title>{text(mark.text)}</title>{line}{label}</g>"
+def _marks(marks: Sequence[Mark], to_x):
+    """Yields the marks of a run. One whose word would cover that of another one has a line only."""
+    taken: list[float] = []
+    for mark in sorted(marks, key=lambda mark: -KINDS.index(mark.kind)):
+        x, color = to_x(mark.x), MARK_COLORS[mark.kind]
+        word = ""
+        if all(abs(x - other) >= _MARK_WIDTH for other in taken):
+            taken.append(x)
+            word = _label(max(x - 3, _LEFT + _MARK_WIDTH / 2), _TOP - 5, mark.kind, "middle", color)
+        line = f'<path stroke="{color}" stroke-dasharray="3 3" d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
+        yield f"<g><title>{text(mark.text)}</title>{line}{word}</g>"
 
 
 def parallel_coordinates(columns: Mapping[str, Sequence[float]], color_by: str, lower_is_better: bool) -> str:

@@ -124,12 +124,14 @@ class RunFolder:
 
     Args:
         path: the directory.
+        is_running: whether the run is being trained; None to find out.
 
     Raises:
         NotARunError: if it is none; the message names what was looked for, and runs below it.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, is_running: bool | None = None) -> None:
+        self._is_running = is_running
         self.path = open_path(path)
         if not self.path.is_dir():
             near = [p.name for p in self.path.parent.iterdir() if p.is_dir()] if self.path.parent.is_dir() else []
@@ -251,7 +253,7 @@ class RunFolder:
         last = [(int(r.step[-1]), int(r.epoch[-1]) + 1) for r in self.members.values()]
         step = max([facts.get("step", 0), *(step for step, _ in last)])
         epoch = max([facts.get("epoch", 0), *(epoch for _, epoch in last)])
-        if is_locked(self.path):
+        if is_locked(self.path) if self._is_running is None else self._is_running:
             state = "running"
         elif self.history_problem or (not facts and self.checkpoints):
             state = "damaged"

@@ -210,7 +210,7 @@ def sweep(  # noqa: PLR0913
                 train_data,
                 dataclasses.replace(config, run_dir=part),
                 population=Population(len(group), one.axes, one.seeds, strategy, repack, one.frozen_axis),
-                result=lambda driver, at, context, group=group, done=result.parts: SweepResult(
+                result=lambda driver, at, context, _, group=group, done=result.parts: SweepResult(
                     tuple(points), (*done, _part(group, driver, at, context)), directory
                 ),
             )
