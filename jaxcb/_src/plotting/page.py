@@ -9,6 +9,7 @@ from typing import Any
 from jaxcb._src.plotting.series import Curves, panels
 from jaxcb._src.plotting.svg import COLORS, MARK_COLORS, chart, text
 
+_LONG = 40  # characters of a cell that gets a wide column
 # every rule is below .jaxcb, so that the page can be a part of another one
 _STYLE = """
 .jaxcb{font:15px/1.5 system-ui,sans-serif;color:#1b1f24;background:#fff;margin:0 auto;max-width:60rem;padding:1rem}
@@ -17,13 +18,18 @@ _STYLE = """
 .jaxcb .scroll{overflow-x:auto;margin:0 0 1rem}
 .jaxcb table{border-collapse:collapse;font-size:.85rem}.jaxcb caption{text-align:left;font-weight:600}
 .jaxcb th,.jaxcb td{padding:.2rem .6rem;text-align:left;border-bottom:1px solid #e3e7ec;vertical-align:top}
-.jaxcb td{overflow-wrap:anywhere}.jaxcb th{background:#f3f5f8}
+.jaxcb .facts td{overflow-wrap:anywhere}.jaxcb th{background:#f3f5f8}
 .jaxcb td.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-.jaxcb .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,25rem),1fr));gap:1rem}
+.jaxcb .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1rem}
 .jaxcb figure{margin:0 0 1rem;min-width:0}.jaxcb svg{display:block}.jaxcb img{max-width:100%;height:auto}
 .jaxcb .key{display:inline-block;margin-right:1rem;font-size:.85rem}
 .jaxcb .key i{display:inline-block;width:1.2rem;height:.2rem;vertical-align:middle;margin-right:.3rem}
-@media screen and (max-width:30rem){.jaxcb svg text{font-size:15px}.jaxcb .wide svg{min-width:30rem}}
+@media (min-width:30rem){.jaxcb td.long{min-width:16rem}}
+@media screen and (max-width:30rem){.jaxcb svg text{font-size:15px}.jaxcb .wide svg{min-width:30rem}
+.jaxcb .rows,.jaxcb .rows tbody,.jaxcb .rows tr,.jaxcb .rows td,.jaxcb .rows caption{display:block}
+.jaxcb .rows thead,.jaxcb .rows td:empty{display:none}.jaxcb .rows tr{border-bottom:1px solid #aab3bf;padding:.3rem 0}
+.jaxcb .rows td{border:0;padding:0 0 0 6.5rem;overflow-wrap:anywhere;text-align:left;white-space:normal}
+.jaxcb .rows td::before{content:attr(data-label);float:left;margin-left:-6.5rem;width:6rem;color:#59636e}}
 @media print{.jaxcb{max-width:none;padding:0;font-size:11px}.jaxcb h2{break-after:avoid}
 .jaxcb figure,.jaxcb tr{break-inside:avoid}.jaxcb .scroll{overflow:visible}}
 """
@@ -53,16 +59,19 @@ def heading(title: str) -> str:
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> str:
     """Returns a table; numbers are aligned to the right, and None is an empty cell."""
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in columns)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(map(_cell, columns, row))}</tr>" for row in rows)
     named = f"<caption>{text(caption)}</caption>" if caption else ""
-    return f'<div class="scroll"><table>{named}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    rows = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="scroll"><table class="rows">{named}{rows}</table></div>'
 
 
-def _cell(value: Any) -> str:
+def _cell(column: str, value: Any) -> str:
+    """Returns a cell. A small screen shows a row as a list, in which each cell is labeled with its column."""
     if value is None:
         return "<td></td>"
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f'<td class="number">{text(value)}</td>' if is_number else f"<td>{text(value)}</td>"
+    kind = ' class="number"' if is_number else ' class="long"' if len(str(value)) > _LONG else ""
+    return f'<td{kind} data-label="{text(column)}">{text(value)}</td>'
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> str:
@@ -72,7 +81,7 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> str:
         for name, value in pairs
         if value not in (None, "")
     )
-    return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>' if rows else ""
+    return f'<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>' if rows else ""
 
 
 def charts(runs: Sequence[Curves]) -> str:

@@ -11,7 +11,7 @@ from jaxcb._src.utils.names import is_rate
 
 LOG_RATIO = 20  # a loss that falls by more than this factor is drawn on a logarithmic axis
 _DROP = 0.999  # of the factor on the rate that counts as a cut
-KINDS = ("best", "cut", "alert", "restart", "stop")  # of marks, from the least to the most important
+KINDS = ("cut", "alert", "restart", "best", "stop")  # of marks, from the least to the most important
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def marks_of(
             yield Mark(float(at[broken[0]]), "alert", f"{text} {records.epoch[broken[0]] + 1}")
     for process in processes[1:][:_MOST_MARKS]:
         step = process.get("from_step")  # runs of earlier versions do not say it
-        if isinstance(step, int) and step > 0:
+        if isinstance(step, int):
             x = float(np.interp(step, np.r_[0, records.step], np.r_[0, at]))
             yield Mark(x, "restart", f"resumed at step {step}, {process.get('began', '')}")
     for owner, reason, step, epoch, *_ in stops[:_MOST_MARKS]:

@@ -91,7 +91,7 @@ def _sweep(run: Contents) -> Iterator[str]:
     columns, rows = run.table, list(zip(*run.table.values(), strict=True))
     yield page.heading("Members")
     if rows:
-        yield page.table(list(columns), rows[:_ROWS], "Members")
+        yield page.table(list(columns), rows[:_ROWS])
     if len(rows) > _ROWS:
         yield f"<p>The first {_ROWS} of {len(rows)} rows.</p>"
     swept = [c for c in columns if c.startswith(("optimizer.", "callbacks.", "controls.", "model.")) or c == "seed"]
@@ -127,7 +127,7 @@ def _several(runs: Sequence[RunFolder], names: Sequence[str]) -> Iterator[str]:
     columns = ("run", "state", "reason", "epochs", f"best {monitor}", "in epoch", "seconds")
     yield page.table(columns, rows)
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    different = [k for k in keys if len({str(run.settings.get(k)) for run in runs}) > 1]
+    different = [k for k in keys if len({str(run.settings.get(k)) for run in runs}) > 1 and _is_in_all(k, runs)]
     if different:
         shown = [(key, *(run.settings.get(key) for run in runs)) for key in different]
         yield page.table(("setting", *names), [tuple(map(_shown, row)) for row in shown], "What differs")
@@ -138,6 +138,12 @@ def _several(runs: Sequence[RunFolder], names: Sequence[str]) -> Iterator[str]:
         if (c := curves_of(run, next(iter(run.members), None), n)) is not None
     ]
     yield page.charts(curves)
+
+
+def _is_in_all(setting: str, runs: Sequence[RunFolder]) -> bool:
+    """Returns whether all runs have the callback of a setting; where some have not, its name alone says so."""
+    owner, field, _ = setting.partition(".")
+    return not field or len({owner in run.settings for run in runs}) == 1
 
 
 def _shown(value: Any) -> Any:

@@ -18,7 +18,7 @@ class ReportWriter(Writer):
         super().__init__(context)
         self._paths: list[Path] = []
         self._due = 0.0  # when the next save renews it
-        self._has_warned = False
+        self._has_warned = self._is_closed = False
 
     def prepare(self, action: Any) -> None:
         context = self.context
@@ -48,12 +48,13 @@ class ReportWriter(Writer):
     def _note(self, run: Any, checkpoint: Any) -> None:
         """Renews the report after a save from which the run resumes."""
         del run
-        if checkpoint.kind == "run" and time.monotonic() >= self._due:
+        if checkpoint.kind == "run" and not self._is_closed and time.monotonic() >= self._due:
             self._renew(is_running=True)
 
     def close(self) -> None:
         if not self.context.complete:  # of a completed run nothing is written
             self._renew(is_running=False)
+        self._is_closed = True  # callbacks are told of the last checkpoint only then
 
     def _renew(self, *, is_running: bool) -> None:
         started, context = time.monotonic(), self.context
