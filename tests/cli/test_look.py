@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from cli._runs import EPOCHS, KILLED_IN
 
-from jaxcb._src.report.run_folder import RunFolder, find_runs
+from jaxcb._src.report.find import find_runs
+from jaxcb._src.report.run_folder import RunFolder
 
 OLD = Path(__file__).parent.parent / "old_runs"
 HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "matplotlib", "pandas")
@@ -175,7 +176,8 @@ def test_a_hostile_run_reaches_neither_terminal_nor_imports(call, stopped, tmp_p
         (["show", "."], 3, "has neither .jaxcb/run.jsonl nor a checkpoint in checkpoints/ or result/"),
         (["show", "."], 3, "Runs below it: finished, killed"),
         (["show", "stopped/history.csv"], 3, "is a file, expected the directory of a run"),
-        (["show", "gs://bucket/run"], 3, "an address"),
+        (["show", "ftp://bucket/run"], 3, "an address"),
+        (["ls", "stopped/history.csv"], 3, "is a file"),
         (["ls", "nowhere"], 3, "does not exist"),
         (["tail", "stopped", "--lines", "-1"], 2, "-1"),
         (["show", "stopped", "--jsn"], 2, "--json"),

@@ -10,10 +10,13 @@ import click
 from jaxcb._src.checkpointing.layout import RESULT
 from jaxcb._src.cli import output
 from jaxcb._src.cli.arguments import FOLDER, as_json, one_run
-from jaxcb._src.report.run_folder import NotARunError, RunFolder, find_runs, flat
+from jaxcb._src.report.find import NotARunError, Running, find_runs
+from jaxcb._src.report.run_folder import RunFolder, flat
 from jaxcb._src.report.stored_arrays import UnreadableError, callback_states
 from jaxcb._src.storage.buckets.progress import shown_bytes
 from jaxcb._src.storage.ownership import is_inside
+from jaxcb._src.utils.address import Address
+from jaxcb._src.utils.errors import did_you_mean
 
 _DEPTH = 8
 _MOST_DIFFERENCES = 6  # in a table; JSON has all
@@ -24,12 +27,11 @@ _HIDDEN = ("name=", "verbose=")
 @click.argument("directory", type=FOLDER, default=".")
 @click.option("--depth", type=click.IntRange(min=0), default=_DEPTH, show_default=True, help="Levels to look into.")
 @as_json
-def ls(directory: Path, depth: int, as_json: bool) -> None:
+def ls(directory: Path | Address, depth: int, as_json: bool) -> None:
     """Lists the runs below DIRECTORY: state, epoch, best, time, and what differs between them."""
-    if not directory.is_dir():
-        raise NotARunError(f"{directory} does not exist, expected a folder that has runs in it.")
-    runs = list(find_runs(directory.absolute(), depth))
-    names = [_relative(run.path, directory) for run in runs]
+    folder, running = _folder(directory)
+    runs = list(find_runs(folder, depth, running))
+    names = [os.path.relpath(run.path, folder) for run in runs]
     different = differences([run.settings for run in runs])
     if as_json:
         output.emit_json([_listed(run, name, d) for run, name, d in zip(runs, names, different, strict=True)])
@@ -61,7 +63,7 @@ def show(run: RunFolder, as_json: bool) -> None:
     if as_json:
         about = {name: value for name, value in run.facts.items() if name not in ("files", "writers")}
         output.emit_json(
-            _listed(run, str(run.path), run.settings)
+            _listed(run, run.shown, run.settings)
             | {
                 "facts": about,
                 "processes": run.processes,
@@ -78,7 +80,7 @@ def show(run: RunFolder, as_json: bool) -> None:
     if run.monitor and best:
         progress.append((f"best {run.monitor[0]}", f"{best[0]:.6g} in epoch {best[1] + 1}"))
     progress += [("time", output.duration(at.elapsed)), ("members", len(run.members) if run.is_sweep else None)]
-    output.facts([("run", run.facts.get("run")), *progress], title=str(run.path))
+    output.facts([("run", run.facts.get("run")), *progress], title=run.shown)
     output.facts(request, title="request")
     for process in run.processes[-1:]:
         ran = [(name, flat(value)) for name, value in process.items() if value is not None]
@@ -93,6 +95,21 @@ def show(run: RunFolder, as_json: bool) -> None:
     ]
     output.table(("checkpoint", "step", "size", "manifest"), rows, title="checkpoints")
     output.table(("file", "size"), [(name, shown_bytes(count)) for name, count in files.items()], title="files")
+
+
+def _folder(directory: Path | Address) -> tuple[Path, Running | None]:
+    """Returns a folder of this machine with the runs, and functions that find out whether they are being trained."""
+    if isinstance(directory, Address):
+        from jaxcb._src.report.fetched import fetch_runs
+
+        return fetch_runs(directory)
+    if not directory.is_dir():
+        near = [path.name for path in directory.parent.iterdir()] if directory.parent.is_dir() else []
+        what = "is a file" if directory.exists() else "does not exist"
+        raise NotARunError(
+            f"{directory} {what}, expected a folder that has runs in it.{did_you_mean(directory.name, near)}"
+        )
+    return directory, None
 
 
 def differences(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -124,6 +141,11 @@ def _states(run: RunFolder) -> tuple[dict[str, dict[str, Any]], str]:
     newest = max(usable, key=lambda c: (c.step, c.kind == RESULT), default=None)
     if newest is None or newest.saved is None:
         return {}, ""
+    if run.address is not None:
+        from jaxcb._src.report.fetched import fetch_arrays
+
+        if why := fetch_arrays(run, newest):
+            return {}, why
     try:
         return callback_states(newest.saved), ""
     except UnreadableError as error:
@@ -162,10 +184,6 @@ def _arguments(words: str) -> str:
 
 def _state_text(state: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={output.shown(value)}" for name, value in state.items())
-
-
-def _relative(path: Path, directory: Path) -> str:
-    return os.path.relpath(path, directory.absolute())
 
 
 def _clip(text: str, most: int = 60) -> str:

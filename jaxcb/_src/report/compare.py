@@ -7,7 +7,8 @@ import numpy as np
 
 from jaxcb._src.core.metric_names import as_text
 from jaxcb._src.history.reader import Records
-from jaxcb._src.report.run_folder import RunFolder, reports_of
+from jaxcb._src.report.judge import reports_of
+from jaxcb._src.report.run_folder import RunFolder
 
 
 class Parting(NamedTuple):

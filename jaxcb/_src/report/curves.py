@@ -7,7 +7,8 @@ import numpy as np
 
 from jaxcb._src.history.reader import Records
 from jaxcb._src.plotting.series import Curves, Mark, curves_of_records, cut_rows, positions
-from jaxcb._src.report.run_folder import RunFolder, best_of
+from jaxcb._src.report.judge import best_of
+from jaxcb._src.report.run_folder import RunFolder
 
 _MOST_MARKS = 200  # of a kind; a picture of more is a wall
 

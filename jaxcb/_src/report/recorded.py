@@ -81,7 +81,7 @@ def records_of(run_folder: RunFolder, member: int | None) -> Records | None:
         return None
     if member not in members:
         if None in members:
-            raise DataError(f"{run_folder.path} is a single run, so it has no member {member}. Leave --member out.")
+            raise DataError(f"{run_folder.shown} is a single run, so it has no member {member}. Leave --member out.")
         known = ", ".join(map(str, list(members)[:12])) + (", ..." if len(members) > 12 else "")
-        raise DataError(f"{run_folder.path} is a sweep: expected one of its members {known}, got {member} (--member).")
+        raise DataError(f"{run_folder.shown} is a sweep: expected one of its members {known}, got {member} (--member).")
     return members[member]

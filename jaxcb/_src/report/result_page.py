@@ -14,9 +14,11 @@ from jaxcb._src.plotting.series import Curves, curves_of_history, curves_of_reco
 from jaxcb._src.report.contents import MOST_MEMBERS, Contents, of_run
 from jaxcb._src.report.curves import marks_of
 from jaxcb._src.report.explain import Explanation, explain_records
+from jaxcb._src.report.find import is_run
+from jaxcb._src.report.judge import best_of, monitor_of
 from jaxcb._src.report.recorded import live_callbacks
 from jaxcb._src.report.report import page_parts, write_page
-from jaxcb._src.report.run_folder import NotARunError, RunFolder, best_of, is_run, monitor_of
+from jaxcb._src.report.run_folder import RunFolder
 from jaxcb._src.utils.errors import DataError
 
 
@@ -55,7 +57,7 @@ def _folder(run_dir: Path | None, step: int, member: int | None) -> RunFolder | 
         folder = RunFolder(run_dir)
         folder.check_history()
         is_same = folder.standing.step == step if member is None else member in folder.members
-    except (NotARunError, DataError, OSError):  # moved or damaged since; the result in memory is whole
+    except (DataError, OSError):  # moved or damaged since; the result in memory is whole
         return None
     return folder if is_same else None
 
