@@ -1,13 +1,14 @@
 """`jaxcb ls` and `jaxcb show`: what runs there are, and what one of them is."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from jaxcb._src.checkpointing.layout import RESULT
+from jaxcb._src.checkpointing.layout import RESULT, described_fields
 from jaxcb._src.cli import output
 from jaxcb._src.cli.arguments import FOLDER, as_json, one_run
 from jaxcb._src.report.find import NotARunError, Running, find_runs
@@ -19,7 +20,10 @@ from jaxcb._src.utils.address import Address
 from jaxcb._src.utils.errors import did_you_mean
 
 _DEPTH = 8
+_NUMBER = re.compile(r"-?\d[\d.e+-]*")
 _MOST_DIFFERENCES = 6  # in a table; JSON has all
+_LONGEST = 30  # characters of a value in the list
+_FEW = 6  # numbers of an array that are shown
 _HIDDEN = ("name=", "verbose=")
 
 
@@ -43,7 +47,7 @@ def ls(directory: Path | Address, depth: int, as_json: bool) -> None:
     for run, name, own in zip(runs, names, different, strict=True):
         at, best = run.standing, run.best()
         state = f"{at.state}: {at.reason}" if at.reason else at.state
-        shown = [f"{key}={value}" for key, value in own.items()]
+        shown = [f"{key}={_clip(_several(value), _LONGEST)}" for key, value in own.items()]
         rest = len(shown) - _MOST_DIFFERENCES
         text = " ".join(shown[:_MOST_DIFFERENCES]) + (f" and {rest} more" if rest > 0 else "")
         value = f"{run.monitor[0]} {best[0]:.6g} @{best[1] + 1}" if run.monitor and best else "-"
@@ -178,12 +182,24 @@ def _progress(run: RunFolder) -> str:
 
 
 def _arguments(words: str) -> str:
-    inner = words.partition("(")[2].removesuffix(")")
-    return ", ".join(part for part in inner.split(", ") if not part.startswith(_HIDDEN) and not part.endswith("=None"))
+    """Returns the arguments of a callback; those of the members of a sweep as their number."""
+    fields = described_fields(words)[1]
+    shown = {name: value for name, value in fields.items() if f"{name}=" not in _HIDDEN and value != "None"}
+    return ", ".join(f"{name}={_several(value)}" for name, value in shown.items())
 
 
 def _state_text(state: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={output.shown(value)}" for name, value in state.items())
+    return ", ".join(f"{name}={_several(value)}" for name, value in state.items())
+
+
+def _several(value: Any) -> str:
+    """Returns a value as text; of many numbers, such as those of the members of a sweep, their count and range."""
+    if isinstance(value, str) and value.startswith("Array(["):
+        found = _NUMBER.findall(value.partition("dtype")[0])
+        value = [float(number) for number in found] if found else value
+    if isinstance(value, list) and len(value) > _FEW and all(isinstance(x, int | float) for x in value):
+        return f"<{len(value)} numbers, {output.shown(min(value))} to {output.shown(max(value))}>"
+    return output.shown(value)
 
 
 def _clip(text: str, most: int = 60) -> str:

@@ -37,10 +37,10 @@ def open_run(text: str | Path | Address) -> RunFolder:
         run = RunFolder(place)
     if not run.path.is_dir():
         near = [p.name for p in run.path.parent.iterdir() if p.is_dir()] if run.path.parent.is_dir() else []
-        what = "is a file" if run.path.exists() else "does not exist"
-        raise NotARunError(
-            f"{text} {what}, expected the directory of a run, the run_dir= of fit.{did_you_mean(run.path.name, near)}"
-        )
+        what, more = "does not exist", did_you_mean(run.path.name, near)
+        if run.path.exists():
+            what, more = "is a file", " The log of another library is read by `jaxcb replay`."
+        raise NotARunError(f"{text} {what}, expected the directory of a run, the run_dir= of fit.{more}")
     if not is_run(run.path):
         below = [str(found.path.relative_to(run.path)) for found in find_runs(run.path, depth=2)][:_NAMED]
         more = f" Runs below it: {', '.join(below)}." if below else ""
