@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cli._runs import EPOCHS, KILLED_IN
 
+from jaxcb._src.cli.look import _several
 from jaxcb._src.report.find import find_runs
 from jaxcb._src.report.run_folder import RunFolder
 
@@ -45,6 +46,16 @@ def test_ls_says_where_each_run_stands(call, runs):
     assert "EarlyStopping.monitor" not in row["differs_in"]
     assert rows["finished"]["epoch"] == EPOCHS
     assert rows["killed"]["epoch"] == KILLED_IN or rows["killed"]["epoch"] == KILLED_IN + 1
+
+
+def test_numbers_of_the_members_of_a_sweep_are_one_text(call, folder):
+    for command, place in (("ls", folder), ("show", folder / "some" / "sweep")):
+        said = call(command, place).out.replace("\n", " ")
+        assert "Array([" not in said
+        assert "[0.01" not in said
+    assert _several([1, 2, 3]) == "[1, 2, 3]"
+    assert _several(list(range(9))) == "<9 numbers, 0 to 8>"
+    assert _several("Array([1., 2.5, 3., 1e-3, 5., 6., 7.], dtype=float32)") == "<7 numbers, 0.001 to 7>"
 
 
 def test_what_people_read_has_the_same_rows(call, folder):

@@ -2,7 +2,8 @@
 
 `logs/metrics.csv` and `logs/lightning_events` are what pytorch-lightning 2.6.6 itself wrote with its `CSVLogger` and
 `TensorBoardLogger` of 20 epochs without callbacks. `LIGHTNING` is where it stopped with its own `EarlyStopping`. In the
-same way `logs/keras.csv` and `KERAS` are those of Keras 3.15.1, of 25 epochs.
+same way `logs/keras.csv` with `KERAS`, and `logs/keras_events` with `KERAS_EVENTS`, are of the `CSVLogger` and the
+`TensorBoard` callback of Keras 3.15.1, of 25 epochs each, the latter on TensorFlow.
 """
 
 import json
@@ -23,6 +24,7 @@ from jaxcb._src.history.reader import read_records
 LOGS = Path(__file__).parent / "logs"
 LIGHTNING = {1: 1, 2: 2, 4: 4}  # patience, with min_delta=0.01 -> the epoch of the stop, from 0
 KERAS = {1: 2, 2: 9, 4: 14}
+KERAS_EVENTS = {(1, 0.01): 1, (2, 0.1): 6, (3, 0.2): 5, (4, 0.3): 6}  # patience and min_delta -> epoch
 KERAS_CUT = 13  # by ReduceLROnPlateau(patience=3, min_delta=0.01)
 
 
@@ -37,6 +39,13 @@ def test_a_log_of_lightning_replays_as_lightning_stopped(log, patience):
 def test_a_log_of_keras_replays_as_keras_stopped(patience):
     found = jc.replay([jc.EarlyStopping(patience=patience, min_delta=0.01)], LOGS / "keras.csv")
     assert found.stopped_epoch == KERAS[patience]
+
+
+@pytest.mark.parametrize(("patience", "min_delta"), KERAS_EVENTS)
+def test_events_of_keras_replay_as_keras_stopped(patience, min_delta):
+    found = jc.replay([jc.EarlyStopping(patience=patience, min_delta=min_delta)], LOGS / "keras_events")
+    assert found.stopped_epoch == KERAS_EVENTS[patience, min_delta]
+    assert set(read_log(LOGS / "keras_events").names) == {"loss", "mae", "val_loss", "val_mae"}
 
 
 def test_a_log_of_keras_replays_as_keras_cut_its_rate():

@@ -16,13 +16,14 @@ class ReportWriter(Writer):
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
+        self._run_dir: Path | None = context.run_dir
         self._paths: list[Path] = []
         self._due = 0.0  # when the next save renews it
         self._has_warned = self._is_closed = False
 
     def prepare(self, action: Any) -> None:
         context = self.context
-        if context.run_dir is None:
+        if self._run_dir is None:
             raise ValueError(
                 f"{action.owner}: the report is made from what the run saves, and this run saves nothing. Pass "
                 "run_dir=, or write it at the end with result.report(path)."
@@ -40,7 +41,9 @@ class ReportWriter(Writer):
     def _name(self) -> str:
         """The last name of the run's directory, or of its address."""
         bucket = self.context.bucket
-        return self.context.run_dir.name if bucket is None else bucket.key.rpartition("/")[2] or bucket.bucket
+        if bucket is not None:
+            return bucket.key.rpartition("/")[2] or bucket.bucket
+        return "" if self._run_dir is None else self._run_dir.name
 
     def write(self, record: Any) -> None:
         """Does nothing: saves renew the report."""
@@ -57,10 +60,12 @@ class ReportWriter(Writer):
         self._is_closed = True  # callbacks are told of the last checkpoint only then
 
     def _renew(self, *, is_running: bool) -> None:
-        started, context = time.monotonic(), self.context
+        started, context, run_dir = time.monotonic(), self.context, self._run_dir
+        if run_dir is None:
+            return
         try:
             for path in self._paths:
-                run = RunFolder(context.run_dir, is_running=is_running)
+                run = RunFolder(run_dir, is_running=is_running)
                 if context.key(path) not in context.record.made:
                     context.record.make(context.key(path))
                 write_report([run], [self._name], path)
