@@ -127,7 +127,8 @@ def run_training(
         _say_trained(train_state, context)
         if start.keeper is not None and place is not None and place.primary is not None:
             start.keeper.mirror(place.primary)
-        context.run.describe_process(lambda: what_ran(request["request"].get("train_data") or data_facts(train_data)))
+        data, from_step = request["request"].get("train_data"), 0 if start.saved is None else start.saved.step
+        context.run.describe_process(lambda: what_ran(data or data_facts(train_data)) | {"from_step": from_step})
         given = [train_state]
         del train_state  # the driver copies it: without a reference here its arrays are freed if the caller has none
         driver, why = _build(functions, given, train_data, config, start, context, placement, population, stages)
@@ -145,8 +146,7 @@ def run_training(
                 _tell_of_checkpoints(functions.callbacks, start, context)
                 start.begin()
                 if context.run_dir is not None and not config.is_trial:
-                    from_step = 0 if start.saved is None else start.saved.step
-                    context.record.note_process({**context.run.what_ran, "from_step": from_step})
+                    context.record.note_process(context.run.what_ran)
             _train(driver, why, context)
             _say_unapplied(driver, functions.callbacks, context)
         found = result(driver, context.run_dir, context, functions.callbacks)
