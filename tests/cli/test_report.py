@@ -140,10 +140,11 @@ def test_a_sweep_in_memory_has_the_table_of_its_folder(folder, tmp_path):
     """The same rows and drawings from a result as from the folder, for each member, too."""
     result = jc.sweep(
         make_params, loss_fn, make_data(48), over={"optimizer.learning_rate": [0.01, 0.3]}, optimizer=optax.sgd,
-        epochs=3, batch_size=8, validation_data=make_data(20, seed=1), callbacks=[jc.EarlyStopping(patience=2)],
-        verbose=0, run_dir=tmp_path / "sweep",
+        epochs=3, batch_size=8, validation_data=make_data(20, seed=1), verbose=0, run_dir=tmp_path / "sweep",
+        callbacks=[jc.EarlyStopping(patience=2), jc.callbacks.HTMLReport()],
     )  # fmt: skip
     result.report(tmp_path / "a.html")
+    assert (tmp_path / "sweep" / "report.html").read_text() == (tmp_path / "a.html").read_text()
     dataclasses.replace(result, run_dir=None).report(tmp_path / "b.html")
     (root, whole), (_, alone) = check(tmp_path / "a.html"), check(tmp_path / "b.html")
     drawings = [svg.get("aria-label") for svg in root.iter(f"{SVG}svg")]
