@@ -13,7 +13,18 @@ import jaxcb as jc
 
 STUB = Path(jc.__file__).with_suffix(".pyi").read_text()
 TOP_LEVEL = 60  # names at most; the others are in namespaces
-NAMESPACES = ["actions", "callbacks", "distributed", "errors", "models", "probes", "search", "testing", "writers"]
+NAMESPACES = [
+    "actions",
+    "callbacks",
+    "distributed",
+    "errors",
+    "logs",
+    "models",
+    "probes",
+    "search",
+    "testing",
+    "writers",
+]
 
 
 def test_the_stub_lists_each_name_once_in_the_form_that_type_checkers_take_as_public():

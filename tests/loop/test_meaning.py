@@ -336,7 +336,7 @@ def test_a_result_is_a_few_lines_and_says_that_it_does_not_pickle():
     result = fit(2, validation_data=(X, Y))
     assert len(repr(result).splitlines()) <= 8
     assert "val_loss=" in repr(result)
-    assert result._repr_html_().startswith("<table>")
+    assert result._repr_html_().startswith('<div class="jaxcb">')
     with pytest.raises(TypeError, match=r"a Result cannot be pickled.*run_dir="):
         pickle.dumps(result)
     assert result.history.best("val_loss")["epoch"] == 1

@@ -49,7 +49,7 @@ def plan(run: RunFolder, keep: Collection[str]) -> list[Item]:
     owner = run.facts.get("run") if run.record is None else run.record.run
     if owner is None:
         raise DataError(
-            f"{run.path} is a run of an earlier version, whose records do not say what it has made. Remove its files "
+            f"{run.shown} is a run of an earlier version, whose records do not say what it has made. Remove its files "
             "yourself."
         )
     items = [*_checkpoints(run, owner, keep), *_exports_of(run, owner), *_files(run)]

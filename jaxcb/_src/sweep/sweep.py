@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
+from jaxcb._src.callbacks.html_report import HTMLReport
 from jaxcb._src.checkpointing.layout import CHECKPOINTS, TABLE
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
@@ -28,9 +30,9 @@ from jaxcb._src.sweep.space import Point, as_points
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.training.train_step import EvalStep, Step
 from jaxcb._src.training.training_config import Optimizer, Rate, TrainingConfig
-from jaxcb._src.utils.address import Address
+from jaxcb._src.utils.address import Address, parse_address
 from jaxcb._src.utils.errors import DataError, check_bool, check_choice, check_int
-from jaxcb._src.utils.local_path import check_no_link_out
+from jaxcb._src.utils.local_path import check_no_link_out, local_path
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.history import HistoryWriter
 
@@ -212,7 +214,7 @@ def sweep(  # noqa: PLR0913
                 train_data,
                 dataclasses.replace(config, run_dir=part),
                 population=Population(len(group), one.axes, one.seeds, strategy, repack, one.frozen_axis),
-                result=lambda driver, at, context, group=group, done=result.parts: SweepResult(
+                result=lambda driver, at, context, _, group=group, done=result.parts: SweepResult(
                     tuple(points), (*done, _part(group, driver, at, context)), directory
                 ),
             )
@@ -220,6 +222,7 @@ def sweep(  # noqa: PLR0913
                 return result
         if directory is not None and not config.is_trial:
             _write_table(result, directory)
+            _renew_reports(result, directory, base.callbacks.callbacks)
     return result
 
 
@@ -240,6 +243,22 @@ def _write_table(result: SweepResult, directory: Path) -> None:
         if not record.begun:
             record.begin()
     result.write_table(directory / TABLE)
+
+
+def _renew_reports(result: SweepResult, directory: Path, callbacks: Sequence[Callback]) -> None:
+    """Renews the reports, which show the table: it is written when the last part of the sweep has ended."""
+    names = [c.filename for c in callbacks if isinstance(c, HTMLReport)]
+    for name in names if jax.process_count() == 1 else ():
+        if parse_address("HTMLReport", "filename", name) is not None:
+            continue  # a run without the table is there
+        path = local_path("HTMLReport", "filename", name, below=directory)
+        record = RunRecord.read(directory)
+        if record is not None and path.is_relative_to(directory):
+            record.make(path.relative_to(directory).as_posix())
+        try:
+            result.report(path)
+        except OSError as error:
+            warnings.warn(f"jaxcb: the report could not be written: {error}", RuntimeWarning, stacklevel=3)
 
 
 def _refuse_others_table(directory: Path) -> None:

@@ -25,6 +25,7 @@ from jaxcb._src.core.actions.logging import (
     Print,
     TrackioLog,
     WandbLog,
+    WriteReport,
 )
 from jaxcb._src.core.actions.tensorboard import TensorBoardAction
 from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
@@ -320,6 +321,8 @@ _BUILT_IN = {
     WandbLog: "jaxcb._src.writers.trackers.wandb:WandbWriter",
     MLflowLog: "jaxcb._src.writers.trackers.mlflow:MLflowWriter",
     TrackioLog: "jaxcb._src.writers.trackers.trackio:TrackioWriter",
+    # it reads and replays the run, so it stands above the loop
+    WriteReport: "jaxcb._src.report.writer:ReportWriter",
     LogProgress: "jaxcb._src.writers.progress:ProgressWriter",
     Print: "jaxcb._src.writers.progress:ProgressWriter",
     TensorBoardAction: "jaxcb._src.writers.tensorboard.writer:TensorBoardWriter",
