@@ -166,7 +166,7 @@ def test_it_is_renewed_at_each_save_and_at_the_end(tmp_path, monkeypatch):
             state = re.search(r"state</th><td>(\w+)", text)[1]
             seen.append((checkpoint.step, state, int(re.search(r"epochs</th><td>(\d+)", text)[1])))
 
-    every = jc.BackupAndRestore(tmp_path / "run", save_freq="epoch", delete_checkpoint=False)
+    every = jc.BackupAndRestore(tmp_path / "run", save_freq="epoch")
     given = {"epochs": 3, "callbacks": [jc.callbacks.HTMLReport("pages/now.html"), every, Looks()]}
     train(tmp_path / "run", **given)
     assert [state for _, state, _ in seen[:2]] == ["running", "running"]
