@@ -71,7 +71,7 @@ def test_a_result_is_a_table_with_curves(cells):
     page = output.data["text/html"]
     assert "<table" in page
     assert page.count("<svg") == page.count("</svg>") > 0
-    assert "the learning rate was reduced after epoch" in page
+    assert "learning rate times 0.1 after epoch 2" in page
     assert ".jaxcb .key" in page.partition("</style>")[0]  # it brings its own style, below a class of its own
     assert output.data["text/plain"].startswith("Result(")
 

@@ -53,7 +53,7 @@ def computed_once(array: Array, always: Array, like: Array) -> Array:
 
 
 def stored(tree: Any) -> Any:
-    """Returns a tree of arrays, such that XLA for NVIDIA GPUs stores each one as it is, before anything reads it.
+    """Returns a tree of arrays, so that XLA for NVIDIA GPUs stores each one as it is, before anything reads it.
 
     XLA may otherwise compute an array in another order of its axes, and turn it around in the kernel that reads it. If
     that kernel also updates an array, the update is not in place: the array is copied. Values do not change, and
