@@ -70,9 +70,10 @@ def test_it_is_scan_and_ends_in_the_form_that_was_given(step, start, callbacks, 
 
 @pytest.mark.parametrize(("step", "start", "callbacks"), CASES)
 def test_it_resumes_bit_for_bit(step, start, callbacks, tmp_path):
-    whole = jc.Loop(step, callbacks=callbacks).run(start(), steps=7, verbose=0)
-    jc.Loop(step, callbacks=callbacks).run(start(), steps=4, verbose=0, run_dir=tmp_path)
-    resumed = jc.Loop(step, callbacks=callbacks).run(start(), steps=7, verbose=0, run_dir=tmp_path, resume=True)
+    loop, run_dir = jc.Loop(step, callbacks=callbacks), tmp_path / "parts"
+    whole = loop.run(start(), steps=7, verbose=0, run_dir=tmp_path / "whole")
+    loop.run(start(), steps=4, verbose=0, run_dir=run_dir)
+    resumed = loop.run(start(), steps=7, verbose=0, run_dir=run_dir, resume=True)
     assert jax.tree.structure(resumed.model) == jax.tree.structure(start())
     same(resumed.model, whole.model)
 

@@ -115,6 +115,11 @@ def test_a_group_of_the_optimizer_may_be_frozen_at_first():
     assert not np.array_equal(result.params["body"]["kernel"], params()["body"]["kernel"])
 
 
+def test_epochs_belong_to_fit():
+    with pytest.raises(TypeError, match="trainable is a dict of epochs, which only fit takes"):
+        jc.TrainState.create(params=params(), trainable=PARTS)
+
+
 def test_a_callback_that_wraps_the_optimizer_is_refused():
     with pytest.raises(ValueError, match="GradientAccumulation wraps the optimizer"):
         fit(callbacks=[jc.callbacks.GradientAccumulation(2)])
