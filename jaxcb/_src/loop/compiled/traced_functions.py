@@ -158,8 +158,8 @@ def _needing_gradients(chain: Chain, probes: Mapping[str, Probe]) -> str:
     """Returns the names of the callbacks that need gradients, and of probes that no callback has asked for."""
     own = {name: callback.probes() for name, callback in chain.items()}
     found = [n for n, callback in chain.items() if own[n] or "on_before_update" in callback.hooks()]
-    asked = {probe for probes_of_one in own.values() for probe in probes_of_one}
-    return ", ".join([*found, *(f"the probe {name!r}" for name in probes if name not in asked)])
+    named = {probe for probes_of_one in own.values() for probe in probes_of_one}
+    return ", ".join([*found, *(f"the probe {name!r}" for name in probes if name not in named)])
 
 
 def hook_of(hook: str, tree: Any) -> Callable[..., Any]:
