@@ -97,7 +97,11 @@ BAD = [
     ({"callbacks": jc.EarlyStopping()}, jc.errors.MissingMetricError, "EarlyStopping.*no metric 'val_loss'"),
     ({"callbacks": jc.callbacks.NormMonitor()}, ValueError, "^NormMonitor needs the gradients before the update"),
     ({"step": jc.Step(lambda p, b: 0.0)}, TypeError, "a Step trains a TrainState, .* got a state of type dict"),
-    ({"train_data": np.ones(4), "step": lambda s, b: (s, {})}, TypeError, "a step with a batch takes a TrainState"),
+    (
+        {"train_data": np.ones(4), "step": lambda s, b: (s, {})},
+        TypeError,
+        "with data, train_state must be a TrainState, .* got a state of",
+    ),
     ({"train_data": np.ones(4)}, TypeError, r"with data, a run calls train_step\(train_state, batch\), .* \(state\)"),
     ({"step": lambda s, b: (s, {})}, TypeError, r"without data, a run calls train_step\(state\), .* \(s, b\)"),
     ({"eval_step": lambda s, b: {}}, TypeError, r"without data, a run calls eval_step\(state\), .* \(s, b\)"),

@@ -177,8 +177,9 @@ class Loop:
         if self.eval_step is not None and not isinstance(self.eval_step, EvalStep):
             _check_arguments("eval_step", self.eval_step, alone if of_state else data)
         form = AnyState(train_state)
-        if not form.is_train_state and (train_data is not None or isinstance(self.train_step, Step)):
-            why = "a Step trains a TrainState" if train_data is None else "a step with a batch takes a TrainState"
+        is_step = isinstance(self.train_step, Step)
+        if not form.is_train_state and (train_data is not None or is_step):
+            why = "a Step trains a TrainState" if is_step else "with data, train_state must be a TrainState"
             raise TypeError(
                 f"Loop.run: {why}, such as jc.TrainState.create(params=..., tx=...), got a state of type "
                 f"{type(train_state).__name__}."
