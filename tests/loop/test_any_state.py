@@ -96,11 +96,11 @@ BAD = [
     ({"callbacks": jc.ReduceLROnPlateau("square", mode="min")}, ValueError, "ReduceLROnPlateau: .* the learning rate"),
     ({"callbacks": jc.EarlyStopping()}, jc.errors.MissingMetricError, "EarlyStopping.*no metric 'val_loss'"),
     ({"callbacks": jc.callbacks.NormMonitor()}, ValueError, "^NormMonitor needs the gradients before the update"),
-    ({"step": jc.Step(lambda p, b: 0.0)}, TypeError, "a Step trains a TrainState, .* got a state of type dict"),
+    ({"step": jc.Step(lambda p, b: 0.0)}, TypeError, "train_state must be a TrainState, .* got a dict"),
     (
         {"train_data": np.ones(4), "step": lambda s, b: (s, {})},
         TypeError,
-        "with data, train_state must be a TrainState, .* got a state of",
+        "train_state must be a TrainState, .* got a dict",
     ),
     ({"train_data": np.ones(4)}, TypeError, r"with data, a run calls train_step\(train_state, batch\), .* \(state\)"),
     ({"step": lambda s, b: (s, {})}, TypeError, r"without data, a run calls train_step\(state\), .* \(s, b\)"),

@@ -550,7 +550,7 @@ def test_what_a_train_step_should_not_return(case):
 def test_what_is_no_train_step_and_no_train_state():
     with pytest.raises(TypeError, match=r"train_step must be a function of \(train_state, batch\), got int"):
         jc.Loop(3)
-    with pytest.raises(TypeError, match=r"Loop.run: a Step trains a TrainState.*got a state of type dict"):
+    with pytest.raises(TypeError, match=r"Loop.run: train_state must be a TrainState.*got a dict"):
         jc.Loop(jc.Step(loss_fn)).run(make_params(), (X, Y), epochs=1)
 
 

@@ -177,12 +177,10 @@ class Loop:
         if self.eval_step is not None and not isinstance(self.eval_step, EvalStep):
             _check_arguments("eval_step", self.eval_step, alone if of_state else data)
         form = AnyState(train_state)
-        is_step = isinstance(self.train_step, Step)
-        if not form.is_train_state and (train_data is not None or is_step):
-            why = "a Step trains a TrainState" if is_step else "with data, train_state must be a TrainState"
+        if not form.is_train_state and (train_data is not None or isinstance(self.train_step, Step)):
             raise TypeError(
-                f"Loop.run: {why}, such as jc.TrainState.create(params=..., tx=...), got a state of type "
-                f"{type(train_state).__name__}."
+                f"Loop.run: train_state must be a TrainState, such as jc.TrainState.create(params=..., tx=...), got a "
+                f"{type(train_state).__name__}. A step of your own without data takes any pytree."
             )
         _check_weights(self.callbacks, form)
         config = RunConfig.of(
