@@ -155,7 +155,7 @@ class TracedFunctions:
 
 
 def _needing_gradients(chain: Chain, probes: Mapping[str, Probe]) -> str:
-    """Returns the names of the callbacks that need gradients, and of probes that no callback has asked for."""
+    """Returns the names of the callbacks that need gradients, and of probes that belong to no callback."""
     own = {name: callback.probes() for name, callback in chain.items()}
     found = [n for n, callback in chain.items() if own[n] or "on_before_update" in callback.hooks()]
     named = {probe for probes_of_one in own.values() for probe in probes_of_one}
