@@ -113,9 +113,8 @@ class TracedFunctions:
         self.hook = {hook: FlatJit(make(hook, tree)) for hook in hooks}
         self.populations = tuple(n for n, callback in chain.items() if isinstance(callback, PopulationCallback))
         if self.populations and mapping.members is None:
-            raise ValueError(
-                f"{', '.join(self.populations)} acts on a population, and this is a single run. Pass it to jc.sweep."
-            )
+            who = ", ".join(self.populations)
+            raise ValueError(f"{who} acts on a population: pass it to jc.sweep. This is a single run.")
 
     def _compiled(self, fn: Callable[..., Any], in_axes: Any) -> FlatJit:
         """Jits a function, mapped over members if there are any. One jit per function means one trace per shape."""
