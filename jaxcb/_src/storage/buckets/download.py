@@ -122,12 +122,13 @@ def restore(bucket: Bucket, index: Index, folder: Path, *, say: Callable[[str], 
 
 
 @contextlib.contextmanager
-def downloaded(address: Address, *, only: Callable[[str], bool] | None = None) -> Iterator[Path]:
+def downloaded(address: Address, *, only: Callable[[str], bool] | None = None, sizes: bool = False) -> Iterator[Path]:
     """Downloads a file or folder, and removes it afterwards.
 
     Args:
         address: below a run's address, or of plain objects.
         only: whether a file is needed, by its name below the address; None for all files.
+        sizes: whether the other files are there, too, with their size and without their content.
 
     Yields:
         The path of the file or folder.
@@ -138,14 +139,14 @@ def downloaded(address: Address, *, only: Callable[[str], bool] | None = None) -
     """
     with tempfile.TemporaryDirectory(prefix="jaxcb-") as folder:
         for _ in range(_TRIES):
-            path = _download_below(address, Path(folder), only)
+            path = _download_below(address, Path(folder), only, sizes)
             if path is not None:
                 yield path
                 return
         raise FileNotFoundError(f"objects of {address} are missing, or change faster than they can be read.")
 
 
-def _download_below(address: Address, folder: Path, only: Callable[[str], bool] | None) -> Path | None:
+def _download_below(address: Address, folder: Path, only: Callable[[str], bool] | None, sizes: bool) -> Path | None:
     """Downloads into a folder, and returns the path there; None if it must be tried again."""
     for root in (address, *address.parents):
         bucket = Bucket(root)
@@ -158,16 +159,30 @@ def _download_below(address: Address, folder: Path, only: Callable[[str], bool] 
             names = sorted({"/".join(name.split("/")[:2]) for name in index.files})
             raise FileNotFoundError(f"there is no {below!r} in the run at {root}. It has {', '.join(names[:20])}.")
         if only is not None:
-            files = {n: e for n, e in files.items() if n == below or only(n[len(below) :].lstrip("/"))}
+            needed = {n: e for n, e in files.items() if n == below or only(n[len(below) :].lstrip("/"))}
+            if sizes:
+                _make_empty(folder, {n: e.size for n, e in files.items() if n not in needed})
+            files = needed
         return None if download(bucket, files, folder, say=print) else folder / below
-    return _download_plain(address, folder, only)
+    return _download_plain(address, folder, only, sizes)
 
 
-def _download_plain(address: Address, folder: Path, only: Callable[[str], bool] | None) -> Path:
+def _make_empty(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Makes files of a size, which have no content and take no room."""
+    for name, size in sizes.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("wb") as file:
+            file.truncate(size)
+
+
+def _download_plain(address: Address, folder: Path, only: Callable[[str], bool] | None, sizes: bool) -> Path:
     """Downloads objects that no run has written, each as a file."""
     bucket = Bucket(address.parent)
     name = address.key.rpartition("/")[2]
-    found = [key for key in bucket.list(name) if not only or only(key[len(name) :].lstrip("/"))]
+    there = bucket.list(name)
+    found = [key for key in there if not only or only(key[len(name) :].lstrip("/"))]
+    if sizes:
+        _make_empty(folder, {key: size for key, size in there.items() if key not in found and is_inside(key)})
     alone = bucket.get(name) if name and not found else None
     if alone is not None:
         (folder / name).write_bytes(alone.data)
