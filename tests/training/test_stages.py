@@ -33,6 +33,7 @@ def fit(model=None, data=DATA, **kwargs):
     return jc.fit(params() if model is None else model, loss_fn, data, **given)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
 @pytest.mark.parametrize("data", [DATA, STREAM], ids=["arrays", "stream"])
 def test_it_is_a_run_of_each_part_after_the_other(data, executor, capsys):
@@ -51,6 +52,7 @@ def test_it_is_a_run_of_each_part_after_the_other(data, executor, capsys):
 LONG = pytest.mark.long
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("cut", "executor"),
     [
