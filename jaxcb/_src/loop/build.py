@@ -295,13 +295,13 @@ def _check_accumulation(callbacks: Chain, total: float, epoch_len: int, context:
 
 
 def _warn_of_undone_weights(spec: ProgramSpec, context: Context) -> None:
-    """Says which weights one callback restores at the end of the run, and another one then replaces."""
+    """Warns of weights that one callback restores at the end of the run, and another one then replaces."""
     last = spec.actions_of("on_train_end")
     for index, action in enumerate(last):
         for later in last[index + 1 :]:
             if isinstance(action, Restore) and isinstance(later, Swap | Restore) and later.owner != action.owner:
-                context.say(
-                    f"jaxcb: {action.owner} restores its weights at the end of the run, and then {later.owner}, which "
+                context.warn(
+                    f"{action.owner} restores its weights at the end of the run, and then {later.owner}, which "
                     f"stands after it, sets others. Put {action.owner} after {later.owner} to end with its weights."
                 )
 
