@@ -105,7 +105,7 @@ def fit(  # noqa: PLR0913
             "sample_weight": w}`. No place in a tuple is taken for weights.
         class_weight: label -> weight, for a loss function with a parameter `sample_weight`. The labels are the second
             array of a batch, or its key `label`, `labels`, `y`, `target` or `targets`: integers of shape (rows,) or
-            (rows, 1), or one-hot rows. Validation is not weighted by it.
+            (rows, 1), or one-hot rows. A label that is not listed has weight 1. Validation is not weighted by it.
         controls: name -> number: scalars that `SetControl` changes and that the loss function may take.
         metrics: name -> a further metric, made with `jc.probe(fn, every=...)` for a function of the training step, with
             `jc.probes.evaluator(fn)` for a function of the model at each validation (the key may be a tuple of names,

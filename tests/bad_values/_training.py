@@ -53,7 +53,7 @@ def run(**more):
 
 
 MODEL = [None, 3, "abc", object(), len, {}, [], nn.Dense(1), nn.Dense, KEY, {"w": "a"}, {"w": np.arange(3)}]
-MODEL_FN = without(MODEL, len)  # a function makes models
+MODEL_FN = [*without(MODEL, len), lambda: weights()]  # a function makes models
 TRAIN_DATA = [None, 3, "abc", {}, [], (), KEY, object()]
 CALLBACKS = [3, 0.5, "EarlyStopping", jc.EarlyStopping, [None], [3], len, {"a": 1}]
 SEED = [-1, 1.5, math.nan, math.inf, True, SINGLE, None, 2**63, *NOT_NUMBERS]
@@ -77,7 +77,7 @@ CLASS_WEIGHT = [
     3, "balanced", [1.0], VECTOR, {"cat": 1.0}, {0: "a"}, {0: math.nan}, {0: -1}, {-1: 1.0}, {0.5: 1},
 ]  # fmt: skip
 CONTROLS = [3, "abc", [1], {"a": math.nan}, {"a": math.inf}, {"a": VECTOR}, {"a": "b"}, {"a": KEY}, {3: 1.0}]
-SAMPLE_WEIGHT = [3, "abc", np.ones(7), np.ones((8, 1))]
+SAMPLE_WEIGHT = [3, "abc", np.ones(7), np.ones((8, 1)), np.full(8, math.nan), np.full(8, math.inf)]
 OPTIMIZER = [3, "adam", 0.1, object()]
 RATE = [-1, -0.1, math.nan, math.inf, True, None, *without(NOT_NUMBERS, len)]
 TRAINABLE = [

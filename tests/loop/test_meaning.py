@@ -260,6 +260,15 @@ def test_an_average_begins_and_warms_up():
     np.testing.assert_allclose(float(slow.params), 3 / 12 * first + 9 / 12 * -3, rtol=1e-6)
 
 
+@pytest.mark.parametrize("how", [{}, {"data": (X[:32], Y[:32]), "validation_data": (X[:50], Y[:50])}])
+def test_a_metric_of_another_shape_in_a_smaller_batch_is_named(how):
+    def each_row(p, batch):
+        return squares(p, batch), {"errors": jnp.abs(batch[0] @ p["w"] - batch[1])[:, 0]}
+
+    with pytest.raises(ValueError, match=r"the metric 'errors' has shape \(2,\) in a batch of 2 rows, and \(16,\) in"):
+        fit(1, each_row, **{"data": (X[:50], Y[:50])} | how)
+
+
 # Said before the first step
 
 
@@ -270,6 +279,10 @@ def test_an_average_begins_and_warms_up():
         ({"validation_data": (X, Y), "validation_freq": [7, 4]}, "the first one is that of epoch 4"),
         ({"metrics": {"norm": jc.probes.grad_norm(every=9)}}, "'norm' is measured every 9 steps, and this run has 8"),
         ({"callbacks": [jc.callbacks.GradientAccumulation(3)]}, "the gradients of the last 2 are not applied"),
+        (
+            {"callbacks": [jc.EarlyStopping("loss", restore_best_weights=True), jc.SwapEMAWeights()]},
+            "EarlyStopping restores its weights at the end of the run, and then SwapEMAWeights",
+        ),
     ],
 )
 def test_what_never_comes_is_said(how, words):

@@ -182,10 +182,10 @@ def check_texts(owner: str, name: str, value: Any) -> tuple[str, ...]:
     return tuple(given)
 
 
-def takes(function: Callable[..., Any], *arguments: Any) -> bool:
+def takes(function: Callable[..., Any], *arguments: Any, **named: Any) -> bool:
     """Returns whether a function can be called with these arguments; some builtins do not say, and count as one."""
     try:
-        inspect.signature(function).bind(*arguments)
+        inspect.signature(function).bind(*arguments, **named)
     except TypeError:
         return False
     except ValueError:
