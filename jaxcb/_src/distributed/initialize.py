@@ -48,11 +48,9 @@ def initialize(
     if num_processes is not None:
         num_processes = check_int(owner, "num_processes", num_processes, least=1, concrete=True)
     if process_id is not None:
-        process_id = check_int(owner, "process_id", process_id, concrete=True)
-        if num_processes is not None and process_id >= num_processes:
-            raise ValueError(
-                f"{owner}: process_id must be below num_processes, which is {num_processes}, got {process_id}."
-            )
+        index: int = check_int(owner, "process_id", process_id, concrete=True)
+        if num_processes is not None and index >= num_processes:
+            raise ValueError(f"{owner}: process_id must be below num_processes, which is {num_processes}, got {index}.")
     heartbeat = check_int(owner, "heartbeat_timeout_seconds", heartbeat_timeout_seconds, least=1, concrete=True)
     described = (coordinator_address, num_processes, process_id) != (None, None, None) or bool(options)
     if jax.distributed.is_initialized() or num_processes == 1 or not (described or _in_cluster()):
