@@ -58,7 +58,7 @@ LEFT_OUT = {
 
 def public():
     """Yields the name of each public function and class, and its parameters; actions are values that a hook returns."""
-    modules = {name: getattr(jc, name) for name in jc.__all__ if inspect.ismodule(getattr(jc, name))}
+    modules = {name: getattr(jc, name) for name in dir(jc) if inspect.ismodule(getattr(jc, name))}
     faces = {"": jc} | {f"{name}.": face for name, face in modules.items() if name not in ("actions", "errors")}
     for prefix, face in faces.items():
         for name in face.__all__:

@@ -1,4 +1,4 @@
-"""What a run of a given length never does, although it was asked for: said before the first step."""
+"""What a run of a given length never does, although it was requested: said before the first step."""
 
 import math
 from collections.abc import Iterator, Mapping
