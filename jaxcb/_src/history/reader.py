@@ -118,7 +118,8 @@ def read_records(source: Any) -> Records:
     if isinstance(source, Sequence):
         return _from_rows(source)
     raise TypeError(
-        f"replay takes the path of a history.csv, a dict of lists or a list of dicts, got {type(source).__name__}. "
+        "metrics to replay are the path of a history.csv, a dict of lists or a list of dicts, got a "
+        f"{type(source).__name__}. "
         'Pass a data frame as `frame.to_dict("list")`.'
     )
 

@@ -106,6 +106,8 @@ class Loop:
     ) -> None:
         if not callable(train_step):
             raise TypeError(f"train_step must be a function of (train_state, batch), got {type(train_step).__name__}.")
+        if eval_step is not None and not callable(eval_step):
+            raise TypeError(f"eval_step must be a function of (train_state, batch), got {type(eval_step).__name__}.")
         self.train_step, self.eval_step = train_step, eval_step
         self.callbacks = as_chain(callbacks)
 

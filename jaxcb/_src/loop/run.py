@@ -178,7 +178,7 @@ def _use_their_device(stack: contextlib.ExitStack, owner: str, *given: Any) -> N
             "jax.set_mesh out."
         )
     state, *data = given
-    arrays = {"the train state": state}
+    arrays = {"train_state": state}
     for name, tree in zip(("train_data", "validation_data"), data, strict=True):
         if are_arrays(tree):
             arrays[name] = tree

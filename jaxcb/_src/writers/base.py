@@ -354,9 +354,11 @@ def writer(*actions: type[Action]) -> Callable[[W], W]:
         >>> jc.writers.writer_for(Beep) is Beeper
         True
     """
+    if not actions:
+        raise TypeError("writer got no actions: @jc.writers.writer(MyAction).")
     for action in actions:
         if not (isinstance(action, type) and issubclass(action, Action)):
-            raise TypeError(f"writer takes action classes, got {action!r}.")
+            raise TypeError(f"writer: actions must be classes of actions, got {action!r}.")
 
     def register(cls: W) -> W:
         _OWN.update(dict.fromkeys(actions, cls))
@@ -371,6 +373,8 @@ def writer_for(action: type[Action]) -> type[Writer]:
     Raises:
         LookupError: if no writer is registered.
     """
+    if not isinstance(action, type):
+        raise TypeError(f"writer_for: action must be a class of actions, got {action!r}.")
     for kind in action.__mro__:
         if kind in _OWN:
             return _OWN[kind]
