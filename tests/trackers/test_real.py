@@ -19,7 +19,7 @@ from urllib.request import urlopen
 import pytest
 from _patience import PATIENCE, until
 
-from jaxcb._src.writers.trackers.wandb import offline_history
+from jaxcb._src.history.wandb_files import logged_rows
 
 # what the trackers and their dependencies think of this Python is not ours
 pytestmark = [pytest.mark.trackers, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -111,7 +111,8 @@ def test_wandb_offline(tmp_path, environment):
     (key,) = {folder.name.partition("-run-")[2].partition("-")[2] for folder in folders}
     assert len(folders) > 1, "a folder for each process"
     files = [path for folder in folders for path in folder.glob(f"run-{key}.wandb")]
-    points = [(s, n, v) for path in files for s, values in offline_history(path) for n, v in values.items()]
+    rows = [row for path in files for row in logged_rows(path)]
+    points = [(row["_step"], n, v) for row in rows for n, v in row.items() if not n.startswith("_")]
     check(points, run_dir, once=False)
 
 
