@@ -46,7 +46,7 @@ from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.training.accumulation import accumulations
 from jaxcb._src.training.loss import unweighted
 from jaxcb._src.training.train_state import TrainState
-from jaxcb._src.utils.address import Address
+from jaxcb._src.utils.address import Address, parse_address
 from jaxcb._src.utils.kept_programs import seconds_compiling
 from jaxcb._src.utils.local_path import local_path, local_path_or_address
 from jaxcb._src.writers.base import Context
@@ -217,8 +217,25 @@ def _open(
         on_error=config.checkpointing.on_error,
     )
     context.locate(config.run_dir if isinstance(config.run_dir, Address) else place and place.address_of(directory))
+    _refuse_other_buckets(callbacks, context)
     stack.enter_context(debugging(config.execution.debug, context.say))
     return context, place
+
+
+def _refuse_other_buckets(callbacks: Chain, context: Context) -> None:
+    """Refuses a `BackupAndRestore` in a bucket that is not the run's: a run is saved in one place.
+
+    Raises:
+        ValueError: it says what to pass.
+    """
+    for one in callbacks.callbacks:
+        where = one.backup_dir if isinstance(one, BackupAndRestore) else None
+        given = parse_address("BackupAndRestore", "backup_dir", where)
+        if given is not None and (context.bucket is None or context.bucket.below(given) is None):
+            raise ValueError(
+                f"BackupAndRestore: backup_dir is {given}, but the run is saved in {context.bucket or context.run_dir} "
+                f"alone. Pass run_dir='{given}', or give backup_dir the run's directory."
+            )
 
 
 def open_place(address: Address, config: RunConfig, group: Processes) -> contextlib.AbstractContextManager[RunPlace]:

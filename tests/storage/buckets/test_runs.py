@@ -212,15 +212,46 @@ def test_a_local_folder_without_a_bucket_is_refused(tmp_path):
         refused(ValueError, match, run_dir=run_dir, local_dir="here")
 
 
-def test_an_address_outside_of_the_run_is_refused(s3):
-    s3.make_bucket("outside")
-    for path in ("s3://outside/b/{epoch}", "s3://other/a/{epoch}", "s3://outside/a"):
-        refused(
-            ValueError,
-            "is not below the run_dir",
-            run_dir="s3://outside/a",
-            callbacks=[jc.ModelCheckpoint(path, "loss")],
-        )
+@pytest.mark.parametrize(
+    "callback",
+    [
+        jc.CSVLogger("s3://elsewhere/b/log.csv"),
+        jc.callbacks.JSONLogger("s3://elsewhere/b/log.jsonl"),
+        jc.TensorBoard("s3://elsewhere/b/logs"),
+        jc.ModelCheckpoint("s3://elsewhere/b/{epoch}", "loss"),
+        jc.BackupAndRestore("s3://elsewhere/b"),
+    ],
+    ids=lambda callback: type(callback).__name__,
+)
+def test_an_address_outside_of_the_run_is_refused_with_the_name_of_the_callback(s3, tmp_path, callback):
+    bucket = f"outside-{type(callback).__name__.lower()}"
+    s3.make_bucket(bucket)
+    is_backup = isinstance(callback, jc.BackupAndRestore)
+    for run_dir in (tmp_path / "here", f"s3://{bucket}/b", None):
+        if run_dir is None and is_backup:
+            continue  # then its address is that of the run
+        cure = "Pass run_dir='s3://elsewhere/b'" if is_backup else "such as 's3://elsewhere/b'"
+        match = rf"^{type(callback).__name__}: .*s3://elsewhere/b.* {run_dir}.* {cure}"
+        refused(ValueError, match, run_dir=run_dir, callbacks=[callback])
+
+
+def test_a_trial_sweep_takes_addresses_below_its_own_and_touches_no_bucket(s3):
+    s3.make_bucket("trial-sweeps")
+    at = "s3://trial-sweeps/a"
+    jc.sweep(
+        make_params(),
+        loss_fn,
+        make_data(),
+        optimizer=optax.adam,
+        over={"optimizer.learning_rate": [0.01, 0.1]},
+        batch_size=16,
+        callbacks=[jc.CSVLogger(f"{at}/log.csv")],
+        run_dir=at,
+        epochs=1,
+        execution=jc.Execution(fast_dev_run=True),
+        verbose=0,
+    )
+    assert contents(connect(Address("s3", "trial-sweeps"))) == {}
 
 
 # What goes wrong later
