@@ -202,9 +202,8 @@ def sweep(  # noqa: PLR0913
         step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn, class_weight=class_weight)
         result = SweepResult(tuple(points), (), directory)
         for number, group in enumerate(where):
-            several = directory is not None and len(where) > 1
-            # where there is no directory, `run_dir` may be an address, which a trial run does not open
-            part = directory / f"part_{number}" if several else directory or config.run_dir
+            # without a directory, `run_dir` may be an address, which a trial run does not open
+            part = directory / f"part_{number}" if directory and len(where) > 1 else directory or config.run_dir
             one = stack_members(group, fixed)
             result = run_training(
                 RunFunctions(step, eval_step, one.callbacks),
