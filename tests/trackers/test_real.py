@@ -127,10 +127,14 @@ def mlflow_points(uri):
     return [(p.step, n, p.value) for n in run.data.metrics for p in client.get_metric_history(run.info.run_id, n)]
 
 
-def test_mlflow_with_a_local_database(tmp_path, environment):
+@pytest.mark.parametrize("store", ["database", "files"])
+def test_mlflow_with_a_local_store(tmp_path, environment, monkeypatch, store):
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    if store == "files":  # MLflow asks for this, because it no longer recommends them
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        environment |= {"MLFLOW_ALLOW_FILE_STORE": "true"}
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}" if store == "database" else (tmp_path / "mlruns").as_uri()
     assert killed_run(tmp_path / "run", "mlflow", environment, uri) > 0
     check(mlflow_points(uri), tmp_path / "run", once=True)
 
@@ -140,17 +144,20 @@ def test_mlflow_with_its_server_which_is_down_for_a_while(tmp_path, environment)
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    uri, servers = f"http://127.0.0.1:{port}", []
+    uri, servers, output = f"http://127.0.0.1:{port}", [], tmp_path / "server.out"
 
     def serve(number=1):
         if number != 1:
             return
         store = ["--backend-store-uri", f"sqlite:///{tmp_path / 's.db'}", "--artifacts-destination", str(tmp_path)]
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *store]
-        servers.append(
-            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        )
-        until(lambda: is_up(f"{uri}/health"))
+        with output.open("wb") as file:
+            servers.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True))
+        until(lambda: is_up(f"{uri}/health") or has_failed())
+        assert not has_failed(), output.read_text()
+
+    def has_failed():
+        return servers[0].poll() is not None or "Traceback" in output.read_text()
 
     def is_up(url):
         try:

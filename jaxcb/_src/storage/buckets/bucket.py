@@ -169,8 +169,8 @@ class Bucket:
                 now = self.get(name, patience=patience)
                 if now is not None and now.data == data:
                     return now.version
-                if now is not None and now.version == version:
-                    raise _NotYet from None  # a store may answer so while it performs another put
+                if (None if now is None else now.version) == version:
+                    raise _NotYet from None  # a store may answer so while it performs another request
                 raise ConflictError(name) from None
 
         return self._attempt("put", name, write, patience)
