@@ -72,6 +72,30 @@ def test_each_epoch_on_another_machine_is_one_run(s3, tmp_path, executor):
         assert jc.replay(stop, source).stopped_epoch == expected
 
 
+def test_logs_in_a_bucket_are_replayed_as_local_ones(s3):
+    s3.make_bucket("logs")
+    loggers = [
+        jc.callbacks.JSONLogger("a/log.jsonl"),
+        jc.CSVLogger("b/log.csv"),
+        jc.TensorBoard("c", write_graph=False),
+    ]
+    result = fit(run_dir="s3://logs/a", epochs=4, callbacks=loggers)
+    stop, plain = jc.EarlyStopping("val_loss", patience=1, min_delta=1.0), connect(Address("s3", "logs"))
+    expected = jc.replay(stop, result.run_dir).stopped_epoch
+    assert expected is not None
+    for name in ("a/log.jsonl", "b/log.csv", "c"):
+        assert jc.replay(stop, result.run_dir / name).stopped_epoch == expected
+        assert jc.replay(stop, f"s3://logs/a/{name}").stopped_epoch == expected
+        for path in (result.run_dir / name).rglob("*") if name == "c" else [result.run_dir / name]:
+            if path.is_file():  # as an object of its own, which no run has written
+                plain.put(f"plain/{path.relative_to(result.run_dir).as_posix()}", path.read_bytes())
+        assert jc.replay(stop, f"s3://logs/plain/{name}").stopped_epoch == expected
+    with pytest.raises(FileNotFoundError, match=r"no 'none' in the run at s3://logs/a\. It has .*a/log\.jsonl"):
+        jc.replay(stop, "s3://logs/a/none")
+    with pytest.raises(FileNotFoundError, match="there is nothing at s3://logs/none"):
+        jc.replay(stop, "s3://logs/none")
+
+
 def test_a_second_run_in_a_bucket_compiles_nothing(s3):
     s3.make_bucket("compiles")
     fit(run_dir="s3://compiles/a", epochs=2)

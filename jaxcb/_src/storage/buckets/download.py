@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from jaxcb._src.utils.address import Address
 
 _POLL_SECONDS = 1.0  # between two looks at the progress
 _TRIES = 5  # downloads of a folder whose run continues meanwhile
+Choose = Callable[[list[str]], Iterable[str]]
 
 
 class _Target(NamedTuple):
@@ -122,12 +123,12 @@ def restore(bucket: Bucket, index: Index, folder: Path, *, say: Callable[[str], 
 
 
 @contextlib.contextmanager
-def downloaded(address: Address, *, only: Callable[[str], bool] | None = None) -> Iterator[Path]:
+def downloaded(address: Address, *, choose: Choose = list) -> Iterator[Path]:
     """Downloads a file or folder, and removes it afterwards.
 
     Args:
         address: below a run's address, or of plain objects.
-        only: whether a file is needed, by its name below the address; None for all files.
+        choose: returns which files of a folder are needed, of all their names below the address.
 
     Yields:
         The path of the file or folder.
@@ -138,14 +139,14 @@ def downloaded(address: Address, *, only: Callable[[str], bool] | None = None) -
     """
     with tempfile.TemporaryDirectory(prefix="jaxcb-") as folder:
         for _ in range(_TRIES):
-            path = _download_below(address, Path(folder), only)
+            path = _download_below(address, Path(folder), choose)
             if path is not None:
                 yield path
                 return
         raise FileNotFoundError(f"objects of {address} are missing, or change faster than they can be read.")
 
 
-def _download_below(address: Address, folder: Path, only: Callable[[str], bool] | None) -> Path | None:
+def _download_below(address: Address, folder: Path, choose: Choose) -> Path | None:
     """Downloads into a folder, and returns the path there; None if it must be tried again."""
     for root in (address, *address.parents):
         bucket = Bucket(root)
@@ -157,17 +158,19 @@ def _download_below(address: Address, folder: Path, only: Callable[[str], bool] 
         if not files:
             names = sorted({"/".join(name.split("/")[:2]) for name in index.files})
             raise FileNotFoundError(f"there is no {below!r} in the run at {root}. It has {', '.join(names[:20])}.")
-        if only is not None:
-            files = {n: e for n, e in files.items() if n == below or only(n[len(below) :].lstrip("/"))}
+        if below not in files:
+            start = below and f"{below}/"
+            files = {start + n: files[start + n] for n in choose([name.removeprefix(start) for name in files])}
         return None if download(bucket, files, folder, say=print) else folder / below
-    return _download_plain(address, folder, only)
+    return _download_plain(address, folder, choose)
 
 
-def _download_plain(address: Address, folder: Path, only: Callable[[str], bool] | None) -> Path:
+def _download_plain(address: Address, folder: Path, choose: Choose) -> Path:
     """Downloads objects that no run has written, each as a file."""
     bucket = Bucket(address.parent)
     name = address.key.rpartition("/")[2]
-    found = [key for key in bucket.list(name) if not only or only(key[len(name) :].lstrip("/"))]
+    start = name and f"{name}/"
+    found = [start + n for n in choose([n.removeprefix(start) for n in bucket.list(name) if n.startswith(start)])]
     alone = bucket.get(name) if name and not found else None
     if alone is not None:
         (folder / name).write_bytes(alone.data)
