@@ -61,7 +61,7 @@ def download(bucket: Bucket, files: Mapping[str, FileEntry], folder: Path, *, sa
         partial.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.truncate(entry.size)
-    progress = Progress(f"{bucket.address}: downloaded", say, clock=bucket.clock)
+    progress = Progress(str(bucket.address), "downloaded", say, clock=bucket.clock)
     progress.begin(sum(entry.size for entry in needed.values()))
     missing: set[str] = set()
 

@@ -81,7 +81,7 @@ class Mirror:
         self._error: Exception | None = None
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
-        self.progress = Progress(f"{bucket.address}: uploaded", say, clock=bucket.clock)
+        self.progress = Progress(str(bucket.address), "uploaded", say, clock=bucket.clock)
 
     # Opening
 
