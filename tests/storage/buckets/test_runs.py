@@ -64,6 +64,17 @@ def test_each_epoch_on_another_machine_is_one_run(s3, tmp_path, executor):
         FileNotFoundError, match=r"there is no 'exports/01' in the run .* It has .*exports/04, exports/05"
     ):
         jc.load(f"{address}/exports/01")
+    sizes, download = [], _bucket.Bucket.get_range
+    with pytest.MonkeyPatch.context() as patch:  # what is no checkpoint is not downloaded as a whole
+        patch.setattr(Bucket, "get_range", lambda *given: sizes.append(given[-1]) or download(*given))
+        with pytest.raises(ValueError, match=rf"{address} holds checkpoints of a run: .* exports/04, exports/05\."):
+            jc.load(address)
+        with pytest.raises(ValueError, match=r"exports is not an Orbax checkpoint, .* 04, 05\."):
+            jc.load(f"{address}/exports")
+        with pytest.raises(ValueError, match="logs is not an Orbax checkpoint"):
+            jc.load(f"{address}/logs")
+    there = read_index(Bucket(Address("s3", name, "runs/a"))).files
+    assert sum(sizes) < sum(entry.size for entry in there.values())
     again = resumed(executor=executor, run_dir=address, callbacks=callbacks(address), epochs=5)  # it is complete
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
     stop = jc.EarlyStopping("loss", patience=1, min_delta=1.0)

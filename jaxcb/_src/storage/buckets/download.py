@@ -161,6 +161,7 @@ def _download_below(address: Address, folder: Path, choose: Choose) -> Path | No
         if below not in files:
             start = below and f"{below}/"
             files = {start + n: files[start + n] for n in choose([name.removeprefix(start) for name in files])}
+            (folder / below).mkdir(parents=True, exist_ok=True)
         return None if download(bucket, files, folder, say=print) else folder / below
     return _download_plain(address, folder, choose)
 
@@ -170,7 +171,7 @@ def _download_plain(address: Address, folder: Path, choose: Choose) -> Path:
     bucket = Bucket(address.parent)
     name = address.key.rpartition("/")[2]
     start = name and f"{name}/"
-    found = [start + n for n in choose([n.removeprefix(start) for n in bucket.list(name) if n.startswith(start)])]
+    found = [n.removeprefix(start) for n in bucket.list(name) if n.startswith(start)]
     alone = bucket.get(name) if name and not found else None
     if alone is not None:
         (folder / name).write_bytes(alone.data)
@@ -179,7 +180,8 @@ def _download_plain(address: Address, folder: Path, choose: Choose) -> Path:
         raise FileNotFoundError(
             f"there is nothing at {address}: no {MANIFEST} of a run at it or above, and no objects."
         )
-    for key in found:
+    (folder / name).mkdir(exist_ok=True)
+    for key in (start + n for n in choose(found)):
         if not is_inside(key):
             raise ValueError(f"{address} contains an object with the name {key!r}, which is not a file below it.")
         data = bucket.get(key)
