@@ -8,16 +8,18 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 from _patience import PATIENCE, until
+from moto import server as moto_server
 
 from jaxcb._src.history.wandb_files import logged_rows
 
@@ -47,6 +49,24 @@ def environment(tmp_path):
     }
 
 
+@pytest.fixture
+def bucket(environment):
+    """A bucket for the run, in a server with S3's protocol on this machine."""
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    urlopen(Request(f"http://{host}:{port}/bucket", method="PUT")).close()
+    environment |= {
+        "BUCKET": "s3://bucket/run",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
+    yield
+    server.stop()
+
+
 def start(run_dir, kind, uri, environment):
     output = run_dir.parent / "output"
     with output.open("ab") as file:
@@ -73,6 +93,8 @@ def killed_run(run_dir, kind, environment, *uri, meanwhile=None):
         time.sleep(rng.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
         hits += process.wait(PATIENCE) == -signal.SIGKILL
+        if "BUCKET" in environment:  # the machine vanishes
+            shutil.rmtree(run_dir, ignore_errors=True)
         if meanwhile is not None:
             meanwhile(number)
     for _ in range(2):  # the second one finds a complete run, and has nothing to send
@@ -103,8 +125,14 @@ def check(points, run_dir, *, once):
     assert not (once and again), again
 
 
-def test_wandb_offline(tmp_path, environment):
+WHERE = pytest.mark.parametrize("where", ["folder", "bucket"])  # with a bucket, the folder is removed after each kill
+
+
+@WHERE
+def test_wandb_offline(tmp_path, environment, request, where):
     pytest.importorskip("wandb")
+    if where == "bucket":
+        request.getfixturevalue("bucket")
     run_dir = tmp_path / "run"
     assert killed_run(run_dir, "wandb", environment) > 0
     folders = sorted((run_dir / "wandb").glob("offline-run-*"))
@@ -127,10 +155,12 @@ def mlflow_points(uri):
     return [(p.step, n, p.value) for n in run.data.metrics for p in client.get_metric_history(run.info.run_id, n)]
 
 
-@pytest.mark.parametrize("store", ["database", "files"])
-def test_mlflow_with_a_local_store(tmp_path, environment, monkeypatch, store):
+@pytest.mark.parametrize(("store", "where"), [("database", "folder"), ("files", "folder"), ("database", "bucket")])
+def test_mlflow_with_a_local_store(tmp_path, environment, monkeypatch, request, store, where):
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
+    if where == "bucket":
+        request.getfixturevalue("bucket")
     if store == "files":  # MLflow asks for this, because it no longer recommends them
         monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
         environment |= {"MLFLOW_ALLOW_FILE_STORE": "true"}
@@ -176,8 +206,11 @@ def test_mlflow_with_its_server_which_is_down_for_a_while(tmp_path, environment)
             server.wait(PATIENCE)
 
 
-def test_trackio(tmp_path, environment, monkeypatch):
+@WHERE
+def test_trackio(tmp_path, environment, request, where):
     pytest.importorskip("trackio")
+    if where == "bucket":
+        request.getfixturevalue("bucket")
     assert killed_run(tmp_path / "run", "trackio", environment) > 0
     program = (
         "import json, sys, trackio\n"
