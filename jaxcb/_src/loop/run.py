@@ -143,8 +143,7 @@ def run_training(
             if group.is_primary:
                 _tell_of_checkpoints(functions.callbacks, start, context)
                 start.begin()
-                if context.run_dir is not None and not config.is_trial:
-                    context.record.note_process(context.run.what_ran)
+                _begin_record(context, place)
             _train(driver, why, context)
             _say_unapplied(driver, functions.callbacks, context)
         found = result(driver, context.run_dir, context)
@@ -152,6 +151,14 @@ def run_training(
             steps = int(np.max(driver.carry().train.step))
             _leave(driver.interrupted, found, f"stopped after {steps} steps; {_saved_at(config, context)}", context)
         return found
+
+
+def _begin_record(context: Context, place: RunPlace | None) -> None:
+    """Notes in the run's record what runs, and copies the record to the run's bucket if it has one."""
+    if context.run_dir is not None and not context.trial:
+        context.record.note_process(context.run.what_ran)
+    if place is not None and place.primary is not None:
+        place.primary.announce()
 
 
 def _placement(config: RunConfig, group: Processes, state: TrainState, population: Population | None) -> Placement:

@@ -83,6 +83,44 @@ def test_each_epoch_on_another_machine_is_one_run(s3, tmp_path, executor):
         assert jc.replay(stop, source).stopped_epoch == expected
 
 
+class Keys(jc.writers.Tracker):
+    """A service that notes by which key it knows a run, and then looks at the bucket."""
+
+    opens_first = True
+
+    def __init__(self, look: Any) -> None:
+        self.look, self.seen = look, []
+
+    def open(self, run: Any) -> str:
+        if not self.seen:
+            self.look()
+        self.seen.append(run.key)
+        return run.key
+
+    def send(self, records: Any) -> None:
+        """Takes all."""
+
+
+def test_a_machine_that_vanishes_before_its_first_upload_leaves_no_second_run_in_a_tracker(s3, monkeypatch):
+    s3.make_bucket("early")
+    monkeypatch.setattr(bucket_run.BucketRun, "save", lambda *given: None)  # that of the first checkpoint takes long
+    store = connect(Address("s3", "early"))
+
+    def copy() -> None:
+        for name in contents(store):  # what another machine would find from now on, when the lease has ended
+            if name.startswith("a/") and name != "a/lease.json":
+                store.put(name.replace("a/", "b/", 1), store.get(name).bytes())
+
+    tracker = Keys(copy)
+    fit(run_dir="s3://early/a", epochs=1, callbacks=[jc.callbacks.TrackerLogger(tracker)])
+    there = read_index(Bucket(Address("s3", "early", "b"))).files
+    assert not [name for name in there if name.startswith("checkpoints/")]
+    result = fit(run_dir="s3://early/b", epochs=1, callbacks=[jc.callbacks.TrackerLogger(tracker)], resume=True)
+    assert len(tracker.seen) == 2
+    assert len(set(tracker.seen)) == 1
+    assert len(result.history["loss"]) == 1
+
+
 def test_logs_in_a_bucket_are_replayed_as_local_ones(s3):
     s3.make_bucket("logs")
     loggers = [
