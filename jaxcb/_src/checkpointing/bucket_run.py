@@ -52,11 +52,11 @@ class BucketRun:
 
         Raises:
             LeaseLostError: if another process has taken the bucket over.
-            OSError: for an upload that fails.
+            OSError: for an upload that failed, if that is to be raised.
         """
         self._mirror.save({})
         self._mirror.wait()
-        self._mirror.check()
+        self.check()
 
     def save(self, checkpoint: Path, facts: Mapping[str, Any]) -> None:
         """Begins to copy a complete checkpoint, with each log up to where it was at the checkpoint.
