@@ -5,6 +5,7 @@ import http.client
 import http.server
 import threading
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -54,11 +55,11 @@ class Proxy(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: Proxy
 
     def handle_one(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        fault = self.server.next_fault(self.command)
+        proxy: Any = self.server
+        fault = proxy.next_fault(self.command)
         if fault == "lost":
             self.close_connection = True
             return
@@ -66,7 +67,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             status, code = REFUSALS[fault]
             self.answer(status, [], f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode())
             return
-        with contextlib.closing(http.client.HTTPConnection(self.server.target)) as connection:
+        with contextlib.closing(http.client.HTTPConnection(proxy.target)) as connection:
             connection.request(self.command, self.path, body, dict(self.headers))
             response = connection.getresponse()
             data = response.read()
