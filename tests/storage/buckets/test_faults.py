@@ -26,7 +26,7 @@ from storage.buckets._faulty import (
 )
 
 from jaxcb._src.storage.buckets.bucket import Bucket, ConflictError
-from jaxcb._src.storage.buckets.index import MANIFEST, read_index
+from jaxcb._src.storage.buckets.index import MANIFEST, DamagedBucketError, read_index
 from jaxcb._src.storage.buckets.lease import LeaseLostError
 from jaxcb._src.storage.buckets.mirror import UPLOADS
 
@@ -254,6 +254,22 @@ def test_faults_that_pass_change_nothing(tmp_path_factory, data):
     run_to(machine, STEPS)
     machine.close()
     assert in_the_bucket(memory, folder / "fresh") == states[-1]
+
+
+def test_a_bucket_that_is_restored_from_a_copy_under_a_run_is_an_error_that_says_so(tmp_path):
+    memory, manifest = MemoryStore(), f"{ADDRESS.key}/{MANIFEST}"
+    first = Machine(FaultyStore(memory), tmp_path / "first").open()
+    run_to(first, 1)
+    first.close()
+    copy = bytes(memory.get(manifest).bytes())
+    second = Machine(FaultyStore(memory), tmp_path / "second").open()
+    run_to(second, 2)
+    memory.put(manifest, copy)
+    second.checkpoint(3)
+    with pytest.raises(DamagedBucketError, match=r"s3://bucket/runs/a/manifest\.json was replaced .* resume=True"):
+        second.save()
+    assert bytes(memory.get(manifest).bytes()) == copy
+    second.close()
 
 
 @pytest.mark.parametrize("performed", [False, True], ids=["lost", "performed"])
