@@ -7,7 +7,7 @@
 #   make long          tests that take minutes: processes killed at arbitrary times, all ways to interrupt a run
 #   make blocks        the tests of runs with the steps in blocks of 2, 7 and 32, as on a GPU
 #   make deep          complete runs of the examples, which take longest
-#   make browser       check TensorBoard's pages in a browser (apt-get install chromium chromium-driver)
+#   make browser       check TensorBoard's pages and the report in a browser (apt-get install chromium chromium-driver)
 #   make package       build the packages, check them, and try the wheel in an empty environment
 #   make docs          build the site in docs/_build
 #   make loaders       train with PyTorch's, TensorFlow's and grain's loaders, in runs that are killed
@@ -149,8 +149,8 @@ test-newest:
 	    echo "No Python newer than $$($$default -c "$$minor") here: 'make test' is already on the newest one."; \
 	else \
 	    $(MAKE) --no-print-directory $(NEWEST)/.dev NEWEST_PYTHON="$$python" && \
-	    $(NEWEST)/bin/python -m pytest -n $(WORKERS) -m "not deep and not slow and not long and not browser and not loaders and not trackers" \
-	        $(ARGS); \
+	    $(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal --cases other \
+	        -m "not deep and not slow and not long and not browser and not loaders and not trackers" $(ARGS); \
 	fi
 
 $(BIN)/python:

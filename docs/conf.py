@@ -59,6 +59,7 @@ MODULES = {
     "jaxcb.search": "Spaces and strategies of a sweep.",
     "jaxcb.distributed": "Several processes.",
     "jaxcb.writers": "Where records go, and how to write a writer.",
+    "jaxcb.logs": "Logs of other libraries, and further formats.",
     "jaxcb.testing": "The laws of callbacks, as tests.",
     "jaxcb.errors": "Errors that a program may want to catch.",
 }

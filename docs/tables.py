@@ -2,13 +2,15 @@
 
 The parts of `callbacks.md` and `actions.md` are made from docstrings, those of `differences_from_keras.md` from the
 rules of `tests/against_keras`, that of `optimizers.md` from `tests/training/_optax_all.py`, and those of `speed.md`
-from the saved measurements. That of `command_line.md` is what the commands print, on runs that are made for it.
+from the saved measurements. That of `devices.md` is the table of peaks. That of `command_line.md` is what the commands
+print, on runs that are made for it.
 
     python docs/tables.py [PAGE ...]
 
 `tests/test_docs.py` fails if they are out of date.
 """
 
+import csv
 import functools
 import importlib.util
 import inspect
@@ -31,6 +33,7 @@ import jaxcb.testing
 from jaxcb._src.core.actions import base, control, host, logging, tensorboard
 from jaxcb._src.core.callback import FunctionCallback
 from jaxcb._src.core.chain import transition
+from jaxcb._src.loop.host.host_metrics import PEAKS
 from jaxcb._src.utils.pytree import to_strong_types
 
 HERE = Path(__file__).parent
@@ -235,6 +238,14 @@ def accelerators() -> str:
     return f"Compiled with {versions}.\n\n{checks.markdown(results.rows)}"
 
 
+def peaks() -> str:
+    """Returns the table of known accelerators."""
+    with PEAKS.open(newline="", encoding="utf-8") as file:
+        rows = [(row["device"], row["teraflops"], row["gigabytes"], row["source"]) for row in csv.DictReader(file)]
+    lines = ["| name of the device contains | peak, teraflops a second | memory, GB | source |", "|---|---|---|---|"]
+    return "\n".join(lines + [f"| {' | '.join(map(cell, row))} |" for row in rows])
+
+
 # all numbers are sums of a few powers of two, so that they are the same on each machine
 RUN = """
 import os, jax.numpy as jnp, optax, jaxcb as jc
@@ -300,6 +311,7 @@ PAGES: dict[str, Sequence[Callable[[], str]]] = {
     "actions.md": [actions],
     "differences_from_keras.md": [differences],
     "optimizers.md": [optimizers],
+    "devices.md": [peaks],
     "speed.md": [speed, accelerators],
     "command_line.md": [command_line],
     "../README.md": [readme],

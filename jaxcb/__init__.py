@@ -11,6 +11,7 @@ _MODULES = (
     "callbacks",
     "distributed",
     "errors",
+    "logs",
     "models",
     "probes",
     "search",

@@ -4,6 +4,7 @@ from jaxcb import actions as actions
 from jaxcb import callbacks as callbacks
 from jaxcb import distributed as distributed
 from jaxcb import errors as errors
+from jaxcb import logs as logs
 from jaxcb import models as models
 from jaxcb import probes as probes
 from jaxcb import search as search

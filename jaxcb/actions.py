@@ -31,6 +31,7 @@ from jaxcb._src.core.actions.logging import (
     ReportAction,
     TrackioLog,
     WandbLog,
+    WriteReport,
 )
 from jaxcb._src.core.actions.records import fired, stop_reasons
 from jaxcb._src.core.actions.tensorboard import (
@@ -96,6 +97,7 @@ __all__ = [
     "TrackioLog",
     "WandbLog",
     "WeightAction",
+    "WriteReport",
     "fill",
     "fired",
     "stop_reasons",

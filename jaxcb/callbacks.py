@@ -6,6 +6,7 @@ from jaxcb._src.callbacks.early_stopping import EarlyStopping
 from jaxcb._src.callbacks.freeze import Freeze
 from jaxcb._src.callbacks.gradient_accumulation import GradientAccumulation
 from jaxcb._src.callbacks.history import History
+from jaxcb._src.callbacks.html_report import HTMLReport
 from jaxcb._src.callbacks.hub_upload import HubUpload
 from jaxcb._src.callbacks.json_logger import JSONLogger
 from jaxcb._src.callbacks.lambda_callback import LambdaCallback
@@ -45,6 +46,7 @@ __all__ = [
     "EarlyStopping",
     "Freeze",
     "GradientAccumulation",
+    "HTMLReport",
     "History",
     "HubUpload",
     "JSONLogger",

@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 import os
 import signal
+import zlib
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
 # Before JAX is imported: programs that compile in less than half of the time. Most of the compiling of a small program
@@ -31,6 +32,7 @@ HERE = Path(__file__).parent
 MEMORY = 900 << 20  # bytes of a process, and
 GROWTH = 200 << 20  # bytes since the last time, at which it drops what it has compiled
 
+EXECUTORS = ("looped", "stepped")
 CACHE = {
     "jax_compilation_cache_dir": str(HERE / ".jax_cache"),
     "jax_persistent_cache_min_compile_time_secs": 0.15,  # to write costs time, too
@@ -41,13 +43,14 @@ for _name, _value in CACHE.items():
     jax.config.update(_name, _value)
 
 _COMMON = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
-hypothesis.settings.register_profile("quick", max_examples=15, derandomize=True, database=None, **_COMMON)
+hypothesis.settings.register_profile("quick", max_examples=10, derandomize=True, database=None, **_COMMON)
 hypothesis.settings.register_profile("deep", max_examples=150, **_COMMON)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--block 7` runs every looped run in blocks of 7 steps."""
     parser.addoption("--block", type=int, default=None, help="steps of a block of the looped executor")
+    parser.addoption("--cases", choices=("some", "other"), default="some", help="which cases are everyday tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,6 +61,44 @@ def pytest_configure(config: pytest.Config) -> None:
         use_blocks()
     deep = config.getoption("markexpr") == "deep" or os.environ.get("JAXCB_DEEP") == "1"
     hypothesis.settings.load_profile("deep" if deep else "quick")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks the cases as long that are not everyday tests.
+
+    Of two cases that differ in the executor alone, one is an everyday test, and of the cases of a test that is marked
+    `everyday(n)`, n are. A hash of the name chooses them. `--cases other` chooses other ones; `make test-newest` does.
+    """
+    other = config.getoption("cases") == "other"
+    pairs: dict[str, dict[str, pytest.Item]] = {}
+    for item in _not_long(items):
+        executor = getattr(item, "callspec", None) and item.callspec.params.get("executor")
+        if executor in EXECUTORS:
+            pairs.setdefault(item.nodeid.replace(executor, "executor"), {})[executor] = item
+    for name, pair in pairs.items():
+        if len(pair) == len(EXECUTORS):
+            which = (_hash(name) + other) % len(EXECUTORS)
+            # `--block` changes the looped executor
+            pair["stepped" if config.getoption("block") else EXECUTORS[which]].add_marker(pytest.mark.long)
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in _not_long(items):
+        if item.get_closest_marker("everyday") is not None:
+            cases.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for of in cases.values():
+        marker = of[0].get_closest_marker("everyday")
+        assert marker is not None
+        of.sort(key=lambda item: _hash(item.nodeid), reverse=other)
+        for item in of[marker.args[0] :]:
+            item.add_marker(pytest.mark.long)
+
+
+def _not_long(items: list[pytest.Item]) -> list[pytest.Item]:
+    return [item for item in items if item.get_closest_marker("long") is None]
+
+
+def _hash(name: str) -> int:
+    return zlib.crc32(name.encode())
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,5 +1,7 @@
 """What `import jaxcb` gives: every name of the stub, each imported when it is first used."""
 
+import ast
+import dataclasses
 import importlib.metadata
 import inspect
 import re
@@ -13,7 +15,18 @@ import jaxcb as jc
 
 STUB = Path(jc.__file__).with_suffix(".pyi").read_text()
 TOP_LEVEL = 60  # names at most; the others are in namespaces
-NAMESPACES = ["actions", "callbacks", "distributed", "errors", "models", "probes", "search", "testing", "writers"]
+NAMESPACES = [
+    "actions",
+    "callbacks",
+    "distributed",
+    "errors",
+    "logs",
+    "models",
+    "probes",
+    "search",
+    "testing",
+    "writers",
+]
 
 
 def test_the_stub_lists_each_name_once_in_the_form_that_type_checkers_take_as_public():
@@ -72,3 +85,15 @@ def test_to_import_it_imports_nothing_else():
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.splitlines() == ["[]", "[] fit"]
+
+
+def test_every_field_of_a_callback_or_an_action_is_read():
+    """An argument that nothing reads does nothing, whatever its documentation says."""
+    read = set()
+    for path in Path(jc.__file__).parent.rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        read |= {n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
+    values = [getattr(module, name) for module in (jc, jc.callbacks, jc.actions) for name in module.__all__]
+    classes = [value for value in values if inspect.isclass(value) and dataclasses.is_dataclass(value)]
+    assert len(classes) > 60
+    assert [f"{c.__name__}.{f.name}" for c in classes for f in dataclasses.fields(c) if f.name not in read] == []

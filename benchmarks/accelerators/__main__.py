@@ -4,6 +4,8 @@
     python benchmarks/accelerators --only "H100 | mlp"  # those whose name contains the text
     python benchmarks/accelerators --list
 
+With `--save` a case is saved as soon as it is compiled, so an interrupted run continues with `--only` and the rest.
+
 Compiling is not running: nothing here measures how fast a program is. It shows what XLA has made of it: how often a
 GPU would wait for the host, how many kernels a step has, what is copied, transferred and exchanged, and how much
 memory it needs. A check that does not hold is printed as MISSED with its figures. The exit status is 1 if a program
@@ -70,6 +72,8 @@ def _all(args: argparse.Namespace) -> int:
                     continue
                 row = checks.Row.of(json.loads(line))
                 rows.append(row)
+                if args.save:  # at once: what was compiled before an interrupt is kept
+                    _save(row)
                 print(f"{row.key}: {'; '.join(['MISSED', *row.missed()]) if row.missed() else 'yes'}", flush=True)
             process.wait()
             log.seek(0)
@@ -87,7 +91,7 @@ def _all(args: argparse.Namespace) -> int:
     print()
     print(checks.markdown(rows))
     if args.save:
-        _save(rows)
+        print(f"Saved to {checks.RESULTS.name}.")
     if args.recorded:
         more = checks.more_than(rows, checks.Results.load().rows)
         print("\n".join(["", *(more or ["No step has more of anything than was recorded."])]))
@@ -95,17 +99,15 @@ def _all(args: argparse.Namespace) -> int:
     return int(any(row.error for row in rows))
 
 
-def _save(rows: list[checks.Row]) -> None:
+def _save(row: checks.Row) -> None:
+    """Saves a row in place of that of the same case, and leaves out cases that there are no longer."""
+    import cases
+
     names = ("jaxcb", "jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda12-pjrt")
     versions = {name: importlib.metadata.version(name) for name in names}
-    new = {row.key: row for row in rows}
-    if checks.RESULTS.exists():
-        import cases
-
-        old = {row.key: row for row in checks.Results.load().rows}
-        new = {case.key: found for case in cases.cases() if (found := new.get(case.key) or old.get(case.key))}
-    checks.Results(versions, list(new.values())).save()
-    print(f"Saved to {checks.RESULTS.name}.")
+    saved = checks.Results.load().rows if checks.RESULTS.exists() else []
+    rows = {old.key: old for old in saved} | {row.key: row}
+    checks.Results(versions, [rows[case.key] for case in cases.cases() if case.key in rows]).save()
 
 
 if __name__ == "__main__":

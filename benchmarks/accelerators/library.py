@@ -35,7 +35,7 @@ def _start(self: RunPrograms, train: Any) -> DeviceState:
     """Replaces `RunPrograms.start` on a mesh whose devices run nothing: the first loop state, as shapes."""
     carry = jax.eval_shape(lambda train: self._first(train, self.settings, None), self.train)
     form = StateForm.of(carry)
-    numbers, arrays = form.split(jax.tree.leaves(jax.tree.map(_shape, carry, self.placement.carry_shardings(carry))))
+    numbers, arrays, _ = form.split(jax.tree.leaves(jax.tree.map(_shape, carry, self.placement.carry_shardings(carry))))
     vector = jax.ShapeDtypeStruct((len(numbers),), "int32", sharding=self.placement.everywhere)
     return DeviceState([vector, *arrays], form)
 
@@ -86,4 +86,4 @@ def traced(fit: Callable[[], Any], target: Target) -> Any:
     leaves, inputs = target.place((device.live.leaves, inputs))
     live = DeviceState(leaves, device.live.form)
     function = device.executor._chunk._kept_function(live, tuple(range(len(leaves))))
-    return function._trace(function._options(), (leaves, [None] * len(leaves), inputs))
+    return function._trace(function._options(), (leaves, [None] * len(leaves), live.frozen, inputs))

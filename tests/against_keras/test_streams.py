@@ -15,6 +15,7 @@ from hypothesis import given, settings
 EXAMPLES = {"EarlyStopping": 150, "ReduceLROnPlateau": 150, "ModelCheckpoint": 50, "TerminateOnNaN": 50}
 
 
+@pytest.mark.everyday(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_decisions_are_those_of_keras_or_differ_by_rule(kind):
     tally = Tally()

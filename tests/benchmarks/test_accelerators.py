@@ -15,8 +15,9 @@ PYTHON = ROOT / ".venv-accelerators" / "bin" / "python"
 RECORDED = (  # the cases of the long test
     "TPU v5e | mlp | four callbacks",
     "H100 | mlp | four callbacks",
-    "H100 | mlp | probe",
+    "| mlp | probe",
     "H100 | mlp | best",
+    "H100 | mlp | sweep",
     "FSDP | mlp | four callbacks",
 )
 

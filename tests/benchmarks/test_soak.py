@@ -4,7 +4,9 @@ import gc
 import importlib
 import weakref
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -77,6 +79,7 @@ def fit_once(executor, ready_made):
     return {name: weakref.ref(value) for name, value in found.items()}
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
 @pytest.mark.parametrize("ready_made", [False, True])
 def test_a_run_keeps_nothing_that_its_functions_refer_to(executor, ready_made):
@@ -84,3 +87,55 @@ def test_a_run_keeps_nothing_that_its_functions_refer_to(executor, ready_made):
     known = fit_once(executor, ready_made)
     gc.collect()
     assert [name for name, value in known.items() if value() is not None] == []
+
+
+class Held(jc.Struct):
+    """A state that refers to a function of the user."""
+
+    inner: Any
+    fn: Any = jc.static()
+
+
+def optimizer_of(to, *, held=False):
+    """An optimizer whose functions refer to an object, and its state, too, if it is `held`."""
+    tx = optax.sgd(0.1)
+    init, update = refers(tx.init, to), refers(tx.update, to)
+    if not held:
+        return optax.GradientTransformation(init, update)
+
+    def held_update(updates, state, params=None):
+        new, inner = update(updates, state.inner, params)
+        return new, Held(inner, state.fn)
+
+    return optax.GradientTransformation(lambda params: Held(init(params), refers(len, to)), held_update)
+
+
+def search(to):
+    rows = jax.ShapeDtypeStruct((64, 1), jnp.float32)
+    given = {"optimizer": optimizer_of(to), "memory": 10**7, "resident": False, "multiple_of": 16}
+    jc.search.largest_batch_size({"w": jnp.ones((1, 1))}, lambda p, b: jnp.mean((b @ p["w"]) ** 2), rows, **given)
+
+
+def scan(to):
+    def step(state):
+        return state.replace(inner=state.fn(state.inner)), {"loss": state.inner}
+
+    jc.scan([jc.EarlyStopping("loss")], step, Held(jnp.zeros(()), refers(lambda x: x + 1, to)), 3)
+
+
+def held_by_the_optimizer(to):
+    jc.fit(
+        {"w": jnp.zeros((1, 1))}, squares, (X, X), optimizer=optimizer_of(to, held=True), epochs=1, batch_size=4,
+        callbacks=[jc.callbacks.ModelSummary()], verbose=0,
+    )  # fmt: skip
+    jc.clear_caches()  # a kept program knows the structure of the state
+
+
+@pytest.mark.parametrize("use", [search, scan, held_by_the_optimizer])
+def test_no_cache_of_jax_refers_to_what_a_state_refers_to(use, capsys):
+    large = Large()
+    known = weakref.ref(large)
+    use(large)
+    del large
+    gc.collect()
+    assert known() is None

@@ -64,7 +64,8 @@ class Browser:
         self._url = f"http://localhost:{port}/session"
         flags = [*_FLAGS, f"user-data-dir={profile}", f"window-size={size[0]},{size[1]}"]
         options = {"binary": CHROMIUM, "args": [f"--{flag}" for flag in flags]}
-        asked = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"performance": "ALL"}}
+        asked = {"capabilities": {"alwaysMatch": wanted}}
         self._url += f"/{self._ask('', asked)['sessionId']}"
 
     def __enter__(self) -> "Browser":
@@ -111,6 +112,26 @@ class Browser:
         """Writes what the window shows, as a PNG."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(self._ask("/screenshot")))
+
+    def set_width(self, width: int) -> None:
+        """Shows the page as a screen of this width does: a narrow one is a phone."""
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.protocol("Emulation.setDeviceMetricsOverride", size)
+
+    def whole_page(self, path: Path) -> None:
+        """Writes the page from its top to its end, as a PNG."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = self.protocol("Page.captureScreenshot", {"captureBeyondViewport": True, "format": "png"})["data"]
+        path.write_bytes(base64.b64decode(data))
+
+    def protocol(self, command: str, parameters: object):
+        """Sends a command of Chrome's own protocol."""
+        return self._ask("/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def requested(self) -> list[str]:
+        """Returns the addresses that were requested since the last call."""
+        messages = [json.loads(entry["message"])["message"] for entry in self._ask("/se/log", {"type": "performance"})]
+        return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
 
     def _ask(self, path: str, body: object = None, method: str | None = None):
         data = None if body is None else json.dumps(body).encode()

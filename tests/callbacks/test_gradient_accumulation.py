@@ -93,6 +93,7 @@ def by_hand(steps_of_epoch, epochs, epoch_len, data):
     return float(w), len(updates), len(waiting)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(("steps", "executor"), [(BY_EPOCH, "looped"), ({1: 4}, "stepped"), ({0: 7, 1: 2}, "looped")])
 def test_the_number_of_steps_may_follow_the_epochs(steps, executor):
     data = jnp.arange(5.0)

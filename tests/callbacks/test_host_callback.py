@@ -84,6 +84,7 @@ def test_a_printing_class_ports_by_its_base_class(executor, capsys):
     assert all(line.startswith(start) for line, start in zip(printed, 2 * one, strict=True))
 
 
+@pytest.mark.everyday(1)
 @each_executor
 @pytest.mark.parametrize("patience", [1, 3])
 def test_a_stopping_class_decides_as_the_built_in_one(executor, patience, capsys):

@@ -13,6 +13,7 @@ def _strict():
     """The losses here promote dtypes, as users' losses do."""
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("per_layer", [False, True])
 def test_norms_are_curves_and_join_the_history(tmp_path, per_layer):
     result = _runs.fit(

@@ -28,6 +28,7 @@ WATCHING = [
 ]
 
 
+@pytest.mark.everyday(12)
 @pytest.mark.parametrize("callback", WATCHING, ids=lambda c: type(c).__name__)
 def test_old_names_change_nothing(callback):
     subject = Subject(callback)

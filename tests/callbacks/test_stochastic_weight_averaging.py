@@ -37,6 +37,7 @@ def run(callback, executor="looped", epochs=6, stop=None, **more):
     return result, ends
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
 @pytest.mark.parametrize(
     ("start", "every", "epochs"), [(2, 1, [2, 3, 4, 5]), (1, 2, [1, 3, 5]), (0, 5, [0, 5]), (5, 1, [5])]

@@ -43,6 +43,7 @@ def test_every_callback_that_stops_has_a_minimum():
     }
 
 
+@pytest.mark.everyday(6)
 @pytest.mark.parametrize("callback", ALONE, ids=IDS)
 @settings(max_examples=4)
 @given(data=st.data(), epochs=st.integers(0, 4), steps=st.integers(0, 8))

@@ -112,6 +112,7 @@ def fit_net(of, executor, ema_first=True, **more):
     )
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_ends_where_a_loop_by_hand_ends(hand, executor):
     of, losses, best, _ = hand
@@ -122,6 +123,7 @@ def test_ends_where_a_loop_by_hand_ends(hand, executor):
     assert_close(nnx.to_pure_dict(copy_of(result.model)), nnx.to_pure_dict(best), rtol=1e-4)
 
 
+@pytest.mark.everyday(1)
 def test_behind_early_stopping_the_last_averages_hold_but_its_best_ones_are_the_same(hand):
     of, losses, best, last = hand
     result = fit_net(of, "looped", ema_first=False)
@@ -168,6 +170,7 @@ def test_validation_in_an_epochs_middle_changes_nothing_of_the_training(executor
     assert not np.allclose(result.history["val_loss"], plain.history["val_loss"], equal_nan=True)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("swap_on_epoch", [False, True])
 def test_the_average_is_that_of_the_raw_weights_after_each_step_due(swap_on_epoch):
     raw, options = [], {"every": 2, "start_step": 5, "decay": 0.5}
@@ -192,6 +195,7 @@ def test_what_host_actions_see_at_an_epochs_end_and_begin(swap_on_epoch, sees):
 # The end
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("swap_on_epoch", [False, True])
 @pytest.mark.parametrize("hook", ["on_eval_end", "on_batch_end"])
@@ -215,6 +219,7 @@ def test_without_validation_it_ends_averaged(swap_on_epoch):
     assert_close(result.params, averages(raw))
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("swap_on_epoch", [False, True])
 def test_a_run_that_ends_before_the_average_begins_keeps_its_weights(swap_on_epoch):
     plain = fit(epochs=2, callbacks=[])
@@ -244,6 +249,7 @@ def test_of_model_averages_the_floating_state_alone(of):
     assert (float(train.model_state["mean"]), int(train.model_state["count"])) == (2.25 if of == "model" else 3.0, 3)
 
 
+@pytest.mark.long
 def test_each_member_of_a_population_ends_with_its_own_averages():
     """The one that stops first waits for the other, with the averages swapped in."""
 

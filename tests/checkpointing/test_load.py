@@ -158,6 +158,7 @@ def trained(model, tmp_path, loss=loss_fn, **more):
     return jc.fit(model, loss, data, callbacks=[save], run_dir=tmp_path, **given | more), data
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("only", [True, False])
 def test_a_flax_nnx_module(tmp_path, only):
     nnx = pytest.importorskip("flax.nnx")

@@ -100,6 +100,7 @@ WARNED = {
     "validation rows": ({"validation_data": (X[:9], Y[:9])}, "the validation data had 8 rows, has 9"),
     "a validation set": ({"validation_data": {"a": V}}, "the validation set 'a' is new"),
     "frequency": ({"validation_freq": 2}, "validation_freq 1 -> 2"),
+    "a metric": ({"metrics": {"norm": jc.probes.grad_norm()}}, "metrics {} -> {'norm': 1}"),
     "executor": ({"executor": "stepped"}, "executor looped -> stepped"),
 }
 
@@ -114,9 +115,10 @@ def test_another_run_is_refused_with_both_values_and_a_cure(run_dir, name):
         assert "pass another run_dir, or checkpointing=jc.Checkpointing(overwrite=True)" in str(caught.value)
 
 
-EVERYDAY = ("rate", "patience", "missing", "epochs", "validation data")
+EVERYDAY = ("rate", "patience", "missing", "epochs", "validation data", "a metric")
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n not in EVERYDAY)) for n in WARNED])
 def test_other_numbers_are_named_whatever_the_verbosity(run_dir, name):
     change, text = WARNED[name]

@@ -1,6 +1,7 @@
 """Resume: a run that was cut short ends as if it had not been."""
 
 import csv
+import functools
 import os
 import signal
 import subprocess
@@ -101,12 +102,14 @@ def same(a, b, one, other):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The runs that were never cut short, by executor."""
-    found = {}
-    for executor in EXECUTORS:
+    """The run that was never cut short with an executor, and its folder."""
+
+    @functools.cache
+    def of(executor):
         directory = tmp_path_factory.mktemp(executor)
-        found[executor] = (run(directory, executor), directory)
-    return found
+        return run(directory, executor), directory
+
+    return of
 
 
 LONG = pytest.mark.long
@@ -114,11 +117,12 @@ CUTS = [("looped", 10), ("stepped", 7)]
 MORE = [(executor, at) for executor in EXECUTORS for at in (1, 3, 5, 6, 9, 14, 15, 20)]
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(("executor", "at"), [*CUTS, *(pytest.param(*cut, marks=LONG) for cut in MORE)])
 def test_a_run_cut_short_after_any_step_ends_as_if_it_had_not_been(tmp_path, whole, executor, at):
     run(tmp_path, executor, at)
     result = run(tmp_path, executor)
-    same(result, whole[executor][0], tmp_path, whole[executor][1])
+    same(result, whole(executor)[0], tmp_path, whole(executor)[1])
 
 
 @pytest.mark.long
@@ -133,7 +137,7 @@ def test_cut_twice_with_saves_in_between(tmp_path_factory, whole, data):
     for at in (first, second):
         run(directory, at=at, callbacks=callbacks(every))
     result = run(directory, callbacks=callbacks(every))
-    same(result, whole["looped"][0], directory, whole["looped"][1])
+    same(result, whole("looped")[0], directory, whole("looped")[1])
 
 
 @pytest.mark.parametrize(

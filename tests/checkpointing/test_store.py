@@ -880,6 +880,7 @@ with contextlib.closing(Store(sys.argv[1], say=print)) as store:
 """
 
 
+@pytest.mark.long
 def test_saved_on_four_devices(tmp_path):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}

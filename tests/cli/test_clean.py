@@ -64,6 +64,19 @@ def test_a_record_that_names_a_file_outside_removes_nothing_there(call, stopped,
     assert (tmp_path / "victim.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("names", [["checkpoints", "best", "log.csv"], [".jaxcb"], [".jaxcb/run.jsonl", "history.csv"]])
+def test_what_a_link_leads_to_outside_is_not_removed(call, stopped, tmp_path, names):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for number, name in enumerate(names):
+        (stopped / name).rename(outside / str(number))
+        (stopped / name).symlink_to(outside / str(number))
+    before = {name: (outside / name).read_bytes() for name in files(outside)}
+    assert call("clean", stopped, "--keep", "nothing", "--yes").code == 0
+    assert {name: (outside / name).read_bytes() for name in files(outside)} == before
+    assert {name for name in names if not (stopped / name).is_symlink()} == set()
+
+
 def test_resume_prints_the_recorded_command_and_runs_it_when_told(call, stopped, tmp_path, monkeypatch):
     program = tmp_path / "program.py"
     program.write_text(f"import sys; open({str(tmp_path / 'ran')!r}, 'w').write(' '.join(sys.argv[1:])); sys.exit(7)")

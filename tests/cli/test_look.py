@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from cli._runs import EPOCHS, KILLED_IN
 
-from jaxcb._src.report.run_folder import RunFolder, find_runs
+from jaxcb._src.cli.look import _several
+from jaxcb._src.report.find import find_runs
+from jaxcb._src.report.run_folder import RunFolder
 
 OLD = Path(__file__).parent.parent / "old_runs"
 HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "matplotlib", "pandas")
@@ -44,6 +46,16 @@ def test_ls_says_where_each_run_stands(call, runs):
     assert "EarlyStopping.monitor" not in row["differs_in"]
     assert rows["finished"]["epoch"] == EPOCHS
     assert rows["killed"]["epoch"] == KILLED_IN or rows["killed"]["epoch"] == KILLED_IN + 1
+
+
+def test_numbers_of_the_members_of_a_sweep_are_one_text(call, folder):
+    for command, place in (("ls", folder), ("show", folder / "some" / "sweep")):
+        said = call(command, place).out.replace("\n", " ")
+        assert "Array([" not in said
+        assert "[0.01" not in said
+    assert _several([1, 2, 3]) == "[1, 2, 3]"
+    assert _several(list(range(9))) == "<9 numbers, 0 to 8>"
+    assert _several("Array([1., 2.5, 3., 1e-3, 5., 6., 7.], dtype=float32)") == "<7 numbers, 0.001 to 7>"
 
 
 def test_what_people_read_has_the_same_rows(call, folder):
@@ -175,7 +187,8 @@ def test_a_hostile_run_reaches_neither_terminal_nor_imports(call, stopped, tmp_p
         (["show", "."], 3, "has neither .jaxcb/run.jsonl nor a checkpoint in checkpoints/ or result/"),
         (["show", "."], 3, "Runs below it: finished, killed"),
         (["show", "stopped/history.csv"], 3, "is a file, expected the directory of a run"),
-        (["show", "gs://bucket/run"], 3, "an address"),
+        (["show", "ftp://bucket/run"], 3, "an address"),
+        (["ls", "stopped/history.csv"], 3, "is a file"),
         (["ls", "nowhere"], 3, "does not exist"),
         (["tail", "stopped", "--lines", "-1"], 2, "-1"),
         (["show", "stopped", "--jsn"], 2, "--json"),

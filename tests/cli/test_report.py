@@ -1,20 +1,26 @@
 """The report: one valid page that needs nothing else, has texts for all pictures, and says what the run did."""
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from cli._runs import train
 from hypothesis import given
 from hypothesis import strategies as st
+from loop._runs import loss_fn, make_data, make_params
 
 import jaxcb as jc
+from jaxcb._src.history.reader import read_records
 from jaxcb._src.plotting import page
 from jaxcb._src.plotting.series import Curves, Mark
 from jaxcb._src.plotting.svg import chart, parallel_coordinates
+from jaxcb._src.report.curves import marks_of
+from jaxcb._src.report.run_folder import RunFolder
 
 SVG = "{http://www.w3.org/2000/svg}"
 MOST_BYTES = 2_000_000
@@ -100,20 +106,108 @@ def test_images_that_were_logged_are_shown(call, tmp_path):
     assert "data:image/png;base64," in text
 
 
-def test_a_result_writes_its_report_and_a_notebook_shows_its_curves(runs, tmp_path):
-    result = runs[1]["stopped"]
+def test_a_result_its_notebook_and_the_command_line_have_one_page(runs, call, tmp_path):
+    folder, results = runs
+    result = results["stopped"]
     assert result.report(tmp_path / "new" / "a.html") == tmp_path / "new" / "a.html"
-    root, text = check(tmp_path / "new" / "a.html")
-    assert str(result.stop_reason) in text
-    assert len(list(root.iter(f"{SVG}svg"))) == 3  # loss, mae, learning rate
-    assert result._repr_html_().startswith("<table>")
-    assert "<svg" in result._repr_html_()
+    _, text = check(tmp_path / "new" / "a.html")
+    call("report", folder / "stopped", "-o", tmp_path / "b.html")
+    assert (tmp_path / "b.html").read_text() == text
+    shown = result._repr_html_()
+    assert shown.startswith('<div class="jaxcb"><style>')
+    assert shown.partition("<h1>")[2].removesuffix("\n</div>") == text.partition("<h1>")[2].removesuffix(
+        "\n</body></html>\n"
+    )
+
+
+def test_a_result_whose_folder_is_another_run_now_has_a_page_of_its_own(runs, tmp_path):
+    """Of the same curves, marks and decisions; what only the folder has is missing."""
+    result = runs[1]["stopped"]
+    result.report(tmp_path / "a.html")
+    dataclasses.replace(result, run_dir=None).report(tmp_path / "b.html")
+    (_, whole), (_, alone) = check(tmp_path / "a.html"), check(tmp_path / "b.html")
+    for part in ("Curves", "Decisions"):
+        cut = [text.partition(f"<h2>{part}</h2>")[2].partition("<h2>")[0] for text in (whole, alone)]
+        assert cut[0] == cut[1]
+        assert len(cut[0]) > 1000
+    assert "<h2>Checkpoints</h2>" not in alone
+    assert (tmp_path / "missing").exists() is False
+    moved = dataclasses.replace(result, run_dir=tmp_path / "missing")
+    assert "<h2>Checkpoints</h2>" not in moved._repr_html_()
+
+
+def test_a_sweep_in_memory_has_the_table_of_its_folder(folder, tmp_path):
+    """The same rows and drawings from a result as from the folder, for each member, too."""
+    result = jc.sweep(
+        make_params, loss_fn, make_data(48), over={"optimizer.learning_rate": [0.01, 0.3]}, optimizer=optax.sgd,
+        epochs=3, batch_size=8, validation_data=make_data(20, seed=1), verbose=0, run_dir=tmp_path / "sweep",
+        callbacks=[jc.EarlyStopping(patience=2), jc.callbacks.HTMLReport()],
+    )  # fmt: skip
+    result.report(tmp_path / "a.html")
+    assert (tmp_path / "sweep" / "report.html").read_text() == (tmp_path / "a.html").read_text()
+    dataclasses.replace(result, run_dir=None).report(tmp_path / "b.html")
+    (root, whole), (_, alone) = check(tmp_path / "a.html"), check(tmp_path / "b.html")
+    drawings = [svg.get("aria-label") for svg in root.iter(f"{SVG}svg")]
+    assert all(label in alone for label in drawings)
+    assert whole.partition("<tbody>")[2].count("<tr>") - 2 > alone.partition("<tbody>")[2].count("<tr>") - 2
+    result[1].report(tmp_path / "member.html")
+    _, text = check(tmp_path / "member.html")
+    assert "sweep, member 1" in text
+    assert "Decisions" in text
+
+
+def test_it_is_renewed_at_each_save_and_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxcb._src.report.writer._SHARE", 0)  # at every save
+    page, seen = tmp_path / "run" / "pages" / "now.html", []
+
+    class Looks(jc.HostCallback):
+        def on_checkpoint_saved(self, checkpoint):
+            text = page.read_text()
+            state = re.search(r"state</th><td>(\w+)", text)[1]
+            seen.append((checkpoint.step, state, int(re.search(r"epochs</th><td>(\d+)", text)[1])))
+
+    every = jc.BackupAndRestore(tmp_path / "run", save_freq="epoch")
+    given = {"epochs": 3, "callbacks": [jc.callbacks.HTMLReport("pages/now.html"), every, Looks()]}
+    train(tmp_path / "run", **given)
+    assert [state for _, state, _ in seen[:2]] == ["running", "running"]
+    assert [epoch for *_, epoch in seen] == sorted(epoch for *_, epoch in seen)
+    assert len({epoch for *_, epoch in seen}) > 1
+    _, text = check(page)
+    assert "<td>finished</td>" in text
+    assert "pages/now.html" in RunFolder(tmp_path / "run").record.made
+    page.unlink()
+    train(tmp_path / "run", resume=True, **given)  # it is over, so nothing is written
+    assert not page.exists()
+    train(tmp_path / "run", resume=True, **(given | {"epochs": 4}))
+    root, text = check(page)
+    assert any("resumed at step 18" in title.text for title in root.iter(f"{SVG}title"))
+    assert "What ran (2 of 2)" in text
+
+
+def test_a_report_that_cannot_be_written_is_a_warning_and_one_without_a_folder_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    report = jc.callbacks.HTMLReport(str(tmp_path / "file" / "a.html"))
+    with pytest.warns(RuntimeWarning, match="the report could not be written"):
+        result = train(tmp_path / "run", epochs=1, callbacks=[report])
+    assert int(result.state.step) == 6
+    with pytest.raises(ValueError, match=r"HTMLReport: .* this run saves nothing. Pass run_dir="):
+        train(None, epochs=1, callbacks=[jc.callbacks.HTMLReport()])
+    train(None, epochs=1, callbacks=[jc.callbacks.HTMLReport()], execution=jc.Execution(fast_dev_run=1))
+
+
+def test_numbers_that_are_not_finite_are_marked(tmp_path):
+    records = read_records({"loss": [1.0, np.nan, np.nan], "val_loss": [1.0, 2.0, np.inf]})
+    marks = {mark.text: mark.x for mark in marks_of(records, [], None, ()) if mark.kind == "alert"}
+    assert marks == {
+        "loss is nan for the first time in epoch 2": 2.0,
+        "val_loss is inf for the first time in epoch 3": 3.0,
+    }
 
 
 def test_texts_of_a_hostile_run_are_texts(tmp_path):
     words = "<script>alert(1)</script>\x00\x1b[31m\"'&"
     curves = Curves(words, {words: (np.arange(3.0), np.arange(3.0))}, None, (Mark(1.0, "stop", words),))
-    parts = [*page.charts([curves]), page.table([words], [[words]], words), page.facts([(words, words)])]
+    parts = [page.charts([curves]), page.table([words], [[words]], words), page.facts([(words, words)])]
     (tmp_path / "a.html").write_text(page.document(words, parts))
     _, text = check(tmp_path / "a.html")
     assert "\x1b" not in text

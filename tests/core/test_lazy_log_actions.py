@@ -65,6 +65,7 @@ def assert_is_of(event, values):
     )
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("of", ["grads", "updates", "params", "a function"])
 def test_what_is_asked_for_is_that_of_a_hand_written_loop_when_it_is_due(tmp_path, executor, of):
@@ -93,6 +94,7 @@ def test_what_is_not_due_is_not_computed(tmp_path, executor):
     assert len(looked) == len(range(0, 15, EVERY))
 
 
+@pytest.mark.long
 def test_asking_changes_no_result(tmp_path):
     plain = _runs.fit(epochs=3)
     asking = _runs.fit(epochs=3, callbacks=[*_runs.control(), Asks("grads"), Asks("params")], run_dir=tmp_path)
@@ -122,6 +124,7 @@ def model_loss(model, batch):
     return jnp.mean((model(x) - y) ** 2)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("kind", ["nnx", "linen"])
 def test_activations_are_those_of_the_training_forward_pass(tmp_path, kind):
     x, _ = _runs.make_data()

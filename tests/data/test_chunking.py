@@ -142,6 +142,7 @@ class SaveAt(jc.Callback):
         return state, jc.actions.Backup(when=metrics.step == self.at)
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("at", [3, 5, 8, 10, 13])
 def test_a_run_that_was_cut_short_amid_several_epochs_goes_on_with_the_next_batch(at, tmp_path):
     def fails(run):

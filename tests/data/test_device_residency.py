@@ -27,6 +27,7 @@ def seen(**how):
     return found
 
 
+@pytest.mark.long
 @settings(max_examples=5, deadline=None)
 @given(
     rows=st.integers(2, 12),

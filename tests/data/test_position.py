@@ -311,6 +311,7 @@ def whole(kind, stacked):
     return drive(make(), how, stacked, confirms=never)[0]
 
 
+@pytest.mark.everyday(10)
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=6)
 @given(data=st.data())
@@ -328,6 +329,7 @@ def test_a_feed_goes_on_where_the_run_was_confirmed(kind, data):
     assert happened == expected
 
 
+@pytest.mark.everyday(8)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith(("Hugging", "grain"))])
 def test_each_moment_can_be_gone_on_from(kind):
     make, how = KINDS[kind]

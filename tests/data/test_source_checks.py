@@ -189,6 +189,7 @@ class Named(Rows):
         return "Named()"
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("data", [lambda: Stream(Named()), lambda: Stream(Rows(), strict=False)])
 def test_a_state_that_can_be_restored_goes_on_at_its_place(tmp_path, data):
     how = {"epochs": 2, "steps_per_epoch": 5}

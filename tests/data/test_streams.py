@@ -60,6 +60,7 @@ def listed(request):
     return request.param, plain(request.param)
 
 
+@pytest.mark.everyday(1)
 def test_a_stream_trains_as_the_same_batches_given_as_arrays(listed):
     executor, run = listed
     arrays = plain(executor, (X, Y), batch_size=16, shuffle=False)
@@ -83,6 +84,7 @@ KINDS = {
 }
 
 
+@pytest.mark.everyday(8)
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_stream_gives_the_same_bits(listed, kind):
     executor, run = listed
@@ -303,6 +305,7 @@ def test_data_is_asked_for_once_an_epoch_with_the_controls_as_they_are_then(exec
     assert run == THREE
 
 
+@pytest.mark.everyday(3)
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize(
     "changes",

@@ -306,6 +306,7 @@ def grain():
     return pytest.importorskip("grain")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_a_grain_map_dataset_has_another_order_each_epoch(grain, executor):
     data = grain.MapDataset.source(DICTS)

@@ -96,7 +96,7 @@ def callbacks_of(options, run_dir, slowed):
         ),
     ]
     if "save" in options:
-        callbacks.append(jc.BackupAndRestore(run_dir, save_freq=int(options["save"]), delete_checkpoint=False))
+        callbacks.append(jc.BackupAndRestore(run_dir, save_freq=int(options["save"])))
     if options.get("tensorboard"):
         callbacks.append(jc.TensorBoard("tb"))
     return callbacks

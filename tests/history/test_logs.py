@@ -1,7 +1,9 @@
 """Logs of other libraries, read as records: the same numbers, and the same decisions as in those libraries.
 
 `logs/metrics.csv` and `logs/lightning_events` are what pytorch-lightning 2.6.6 itself wrote with its `CSVLogger` and
-`TensorBoardLogger` of 20 epochs without callbacks. `LIGHTNING` is where it stopped with its own `EarlyStopping`.
+`TensorBoardLogger` of 20 epochs without callbacks. `LIGHTNING` is where it stopped with its own `EarlyStopping`. In the
+same way `logs/keras.csv` with `KERAS`, and `logs/keras_events` with `KERAS_EVENTS`, are of the `CSVLogger` and the
+`TensorBoard` callback of Keras 3.15.1, of 25 epochs each, the latter on TensorFlow.
 """
 
 import contextlib
@@ -19,13 +21,16 @@ from hypothesis import strategies as st
 from loop._runs import fit
 
 import jaxcb as jc
-from jaxcb._src.history.log_formats import FORMATS, log_format
+from jaxcb._src.history.log_formats import FORMATS
 from jaxcb._src.history.logs import read_log, tidy
 from jaxcb._src.history.reader import read_records
 from jaxcb._src.history.wandb_files import logged_rows
 
 LOGS = Path(__file__).parent / "logs"
 LIGHTNING = {1: 1, 2: 2, 4: 4}  # patience, with min_delta=0.01 -> the epoch of the stop, from 0
+KERAS = {1: 2, 2: 9, 4: 14}
+KERAS_EVENTS = {(1, 0.01): 1, (2, 0.1): 6, (3, 0.2): 5, (4, 0.3): 6}  # patience and min_delta -> epoch
+KERAS_CUT = 13  # by ReduceLROnPlateau(patience=3, min_delta=0.01)
 
 
 @pytest.mark.parametrize("log", ["metrics.csv", "lightning_events"])
@@ -33,6 +38,25 @@ LIGHTNING = {1: 1, 2: 2, 4: 4}  # patience, with min_delta=0.01 -> the epoch of 
 def test_a_log_of_lightning_replays_as_lightning_stopped(log, patience):
     found = jc.replay([jc.EarlyStopping(patience=patience, min_delta=0.01)], LOGS / log)
     assert found.stopped_epoch == LIGHTNING[patience]
+
+
+@pytest.mark.parametrize("patience", KERAS)
+def test_a_log_of_keras_replays_as_keras_stopped(patience):
+    found = jc.replay([jc.EarlyStopping(patience=patience, min_delta=0.01)], LOGS / "keras.csv")
+    assert found.stopped_epoch == KERAS[patience]
+
+
+@pytest.mark.parametrize(("patience", "min_delta"), KERAS_EVENTS)
+def test_events_of_keras_replay_as_keras_stopped(patience, min_delta):
+    found = jc.replay([jc.EarlyStopping(patience=patience, min_delta=min_delta)], LOGS / "keras_events")
+    assert found.stopped_epoch == KERAS_EVENTS[patience, min_delta]
+    assert set(read_log(LOGS / "keras_events").names) == {"loss", "mae", "val_loss", "val_mae"}
+
+
+def test_a_log_of_keras_replays_as_keras_cut_its_rate():
+    found = jc.replay([jc.ReduceLROnPlateau(patience=3, min_delta=0.01)], LOGS / "keras.csv")
+    cuts = [epoch for epoch, fired in enumerate(found.actions) if jc.fired(fired)]
+    assert cuts[0] == KERAS_CUT
 
 
 def test_lightnings_rows_of_one_step_are_one_record():
@@ -215,7 +239,7 @@ def test_a_damaged_event_file_is_an_error_or_shorter(tmp_path_factory, data):
 
 
 def test_a_package_may_add_a_format(tmp_path):
-    @log_format("one number a line", lambda path: path.suffix == ".numbers")
+    @jc.logs.log_format("one number a line", lambda path: path.suffix == ".numbers")
     def read_numbers(path):
         return [{"val_loss": float(line)} for line in path.read_text().splitlines()]
 
@@ -224,6 +248,21 @@ def test_a_package_may_add_a_format(tmp_path):
         assert jc.replay([jc.EarlyStopping(patience=2)], tmp_path / "a.numbers").stopped_epoch == 3
     finally:
         FORMATS.pop()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: jc.logs.log_format("", print), "name must be a text"),
+        (lambda: jc.logs.log_format("a", ".csv"), "matches must be a function of a path"),
+        (lambda: jc.logs.log_format("a", print)("read"), "'a' needs a function of a path"),
+    ],
+)
+def test_a_format_that_is_none_is_refused(make, words):
+    count = len(FORMATS)
+    with pytest.raises(TypeError, match=words):
+        make()
+    assert len(FORMATS) == count
 
 
 def test_nan_of_json_is_a_value_and_null_is_not_reported(tmp_path):

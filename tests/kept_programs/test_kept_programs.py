@@ -85,6 +85,7 @@ CALLS = {
 }
 
 
+@pytest.mark.everyday(6)
 @pytest.mark.parametrize("name", CALLS)
 def test_the_second_call_traces_and_compiles_nothing(name, tmp_path):
     call = CALLS[name]
@@ -180,6 +181,7 @@ def _above_one(metrics):
     return metrics["loss"] > 1.0
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("second", ["rule", "text", "constant"])
 def test_static_fields_that_reach_a_program_have_their_own(second):
     """Each of these runs has the traces of the run before it, except for one thing."""
@@ -269,6 +271,7 @@ def test_equal_traces_with_other_rows_have_their_own_programs():
     assert_same(found[0], found[2])
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -374,6 +377,7 @@ def test_each_run_is_that_of_a_fresh_process(name, tmp_path):
             np.testing.assert_array_equal(value, stored, err_msg=key)
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize(
     "context",
     [
@@ -393,6 +397,7 @@ def test_settings_of_jax_are_part_of_the_key(context):
         assert_same(kept, run(**alike))
 
 
+@pytest.mark.long
 def test_without_compilation_nothing_is_kept():
     run()
     with jax.disable_jit():

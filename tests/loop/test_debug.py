@@ -18,6 +18,7 @@ def test_a_debugged_run_is_the_same_run():
     assert debugged.executor == "stepped"
 
 
+@pytest.mark.long
 def test_functions_see_numbers():
     """Callbacks see concrete arrays, and so does what the loss function prints of its batch."""
     seen = {"hook": 0, "batch": 0}
@@ -38,6 +39,7 @@ def test_functions_see_numbers():
     assert seen == {"hook": 5, "batch": 5}
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("where", ["metric 'loss'", "gradient 'w'"])
 def test_the_first_nan_names_step_and_leaf(where):
     x, y = _runs.make_data()
@@ -75,6 +77,7 @@ def test_breakpoints_and_errors_of_hooks_stand_in_the_users_own_frames():
         _runs.fit(epochs=1, callbacks=[Broken()], debug=True)
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("batches", [True, 3])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_trial_run_tries_everything_and_leaves_nothing(tmp_path, monkeypatch, batches, streamed):
@@ -104,6 +107,7 @@ def test_a_trial_run_tries_everything_and_leaves_nothing(tmp_path, monkeypatch, 
     assert result.run_dir is None
 
 
+@pytest.mark.long
 def test_a_debugged_run_has_no_steps_after_its_stop():
     x, y = _runs.make_data()
     x = x.copy()

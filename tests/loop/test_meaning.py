@@ -216,6 +216,7 @@ class FrozenLinen(nn.Module):
         return nn.Dense(1, name="head")(nn.BatchNorm(use_running_average=not train, name="other")(x))
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("until", [None, 1])
 def test_freeze_keeps_the_statistics_of_what_it_freezes_and_no_others(until):
     net = Frozen(nnx.Rngs(0))
@@ -263,6 +264,7 @@ def test_an_average_begins_and_warms_up():
 # Said before the first step
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize(
     ("how", "words"),
     [
@@ -334,7 +336,7 @@ def test_a_result_is_a_few_lines_and_says_that_it_does_not_pickle():
     result = fit(2, validation_data=(X, Y))
     assert len(repr(result).splitlines()) <= 8
     assert "val_loss=" in repr(result)
-    assert result._repr_html_().startswith("<table>")
+    assert result._repr_html_().startswith('<div class="jaxcb">')
     with pytest.raises(TypeError, match=r"a Result cannot be pickled.*run_dir="):
         pickle.dumps(result)
     assert result.history.best("val_loss")["epoch"] == 1

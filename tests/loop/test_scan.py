@@ -92,6 +92,7 @@ def rows_of(records):
     ]
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(("length", "steps_per_epoch"), LENGTHS)
 @FEW
 @given(table=TABLES)
@@ -146,6 +147,7 @@ def hooks_by_hand():
     return chain, [jax.jit(functools.partial(call, hook)) for hook in hooks]
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(("length", "steps_per_epoch"), LENGTHS)
 @FEW
 @given(tables=st.lists(TABLES, min_size=3, max_size=3))
@@ -162,6 +164,7 @@ def test_a_row_is_a_run_of_it_alone(length, steps_per_epoch, tables):
         assert reasons[index] == jc.stop_reasons(alone.records)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(("steps_per_epoch", "parts"), [(4, (8, 14)), (4, (3, 4, 15)), (None, (20, 2))])
 @FEW
 @given(table=TABLES)
@@ -402,6 +405,7 @@ def as_part(inner):
 FORMS = [as_train_state, as_flax, functools.partial(as_part, as_train_state), functools.partial(as_part, as_flax)]
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("form", FORMS)
 def test_callbacks_act_on_a_state_of_any_form(form):
     step, state, parts = form()

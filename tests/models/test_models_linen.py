@@ -260,6 +260,7 @@ def warned(run):
     return [str(w.message) for w in caught if "jaxcb" in str(w.message)]
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize(
     ("module", "stream", "where"),
     [

@@ -35,6 +35,7 @@ def test_what_callbacks_have_scaled_is_drawn_beside_the_schedule():
     np.testing.assert_allclose(force.get_ydata()[[4, 9, 14, 19]], result.history["learning_rate"], rtol=1e-5)
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize(
     ("learning_rate", "callbacks", "drawn"),
     [

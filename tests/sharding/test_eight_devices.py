@@ -13,8 +13,10 @@ EIGHT = Path(__file__).parent / "eight"
 ALL = sorted(path.name for path in EIGHT.glob("test_*.py"))
 STEPS = ("test_layouts.py", "test_collectives.py")
 LONG = (
+    "test_collectives.py",
     "test_given_arrays.py",
     "test_layouts.py",
+    "test_metadata.py",
     "test_outside.py",
     "test_resume.py",
     "test_sweep.py",

@@ -160,6 +160,7 @@ def test_damaged_checkpoints_and_results_do_not_matter(folders, tmp_path):
     assert check(folders, tmp_path, cases) == {"identical, with a warning": 2}
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_logs_are_noticed(folders, tmp_path, damage):
     logs = [path for path in files_of(folders[0] / "interrupted") if path.name in (*LOGS, "run.jsonl")]

@@ -170,6 +170,7 @@ def check_logs(writer, run_dir, result):
         assert digests(run_dir / "logs") == digests(result.run_dir / "logs")
 
 
+@pytest.mark.everyday(3)
 @pytest.mark.parametrize(("writer", "fault"), CASES)
 def test_a_fault_is_one_readable_error(disk, elsewhere, whole, writer, fault):
     expected = whole(writer)
@@ -193,6 +194,7 @@ def test_a_fault_is_one_readable_error(disk, elsewhere, whole, writer, fault):
     check_logs(writer, disk.run, expected)
 
 
+@pytest.mark.everyday(3)
 @pytest.mark.parametrize(("writer", "fault"), CASES)
 def test_a_fault_is_a_warning_if_asked(disk, elsewhere, whole, writer, fault):
     expected = whole(writer)
@@ -227,3 +229,58 @@ def test_a_folder_in_place_of_a_log_is_named(tmp_path, elsewhere):
     with pytest.raises(OSError, match=r"cannot write the CSV file.*history\.csv"):
         fit(run_dir, "history")
     HAPPENS.clear()
+
+
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
+def test_nothing_is_written_to_another_folder_in_the_place_of_the_runs(tmp_path, elsewhere, on_error):
+    run_dir = tmp_path / "run"
+
+    def exchange():
+        run_dir.rename(tmp_path / "moved")
+        run_dir.mkdir()
+        (run_dir / "note").write_text("mine")
+
+    HAPPENS[FROM] = exchange
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with contextlib.nullcontext() if on_error == "warn" else pytest.raises(OSError, match="was removed or moved"):
+            fit(run_dir, "ModelCheckpoint", checkpointing=jc.Checkpointing(on_error=on_error))
+    if on_error == "warn":
+        assert any("moved, and another one is in its place" in str(warning.message) for warning in caught)
+    HAPPENS.clear()
+    assert [path.name for path in run_dir.iterdir()] == ["note"]
+
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+import jax.numpy as jnp, numpy as np, optax
+import jaxcb as jc
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+x = np.ones((8, 1), np.float32)
+limit = int(sys.argv[2])
+if limit >= 0:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+jc.fit(
+    {"w": jnp.zeros((1, 1))}, lambda p, b: jnp.mean((b[0] @ p["w"] - b[1]) ** 2), (x, x), optimizer=optax.sgd(0.1),
+    epochs=3, batch_size=4, run_dir=sys.argv[1], resume=True, verbose=0, callbacks=[jc.CSVLogger("log.csv")],
+)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform == "win32", reason="the system has no limit on the size of files")
+@pytest.mark.parametrize("limit", [0, 100, 300, 1000, 3000, 20_000])
+def test_a_limit_on_the_size_of_files_is_an_error_that_names_one(tmp_path, limit):
+    """Wherever it stops the run, the run begins or continues without it."""
+
+    def run(*arguments):
+        return subprocess.run([sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, check=False)
+
+    ended = run(str(tmp_path / "run"), str(limit))
+    last = next(line for line in reversed(ended.stderr.splitlines()) if line.startswith(("OSError", "FileNotFound")))
+    assert "File too large" in last
+    assert f"'{tmp_path / 'run'}" in last
+    again = run(str(tmp_path / "run"), "-1")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "run/log.csv").read_text().count("\n") == 4

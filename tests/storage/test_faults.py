@@ -67,6 +67,7 @@ def test_a_resume_leaves_other_runs_event_files_alone(tmp_path):
     assert all(p.exists() for p in others)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("logger", ["CSVLogger", "JSONLogger"])
 def test_a_resume_leaves_other_runs_rows_alone_or_is_refused(tmp_path, logger):
     path = tmp_path / "all"

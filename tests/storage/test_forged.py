@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 
 import jaxcb as jc
-from jaxcb._src.storage.ownership import read_bytes
+from jaxcb._src.storage.ownership import read_bytes, write_durably
 from jaxcb._src.storage.schema import DEPTH, FormError, anything, parse
 
 X = np.linspace(-1.0, 1.0, 32, dtype=np.float32)[:, None]
@@ -27,10 +27,10 @@ def loss_fn(params, batch):
     return jnp.mean((batch[0] @ params["w"] - batch[1]) ** 2)
 
 
-def fit(run_dir, epochs=2):
+def fit(run_dir, epochs=2, **more):
     return jc.fit(
         {"w": jnp.zeros((1, 1))}, loss_fn, (X, 3 * X),
-        optimizer=optax.sgd, learning_rate=0.1, epochs=epochs, batch_size=8, run_dir=run_dir, resume=True, verbose=0,
+        optimizer=optax.sgd, learning_rate=0.1, epochs=epochs, batch_size=8, run_dir=run_dir, verbose=0,
         callbacks=[
             jc.CSVLogger("log.csv"),
             jc.CSVLogger("../shared.csv", append=True, name="shared"),
@@ -38,6 +38,7 @@ def fit(run_dir, epochs=2):
             jc.ModelCheckpoint("w/{epoch}", "loss", save_weights_only=True, max_to_keep=1),
             jc.callbacks.Timer(1e6),
         ],
+        **({"resume": True} | more),
     )  # fmt: skip
 
 
@@ -208,6 +209,65 @@ def test_links_lead_nowhere(copied):
     newest.symlink_to(at / "victim/checkpoint")
     (at / "run/checkpoints/step_000000999").symlink_to(at / "nowhere")
     use(at, str(at / "run"), epochs=3)
+
+
+LINKED = [
+    "history.csv",
+    "log.csv",
+    "logs",
+    "logs/train",
+    "checkpoints",
+    "result",
+    ".jaxcb",
+    ".jaxcb/run.jsonl",
+    "w",
+    "w/2",
+]
+
+
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_links_out_of_a_run_are_refused(copied, how):
+    """Whatever they are in place of, also with the right contents; the directory itself may be a link."""
+    at = copied()
+    for name in [name for name in LINKED if (at / "run" / name).exists()]:
+        whole, link = at / "victim/whole", at / "run" / name
+        link.rename(whole)
+        link.symlink_to(whole)
+        before = files_of(at / "victim" if name == "w/2" else at)  # a name of an export is known when it is saved
+        with pytest.raises(
+            ValueError, match=rf"{re.escape(str(link))} is a link that leads out of the run's directory"
+        ):
+            fit(at / "run", epochs=3, **ways(how))
+        assert before.items() <= files_of(at).items(), name
+        link.unlink()
+        whole.rename(link)
+    (at / "linked").symlink_to(at / "run")
+    assert fit(at / "linked", epochs=3, **ways(how)).history["loss"].shape == (3,)
+
+
+def files_of(folder):
+    """The files, without that from which any resume cuts the rows behind the checkpoint."""
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "host_metrics.csv"}
+
+
+def ways(how):
+    return {"resume": True} if how == "resume" else {"resume": False, "checkpointing": jc.Checkpointing(overwrite=True)}
+
+
+def test_what_a_run_writes_beside_a_file_follows_no_link(copied):
+    """A stranger knows the id of the run, and so the names that it uses until a file is complete."""
+    at = copied()
+    run = json.loads((at / "run/.jaxcb/run.jsonl").read_text().splitlines()[0])["run"]
+    (at / "victim/file").write_text("mine")
+    (at / "run" / f"history.csv.{run}.new").symlink_to(at / "victim/file")
+    (at / "run/../shared.csv").unlink()  # it would get no column more, as it is shared
+    result = fit(at / "run", epochs=3, metrics={"new": jc.probes.grad_norm()})  # the history is rewritten with it
+    assert result.history["new"].shape == (3,)
+    (at / "half").symlink_to(at / "victim/file")
+    write_durably(at / "new", b"text", at / "half")
+    assert (at / "victim/file").read_text() == "mine"
+    assert not (at / "run/history.csv").is_symlink()
+    assert not (at / "new").is_symlink()
 
 
 def test_a_record_that_is_a_pipe_or_too_large_is_refused(tmp_path):

@@ -200,6 +200,23 @@ def test_a_file_in_the_way_is_named_and_stays(tmp_path, name, how):
     assert files_in(tmp_path) == {tmp_path / name: b"mine"}
 
 
+@pytest.mark.parametrize("logger", [jc.CSVLogger, jc.callbacks.JSONLogger])
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_a_users_log_in_the_way_is_named_and_stays(tmp_path, logger, how):
+    """In a directory without a run, and where one adds a log; what is in its record is its own."""
+    path = tmp_path / "notes"
+    path.write_text("mine\n")
+    with pytest.raises(FileExistsError, match=r"notes is in the way.*Move it, or give another filename"):
+        fit(tmp_path, logger("notes"), **{how: True})
+    fit(tmp_path, logger("log"), epochs=1, overwrite=True)
+    with pytest.raises(FileExistsError, match="notes is in the way"):
+        fit(tmp_path, logger("log"), logger("notes", name="more"), epochs=2, **{how: True})
+    assert path.read_text() == "mine\n"
+    path.write_text("")
+    fit(tmp_path, logger("log"), logger("notes", name="more"), epochs=2, **{how: True})
+    assert path.read_text().count("\n") == (tmp_path / "log").read_text().count("\n") - (how == "resume")
+
+
 def test_a_table_in_the_way_of_a_sweeps_is_named_and_stays(tmp_path):
     def sweep(**more):
         return jc.sweep(
@@ -257,6 +274,7 @@ def test_a_broken_record_is_one_clear_error(tmp_path, text):
 # Logs that several runs share
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("logger", [jc.CSVLogger, jc.callbacks.JSONLogger])
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_killed_run_has_each_of_its_rows_once_in_a_shared_log(tmp_path, logger, inside):
@@ -416,6 +434,7 @@ def board():
     ]
 
 
+@pytest.mark.everyday(10)
 @pytest.mark.parametrize("case", FORGED)
 @pytest.mark.parametrize("how", ["resume", "overwrite"])
 def test_a_checkpoint_leads_nowhere_else(tmp_path, forgeable, case, how):

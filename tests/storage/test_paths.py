@@ -98,6 +98,37 @@ def test_what_is_no_file_is_refused_before_the_first_step(tmp_path, monkeypatch,
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
+BYTES = os.fsdecode(b"not \xff")
+
+
+@pytest.mark.parametrize(
+    ("run_dir", "export", "reason"),
+    [
+        (BYTES, "best", "bytes that are not UTF-8"),
+        ("run", BYTES, "bytes that are not UTF-8"),
+        ("run", "x" * 240, "has 240 bytes, and the name of a checkpoint may have 207"),
+        ("run", "ü" * 120, "has 240 bytes"),
+        ("run", "link", "link is a link, so it is not replaced"),
+        ("run", "file", "file is not an Orbax checkpoint"),
+    ],
+)
+def test_names_that_no_checkpoint_can_have_are_refused_before_the_first_step(tmp_path, run_dir, export, reason):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/link").symlink_to(tmp_path / "run")
+    (tmp_path / "run/file").write_text("mine")
+    with pytest.raises((ValueError, FileExistsError), match=reason):
+        fit(tmp_path / run_dir, jc.ModelCheckpoint(export, "loss", save_weights_only=True))
+    assert not (tmp_path / run_dir / "checkpoints").exists()
+    assert (tmp_path / "run/file").read_text() == "mine"
+
+
+def test_the_longest_name_of_an_export_works(tmp_path):
+    name = "é" * 103 + "x"
+    result = fit(tmp_path, jc.ModelCheckpoint(name, "loss", save_weights_only=True), epochs=2)
+    assert jc.load(tmp_path / name)["params"]["w"] == result.params["w"]
+
+
 def test_a_save_without_an_index_is_no_checkpoint(tmp_path, monkeypatch):
     """All bytes are written, but Orbax could not find the arrays in them."""
     from jaxcb._src.checkpointing import store

@@ -75,6 +75,7 @@ def assert_equal(member, single):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("strategy", "executor"), [("vmap", "looped"), ("map", "looped"), ("vmap", "stepped"), ("map", "stepped")]
 )

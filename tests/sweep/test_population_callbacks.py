@@ -106,6 +106,7 @@ def test_an_exchange_is_the_same_in_any_strategy():
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), a.params, b.params)
 
 
+@pytest.mark.long
 def test_the_median_stops_who_is_worse():
     result = sweep([jc.callbacks.MedianStopping(warmup=2)])
     epochs = result.table()["epochs"]

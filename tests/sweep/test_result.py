@@ -14,6 +14,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.long
 def test_the_table_has_a_row_a_member_and_columns_by_name(small_sweep):
     table = small_sweep.table()
     assert {len(column) for column in table.values()} == {6}

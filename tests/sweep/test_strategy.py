@@ -1,5 +1,6 @@
 """Which way a step goes over the members, and what happens to host actions and signals on the way."""
 
+import re
 import signal
 
 import jax
@@ -52,6 +53,36 @@ def test_a_measurement_is_of_real_steps(kind):
     assert len(calls) >= 2 * 3 * _strategy._STEPS, "each way runs some steps, some times"
 
 
+@pytest.fixture
+def lowered():
+    """Lowers a step of two members for a platform."""
+    state = jc.TrainState.create(params=make_params(), tx=optax.adam(0.1))
+    states = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+
+    def lower(step, platform):
+        traced = jax.jit(jax.vmap(step, in_axes=(0, None))).trace(states, make_data())
+        return traced.lower(lowering_platforms=(platform,))
+
+    return lower
+
+
+@pytest.mark.parametrize(("platform", "borders"), [("cuda", len(make_params())), ("cpu", 0), ("tpu", 0)])
+def test_gradients_of_members_are_stored_on_nvidia_gpus_alone(lowered, platform, borders):
+    """Without it, a sweep on an H100 copies a weight at each step."""
+    step = jc.Step(loss_fn)
+    assert lowered(step.for_population(), platform).as_text().count("optimization_barrier") == borders
+    assert "optimization_barrier" not in lowered(step, platform).as_text()
+
+
+def test_on_a_cpu_a_step_of_members_compiles_to_the_same_instructions(lowered):
+    def instructions(step):
+        lines = lowered(step, "cpu").compile().as_text().splitlines()
+        return [re.sub(r", metadata=\{[^}]*\}", "", line) for line in lines if " = " in line]
+
+    step = jc.Step(loss_fn)
+    assert instructions(step.for_population()) == instructions(step) != []
+
+
 def test_what_cannot_be_asked_for():
     with pytest.raises(ValueError, match="strategy must be one of"):
         sweep(strategy="fast")
@@ -61,6 +92,7 @@ def test_what_cannot_be_asked_for():
         )
 
 
+@pytest.mark.long
 def test_each_member_is_saved_under_its_number_after_others_have_left(tmp_path):
     points = [{"callbacks.StopAt.epochs": n} for n in (1, 3, 1, 1)]
 
@@ -115,6 +147,7 @@ def conv_loss(model, batch):
     return jnp.mean((model(x) - y) ** 2)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["vmap", "map"])
 def test_convolutions_with_statistics_equal_their_single_runs(strategy):

@@ -40,6 +40,7 @@ def every_hook(on):
     return jc.make_callback(**{hook: on(hook) for hook in jc.callbacks.HOOKS})
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("stop", [None, 2])
 def test_takes_the_moments_of_a_run(stop):
     seen = []

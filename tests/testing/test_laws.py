@@ -14,8 +14,11 @@ import pytest
 import jaxcb as jc
 import jaxcb.callbacks
 from jaxcb import testing
+from jaxcb._src.core.actions.base import Action
 from jaxcb._src.testing.drive import Subject
+from jaxcb._src.testing.form import DECISIONS
 from jaxcb._src.testing.registry import builtin_examples
+from jaxcb._src.testing.streams import Stream
 from jaxcb._src.utils.pytree import Struct
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -34,6 +37,7 @@ def everyday():
     return found
 
 
+@pytest.mark.everyday(27)
 @pytest.mark.parametrize("callback", everyday())
 def test_builtin(callback):
     testing.check_callback(callback, max_examples=4)
@@ -55,6 +59,34 @@ def test_every_export_has_an_example():
     bases = {jc.callbacks.Chain, jc.callbacks.StoppingCallback}
     callbacks = {c for c in exported if isinstance(c, type) and issubclass(c, jc.Callback)} - bases
     assert callbacks <= {type(example) for example in EXAMPLES}
+
+
+def actions_of(callback):
+    """Returns the actions that a callback returns in any hook, as shapes."""
+    subject = Subject(callback)
+    row = subject.row_list(Stream(dict.fromkeys(subject.names, (0.5,)), (True,), (1,)))[0]
+    seen = jax.eval_shape(lambda s, r: subject.run_row(subject.callback, s, r)[1], subject.init(), row)
+    return [x for x in jax.tree.leaves(seen, is_leaf=lambda x: isinstance(x, Action)) if isinstance(x, Action)]
+
+
+def test_a_class_logs_only_if_none_of_its_actions_is_a_decision():
+    """Of classes that return actions; those without are told apart by nothing that they do."""
+    decides, logs = set(), set()
+    for callback in (c for c in EXAMPLES if not isinstance(c, jc.PopulationCallback)):
+        for action in actions_of(callback):
+            (decides if isinstance(action, DECISIONS) else logs).add(type(callback))
+    assert {kind for kind in decides | logs if kind.logs_only} == logs - decides
+
+
+def test_a_logger_that_decides_is_found():
+    class Liar(jc.Callback):
+        logs_only = True
+
+        def on_epoch_end(self, state, metrics):
+            return state, jc.actions.Stop(metrics["loss"] > 1)
+
+    with pytest.raises(AssertionError, match="on_epoch_end returns Stop, but the class says logs_only"):
+        testing.check_fixed_form(Liar(), max_examples=1)
 
 
 def test_export_without_example_is_reported(monkeypatch):

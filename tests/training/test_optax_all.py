@@ -76,6 +76,7 @@ def some(often):
     return [path if path in often else pytest.param(path, marks=pytest.mark.long) for path in CASES]
 
 
+@pytest.mark.everyday(7)
 @old
 @pytest.mark.parametrize("path", some(EVERY_DAY))
 def test_a_step_is_that_of_a_loop_by_hand(path):
@@ -88,6 +89,7 @@ def test_a_step_is_that_of_a_loop_by_hand(path):
     close(state.params, by_hand(path, tx)[0])
 
 
+@pytest.mark.everyday(2)
 @old
 @pytest.mark.parametrize("path", some(["lookahead", "contrib.sam, opaque", "contrib.schedule_free", "contrib.sophia"]))
 def test_it_trains_in_fit(path):
@@ -107,6 +109,7 @@ def test_it_trains_in_fit(path):
         np.testing.assert_allclose(result.history["val_loss"][-1], loss_fn(params, (X, Y)), rtol=1e-4)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("name", ["contrib.sam", "lbfgs"])
 def test_gradients_are_accumulated_for_every_kind(name):
     """`optax.MultiSteps` passes on what the optimizer asks for, and hides what it refuses."""

@@ -32,6 +32,7 @@ def fit(kind, **changes):
     return jc.fit(start(kind), loss_fn, (X, Y), **grouped(**(given | KINDS[kind] | changes)))
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("executor", [EXECUTORS[0], pytest.param(EXECUTORS[1], marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", SOME)
 def test_it_resumes_bit_for_bit(kind, executor, tmp_path):
@@ -45,6 +46,7 @@ def test_it_resumes_bit_for_bit(kind, executor, tmp_path):
     assert (tmp_path / "cut" / "history.csv").read_text() == (tmp_path / "whole" / "history.csv").read_text()
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("kind", SOME)
 def test_members_of_a_population_are_as_runs_alone(kind):
     given = {"optimizer": build(SPECIAL[kind]), "epochs": 2, "batch_size": 4, "verbose": 0, "validation_data": (X, Y)}

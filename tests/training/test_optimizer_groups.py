@@ -103,6 +103,7 @@ def test_other_constant_rates_need_no_other_program():
     assert not counts
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("strategy", ["vmap", "map"])
 def test_members_of_a_sweep_have_their_own_rates(strategy):
     heads = [0.01, 0.2]

@@ -100,6 +100,7 @@ BY_HAND = [
 ]
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize(("library", "executor"), BY_HAND)
 def test_training_a_part_equals_masking_the_rest_by_hand(library, executor):
     make, apply = LIBRARIES[library]
@@ -285,6 +286,7 @@ MEMBERS = [
 ]
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(("shared", "strategy", "executor"), MEMBERS)
 def test_members_are_what_they_are_alone(shared, strategy, executor):
     """They share the frozen parameters of one model, or have their own."""

@@ -20,7 +20,7 @@ from jaxcb._src.checkpointing.store import Store
 from jaxcb._src.storage import orbax as _orbax
 from jaxcb._src.sweep.lr_find import LRFind
 from jaxcb._src.utils.address import parse_address
-from jaxcb._src.utils.local_path import local_path, path_text
+from jaxcb._src.utils.local_path import check_no_link_out, link_out_of, local_path, path_text
 
 ADDRESSES = [
     "hf://user/repository",
@@ -319,6 +319,7 @@ def tree(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
+@pytest.mark.everyday(8)
 @pytest.mark.parametrize("odd", ODD)
 def test_what_is_saved_can_be_read_whatever_it_is_called(tmp_path, odd):
     state, where = make_state(), tmp_path / odd / "run" / odd / "save"
@@ -346,6 +347,7 @@ def test_a_run_is_saved_and_loaded_whatever_its_folder_is_called(tmp_path, odd):
     np.testing.assert_array_equal(store.load(saved)["a [1]"], np.arange(3.0))
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("odd", ["exp[1]", "lr=[0.1] {b} 100%", "star*?", "two**", 'it\'s "so" #1\n', "naïve-学習."])
 def test_a_run_goes_on_whatever_its_files_are_called(tmp_path, odd):
     def go(epochs: int, where: str) -> Any:
@@ -438,3 +440,20 @@ def test_a_run_that_was_saved_without_its_index_goes_on(tmp_path):
     whole = go(5, "plain")
     assert go(5, "lr=[0.1]").history["loss"].tolist() == whole.history["loss"].tolist()
     np.testing.assert_array_equal(jc.load(tmp_path / "lr=[0.1]" / "best")["params"]["w"], whole.params["w"])
+
+
+def test_only_a_link_below_the_directory_leads_out_of_it(tmp_path):
+    for name in ("run/logs", "away"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "linked").symlink_to(tmp_path / "run")
+    (tmp_path / "run/inside").symlink_to("logs")
+    (tmp_path / "run/out").symlink_to(tmp_path / "away")
+    (tmp_path / "run/logs/up").symlink_to("../../away/later")
+    for run in (tmp_path / "run", tmp_path / "linked"):
+        for name in ("", "log.csv", "inside/x", "new/x", "../away/x", "out/../x"):
+            assert link_out_of(run, run / name) is None
+        for name, link in {"out": "out", "out/x/y": "out", "logs/up": "logs/up", "inside/up": "inside/up"}.items():
+            assert link_out_of(run, run / name) == run / link
+        with pytest.raises(ValueError, match=r"out is a link that leads out of the run's directory, to .*away"):
+            check_no_link_out(run, run / "out/log.csv")
+    assert link_out_of(tmp_path / "run", tmp_path / "away/x") is None

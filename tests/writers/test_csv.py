@@ -89,7 +89,9 @@ def test_append_to_a_file_that_is_not_there_or_empty_writes_the_header(tmp_path)
 def test_append_under_another_header_is_refused(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("epoch,step,acc\n0,10,1\n")
-    with pytest.raises(ValueError, match=r"has the columns .*'acc'\], but this run writes .*'loss'\].*append=False"):
+    with pytest.raises(
+        ValueError, match=r"has the columns .*'acc'\], but this run writes .*'loss'\].*or move the file"
+    ):
         write(path, ({"loss": 1}, {}), append=True)
 
 

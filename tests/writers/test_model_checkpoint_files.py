@@ -110,6 +110,7 @@ def directories(path):
 RISING = {"learning_rate": 0.6}  # so large a rate that the validation loss goes up and down
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(("executor", "async_"), [("looped", True), ("stepped", False)])
 def test_the_best_file_holds_the_weights_of_the_best_epoch(executor, async_, tmp_path):
     states = []
@@ -165,6 +166,7 @@ def test_a_validation_in_an_epochs_middle_counts(tmp_path):
     assert directories(tmp_path / "saves") == sorted(wanted)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("async_", [False, True])
 def test_the_latest_and_the_best_stay_together(async_, tmp_path):
     (tmp_path / "saves" / "99").mkdir(parents=True)

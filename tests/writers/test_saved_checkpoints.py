@@ -28,6 +28,7 @@ def kinds(told, kind):
     return [(s.step, s.epoch, s.owner) for s in told.saved if s.kind == kind]
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
 @pytest.mark.parametrize("async_", [False, True])
 def test_each_export_and_each_checkpoint_of_the_run_is_told(executor, async_, tmp_path):

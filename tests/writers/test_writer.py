@@ -9,9 +9,11 @@ import jaxcb as jc
 from jaxcb._src.core.actions.host import Call
 from jaxcb._src.core.actions.logging import LogCSV, LogHistory, LogProgress, Print
 from jaxcb._src.writers.csv import CSVWriter
+from jaxcb._src.writers.dispatch import WriterDispatcher
 from jaxcb._src.writers.history import HistoryWriter
 from jaxcb._src.writers.host import CallWriter
 from jaxcb._src.writers.progress import ProgressWriter
+from jaxcb._src.writers.run_handle import Record
 from jaxcb.writers import Context, writer_for
 
 
@@ -210,3 +212,40 @@ def test_values_of_records_are_numpy():
         validation_data=None,
     )
     assert issubclass(kinds[0], np.generic | np.ndarray)
+
+
+FLUSHED = []
+
+
+def buffered(name):
+    """An action, and its writer that buffers it and fails to pass it on."""
+    action = type(name, (jc.actions.LogAction,), {})
+
+    class BufferedWriter(jc.writers.Writer):
+        def write(self, record):
+            pass
+
+        def flush(self):
+            FLUSHED.append(name)
+            raise OSError(f"{name} is not passed on")
+
+    BufferedWriter.__name__ = f"{name}Writer"
+    jc.writers.writer(action)(BufferedWriter)
+    return action
+
+
+@pytest.mark.parametrize("kinds", [["A"], ["A", "B"], ["A", "B", "C"]])
+@pytest.mark.parametrize("broken", [None, 0, 1])
+def test_a_writer_that_cannot_be_flushed_hides_no_other(kinds, broken):
+    """Each writer is flushed, and the first error names the others; one of `write` comes before those of `flush`."""
+    FLUSHED.clear()
+    actions = [buffered(name)() for name in kinds]
+    if broken is not None:
+        actions.insert(broken, Fragile(10))
+    records = [Record(a.replace(owner=f"my {type(a).__name__}"), "on_epoch_end", 10, 0, 1) for a in actions]
+    with pytest.raises((OSError, OutOfPaper)) as caught:
+        WriterDispatcher(Context(None, None, 0, None)).perform(records)
+    assert kinds == FLUSHED
+    told = [f"{caught.value!r}", *caught.value.__notes__]
+    assert all(sum(f"{name} is not passed on" in text for text in told) == 1 for name in kinds)
+    assert isinstance(caught.value, OSError if broken is None else OutOfPaper)

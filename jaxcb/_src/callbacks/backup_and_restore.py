@@ -21,8 +21,6 @@ class BackupAndRestore(Callback):
         backup_dir: the directory of the run if `fit` gets no `run_dir`. An address that is not that of the run is
             refused before the first step.
         save_freq: "epoch", or a number of steps: a save is due where `step % save_freq == 0`.
-        delete_checkpoint: whether to delete the checkpoints of the training once the run has completed; its result
-            stays in memory, as in Keras.
 
     Raises:
         ValueError: for an invalid `save_freq`.
@@ -39,7 +37,6 @@ class BackupAndRestore(Callback):
 
     backup_dir: str = static()
     save_freq: int | Literal["epoch"] = static(default="epoch")
-    delete_checkpoint: bool = static(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         self._set("backup_dir", path_text("BackupAndRestore", "backup_dir", self.backup_dir))

@@ -1,6 +1,6 @@
 """`CSVLogger`: writes the metrics of each epoch to a CSV file."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxcb._src.core.actions.logging import LogCSV
 from jaxcb._src.core.callback import Callback
@@ -36,6 +36,8 @@ class CSVLogger(Callback):
 
     Source: `keras.callbacks.CSVLogger`, which takes its columns from the first epoch's keys.
     """
+
+    logs_only: ClassVar[bool] = True
 
     filename: str = static()
     separator: str = static(default=",")

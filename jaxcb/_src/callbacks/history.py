@@ -1,6 +1,6 @@
 """`History`: records the metrics of the run."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxcb._src.core.actions.logging import LogHistory
 from jaxcb._src.core.callback import Callback
@@ -23,6 +23,8 @@ class History(Callback):
 
     Source: `keras.callbacks.History`.
     """
+
+    logs_only: ClassVar[bool] = True
 
     def on_eval_end(self, state: Any, metrics: Metrics) -> Any:
         values, fresh = fresh_values(metrics)

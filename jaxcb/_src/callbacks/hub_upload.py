@@ -3,7 +3,7 @@
 import importlib.util
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.utils.errors import check_choice
@@ -37,6 +37,8 @@ class HubUpload(Callback):
 
     Source: `huggingface_hub.HfApi.upload_folder`.
     """
+
+    logs_only: ClassVar[bool] = True
 
     repo_id: str = static()
     kind: Literal["run", "export"] = static(default="export", kw_only=True)

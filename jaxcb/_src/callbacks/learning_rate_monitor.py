@@ -1,6 +1,6 @@
 """`LearningRateMonitor`: logs the learning rate to TensorBoard."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxcb._src.core.actions.tensorboard import Scalars
 from jaxcb._src.core.callback import Callback
@@ -34,6 +34,8 @@ class LearningRateMonitor(Callback):
 
     Source: `lightning.pytorch.callbacks.LearningRateMonitor`.
     """
+
+    logs_only: ClassVar[bool] = True
 
     every: int | Literal["epoch"] = static(default="epoch")
 

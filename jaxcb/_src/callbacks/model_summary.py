@@ -1,6 +1,6 @@
 """`ModelSummary`: prints a summary of the model before the first step."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxcb._src.core.actions.host import Summarize
 from jaxcb._src.core.callback import Callback
@@ -31,6 +31,8 @@ class ModelSummary(Callback):
 
     Source: `lightning.pytorch.callbacks.ModelSummary`; `flax.nnx.tabulate`.
     """
+
+    logs_only: ClassVar[bool] = True
 
     depth: int | None = static(default=None)
     verbose: int = static(default=1)

@@ -1,7 +1,7 @@
 """`NormMonitor`: norms of gradients, updates and parameters, as metrics and as curves."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxcb._src.core.actions.tensorboard import Scalars
 from jaxcb._src.core.callback import Callback
@@ -38,6 +38,8 @@ class NormMonitor(Callback):
         >>> sorted(jc.callbacks.NormMonitor(every=10, of=("grad_norm",)).probes())
         ['grad_norm']
     """
+
+    logs_only: ClassVar[bool] = True
 
     every: int = static(default=100)
     of: tuple[str, ...] = static(default=("grad_norm", "update_norm", "param_norm", "update_ratio"))

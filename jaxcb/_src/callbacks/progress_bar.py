@@ -30,6 +30,7 @@ class ProgressBar(Callback):
     """
 
     affects_run: ClassVar[bool] = False  # `fit` adds and drops it with `verbose`
+    logs_only: ClassVar[bool] = True
 
     verbose: Literal[0, 1, 2] | None = static(default=None)
 

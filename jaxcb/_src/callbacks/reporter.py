@@ -14,6 +14,7 @@ class Reporter(Callback):
     """Abstract base of loggers of the fresh scalars, at the end of epochs and every few steps."""
 
     takes_arrays: ClassVar[bool] = False  # whether metrics that are arrays are reported as well
+    logs_only: ClassVar[bool] = True
 
     every: int | Literal["epoch"] = static(default="epoch", kw_only=True)
 

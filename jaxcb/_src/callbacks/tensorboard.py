@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 
@@ -65,6 +65,8 @@ class TensorBoard(Callback):
 
     Source: `keras.callbacks.TensorBoard`.
     """
+
+    logs_only: ClassVar[bool] = True
 
     log_dir: str = static(default="logs")
     histogram_freq: int = static(default=0)

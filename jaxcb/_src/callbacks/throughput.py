@@ -1,6 +1,6 @@
 """`Throughput`: logs how fast a run trains."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from jax import Array
@@ -41,6 +41,8 @@ class Throughput(Callback):
 
     Source: PaLM (Chowdhery et al. 2022), appendix B, for the utilization.
     """
+
+    logs_only: ClassVar[bool] = True
 
     every: int | Literal["epoch"] = static(default="epoch")
     tokens_per_example: Any = None

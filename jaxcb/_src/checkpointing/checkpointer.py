@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from jaxcb._src.checkpointing.manifest import Saved
 from jaxcb._src.checkpointing.request import compare_traced
 from jaxcb._src.checkpointing.store import Store
 from jaxcb._src.core.chain import Chain
-from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.utils.names import class_key, is_key_of
+from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.saved_checkpoints import CheckpointSaved, SavedCheckpoints
 
 SAVE_SECONDS = 60.0  # maximum seconds between checkpoints
@@ -51,10 +51,8 @@ class Checkpointer:
         directory: the run directory.
         callbacks: the callbacks of the run.
         config: the requested training, as JSON.
-        say: prints a line.
-        warn: reports damaged checkpoints and failed saves.
+        context: prints lines, reports damaged checkpoints and failed saves, and checks that the directory is in place.
         on_error: "raise" or "warn" if saving fails.
-        processes: of the run.
         run: id of the run.
     """
 
@@ -63,16 +61,15 @@ class Checkpointer:
         directory: Path,
         callbacks: Chain,
         config: Mapping[str, Any],
-        say: Callable[[str], None],
-        warn: Callable[[str], None],
+        context: Context,
         on_error: str,
-        processes: Processes,
         run: str,
     ) -> None:
-        given: dict[str, Any] = {"run": run, "say": warn, "on_error": on_error, "processes": processes, "form": FACTS}
+        given: dict[str, Any] = {"run": run, "say": context.warn, "on_error": on_error, "form": FACTS}
+        given |= {"processes": context.processes, "check": context.check_directory}
         self._training = Store(directory / CHECKPOINTS, keep=2, **given)
         self._result = Store(directory / RESULT, keep=1, **given)
-        self._callbacks, self._say, self._warn = callbacks, say, warn
+        self._callbacks, self._say, self._warn = callbacks, context.say, context.warn
         self._about = {"run": run, "config": dict(config), "callbacks": _fingerprints(callbacks)}
         self._traced: Mapping[str, Any] = {}
         self._requested = False

@@ -34,6 +34,7 @@ _FREE = {
     "validation": "the validation data",
     "validation_freq": "validation_freq",
     "eval_every": "eval_every",
+    "metrics": "metrics",
     "optimizer": "the optimizer",
     "train_step": "train_step",
     "numbers": "the numbers of the members",
@@ -115,7 +116,7 @@ def further_facts(
         train_data: as given.
         validation_data: as given.
         validation_freq: a number, or the epochs.
-        **given: `drop_remainder`, `eval_every` and `executor`.
+        **given: `drop_remainder`, `eval_every`, `executor` and `metrics`.
     """
     sets = validation_data if isinstance(validation_data, Mapping) else {"": validation_data}
     held = {str(name): data_facts(own) for name, own in sets.items()} if validation_data is not None else {}
@@ -223,7 +224,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], facts: Mapping[st
         refused += _frozen_difference(was.get("frozen"), asked.get("frozen"))
     warned += [f"{name} {before[name]} -> {now[name]}" for name in _LENGTHS if before[name] != now[name]]
     for name, what in _FREE.items():
-        traced = isinstance(asked.get(name), dict) and name != "learning_rate"
+        traced = isinstance(asked.get(name), dict) and name not in ("learning_rate", "metrics")
         if name in asked and name in was and was[name] != asked[name] and not traced:
             warned.append(f"{what} {was[name]} -> {asked[name]}")
     warned += _validation_difference(was.get("validation"), asked.get("validation"))

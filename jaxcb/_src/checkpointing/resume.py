@@ -15,6 +15,7 @@ from jaxcb._src.data.progress import FeedStart
 from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.history.reader import JOURNAL
 from jaxcb._src.storage.ownership import CURE, FOLDER, RECORD, RunRecord
+from jaxcb._src.utils.local_path import check_no_link_out
 from jaxcb._src.writers.base import Context
 
 # what each process has of its own in the position of its data, and the name for that of all
@@ -163,10 +164,13 @@ def find_start(
         FileExistsError: if a run exists and neither `resume` nor `overwrite` is given, or if a file of unknown origin
             would be overwritten.
         OSError: for a directory that cannot be used.
-        ValueError: for a run whose checkpoints are missing.
+        ValueError: for a run whose checkpoints are missing, or of which a link leads out of the directory.
     """
     directory, processes, say = context.run_dir, context.processes, context.say
     assert directory is not None
+    if processes.is_primary:
+        for name in (*_STORES, *_FILES, f"{FOLDER}/{RECORD}"):
+            check_no_link_out(directory, directory / name)
     if resume and overwrite:
         raise ValueError(
             "resume=True and Checkpointing(overwrite=True) were both given: a run is either resumed or replaced."
@@ -184,7 +188,7 @@ def find_start(
     if processes.is_primary and existing.run == run:
         record = RunRecord.read(directory) or record
     record.made |= existing.made
-    keeper = Checkpointer(directory, callbacks, config, say, context.warn, on_save_error, processes, run)
+    keeper = Checkpointer(directory, callbacks, config, context, on_save_error, run)
     if overwrite:
         stores = tuple(directory / name for name in _STORES)
         return ResumePlan(record, keeper, to_delete=Replaced(existing.run, stores, existing.files))

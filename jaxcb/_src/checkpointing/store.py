@@ -49,6 +49,7 @@ class Store:
         processes: of the run.
         run: id of the run. Checkpoints of other runs are ignored.
         form: of the metadata; a checkpoint with others is damaged.
+        check: called before each save; raises an `OSError` if nothing may be written to the directory.
 
     Raises:
         ValueError: for invalid arguments.
@@ -64,8 +65,9 @@ class Store:
         on_error: str = "raise",
         processes: Processes = SINGLE_PROCESS,
         form: Form = anything,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._form = form
+        self._form, self._check = form, check
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}.")
         if on_error not in ("raise", "warn"):
@@ -220,6 +222,7 @@ class Store:
 
     def _make(self, partial: Path) -> None:
         """Creates the directory of a checkpoint."""
+        self._check()
         if not self._open:
             self.directory.mkdir(exist_ok=True)  # without parents: a run directory that vanished is not made again
             self._clean()

@@ -1,16 +1,17 @@
 """Arguments and options that several commands have."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
+from jaxcb._src.report.find import open_run
 from jaxcb._src.report.run_folder import RunFolder
+from jaxcb._src.utils.local_path import local_path_or_address
 
 
 class RunType(click.ParamType):
-    """The directory of a run; completion offers directories."""
+    """The directory or the address of a run; completion offers directories."""
 
     name = "run"
 
@@ -22,7 +23,7 @@ class RunType(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Opens the run."""
-        return value if isinstance(value, RunFolder) else RunFolder(value)
+        return value if isinstance(value, RunFolder) else open_run(value)
 
 
 class LogType(click.ParamType):
@@ -37,7 +38,17 @@ class LogType(click.ParamType):
         return [CompletionItem(incomplete, type="file")]
 
 
-RUN, LOG, FOLDER = RunType(), LogType(), click.Path(file_okay=False, path_type=Path)
+class FolderType(RunType):
+    """A directory, or an address in a bucket; completion offers directories."""
+
+    name = "directory"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Returns the path or the address."""
+        return local_path_or_address("jaxcb", "path", value) if isinstance(value, str) else value
+
+
+RUN, LOG, FOLDER = RunType(), LogType(), FolderType()
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 as_json: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")

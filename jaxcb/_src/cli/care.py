@@ -1,5 +1,6 @@
 """`jaxcb verify`, `clean` and `resume`: the only commands that change a run, and only when told so."""
 
+import contextlib
 import shlex
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from jaxcb._src.cli import output
 from jaxcb._src.cli.arguments import as_json, one_run, yes
 from jaxcb._src.cli.main import FOUND
 from jaxcb._src.report import verify as _verify
-from jaxcb._src.report.clean import KINDS, plan
+from jaxcb._src.report.clean import KINDS, Item, plan
+from jaxcb._src.report.fetched import to_change, whole
 from jaxcb._src.report.run_folder import RunFolder
+from jaxcb._src.storage.buckets.progress import shown_bytes
 from jaxcb._src.utils.errors import DataError
 
 MASK = "***"  # in a recorded command, in place of a secret
@@ -30,12 +33,13 @@ def verify(run: RunFolder, arrays: bool, repair: bool, yes: bool, as_json: bool)
     Nothing of the run is executed. The exit code is 1 if anything is wrong.
     """
     refuse_running(run, repair and yes)
-    findings = list(_verify.verify(run, arrays=arrays))
-    repaired = []
-    for finding in findings:
-        if repair and yes and finding.apply is not None:
-            finding.apply()
-            repaired.append(finding.what)
+    with to_change(run) if repair and yes else contextlib.nullcontext(whole(run)) as there:
+        findings = list(_verify.verify(there, arrays=arrays))
+        repaired = []
+        for finding in findings:
+            if repair and yes and finding.apply is not None:
+                finding.apply()
+                repaired.append(finding.what)
     wrong = [f for f in findings if f.problem and f.what not in repaired]
     if as_json:
         shown = [{"what": f.what, "problem": f.problem, "repair": f.repair} for f in findings]
@@ -59,8 +63,8 @@ def refuse_running(run: RunFolder, changes: bool) -> None:
     Raises:
         click.UsageError: if it is.
     """
-    if changes and run.standing.state == "running":
-        raise click.UsageError(f"{run.path} is being trained. Wait for its end, or stop it first.")
+    if changes and run.is_running:
+        raise click.UsageError(f"{run.shown} is being trained. Wait for its end, or stop it first.")
 
 
 @click.command()
@@ -75,18 +79,23 @@ def clean(run: RunFolder, kept: Sequence[str], yes: bool, as_json: bool) -> None
     which it resumes; "nothing" removes all, its record included. Other files stay.
     """
     refuse_running(run, yes)
-    items = plan(run, kept)
-    if not as_json:
-        output.table(("remove", "kind", "size"), [(item.name, item.kind, output.size(item.bytes)) for item in items])
-        total = output.size(sum(item.bytes for item in items))
-        done = "are removed" if yes else "would be removed; pass --yes to remove them"
-        output.say(f"{len(items)} of the run's parts, {total}, {done}.")
-    if yes:
-        for item in items:
+    with to_change(run) if yes else contextlib.nullcontext(run) as there:
+        items = plan(there, kept)
+        _show(items, yes, as_json)
+        for item in items if yes else ():
             item.remove()
     if as_json:
         shown = [{"name": item.name, "kind": item.kind, "bytes": item.bytes} for item in items]
         output.emit_json({"removed" if yes else "would_remove": shown})
+
+
+def _show(items: Sequence[Item], yes: bool, as_json: bool) -> None:
+    """Prints what is removed, before it is."""
+    if not as_json:
+        output.table(("remove", "kind", "size"), [(item.name, item.kind, shown_bytes(item.bytes)) for item in items])
+        total = shown_bytes(sum(item.bytes for item in items))
+        done = "are removed" if yes else "would be removed; pass --yes to remove them"
+        output.say(f"{len(items)} of the run's parts, {total}, {done}.")
 
 
 @click.command()
@@ -120,7 +129,7 @@ def command_of(run: RunFolder) -> list[str]:
     command = next((p["command"] for p in reversed(run.processes) if isinstance(p.get("command"), list)), None)
     if not command or not all(isinstance(part, str) for part in command):
         raise DataError(
-            f"the record of {run.path} does not say which command ran. Run its program again with "
-            f"fit(..., run_dir={str(run.path)!r}, resume=True)."
+            f"the record of {run.shown} does not say which command ran. Run its program again with "
+            f"fit(..., run_dir={run.shown!r}, resume=True)."
         )
     return [sys.executable, *command] if command[0].endswith(".py") else list(command)

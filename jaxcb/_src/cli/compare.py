@@ -95,7 +95,10 @@ def plot(
 
 def names_of(runs: Sequence[RunFolder]) -> list[str]:
     """Returns a short name for each run: its path below the directory that they have in common."""
-    paths = [run.path for run in runs]
+    # an address is like a path here: bucket and names
+    paths = [run.path if run.address is None else Path(run.address.bucket, run.address.key) for run in runs]
+    if len({run.address is None for run in runs}) > 1:
+        return [run.shown for run in runs]
     if len({*paths}) == 1:
         return [path.name for path in paths]
     common = os.path.commonpath([path.parent for path in paths])

@@ -1,21 +1,29 @@
 """`jaxcb ls` and `jaxcb show`: what runs there are, and what one of them is."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from jaxcb._src.checkpointing.layout import RESULT
+from jaxcb._src.checkpointing.layout import RESULT, described_fields
 from jaxcb._src.cli import output
 from jaxcb._src.cli.arguments import FOLDER, as_json, one_run
-from jaxcb._src.report.run_folder import NotARunError, RunFolder, find_runs, flat
+from jaxcb._src.report.find import NotARunError, Running, find_runs
+from jaxcb._src.report.run_folder import RunFolder, flat
 from jaxcb._src.report.stored_arrays import UnreadableError, callback_states
+from jaxcb._src.storage.buckets.progress import shown_bytes
 from jaxcb._src.storage.ownership import is_inside
+from jaxcb._src.utils.address import Address
+from jaxcb._src.utils.errors import did_you_mean
 
 _DEPTH = 8
+_NUMBER = re.compile(r"-?\d[\d.e+-]*")
 _MOST_DIFFERENCES = 6  # in a table; JSON has all
+_LONGEST = 30  # characters of a value in the list
+_FEW = 6  # numbers of an array that are shown
 _HIDDEN = ("name=", "verbose=")
 
 
@@ -23,12 +31,11 @@ _HIDDEN = ("name=", "verbose=")
 @click.argument("directory", type=FOLDER, default=".")
 @click.option("--depth", type=click.IntRange(min=0), default=_DEPTH, show_default=True, help="Levels to look into.")
 @as_json
-def ls(directory: Path, depth: int, as_json: bool) -> None:
+def ls(directory: Path | Address, depth: int, as_json: bool) -> None:
     """Lists the runs below DIRECTORY: state, epoch, best, time, and what differs between them."""
-    if not directory.is_dir():
-        raise NotARunError(f"{directory} does not exist, expected a folder that has runs in it.")
-    runs = list(find_runs(directory.absolute(), depth))
-    names = [_relative(run.path, directory) for run in runs]
+    folder, running = _folder(directory)
+    runs = list(find_runs(folder, depth, running))
+    names = [os.path.relpath(run.path, folder) for run in runs]
     different = differences([run.settings for run in runs])
     if as_json:
         output.emit_json([_listed(run, name, d) for run, name, d in zip(runs, names, different, strict=True)])
@@ -40,7 +47,7 @@ def ls(directory: Path, depth: int, as_json: bool) -> None:
     for run, name, own in zip(runs, names, different, strict=True):
         at, best = run.standing, run.best()
         state = f"{at.state}: {at.reason}" if at.reason else at.state
-        shown = [f"{key}={value}" for key, value in own.items()]
+        shown = [f"{key}={_clip(_several(value), _LONGEST)}" for key, value in own.items()]
         rest = len(shown) - _MOST_DIFFERENCES
         text = " ".join(shown[:_MOST_DIFFERENCES]) + (f" and {rest} more" if rest > 0 else "")
         value = f"{run.monitor[0]} {best[0]:.6g} @{best[1] + 1}" if run.monitor and best else "-"
@@ -60,7 +67,7 @@ def show(run: RunFolder, as_json: bool) -> None:
     if as_json:
         about = {name: value for name, value in run.facts.items() if name not in ("files", "writers")}
         output.emit_json(
-            _listed(run, str(run.path), run.settings)
+            _listed(run, run.shown, run.settings)
             | {
                 "facts": about,
                 "processes": run.processes,
@@ -77,7 +84,7 @@ def show(run: RunFolder, as_json: bool) -> None:
     if run.monitor and best:
         progress.append((f"best {run.monitor[0]}", f"{best[0]:.6g} in epoch {best[1] + 1}"))
     progress += [("time", output.duration(at.elapsed)), ("members", len(run.members) if run.is_sweep else None)]
-    output.facts([("run", run.facts.get("run")), *progress], title=str(run.path))
+    output.facts([("run", run.facts.get("run")), *progress], title=run.shown)
     output.facts(request, title="request")
     for process in run.processes[-1:]:
         ran = [(name, flat(value)) for name, value in process.items() if value is not None]
@@ -87,11 +94,26 @@ def show(run: RunFolder, as_json: bool) -> None:
     if problem:
         output.say(f"States of callbacks cannot be read: {problem}")
     rows = [
-        (os.path.relpath(c.path, run.path), c.step, output.size(c.bytes) if c.saved else None, c.reason or "ok")
+        (os.path.relpath(c.path, run.path), c.step, shown_bytes(c.bytes) if c.saved else None, c.reason or "ok")
         for c in run.checkpoints
     ]
     output.table(("checkpoint", "step", "size", "manifest"), rows, title="checkpoints")
-    output.table(("file", "size"), [(name, output.size(count)) for name, count in files.items()], title="files")
+    output.table(("file", "size"), [(name, shown_bytes(count)) for name, count in files.items()], title="files")
+
+
+def _folder(directory: Path | Address) -> tuple[Path, Running | None]:
+    """Returns a folder of this machine with the runs, and functions that find out whether they are being trained."""
+    if isinstance(directory, Address):
+        from jaxcb._src.report.fetched import fetch_runs
+
+        return fetch_runs(directory)
+    if not directory.is_dir():
+        near = [path.name for path in directory.parent.iterdir()] if directory.parent.is_dir() else []
+        what = "is a file" if directory.exists() else "does not exist"
+        raise NotARunError(
+            f"{directory} {what}, expected a folder that has runs in it.{did_you_mean(directory.name, near)}"
+        )
+    return directory, None
 
 
 def differences(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -123,6 +145,11 @@ def _states(run: RunFolder) -> tuple[dict[str, dict[str, Any]], str]:
     newest = max(usable, key=lambda c: (c.step, c.kind == RESULT), default=None)
     if newest is None or newest.saved is None:
         return {}, ""
+    if run.address is not None:
+        from jaxcb._src.report.fetched import fetch_arrays
+
+        if why := fetch_arrays(run, newest):
+            return {}, why
     try:
         return callback_states(newest.saved), ""
     except UnreadableError as error:
@@ -155,16 +182,24 @@ def _progress(run: RunFolder) -> str:
 
 
 def _arguments(words: str) -> str:
-    inner = words.partition("(")[2].removesuffix(")")
-    return ", ".join(part for part in inner.split(", ") if not part.startswith(_HIDDEN) and not part.endswith("=None"))
+    """Returns the arguments of a callback; those of the members of a sweep as their number."""
+    fields = described_fields(words)[1]
+    shown = {name: value for name, value in fields.items() if f"{name}=" not in _HIDDEN and value != "None"}
+    return ", ".join(f"{name}={_several(value)}" for name, value in shown.items())
 
 
 def _state_text(state: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={output.shown(value)}" for name, value in state.items())
+    return ", ".join(f"{name}={_several(value)}" for name, value in state.items())
 
 
-def _relative(path: Path, directory: Path) -> str:
-    return os.path.relpath(path, directory.absolute())
+def _several(value: Any) -> str:
+    """Returns a value as text; of many numbers, such as those of the members of a sweep, their count and range."""
+    if isinstance(value, str) and value.startswith("Array(["):
+        found = _NUMBER.findall(value.partition("dtype")[0])
+        value = [float(number) for number in found] if found else value
+    if isinstance(value, list) and len(value) > _FEW and all(isinstance(x, int | float) for x in value):
+        return f"<{len(value)} numbers, {output.shown(min(value))} to {output.shown(max(value))}>"
+    return output.shown(value)
 
 
 def _clip(text: str, most: int = 60) -> str:

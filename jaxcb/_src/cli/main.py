@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(0) from None
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), UNUSABLE)
-    except (ValueError, ImportError) as error:  # the errors that jaxcb raises for what it was given
+    except (ValueError, ImportError, RuntimeError) as error:  # the errors that jaxcb raises for what it was given
         if not _is_ours(error):
             raise
         fail(str(error), UNUSABLE)

@@ -125,16 +125,6 @@ def jsonable(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def size(count: int) -> str:
-    """Returns a number of bytes as a text: `1.5 MB`."""
-    number = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"
-
-
 def duration(seconds: float | None) -> str | None:
     """Returns seconds as a text: `1:02:03`, or `4.2 s` for less than a minute."""
     if seconds is None:

@@ -9,6 +9,7 @@ from jaxcb._src.cli import output
 from jaxcb._src.cli.arguments import RUN, as_json
 from jaxcb._src.cli.compare import names_of
 from jaxcb._src.report.run_folder import RunFolder
+from jaxcb._src.storage.buckets.progress import shown_bytes
 
 
 @click.command()
@@ -36,4 +37,4 @@ def report(runs: Sequence[RunFolder], path: Path, as_json: bool) -> None:
     if as_json:
         output.emit_json({"path": str(written), "bytes": size})
     else:
-        output.say(f"{written} is written ({output.size(size)}).")
+        output.say(f"{written} is written ({shown_bytes(size)}).")

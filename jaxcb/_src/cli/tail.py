@@ -4,7 +4,7 @@ import collections
 import csv
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -13,9 +13,11 @@ from jaxcb._src.cli import output
 from jaxcb._src.cli.arguments import as_json, one_run
 from jaxcb._src.core.metric_names import MISSING
 from jaxcb._src.history.reader import HISTORY
+from jaxcb._src.report.find import open_run
 from jaxcb._src.report.run_folder import RunFolder
 from jaxcb._src.report.running import is_locked
 
+_BUCKET_SECONDS = 5.0  # between two requests
 _BYTES = 1 << 24  # of new text that are read at a time
 
 
@@ -27,29 +29,41 @@ _BYTES = 1 << 24  # of new text that are read at a time
 @as_json
 def tail(run: RunFolder, lines: int, follow: bool, interval: float, as_json: bool) -> None:
     """Prints the last rows of RUN, and follows it until it ends. With --json, one row a line."""
-    file = _Rows(run.path / HISTORY)
+    refresh, is_running = _sources(run)
+    file = _Rows(run.path / HISTORY, refresh)
     for row in collections.deque(file.new(), lines):
         _print(row, as_json)
-    while follow and is_locked(run.path):
-        time.sleep(interval)
+    while follow and is_running():
+        time.sleep(interval if run.address is None else max(interval, _BUCKET_SECONDS))
         for row in file.new():
             _print(row, as_json)
     for row in file.new():  # what was written between the last look and the end
         _print(row, as_json)
     if not as_json:
-        at = RunFolder(run.path).standing
+        at = open_run(run.address or run.path).standing
         output.say(f"{at.state}{f': {at.reason}' if at.reason else ''}")
+
+
+def _sources(run: RunFolder) -> tuple[Callable[[], None], Callable[[], bool]]:
+    """Returns what brings the history of a run up to date, and what finds out whether the run is being trained."""
+    if run.address is None:
+        return lambda: None, lambda: is_locked(run.path)
+    from jaxcb._src.report.fetched import fetch_history, is_written
+
+    address = run.address
+    return lambda: fetch_history(run), lambda: is_written(address)
 
 
 class _Rows:
     """A table that grows. A resumed run may cut it; then its rows are read again from the first that is new."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._at, self._names = path, 0, []
+    def __init__(self, path: Path, refresh: Callable[[], None]) -> None:
+        self._path, self._refresh, self._at, self._names = path, refresh, 0, []
         self._file: int | None = None  # its inode, which is another one if the file was replaced
 
     def new(self) -> Iterator[dict[str, str]]:
         """Yields the complete rows since the last call, however many they are."""
+        self._refresh()
         while text := self._read():
             for cells in csv.reader(text.splitlines()):
                 if not self._names:

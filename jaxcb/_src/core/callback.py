@@ -61,6 +61,7 @@ class Callback(Struct):
     """
 
     affects_run: ClassVar[bool] = True  # False if a resumed run may add or drop it silently, such as a progress bar
+    logs_only: ClassVar[bool] = False  # True for a logger: no hook returns an action that could change the run
 
     name: str | None = static(default=None, kw_only=True)
 

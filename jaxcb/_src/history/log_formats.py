@@ -38,19 +38,42 @@ FORMATS: list[LogFormat] = []
 
 
 def log_format(name: str, matches: Callable[[Path], bool]) -> Callable[[Any], Any]:
-    """Registers a function that reads the rows of a format of logs.
+    r"""Registers a function that reads the rows of a format of logs, for `replay`, `read_log` and the command line.
+
+    The function takes the path, and returns rows in order: name of a metric -> number, or None where it was not
+    reported. The names `step` and `epoch` are positions. A format that was registered later is asked first. A package
+    names the module that registers its formats by the entry point `jaxcb.log_formats`, so that the command line finds
+    them.
 
     Args:
         name: of the format, for messages.
         matches: whether a path is such a log; called with files and directories.
 
+    Returns:
+        A decorator that returns the function unchanged.
+
+    Raises:
+        TypeError: if `matches` or the function is not callable, or the name is not a text.
+
     Example:
-        >>> @log_format("numbers, one a line", lambda path: path.suffix == ".numbers")
+        >>> import jaxcb as jc, pathlib, tempfile
+        >>> @jc.logs.log_format("numbers, one a line", lambda path: path.suffix == ".numbers")
         ... def read_numbers(path):
-        ...     return [{"loss": float(line)} for line in path.read_text().splitlines()]
+        ...     return [{"val_loss": float(line)} for line in path.read_text().splitlines()]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = pathlib.Path(folder, "run.numbers")
+        ...     _ = log.write_text("3\n2\n2.5\n")
+        ...     jc.replay([jc.EarlyStopping(patience=1)], log).stopped_epoch
+        2
     """
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"log_format: name must be a text that messages show, got {name!r}.")
+    if not callable(matches):
+        raise TypeError(f"log_format: matches must be a function of a path that returns a boolean, got {matches!r}.")
 
     def register(read: Callable[[Path], Iterable[Row]]) -> Callable[[Path], Iterable[Row]]:
+        if not callable(read):
+            raise TypeError(f"log_format: {name!r} needs a function of a path that returns rows, got {read!r}.")
         FORMATS.append(LogFormat(name, matches, read))
         return read
 

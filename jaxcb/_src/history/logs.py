@@ -25,7 +25,7 @@ _NO_METRICS = {"_runtime", "_timestamp", "_wandb", "wall_time", "time", "timesta
 
 
 def read_log(source: Any) -> Records:
-    """Reads a recorded run: that of jaxcb, or a log of another library.
+    r"""Reads a recorded run: that of jaxcb, or a log of another library.
 
     Args:
         source: the directory of a run, a `history.csv`, or a log of a known format; a path or an address. Anything else
@@ -36,6 +36,15 @@ def read_log(source: Any) -> Records:
         DataError: for a format that is not known, or an invalid log.
         OSError: for a bucket that does not exist, does not answer or denies.
         ImportError: for an address without obstore.
+
+    Example:
+        >>> import jaxcb as jc, pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = pathlib.Path(folder, "log.jsonl")
+        ...     _ = log.write_text('{"epoch": 0, "loss": 2}\n{"epoch": 1, "loss": 1}\n')
+        ...     records = jc.logs.read_log(log)
+        >>> records.names, records.values[:, 0].tolist()
+        (('loss',), [2.0, 1.0])
     """
     if not isinstance(source, str | Path):
         return read_records(source)

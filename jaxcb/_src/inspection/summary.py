@@ -15,7 +15,7 @@ from jaxcb._src.models.trainable import Filter, variable_types
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import EvalStep
 from jaxcb._src.utils.errors import check_int
-from jaxcb._src.utils.flat_jit import FlatJit
+from jaxcb._src.utils.flat_jit import FlatJit, eval_shape
 from jaxcb._src.utils.names import leaf_name, matches
 
 _PARTS = ("params", "frozen", "model_state")
@@ -155,7 +155,7 @@ def _added(train_state: Any) -> Any:
     """Returns what training adds to the model: gradients and optimizer state, or their shapes."""
     opt_state = train_state.opt_state
     if opt_state is None:
-        opt_state = jax.eval_shape(train_state.tx.init, train_state.params)
+        opt_state = eval_shape(train_state.tx.init, train_state.params)
     return train_state.params, opt_state
 
 

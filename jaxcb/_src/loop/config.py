@@ -205,6 +205,12 @@ class FurtherMetrics(NamedTuple):
     evaluators: dict[tuple[str, ...], Callable[[Any], Any]]
     host_metrics: dict[str, Callable[[], Any]]
 
+    def describe(self) -> dict[str, Any]:
+        """Returns what a run is compared by, as JSON: name -> steps between the values of a probe, or the kind."""
+        evaluated = [name for names in self.evaluators for name in names]
+        kinds = dict.fromkeys(evaluated, "evaluator") | dict.fromkeys(self.host_metrics, "host_metric")
+        return dict(sorted({**{name: probe.every for name, probe in self.probes.items()}, **kinds}.items()))
+
 
 def split_metrics(owner: str, metrics: Mapping[Any, Any] | None) -> FurtherMetrics:
     """Sorts the `metrics=` of a run by kind.

@@ -1,18 +1,18 @@
 """`Result`: the outcome of a run."""
 
-import html
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 
+from jaxcb._src.core.chain import Chain
 from jaxcb._src.history.history import RunHistory
-from jaxcb._src.plotting import page
-from jaxcb._src.plotting.curves import curves, cuts
-from jaxcb._src.plotting.series import Curves, Mark, curves_of_history, positions
+from jaxcb._src.loop.host.stops import StopRecord
+from jaxcb._src.plotting.curves import curves
 from jaxcb._src.training.learning_rate import CONSTANT, learning_rates
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.errors import shown
@@ -39,6 +39,28 @@ def delivered(state: TrainState, adapter: Any = None) -> Any:
     adapter = state.adapter if adapter is None else adapter
     params = state.delivered_params()
     return params if adapter is None else adapter.deliver(params, state.model_state, state.rngs)
+
+
+class Deciding(NamedTuple):
+    """What a report explains the decisions of a run by.
+
+    Attributes:
+        callbacks: of the run.
+        settings: arguments of the run and numbers of the callbacks, by name.
+        stops: those that fired.
+    """
+
+    callbacks: Chain
+    settings: Mapping[str, Any]
+    stops: tuple[StopRecord, ...]
+
+
+def pages_of_results() -> Any:
+    """Returns the module that makes pages of results.
+
+    It reads and replays runs, so it stands above the loop, which must not import it: it is found by its name.
+    """
+    return importlib.import_module("jaxcb._src.report.result_page")
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,6 +96,7 @@ class Result:
     point: dict[str, Any] | None = None
     what_ran: tuple[dict[str, Any], ...] = ()
     _deliveries: tuple[Delivery, ...] = ()
+    _deciding: Deciding | None = None
 
     @property
     def params(self) -> Any:
@@ -102,27 +125,14 @@ class Result:
         return f"{type(self).__name__}(\n{rows}\n)"
 
     def _repr_html_(self) -> str:
-        rows = (f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self._facts().items())
-        return f"<table>{''.join(rows)}</table>{''.join(page.charts([self._curves()]))}"
-
-    def _curves(self) -> Curves:
-        """Returns the curves with their marks: the best epochs of callbacks, cuts of the rate, and the stop."""
-        at = positions(self.history.step, self.history.epoch)
-        marks = [Mark(x, "cut", f"the learning rate was reduced after epoch {x:g}") for x in cuts(self.history)]
-        for name, state in self.callback_states.items():
-            best = getattr(state, "best_epoch", None)
-            if best is not None and int(best) >= 0:
-                marks.append(Mark(int(best) + 1.0, "best", f"best of {name} in epoch {int(best) + 1}"))
-        if self.stopped_epoch is not None and len(at):
-            marks.append(Mark(float(at[-1]), "stop", str(self.stop_reason)))
-        name = "run" if self.run_dir is None else self.run_dir.name
-        return curves_of_history(name, self.history, sorted(marks, key=lambda mark: mark.x))
+        return pages_of_results().fragment(self)
 
     def report(self, path: str | Path = "report.html") -> Path:
-        """Writes a report: one HTML file with the curves as SVG, and the stop, best epochs and rate cuts marked.
+        """Writes a report: one HTML file with curves as SVG, the stop, best epochs and rate cuts marked, and decisions.
 
-        It has no scripts and needs no network. `jaxcb report RUN_DIR` writes a longer one of a run with a `run_dir`,
-        with decisions, configuration and checkpoints.
+        It has no scripts and needs no network. Of a run with a `run_dir` it is the page of `jaxcb report RUN_DIR`, with
+        configuration, what ran, images and checkpoints; without one, what the result itself knows. A notebook shows the
+        same page.
 
         Args:
             path: the file to write.
@@ -130,14 +140,7 @@ class Result:
         Returns:
             Its path.
         """
-        path = local_path("Result.report", "path", path)
-        history = self.history
-        last = list(history.last().items())
-        parts = [page.facts(self._facts().items()), page.heading("Curves"), *page.charts([self._curves()])]
-        parts += [page.heading("Last reports"), page.table(("metric", "value"), last)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page.document("jaxcb: a run", parts), encoding="utf-8")
-        return path
+        return pages_of_results().write(self, local_path("Result.report", "path", path))
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

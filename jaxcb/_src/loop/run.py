@@ -38,7 +38,7 @@ from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
 from jaxcb._src.loop.host.stages import Stage
 from jaxcb._src.loop.host.stops import TERMINATED
-from jaxcb._src.loop.result import Result, delivered, remember
+from jaxcb._src.loop.result import Deciding, Result, delivered, remember
 from jaxcb._src.sharding.arrays import common_device, with_automatic_axes
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.storage import orbax as _orbax
@@ -57,7 +57,7 @@ R = TypeVar("R")
 _WORTH_SAYING = 0.05  # seconds of compiling
 
 
-def result_of(driver: Driver, directory: Path | None, context: Context) -> Result:
+def result_of(driver: Driver, directory: Path | None, context: Context, callbacks: Chain) -> Result:
     """Returns the result of a single run."""
     carry = driver.carry()
     reason = driver.stop_reason()
@@ -75,6 +75,7 @@ def result_of(driver: Driver, directory: Path | None, context: Context) -> Resul
         files=() if context.trial else tuple(context.files),
         what_ran=tuple(context.record.processes),
         _deliveries=driver.deliveries(),
+        _deciding=Deciding(callbacks, context.run.settings, tuple(driver.results.stops)),
     )
 
 
@@ -86,7 +87,7 @@ def run_training(
     *,
     settings: Mapping[str, Any] | None = None,
     population: Population | None = None,
-    result: Callable[[Driver, Path | None, Context], R] = result_of,
+    result: Callable[[Driver, Path | None, Context, Chain], R] = result_of,
     stages: Sequence[Stage] = (),
 ) -> R:
     """Trains.
@@ -101,7 +102,7 @@ def run_training(
         config: all other arguments.
         settings: further hyperparameters, name -> number, text or boolean, for tables.
         population: configuration of a population; None for a single run.
-        result: makes the return value from the driver, the run directory and the context.
+        result: makes the return value from the driver, the run directory, the context and the callbacks.
         stages: all stages of the run but the first.
 
     Raises:
@@ -126,7 +127,8 @@ def run_training(
         _say_trained(train_state, context)
         if start.keeper is not None and place is not None and place.primary is not None:
             start.keeper.mirror(place.primary)
-        context.run.describe_process(lambda: what_ran(request["request"].get("train_data") or data_facts(train_data)))
+        data, from_step = request["request"].get("train_data"), 0 if start.saved is None else start.saved.step
+        context.run.describe_process(lambda: what_ran(data or data_facts(train_data)) | {"from_step": from_step})
         given = [train_state]
         del train_state  # the driver copies it: without a reference here its arrays are freed if the caller has none
         driver, why = _build(functions, given, train_data, config, start, context, placement, population, stages)
@@ -146,7 +148,7 @@ def run_training(
                 _begin_record(context, place)
             _train(driver, why, context)
             _say_unapplied(driver, functions.callbacks, context)
-        found = result(driver, context.run_dir, context)
+        found = result(driver, context.run_dir, context, functions.callbacks)
         if driver.interrupted is not None:
             steps = int(np.max(driver.carry().train.step))
             _leave(driver.interrupted, found, f"stopped after {steps} steps; {_saved_at(config, context)}", context)
@@ -272,6 +274,7 @@ def _request(
             drop_remainder=data.drop_remainder,
             eval_every=execution.eval_every,
             executor=execution.executor,
+            metrics=config.metrics.describe(),
         )
     return request_facts(
         callbacks, epochs=data.epochs, steps=data.steps, order=data.order, layout=placement.layout_text(), more=more

@@ -28,6 +28,7 @@ from jaxcb._src.training.any_state import AnyState
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import Step
 from jaxcb._src.utils.errors import CallbackError, check_int
+from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.utils.pytree import Struct, cast_like, select, static, to_strong_types
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.progress import ProgressWriter
@@ -319,7 +320,7 @@ def _states_of(chain: Chain, states: dict[str, Any]) -> dict[str, Any]:
             f"scan: the result to continue is one of the callbacks {', '.join(states) or 'none'}; got "
             f"{', '.join(chain.names) or 'none'}. Pass the same callbacks."
         )
-    return cast_like(states, jax.eval_shape(lambda: to_strong_types(chain.init())), "scan: the callbacks' states")
+    return cast_like(states, eval_shape(lambda: to_strong_types(chain.init())), "scan: the callbacks' states")
 
 
 def _check(spec: ProgramSpec, form: AnyState) -> None:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcb._src.plotting.figure import new_figure, save, whole_ticks
-from jaxcb._src.plotting.series import LOG_RATIO, cut_rows, is_logarithmic, positions
+from jaxcb._src.plotting.figure import draw_marks, new_figure, save, whole_ticks
+from jaxcb._src.plotting.series import LOG_RATIO, is_logarithmic, marks_of_result, positions
 from jaxcb._src.utils.errors import did_you_mean, shown
 from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.utils.names import is_rate
@@ -57,7 +57,7 @@ def curves(
         _draw_rate(axes[-1], history, at, rate, schedule, alone=len(rates) == 1)
     marks = {}
     for axis in axes:
-        marks = _mark(axis, result, at)
+        marks = draw_marks(axis, marks_of_result(result))
         axis.grid(alpha=0.25)
         if len(axis.get_legend_handles_labels()[0]) > 1:
             axis.legend(fontsize=8, loc="best")
@@ -174,33 +174,3 @@ def _draw_rate(
     if np.all(rate > 0):
         axis.set_yscale("log")
     axis.set_ylabel(name.replace("_", " ").replace("lr", "rate"))
-
-
-def _mark(axis: Any, result: Any, at: np.ndarray) -> dict[str, Any]:
-    """Draws the vertical lines, and returns one of each kind by its name."""
-    marks = {}
-    for state in result.callback_states.values():
-        best = getattr(state, "best_epoch", None)
-        if best is not None and int(best) >= 0:
-            marks["best epoch"] = axis.axvline(int(best) + 1, color="tab:green", linestyle="--", linewidth=1.1)
-    for epoch in cuts(result.history):
-        marks["rate cut"] = axis.axvline(epoch, color="tab:purple", linestyle=":", linewidth=1.3)
-    if result.stopped_epoch is not None and len(at):
-        marks["stop"] = axis.axvline(at[-1], color="tab:red", linewidth=1.1)
-    return marks
-
-
-def cuts(history: Any) -> list[float]:
-    """Returns the positions at which the callbacks' factor on a learning rate decreased, in epochs."""
-    at, found = positions(history.step, history.epoch), set[float]()
-    for name in history:
-        kind, slash, of = name.partition("/")
-        if kind == "lr_scale":
-            scale = history[name]
-        elif kind == "learning_rate":
-            base = history[f"base_learning_rate{slash}{of}"]
-            scale = history[name] / np.where(base == 0, 1, base)
-        else:
-            continue
-        found |= {float(x) for x in at[cut_rows(scale)]}
-    return sorted(found)

@@ -1,7 +1,19 @@
 """Figures of matplotlib, a package that need not be installed: it is imported when the first one is made."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from jaxcb._src.plotting.series import Mark
+
+# kind of mark -> its name in a legend, color and line style
+_MARKS = {
+    "best": ("best epoch", "tab:green", "--"),
+    "cut": ("rate cut", "tab:purple", ":"),
+    "alert": ("alert", "tab:olive", ":"),
+    "restart": ("restart", "tab:orange", "-."),
+    "stop": ("stop", "tab:red", "-"),
+}
 
 
 def new_figure(size: tuple[float, float], what: str = "plot()") -> Any:
@@ -26,6 +38,15 @@ def whole_ticks(axis: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def draw_marks(axis: Any, marks: Iterable[Mark]) -> dict[str, Any]:
+    """Draws a vertical line for each mark, and returns one of each kind by its name."""
+    drawn = {}
+    for mark in marks:
+        name, color, style = _MARKS[mark.kind]
+        drawn[name] = axis.axvline(mark.x, color=color, linestyle=style, linewidth=1.2)
+    return drawn
 
 
 def save(figure: Any, path: Path | None) -> None:

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxcb._src.plotting.figure import new_figure, save, whole_ticks
+from jaxcb._src.plotting.figure import draw_marks, new_figure, save, whole_ticks
 from jaxcb._src.plotting.series import Curves, is_logarithmic, panels, thinned
 
 _MOST = 2000  # points of a curve
 _LEGEND = 12  # runs with a name of their own
-_MARKED = {"stop": "tab:red", "cut": "tab:purple", "best": "tab:green", "restart": "tab:orange", "alert": "tab:olive"}
 
 
 def overlay(runs: Sequence[Curves], path: Path, metrics: Sequence[str] = ()) -> Any:
@@ -53,8 +52,7 @@ def overlay(runs: Sequence[Curves], path: Path, metrics: Sequence[str] = ()) -> 
         axes[-1].set_ylabel("learning rate")
     for axis in axes:
         axis.grid(alpha=0.25)
-        for mark in runs[0].marks if len(runs) == 1 else ():
-            axis.axvline(mark.x, color=_MARKED[mark.kind], linestyle=":", linewidth=1)
+        draw_marks(axis, runs[0].marks if len(runs) == 1 else ())
     axes[-1].set_xlabel("epoch")
     whole_ticks(axes[-1])
     save(figure, path)

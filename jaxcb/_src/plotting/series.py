@@ -11,7 +11,7 @@ from jaxcb._src.utils.names import is_rate
 
 LOG_RATIO = 20  # a loss that falls by more than this factor is drawn on a logarithmic axis
 _DROP = 0.999  # of the factor on the rate that counts as a cut
-KINDS = ("best", "cut", "alert", "restart", "stop")  # of marks, from the least to the most important
+KINDS = ("cut", "alert", "restart", "best", "stop")  # of marks, from the least to the most important
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,36 @@ def curves_of_history(name: str, history: Any, marks: Sequence[Mark] = ()) -> Cu
     }
     rate = (at, np.asarray(history["learning_rate"], np.float64)) if "learning_rate" in history else None
     return Curves(name, series, rate, tuple(marks))
+
+
+def marks_of_result(result: Any) -> tuple[Mark, ...]:
+    """Returns the marks of a `Result`: best epochs of callbacks, cuts of the rate, and the stop."""
+    history = result.history
+    at = positions(history.step, history.epoch)
+    marks = [Mark(x, "cut", f"the learning rate was reduced after epoch {x:g}") for x in _cuts(history, at)]
+    for name, state in result.callback_states.items():
+        best = getattr(state, "best_epoch", None)
+        if best is not None and int(best) >= 0:
+            marks.append(Mark(int(best) + 1.0, "best", f"best of {name} in epoch {int(best) + 1}"))
+    if result.stopped_epoch is not None and len(at):
+        marks.append(Mark(float(at[-1]), "stop", str(result.stop_reason)))
+    return tuple(sorted(marks, key=lambda mark: mark.x))
+
+
+def _cuts(history: Any, at: np.ndarray) -> set[float]:
+    """Returns the positions at which the callbacks' factor on a learning rate decreased, in epochs."""
+    found = set[float]()
+    for name in history:
+        kind, slash, of = name.partition("/")
+        if kind == "lr_scale":
+            scale = history[name]
+        elif kind == "learning_rate":
+            base = history[f"base_learning_rate{slash}{of}"]
+            scale = history[name] / np.where(base == 0, 1, base)
+        else:
+            continue
+        found |= {float(x) for x in at[cut_rows(scale)]}
+    return found
 
 
 def panels(runs: Sequence[Curves]) -> dict[str, list[str]]:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxcb._src.plotting.series import Curves, Mark, is_logarithmic, thinned
+from jaxcb._src.plotting.series import KINDS, LOG_RATIO, Curves, Mark, is_logarithmic, thinned
 
 COLORS = ("#1f6fb4", "#d1602b", "#2e8b57", "#8e5bb5", "#b33a3a", "#6d6d1f", "#2f8f9d", "#a8527f", "#555f6d", "#b8860b")
 MARK_COLORS = {"stop": "#c62828", "cut": "#7b3fa0", "best": "#2e7d32", "restart": "#ef6c00", "alert": "#9e9d24"}
-_WIDTH, _HEIGHT = 640, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 14, 34
+_WIDTH, _HEIGHT = 480, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 18, 18, 38
+_MARK_WIDTH = 44  # of the word of a mark
 _POINTS = 700  # of a curve; more than a screen can show
 _TICKS = 5
 _DASHES = ("", "5 4", "2 3")
@@ -54,9 +55,11 @@ def chart(runs: Sequence[Curves], metrics: Sequence[str], title: str, *, marks: 
     for (r, m), (x, y) in lines.items():
         color = COLORS[(r if len(runs) > 1 else m) % len(COLORS)]
         dash = _DASHES[(m if len(runs) > 1 else 0) % len(_DASHES)]
-        body += _curve(*thinned(x, y, _POINTS), to_x, to_y, color, dash)
-    for run in runs if marks else ():
-        body += [_mark(mark, to_x) for mark in run.marks]
+        x, y = thinned(x, y, _POINTS)
+        if metrics[m] == "learning_rate":  # a row has the rate of the steps before it
+            x, y = np.r_[0, np.repeat(x, 2)[:-1]], np.repeat(y, 2)
+        body += _curve(x, y, to_x, to_y, color, dash)
+    body += _marks([mark for run in runs for mark in run.marks] if marks else (), to_x)
     described = f"{title}: {', '.join(metrics)} of {len(runs)} run{'s' * (len(runs) > 1)} over {right:g} epochs, "
     described += f"from {finite.min():.6g} to {finite.max():.6g}{', logarithmic' if logarithmic else ''}."
     return _svg(body, described)
@@ -64,7 +67,7 @@ def chart(runs: Sequence[Curves], metrics: Sequence[str], title: str, *, marks: 
 
 def _svg(body: Sequence[str], described: str, height: int = _HEIGHT) -> str:
     # all that an element needs is its own attribute: a notebook does not have the style of the page
-    look = 'fill="none" font-family="system-ui, sans-serif" font-size="11" style="width:100%;height:auto"'
+    look = 'fill="none" font-family="system-ui, sans-serif" font-size="12" style="width:100%;height:auto"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" {look} role="img"'
     return f'{head} aria-label="{text(described)}"><title>{text(described)}</title>{"".join(body)}</svg>'
 
@@ -130,11 +133,18 @@ def _curve(x, y, to_x, to_y, color: str, dash: str):
             yield f'<path class="curve" stroke-width="1.6" {style} d="M{"L".join(points)}"/>'
 
 
-def _mark(mark: Mark, to_x) -> str:
-    x = to_x(mark.x)
-    line = f'<path stroke="{MARK_COLORS[mark.kind]}" stroke-dasharray="3 3" d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
-    label = _label(x - 3, _TOP + 8, mark.kind, "end", MARK_COLORS[mark.kind])
-    return f"<g><title>{text(mark.text)}</title>{line}{label}</g>"
+def _marks(marks: Sequence[Mark], to_x):
+    """Yields marks. One whose word would cover that of another one has a line only."""
+    taken: list[float] = []
+    for mark in sorted(marks, key=lambda mark: -KINDS.index(mark.kind)):
+        x, color = to_x(mark.x), MARK_COLORS[mark.kind]
+        word = ""
+        if all(abs(x - other) >= _MARK_WIDTH for other in taken):
+            taken.append(x)
+            middle = min(max(x, _LEFT + _MARK_WIDTH / 2), _WIDTH - _MARK_WIDTH / 2)
+            word = _label(middle, _TOP - 5, mark.kind, color=color)
+        line = f'<path stroke="{color}" stroke-dasharray="3 3" d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
+        yield f"<g><title>{text(mark.text)}</title>{line}{word}</g>"
 
 
 def parallel_coordinates(columns: Mapping[str, Sequence[float]], color_by: str, lower_is_better: bool) -> str:
@@ -153,7 +163,10 @@ def parallel_coordinates(columns: Mapping[str, Sequence[float]], color_by: str, 
     finite = np.isfinite(table)
     lows = np.where(finite, table, np.inf).min(axis=1, keepdims=True)
     highs = np.where(finite, table, -np.inf).max(axis=1, keepdims=True)
-    share = np.where(highs > lows, (table - lows) / np.where(highs > lows, highs - lows, 1), 0.5)
+    # numbers that span decades, such as learning rates, would lie on one another
+    decades = (lows > 0) & (highs > LOG_RATIO * lows)
+    low, high, height = (np.where(decades, np.log(np.where(decades, x, 1)), x) for x in (lows, highs, table))
+    share = np.where(high > low, (height - low) / np.where(high > low, high - low, 1), 0.5)
     xs = [_LEFT + (_WIDTH - 2 * _LEFT) * i / max(1, len(names) - 1) for i in range(len(names))]
     good = share[names.index(color_by)] if not lower_is_better else 1 - share[names.index(color_by)]
     body = []

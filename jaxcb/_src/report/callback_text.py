@@ -96,14 +96,7 @@ def _make(described: Described, *, recorded: bool = False) -> Any:
         recorded: whether the description is a checkpoint's, which also has fields that no argument sets, and may have
             some of a later version.
     """
-    import jaxcb.callbacks
-    from jaxcb._src.core.callback import Callback
-
-    known = {
-        name: kind
-        for name in jaxcb.callbacks.__all__
-        if isinstance(kind := getattr(jaxcb.callbacks, name), type) and issubclass(kind, Callback)
-    }
+    known = _builtin()
     kind, arguments, fields = described
     if kind not in known:
         raise CallbackTextError(f"jaxcb has no callback {kind}.{did_you_mean(kind, known)}")
@@ -122,6 +115,15 @@ def _make(described: Described, *, recorded: bool = False) -> Any:
         raise CallbackTextError(f"{kind}: {error}" if kind not in str(error) else str(error)) from None
 
 
+def _builtin() -> dict[str, Any]:
+    """Returns the classes of the built-in callbacks by name."""
+    import jaxcb.callbacks
+    from jaxcb._src.core.callback import Callback
+
+    kinds = {name: getattr(jaxcb.callbacks, name) for name in jaxcb.callbacks.__all__}
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Callback)}
+
+
 def make_recorded(described: Mapping[str, str], classes: Mapping[str, str]) -> tuple[list[Any], dict[str, str]]:
     """Makes the callbacks of a run from the descriptions in its checkpoint.
 
@@ -131,12 +133,17 @@ def make_recorded(described: Mapping[str, str], classes: Mapping[str, str]) -> t
 
     Returns:
         The callbacks under their names, and for each that cannot be made, why: it is the user's own class, or it has
-        a function as an argument. No class is imported, so none of a stranger's code runs.
+        a function as an argument. No class is imported, so none of a stranger's code runs. Those that only log are
+        left out: they decide nothing.
     """
-    found, missing = [], {}
+    found, missing, known = [], {}, _builtin()
     for name, words in described.items():
-        if not classes.get(name, "").startswith("jaxcb."):
+        key = classes.get(name, "").split(" ")[0]
+        if not key.startswith("jaxcb."):
             missing[name] = "it is a class of the run's own code"
+            continue
+        kind = known.get(key.rpartition(".")[2])
+        if kind is not None and kind.logs_only:
             continue
         try:
             described_callback = parse(words)

@@ -12,6 +12,7 @@ from jaxcb._src.report.run_folder import RunFolder
 from jaxcb._src.storage import exports as _exports
 from jaxcb._src.storage.ownership import FOLDER, RECORD, is_inside, remove_files
 from jaxcb._src.utils.errors import DataError
+from jaxcb._src.utils.local_path import link_out_of
 
 KINDS = ("checkpoints", "latest", "result", "exports", "logs", "history", "nothing")
 _HISTORY = (HISTORY, JOURNAL, TABLE)
@@ -48,7 +49,7 @@ def plan(run: RunFolder, keep: Collection[str]) -> list[Item]:
     owner = run.facts.get("run") if run.record is None else run.record.run
     if owner is None:
         raise DataError(
-            f"{run.path} is a run of an earlier version, whose records do not say what it has made. Remove its files "
+            f"{run.shown} is a run of an earlier version, whose records do not say what it has made. Remove its files "
             "yourself."
         )
     items = [*_checkpoints(run, owner, keep), *_exports_of(run, owner), *_files(run)]
@@ -56,7 +57,7 @@ def plan(run: RunFolder, keep: Collection[str]) -> list[Item]:
     if not set(keep) - {"nothing"} and run.record is not None:
         path = run.path / FOLDER / RECORD
         items.append(Item(f"{FOLDER}/{RECORD}", "record", path.stat().st_size, lambda: _remove_record(path)))
-    return items
+    return [item for item in items if link_out_of(run.path, run.path / item.name) is None]
 
 
 def _checkpoints(run: RunFolder, owner: str, keep: Collection[str]) -> Iterator[Item]:

@@ -7,7 +7,8 @@ import numpy as np
 
 from jaxcb._src.core.metric_names import as_text
 from jaxcb._src.history.reader import Records
-from jaxcb._src.report.run_folder import RunFolder, reports_of
+from jaxcb._src.report.judge import reports_of
+from jaxcb._src.report.run_folder import RunFolder
 
 
 class Parting(NamedTuple):
@@ -60,7 +61,8 @@ def compare(first: RunFolder, others: Sequence[RunFolder], member: int | None = 
     Raises:
         DataError: for a damaged history, or a member that does not exist.
     """
-    from jaxcb._src.report.explain import explain, records_of
+    from jaxcb._src.report.explain import explain
+    from jaxcb._src.report.recorded import records_of
 
     def decisions(run: RunFolder) -> list[Any]:
         return [(e.epoch, e.step, _name(e), e.text) for e in explain(run, member).events]

@@ -15,25 +15,12 @@ from jaxcb._src.core.actions.control import ScaleLearningRate, Stop, WeightActio
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.actions.records import fired
 from jaxcb._src.core.actions.utils import fill
-from jaxcb._src.core.callback import STEP_HOOKS
-from jaxcb._src.core.chain import Chain, chain
 from jaxcb._src.history.reader import Records
-from jaxcb._src.replay.grid import host_device
-from jaxcb._src.replay.program import Replayed, program_of, replay_function, run
-from jaxcb._src.report.callback_text import make_recorded
+from jaxcb._src.replay.program import Replayed
 from jaxcb._src.report.nearest import NearMiss, near_misses
+from jaxcb._src.report.recorded import Recorded, recorded_callbacks, records_of, replayed
 from jaxcb._src.report.run_folder import RunFolder
-from jaxcb._src.utils.errors import DataError, MissingMetricError
-from jaxcb._src.utils.pytree import to_strong_types
 
-# callbacks that only log: they decide nothing, and some cannot be made again from their description
-_LOGGERS = {"CSVLogger", "History", "JSONLogger", "LearningRateMonitor", "LogTo", "MLflowLogger", "ModelSummary"} | {
-    "ProgressBar",
-    "RemoteMonitor",
-    "TensorBoard",
-    "Throughput",
-    "WandbLogger",
-}
 _TOLERANCE = 1e-4  # of the recorded factor on the rate, which is a quotient of two rounded numbers
 
 
@@ -73,57 +60,6 @@ class Explanation(NamedTuple):
     problems: tuple[str, ...]
 
 
-class Recorded(NamedTuple):
-    """The callbacks of a run, made again.
-
-    Attributes:
-        chain: those that could be made, and have a hook that the history can replay.
-        unexplained: name -> why not, for the others.
-    """
-
-    chain: Chain
-    unexplained: dict[str, str]
-
-
-def recorded_callbacks(run_folder: RunFolder, records: Records) -> Recorded:
-    """Makes the callbacks of a run again, from the description in its checkpoint."""
-    classes = run_folder.facts.get("callbacks", {})
-    described = run_folder.config.get("callbacks", {})
-    deciding = {name: words for name, words in described.items() if not _is_logger(classes.get(name, ""))}
-    made, missing = make_recorded(deciding, classes)
-    spec, rows = program_of(records, None)
-    usable = []
-    for callback in made:
-        hooks = callback.hooks()
-        lost = sorted(hooks & set(STEP_HOOKS))
-        if lost and not hooks - set(STEP_HOOKS):
-            missing[callback.name] = f"it acts at every batch ({', '.join(lost)}), and the history has epochs"
-            continue
-        try:
-            jax.eval_shape(lambda rows, one=callback: run(chain(one), rows, spec), rows)
-        except MissingMetricError as error:
-            missing[callback.name] = str(error)
-        except ValueError as error:  # its actions need what a replay has not: several rates, controls, accumulation
-            missing[callback.name] = f"a replay cannot run it: {error}"
-        else:
-            usable.append(callback)
-    return Recorded(chain(*usable), missing)
-
-
-def _is_logger(key: str) -> bool:
-    """Returns whether the key of a class in a checkpoint is that of one of our loggers."""
-    kind = key.split(" ")[0]
-    return kind.startswith("jaxcb.") and kind.rpartition(".")[2] in _LOGGERS
-
-
-def replayed(callbacks: Chain, records: Records, learning_rate: Any = None) -> Replayed:
-    """Returns all that a replay computes, with the states after each record, on the host."""
-    spec, rows = program_of(records, learning_rate)
-    with jax.default_device(device := host_device()):
-        whole = jax.device_get(to_strong_types(callbacks))
-        return jax.device_get(replay_function("each", run, whole, spec, device)(rows))
-
-
 def explain(run_folder: RunFolder, member: int | None = None) -> Explanation:
     """Explains the decisions of a run.
 
@@ -142,10 +78,22 @@ def explain(run_folder: RunFolder, member: int | None = None) -> Explanation:
     stops = run_folder.stops(member)
     if records is None:
         return Explanation((), (), {}, ())
-    callbacks, unexplained = recorded_callbacks(run_folder, records)
+    ended = run_folder.is_complete or (bool(stops) and member is not None)
+    return explain_records(recorded_callbacks(run_folder, records), records, stops, ended=ended)
+
+
+def explain_records(recorded: Recorded, records: Records, stops: Sequence[Any], *, ended: bool) -> Explanation:
+    """Explains the decisions of callbacks on records.
+
+    Args:
+        recorded: the callbacks.
+        records: of the run.
+        stops: those that the run has noted, each with owner, reason, step and epoch.
+        ended: whether the run has ended, and so called `on_train_end`.
+    """
+    callbacks, unexplained = recorded
     out = replayed(callbacks, records)
     names = dict(callbacks.items())
-    ended = run_folder.is_complete or (bool(stops) and member is not None)
     events = list(_events(names, records, out, ended))
     known = {(e.callback, e.step) for e in events if e.action == "Stop"}
     for owner, reason, step, epoch, *_ in stops:
@@ -154,24 +102,6 @@ def explain(run_folder: RunFolder, member: int | None = None) -> Explanation:
     events.sort(key=lambda event: event.step)
     problems = tuple(_problems(records, out, stops, known, names))
     return Explanation(tuple(events), tuple(near_misses(names, records, out)), unexplained, problems)
-
-
-def records_of(run_folder: RunFolder, member: int | None) -> Records | None:
-    """Returns the records of a run, or of a member of a sweep; None before the first record.
-
-    Raises:
-        DataError: for a damaged history, and for a member that does not exist, or is needed and missing.
-    """
-    run_folder.check_history()
-    members = run_folder.members
-    if not members:
-        return None
-    if member not in members:
-        if None in members:
-            raise DataError(f"{run_folder.path} is a single run, so it has no member {member}. Leave --member out.")
-        known = ", ".join(map(str, list(members)[:12])) + (", ..." if len(members) > 12 else "")
-        raise DataError(f"{run_folder.path} is a sweep: expected one of its members {known}, got {member} (--member).")
-    return members[member]
 
 
 def _events(names: Mapping[str, Any], records: Records, out: Replayed, ended: bool) -> Iterator[Event]:

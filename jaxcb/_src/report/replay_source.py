@@ -10,10 +10,15 @@ from jaxcb._src.core.metric_names import infer_mode_or_none
 from jaxcb._src.history.logs import read_log
 from jaxcb._src.history.reader import Records
 from jaxcb._src.report.callback_text import make
-from jaxcb._src.report.explain import Recorded, recorded_callbacks, records_of
-from jaxcb._src.report.run_folder import RunFolder, is_run, monitor_of, open_path
+from jaxcb._src.report.fetched import fetch
+from jaxcb._src.report.find import is_run, open_run
+from jaxcb._src.report.judge import monitor_of
+from jaxcb._src.report.recorded import Recorded, recorded_callbacks, records_of
+from jaxcb._src.report.run_folder import RunFolder
 from jaxcb._src.report.what_if import WhatIf, controls_of, what_if
+from jaxcb._src.utils.address import Address
 from jaxcb._src.utils.errors import DataError, MissingMetricError, did_you_mean
+from jaxcb._src.utils.local_path import local_path_or_address
 
 
 class Source(NamedTuple):
@@ -28,7 +33,7 @@ class Source(NamedTuple):
         monitor: the metric by which the run is judged, and its direction; None if no name implies one.
     """
 
-    path: Path
+    path: str
     records: Records
     callbacks: Chain
     recorded: Recorded | None
@@ -55,17 +60,18 @@ def open_source(path: str | Path, member: int | None = None, texts: Sequence[str
         CallbackTextError: for a text that is not a callback.
     """
     given = [make(text) for text in texts]
-    place = open_path(path)
+    address = local_path_or_address("jaxcb", "path", path)
+    place = fetch(address) if isinstance(address, Address) else address
     if not (place.is_dir() and is_run(place)):
         records = read_log(place)
-        return Source(place, records, chain(*given), None, (), monitor_of(records.names))
-    folder = RunFolder(place)
+        return Source(str(address), records, chain(*given), None, (), monitor_of(records.names))
+    folder = RunFolder(place, address=address) if isinstance(address, Address) else open_run(address)
     records = records_of(folder, member)
     if records is None:
         raise DataError(f"{path} has no records yet, so there is nothing to replay.")
     recorded = recorded_callbacks(folder, records)
     callbacks = chain(*given) if given else _deciding(recorded.chain)
-    return Source(place, records, callbacks, recorded, folder.stops(member), folder.monitor)
+    return Source(str(address), records, callbacks, recorded, folder.stops(member), folder.monitor)
 
 
 def _deciding(callbacks: Chain) -> Chain:

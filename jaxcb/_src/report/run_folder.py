@@ -4,60 +4,30 @@ All that is read here may be a stranger's: manifests, records and histories are 
 bounded. Nothing is unpickled, and no name in a run is imported.
 """
 
-import contextlib
 import functools
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from jaxcb._src.checkpointing import manifest as _manifest
 from jaxcb._src.checkpointing.layout import (
     CHECKPOINTS,
-    FACTS,
     RESULT,
     TABLE,
     checkpoint_place,
     checkpoints_in,
     described_fields,
 )
-from jaxcb._src.checkpointing.manifest import Saved, UnusableError
-from jaxcb._src.core.metric_names import infer_mode_or_none
-from jaxcb._src.history.reader import HISTORY, RATES, Records, read_members
+from jaxcb._src.checkpointing.manifest import Saved
+from jaxcb._src.history.reader import HISTORY, Records, read_members
+from jaxcb._src.report.checkpoints import Checkpoint, newest_facts, read_checkpoint
+from jaxcb._src.report.judge import best_of, monitor_of
 from jaxcb._src.report.running import is_locked
-from jaxcb._src.storage.ownership import FOLDER, RECORD, RunRecord
-from jaxcb._src.storage.schema import FormError
-from jaxcb._src.utils.errors import DataError, did_you_mean
-from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.storage.ownership import RunRecord
+from jaxcb._src.utils.address import Address
+from jaxcb._src.utils.errors import DataError
 
 _STORES = (CHECKPOINTS, RESULT)
 _NEVER_RUNS = {".git", ".jaxcb", "__pycache__", "node_modules", ".venv", CHECKPOINTS, RESULT}
-
-
-class NotARunError(ValueError):
-    """A path that is not the directory of a run; the message says what was looked for."""
-
-
-class Checkpoint(NamedTuple):
-    """A checkpoint of a run, as its manifest describes it.
-
-    Attributes:
-        path: its directory.
-        step: updates done, by its name.
-        kind: "checkpoints" for one of the training, "result" for the result of a completed run.
-        saved: its contents; None if the manifest cannot be used.
-        reason: why it cannot be used; empty otherwise.
-        bytes: the size of its files, by the manifest.
-    """
-
-    path: Path
-    step: int
-    kind: str
-    saved: Saved | None
-    reason: str
-    bytes: int
 
 
 class Standing(NamedTuple):
@@ -80,71 +50,39 @@ class Standing(NamedTuple):
     elapsed: float | None
 
 
-def open_path(text: str | Path) -> Path:
-    """Returns the local path of a run or a log that a user names. Addresses of buckets are to be fetched here."""
-    return local_path("jaxcb", "path", text)
-
-
-def is_run(directory: Path) -> bool:
-    """Returns whether a directory contains a run: its record, or a checkpoint of it."""
-    return (directory / FOLDER / RECORD).is_file() or any(checkpoints_in(directory / name) for name in _STORES)
-
-
-def find_runs(directory: Path, depth: int = 8) -> Iterator["RunFolder"]:
-    """Yields the runs in a directory and below it, in the order of their names. Links are not followed.
-
-    Args:
-        directory: where to look.
-        depth: levels of directories below it to look into.
-    """
-    if is_run(directory):
-        run = RunFolder(directory)
-        parts = [part for part in _directories(directory) if is_run(part)]
-        # a sweep whose members needed several programs has a part for each, and is none itself
-        if not parts or checkpoints_in(directory / CHECKPOINTS):
-            yield run
-        for part in parts:
-            yield from find_runs(part, depth)
-        return  # what else a run has made is not looked into
-    for found in _directories(directory) if depth else ():
-        yield from find_runs(found, depth - 1)
-
-
-def _directories(directory: Path) -> list[Path]:
-    """Returns the directories in a directory, sorted, without those that never are runs."""
-    try:
-        entries = [entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return []
-    return [directory / name for name in sorted(entries) if name not in _NEVER_RUNS]
-
-
 class RunFolder:
-    """The directory of a run.
+    """The directory of a run; `open_run` opens one that a user names.
 
     Args:
         path: the directory.
+        address: where in a bucket it was fetched from; None for a directory of this machine.
+        is_running: whether the run is being trained, or a function that finds out; None to look at the lock.
 
-    Raises:
-        NotARunError: if it is none; the message names what was looked for, and runs below it.
+    Attributes:
+        path: the directory on this machine.
+        address: where it was fetched from, or None.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = open_path(path)
-        if not self.path.is_dir():
-            near = [p.name for p in self.path.parent.iterdir() if p.is_dir()] if self.path.parent.is_dir() else []
-            what = "is a file" if self.path.exists() else "does not exist"
-            raise NotARunError(
-                f"{path} {what}, expected the directory of a run, the run_dir= of fit."
-                f"{did_you_mean(self.path.name, near)}"
-            )
-        if not is_run(self.path):
-            below = [str(run.path.relative_to(self.path)) for run in find_runs(self.path, depth=2)][:5]
-            more = f" Runs below it: {', '.join(below)}." if below else ""
-            raise NotARunError(
-                f"{path} is not the directory of a run: it has neither {FOLDER}/{RECORD} nor a checkpoint in "
-                f"{CHECKPOINTS}/ or {RESULT}/.{more}"
-            )
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        address: Address | None = None,
+        is_running: bool | Callable[[], bool] | None = None,
+    ) -> None:
+        self.path, self.address, self._is_running = Path(path), address, is_running
+
+    @property
+    def shown(self) -> str:
+        """What people call it: its address, or its path."""
+        return str(self.address or self.path)
+
+    @functools.cached_property
+    def is_running(self) -> bool:
+        """Whether the run is being trained."""
+        if self._is_running is None:
+            return is_locked(self.path)
+        return self._is_running if isinstance(self._is_running, bool) else self._is_running()
 
     @functools.cached_property
     def record(self) -> RunRecord | None:
@@ -163,7 +101,7 @@ class RunFolder:
     @functools.cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """All checkpoints, the oldest first; the result of a completed run is the last one."""
-        found = [_checkpoint(path, kind) for kind in _STORES for path in checkpoints_in(self.path / kind)]
+        found = [read_checkpoint(path, kind) for kind in _STORES for path in checkpoints_in(self.path / kind)]
         return tuple(sorted(found, key=lambda c: (c.kind == RESULT, *checkpoint_place(c.path.name))))
 
     @functools.cached_property
@@ -175,7 +113,7 @@ class RunFolder:
     @functools.cached_property
     def facts(self) -> Mapping[str, Any]:
         """The metadata of the newest checkpoint of the training that can be used; empty if there is none."""
-        return _newest_facts(self.path / CHECKPOINTS)
+        return newest_facts(self.path / CHECKPOINTS)
 
     @property
     def written(self) -> list[str]:
@@ -191,7 +129,7 @@ class RunFolder:
     @property
     def is_complete(self) -> bool:
         """Whether the run has ended by itself, and its result was saved."""
-        result = _newest_facts(self.path / RESULT)
+        result = newest_facts(self.path / RESULT)
         return bool(self.facts.get("over")) and result.get("step") == self.facts["step"]
 
     @functools.cached_property
@@ -251,7 +189,7 @@ class RunFolder:
         last = [(int(r.step[-1]), int(r.epoch[-1]) + 1) for r in self.members.values()]
         step = max([facts.get("step", 0), *(step for step, _ in last)])
         epoch = max([facts.get("epoch", 0), *(epoch for _, epoch in last)])
-        if is_locked(self.path):
+        if self.is_running:
             state = "running"
         elif self.history_problem or (not facts and self.checkpoints):
             state = "damaged"
@@ -319,52 +257,6 @@ class RunFolder:
         """The table of a sweep's members; None if there is none."""
         path = self.path / TABLE
         return path if path.is_file() else None
-
-
-def monitor_of(names: Any) -> tuple[str, str] | None:
-    """Returns the metric by which a log is judged, and its direction; None if no name implies one."""
-    last = {"val_loss": 0, "loss": 2}
-    order = sorted(names, key=lambda name: (last.get(name, 1 if name.startswith("val_") else 3), name))
-    return next(((n, mode) for n in order if n not in RATES and (mode := infer_mode_or_none(n))), None)
-
-
-def best_of(records: Records, name: str, mode: str) -> tuple[float, int] | None:
-    """Returns the best report of a metric and its epoch, from 0; None if no report is a number."""
-    values = reports_of(records, name).astype(np.float64)
-    if np.all(np.isnan(values)):
-        return None
-    row = int(np.nanargmin(values) if mode == "min" else np.nanargmax(values))
-    return float(records.values[row, records.names.index(name)]), int(records.epoch[row])
-
-
-def reports_of(records: Records, name: str) -> np.ndarray:
-    """Returns the values of a metric, NaN at records at which it was not reported, float32 (records,)."""
-    at = records.names.index(name)
-    return np.where(records.fresh[:, at], records.values[:, at], np.float32(np.nan))
-
-
-def _newest_facts(store: Path) -> dict[str, Any]:
-    """Returns the metadata of the newest checkpoint that can be used; empty if there is none."""
-    for path in sorted(checkpoints_in(store), key=lambda path: checkpoint_place(path.name), reverse=True):
-        with contextlib.suppress(UnusableError, FormError):
-            step, facts = _manifest.read_facts(path)
-            FACTS(facts, "facts")
-            if facts["step"] == step:
-                return facts
-    return {}
-
-
-def _checkpoint(path: Path, kind: str) -> Checkpoint:
-    """Reads the manifest of a checkpoint."""
-    step = checkpoint_place(path.name)[0]
-    try:
-        saved, files = _manifest.read(path)
-        FACTS(saved.facts, "facts")
-    except UnusableError as error:
-        return Checkpoint(path, step, kind, None, str(error), 0)
-    except FormError as error:
-        return Checkpoint(path, step, kind, None, f"{_manifest.NAME} has invalid contents: {error}", 0)
-    return Checkpoint(path, step, kind, saved, "", sum(size for size, _ in files.values()))
 
 
 def _short(fact: Any) -> Any:

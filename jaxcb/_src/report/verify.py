@@ -19,7 +19,8 @@ from jaxcb._src.checkpointing.layout import CHECKPOINT, CHECKPOINTS, FACTS, RESU
 from jaxcb._src.checkpointing.manifest import DamagedError, UnusableError
 from jaxcb._src.core.metric_names import MISSING
 from jaxcb._src.history.reader import HISTORY, read_members
-from jaxcb._src.report.run_folder import Checkpoint, RunFolder
+from jaxcb._src.report.checkpoints import Checkpoint
+from jaxcb._src.report.run_folder import RunFolder
 from jaxcb._src.report.stored_arrays import UnreadableError, check_array
 from jaxcb._src.storage.ownership import Prefix, RunRecord, is_inside
 from jaxcb._src.utils.errors import DataError

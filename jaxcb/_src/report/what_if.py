@@ -17,8 +17,8 @@ from jaxcb._src.core.chain import Chain, chain, stacked_callbacks
 from jaxcb._src.history.reader import Records
 from jaxcb._src.replay.grid import by_structure, host_device
 from jaxcb._src.replay.program import ReplaySpec, Rows, program_of, replay_function, run
-from jaxcb._src.report.explain import Recorded, replayed
-from jaxcb._src.report.run_folder import best_of, reports_of
+from jaxcb._src.report.judge import best_of, reports_of
+from jaxcb._src.report.recorded import Recorded, replayed
 from jaxcb._src.sweep.overrides import with_overrides
 from jaxcb._src.sweep.space import Point
 from jaxcb._src.training.training_config import TrainingConfig

@@ -13,6 +13,7 @@ from jaxcb._src.storage.ownership import is_run_id, read_bytes, remove_files, wr
 MARK = "orbax.checkpoint"  # a file in each checkpoint; `ocp.is_orbax_checkpoint` returns True for any directory
 _MARKS = (MARK, "_CHECKPOINT_METADATA", "_METADATA")  # any reader looks for one of these in a checkpoint
 _RECORD = "jaxcb.json"
+_LONGEST = 255 - len(".0123456789abcdef.jaxcb-new.orbax-checkpoint-tmp")  # bytes of a name
 # files that Orbax writes, for exports that were made before they had a record
 _ORBAX = re.compile(
     r"_CHECKPOINT_METADATA|orbax\.checkpoint|commit_success\.txt|(?:\w+/)?(?:_METADATA|_sharding|"
@@ -32,6 +33,25 @@ def contents(export: Path) -> tuple[str | None, set[str]]:
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
     return None, {name for name in _files(export) if _ORBAX.fullmatch(name)}
+
+
+def check_free(path: Path) -> None:
+    """Checks that an export may be written to a path: nothing is there, or another export.
+
+    Raises:
+        FileExistsError: for anything else.
+        ValueError: for a name that leaves no room for the names that the export has until it is complete.
+    """
+    size, most = len(os.fsencode(path.name)), _LONGEST
+    if size > most:
+        raise ValueError(
+            f"{path.name!r} has {size} bytes, and the name of a checkpoint may have {most}: it is longer while it is "
+            "written. Give a shorter name."
+        )
+    if path.is_symlink():
+        raise FileExistsError(f"{path} is a link, so it is not replaced. Remove it, or give the path that it leads to.")
+    if path.exists() and not (path / MARK).is_file():
+        raise FileExistsError(f"{path} is not an Orbax checkpoint, so it is not replaced. Give another path.")
 
 
 def begin(path: Path, run: str) -> Path:
@@ -70,6 +90,8 @@ def remove(path: Path, run: str) -> None:
         path: its directory.
         run: id of the run that removes it.
     """
+    if path.is_symlink():
+        return
     _, files = contents(path)
     if set(_files(path)) <= files:
         gone = _beside(path, run, "gone")

@@ -28,6 +28,7 @@ import numpy as np
 
 _PARTS = "ocdbt.process_*"  # directories of the arrays that each process wrote
 _INDEX = "manifest.ocdbt"  # index of the arrays of all processes
+_COUNTER = "get_tensorstore_raw_bytes"  # a private function of Orbax
 
 EXCLUSIVE = threading.Lock()  # held from the begin of an operation until all of it is on disk
 
@@ -88,24 +89,32 @@ def metadata(path: str) -> Any:
 
 @contextlib.contextmanager
 def _operation() -> Iterator[None]:
-    """Waits for any other operation; others wait until this one is over.
+    """Waits for any other operation; others wait until this one is over."""
+    with EXCLUSIVE, _quiet(), _uncounted():
+        yield
 
-    Meanwhile Orbax does not count the bytes that were read or written, which it only logs. Orbax (0.12.8) asks
-    TensorStore for its metrics in each operation, and TensorStore (0.1.80 to 0.1.86) never frees the lists that
-    `experimental_collect_matching_metrics` returns: about 20 objects for each checkpoint.
+
+@contextlib.contextmanager
+def _uncounted() -> Iterator[None]:
+    """Keeps Orbax from counting the bytes that it reads and writes, which it only logs.
+
+    Orbax (0.12.8) asks TensorStore for its metrics in each operation, and TensorStore (0.1.80 to 0.1.86) never frees
+    the lists that `experimental_collect_matching_metrics` returns: about 20 objects for each checkpoint. Orbax has no
+    option for this, so its function is replaced; where another version has none of this name, it counts.
     """
-    from orbax.checkpoint._src.serialization import tensorstore_utils
-
-    with EXCLUSIVE, _quiet():
-        counted = getattr(tensorstore_utils, "get_tensorstore_raw_bytes", None)
-        if counted is None:  # another version
-            yield
-            return
-        tensorstore_utils.get_tensorstore_raw_bytes = lambda *args, **kwargs: 0
-        try:
-            yield
-        finally:
-            tensorstore_utils.get_tensorstore_raw_bytes = counted
+    try:
+        from orbax.checkpoint._src.serialization import tensorstore_utils
+    except ImportError:
+        tensorstore_utils = None
+    counted = getattr(tensorstore_utils, _COUNTER, None)
+    if counted is None:
+        yield
+        return
+    setattr(tensorstore_utils, _COUNTER, lambda *args, **kwargs: 0)
+    try:
+        yield
+    finally:
+        setattr(tensorstore_utils, _COUNTER, counted)
 
 
 class _ThreadErrors(logging.Filter):
@@ -138,9 +147,18 @@ def check_place(path: Path) -> None:
     """
     text = os.fspath(path)
     odd = "a backslash, which it treats as a slash" if "\\" in text and os.sep == "/" else ""
+    odd = odd or ("" if _is_utf8(text) else "bytes that are not UTF-8, of which all names in TensorStore are")
     odd = odd or ("'gs:' at the end of a name, which it treats as a bucket" if "gs:/" in f"{text}/" else "")
     if odd:
         raise ValueError(f"Orbax cannot write checkpoints to {text!r}: it contains {odd}. Pass another path.")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def local(path: str | Path) -> Any:

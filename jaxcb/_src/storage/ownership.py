@@ -65,6 +65,7 @@ def write_durably(path: Path, data: bytes, half: Path) -> None:
         data: its content.
         half: its name until it is on the disk.
     """
+    half.unlink(missing_ok=True)  # it might be a link
     with half.open("wb") as file:
         file.write(data)
         file.flush()
@@ -110,8 +111,10 @@ def remove_files(directory: Path, names: Collection[str], *, last: Sequence[str]
         last: names to remove after all others, in this order.
 
     Returns:
-        Whether the directory was removed. Other files and their directories are kept.
+        Whether the directory was removed. Other files and their directories are kept, and so is a link to a directory.
     """
+    if directory.is_symlink():
+        return False
     found, folders = [], []
     for folder, _, files in os.walk(directory, topdown=False):
         folders.append(Path(folder))
@@ -239,7 +242,8 @@ class RunRecord:
         lines = [{"format": _FORMAT, "run": self.run}, *({"made": k, "files": v} for k, v in self.made.items())]
         data = b"".join(map(_line, lines))
         self._path.parent.mkdir(exist_ok=True)
-        write_durably(self._path, data, self._path.with_name(f"{RECORD}.{self.run}.half"))
+        with named("the record of the run's files", self._path):
+            write_durably(self._path, data, self._path.with_name(f"{RECORD}.{self.run}.half"))
         self._size = len(data)
 
     def make(self, key: str, files: Sequence[str] = ()) -> None:

@@ -17,6 +17,7 @@ from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import Step
 from jaxcb._src.training.training_config import TrainingConfig
 from jaxcb._src.utils.errors import DataError, check_bool, check_int, check_seed
+from jaxcb._src.utils.flat_jit import eval_shape
 
 _PRECISION = 32  # the search ends where one part in so many is left
 _MOST_GROWTH = 16  # factor between two sizes while all fit
@@ -102,7 +103,7 @@ def largest_batch_size(  # noqa: PLR0913
     if multiple > rows:
         raise ValueError(f"{owner}: multiple_of={multiple} is more than the {rows} rows of train_data.")
     training = TrainingConfig(seed, optimizer, learning_rate, as_chain(callbacks))
-    state = jax.eval_shape(lambda: prepared_state(training.train_state(adapt(model)), training.callbacks)[0])
+    state = eval_shape(lambda: prepared_state(training.train_state(adapt(model)), training.callbacks)[0])
     device = next(iter(jax.numpy.zeros(()).devices()))
     memory = int(free_bytes([device]) * _MARGIN) if memory is None else memory
     kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) if resident else 0
@@ -166,7 +167,13 @@ def _batch(shapes: Any, size: int) -> Any:
 
 def _bytes_of_step(step: Step, state: TrainState, batch: Any) -> int:
     """Returns the bytes that a compiled training step needs while it runs, its donated train state counted once."""
-    stats = jax.jit(step, donate_argnums=0).lower(state, batch).compile().memory_analysis()
+    leaves, structure = jax.tree.flatten(state)
+
+    def run(leaves: list[Any], batch: Any) -> list[Any]:
+        return jax.tree.leaves(step(jax.tree.unflatten(structure, leaves), batch))
+
+    # lists, so that no cache of JAX refers to the optimizer
+    stats = jax.jit(run, donate_argnums=0).lower(leaves, batch).compile().memory_analysis()
     if stats is None:
         raise NotImplementedError(f"the backend {jax.default_backend()} does not tell how much memory a program needs.")
     return (

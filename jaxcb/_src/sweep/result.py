@@ -13,7 +13,7 @@ import numpy as np
 from jaxcb._src.core.metrics import infer_mode_or_none, resolve_mode
 from jaxcb._src.history.history import RunHistory
 from jaxcb._src.loop.host.stops import StopRecord
-from jaxcb._src.loop.result import Result, delivered
+from jaxcb._src.loop.result import Result, delivered, pages_of_results
 from jaxcb._src.sweep.members import Member
 from jaxcb._src.sweep.space import Point
 from jaxcb._src.training.train_state import TrainState
@@ -262,6 +262,23 @@ class SweepResult(Sequence[Result]):
             rows.writerow(columns)
             rows.writerows(zip(*columns.values(), strict=True))
         return path
+
+    def report(self, path: str | Path = "report.html") -> Path:
+        """Writes a report: one HTML file with the table of members, parallel coordinates and the members' curves.
+
+        It has no scripts and needs no network. Of a sweep with a `run_dir` it is the page of `jaxcb report RUN_DIR`. A
+        notebook shows the same page.
+
+        Args:
+            path: the file to write.
+
+        Returns:
+            Its path.
+        """
+        return pages_of_results().write(self, local_path("SweepResult.report", "path", path))
+
+    def _repr_html_(self) -> str:
+        return pages_of_results().fragment(self)
 
     def show(self, monitor: str = "val_loss", mode: Literal["auto", "min", "max"] = "auto", *, rows: int = 20) -> None:
         """Prints the table with rich, the best members first."""

@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
+from jaxcb._src.callbacks.html_report import HTMLReport
 from jaxcb._src.checkpointing.layout import CHECKPOINTS, TABLE
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.chain import AsCallback, as_chain
@@ -21,15 +23,16 @@ from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.population import Population
 from jaxcb._src.loop.run import open_place, run_training
 from jaxcb._src.models.trainable import Filter
-from jaxcb._src.storage.ownership import RunRecord
+from jaxcb._src.storage.ownership import FOLDER, RECORD, RunRecord
 from jaxcb._src.sweep.members import Member, bytes_of, describe_group, group_by_program, make_members, stack_members
 from jaxcb._src.sweep.result import Part, SweepResult
 from jaxcb._src.sweep.space import Point, as_points
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.training.train_step import EvalStep, Step
 from jaxcb._src.training.training_config import Optimizer, Rate, TrainingConfig
-from jaxcb._src.utils.address import Address
+from jaxcb._src.utils.address import Address, parse_address
 from jaxcb._src.utils.errors import DataError, check_bool, check_choice, check_int
+from jaxcb._src.utils.local_path import check_no_link_out, local_path
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.history import HistoryWriter
 
@@ -199,7 +202,8 @@ def sweep(  # noqa: PLR0913
             _refuse_others_table(directory)
         if verbose != 0 and jax.process_index() == 0:
             _say_groups(groups, len(where))
-        step, eval_step = Step(loss_fn, class_weight=class_weight), EvalStep(loss_fn, class_weight=class_weight)
+        step = Step(loss_fn, class_weight=class_weight).for_population()
+        eval_step = EvalStep(loss_fn, class_weight=class_weight)
         result = SweepResult(tuple(points), (), directory)
         for number, group in enumerate(where):
             # without a directory, `run_dir` may be an address, which a trial run does not open
@@ -211,7 +215,7 @@ def sweep(  # noqa: PLR0913
                 train_data,
                 dataclasses.replace(config, run_dir=part),
                 population=Population(len(group), one.axes, one.seeds, strategy, repack, one.frozen_axis),
-                result=lambda driver, at, context, group=group, done=result.parts: SweepResult(
+                result=lambda driver, at, context, _, group=group, done=result.parts: SweepResult(
                     tuple(points), (*done, _part(group, driver, at, context)), directory
                 ),
             )
@@ -219,6 +223,7 @@ def sweep(  # noqa: PLR0913
                 return result
         if directory is not None and not config.is_trial:
             _write_table(result, directory)
+            _renew_reports(result, directory, base.callbacks.callbacks)
     return result
 
 
@@ -241,8 +246,26 @@ def _write_table(result: SweepResult, directory: Path) -> None:
     result.write_table(directory / TABLE)
 
 
+def _renew_reports(result: SweepResult, directory: Path, callbacks: Sequence[Callback]) -> None:
+    """Renews the reports, which show the table: it is written when the last part of the sweep has ended."""
+    names = [c.filename for c in callbacks if isinstance(c, HTMLReport)]
+    for name in names if jax.process_count() == 1 else ():
+        if parse_address("HTMLReport", "filename", name) is not None:
+            continue  # a run without the table is there
+        path = local_path("HTMLReport", "filename", name, below=directory)
+        record = RunRecord.read(directory)
+        if record is not None and path.is_relative_to(directory):
+            record.make(path.relative_to(directory).as_posix())
+        try:
+            result.report(path)
+        except OSError as error:
+            warnings.warn(f"jaxcb: the report could not be written: {error}", RuntimeWarning, stacklevel=3)
+
+
 def _refuse_others_table(directory: Path) -> None:
     """Raises an error where the table's place is taken by what no sweep in this directory has written."""
+    for path in (directory / TABLE, directory / FOLDER / RECORD, *directory.glob("part_*")):
+        check_no_link_out(directory, path)
     record = RunRecord.read(directory)
     old = any((directory / name / CHECKPOINTS).is_dir() for name in ("", "part_0"))  # of the time before records
     known = TABLE in record.made if record is not None else old

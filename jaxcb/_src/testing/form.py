@@ -7,6 +7,8 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 
+from jaxcb._src.core.actions.base import Action, ControlAction
+from jaxcb._src.core.actions.host import Backup, Call, Checkpoint
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.testing.compare import difference, to_host
 from jaxcb._src.testing.drive import Subject, broken, for_all, subject_of
@@ -14,6 +16,7 @@ from jaxcb._src.testing.streams import Stream, streams
 from jaxcb._src.utils.errors import CallbackError
 
 _RTOL = 1e-5
+DECISIONS = (ControlAction, Backup, Call, Checkpoint)  # what is more than logging
 
 
 def check_one_meaning(
@@ -71,6 +74,8 @@ def check_fixed_form(
 ) -> None:
     """Law 3: structure, shapes and dtypes of state and actions never change; a run traces each hook once.
 
+    A class with `logs_only = True` returns no action that changes the run, saves it or calls a function.
+
     Args:
         callback: any callback.
         metrics: names of the metrics that it reads; found by tracing if None.
@@ -94,6 +99,8 @@ def check_fixed_form(
             raise broken("fixed form", subject, f"{hook} was traced {count} times over one run, expected once")
 
     expected = jax.eval_shape(lambda s, r: subject.run_row(subject.callback, s, r)[1], subject.init(), rows[0])
+    if subject.callback.logs_only:
+        _check_logs_only(subject, expected)
 
     def check(stream: Stream) -> None:
         rows = subject.row_list(stream)
@@ -106,6 +113,15 @@ def check_fixed_form(
             raise broken("fixed form", subject, str(error)) from error
 
     for_all(check, streams(subject.names, max_size=4), max_examples)
+
+
+def _check_logs_only(subject: Subject, expected: Any) -> None:
+    """Checks that a class that says so only logs."""
+    for hook, seen in expected.items():
+        for action in jax.tree.leaves(seen, is_leaf=lambda x: isinstance(x, Action)):
+            if isinstance(action, DECISIONS):
+                detail = f"{hook} returns {type(action).__name__}, but the class says logs_only = True"
+                raise broken("fixed form", subject, detail)
 
 
 def _form_changed(expected: Any, seen: Any) -> str | None:

@@ -12,6 +12,7 @@ from jaxcb._src.callbacks.csv_logger import CSVLogger
 from jaxcb._src.callbacks.early_stopping import EarlyStopping
 from jaxcb._src.callbacks.freeze import Freeze
 from jaxcb._src.callbacks.gradient_accumulation import GradientAccumulation
+from jaxcb._src.callbacks.html_report import HTMLReport
 from jaxcb._src.callbacks.hub_upload import HubUpload
 from jaxcb._src.callbacks.json_logger import JSONLogger
 from jaxcb._src.callbacks.lambda_callback import LambdaCallback
@@ -84,6 +85,7 @@ _EXAMPLES: tuple[Callable[[], Callback], ...] = (
     lambda: Freeze(("backbone/**", "*/bias"), until_epoch=2),
     lambda: GradientAccumulation(2),
     lambda: GradientAccumulation({1: 3, 3: 1}),
+    lambda: HTMLReport("pages/run.html"),
     lambda: HubUpload("user/name", kind="run"),
     lambda: JSONLogger("log.jsonl", every=2),
     lambda: LambdaCallback(on_batch_begin=_nothing, on_test_begin=print, on_test_end=print),

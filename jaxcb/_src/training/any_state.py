@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jaxcb._src.training.train_state import TrainState
+from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.utils.pytree import cast_like, to_strong_types
 
 
@@ -72,7 +73,7 @@ class AnyState:
             step: `(state) -> (state, metrics)`.
             state: the state, or its shapes.
         """
-        shapes = jax.eval_shape(to_strong_types, state)
+        shapes = eval_shape(to_strong_types, state)
 
         def train_step(train: TrainState, batch: Any = None) -> tuple[TrainState, Any]:
             del batch

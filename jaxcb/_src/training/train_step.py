@@ -1,5 +1,6 @@
 """`Step`: a training step in two parts, computing an update and applying it, with hooks and probes in between."""
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.names import check_pattern, leaf_name, matches
 from jaxcb._src.utils.program_key import Reference
 from jaxcb._src.utils.pytree import Struct, cast_like, select
+from jaxcb._src.utils.xla import stored
 
 _EVALUATION = 0x6576616C  # folded into the key, so that evaluation and training use different keys
 
@@ -67,6 +69,8 @@ class Step:
         (1.0, 1.0)
     """
 
+    _of_a_member = False
+
     def __init__(self, loss_fn: Callable[..., Any], *, class_weight: Mapping[int, float] | None = None) -> None:
         self._gradients: Callable[[TrainState, Any], Gradients] = LossGradients(LossFunction(loss_fn, class_weight))
 
@@ -95,9 +99,18 @@ class Step:
         step._gradients = CustomGradients(fn)
         return step
 
+    def for_population(self) -> "Step":
+        """Returns the step for the members of a population.
+
+        Members that share a batch have their gradients in one product of matrices, whose result XLA turns around.
+        """
+        step = copy.copy(self)
+        step._of_a_member = True
+        return step
+
     def program_key(self) -> Any:
         """Returns what decides its programs; see `key_of`."""
-        return self._gradients if type(self) is Step else Reference(self)
+        return (self._gradients, self._of_a_member) if type(self) is Step else Reference(self)
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         proposal = self.compute_update(state, batch)
@@ -111,6 +124,7 @@ class Step:
         grads = gradients.grads
         # of `optax.lookahead`, only the fast parameters have a gradient of their own
         grads = grads.fast if isinstance(grads, optax.LookaheadParams) else grads
+        grads = stored(grads) if self._of_a_member else grads
         functions = self._gradients.functions(state, batch) if isinstance(self._gradients, LossGradients) else {}
         updates, opt_state = _update(state, grads, gradients.values["loss"], functions)
         return PendingUpdate(gradients, updates, opt_state)

@@ -21,6 +21,7 @@ from jaxcb._src.training.learning_rate import (
 )
 from jaxcb._src.training.optimizer_groups import GroupedOptimizer, labels_of, named_groups, rates_of_groups
 from jaxcb._src.training.train_state import TrainState, checked_controls
+from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.utils.kept_programs import KeptFunction, kept_program
 from jaxcb._src.utils.program_key import key_of, tree_key
 from jaxcb._src.utils.pytree import to_strong_type
@@ -122,7 +123,7 @@ class TrainingConfig:
                     "learning_rate was given together with a ready-made optimizer, which has its own. Pass the "
                     "factory: optimizer=optax.adam, learning_rate=1e-3."
                 )
-            has_rate = bool(learning_rates(jax.eval_shape(optimizer.init, params)))
+            has_rate = bool(learning_rates(eval_shape(optimizer.init, params)))
             return optimizer if has_rate else scaled_updates(optimizer, name)
         if not callable(optimizer):
             raise TypeError(
@@ -198,11 +199,11 @@ class TrainingConfig:
         if opt_state is not None and other:
             assert tx is not None
             if self.optimizer is not None and not isinstance(tx, GroupedOptimizer):  # whose groups depend on the part
-                opt_state = _adopted(opt_state, jax.eval_shape(tx.init, begun.params), tx)
+                opt_state = _adopted(opt_state, eval_shape(tx.init, begun.params), tx)
             opt_state = _extended(opt_state, _begun(tx, state.params), tx)
         elif opt_state is not None and self.optimizer is not None:
             assert tx is not None
-            opt_state = _adopted(opt_state, jax.eval_shape(tx.init, state.params), tx)
+            opt_state = _adopted(opt_state, eval_shape(tx.init, state.params), tx)
         controls = {**state.controls, **TrainState.create(params={}, controls=self.controls).controls}
         return state.replace(tx=tx, opt_state=opt_state, controls=controls, weights={}, adapter=adapter)
 

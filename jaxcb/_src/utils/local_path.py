@@ -77,3 +77,37 @@ def local_path(owner: str, name: str, value: Any, *, below: Path | None = None) 
 def local_path_or_address(owner: str, name: str, value: Any) -> Path | Address:
     """Returns the address of a bucket, or the absolute path of anything else; arguments and errors as `local_path`."""
     return parse_address(owner, name, value) or local_path(owner, name, value)
+
+
+def link_out_of(directory: Path, path: Path) -> Path | None:
+    """Returns the link by which a path below a directory leads out of it; None if there is none.
+
+    Args:
+        directory: the directory, which may itself be a link.
+        path: a path, which need not exist. One that is not below the directory, or that leaves it by `..`, leads to
+            where its author wants, and not where a link leads.
+    """
+    if not path.is_relative_to(directory):
+        return None
+    names = path.relative_to(directory).parts
+    for number in range(1, 0 if ".." in names else len(names) + 1):
+        place = directory.joinpath(*names[:number])
+        if place.is_symlink() and not place.resolve().is_relative_to(directory.resolve()):
+            return place
+    return None
+
+
+def check_no_link_out(directory: Path, path: Path) -> None:
+    """Checks that what is written to a path below a directory stays there.
+
+    The directory may be a stranger's, whose links must not lead a run to files elsewhere.
+
+    Raises:
+        ValueError: for a path that leads out of the directory by a link.
+    """
+    link = link_out_of(directory, path)
+    if link is not None:
+        raise ValueError(
+            f"{link} is a link that leads out of the run's directory, to {os.path.realpath(link)}; nothing is written "
+            "there. Replace it by what it leads to, or pass that path itself."
+        )

@@ -52,6 +52,23 @@ def computed_once(array: Array, always: Array, like: Array) -> Array:
     return jax.lax.platform_dependent(array, always, like, cpu=in_a_branch, default=lambda array, always, like: array)
 
 
+def stored(tree: Any) -> Any:
+    """Returns a tree of arrays, such that XLA for NVIDIA GPUs stores each one as it is, before anything reads it.
+
+    XLA may otherwise compute an array in another order of its axes, and turn it around in the kernel that reads it. If
+    that kernel also updates an array, the update is not in place: the array is copied. Values do not change, and
+    programs for other platforms get nothing.
+
+    Args:
+        tree: the arrays; each has a border of its own, so that they need not exist at the same time.
+    """
+
+    def with_borders(tree: Any) -> Any:
+        return jax.tree.map(jax.lax.optimization_barrier, tree)
+
+    return jax.lax.platform_dependent(tree, cuda=with_borders, default=lambda tree: tree)
+
+
 def equal_outputs(jaxpr: Any) -> tuple[int, ...]:
     """Returns for each output of a jaxpr the index of the first output that is computed in the same way.
 

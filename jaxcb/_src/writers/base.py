@@ -25,13 +25,14 @@ from jaxcb._src.core.actions.logging import (
     Print,
     TrackioLog,
     WandbLog,
+    WriteReport,
 )
 from jaxcb._src.core.actions.tensorboard import TensorBoardAction
 from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.storage.failures import WriteFailures, named
 from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.utils.address import Address, parse_address
-from jaxcb._src.utils.local_path import local_path, working_directory
+from jaxcb._src.utils.local_path import check_no_link_out, local_path, working_directory
 from jaxcb._src.writers.files import AppendFile
 from jaxcb._src.writers.saved_checkpoints import SavedCheckpoints
 
@@ -94,6 +95,8 @@ class Context:
         self._appended: dict[str, AppendFile] = {}
         self.failure: BaseException | None = None
         self._owners: dict[Path, str] = {}
+        self._paths: set[Path] = set()  # that were checked
+        self._began_as: os.stat_result | None = None  # the run's directory
 
     def locate(self, bucket: Address | None) -> None:
         """Sets the address that the run's directory is copied to, before the first path is asked."""
@@ -114,6 +117,7 @@ class Context:
     ) -> None:
         """Sets the run's id and files, and the positions in files at the checkpoint from which it resumes."""
         self.checkpoint = saved_in
+        self._began_as = self.run_dir.stat() if self.run_dir is not None and self.run_dir.is_dir() else None
         self.record, self.resumed_files, self.inherits, self.complete = record, positions, inherits, complete
 
     def fail(self, error: BaseException | None) -> None:
@@ -131,7 +135,7 @@ class Context:
 
         Raises:
             TypeError: if `name` is not a path.
-            ValueError: if it is an address that is not below the run's, or empty.
+            ValueError: if it is an address that is not below the run's, empty, or leads out of `run_dir` by a link.
         """
         owner, base = owner or "Context.path", self.began_in if self.run_dir is None else self.run_dir
         address = parse_address(owner, "name", name)
@@ -142,22 +146,34 @@ class Context:
                     f"{owner}: {address} is not below the run_dir, which is {self.bucket or self.run_dir}. Pass a "
                     f"relative path, which is below run_dir, or a run_dir above it, such as '{address.parent}'."
                 )
-            return self.run_dir / below
+            return self._checked(self.run_dir / below)
         path = local_path(owner, "name", name, below=base)
         if self.trial and self.run_dir is not None:
             path = Path(os.path.normpath(path))  # so that a `..` does not leave the directory
             if not path.is_relative_to(self.run_dir):
                 return self.run_dir / path.relative_to(path.anchor)
+        return self._checked(path)
+
+    def _checked(self, path: Path) -> Path:
+        """Returns a path, after checking at its first use that no link leads it out of the run's directory."""
+        if self.run_dir is not None and path not in self._paths:
+            check_no_link_out(self.run_dir, path)
+            self._paths.add(path)
         return path
 
     def check_directory(self) -> None:
         """Checks that the run's directory is still there, before a file is made in it: it is not made again.
 
         Raises:
-            FileNotFoundError: if it was removed or moved.
+            FileNotFoundError: if it was removed, moved or replaced.
         """
-        if self.run_dir is not None and not self.run_dir.is_dir():
+        if self.run_dir is None:
+            return
+        if not self.run_dir.is_dir():
             raise FileNotFoundError(errno.ENOENT, "the directory of the run was removed or moved", str(self.run_dir))
+        if self._began_as is not None and not os.path.samestat(self.run_dir.stat(), self._began_as):
+            shown = "the directory of the run was moved, and another one is in its place"
+            raise FileNotFoundError(errno.ENOENT, shown, str(self.run_dir))
 
     def claim(self, path: Path, owner: str) -> None:
         """Registers a file of the run and its owner.
@@ -186,10 +202,17 @@ class Context:
             The file.
 
         Raises:
+            FileExistsError: if a file of unknown origin in the run's directory would be replaced.
             ValueError: if the run's own lines cannot be removed from a shared file.
         """
         key = self.key(path)
         alone = not append and self.run_dir is not None and path.resolve().is_relative_to(self.run_dir.resolve())
+        is_own = key in self.record.made or key in self.resumed_files
+        if alone and not is_own and path.is_file() and path.stat().st_size:
+            raise FileExistsError(
+                f"{path} is in the way: the run would replace it, and no record in {self.run_dir} shows that it is the "
+                "run's. Move it, or give another filename."
+            )
         file = AppendFile(
             path, what, append=append, record=self.record, key=key, shared=not alone, failures=self.failures
         )
@@ -303,6 +326,8 @@ _BUILT_IN = {
     WandbLog: "jaxcb._src.writers.trackers.wandb:WandbWriter",
     MLflowLog: "jaxcb._src.writers.trackers.mlflow:MLflowWriter",
     TrackioLog: "jaxcb._src.writers.trackers.trackio:TrackioWriter",
+    # it reads and replays the run, so it stands above the loop
+    WriteReport: "jaxcb._src.report.writer:ReportWriter",
     LogProgress: "jaxcb._src.writers.progress:ProgressWriter",
     Print: "jaxcb._src.writers.progress:ProgressWriter",
     TensorBoardAction: "jaxcb._src.writers.tensorboard.writer:TensorBoardWriter",

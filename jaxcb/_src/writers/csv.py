@@ -40,7 +40,7 @@ class Table:
                 self.columns = [*header, *(name for name in self.columns if name not in header)]
                 file.rewrite(lambda new: _rewrite(path, new, self.columns, separator))
             elif header != self.columns:
-                cure = "" if file.resumed else ", or append=False to replace the file"
+                cure = "" if file.resumed else ", or move the file"
                 shown = f"{path}, read with the separator {separator!r}, has the columns {header}, but this run writes "
                 raise ValueError(f"{shown}{self.columns}. Give another filename{cure}.")
 

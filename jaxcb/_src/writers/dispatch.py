@@ -46,12 +46,14 @@ class WriterDispatcher:
         return self._of[kind]
 
     def perform(self, records: Iterable[Any]) -> None:
-        """Performs records in order; if a writer fails, the records of other writers are still performed.
+        """Performs records in order, and flushes; if a writer fails, the records of other writers are still performed.
 
         Raises:
-            Exception: the first one that a writer raised, with a note on the action and its callback.
+            Exception: the first one that a writer raised, with notes on its action and callback, and on other writers
+                that failed.
         """
-        failed: dict[Writer, Exception] = {}
+        failed: set[Writer] = set()
+        errors: list[Exception] = []
         written: dict[Writer, None] = {}
         for record in records:
             action = record.action
@@ -63,11 +65,19 @@ class WriterDispatcher:
                 writer.write(record)
             except Exception as error:
                 error.add_note(f"This happened while writing a {type(action).__name__} of {action.owner}.")
-                failed[writer] = error
+                failed.add(writer)
+                errors.append(error)
         for writer in written:
-            writer.flush()
-        if failed:
-            raise next(iter(failed.values()))
+            try:
+                writer.flush()
+            except Exception as error:
+                error.add_note(f"This happened while {type(writer).__name__} passed on what it had written.")
+                errors.append(error)
+        if errors:
+            first, *others = errors
+            for error in others:
+                first.add_note(f"Another writer failed, too: {error!r}")
+            raise first
 
     def positions(self) -> dict[str, Any]:
         """Makes all output durable, and returns the position of each writer, as JSON."""

@@ -289,6 +289,7 @@ class AppendFile:
         self._record.rewrite(self._key)
         new = self.path.with_name(f"{self.path.name}.{self._record.run}.new")
         with self._named():
+            new.unlink(missing_ok=True)  # it might be a link
             write(new)
             new.replace(self.path)
         self._durable = Prefix()

@@ -61,7 +61,7 @@ class CheckpointWriter(Writer):
         if self.context.processes.is_primary:
             check_writable(path.parent, "checkpoints")
             if not action.when.shape:
-                _refuse_others(path)
+                _exports.check_free(path)
 
     def _claim(self, template: Path, owner: str) -> None:
         """Rejects paths that would replace or delete the checkpoints of another callback or of the run."""
@@ -112,7 +112,7 @@ class CheckpointWriter(Writer):
             with _noted(note):
                 self.context.claim(path, action.owner)
                 if self.context.processes.is_primary:
-                    _refuse_others(path)
+                    _exports.check_free(path)
                 _refuse_same_names(weights)
                 # with several processes, a save in the background could run collectives during a step
                 if not action.async_ or self.context.processes.is_multiprocess:
@@ -270,12 +270,6 @@ def _chosen(state: Any, what: str, callbacks: Mapping[str, Any]) -> Any:
     if what == "state":
         return state.replace(frozen=None)
     return {"params": state.evaluation_params(), "model_state": state.model_state}
-
-
-def _refuse_others(path: Path) -> None:
-    """Raises an error if something other than a checkpoint exists at the path."""
-    if path.exists() and not (path / _exports.MARK).is_file():
-        raise FileExistsError(f"{path} is not an Orbax checkpoint, so it is not replaced. Give another path.")
 
 
 def _refuse_same_names(tree: Any) -> None:

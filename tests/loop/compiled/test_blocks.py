@@ -185,6 +185,15 @@ def loops_around(jaxpr, inside, path=()):
                     yield from loops_around(inner, inside, path if own is None else (*path, own))
 
 
+def chunk_of(**how):
+    """Returns the jaxpr of a chunk of steps."""
+    driver = make_driver(control(), state_of(), **how)
+    device: Any = driver.device
+    inputs = device._without_steps(np.zeros(len(driver._host_metrics.names), np.float32))
+    chunk = jax.make_jaxpr(lambda leaves: device.executor._chunk._run(device.live.form, leaves, (), (inputs,)))
+    return chunk(device.live.leaves).jaxpr
+
+
 @pytest.mark.parametrize("metrics", [None, {"norm": jc.probes.grad_norm(every=4)}])
 def test_directly_around_a_step_is_a_loop_of_known_length(metrics):
     """A step is recognized by its matrix products: those of the batch of 16 rows."""
@@ -192,17 +201,18 @@ def test_directly_around_a_step_is_a_loop_of_known_length(metrics):
     def is_step(equation):
         return equation.primitive.name == "dot_general" and equation.invars[0].aval.shape[:1] == (16,)
 
-    driver = make_driver(control(), state_of(), metrics=metrics, block=7)
-    device: Any = driver.device
-    inputs = device._without_steps(np.zeros(len(driver._host_metrics.names), np.float32))
-    jaxpr = jax.make_jaxpr(lambda leaves: device.executor._chunk._run(device.live.form, leaves, (), (inputs,)))(
-        device.live.leaves
-    )
-    paths = list(loops_around(jaxpr.jaxpr, is_step))
+    paths = list(loops_around(chunk_of(metrics=metrics, block=7), is_step))
     in_blocks = [path for path in paths if path[-1:] == ("scan 7",)]
     assert set(in_blocks) == {("while", "while", "scan 7")}
     others = set(paths) - set(in_blocks)  # steps with probes and smaller batches, once a turn; validation
     assert all(path[:1] == ("while",) and path.count("while") <= 2 for path in others), others
+
+
+def test_a_rare_probe_is_one_branch_of_a_step():
+    """It looks and counts in the same one."""
+    chunk = chunk_of(metrics={"norm": jc.probes.grad_norm(every=4)})
+    branches = loops_around(chunk, lambda equation: equation.primitive.name == "cond")
+    assert list(branches).count(("while", "while")) == 2, "one in full batches, one in the smaller last batch"
 
 
 def state_of():

@@ -45,6 +45,7 @@ def compiled_chunk(monkeypatch, callbacks):
     return len(re.findall(r"\bfusion\(", text)), rows
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("make", [lambda i: jc.CSVLogger(f"{i}.csv"), lambda i: jc.callbacks.JSONLogger(f"{i}.jsonl")])
 def test_ten_loggers_cost_as_many_kernels_and_bytes_as_one(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

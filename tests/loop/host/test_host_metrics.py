@@ -3,6 +3,7 @@
 import csv
 import datetime
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -319,6 +320,7 @@ def test_each_peak_has_a_source():
     with PEAKS.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert all(float(row["teraflops"]) > 0 and ":" in row["source"] for row in rows if "tpu_info" not in row["source"])
+    assert all(re.fullmatch(r"\d+( or \d+)?", row["gigabytes"]) for row in rows)
     assert len({row["device"] for row in rows}) == len(rows)
 
 

@@ -16,6 +16,7 @@ bench = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bench)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
 @pytest.mark.parametrize("sharding", ["replicated", "fsdp"])
 def test_collectives_are_those_of_a_step_by_hand(sharding, executor):

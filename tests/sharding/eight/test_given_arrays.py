@@ -42,6 +42,7 @@ def streamed():
     return short(data=batches(ROWS), batch_size=None)
 
 
+@pytest.mark.everyday(1)
 @kinds
 @pytest.mark.parametrize("own", KINDS, ids=["for auto", "for explicit"])
 def test_the_mesh_of_a_run_may_be_set_around_it(kind, own, alone):
@@ -56,6 +57,7 @@ def test_a_set_mesh_that_the_run_does_not_have_is_refused(kind):
         short()
 
 
+@pytest.mark.everyday(1)
 @kinds
 def test_parameters_and_rows_may_lie_on_the_mesh(kind, alone):
     where = mesh_of(kind)
@@ -66,6 +68,7 @@ def test_parameters_and_rows_may_lie_on_the_mesh(kind, alone):
         check_same(short(params, data=data, validation_data=validation, mesh=where), alone)
 
 
+@pytest.mark.everyday(2)
 @kinds
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("devices", ["the mesh", "a device", "no mesh"])
@@ -116,6 +119,7 @@ def test_two_devices_need_a_mesh(alone):
         jc.predict(params, data[0], fn=lambda params, x: x @ params["a"]["kernel"])
 
 
+@pytest.mark.everyday(1)
 @kinds
 def test_evaluations_may_be_where_the_arrays_are(kind):
     where, params, data = mesh_of(kind), make_params(), make_data(50)
@@ -132,6 +136,7 @@ def test_evaluations_may_be_where_the_arrays_are(kind):
     np.testing.assert_allclose(out, data[0] @ params["b"]["kernel"][:64], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.everyday(1)
 @kinds
 def test_a_run_in_a_set_mesh_resumes(kind, tmp_path, alone):
     with jax.set_mesh(mesh_of(kind)):
@@ -140,6 +145,7 @@ def test_a_run_in_a_set_mesh_resumes(kind, tmp_path, alone):
     check_same(found, alone)
 
 
+@pytest.mark.everyday(1)
 @kinds
 def test_a_state_that_lies_on_a_mesh_goes_on(kind, alone):
     where = mesh_of(kind)
@@ -151,6 +157,7 @@ def test_a_state_that_lies_on_a_mesh_goes_on(kind, alone):
     assert np.isfinite(again.history["loss"]).all()
 
 
+@pytest.mark.everyday(1)
 @kinds
 def test_a_set_mesh_of_one_device_is_no_obstacle(kind, alone):
     with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(kind,))):

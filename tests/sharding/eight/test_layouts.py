@@ -19,6 +19,7 @@ def alone(executor: str, stream: bool) -> jc.Result:
 
 
 # each layout with both executors and both kinds of data, and no more than a half of what these make together
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("layout", "executor", "stream"),
     [
@@ -82,6 +83,7 @@ def test_each_function_is_traced_once_a_shape(executor):
     assert sorted(traces) == [(False, 18), (False, 32), (True, 12), (True, 32)]
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_evaluate_and_predict_equal_those_on_one_device(layout):
     how, params, data = layouts()[layout], make_params(), make_data(50)

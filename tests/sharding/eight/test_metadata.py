@@ -51,6 +51,7 @@ def make_nnx(devices):
         return Network(nnx.Rngs(0))
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("make", [make_linen, make_nnx])
 def test_the_metadata_places_parameters_and_moments(make):
     devices = mesh(4, 2, names=("data", "model"))

@@ -47,7 +47,7 @@ def test_a_run_whose_machines_vanish_ends_as_one_that_was_not_killed(s3, tmp_pat
     options = ("--save-freq", "48")
     seconds, rng, hits, number = whole_run(tmp_path / "whole", options), chance(), 0, 0
     while not hits:  # a run that ends before the first kill is made again
-        hits = vanish(Address("s3", "some-kills", f"run_{number}"), tmp_path, 4, options, seconds, rng).places.total()
+        hits = vanish(Address("s3", "some-kills", f"run_{number}"), tmp_path, 2, options, seconds, rng).places.total()
         number += 1
 
 

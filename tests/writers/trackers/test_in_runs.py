@@ -55,6 +55,7 @@ def close_to(rows, expected):
     assert len(rows) == expected.total()
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(("executor", "readable"), [("looped", True), ("stepped", False)])
 def test_a_resumed_run_is_one_run(executor, readable, tmp_path):
     runs = {}

@@ -50,6 +50,19 @@ class LogProgress(LogAction):
     verbose: Literal[0, 1, 2] | None = static(default=None)
 
 
+class WriteReport(LogAction):
+    """Has the report of the run written: one HTML file, which is renewed at each save and at the end of the run.
+
+    Attributes:
+        path: the file; a relative path is below `run_dir`, which the run needs.
+    """
+
+    path: str = static()
+
+    def __post_init__(self) -> None:
+        self._set("path", path_text("WriteReport", "path", self.path))
+
+
 class Print(LogAction):
     """Prints a line to the terminal: `text` is a template filled as `Stop.reason` is."""
 

@@ -281,7 +281,7 @@ class Program:
         # Constrain the shardings at both ends of a step. Otherwise XLA's partitioner chooses a layout for the body of
         # the surrounding loop, and reshards in every iteration.
         batch, carry = self.placement.split(batch), carry.replace(train=self.placement.constrain_state(carry.train))
-        before, happens = carry, True if ok is None else ok
+        before, happens, probed = carry, True if ok is None else ok, {}
         # Fixed for the whole step: a member that stops in `on_batch_begin` still completes this step, as in a single
         # run.
         alive = None if self.members is None else ~(carry.train.stop | carry.ended)
@@ -296,8 +296,8 @@ class Program:
                 )
             merging, at_times = split_reported(proposal.gradients.values)
             values = computed(merging, self.members is not None)
-            readings, due = self._run_probes(carry, proposal, batch, probing)
-            readings, due = _reported_at_times(at_times, readings, due, carry.step + 1)
+            readings, probed = self._run_probes(carry, proposal, batch, rows, probing)
+            readings, due = _reported_at_times(at_times, readings, carry.step + 1)
             seen, reported = _with_readings(values, readings)
             # a probe reports the step that it probed, which is not counted yet
             reported = {n: jnp.where(at < 0, at, at - 1) for n, at in reported.items()}
@@ -311,17 +311,17 @@ class Program:
             train, merging = call_preserving_identity(self.functions.first_half, carry.train, batch)
             merging, at_times = split_reported(merging)
             values = computed(merging, self.members is not None)
-            readings, due = _reported_at_times(at_times, carry.readings, {}, carry.step + 1)
+            readings, due = _reported_at_times(at_times, carry.readings, carry.step + 1)
             carry = carry.replace(readings=readings)
         train = self.placement.constrain_state(
             cast_like(train, carry.train, "train_step: the train state", error=ValueError)
         )
         if self.functions.debug:
             refuse_nan(carry.step + 1, metric=values, parameter=train.params)
-        windows = {**carry.windows, "": carry.windows[""].add(merging, rows)}
+        windows = {**carry.windows, **probed, "": carry.windows[""].add(merging, rows)}
         for name, was_due in due.items():
             window = carry.windows[name]
-            # a probe that is not due has an old value, which must not count twice
+            # what was not reported now has an old value, which must not count twice
             windows[name] = jax.lax.cond(
                 was_due, lambda w, r: w.add(r, rows), lambda w, _: w, window, carry.readings[name].values
             )
@@ -352,29 +352,33 @@ class Program:
         return carry, rings
 
     def _run_probes(
-        self, carry: LoopState, proposal: PendingUpdate, batch: Any, probing: bool
-    ) -> tuple[dict[str, ProbeValue], dict[str, Any]]:
+        self, carry: LoopState, proposal: PendingUpdate, batch: Any, rows: int, probing: bool
+    ) -> tuple[dict[str, ProbeValue], dict[str, MetricAccumulator]]:
         """Runs the probes that are due; the others keep their last values.
 
         Returns:
-            Probe -> value, and probe -> whether it was due, bool (). Probes that cannot be due have no entry there.
+            Probe -> value, and probe -> the values of the epoch so far. Probes that cannot be due have no entry there.
         """
-        readings, due = dict(carry.readings), {}
+        readings, windows = dict(carry.readings), {}
         for name, probe in self.functions.probes.items():
             if probe.every > 1 and not probing:
                 continue
-            probe_fn, last = self.functions.probe_functions[name], carry.readings[name]
-            due[name] = (carry.step + 1) % probe.every == 0
+            probe_fn = self.functions.probe_functions[name]
 
-            def look(last: ProbeValue, probe_fn: Any = probe_fn) -> ProbeValue:
+            def look(
+                last: ProbeValue, window: MetricAccumulator, probe_fn: Any = probe_fn
+            ) -> tuple[ProbeValue, MetricAccumulator]:
                 del last
-                return ProbeValue(probe_fn(carry.train, proposal, batch), carry.step + 1)
+                value = ProbeValue(probe_fn(carry.train, proposal, batch), carry.step + 1)
+                return value, window.add(value.values, rows)
 
+            given = carry.readings[name], carry.windows[name]
             if probe.every == 1:
-                readings[name] = look(last)
-            else:
-                readings[name] = jax.lax.cond(due[name], look, lambda last: last, last)
-        return readings, due
+                readings[name], windows[name] = look(*given)
+            else:  # one branch for both, since each one costs a step some time
+                due = (carry.step + 1) % probe.every == 0
+                readings[name], windows[name] = jax.lax.cond(due, look, lambda *same: same, *given)
+        return readings, windows
 
     # Validation
 
@@ -394,10 +398,10 @@ class Program:
 
 
 def _reported_at_times(
-    at_times: Mapping[str, Reported], readings: Mapping[str, ProbeValue], due: Mapping[str, Any], step: Any
+    at_times: Mapping[str, Reported], readings: Mapping[str, ProbeValue], step: Any
 ) -> tuple[dict[str, ProbeValue], dict[str, Any]]:
-    """Returns the last values, and which are due, with the metrics that the step itself reports at times."""
-    new, now = dict(readings), dict(due)
+    """Returns the last values, with the metrics that the step itself reports at times, and which of these it did."""
+    new, now = dict(readings), {}
     for name, own in at_times.items():
         last = readings[name]
         value = jnp.where(own.when, own.value.astype(jnp.float32), last.values[name])

@@ -5,6 +5,7 @@ because they hide a lost acknowledgement: the second attempt of a conditional pu
 fails. Here the object is read back and compared.
 """
 
+import datetime
 import os
 import random
 import threading
@@ -127,6 +128,13 @@ class Bucket:
             return None
         self._note(received=len(found.data))
         return found
+
+    def modified(self, name: str) -> datetime.datetime | None:
+        """Returns when an object was last written, by the clock of the store; None if there is none of this name."""
+        try:
+            return self._attempt("head", name, lambda: self._store.head(self._key(name)))["last_modified"]
+        except FileNotFoundError:
+            return None
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """Returns a part of an object.

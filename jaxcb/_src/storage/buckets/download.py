@@ -123,12 +123,13 @@ def restore(bucket: Bucket, index: Index, folder: Path, *, say: Callable[[str], 
 
 
 @contextlib.contextmanager
-def downloaded(address: Address, *, choose: Choose = list) -> Iterator[Path]:
+def downloaded(address: Address, *, choose: Choose = list, sizes: bool = False) -> Iterator[Path]:
     """Downloads a file or folder, and removes it afterwards.
 
     Args:
         address: below a run's address, or of plain objects.
         choose: returns which files of a folder are needed, of all their names below the address.
+        sizes: whether the other files are there, too, with their size and without their content.
 
     Yields:
         The path of the file or folder.
@@ -139,14 +140,14 @@ def downloaded(address: Address, *, choose: Choose = list) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="jaxcb-") as folder:
         for _ in range(_TRIES):
-            path = _download_below(address, Path(folder), choose)
+            path = _download_below(address, Path(folder), choose, sizes)
             if path is not None:
                 yield path
                 return
         raise FileNotFoundError(f"objects of {address} are missing, or change faster than they can be read.")
 
 
-def _download_below(address: Address, folder: Path, choose: Choose) -> Path | None:
+def _download_below(address: Address, folder: Path, choose: Choose, sizes: bool) -> Path | None:
     """Downloads into a folder, and returns the path there; None if it must be tried again."""
     for root in (address, *address.parents):
         bucket = Bucket(root)
@@ -160,18 +161,30 @@ def _download_below(address: Address, folder: Path, choose: Choose) -> Path | No
             raise FileNotFoundError(f"there is no {below!r} in the run at {root}. It has {', '.join(names[:20])}.")
         if below not in files:
             start = below and f"{below}/"
-            files = {start + n: files[start + n] for n in choose([name.removeprefix(start) for name in files])}
+            needed = {start + n: files[start + n] for n in choose([name.removeprefix(start) for name in files])}
             (folder / below).mkdir(parents=True, exist_ok=True)
+            if sizes:
+                _make_empty(folder, {n: e.size for n, e in files.items() if n not in needed})
+            files = needed
         return None if download(bucket, files, folder, say=print) else folder / below
-    return _download_plain(address, folder, choose)
+    return _download_plain(address, folder, choose, sizes)
 
 
-def _download_plain(address: Address, folder: Path, choose: Choose) -> Path:
+def _make_empty(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Makes files of a size, which have no content and take no room."""
+    for name, size in sizes.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("wb") as file:
+            file.truncate(size)
+
+
+def _download_plain(address: Address, folder: Path, choose: Choose, sizes: bool) -> Path:
     """Downloads objects that no run has written, each as a file."""
     bucket = Bucket(address.parent)
     name = address.key.rpartition("/")[2]
     start = name and f"{name}/"
-    found = [n.removeprefix(start) for n in bucket.list(name) if n.startswith(start)]
+    there = {n.removeprefix(start): size for n, size in bucket.list(name).items() if n.startswith(start)}
+    found = list(there)
     alone = bucket.get(name) if name and not found else None
     if alone is not None:
         (folder / name).write_bytes(alone.data)
@@ -181,7 +194,11 @@ def _download_plain(address: Address, folder: Path, choose: Choose) -> Path:
             f"there is nothing at {address}: no {MANIFEST} of a run at it or above, and no objects."
         )
     (folder / name).mkdir(exist_ok=True)
-    for key in (start + n for n in choose(found)):
+    needed = [start + n for n in choose(found)]
+    if sizes:
+        others = {start + n: size for n, size in there.items()}
+        _make_empty(folder, {n: size for n, size in others.items() if n not in needed and is_inside(n)})
+    for key in needed:
         if not is_inside(key):
             raise ValueError(f"{address} contains an object with the name {key!r}, which is not a file below it.")
         data = bucket.get(key)

@@ -26,6 +26,7 @@ from jaxcb._src.storage.schema import FormError, boolean, parse, record, text, w
 NAME = "lease.json"
 SECONDS = 30.0  # how long a lease lasts without being renewed
 _BRIEF_SECONDS = 1.0  # how long a renewal is retried that will be tried again anyway
+_CLOCKS = 60.0  # seconds by which the clocks of two machines may differ, where a person is told of it
 _LONGEST = 3600  # seconds; of a lease that another version wrote
 _FORM = record(
     {
@@ -248,6 +249,22 @@ def _identity(pid: int) -> str:
         return f"{boot} {os.readlink('/proc/self/ns/pid')} {pid} {'' if state in 'ZX' else started}"
     except (OSError, ValueError):
         return ""
+
+
+def is_held(bucket: Bucket) -> bool:
+    """Returns whether a process seems to write below an address, for people to read.
+
+    Its last renewal is compared with the clock of this machine, whose error is assumed to be below a minute.
+    """
+    found, modified = bucket.get(NAME), bucket.modified(NAME)
+    if found is None or modified is None:
+        return False
+    try:
+        known = parse(found.data, _FORM)
+    except FormError:  # of a stranger, or of another version
+        return False
+    age = datetime.datetime.now(datetime.UTC) - modified
+    return not (known["released"] or _is_dead(known["process"]) or age.total_seconds() > known["seconds"] + _CLOCKS)
 
 
 def _is_dead(process: str) -> bool:

@@ -122,6 +122,7 @@ class Projector:
 
     def _put(self, path: Path, content: bytes) -> str:
         """Writes a file durably; returns its path as in the configuration."""
+        path.unlink(missing_ok=True)  # it might be a link
         with path.open("wb") as file:
             file.write(content)
             file.flush()

@@ -64,7 +64,7 @@ class TensorBoardWriter(Writer):
         if has_pictures and importlib.util.find_spec("PIL") is None:
             raise ImportError(f"{action.owner} writes images, which needs Pillow: pip install pillow.")
         if isinstance(action, Embedding):
-            prefix = self.context.key(directory / ROOM)
+            prefix = self.context.key(self.context.path(str(directory / ROOM)))
             self._projectors.setdefault(directory, Projector(directory, self.context.record, prefix))
             if isinstance(action.labels, str) and not self._labels(action).is_file():
                 raise FileNotFoundError(

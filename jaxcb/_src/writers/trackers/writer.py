@@ -52,7 +52,7 @@ class TrackerWriter(Writer):
 
     def _on_disk(self, run_dir: Path, owner: str) -> DiskOutbox:
         context = self.context
-        path = run_dir / FOLDER / _OUTBOXES / f"{_slug(owner)}.jsonl"
+        path = self.context.path(str(run_dir / FOLDER / _OUTBOXES / f"{_slug(owner)}.jsonl"))
         journal = path.with_suffix(".sent.jsonl")
         file = context.append_file(path, f"records of {owner}")
         if not context.complete:
