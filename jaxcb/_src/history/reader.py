@@ -17,7 +17,7 @@ import numpy as np
 from jaxcb._src.core.metric_names import MISSING
 from jaxcb._src.utils.errors import DataError
 from jaxcb._src.utils.local_path import local_path
-from jaxcb._src.utils.names import is_rate
+from jaxcb._src.utils.names import is_rate, rate_metric
 
 POSITIONS = ("step", "epoch")
 RATES = ("learning_rate", "base_learning_rate", "lr_scale")  # columns of a run with one learning rate
@@ -26,6 +26,20 @@ JOURNAL = "host_metrics.csv"  # next to a run's history: host metrics, each row 
 PLACE = ("epoch", "step", "evaluated")  # columns of the journal: the position from which a row holds
 _LINE = 1 << 24  # characters
 _BLOCK = 65_536  # lines of a file that are in memory as text at the same time
+
+
+class RecordedRate(NamedTuple):
+    """A recorded learning rate; None for what has no column.
+
+    Attributes:
+        effective: the rate of the last update, float32 (records,).
+        base: that without the callbacks' factor, float32 (records,).
+        scale: the callbacks' factor, float32 (records,).
+    """
+
+    effective: np.ndarray | None
+    base: np.ndarray | None
+    scale: np.ndarray | None
 
 
 class Records(NamedTuple):
@@ -37,9 +51,7 @@ class Records(NamedTuple):
         reported: the step of that report, int32 (records, names); -1 before the first report.
         step: updates done, int32 (records,), increasing.
         epoch: from 0, int32 (records,).
-        base: the recorded base learning rate, float32 (records,); None if there is none.
-        rate: the recorded effective learning rate, float32 (records,); None if there is none.
-        scale: the recorded factor of the callbacks on the rate, float32 (records,); None if there is none.
+        rates: the recorded learning rates, by their names; the only one of a run has the name "".
     """
 
     names: tuple[str, ...]
@@ -47,9 +59,7 @@ class Records(NamedTuple):
     reported: np.ndarray
     step: np.ndarray
     epoch: np.ndarray
-    base: np.ndarray | None
-    rate: np.ndarray | None = None
-    scale: np.ndarray | None = None
+    rates: Mapping[str, RecordedRate]
 
     @property
     def fresh(self) -> np.ndarray:
@@ -333,9 +343,6 @@ def _records(columns: dict[str, _Column], where: Callable[[int], str]) -> Record
             at = int(np.argmax(falls)) + 1
             now = {"step": step, "epoch": epoch}[name]
             raise DataError(f"{where(at)}: {name} is {now[at]} after {now[at - 1]}, expected one that {rule}.")
-    rate, base, scale = (_filled(columns[name]) if name in columns else None for name in RATES)
-    if scale is None and rate is not None and base is not None:
-        scale = rate / np.where(base == 0, np.float32(1), base)
     names = tuple(n for n in columns if n not in POSITIONS and not is_rate(n))
     values = np.full((count, len(names)), np.nan, np.float32)
     reported = np.full((count, len(names)), -1, np.int32)
@@ -344,7 +351,20 @@ def _records(columns: dict[str, _Column], where: Callable[[int], str]) -> Record
         known = last >= 0
         values[known, i] = columns[name].values[last[known]]
         reported[known, i] = step[last[known]]
-    return Records(names, values, reported, step, epoch, base, rate, scale)
+    return Records(names, values, reported, step, epoch, _rates(columns))
+
+
+def _rates(columns: Mapping[str, _Column]) -> dict[str, RecordedRate]:
+    """Returns the learning rates among the columns, by their names."""
+    found = {}
+    for of in dict.fromkeys(name.partition("/")[2] for name in columns if is_rate(name)):
+        named = (columns.get(rate_metric(kind, of)) for kind in RATES)
+        rate, base, scale = (None if column is None else _filled(column) for column in named)
+        if scale is None and rate is not None and base is not None:
+            scale = rate / np.where(base == 0, np.float32(1), base)
+        if any(x is not None for x in (rate, base, scale)):
+            found[of] = RecordedRate(rate, base, scale)
+    return found
 
 
 def _last(present: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from jaxcb._src.loop.compiled.state import DispatchParams, Inputs, LoopState, in
 from jaxcb._src.loop.compiled.traced_functions import MemberMapping, RunFunctions, TracedFunctions, variables_of
 from jaxcb._src.loop.host.stops import check_text
 from jaxcb._src.loop.programs import prepared_state
-from jaxcb._src.training.any_state import AnyState
+from jaxcb._src.training.any_state import NO_WEIGHTS, AnyState
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import Step
 from jaxcb._src.utils.errors import CallbackError, check_int
@@ -342,7 +342,4 @@ def _check(spec: ProgramSpec, form: AnyState) -> None:
                     "run; or use jc.Loop(step).run(state, steps=...), which returns to the host."
                 )
             if isinstance(action, WeightAction) and not form.holders:
-                raise ValueError(
-                    f"{action.owner} keeps copies of weights, but nothing says which part of this state the weights "
-                    "are. Put them into a jc.TrainState, as the state or as a part of it."
-                )
+                raise ValueError(f"{action.owner} {NO_WEIGHTS}")

@@ -63,6 +63,12 @@ def check_filter(owner: str, argument: str, given: Any) -> None:
             raise ValueError(f"{owner}: {argument} is empty, so nothing would be trained. Pass {_ACCEPTED}.")
         for part in given:
             check_filter(owner, argument, part)
+    elif isinstance(given, Mapping) and all(isinstance(epoch, int) for epoch in given):
+        raise TypeError(
+            f"{owner}: {argument} is a dict of epochs, which only fit takes: jc.fit(..., trainable={{0: 'head/**', 5: "
+            "'**'}). Here, train one part in each run: the next one begins with the params of the result and "
+            "jc.TrainState.create(params=..., trainable='**')."
+        )
     elif isinstance(given, Mapping) or not (isinstance(given, str | AllBut) or callable(given)):
         raise TypeError(f"{owner}: {argument} is a {type(given).__name__}, expected {_ACCEPTED}.")
 
