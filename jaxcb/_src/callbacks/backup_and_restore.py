@@ -18,7 +18,8 @@ class BackupAndRestore(Callback):
     directory, and the run resumes from it automatically, as in Keras.
 
     Args:
-        backup_dir: the directory of the run if `fit` gets no `run_dir`.
+        backup_dir: the directory of the run if `fit` gets no `run_dir`. An address that is not that of the run is
+            refused before the first step.
         save_freq: "epoch", or a number of steps: a save is due where `step % save_freq == 0`.
 
     Raises:

@@ -15,10 +15,8 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from jaxcb._src.core.metric_names import MISSING
-from jaxcb._src.storage.buckets.download import downloaded
-from jaxcb._src.utils.address import Address
 from jaxcb._src.utils.errors import DataError
-from jaxcb._src.utils.local_path import local_path_or_address
+from jaxcb._src.utils.local_path import local_path
 from jaxcb._src.utils.names import is_rate, rate_metric
 
 POSITIONS = ("step", "epoch")
@@ -98,7 +96,7 @@ def read_records(source: Any) -> Records:
     """Reads a recorded run.
 
     Args:
-        source: the path or address of a CSV file (or of a run's directory, which contains `history.csv`), a dict of
+        source: the path of a CSV file (or of a run's directory, which contains `history.csv`), a dict of
             columns, or a sequence of dicts. None, "NA" and a missing key mean not reported; nan is a value.
 
     Returns:
@@ -111,8 +109,7 @@ def read_records(source: Any) -> Records:
         TypeError: for another type of source.
     """
     if isinstance(source, str | os.PathLike | bytes):
-        place = local_path_or_address("replay", "source", source)
-        return _from_path(place) if isinstance(place, Path) else _from_bucket(place)
+        return _from_path(local_path("replay", "source", source))
     if isinstance(source, Mapping):
         return _from_columns(source)
     if isinstance(source, Sequence):
@@ -158,16 +155,6 @@ def _from_path(path: Path) -> Records:
     path = path / HISTORY if path.is_dir() else path
     records, journal = _from_file(path), path.with_name(JOURNAL)
     return _with_journal(records, journal, *_table(journal)) if path.name == HISTORY and journal.is_file() else records
-
-
-def _from_bucket(address: Address) -> Records:
-    """Reads a history in a bucket, with the journal next to it, or another table."""
-    is_history = address.key.rpartition("/")[2] == HISTORY
-    with downloaded(address.parent if is_history else address, only={HISTORY, JOURNAL}.__contains__) as path:
-        try:
-            return _from_path(path / HISTORY if is_history else path)
-        except (FileNotFoundError, DataError) as error:  # they name the folder, which is removed
-            raise type(error)(str(error).replace(str(path), str(address))) from error
 
 
 def _from_file(path: Path) -> Records:

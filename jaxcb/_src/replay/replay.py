@@ -127,12 +127,12 @@ def replay(
 
     Args:
         callbacks: callbacks, or a chain of them.
-        source: the path of a `history.csv` or of its `run_dir`, or its address in a bucket (host metrics, such as
-            `elapsed`, are read from the journal next to it), the log of another library (Keras's CSVLogger, Lightning's
-            `metrics.csv`, TensorBoard's event files, JSON lines, W&B's offline files), a dict of lists, or a list of
-            dicts. None, "NA" and a missing key mean that a metric was not reported; nan is a value. The names `epoch`
-            (from 0; the record's index if missing) and `step` (increasing; counted from 1 if missing) are positions;
-            records of an epoch before its last one are validations within it.
+        source: the path, or the address in a bucket, of a `history.csv` or of its `run_dir` (host metrics, such as
+            `elapsed`, are read from the journal next to it), or of the log of another library (Keras's CSVLogger,
+            Lightning's `metrics.csv`, TensorBoard's event files, JSON lines, W&B's offline files); a dict of lists; or
+            a list of dicts. None, "NA" and a missing key mean that a metric was not reported; nan is a value. The names
+            `epoch` (from 0; the record's index if missing) and `step` (increasing; counted from 1 if missing) are
+            positions; records of an epoch before its last one are validations within it.
         learning_rate: the base rate, a number or an optax schedule of the step; of a run with several optimizers, a
             dict of the names of its rates to these. None for the recorded `base_learning_rate`, or 1 if there is none.
         over: many configurations of the callbacks at once, as in `jc.sweep`: a grid by path, such as
