@@ -50,6 +50,7 @@ class Row(NamedTuple):
         rounds: counted ones.
         check: in what the contestants agree.
         error: what went wrong; empty where nothing did.
+        date: the day of a row that was measured alone, after the others; empty for the others.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Row(NamedTuple):
     rounds: int = 0
     check: str = ""
     error: str = ""
+    date: str = ""
 
     @classmethod
     def of(cls, case: Case, taken: dict[str, list[float]], cpu: dict[str, list[float]], *, check: str) -> "Row":
@@ -182,13 +184,21 @@ def machine() -> dict[str, Any]:
     }
 
 
-def describe(about: dict[str, Any]) -> str:
-    """The machine in a sentence."""
+def describe(about: dict[str, Any], rows: Sequence[Row] = ()) -> str:
+    """The machine in a sentence, and which rows were measured later."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return (
         f"Measured on {about['date']} on {about['backend']} ({about['device']}), {about['cores']} cores, Python "
-        f"{about['python']}; {versions}."
+        f"{about['python']}; {versions}." + "".join(f" `{r.name}`: {r.date}." for r in rows if r.date)
     )
+
+
+def alone(rows: Sequence[Row], about: dict[str, Any]) -> tuple[list[Row], dict[str, Any]]:
+    """Joins rows that were measured alone with those that are saved, and keeps what those were measured on."""
+    found, then = load()
+    changed = {row.name: row._replace(date=about["date"]) for row in rows}
+    versions = {**about["versions"], **then["versions"]}
+    return [*({row.name: row for row in found} | changed).values()], {**then, "versions": versions}
 
 
 def save(rows: Sequence[Row], about: dict[str, Any]) -> None:
@@ -196,7 +206,7 @@ def save(rows: Sequence[Row], about: dict[str, Any]) -> None:
     found = {"machine": about, "rows": [row._asdict() for row in rows]}
     FOUND.write_text(json.dumps(found, indent=1) + "\n")
     (HERE / "results.md").write_text(
-        f"# Results\n\nMade by `make bench`. {describe(about)}\n\n{table(rows)}\n\n{medians(rows)}\n"
+        f"# Results\n\nMade by `make bench`. {describe(about, rows)}\n\n{table(rows)}\n\n{medians(rows)}\n"
     )
     draw(rows, DOCS / "speed.png")
 

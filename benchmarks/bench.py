@@ -19,7 +19,7 @@ from pathlib import Path
 
 from _case import Case, NotTheSame
 from _race import Baton, Failed, Terminal, run, run_trees
-from _results import FOUND, Row, load, machine, save, table
+from _results import FOUND, Row, alone, machine, save, table
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -99,9 +99,9 @@ def main() -> int:
         print(f"{row.line()}   ({time.monotonic() - at:.0f} s)", flush=True)
     print(f"\n{table(rows)}\n\n{len(rows)} cases in {time.monotonic() - began:.0f} s")
     if args.save:
-        new = {row.name: row for row in rows}
         if args.only and FOUND.exists():  # what was not measured now stays as it was found
-            new = {row.name: row for row in load()[0]} | new
+            rows, about = alone(rows, about)
+        new = {row.name: row for row in rows}
         save([new[name] for name in CASES if name in new], about)
     return 1 if any(row.error for row in rows) else 0
 

@@ -225,7 +225,8 @@ def speed() -> str:
     if not results.FOUND.exists():
         return "Nothing has been measured yet."
     rows, machine = results.load()
-    return f"{results.describe(machine)}\n\n{results.table(rows)}\n\n![The ratios and what is to be reached](speed.png)"
+    found = f"{results.describe(machine, rows)}\n\n{results.table(rows)}"
+    return f"{found}\n\n![The ratios and what is to be reached](speed.png)"
 
 
 def accelerators() -> str:

@@ -1,11 +1,11 @@
-"""A GAN: two networks, two optimizers, and a training step of one's own in `jc.Loop`.
+"""A GAN: two networks, two losses and two optimizers in one `jc.Step`.
 
     python examples/gan.py --run-dir runs/gan
 
 The generator turns noise into points of the plane, the discriminator tells them from points of eight Gaussians on a
 ring. The losses of a GAN say little about how good it is, so callbacks decide by a distance between the generated and
 the real points (sliced Wasserstein). As is usual with GANs, it is an average of the generator's weights that is
-validated and kept: `SwapEMAWeights`.
+validated and kept: `SwapEMAWeights`. `by_hand` is the loop that the step replaces.
 """
 
 import argparse
@@ -60,11 +60,16 @@ def judge(weights, x):
     return nnx.merge(DISCRIMINATOR, weights)(x)[:, 0]
 
 
-# `adjustable_lr` lets callbacks read and scale the rate; what scales it scales both.
-OPTIMIZERS = {
-    "generator": jc.adjustable_lr(lambda rate: optax.adam(rate, b1=0.0, b2=0.99), learning_rate=5e-4),
-    "discriminator": jc.adjustable_lr(lambda rate: optax.adam(rate, b1=0.0, b2=0.99), learning_rate=1e-3),
-}
+def adam(rate: float):
+    return optax.adam(rate, b1=0.0, b2=0.99)
+
+
+# An optimizer for each network. The name of a rate is that in metrics and logs, and of `of=` in callbacks.
+RATES = {"generator": 5e-4, "discriminator": 1e-3}
+OPTIMIZER = optax.partition(
+    {name: jc.adjustable_lr(adam, learning_rate=rate, name=name) for name, rate in RATES.items()},
+    {name: name for name in RATES},
+)
 
 
 def new_state(seed: int) -> jc.TrainState:
@@ -72,35 +77,57 @@ def new_state(seed: int) -> jc.TrainState:
         "generator": nnx.state(MLP(NOISE, 2, nnx.Rngs(seed))),
         "discriminator": nnx.state(MLP(2, 1, nnx.Rngs(seed + 1))),
     }
-    opt_state = {name: tx.init(params[name]) for name, tx in OPTIMIZERS.items()}
-    return jc.TrainState.create(params=params, opt_state=opt_state, seed=seed)
+    return jc.TrainState.create(params=params, tx=OPTIMIZER, seed=seed)
 
 
-def update(name: str, loss_fn, params, opt_state):
-    """One step of one network: new params, new optimizer states, and its loss."""
-    loss, grads = jax.value_and_grad(lambda own: loss_fn({**params, name: own}))(params[name])
-    updates, state = OPTIMIZERS[name].update(grads, opt_state[name], params[name])
-    return {**params, name: optax.apply_updates(params[name], updates)}, {**opt_state, name: state}, loss
+def generator_loss(weights, discriminator, key, real):
+    fake = generate(weights, key, len(real))
+    return jnp.mean(nnx.softplus(-judge(discriminator, fake)))
 
 
-def train_step(state: jc.TrainState, real):
-    """The discriminator's turn, then the generator's."""
-    keys = jax.random.split(state.step_key())
+def discriminator_loss(weights, generator, key, real):
+    slopes = jax.grad(lambda x: judge(weights, x).sum())(real)  # R1: a flat opinion around real points is stable
+    penalty = 0.02 * jnp.mean(jnp.sum(slopes**2, axis=1))
+    fake = generate(generator, key, len(real))
+    return jnp.mean(nnx.softplus(-judge(weights, real)) + nnx.softplus(judge(weights, fake))) + penalty
 
-    def discriminator_loss(params):
-        weights, fake = params["discriminator"], generate(params["generator"], keys[0], len(real))
-        slopes = jax.grad(lambda x: judge(weights, x).sum())(real)  # R1: a flat opinion around real points is stable
-        penalty = 0.02 * jnp.mean(jnp.sum(slopes**2, axis=1))
-        return jnp.mean(nnx.softplus(-judge(weights, real)) + nnx.softplus(judge(weights, fake))) + penalty
 
-    def generator_loss(params):
-        fake = generate(params["generator"], keys[1], len(real))
-        return jnp.mean(nnx.softplus(-judge(params["discriminator"], fake)))
+def gradients(state: jc.TrainState, real):
+    """Two losses: each network has the gradients of its own."""
+    keys, (generator, discriminator) = jax.random.split(state.step_key()), (state.params[name] for name in RATES)
+    g_loss, g_grads = jax.value_and_grad(generator_loss)(generator, discriminator, keys[0], real)
+    d_loss, d_grads = jax.value_and_grad(discriminator_loss)(discriminator, generator, keys[1], real)
+    values = {"generator_loss": g_loss, "discriminator_loss": d_loss, "loss": g_loss + d_loss}
+    return {"generator": g_grads, "discriminator": d_grads}, values
 
-    params, opt_state, d_loss = update("discriminator", discriminator_loss, state.params, state.opt_state)
-    params, opt_state, g_loss = update("generator", generator_loss, params, opt_state)
-    new = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-    return new, {"discriminator_loss": d_loss, "generator_loss": g_loss}
+
+train_step = jc.Step.from_gradients(gradients)
+
+
+def by_hand(state: jc.TrainState, batches):
+    """The loop that `jc.Loop(train_step)` replaces: new params, and the two losses of each step."""
+    generator, discriminator = (state.params[name] for name in RATES)
+    g_adam, d_adam = map(adam, RATES.values())
+    g_state, d_state = g_adam.init(generator), d_adam.init(discriminator)
+
+    @jax.jit
+    def step(generator, discriminator, g_state, d_state, number, real):
+        keys = jax.random.split(jax.random.fold_in(state.key, number))
+        g_loss, g_grads = jax.value_and_grad(generator_loss)(generator, discriminator, keys[0], real)
+        d_loss, d_grads = jax.value_and_grad(discriminator_loss)(discriminator, generator, keys[1], real)
+        g_updates, g_state = g_adam.update(g_grads, g_state)
+        d_updates, d_state = d_adam.update(d_grads, d_state)
+        generator = optax.apply_updates(generator, g_updates)
+        discriminator = optax.apply_updates(discriminator, d_updates)
+        return generator, discriminator, g_state, d_state, (g_loss, d_loss)
+
+    losses = []
+    for number, real in enumerate(batches):
+        generator, discriminator, g_state, d_state, both = step(
+            generator, discriminator, g_state, d_state, number, real
+        )
+        losses.append([float(loss) for loss in both])
+    return {"generator": generator, "discriminator": discriminator}, losses
 
 
 def distance(a, b):

@@ -4,13 +4,13 @@
 
 The form is that of purejaxrl (C. Lu et al., 2022): environment, rollout and updates are one `update`, and all updates
 are one `lax.scan`, mapped over seeds by `vmap`. `jc.scan` takes the place of `lax.scan`; nothing else changes.
-`by_hand` is the loop that it replaces. The run is cut in the middle, saved with Orbax, and continued from what was
-saved.
+`by_hand` is the loop that it replaces. The run has several parts, each of which is saved with Orbax; started again
+after it was killed, it continues after the last part that was saved, and ends with the same bits.
 """
 
 import argparse
 import functools
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,7 +177,7 @@ def with_callbacks(key, updates: int):
     return jc.scan(CALLBACKS, update, start(key), updates, steps_per_epoch=EPOCH)
 
 
-# A run that is cut in the middle
+# A run in parts, each of which is saved
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -190,15 +190,27 @@ def proceed(runs, updates: int):
     return jax.vmap(lambda run: jc.scan(CALLBACKS, update, run, updates, steps_per_epoch=EPOCH))(runs)
 
 
-def saved_and_loaded(path: Path, runs):
-    """Writes the arrays of all runs, and reads them back: what a new process would do."""
-    leaves, tree = jax.tree.flatten(runs)
-    keys = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in leaves]
-    plain = [jax.random.key_data(x) if is_key else x for x, is_key in zip(leaves, keys, strict=True)]
-    shutil.rmtree(path, ignore_errors=True)
-    ocp.save(str(path.absolute()), plain)
-    loaded = ocp.load(str(path.absolute()), plain)
-    return tree.unflatten([jax.random.wrap_key_data(x) if k else x for x, k in zip(loaded, keys, strict=True)])
+def loaded(path: Path, shapes):
+    """Reads runs from the disk; `shapes` is their form."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    leaves, tree = jax.tree.flatten(shapes)
+    forms = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device) for x in leaves]
+    return tree.unflatten(ocp.load(str(path.absolute()), forms))
+
+
+def in_parts(run_dir: Path, keys, lengths: Sequence[int]) -> list[Any]:
+    """The parts of all runs, one after the other: those on the disk are read, the others computed and written."""
+    found: list[Any] = []
+    for number, length in enumerate(lengths):
+        path = run_dir / f"part{number}"
+        part, given = (proceed, found[-1]) if found else (begin, keys)
+        if path.is_dir():  # it is complete: Orbax writes to another name, and renames it at the end
+            found.append(loaded(path, jax.eval_shape(functools.partial(part, updates=length), given)))
+        else:
+            found.append(part(given, length))
+            ocp.save(str(path.absolute()), jax.tree.leaves(found[-1]))
+            print(f"part {number + 1} of {len(lengths)} is saved", flush=True)
+    return found
 
 
 def curves(*parts) -> np.ndarray:
@@ -208,23 +220,21 @@ def curves(*parts) -> np.ndarray:
     return np.concatenate(returns, axis=1)
 
 
-def main(run_dir: Path, seeds: int, updates: int) -> Any:
-    half = updates // 2 // EPOCH * EPOCH
-    first = begin(jax.random.split(jax.random.key(0), seeds), half)
-    runs = proceed(saved_and_loaded(run_dir / "half", first), updates - half)
-    early, late = (jc.stop_reasons(part.records) for part in (first, runs))
-    for seed, curve in enumerate(curves(first, runs)):
-        print(
-            f"seed {seed:2}: {int(runs.step[seed]):3} updates, best return {np.nanmax(curve):5.1f}, "
-            f"{early[seed] or late[seed] or 'all updates done'}"
-        )
+def main(run_dir: Path, seeds: int, updates: int, parts: int) -> Any:
+    whole = updates // parts // EPOCH * EPOCH
+    lengths = [whole] * (parts - 1) + [updates - whole * (parts - 1)]
+    found = in_parts(run_dir, jax.random.split(jax.random.key(0), seeds), lengths)
+    reasons = [jc.stop_reasons(part.records) for part in found]
+    for seed, curve in enumerate(curves(*found)):
+        why = next((own[seed] for own in reasons if own[seed]), "all updates done")
+        print(f"seed {seed:2}: {int(found[-1].step[seed]):3} updates, best return {np.nanmax(curve):5.1f}, {why}")
     with jc.Recorder(run_dir / "seed0", callbacks=CALLBACKS, verbose=0) as recorder:
-        for part in (first, runs):
+        for part in found:
             recorder.perform(jax.tree.map(lambda x: x[0], part.records))
-    solved = float(np.mean(np.nanmax(curves(first, runs), axis=1) > 400))
+    solved = float(np.mean(np.nanmax(curves(*found), axis=1) > 400))
     print(f"solved     {solved:.0%} of the seeds")
     print("files      " + ", ".join(str(path) for path in recorder.files))
-    return runs
+    return found[-1]
 
 
 if __name__ == "__main__":
@@ -232,4 +242,5 @@ if __name__ == "__main__":
     parser.add_argument("--run-dir", type=Path, default=Path("runs/ppo"), help="where the files go (%(default)s)")
     parser.add_argument("--seeds", type=int, default=16, help="how many runs (%(default)s)")
     parser.add_argument("--updates", type=int, default=160, help="at most so many updates (%(default)s)")
+    parser.add_argument("--parts", type=int, default=4, help="after each of them all is saved (%(default)s)")
     main(**vars(parser.parse_args()))

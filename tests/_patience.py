@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-PATIENCE = 300.0  # seconds
+PATIENCE = 1800.0  # seconds: beside eight busy processes a test took 20 times as long as alone
 
 
 def until(holds: Callable[[], Any], seconds: float = PATIENCE) -> None:

@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     other = config.getoption("cases") == "other"
     pairs: dict[str, dict[str, pytest.Item]] = {}
     for item in _not_long(items):
-        executor = getattr(item, "callspec", None) and item.callspec.params.get("executor")
+        executor = getattr(getattr(item, "callspec", None), "params", {}).get("executor")
         if executor in EXECUTORS:
             pairs.setdefault(item.nodeid.replace(executor, "executor"), {})[executor] = item
     for name, pair in pairs.items():

@@ -70,6 +70,7 @@ def calls_of(run):
     return calls
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.skipif(not hasattr(inspect.currentframe().f_code, "co_qualname"), reason="frames have no qualified names")
 @pytest.mark.parametrize("begin", LIMITS)
 def test_a_walk_is_that_of_a_run(begin, tmp_path):
@@ -97,6 +98,7 @@ def machinery():
                     yield cls
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("how", ["arrays", "stream", "stepped", "resumed", "sweep"])
 def test_nothing_writes_to_an_object_that_it_did_not_build(how, tmp_path, monkeypatch):
     train(tmp_path / "first")  # imports what a run imports when it needs it

@@ -6,7 +6,6 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import jax
 import pytest
@@ -26,11 +25,6 @@ def named(page: Path) -> str:
     return page.relative_to(ROOT).as_posix().removeprefix("docs/")
 
 
-def cost(page: Path) -> Any:
-    """Returns the page as a parameter of a test. Recipes beyond the first page take too long for every day."""
-    return pytest.param(page, id=named(page), marks=[pytest.mark.long] if page.parent.name == "cookbook" else [])
-
-
 def blocks(page: Path) -> list[tuple[int, str]]:
     """Returns the Python blocks of a page, each with its first line's number."""
     text = page.read_text()
@@ -38,7 +32,8 @@ def blocks(page: Path) -> list[tuple[int, str]]:
     return [(text[: match.start(1)].count("\n"), match.group(1)) for match in found]
 
 
-@pytest.mark.parametrize("page", [cost(p) for p in PAGES if blocks(p)])
+@pytest.mark.everyday(8)
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=named)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """All blocks of a page run in order, in one namespace."""
     if page.name in NEEDS:

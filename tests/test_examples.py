@@ -1,15 +1,19 @@
 """The examples run as their pages say, small here, and in full behind the `deep` marker."""
 
 import os
+import random
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 import jaxcb as jc
 
@@ -33,6 +37,11 @@ def run(name: str, *arguments: object) -> str:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def numbers(x):
+    """Returns an array, or the numbers of keys."""
+    return jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
 @pytest.mark.slow
@@ -289,24 +298,47 @@ def test_ppo_is_the_loop_by_hand_and_each_seed_stops_alone(example, monkeypatch)
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_ppo_continues_from_what_was_saved(example, monkeypatch, tmp_path):
+def test_ppo_in_parts_is_the_whole_run(example, monkeypatch, tmp_path):
     ppo = example("ppo")
     monkeypatch.setattr(ppo, "STEPS", 8)
     monkeypatch.setattr(ppo, "EPOCH", 2)
     keys = jax.random.split(jax.random.key(0), 2)
-    whole = ppo.begin(keys, 6)
-    parts = ppo.proceed(ppo.saved_and_loaded(tmp_path / "half", ppo.begin(keys, 3)), 3)
-    for a, b in zip(jax.tree.leaves(parts.state.train.params), jax.tree.leaves(whole.state.train.params), strict=True):
+    whole, (*_, last) = ppo.begin(keys, 6), ppo.in_parts(tmp_path, keys, [3, 3])
+    for a, b in zip(jax.tree.leaves(last.state.train.params), jax.tree.leaves(whole.state.train.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     assert ppo.curves(whole).shape == (2, 3)
+    *_, again = ppo.in_parts(tmp_path, keys, [3, 3])  # from the disk
+    assert jax.tree.structure(again) == jax.tree.structure(last)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(last), strict=True):
+        np.testing.assert_array_equal(*map(numbers, (a, b)))
 
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_ppo_in_short(tmp_path):
-    out = run("ppo.py", "--run-dir", tmp_path, "--seeds", 2, "--updates", 16)
-    assert len(re.findall(r"^seed  \d: ", out, re.MULTILINE)) == 2
-    assert (tmp_path / "seed0" / "history.csv").stat().st_size > 0
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_ppo_that_is_killed_ends_with_the_same_bits(tmp_path):
+    options = ("--seeds", 2, "--updates", 16, "--parts", 4)
+    whole = run("ppo.py", "--run-dir", tmp_path / "whole", *options)
+    command = [sys.executable, str(EXAMPLES / "ppo.py"), "--run-dir", str(tmp_path / "cut"), *map(str, options)]
+    # without the cache: a process that is killed while JAX writes an entry would leave half of it
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert next(line for line in process.stdout if line.startswith("part 2"))
+        time.sleep(random.SystemRandom().uniform(0, 0.3))  # in the middle of the third part, or of its save
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "part3").exists()
+    killed = run("ppo.py", "--run-dir", tmp_path / "cut", *options)
+    assert "part 2 of 4" not in killed
+    results = [[line for line in out.splitlines() if line.startswith(("seed", "solved"))] for out in (killed, whole)]
+    assert results[0] == results[1]
+    assert len(results[0]) == 3
+    a, b = (ocp.load(str(tmp_path / name / "part3")) for name in ("cut", "whole"))
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(*map(numbers, (x, y)))
+    logs = [(tmp_path / name / "seed0" / "history.csv").read_bytes() for name in ("cut", "whole")]
+    assert logs[0] == logs[1]
 
 
 @pytest.mark.deep
@@ -371,10 +403,11 @@ def test_byol_in_full(tmp_path):
 def test_gan_is_the_loop_by_hand(example):
     gan = example("gan")
     real = gan.ring(48, seed=1)
-    state, step, losses = gan.new_state(0), jax.jit(gan.train_step), []
-    for batch in real.reshape(3, 16, 2):
-        state, values = step(state, batch)
-        losses.append(values)
+    params, losses = gan.by_hand(gan.new_state(0), real.reshape(3, 16, 2))
     result = jc.Loop(gan.train_step).run(gan.new_state(0), real, epochs=1, batch_size=16, shuffle=False, verbose=0)
-    for name in ("discriminator_loss", "generator_loss"):
-        np.testing.assert_allclose(result.history[name], [np.mean([v[name] for v in losses])], rtol=1e-4)
+    for name, mean in zip(("generator_loss", "discriminator_loss"), np.mean(losses, axis=0), strict=True):
+        np.testing.assert_allclose(result.history[name], [mean], rtol=1e-4)
+    for name, rate in gan.RATES.items():
+        np.testing.assert_allclose(result.history[f"learning_rate/{name}"], [rate], rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(result.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)

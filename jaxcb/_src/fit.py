@@ -31,7 +31,7 @@ from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import EvalStep, Step
 from jaxcb._src.training.training_config import Optimizer, Rate, TrainingConfig
-from jaxcb._src.utils.errors import DataError, check_int, check_seed
+from jaxcb._src.utils.errors import DataError, check_int, check_seed, shown
 from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram, kept_program
 from jaxcb._src.utils.program_key import key_of, tree_key
@@ -105,7 +105,7 @@ def fit(  # noqa: PLR0913
             "sample_weight": w}`. No place in a tuple is taken for weights.
         class_weight: label -> weight, for a loss function with a parameter `sample_weight`. The labels are the second
             array of a batch, or its key `label`, `labels`, `y`, `target` or `targets`: integers of shape (rows,) or
-            (rows, 1), or one-hot rows. Validation is not weighted by it.
+            (rows, 1), or one-hot rows. A label that is not listed has weight 1. Validation is not weighted by it.
         controls: name -> number: scalars that `SetControl` changes and that the loss function may take.
         metrics: name -> a further metric, made with `jc.probe(fn, every=...)` for a function of the training step, with
             `jc.probes.evaluator(fn)` for a function of the model at each validation (the key may be a tuple of names,
@@ -274,6 +274,8 @@ def predict(
         >>> jc.predict({"w": jnp.array(2.0)}, jnp.arange(3.0), fn=lambda p, x: p["w"] * x).tolist()
         [0.0, 2.0, 4.0]
     """
+    if fn is not None and not callable(fn):
+        raise TypeError(f"predict: fn must be a function (model, batch), got {shown(fn)}.")
     state, placement = _inference_state(model, 0, mesh, sharding)
     leaves, tree = jax.tree.flatten(state)
 

@@ -42,9 +42,11 @@ def _replayed(case: Case, *callbacks: jc.Callback) -> Any:
             elif epoch:
                 values[epoch, i], reported[epoch, i] = values[epoch - 1, i], reported[epoch - 1, i]
     step = np.arange(1, EPOCHS + 1, dtype=np.int32)
-    records = Records(names, values, reported, step, step - 1, None)
+    records = Records(names, values, reported, step, step - 1, {})
     chain = jax.device_get(to_strong_types(jc.chain(*callbacks)))
-    return jax.device_get(_program(chain, to_rows(records, case.learning_rate), ReplaySpec.of(records)))
+    return jax.device_get(
+        _program(chain, to_rows(records, case.learning_rate), ReplaySpec.of(records, case.learning_rate))
+    )
 
 
 def _early_stopping(case: Case) -> Any:

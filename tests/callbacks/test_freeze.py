@@ -106,9 +106,9 @@ def test_a_pattern_that_fits_no_parameter_is_an_error_before_the_first_step(wher
         run(jc.callbacks.Freeze(where))
 
 
-@pytest.mark.parametrize("where", [(), 3, ("head/**", None), None])
+@pytest.mark.parametrize("where", [(), "", 3, ("head/**", None), None])
 def test_patterns_are_checked(where):
-    with pytest.raises(TypeError, match="Freeze: where must be a pattern such as 'backbone/"):
+    with pytest.raises(TypeError, match="Freeze: where must be a string that is not empty, or a tuple"):
         jc.callbacks.Freeze(where)
 
 

@@ -167,7 +167,7 @@ def test_it_saves_what_keras_would_under_the_same_names_and_at_each_validation(m
 REFUSED = {
     "no path": ({"filepath": ""}, ValueError, "filepath is an empty string, expected a path"),
     "no template": ({"filepath": "{epoch"}, ValueError, "is not a valid template"),
-    "freq": ({"save_freq": "batch"}, ValueError, "must be \"epoch\" or a number of steps, got 'batch'"),
+    "freq": ({"save_freq": "batch"}, ValueError, "must be 'epoch' or a number of steps, got 'batch'"),
     "freq 0": ({"save_freq": 0}, ValueError, "save_freq must be a whole number of at least 1, got 0"),
     "keep 0": ({"keep_best": 0}, ValueError, "keep_best must be a whole number of at least 1, got 0"),
     "latest 0": ({"max_to_keep": 0}, ValueError, "max_to_keep must be a whole number of at least 1"),

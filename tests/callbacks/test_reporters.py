@@ -74,7 +74,7 @@ def test_loggers_of_equal_arguments_are_one_program(make):
         (lambda: jc.RemoteMonitor(headers={"a": 1}), "headers must be a dict of strings"),
         (lambda: jc.RemoteMonitor(3), "root and path must be strings"),
         (lambda: jc.callbacks.MLflowLogger(tags=["a"]), "tags must be a dict"),
-        (lambda: jc.callbacks.MLflowLogger(3), "experiment must be a string, got 3"),
+        (lambda: jc.callbacks.MLflowLogger(3), "experiment must be a string that is not empty, got 3"),
     ],
 )
 def test_arguments_of_another_kind_are_refused(make, says):

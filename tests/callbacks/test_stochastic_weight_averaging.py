@@ -61,6 +61,7 @@ def test_training_and_validation_go_on_with_the_raw_weights():
     np.testing.assert_array_equal(result.history["val_loss"], plain.history["val_loss"])
 
 
+@pytest.mark.filterwarnings("ignore:.*StochasticWeightAveraging does nothing in this run:RuntimeWarning")
 def test_a_run_that_ends_before_keeps_its_weights():
     result, ends = run(jc.callbacks.StochasticWeightAveraging(6))
     jax.tree.map(np.testing.assert_array_equal, result.params, ends[-1])

@@ -156,6 +156,7 @@ def recorder(into, hook="on_batch_end"):
     return jc.make_callback(name=f"Recorder{hook}", **{hook: lambda state, metrics: (state, jc.actions.Call(note))})
 
 
+@pytest.mark.filterwarnings("ignore:.*SwapEMAWeights does nothing in this run:RuntimeWarning")
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("swap_on_epoch", [False, True])
 def test_validation_in_an_epochs_middle_changes_nothing_of_the_training(executor, swap_on_epoch):
@@ -220,6 +221,7 @@ def test_without_validation_it_ends_averaged(swap_on_epoch):
 
 
 @pytest.mark.everyday(1)
+@pytest.mark.filterwarnings("ignore:.*SwapEMAWeights does nothing in this run:RuntimeWarning")
 @pytest.mark.parametrize("swap_on_epoch", [False, True])
 def test_a_run_that_ends_before_the_average_begins_keeps_its_weights(swap_on_epoch):
     plain = fit(epochs=2, callbacks=[])

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _patience import PATIENCE
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
@@ -760,7 +761,7 @@ class Zygote:
 def zygote():
     zygote = Zygote()
     yield zygote
-    zygote.process.communicate(timeout=300)  # the end of its input is its end
+    zygote.process.communicate(timeout=PATIENCE)  # the end of its input is its end
 
 
 def after_a_kill(directory, step, begun, size):
@@ -885,7 +886,7 @@ def test_saved_on_four_devices(tmp_path):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", FOUR, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")  # and no word of Orbax
     one = SingleDeviceSharding(jax.devices()[0])
     split = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("x",)), PartitionSpec("x"))

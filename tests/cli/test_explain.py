@@ -155,13 +155,16 @@ def test_callbacks_that_a_replay_cannot_run_are_named_and_the_others_explained(t
         make_params(), loss_fn, make_data(), optimizer={"w": optax.sgd, "b": optax.sgd}, learning_rate=0.1, epochs=6,
         batch_size=16, verbose=0, run_dir=tmp_path / "run",
         callbacks=[
-            jc.EarlyStopping("loss", patience=1, min_delta=9.0), jc.ReduceLROnPlateau("loss", of="w"),
+            jc.EarlyStopping("loss", patience=1, min_delta=9.0),
+            jc.ReduceLROnPlateau("loss", patience=1, min_delta=9.0, of="w"),
             jc.callbacks.GradientAccumulation({0: 1, 2: 2}),
         ],
     )  # fmt: skip
     found = explain(RunFolder(tmp_path / "run"))
-    assert set(found.unexplained) == {"ReduceLROnPlateau", "GradientAccumulation"}
-    assert found.unexplained["ReduceLROnPlateau"].startswith("a replay cannot run it: ")
-    assert [(e.callback, e.action, e.epoch) for e in found.events] == [("EarlyStopping", "Stop", 1)]
+    assert set(found.unexplained) == {"GradientAccumulation"}
+    assert not found.problems
+    decisions = {(e.callback, e.action, e.epoch) for e in found.events}
+    assert decisions == {("EarlyStopping", "Stop", 1), ("ReduceLROnPlateau", "ScaleLearningRate", 1)}
+    assert any("the learning rate of w 0.1 -> 0.01" in e.text for e in found.events)
     for command in (["explain"], ["compare", tmp_path / "run"], ["report", "-o", tmp_path / "r.html"]):
         assert call(*command, tmp_path / "run").code == 0

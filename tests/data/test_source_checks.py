@@ -189,6 +189,30 @@ class Named(Rows):
         return "Named()"
 
 
+class Unsaved(Turned):
+    """An iterator whose state no file can keep."""
+
+    def __iter__(self):
+        self.batches = iter(numbered(LENGTH))
+        return self
+
+    def __next__(self):
+        return next(self.batches)
+
+    def get_state(self):
+        return {"function": len}
+
+    def set_state(self, state):
+        raise AssertionError("there is none")
+
+
+def test_a_state_that_no_file_can_keep_is_said_and_the_batches_are_iterated_again(tmp_path):
+    with pytest.warns(RuntimeWarning, match="state cannot be saved, since it contains a builtin_function"):
+        jc.fit(
+            {"w": jnp.ones(())}, number_loss, Unsaved(), optimizer=optax.sgd(0.1), epochs=1, verbose=0, run_dir=tmp_path
+        )
+
+
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("data", [lambda: Stream(Named()), lambda: Stream(Rows(), strict=False)])
 def test_a_state_that_can_be_restored_goes_on_at_its_place(tmp_path, data):

@@ -41,10 +41,20 @@ def test_it_is_a_mapping(history):
     assert repr(history) == "RunHistory(3 rows of loss, val_loss)"
 
 
-@pytest.mark.parametrize("read", [lambda h: h["val_los"], lambda h: h.reported("val_los")], ids=["values", "reported"])
+@pytest.mark.parametrize("read", [lambda h: h["val_los"], lambda h: h.reported("val_los"), lambda h: h.best("val_los")])
 def test_an_unknown_name_lists_what_was_recorded(history, read):
-    with pytest.raises(KeyError, match=r"val_los; recorded: loss, val_loss Did you mean 'val_loss'\?"):
+    says = r"'val_los' is no recorded metric; recorded: loss, val_loss\. Did you mean 'val_loss'\?"
+    with pytest.raises(KeyError, match=says):
         read(history)
+
+
+def test_a_table_is_made_of_its_columns(history):
+    """Of a mapping that is no dict, pandas makes a table of its names."""
+    assert {name: len(column) for name, column in history.columns().items()} == dict.fromkeys(
+        ("step", "epoch", "loss", "val_loss"), 3
+    )
+    with pytest.raises(TypeError, match=r"pandas\.DataFrame\(history\.columns\(\)\)"):
+        np.asarray(history)
 
 
 def test_before_the_first_row_there_are_names_and_no_values():

@@ -6,9 +6,13 @@ same way `logs/keras.csv` with `KERAS`, and `logs/keras_events` with `KERAS_EVEN
 `TensorBoard` callback of Keras 3.15.1, of 25 epochs each, the latter on TensorFlow.
 """
 
+import contextlib
 import json
+import struct
 import warnings
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +24,7 @@ import jaxcb as jc
 from jaxcb._src.history.log_formats import FORMATS
 from jaxcb._src.history.logs import read_log, tidy
 from jaxcb._src.history.reader import read_records
+from jaxcb._src.history.wandb_files import logged_rows
 
 LOGS = Path(__file__).parent / "logs"
 LIGHTNING = {1: 1, 2: 2, 4: 4}  # patience, with min_delta=0.01 -> the epoch of the stop, from 0
@@ -125,6 +130,53 @@ def test_an_offline_file_of_wandb_is_read(tmp_path, monkeypatch):
     records = read_log(directory)
     assert records.values[:, records.names.index("val_loss")].tolist() == losses
     assert jc.replay([jc.EarlyStopping(patience=2)], directory).stopped_epoch == 3
+
+
+def wandb_file(rows):
+    """Returns the bytes of an offline file, and where each of its records ends."""
+    from wandb.proto import wandb_internal_pb2
+
+    messages: Any = wandb_internal_pb2
+    data, ends = bytearray(b":W&B\0\0\0"), []
+    for step, row in enumerate(rows):
+        record = messages.Record()
+        record.history.step.num = step
+        for name, value in row.items():
+            record.history.item.add(key=name, value_json=json.dumps(value))
+        left, first = record.SerializeToString(), True
+        while left or first:
+            room = 32768 - len(data) % 32768
+            if room < 7:
+                data += bytes(room)
+                continue
+            part, left = left[: room - 7], left[room - 7 :]
+            kind = {(True, True): 1, (True, False): 2, (False, False): 3, (False, True): 4}[first, not left]
+            data += struct.pack("<IHB", zlib.crc32(bytes([kind]) + part), len(part), kind) + part
+            first = False
+        ends.append(len(data))
+    return bytes(data), ends
+
+
+@given(data=st.data())
+def test_an_offline_file_of_wandb_that_is_cut_or_damaged_has_the_rows_before(tmp_path_factory, data):
+    pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    sizes = data.draw(st.lists(st.sampled_from([0, 10, 32_700, 32_741, 32_742, 70_000]), min_size=1, max_size=6))
+    rows = [{"loss": float(i), "note": "x" * size} for i, size in enumerate(sizes)]
+    whole, ends = wandb_file(rows)
+    cut = data.draw(st.one_of(st.sampled_from([0, 3, 7, *ends]), st.integers(0, len(whole))))
+    path = tmp_path_factory.mktemp("wandb") / "run-1.wandb"
+    never_written = bytes(20) if cut in ends else b""
+    path.write_bytes(whole[:cut] + never_written)
+    logged = [{"_step": i} | row for i, row in enumerate(rows)]
+    assert list(logged_rows(path)) == logged[: sum(end <= cut for end in ends)]
+
+    at = data.draw(st.integers(7, len(whole) - 1))
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+    found: list[Any] = []
+    with contextlib.suppress(jc.errors.DataError):
+        found.extend(logged_rows(path))
+    assert sum(end <= at for end in ends) <= len(found)
+    assert found == logged[: len(found)]
 
 
 def test_values_of_the_training_within_an_epoch_join_the_next_record():

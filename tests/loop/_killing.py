@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from _patience import PATIENCE
 from loop._changes import CHANGES
 from loop._events import digests
 
 PROGRAM = Path(__file__).with_name("_digits_run.py")
 ROOT = PROGRAM.parent.parent.parent
 PLACES = ("start-up", "training", "a save")
-_PATIENCE = 300  # seconds until a child counts as hung
 
 
 def chance() -> random.Random:
@@ -80,7 +80,7 @@ class Life:
                 continue
         return found
 
-    def wait_for(self, what: Callable[[], bool], seconds: float = _PATIENCE) -> bool:
+    def wait_for(self, what: Callable[[], bool], seconds: float = PATIENCE) -> bool:
         """Waits until something holds; False where the process ended first, or the time was over."""
         limit = time.monotonic() + seconds
         while self.process.poll() is None and time.monotonic() < limit:
@@ -96,7 +96,7 @@ class Life:
             place = self._place()
         sent = time.monotonic()
         self.process.send_signal(signum)
-        self.process.wait(_PATIENCE)
+        self.process.wait(PATIENCE)
         return place or self._place(), time.monotonic() - sent
 
     def _place(self) -> str:
@@ -105,9 +105,10 @@ class Life:
     def finish(self) -> None:
         """Waits for its own end, which must be a good one."""
         try:
-            status = self.process.wait(_PATIENCE)
+            status = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
             raise
         if status != 0:
             raise AssertionError(f"the run ended with status {status}:\n{self.said}")

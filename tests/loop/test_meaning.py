@@ -261,6 +261,15 @@ def test_an_average_begins_and_warms_up():
     np.testing.assert_allclose(float(slow.params), 3 / 12 * first + 9 / 12 * -3, rtol=1e-6)
 
 
+@pytest.mark.parametrize("how", [{}, {"data": (X[:32], Y[:32]), "validation_data": (X[:50], Y[:50])}])
+def test_a_metric_of_another_shape_in_a_smaller_batch_is_named(how):
+    def each_row(p, batch):
+        return squares(p, batch), {"errors": jnp.abs(batch[0] @ p["w"] - batch[1])[:, 0]}
+
+    with pytest.raises(ValueError, match=r"the metric 'errors' has shape \(2,\) in a batch of 2 rows, and \(16,\) in"):
+        fit(1, each_row, **{"data": (X[:50], Y[:50])} | how)
+
+
 # Said before the first step
 
 
@@ -272,6 +281,19 @@ def test_an_average_begins_and_warms_up():
         ({"validation_data": (X, Y), "validation_freq": [7, 4]}, "the first one is that of epoch 4"),
         ({"metrics": {"norm": jc.probes.grad_norm(every=9)}}, "'norm' is measured every 9 steps, and this run has 8"),
         ({"callbacks": [jc.callbacks.GradientAccumulation(3)]}, "the gradients of the last 2 are not applied"),
+        ({"validation_freq": 2}, "there is no validation, and so no use of validation_freq: pass validation_data="),
+        ({"validation_steps": 3, "validation_batch_size": 9}, "no use of validation_steps, validation_batch_size"),
+        ({"execution": jc.Execution(eval_every=3)}, "no use of eval_every"),
+        (
+            {"callbacks": [jc.ModelCheckpoint("x", every_n_epochs=3)]},
+            "ModelCheckpoint does nothing in this run",
+        ),
+        ({"callbacks": [jc.ModelCheckpoint("x", save_freq=9)]}, r"it begins at step 9 \(save_freq=9\)"),
+        ({"callbacks": [jc.SwapEMAWeights(start_epoch=2)]}, r"it begins at epoch 3 \(start_epoch=2\)"),
+        (
+            {"callbacks": [jc.EarlyStopping("loss", restore_best_weights=True), jc.SwapEMAWeights()]},
+            "EarlyStopping restores its weights at the end of the run, and then SwapEMAWeights",
+        ),
     ],
 )
 def test_what_never_comes_is_said(how, words):
@@ -289,6 +311,7 @@ def test_nothing_is_said_of_a_run_that_does_what_was_asked():
         warnings.simplefilter("error")
         ema, stop = jc.SwapEMAWeights(), jc.EarlyStopping(patience=9, restore_best_weights=True)
         fit(2, validation_data=(X, Y), validation_freq=2, callbacks=[ema, stop, jc.callbacks.GradientAccumulation(4)])
+        fit(2, callbacks=[jc.SwapEMAWeights(start_epoch=1, start_step=8)])
 
 
 # Going on

@@ -61,6 +61,7 @@ def configuration(**changes):
         ("learning_rate", -math.inf, "finite"),
         ("learning_rte", 0.1, "Did you mean 'learning_rate'"),
         ("patience", 1, "Did you mean 'callbacks.EarlyStopping.patience'"),
+        ("weigth_decay", 0.1, "Did you mean 'optimizer.weight_decay'"),
         ("weight_decay", 0.1, "Did you mean 'optimizer.weight_decay'"),
         ("EarlyStopping.patience", 1, "Did you mean 'callbacks.EarlyStopping.patience'"),
         ("calbacks.EarlyStopping.patience", 1, "Did you mean 'callbacks.EarlyStopping.patience'"),

@@ -2,10 +2,12 @@
 
     python tests/trackers/_run.py RUN_DIR KIND [URI]
 
-It prints `epoch N` after each epoch, and `done` at its end. What a tracker must hold stands in `RUN_DIR/log.jsonl`,
+With `BUCKET=ADDRESS` in the environment, the run is in that bucket, and RUN_DIR is its local folder. It prints
+`epoch N` after each epoch, and `done` at its end. What a tracker must hold stands in `RUN_DIR/log.jsonl`,
 which has each record once.
 """
 
+import os
 import sys
 import time
 
@@ -34,6 +36,7 @@ def main(run_dir, kind, uri=None):
         print(f"epoch {epoch}", flush=True)
         time.sleep(0.15)
 
+    bucket = os.environ.get("BUCKET")
     result = jc.fit(
         {"w": jnp.zeros(())},
         lambda params, x: jnp.mean((params["w"] - x) ** 2),
@@ -42,13 +45,14 @@ def main(run_dir, kind, uri=None):
         learning_rate=0.1,
         epochs=EPOCHS,
         batch_size=16,
-        run_dir=run_dir,
+        run_dir=bucket or run_dir,
+        checkpointing=jc.Checkpointing(local_dir=run_dir if bucket else None),
         resume=True,
         verbose=0,
         callbacks=[
             logger(kind, uri),
             jc.callbacks.JSONLogger("log.jsonl", every=1),
-            jc.BackupAndRestore(run_dir, save_freq=6),
+            jc.BackupAndRestore(".", save_freq=6),
             jc.LambdaCallback(on_epoch_end=tell),
         ],
     )

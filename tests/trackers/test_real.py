@@ -8,18 +8,20 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 from _patience import PATIENCE, until
+from moto import server as moto_server
 
-from jaxcb._src.writers.trackers.wandb import offline_history
+from jaxcb._src.history.wandb_files import logged_rows
 
 # what the trackers and their dependencies think of this Python is not ours
 pytestmark = [pytest.mark.trackers, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -45,6 +47,24 @@ def environment(tmp_path):
         "no_proxy": "127.0.0.1",
         "HOME": str(tmp_path),
     }
+
+
+@pytest.fixture
+def bucket(environment):
+    """A bucket for the run, in a server with S3's protocol on this machine."""
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    urlopen(Request(f"http://{host}:{port}/bucket", method="PUT")).close()
+    environment |= {
+        "BUCKET": "s3://bucket/run",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
+    yield
+    server.stop()
 
 
 def start(run_dir, kind, uri, environment):
@@ -73,6 +93,8 @@ def killed_run(run_dir, kind, environment, *uri, meanwhile=None):
         time.sleep(rng.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
         hits += process.wait(PATIENCE) == -signal.SIGKILL
+        if "BUCKET" in environment:  # the machine vanishes
+            shutil.rmtree(run_dir, ignore_errors=True)
         if meanwhile is not None:
             meanwhile(number)
     for _ in range(2):  # the second one finds a complete run, and has nothing to send
@@ -103,15 +125,22 @@ def check(points, run_dir, *, once):
     assert not (once and again), again
 
 
-def test_wandb_offline(tmp_path, environment):
+WHERE = pytest.mark.parametrize("where", ["folder", "bucket"])  # with a bucket, the folder is removed after each kill
+
+
+@WHERE
+def test_wandb_offline(tmp_path, environment, request, where):
     pytest.importorskip("wandb")
+    if where == "bucket":
+        request.getfixturevalue("bucket")
     run_dir = tmp_path / "run"
     assert killed_run(run_dir, "wandb", environment) > 0
     folders = sorted((run_dir / "wandb").glob("offline-run-*"))
     (key,) = {folder.name.partition("-run-")[2].partition("-")[2] for folder in folders}
     assert len(folders) > 1, "a folder for each process"
     files = [path for folder in folders for path in folder.glob(f"run-{key}.wandb")]
-    points = [(s, n, v) for path in files for s, values in offline_history(path) for n, v in values.items()]
+    rows = [row for path in files for row in logged_rows(path)]
+    points = [(row["_step"], n, v) for row in rows for n, v in row.items() if not n.startswith("_")]
     check(points, run_dir, once=False)
 
 
@@ -126,10 +155,16 @@ def mlflow_points(uri):
     return [(p.step, n, p.value) for n in run.data.metrics for p in client.get_metric_history(run.info.run_id, n)]
 
 
-def test_mlflow_with_a_local_database(tmp_path, environment):
+@pytest.mark.parametrize(("store", "where"), [("database", "folder"), ("files", "folder"), ("database", "bucket")])
+def test_mlflow_with_a_local_store(tmp_path, environment, monkeypatch, request, store, where):
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    if where == "bucket":
+        request.getfixturevalue("bucket")
+    if store == "files":  # MLflow asks for this, because it no longer recommends them
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        environment |= {"MLFLOW_ALLOW_FILE_STORE": "true"}
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}" if store == "database" else (tmp_path / "mlruns").as_uri()
     assert killed_run(tmp_path / "run", "mlflow", environment, uri) > 0
     check(mlflow_points(uri), tmp_path / "run", once=True)
 
@@ -139,17 +174,20 @@ def test_mlflow_with_its_server_which_is_down_for_a_while(tmp_path, environment)
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    uri, servers = f"http://127.0.0.1:{port}", []
+    uri, servers, output = f"http://127.0.0.1:{port}", [], tmp_path / "server.out"
 
     def serve(number=1):
         if number != 1:
             return
         store = ["--backend-store-uri", f"sqlite:///{tmp_path / 's.db'}", "--artifacts-destination", str(tmp_path)]
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *store]
-        servers.append(
-            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        )
-        until(lambda: is_up(f"{uri}/health"))
+        with output.open("wb") as file:
+            servers.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True))
+        until(lambda: is_up(f"{uri}/health") or has_failed())
+        assert not has_failed(), output.read_text()
+
+    def has_failed():
+        return servers[0].poll() is not None or "Traceback" in output.read_text()
 
     def is_up(url):
         try:
@@ -168,8 +206,11 @@ def test_mlflow_with_its_server_which_is_down_for_a_while(tmp_path, environment)
             server.wait(PATIENCE)
 
 
-def test_trackio(tmp_path, environment, monkeypatch):
+@WHERE
+def test_trackio(tmp_path, environment, request, where):
     pytest.importorskip("trackio")
+    if where == "bucket":
+        request.getfixturevalue("bucket")
     assert killed_run(tmp_path / "run", "trackio", environment) > 0
     program = (
         "import json, sys, trackio\n"

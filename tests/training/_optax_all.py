@@ -63,8 +63,10 @@ SPECIAL = {
         f"optax.lookahead({INNER}, 2, 0.5)",
         note="the model is `optax.LookaheadParams.init_synced(params)`, and the loss function uses `model.fast`",
     ),
+    "MultiSteps": Case(f"optax.MultiSteps({INNER}, 3)", note="each third step applies an update"),
     "masked": Case(f'optax.chain(optax.masked(optax.clip(0.1), {{"w": True, "b": False}}), {INNER})'),
     "measure_with_ema": Case(f"optax.chain(optax.measure_with_ema(lambda updates, *_, **__: updates, 0.9), {INNER})"),
+    "monitor": Case(f'optax.chain(optax.monitor({{"norm": optax.tree.norm}}), {INNER})'),
     "multi_transform": Case(f'optax.multi_transform({{"a": {INNER}, "b": optax.adam(0.05)}}, {{"w": "a", "b": "b"}})'),
     "named_chain": Case(f'optax.named_chain(("clip", optax.clip(1.0)), ("sgd", {INNER}))'),
     "partition": Case(f'optax.partition({{"a": {INNER}, "b": optax.adam(0.05)}}, {{"w": "a", "b": "b"}})'),
@@ -93,6 +95,11 @@ SPECIAL = {
         "optax.contrib.dpsgd(0.05, 1.0, 0.1, 0)",
         note="with `Step.from_gradients`, whose function returns a gradient for each row",
     ),
+    "contrib.hutchinson_estimator_diag_hessian": Case(
+        f"optax.chain(optax.contrib.hutchinson_estimator_diag_hessian(), {INNER})",
+        "obj_fn=loss_fn",
+        "its updates are those of the Hessian's diagonal, for rules such as Sophia's",
+    ),
     "contrib.mechanize": Case("optax.contrib.mechanize(optax.sgd(0.05))"),
     "contrib.momo": Case("optax.contrib.momo()", "value=loss"),
     "contrib.momo_adam": Case("optax.contrib.momo_adam()", "value=loss"),
@@ -111,6 +118,25 @@ SPECIAL = {
 }
 WITHIN = {"contrib.scale_by_muon": "for matrices alone; tried within `contrib.muon`"}
 PER_ROW = ("contrib.differentially_private_aggregate", "contrib.dpsgd")
+MOVED = ("differentially_private_aggregate", "dpsgd")  # deprecated names of what is in contrib
+_HELPERS = ("apply_updates", "init_empty_state")  # their annotations have the word
+
+
+def transformations() -> dict[str, Callable[..., Any]]:
+    """Returns the functions of `optax` and `optax.contrib` that make a transformation, by name.
+
+    Some say it in their signature, others only in their source.
+    """
+    found = {}
+    for prefix, module in (("", optax), ("contrib.", optax.contrib)):
+        for name, function in sorted(vars(module).items()):
+            if name.startswith("_") or name in _HELPERS or not inspect.isfunction(function):
+                continue
+            returns = inspect.signature(function).return_annotation
+            told = inspect.getsource(function) if returns is inspect.Signature.empty else str(returns)
+            if "GradientTransformation" in told:
+                found[prefix + name] = function
+    return {name: function for name, function in found.items() if name not in MOVED}
 
 
 def _simple(path: str, function: Callable[..., Any]) -> Case | None:
@@ -124,24 +150,12 @@ def _simple(path: str, function: Callable[..., Any]) -> Case | None:
 
 def all_cases() -> dict[str, Case]:
     """Returns the name of each transformation, and how it is built; without those that need more than is known here."""
-    found: dict[str, Case] = {}
-    for prefix, module in (("", optax), ("contrib.", optax.contrib)):
-        for name in sorted(vars(module)):
-            function = vars(module)[name]
-            if name.startswith("_") or inspect.isclass(function) or not callable(function):
-                continue
-            try:
-                returns = str(inspect.signature(function).return_annotation)
-            except (TypeError, ValueError):
-                continue
-            path = prefix + name
-            if path in WITHIN:
-                continue
-            case = SPECIAL.get(path) or ("GradientTransformation" in returns and _simple(path, function)) or None
-            if case is not None and "GradientTransformation" in returns:
-                found[path] = case
-    found["contrib.sam, opaque"] = SPECIAL["contrib.sam, opaque"]
-    return dict(sorted(found.items(), key=lambda item: (item[0].startswith("contrib."), item[0])))
+    found = {
+        path: SPECIAL.get(path) or _simple(path, fn) for path, fn in transformations().items() if path not in WITHIN
+    }
+    found |= {path: SPECIAL[path] for path in ("MultiSteps", "contrib.sam, opaque")}
+    known = {path: case for path, case in found.items() if case is not None}
+    return dict(sorted(known.items(), key=lambda item: (item[0].startswith("contrib."), item[0])))
 
 
 def build(case: Case) -> optax.GradientTransformation:
@@ -156,4 +170,5 @@ def table() -> str:
         by_hand = f"`, {case.extra})`" if case.extra else "`)`"
         note = f"; {case.note}" if case.note else ""
         rows.append(f"| `{path}` | `{case.call.replace('|', chr(92) + '|')}` | {by_hand}{note} |")
+    rows += [f"| `{path}` | {why} | |" for path, why in WITHIN.items()]
     return "\n".join(rows)

@@ -42,6 +42,7 @@ def by_hand(steps, shuffle_seedless=True):
     return norms, updates_norms
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("every", [1, 2, 7])
 def test_a_probe_sees_the_gradients_of_a_hand_written_loop_when_it_is_due(tmp_path, executor, every):

@@ -33,6 +33,7 @@ def fit(model=None, data=DATA, **kwargs):
     return jc.fit(params() if model is None else model, loss_fn, data, **given)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("executor", ["looped", "stepped"])
 @pytest.mark.parametrize("data", [DATA, STREAM], ids=["arrays", "stream"])
 def test_it_is_a_run_of_each_part_after_the_other(data, executor, capsys):
@@ -51,6 +52,7 @@ def test_it_is_a_run_of_each_part_after_the_other(data, executor, capsys):
 LONG = pytest.mark.long
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("cut", "executor"),
     [
@@ -113,6 +115,11 @@ def test_a_group_of_the_optimizer_may_be_frozen_at_first():
     result = fit(optimizer={"body/**": optax.sgd, "head/**": optax.adam}, learning_rate={"body": 0.02, "head": 0.05})
     np.testing.assert_allclose(result.history["learning_rate/body"], 0.02, rtol=1e-6)
     assert not np.array_equal(result.params["body"]["kernel"], params()["body"]["kernel"])
+
+
+def test_epochs_belong_to_fit():
+    with pytest.raises(TypeError, match="trainable is a dict of epochs, which only fit takes"):
+        jc.TrainState.create(params=params(), trainable=PARTS)
 
 
 def test_a_callback_that_wraps_the_optimizer_is_refused():

@@ -7,6 +7,7 @@ import sys
 
 import hypothesis.strategies as st
 import pytest
+from _patience import PATIENCE
 from hypothesis import given
 
 from jaxcb._src.storage.ownership import RunRecord
@@ -194,7 +195,7 @@ def test_runs_that_write_at_the_same_time_lose_nothing(tmp_path):
     )
     path = tmp_path / "log.csv"
     children = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in "abc"]
-    assert [child.wait(300) for child in children] == [0, 0, 0]
+    assert [child.wait(PATIENCE) for child in children] == [0, 0, 0]
     lines = path.read_text().splitlines()
     assert lines[0] == "head"
     for name in "abc":

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _patience import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop._runs import fit, make_driver, make_state
@@ -271,7 +272,7 @@ def test_what_is_saved_in_the_background_is_what_was_there_when_it_was_asked_for
     begin, real = threading.Event(), ocp.save
 
     def save(*args, **kwargs):
-        begin.wait(60)
+        begin.wait(PATIENCE)
         return real(*args, **kwargs)
 
     monkeypatch.setattr(ocp, "save", save)

@@ -78,7 +78,7 @@ def test_an_action_that_nothing_performs_says_how_to_register_one():
 
 @pytest.mark.parametrize("what", [3, "Row", jc.writers.Writer, Note(1.0)], ids=["number", "text", "class", "instance"])
 def test_only_action_classes_have_writers(what):
-    with pytest.raises(TypeError, match="writer takes action classes"):
+    with pytest.raises(TypeError, match="writer: actions must be classes of actions"):
         jc.writers.writer(what)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from jaxcb._src.core.actions.host import Backup
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.utils.errors import check_int
+from jaxcb._src.utils.errors import check_bool, check_interval
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import static
 
@@ -18,7 +18,8 @@ class BackupAndRestore(Callback):
     directory, and the run resumes from it automatically, as in Keras.
 
     Args:
-        backup_dir: the directory of the run if `fit` gets no `run_dir`.
+        backup_dir: the directory of the run if `fit` gets no `run_dir`. An address that is not that of the run is
+            refused before the first step.
         save_freq: "epoch", or a number of steps: a save is due where `step % save_freq == 0`.
 
     Raises:
@@ -39,12 +40,8 @@ class BackupAndRestore(Callback):
 
     def __post_init__(self) -> None:
         self._set("backup_dir", path_text("BackupAndRestore", "backup_dir", self.backup_dir))
-        if self.save_freq != "epoch":
-            if isinstance(self.save_freq, str):
-                raise ValueError(
-                    f"BackupAndRestore: save_freq must be 'epoch' or a number of steps, got {self.save_freq!r}."
-                )
-            self._set("save_freq", check_int("BackupAndRestore", "save_freq", self.save_freq, least=1))
+        self._set("save_freq", check_interval("BackupAndRestore", "save_freq", self.save_freq))
+        self._set("delete_checkpoint", check_bool("BackupAndRestore", "delete_checkpoint", self.delete_checkpoint))
 
     def hooks(self) -> frozenset[str]:
         return frozenset({"on_epoch_end" if self.save_freq == "epoch" else "on_batch_end"})

@@ -25,7 +25,7 @@ from jaxcb._src.callbacks.stopping import StoppingCallback
 from jaxcb._src.core.actions.control import Restore, Snapshot, Stop
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.metrics import Metrics, resolve_mode
-from jaxcb._src.utils.errors import check_bool, check_choice, check_int, check_number
+from jaxcb._src.utils.errors import check_bool, check_choice, check_int, check_number, check_verbose
 from jaxcb._src.utils.pytree import Struct, select, static, to_strong_types
 
 
@@ -102,6 +102,7 @@ class EarlyStopping(StoppingCallback):
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = "EarlyStopping"
+        check_verbose(owner, self.verbose)
         self._set("min_delta", check_number(owner, "min_delta", self.min_delta))
         self._set("patience", check_int(owner, "patience", self.patience))
         self._set("start_from_epoch", check_int(owner, "start_from_epoch", self.start_from_epoch))

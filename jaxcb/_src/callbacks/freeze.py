@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxcb._src.core.actions.control import ScaleUpdates
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.utils.errors import check_int
+from jaxcb._src.utils.errors import check_int, check_texts
 from jaxcb._src.utils.pytree import static
 
 
@@ -45,12 +45,7 @@ class Freeze(Callback):
     until_epoch: Any = None
 
     def __post_init__(self) -> None:
-        patterns = (self.where,) if isinstance(self.where, str) else self.where
-        if not isinstance(patterns, tuple | list) or not patterns or not all(isinstance(p, str) for p in patterns):
-            raise TypeError(
-                f"Freeze: where must be a pattern such as 'backbone/**', or a tuple of patterns, got {patterns!r}."
-            )
-        self._set("where", tuple(patterns))
+        self._set("where", check_texts("Freeze", "where", self.where))
         if self.until_epoch is not None:
             self._set("until_epoch", check_int("Freeze", "until_epoch", self.until_epoch))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from jaxcb._src.core.callback import Callback
-from jaxcb._src.utils.errors import check_choice
+from jaxcb._src.utils.errors import check_choice, check_text, shown
 from jaxcb._src.utils.pytree import static
 
 
@@ -48,10 +48,12 @@ class HubUpload(Callback):
     endpoint: str | None = static(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name in ("repo_id", "path_in_repo", "revision", "endpoint"):
-            value = getattr(self, name)
-            if not isinstance(value, str) and not (value is None and name in ("revision", "endpoint")):
-                raise TypeError(f"HubUpload: {name} must be a string, got {value!r}.")
+        check_text("HubUpload", "repo_id", self.repo_id)
+        for name in ("revision", "endpoint"):
+            if getattr(self, name) is not None:
+                check_text("HubUpload", name, getattr(self, name))
+        if not isinstance(self.path_in_repo, str):
+            raise TypeError(f"HubUpload: path_in_repo must be a string, got {shown(self.path_in_repo)}.")
         if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
             raise ValueError(f"HubUpload: repo_id must be 'user/name', got {self.repo_id!r}.")
         if not isinstance(self.private, bool):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from jaxcb._src.callbacks.host_callback import Visit, call_with_logs
 from jaxcb._src.core.callback import FunctionCallback
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.utils.errors import did_you_mean
+from jaxcb._src.utils.errors import did_you_mean, takes
 from jaxcb._src.utils.pytree import Struct, static
 
 
@@ -143,12 +143,8 @@ def _check_function(hook: str, function: Any) -> None:
     expected = [n for n in (_COUNTERS[hook], "logs") if n]
     if not callable(function):
         raise TypeError(f"LambdaCallback: {hook} must be a function of ({', '.join(expected)}), got {function!r}.")
-    try:
-        inspect.signature(function).bind(*expected)
-    except TypeError:
+    if not takes(function, *expected):
         raise TypeError(
             f"LambdaCallback: {hook} is called as fn({', '.join(expected)}), but got a function with the signature "
             f"{inspect.signature(function)}."
-        ) from None
-    except ValueError:  # some builtins, such as print, have no signature
-        pass
+        )

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from jaxcb._src.core.actions.tensorboard import Scalars
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.utils.errors import check_int
+from jaxcb._src.utils.errors import check_interval
 from jaxcb._src.utils.names import is_rate
 from jaxcb._src.utils.pytree import static
 
@@ -40,11 +40,7 @@ class LearningRateMonitor(Callback):
     every: int | Literal["epoch"] = static(default="epoch")
 
     def __post_init__(self) -> None:
-        if self.every == "epoch":
-            return
-        if isinstance(self.every, str):
-            raise ValueError(f"LearningRateMonitor: every must be 'epoch' or a number of steps, got {self.every!r}.")
-        self._set("every", check_int("LearningRateMonitor", "every", self.every, least=1))
+        self._set("every", check_interval("LearningRateMonitor", "every", self.every))
 
     def hooks(self) -> frozenset[str]:
         return frozenset({"on_epoch_end" if self.every == "epoch" else "on_batch_end"})

@@ -14,7 +14,7 @@ from jaxcb._src.core.actions.control import SetLearningRate
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, rates_in
-from jaxcb._src.utils.errors import check_choice, check_rate_name
+from jaxcb._src.utils.errors import check_choice, check_rate_name, check_verbose
 from jaxcb._src.utils.pytree import static
 
 _EPOCHS = 10_000  # epochs tabulated for a Python function that cannot be traced; later epochs keep the last value
@@ -61,6 +61,7 @@ class LearningRateScheduler(Callback):
             raise TypeError(f"LearningRateScheduler: schedule must be a function, got {self.schedule!r}.")
         check_choice("LearningRateScheduler", "by", self.by, ("epoch", "step"))
         check_rate_name("LearningRateScheduler", self.of)
+        check_verbose("LearningRateScheduler", self.verbose)
 
     def hooks(self) -> frozenset[str]:
         return frozenset({"on_epoch_begin" if self.by == "epoch" else "on_batch_begin"})

@@ -6,6 +6,7 @@ from typing import Any
 from jaxcb._src.callbacks.reporter import Reporter
 from jaxcb._src.core.actions.logging import MLflowLog
 from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.errors import check_text
 from jaxcb._src.utils.pytree import static
 
 
@@ -45,9 +46,8 @@ class MLflowLogger(Reporter):
 
     def __post_init__(self) -> None:
         for name in ("experiment", "tracking_uri", "run_name"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                raise TypeError(f"MLflowLogger: {name} must be a string, got {value!r}.")
+            if getattr(self, name) is not None:
+                check_text("MLflowLogger", name, getattr(self, name))
         tags = {} if self.tags is None else self.tags
         if not isinstance(tags, Mapping):
             raise TypeError(f"MLflowLogger: tags must be a dict, got {tags!r}.")

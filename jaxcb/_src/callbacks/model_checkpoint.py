@@ -13,7 +13,14 @@ from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.actions.utils import PLACES, template_names
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, check_monitor, resolve_mode
-from jaxcb._src.utils.errors import check_bool, check_choice, check_int, check_number
+from jaxcb._src.utils.errors import (
+    check_bool,
+    check_choice,
+    check_int,
+    check_interval,
+    check_number,
+    check_verbose,
+)
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
 
@@ -129,10 +136,8 @@ class ModelCheckpoint(Callback):
             check_choice(owner, "mode", self.mode, ("auto", "min", "max"))
 
     def _check_numbers(self, owner: str) -> None:
-        if self.save_freq != "epoch":
-            if isinstance(self.save_freq, str):
-                raise ValueError(f'{owner}: save_freq must be "epoch" or a number of steps, got {self.save_freq!r}.')
-            self._set("save_freq", check_int(owner, "save_freq", self.save_freq, least=1))
+        check_verbose(owner, self.verbose)
+        self._set("save_freq", check_interval(owner, "save_freq", self.save_freq))
         for name in ("max_to_keep", "keep_best", "every_n_epochs"):
             if getattr(self, name) is not None:
                 self._set(name, check_int(owner, name, getattr(self, name), least=1))

@@ -8,7 +8,7 @@ from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.training import probes
 from jaxcb._src.training.probes import Probe
-from jaxcb._src.utils.errors import check_choice, check_int
+from jaxcb._src.utils.errors import check_bool, check_choice, check_int, check_texts
 from jaxcb._src.utils.pytree import static
 
 _MAKERS = {
@@ -46,8 +46,9 @@ class NormMonitor(Callback):
     per_layer: bool = static(default=False)
 
     def __post_init__(self) -> None:
-        check_int("NormMonitor", "every", self.every, least=1)
-        self._set("of", (self.of,) if isinstance(self.of, str) else tuple(self.of))
+        self._set("every", check_int("NormMonitor", "every", self.every, least=1))
+        self._set("per_layer", check_bool("NormMonitor", "per_layer", self.per_layer))
+        self._set("of", check_texts("NormMonitor", "of", self.of))
         for name in self.of:
             check_choice("NormMonitor", "of", name, tuple(_MAKERS))
 

@@ -9,7 +9,7 @@ from jaxcb._src.callbacks.standings import is_due, ranks, scores
 from jaxcb._src.core.actions.control import Exploit, ScaleHyperparameter, ScaleLearningRate, SetControl
 from jaxcb._src.core.callback import PopulationCallback
 from jaxcb._src.core.metrics import Metrics, resolve_mode
-from jaxcb._src.utils.errors import check_int, check_number
+from jaxcb._src.utils.errors import check_int, check_number, check_seed, check_texts, shown
 from jaxcb._src.utils.pytree import static
 
 
@@ -54,14 +54,16 @@ class PopulationBasedTraining(PopulationCallback):
     def __post_init__(self) -> None:
         owner = "PopulationBasedTraining"
         self._set("every", check_int(owner, "every", self.every, least=1))
-        self._set("seed", check_int(owner, "seed", self.seed))
+        self._set("seed", check_seed(owner, self.seed))
         self._set("fraction", check_number(owner, "fraction", self.fraction))
         if not 0 < self.fraction <= 0.5:
             raise ValueError(f"{owner}: fraction must be above 0 and at most 0.5, got {self.fraction}.")
-        self._set("numbers", tuple(self.numbers))
+        self._set("numbers", check_texts(owner, "numbers", self.numbers))
+        if not isinstance(self.factors, tuple | list) or not self.factors:
+            raise TypeError(f"{owner}: factors must be a tuple of at least one number, got {shown(self.factors)}.")
         self._set("factors", tuple(check_number(owner, "each of factors", f) for f in self.factors))
-        if not self.factors:
-            raise ValueError(f"{owner}: factors is empty, but at least one factor is needed.")
+        if min(self.factors) <= 0:
+            raise ValueError(f"{owner}: each of factors must be above 0, got {self.factors}.")
         for path in self.numbers:
             if path.partition(".")[0] not in ("optimizer", "controls") or not path.partition(".")[2]:
                 raise ValueError(f"{owner}: numbers must be paths such as optimizer.learning_rate, got {path!r}.")

@@ -22,7 +22,15 @@ from jaxcb._src.core.actions.control import ScaleLearningRate
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, rates_in, resolve_mode
-from jaxcb._src.utils.errors import check_between, check_bool, check_choice, check_int, check_number, check_rate_name
+from jaxcb._src.utils.errors import (
+    check_between,
+    check_bool,
+    check_choice,
+    check_int,
+    check_number,
+    check_rate_name,
+    check_verbose,
+)
 from jaxcb._src.utils.pytree import Struct, select, static, to_strong_types
 
 
@@ -98,6 +106,7 @@ class ReduceLROnPlateau(Callback):
         check_choice("ReduceLROnPlateau", "threshold_mode", self.threshold_mode, THRESHOLD_MODES)
         check_choice("ReduceLROnPlateau", "patience_in", self.patience_in, PATIENCE_UNITS)
         check_rate_name("ReduceLROnPlateau", self.of)
+        check_verbose("ReduceLROnPlateau", self.verbose)
         self._set("report", check_bool("ReduceLROnPlateau", "report", self.report))
         self._set("mode", resolve_mode("ReduceLROnPlateau", self.monitor, self.mode))
         self._set("reads_rate", not isinstance(self.min_lr, float) or self.min_lr > 0)

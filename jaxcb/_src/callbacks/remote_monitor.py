@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from jaxcb._src.callbacks.reporter import Reporter
 from jaxcb._src.core.actions.logging import LogHTTP
-from jaxcb._src.utils.errors import check_int, check_number
+from jaxcb._src.utils.errors import check_bool, check_int, check_number, check_text
 from jaxcb._src.utils.pytree import static
 
 
@@ -58,6 +58,8 @@ class RemoteMonitor(Reporter):
         headers = {} if self.headers is None else self.headers
         if not isinstance(headers, Mapping) or not all(isinstance(x, str) for pair in headers.items() for x in pair):
             raise TypeError(f"RemoteMonitor: headers must be a dict of strings, got {self.headers!r}.")
+        check_text("RemoteMonitor", "field", self.field)
+        self._set("send_as_json", check_bool("RemoteMonitor", "send_as_json", self.send_as_json))
         timeout = check_number("RemoteMonitor", "timeout", self.timeout)
         if not timeout > 0:
             raise ValueError(f"RemoteMonitor: timeout must be above 0 seconds, got {self.timeout!r}.")

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from jaxcb._src.core.actions.base import Action
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, fresh_scalars, fresh_values
-from jaxcb._src.utils.errors import check_int
+from jaxcb._src.utils.errors import check_interval
 from jaxcb._src.utils.names import is_rate
 from jaxcb._src.utils.pytree import static
 
@@ -26,11 +26,7 @@ class Reporter(Callback):
         return fresh_values(metrics) if self.takes_arrays else fresh_scalars(metrics)
 
     def _check_every(self) -> None:
-        owner = type(self).__name__
-        if self.every != "epoch":
-            if isinstance(self.every, str):
-                raise ValueError(f"{owner}: every must be 'epoch' or a number of steps, got {self.every!r}.")
-            self._set("every", check_int(owner, "every", self.every, least=1))
+        self._set("every", check_interval(type(self).__name__, "every", self.every))
 
     def hooks(self) -> frozenset[str]:
         hooks = Callback.hooks(self)

@@ -11,7 +11,7 @@ from jaxcb._src.callbacks.stopping import StoppingCallback
 from jaxcb._src.core.actions.control import Restore, SkipUpdate, Snapshot, Stop
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.metrics import Metrics, check_monitor
-from jaxcb._src.utils.errors import check_bool, check_choice, check_int, check_number
+from jaxcb._src.utils.errors import check_bool, check_choice, check_int, check_number, check_verbose
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
 
 
@@ -90,6 +90,7 @@ class SpikeDetection(StoppingCallback):
         self._set("factor", check_number("SpikeDetection", "factor", self.factor, least=0.0))
         self._set("window", check_int("SpikeDetection", "window", self.window, least=2))
         check_monitor("SpikeDetection", self.monitor)
+        check_verbose("SpikeDetection", self.verbose)
         self._set("report", check_bool("SpikeDetection", "report", self.report))
         check_choice("SpikeDetection", "action", self.action, ("skip", "rollback"))
         self._set("snapshot_every", check_int("SpikeDetection", "snapshot_every", self.snapshot_every, least=1))

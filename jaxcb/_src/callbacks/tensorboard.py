@@ -10,7 +10,7 @@ from jaxcb._src.core.actions.host import Profile
 from jaxcb._src.core.actions.tensorboard import Embedding, Graph, Histogram, HParams, Image, LogConfiguration, Scalars
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics, fresh_scalars
-from jaxcb._src.utils.errors import check_bool, check_choice, check_int
+from jaxcb._src.utils.errors import check_bool, check_choice, check_int, check_texts, shown
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.names import is_rate
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
@@ -89,7 +89,7 @@ class TensorBoard(Callback):
             check_choice("TensorBoard", "update_freq", self.update_freq, ("epoch", "batch"))
         else:
             self._set("update_freq", check_int("TensorBoard", "update_freq", self.update_freq, least=1))
-        self._set("histograms", (self.histograms,) if isinstance(self.histograms, str) else tuple(self.histograms))
+        self._set("histograms", check_texts("TensorBoard", "histograms", self.histograms))
         if self.write_images and not self.histogram_freq:
             raise ValueError(
                 "TensorBoard: write_images=True draws weights as often as histograms; pass histogram_freq=1."
@@ -101,7 +101,11 @@ class TensorBoard(Callback):
         if self.embeddings_metadata is not None and not self.embeddings_freq:
             raise ValueError("TensorBoard: embeddings_metadata needs embeddings_freq, such as embeddings_freq=1.")
         self._set("embeddings_metadata", _labels(self.embeddings_metadata))
-        self._set("hparams", HParams(self.hparams or ()).settings)
+        if not isinstance(self.hparams, Mapping) and not _are_pairs(self.hparams):  # pairs are what the field keeps
+            raise TypeError(
+                f"TensorBoard: hparams must be a dict of numbers, texts and booleans, got {shown(self.hparams)}."
+            )
+        self._set("hparams", HParams(self.hparams).settings)
 
     @property
     def _every(self) -> int | None:
@@ -208,6 +212,10 @@ class TensorBoard(Callback):
     def _embedding(self, where: str, labels: Any, due: Any) -> Embedding:
         more = {"of": "params", "where": where, "log_dir": self.log_dir, "by": "epoch", "when": due}
         return Embedding("weights", labels=labels, **more)
+
+
+def _are_pairs(given: Any) -> bool:
+    return isinstance(given, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in given)
 
 
 def _batches(profile_batch: Any) -> tuple[int, int] | None:

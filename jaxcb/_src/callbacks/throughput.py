@@ -9,7 +9,7 @@ from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.actions.tensorboard import Scalars
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.utils.errors import check_int, check_number
+from jaxcb._src.utils.errors import check_interval, check_number, check_verbose
 from jaxcb._src.utils.pytree import static
 
 
@@ -50,13 +50,13 @@ class Throughput(Callback):
     verbose: int = static(default=0)
 
     def __post_init__(self) -> None:
-        if self.every != "epoch":
-            if isinstance(self.every, str):
-                raise ValueError(f"Throughput: every must be 'epoch' or a number of steps, got {self.every!r}.")
-            self._set("every", check_int("Throughput", "every", self.every, least=1))
+        self._set("every", check_interval("Throughput", "every", self.every))
+        check_verbose("Throughput", self.verbose)
         for name in ("tokens_per_example", "peak_flops"):
             if getattr(self, name) is not None:
                 self._set(name, check_number("Throughput", name, getattr(self, name), least=0))
+        if self.peak_flops == 0:
+            raise ValueError("Throughput: peak_flops must be above 0, got 0. Leave it out for that of the device.")
 
     def hooks(self) -> frozenset[str]:
         hooks = {"on_epoch_end" if self.every == "epoch" else "on_batch_end"}

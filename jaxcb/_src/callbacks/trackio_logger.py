@@ -6,6 +6,7 @@ from jaxcb._src.callbacks.options import Options
 from jaxcb._src.callbacks.reporter import Reporter
 from jaxcb._src.core.actions.logging import TrackioLog
 from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.errors import check_text
 from jaxcb._src.utils.pytree import static
 
 
@@ -46,8 +47,8 @@ class TrackioLogger(Reporter):
         self, project: str, run_name: str | None = None, *, every: int | Literal["epoch"] = "epoch", **init: Any
     ) -> None:
         for name, value in (("project", project), ("run_name", run_name)):
-            if not isinstance(value, str) and not (value is None and name == "run_name"):
-                raise TypeError(f"TrackioLogger: {name} must be a string, got {value!r}.")
+            if not (value is None and name == "run_name"):
+                check_text("TrackioLogger", name, value)
         for name in ("name", "resume"):
             if name in init:
                 cure = "pass run_name=" if name == "name" else "pass resume= to fit"

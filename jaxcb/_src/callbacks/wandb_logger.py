@@ -6,6 +6,7 @@ from jaxcb._src.callbacks.options import Options
 from jaxcb._src.callbacks.reporter import Reporter
 from jaxcb._src.core.actions.logging import WandbLog
 from jaxcb._src.core.metrics import Metrics
+from jaxcb._src.utils.errors import check_text
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import static
 
@@ -42,6 +43,8 @@ class WandbLogger(Reporter):
     options: Options | None = static(default=None)
 
     def __init__(self, project: str | None = None, *, every: int | Literal["epoch"] = "epoch", **init: Any) -> None:
+        if project is not None:
+            check_text("WandbLogger", "project", project)
         given = ({} if project is None else {"project": project}) | init
         if init.get("dir") is not None:
             given["dir"] = path_text("WandbLogger", "dir", init["dir"], buckets=False)

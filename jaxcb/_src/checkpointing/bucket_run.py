@@ -44,6 +44,20 @@ class BucketRun:
         self._lease, self._mirror, self._on_error = lease, mirror, on_error
         self._warned = False
 
+    def announce(self) -> None:
+        """Copies the run's record before the first step, and waits for it.
+
+        Trackers know the run by the id in it: if the machine vanishes before the first save, the next one continues the
+        same run there.
+
+        Raises:
+            LeaseLostError: if another process has taken the bucket over.
+            OSError: for an upload that failed, if that is to be raised.
+        """
+        self._mirror.save({})
+        self._mirror.wait()
+        self.check()
+
     def save(self, checkpoint: Path, facts: Mapping[str, Any]) -> None:
         """Begins to copy a complete checkpoint, with each log up to where it was at the checkpoint.
 

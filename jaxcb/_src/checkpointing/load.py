@@ -78,12 +78,19 @@ def load(path: Any, target: Any = None, *, what: str | None = None) -> Any:
     place = local_path_or_address("load", "path", path)
     if isinstance(place, Path):
         return _load(place, target, what)
-    with downloaded(place) as folder:
+    with downloaded(place, choose=_needed) as folder:
         try:
             return _load(folder, target, what)
         except (FileNotFoundError, ValueError) as error:  # they name the folder, which is removed
             text = str(error).replace(str(folder), str(place)).replace(str(folder.parent), str(place.parent))
             raise type(error)(text) from error
+
+
+def _needed(names: list[str]) -> list[str]:
+    """Returns the files to download: of a folder that is no checkpoint, which may be large, those that tell what is."""
+    if any(mark in names for mark in _MARKS):
+        return names
+    return [name for name in names if name.rpartition("/")[2] in (*_MARKS, "manifest.json")]
 
 
 def _load(path: Path, target: Any, what: str | None) -> Any:

@@ -111,6 +111,7 @@ def _print(columns: dict[str, list[Any]], monitor: str, sort: str, rows: int) ->
     shown["holds_until_epoch"] = [e + 1 for e in columns["holds_until_epoch"]]
     names = {"stopped_epoch": "stop", "epochs_saved": "saved", "value_lost": "lost", "lr_scale": "rate x"}
     names["holds_until_epoch"] = "holds to epoch"
+    names |= {name: f"rate x {name.partition('/')[2]}" for name in shown if name.startswith("lr_scale/")}
     titles = [names.get(name, name.replace("_", " ")) for name in shown]
     output.table(titles, [[column[i] for column in shown.values()] for i in order[:rows]])
     if len(order) > rows:

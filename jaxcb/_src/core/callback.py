@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.utils.errors import CallbackError, did_you_mean, shown
+from jaxcb._src.utils.errors import CallbackError, check_text, did_you_mean, shown
 from jaxcb._src.utils.pytree import Struct, static
 
 HOOKS = (
@@ -238,8 +238,8 @@ def check_name(owner: str, name: Any) -> None:
     Raises:
         TypeError: if it is neither a text nor None.
     """
-    if name is not None and not (isinstance(name, str) and name):
-        raise TypeError(f"{owner}: name must be a string that is not empty, or None, got {shown(name)}.")
+    if name is not None:
+        check_text(owner, "name", name)
 
 
 def make_callback(*, init: Callable[[], Any] | None = None, name: str | None = None, **hooks: Hook) -> Callback:

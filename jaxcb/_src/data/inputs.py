@@ -354,6 +354,13 @@ def with_weights(owner: str, data: Any, sample_weight: Any) -> Any:
         )
     if not is_array(sample_weight):
         sample_weight = np.asarray(sample_weight)
+    if isinstance(sample_weight, np.ndarray) and sample_weight.dtype.kind == "f":
+        odd = np.flatnonzero(~np.isfinite(sample_weight))
+        if odd.size:
+            raise DataError(
+                f"{owner}: sample_weight is {sample_weight.flat[odd[0]]} at {odd[0]}, expected finite numbers. A row "
+                "without weight has 0."
+            )
     return Weighted(data, sample_weight)
 
 

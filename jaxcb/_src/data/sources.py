@@ -14,7 +14,7 @@ from jax import Array
 from jaxcb._src.data import inputs as _data
 from jaxcb._src.data import inputs as _others
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
-from jaxcb._src.utils.errors import DataError
+from jaxcb._src.utils.errors import DataError, takes
 
 _SPARE_BITS = 10  # further random bits, so that a tie between two rows happens once in about a thousand epochs
 _DATA = 0x64617461  # folded into the seed, so that the data order is independent of the keys of the steps
@@ -317,15 +317,9 @@ def _check_arguments(fn: Callable[..., Any], what: str) -> None:
     """Checks that a function accepts epoch and controls."""
     if isinstance(fn, type):
         raise TypeError(f"{what} is the class {fn.__name__}, expected an instance of it.")
-    try:
-        signature = inspect.signature(fn)
-    except ValueError:  # a builtin may have none
-        return
-    try:
-        signature.bind(0, {})
-    except TypeError:
+    if not takes(fn, 0, {}):
         name = getattr(fn, "__name__", type(fn).__name__)
         raise TypeError(
-            f"{what} is the function {name}{signature}, expected one of (epoch, controls) that returns an epoch's "
-            f"data, such as {what}=lambda epoch, controls: batches."
-        ) from None
+            f"{what} is the function {name}{inspect.signature(fn)}, expected one of (epoch, controls) that returns an "
+            f"epoch's data, such as {what}=lambda epoch, controls: batches."
+        )

@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from jaxcb._src.utils.errors import check_int, check_text
+
 HEARTBEAT_SECONDS = 60
 
 
@@ -40,6 +42,16 @@ def initialize(
 
     Source: `jax.distributed.initialize`.
     """
+    owner = "initialize"
+    if coordinator_address is not None and ":" not in check_text(owner, "coordinator_address", coordinator_address):
+        raise ValueError(f"{owner}: coordinator_address must be 'host:port', got {coordinator_address!r}.")
+    if num_processes is not None:
+        num_processes = check_int(owner, "num_processes", num_processes, least=1, concrete=True)
+    if process_id is not None:
+        index: int = check_int(owner, "process_id", process_id, concrete=True)
+        if num_processes is not None and index >= num_processes:
+            raise ValueError(f"{owner}: process_id must be below num_processes, which is {num_processes}, got {index}.")
+    heartbeat = check_int(owner, "heartbeat_timeout_seconds", heartbeat_timeout_seconds, least=1, concrete=True)
     described = (coordinator_address, num_processes, process_id) != (None, None, None) or bool(options)
     if jax.distributed.is_initialized() or num_processes == 1 or not (described or _in_cluster()):
         return
@@ -47,7 +59,7 @@ def initialize(
         coordinator_address,
         num_processes,
         process_id,
-        heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+        heartbeat_timeout_seconds=heartbeat,
         **options,
     )
     from jax._src import distributed  # `jax.process_count()` would initialize the devices, which is too early here

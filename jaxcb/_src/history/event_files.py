@@ -16,7 +16,7 @@ import numpy as np
 from jaxcb._src.history.log_formats import Row, log_format
 from jaxcb._src.utils.errors import DataError
 
-_NAME = "events.out.tfevents."
+NAME = "events.out.tfevents."  # begins the name of an event file
 _HEADER = struct.Struct("<QI")  # length, and its checksum
 _MOST = 1 << 28  # bytes of an event
 _VALIDATION = {"validation", "val", "eval", "test", "valid"}  # directories whose metrics are those of a validation
@@ -26,11 +26,11 @@ _SKIPPED = ("keras", "hparams", "_hparams_", "hp_metric")
 
 
 def _is_log(path: Path) -> bool:
-    return path.name.startswith(_NAME) if path.is_file() else path.is_dir() and any(_files(path))
+    return path.name.startswith(NAME) if path.is_file() else path.is_dir() and any(_files(path))
 
 
 def _files(directory: Path) -> Iterator[Path]:
-    yield from (path for path in sorted(directory.rglob(f"{_NAME}*")) if path.is_file())
+    yield from (path for path in sorted(directory.rglob(f"{NAME}*")) if path.is_file())
 
 
 @log_format("TensorBoard's event files", _is_log)

@@ -124,6 +124,7 @@ class RunHistory(Mapping[str, np.ndarray]):
             >>> history.best("loss")
             {'step': 20, 'epoch': 1, 'loss': 0.25}
         """
+        self._check(monitor)
         lowest = resolve_mode("RunHistory.best", monitor, mode) == "min"
         values = np.where(self.reported(monitor), np.asarray(self[monitor], np.float64), np.nan)
         if values.ndim != 1:
@@ -147,9 +148,17 @@ class RunHistory(Mapping[str, np.ndarray]):
             found |= {one: flat[:, i] for i, one in enumerate(columns(name, shape))}
         return found
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Refuses to be an array: of a mapping that is no dict, pandas would make a table of its names."""
+        raise TypeError(
+            "a RunHistory is no array, but columns by name: history['loss'] is one of them, and "
+            "pandas.DataFrame(history.columns()) a table of all."
+        )
+
     def _check(self, name: str) -> None:
         if name not in self._values:
-            raise KeyError(f"{name}; recorded: {', '.join(sorted(self._values))}{did_you_mean(name, self._values)}")
+            names = ", ".join(sorted(self._values))
+            raise KeyError(f"{name!r} is no recorded metric; recorded: {names}.{did_you_mean(name, self._values)}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

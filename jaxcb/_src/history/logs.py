@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxcb._src.history import event_files as _event_files  # noqa: F401  # registers its format
+from jaxcb._src.history import event_files as _event_files  # both register their formats
 from jaxcb._src.history import wandb_files as _wandb_files  # noqa: F401
 from jaxcb._src.history.log_formats import FORMATS, LogFormat, Row
-from jaxcb._src.history.reader import HISTORY, POSITIONS, Records, read_records
-from jaxcb._src.utils.address import parse_address
+from jaxcb._src.history.reader import HISTORY, JOURNAL, POSITIONS, Records, read_records
+from jaxcb._src.storage.buckets.download import downloaded
+from jaxcb._src.utils.address import Address
 from jaxcb._src.utils.errors import DataError
-from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.utils.local_path import local_path_or_address
 
 ENTRY_POINT = "jaxcb.log_formats"
 _MOST_ROWS = 20_000_000
@@ -27,12 +28,14 @@ def read_log(source: Any) -> Records:
     r"""Reads a recorded run: that of jaxcb, or a log of another library.
 
     Args:
-        source: the directory of a run, a `history.csv`, or a log of a known format. Anything that is not a path is
-            read as in `read_records`.
+        source: the directory of a run, a `history.csv`, or a log of a known format; a path or an address. Anything else
+            is read as in `read_records`.
 
     Raises:
-        FileNotFoundError: if the path does not exist.
+        FileNotFoundError: if nothing is there.
         DataError: for a format that is not known, or an invalid log.
+        OSError: for a bucket that does not exist, does not answer or denies.
+        ImportError: for an address without obstore.
 
     Example:
         >>> import jaxcb as jc, pathlib, tempfile
@@ -43,11 +46,33 @@ def read_log(source: Any) -> Records:
         >>> records.names, records.values[:, 0].tolist()
         (('loss',), [2.0, 1.0])
     """
-    if not isinstance(source, str | Path) or parse_address("replay", "source", source) is not None:
+    if not isinstance(source, str | Path):
         return read_records(source)
-    path = local_path("replay", "source", source)
+    place = local_path_or_address("replay", "source", source)
+    return _from_path(place) if isinstance(place, Path) else _from_bucket(place)
+
+
+def _from_bucket(address: Address) -> Records:
+    """Downloads a run's history, or another log, and reads it."""
+    is_history = address.key.rpartition("/")[2] == HISTORY
+    with downloaded(address.parent if is_history else address, choose=_logs_among) as folder:
+        path = folder / HISTORY if is_history else folder
+        try:
+            return _from_path(path)
+        except (FileNotFoundError, DataError) as error:  # they name the folder, which is removed
+            raise type(error)(str(error).replace(str(path), str(address))) from error
+
+
+def _logs_among(names: list[str]) -> list[str]:
+    """Returns the files of a folder that are its log: a run's history, else those of any format."""
+    if HISTORY in names:
+        return [name for name in names if name in (HISTORY, JOURNAL)]
+    return [name for name in names if "/" not in name or name.rpartition("/")[2].startswith(_event_files.NAME)]
+
+
+def _from_path(path: Path) -> Records:
     if not path.exists() or path.name == HISTORY or (path / HISTORY).is_file():
-        return read_records(source)
+        return read_records(path)
     for one in _formats():
         if one.matches(path):
             return tidy(one.read(path), str(path))

@@ -15,11 +15,9 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from jaxcb._src.core.metric_names import MISSING
-from jaxcb._src.storage.buckets.download import downloaded
-from jaxcb._src.utils.address import Address
 from jaxcb._src.utils.errors import DataError
-from jaxcb._src.utils.local_path import local_path_or_address
-from jaxcb._src.utils.names import is_rate
+from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.utils.names import is_rate, rate_metric
 
 POSITIONS = ("step", "epoch")
 RATES = ("learning_rate", "base_learning_rate", "lr_scale")  # columns of a run with one learning rate
@@ -28,6 +26,20 @@ JOURNAL = "host_metrics.csv"  # next to a run's history: host metrics, each row 
 PLACE = ("epoch", "step", "evaluated")  # columns of the journal: the position from which a row holds
 _LINE = 1 << 24  # characters
 _BLOCK = 65_536  # lines of a file that are in memory as text at the same time
+
+
+class RecordedRate(NamedTuple):
+    """A recorded learning rate; None for what has no column.
+
+    Attributes:
+        effective: the rate of the last update, float32 (records,).
+        base: that without the callbacks' factor, float32 (records,).
+        scale: the callbacks' factor, float32 (records,).
+    """
+
+    effective: np.ndarray | None
+    base: np.ndarray | None
+    scale: np.ndarray | None
 
 
 class Records(NamedTuple):
@@ -39,9 +51,7 @@ class Records(NamedTuple):
         reported: the step of that report, int32 (records, names); -1 before the first report.
         step: updates done, int32 (records,), increasing.
         epoch: from 0, int32 (records,).
-        base: the recorded base learning rate, float32 (records,); None if there is none.
-        rate: the recorded effective learning rate, float32 (records,); None if there is none.
-        scale: the recorded factor of the callbacks on the rate, float32 (records,); None if there is none.
+        rates: the recorded learning rates, by their names; the only one of a run has the name "".
     """
 
     names: tuple[str, ...]
@@ -49,9 +59,7 @@ class Records(NamedTuple):
     reported: np.ndarray
     step: np.ndarray
     epoch: np.ndarray
-    base: np.ndarray | None
-    rate: np.ndarray | None = None
-    scale: np.ndarray | None = None
+    rates: Mapping[str, RecordedRate]
 
     @property
     def fresh(self) -> np.ndarray:
@@ -88,7 +96,7 @@ def read_records(source: Any) -> Records:
     """Reads a recorded run.
 
     Args:
-        source: the path or address of a CSV file (or of a run's directory, which contains `history.csv`), a dict of
+        source: the path of a CSV file (or of a run's directory, which contains `history.csv`), a dict of
             columns, or a sequence of dicts. None, "NA" and a missing key mean not reported; nan is a value.
 
     Returns:
@@ -101,14 +109,14 @@ def read_records(source: Any) -> Records:
         TypeError: for another type of source.
     """
     if isinstance(source, str | os.PathLike | bytes):
-        place = local_path_or_address("replay", "source", source)
-        return _from_path(place) if isinstance(place, Path) else _from_bucket(place)
+        return _from_path(local_path("replay", "source", source))
     if isinstance(source, Mapping):
         return _from_columns(source)
     if isinstance(source, Sequence):
         return _from_rows(source)
     raise TypeError(
-        f"replay takes the path of a history.csv, a dict of lists or a list of dicts, got {type(source).__name__}. "
+        "metrics to replay are the path of a history.csv, a dict of lists or a list of dicts, got a "
+        f"{type(source).__name__}. "
         'Pass a data frame as `frame.to_dict("list")`.'
     )
 
@@ -147,16 +155,6 @@ def _from_path(path: Path) -> Records:
     path = path / HISTORY if path.is_dir() else path
     records, journal = _from_file(path), path.with_name(JOURNAL)
     return _with_journal(records, journal, *_table(journal)) if path.name == HISTORY and journal.is_file() else records
-
-
-def _from_bucket(address: Address) -> Records:
-    """Reads a history in a bucket, with the journal next to it, or another table."""
-    is_history = address.key.rpartition("/")[2] == HISTORY
-    with downloaded(address.parent if is_history else address, only={HISTORY, JOURNAL}.__contains__) as path:
-        try:
-            return _from_path(path / HISTORY if is_history else path)
-        except (FileNotFoundError, DataError) as error:  # they name the folder, which is removed
-            raise type(error)(str(error).replace(str(path), str(address))) from error
 
 
 def _from_file(path: Path) -> Records:
@@ -346,9 +344,6 @@ def _records(columns: dict[str, _Column], where: Callable[[int], str]) -> Record
             at = int(np.argmax(falls)) + 1
             now = {"step": step, "epoch": epoch}[name]
             raise DataError(f"{where(at)}: {name} is {now[at]} after {now[at - 1]}, expected one that {rule}.")
-    rate, base, scale = (_filled(columns[name]) if name in columns else None for name in RATES)
-    if scale is None and rate is not None and base is not None:
-        scale = rate / np.where(base == 0, np.float32(1), base)
     names = tuple(n for n in columns if n not in POSITIONS and not is_rate(n))
     values = np.full((count, len(names)), np.nan, np.float32)
     reported = np.full((count, len(names)), -1, np.int32)
@@ -357,7 +352,20 @@ def _records(columns: dict[str, _Column], where: Callable[[int], str]) -> Record
         known = last >= 0
         values[known, i] = columns[name].values[last[known]]
         reported[known, i] = step[last[known]]
-    return Records(names, values, reported, step, epoch, base, rate, scale)
+    return Records(names, values, reported, step, epoch, _rates(columns))
+
+
+def _rates(columns: Mapping[str, _Column]) -> dict[str, RecordedRate]:
+    """Returns the learning rates among the columns, by their names."""
+    found = {}
+    for of in dict.fromkeys(name.partition("/")[2] for name in columns if is_rate(name)):
+        named = (columns.get(rate_metric(kind, of)) for kind in RATES)
+        rate, base, scale = (None if column is None else _filled(column) for column in named)
+        if scale is None and rate is not None and base is not None:
+            scale = rate / np.where(base == 0, np.float32(1), base)
+        if any(x is not None for x in (rate, base, scale)):
+            found[of] = RecordedRate(rate, base, scale)
+    return found
 
 
 def _last(present: np.ndarray) -> np.ndarray:

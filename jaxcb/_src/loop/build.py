@@ -1,7 +1,6 @@
 """Builds a ready-to-run driver from validated arguments."""
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,9 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxcb._src.callbacks.gradient_accumulation import GradientAccumulation
 from jaxcb._src.checkpointing.checkpointer import Checkpointer
-from jaxcb._src.core.actions.control import Restore, Swap
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.data.pipeline import DataPlan, open_feed
 from jaxcb._src.data.progress import UNBOUNDED
@@ -27,6 +24,7 @@ from jaxcb._src.loop.compiled.traced_functions import RunFunctions
 from jaxcb._src.loop.config import MOST_STEPS_OF_A_BLOCK, Execution, RunConfig
 from jaxcb._src.loop.host.device_run import DeviceRun
 from jaxcb._src.loop.host.driver import Driver
+from jaxcb._src.loop.host.forecast import warn_of_what_never_comes
 from jaxcb._src.loop.host.host_metrics import Evaluators, HostMetrics, host_metric_names
 from jaxcb._src.loop.host.population import ActiveMembers, Population
 from jaxcb._src.loop.host.stages import Stage, Stages
@@ -160,7 +158,7 @@ def build_driver(  # noqa: PLR0913
         live, inputs = group.put(live, inputs)
     place = _place(config, plan.spec, programs.validation.predicates.validates)
     if not config.is_trial:
-        _warn_of_what_never_comes(place, probes, functions.callbacks, spec, context)
+        warn_of_what_never_comes(place, config, functions.callbacks, probes, spec, context)
 
     def executor_of(programs: RunPrograms) -> Executor:
         return programs.executor(kind, programs.members, over, placement, block)
@@ -245,65 +243,6 @@ def _all_probes(given: Mapping[str, Probe], callbacks: Chain) -> dict[str, Probe
         if probes.setdefault(name, probe) != probe:
             raise ValueError(f"metrics: {name!r} is also the name of a different probe, which a callback has.")
     return probes
-
-
-def _warn_of_what_never_comes(
-    place: HostPosition, probes: Mapping[str, Probe], callbacks: Chain, spec: ProgramSpec, context: Context
-) -> None:
-    """Warns, before the first step, of what is requested and cannot happen in a run of this length.
-
-    Raises:
-        ValueError: for gradients that are accumulated longer than the run, which would train nothing.
-    """
-    total = math.inf if place.total_steps < 0 else place.total_steps
-    epochs = min(place.end_epoch, math.ceil(total / place.epoch_len) if total < math.inf else math.inf)
-    epochs = math.inf if epochs >= UNBOUNDED else epochs
-    schedule = place.schedule
-    if schedule is not None and schedule.steps is None:
-        first = schedule.epochs if isinstance(schedule.epochs, int) else min(schedule.epochs)
-        if first > epochs:
-            context.warn(
-                f"no validation comes in this run of {epochs} epochs: the first one is that of epoch {first} "
-                "(validation_freq). So there is no val_ metric, and a callback that monitors one never acts."
-            )
-    for name, probe in probes.items():
-        if probe.every > total:
-            context.warn(f"the metric {name!r} is measured every {probe.every} steps, and this run has {total}.")
-    _check_accumulation(callbacks, total, place.epoch_len, context)
-    _warn_of_undone_weights(spec, context)
-
-
-def _check_accumulation(callbacks: Chain, total: float, epoch_len: int, context: Context) -> None:
-    """Refuses an accumulation that is longer than the run, and warns of one that its end cuts off."""
-    for name, callback in callbacks.items():
-        if not isinstance(callback, GradientAccumulation) or total == math.inf:
-            continue
-        known = callback.updates_in(int(total), epoch_len)
-        if known is None:  # said at the end of the run
-            continue
-        updates, used = known
-        words = f"{name} updates once in {callback.steps} steps" if isinstance(callback.steps, int) else name
-        if not updates:
-            raise ValueError(
-                f"{words}, and this run has {total}: it would train nothing. Accumulate over fewer steps, or train "
-                "longer."
-            )
-        if used < total:
-            context.warn(
-                f"{words}, and this run has {total}: the gradients of the last {int(total) - used} are not applied."
-            )
-
-
-def _warn_of_undone_weights(spec: ProgramSpec, context: Context) -> None:
-    """Says which weights one callback restores at the end of the run, and another one then replaces."""
-    last = spec.actions_of("on_train_end")
-    for index, action in enumerate(last):
-        for later in last[index + 1 :]:
-            if isinstance(action, Restore) and isinstance(later, Swap | Restore) and later.owner != action.owner:
-                context.say(
-                    f"jaxcb: {action.owner} restores its weights at the end of the run, and then {later.owner}, which "
-                    f"stands after it, sets others. Put {action.owner} after {later.owner} to end with its weights."
-                )
 
 
 def _place(config: RunConfig, data: DataSpec, validates: bool) -> HostPosition:

@@ -1,27 +1,56 @@
 """`Loop`: the compiled loop around a training step that the user writes."""
 
-import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxcb._src.callbacks.model_checkpoint import ModelCheckpoint
 from jaxcb._src.core.callback import Callback
-from jaxcb._src.core.chain import AsCallback, as_chain
+from jaxcb._src.core.chain import AsCallback, Chain, as_chain
 from jaxcb._src.data.resident import NO_DATA
 from jaxcb._src.loop.compiled.traced_functions import RunFunctions
 from jaxcb._src.loop.config import Checkpointing, Execution, RunConfig
 from jaxcb._src.loop.result import Result
 from jaxcb._src.loop.run import run_training
+from jaxcb._src.training.any_state import NO_WEIGHTS, AnyState
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.training.train_state import TrainState
-from jaxcb._src.training.train_step import Step
+from jaxcb._src.training.train_step import EvalStep, Step
 
 
-def _without_batch(fn: Callable[..., Any], state: TrainState, batch: None) -> Any:
-    """Calls a step that takes no batch."""
-    del batch
-    return fn(state)
+def _check_arguments(name: str, fn: Callable[..., Any], given: tuple[str, ...]) -> None:
+    """Checks that a function takes what a run calls it with.
+
+    Raises:
+        TypeError: if not.
+    """
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # some functions of C have none
+        return
+    try:
+        signature.bind(*given)
+    except TypeError:
+        with_data, cure = ("without data", "or pass train_data=") if len(given) == 1 else ("with data", "or pass none")
+        raise TypeError(
+            f"Loop.run: {with_data}, a run calls {name}({', '.join(given)}), but it has the arguments {signature}. "
+            f"Write it with these, {cure}."
+        ) from None
+
+
+def _check_weights(callbacks: Chain, form: AnyState) -> None:
+    """Checks that callbacks which copy weights find some.
+
+    Raises:
+        ValueError: if nothing says which part of the state they are.
+    """
+    if form.holders:
+        return
+    for name, callback in callbacks.items():
+        if callback.slots() or isinstance(callback, ModelCheckpoint):
+            raise ValueError(f"{name} {NO_WEIGHTS}")
 
 
 class Loop:
@@ -30,8 +59,8 @@ class Loop:
     Args:
         train_step: `(train_state, batch) -> (train_state, metrics)`, pure; metrics is a dict of names to
             arrays. `Step(loss_fn)` is one that also serves `on_before_update`. For a run without data,
-            `(train_state) -> (train_state, metrics)`; the loss function of a `Step` then gets None for its batch.
-        eval_step: `(train_state, batch) -> metrics`, for validation; `(train_state) -> metrics` without data.
+            `(state) -> (state, metrics)`; the loss function of a `Step` then gets None for its batch.
+        eval_step: `(train_state, batch) -> metrics`, for validation; `(state) -> metrics` without data.
         callbacks: callbacks in the order in which their actions apply.
 
     Example:
@@ -55,6 +84,17 @@ class Loop:
         >>> result = jc.Loop(explore).run(state, steps=40, steps_per_epoch=10, verbose=0)
         >>> result.history["loss"].shape, bool(result.history["loss"][-1] < 0.1)
         ((4,), True)
+
+        Its state may be any pytree, such as that of a sampler:
+
+        >>> def walk(state):
+        ...     key, own = jax.random.split(state["key"])
+        ...     at = 0.5 * state["at"] + jax.random.normal(own)
+        ...     return {"key": key, "at": at}, {"square": at**2}
+        >>> start = {"key": jax.random.key(0), "at": jnp.zeros(())}
+        >>> result = jc.Loop(walk).run(start, steps=2000, verbose=0)
+        >>> sorted(result.model), abs(float(result.history["square"][0]) - 4 / 3) < 0.1
+        (['at', 'key'], True)
     """
 
     def __init__(
@@ -66,12 +106,14 @@ class Loop:
     ) -> None:
         if not callable(train_step):
             raise TypeError(f"train_step must be a function of (train_state, batch), got {type(train_step).__name__}.")
+        if eval_step is not None and not callable(eval_step):
+            raise TypeError(f"eval_step must be a function of (train_state, batch), got {type(eval_step).__name__}.")
         self.train_step, self.eval_step = train_step, eval_step
         self.callbacks = as_chain(callbacks)
 
     def run(  # noqa: PLR0913
         self,
-        train_state: TrainState,
+        train_state: Any,
         train_data: Any = None,
         *,
         epochs: int | None = None,
@@ -94,7 +136,10 @@ class Loop:
         """Trains.
 
         Args:
-            train_state: the state to start from; its arrays stay valid.
+            train_state: the `TrainState` to start from; its arrays stay valid. Without data, any pytree: callbacks act
+                on the `TrainState` within it, or on the fields `params` and `opt_state` of the objects that have both,
+                such as Flax's `TrainState`. Without those, they can stop the run, but copy no weights and change no
+                learning rate. `result.model` is then the state at the end, in this form.
             train_data: as for `fit`, without the function: a pytree of arrays with a common leading axis, kept on the
                 device; or an iterable of batches (a list is one), which is iterated again in each epoch. None if the
                 step takes no batch.
@@ -127,11 +172,19 @@ class Loop:
             DataError: for data that cannot be trained on.
             MissingMetricError: for a monitor that is never reported.
         """
-        if not isinstance(train_state, TrainState):
+        data, alone = ("train_state", "batch"), ("state",)
+        of_state = train_data is None and validation_data is None
+        if not isinstance(self.train_step, Step):
+            _check_arguments("train_step", self.train_step, alone if train_data is None else data)
+        if self.eval_step is not None and not isinstance(self.eval_step, EvalStep):
+            _check_arguments("eval_step", self.eval_step, alone if of_state else data)
+        form = AnyState(train_state)
+        if not form.is_train_state and (train_data is not None or isinstance(self.train_step, Step)):
             raise TypeError(
                 f"Loop.run: train_state must be a TrainState, such as jc.TrainState.create(params=..., tx=...), got a "
-                f"{type(train_state).__name__}."
+                f"{type(train_state).__name__}. A step of your own without data takes any pytree."
             )
+        _check_weights(self.callbacks, form)
         config = RunConfig.of(
             "Loop.run",
             epochs=epochs,
@@ -153,13 +206,15 @@ class Loop:
             unsupported=("copy",),
         )
         step, eval_step = self.train_step, self.eval_step
+        start = [form.start(train_state)]
+        del train_state  # see `run_training`
         if train_data is None:
             train_data = NO_DATA
-            step = step if isinstance(step, Step) else functools.partial(_without_batch, step)
-            if eval_step is not None and validation_data is None:
-                eval_step = functools.partial(_without_batch, eval_step)
-                config = replace(config, validation=replace(config.validation, of_state=True))
-        given = [train_state]
-        del train_state  # see `run_training`
+            step = step if isinstance(step, Step) else form.adapted(step, form.merge(start[0]))
+            if eval_step is not None:
+                with_batch = not of_state or isinstance(eval_step, EvalStep)
+                eval_step = form.adapted_eval(eval_step, with_batch=with_batch)
+                config = replace(config, validation=replace(config.validation, of_state=of_state))
         functions = RunFunctions(step, eval_step, self.callbacks)
-        return run_training(functions, given.pop(), train_data, config)
+        result = run_training(functions, start.pop(), train_data, config)
+        return result if form.is_train_state else replace(result, model=form.merge(result.state))

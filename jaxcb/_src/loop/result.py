@@ -69,7 +69,8 @@ class Result:
 
     Attributes:
         state: the final train state.
-        model: the trained model; the params if the step was a custom function.
+        model: the trained model; the params if the step was a custom function; the state at the end, in the form in
+            which it was given, if that was no `TrainState`.
         history: reported metrics, name -> array.
         stop_reason: which callback stopped the run and why; None if it completed.
         stopped_epoch: epoch (from 0) in which the run was stopped; None if it completed.

@@ -46,7 +46,7 @@ from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.training.accumulation import accumulations
 from jaxcb._src.training.loss import unweighted
 from jaxcb._src.training.train_state import TrainState
-from jaxcb._src.utils.address import Address
+from jaxcb._src.utils.address import Address, parse_address
 from jaxcb._src.utils.kept_programs import seconds_compiling
 from jaxcb._src.utils.local_path import local_path, local_path_or_address
 from jaxcb._src.writers.base import Context
@@ -145,8 +145,7 @@ def run_training(
             if group.is_primary:
                 _tell_of_checkpoints(functions.callbacks, start, context)
                 start.begin()
-                if context.run_dir is not None and not config.is_trial:
-                    context.record.note_process(context.run.what_ran)
+                _begin_record(context, place)
             _train(driver, why, context)
             _say_unapplied(driver, functions.callbacks, context)
         found = result(driver, context.run_dir, context, functions.callbacks)
@@ -154,6 +153,14 @@ def run_training(
             steps = int(np.max(driver.carry().train.step))
             _leave(driver.interrupted, found, f"stopped after {steps} steps; {_saved_at(config, context)}", context)
         return found
+
+
+def _begin_record(context: Context, place: RunPlace | None) -> None:
+    """Notes in the run's record what runs, and copies the record to the run's bucket if it has one."""
+    if context.run_dir is not None and not context.trial:
+        context.record.note_process(context.run.what_ran)
+    if place is not None and place.primary is not None:
+        place.primary.announce()
 
 
 def _placement(config: RunConfig, group: Processes, state: TrainState, population: Population | None) -> Placement:
@@ -178,7 +185,7 @@ def _use_their_device(stack: contextlib.ExitStack, owner: str, *given: Any) -> N
             "jax.set_mesh out."
         )
     state, *data = given
-    arrays = {"the train state": state}
+    arrays = {"train_state": state}
     for name, tree in zip(("train_data", "validation_data"), data, strict=True):
         if are_arrays(tree):
             arrays[name] = tree
@@ -219,8 +226,25 @@ def _open(
         on_error=config.checkpointing.on_error,
     )
     context.locate(config.run_dir if isinstance(config.run_dir, Address) else place and place.address_of(directory))
+    _refuse_other_buckets(callbacks, context)
     stack.enter_context(debugging(config.execution.debug, context.say))
     return context, place
+
+
+def _refuse_other_buckets(callbacks: Chain, context: Context) -> None:
+    """Refuses a `BackupAndRestore` in a bucket that is not the run's: a run is saved in one place.
+
+    Raises:
+        ValueError: it says what to pass.
+    """
+    for one in callbacks.callbacks:
+        where = one.backup_dir if isinstance(one, BackupAndRestore) else None
+        given = parse_address("BackupAndRestore", "backup_dir", where)
+        if given is not None and (context.bucket is None or context.bucket.below(given) is None):
+            raise ValueError(
+                f"BackupAndRestore: backup_dir is {given}, but the run is saved in {context.bucket or context.run_dir} "
+                f"alone. Pass run_dir='{given}', or give backup_dir the run's directory."
+            )
 
 
 def open_place(address: Address, config: RunConfig, group: Processes) -> contextlib.AbstractContextManager[RunPlace]:

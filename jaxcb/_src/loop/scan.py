@@ -1,5 +1,6 @@
 """`scan`: a run with callbacks inside a program that the user compiles, under `vmap` too."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,10 +25,10 @@ from jaxcb._src.loop.compiled.state import DispatchParams, Inputs, LoopState, in
 from jaxcb._src.loop.compiled.traced_functions import MemberMapping, RunFunctions, TracedFunctions, variables_of
 from jaxcb._src.loop.host.stops import check_text
 from jaxcb._src.loop.programs import prepared_state
-from jaxcb._src.training.any_state import AnyState
+from jaxcb._src.training.any_state import NO_WEIGHTS, AnyState
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import Step
-from jaxcb._src.utils.errors import CallbackError, check_int
+from jaxcb._src.utils.errors import CallbackError, check_int, shown, takes
 from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.utils.pytree import Struct, cast_like, select, static, to_strong_types
 from jaxcb._src.writers.base import Context
@@ -120,6 +121,14 @@ def scan(
     chain = as_chain(callbacks)
     if not callable(step):
         raise TypeError(f"scan: step must be a function of the state, got a {type(step).__name__}.")
+    if not isinstance(step, Step) and not takes(step, state):
+        raise TypeError(
+            f"scan: step is called as step(state) and returns (state, metrics), but got a function with the signature "
+            f"{inspect.signature(step)}."
+        )
+    odd = [x for x in jax.tree.leaves(state) if not (hasattr(x, "dtype") or isinstance(x, int | float | complex))]
+    if odd:
+        raise TypeError(f"scan: state must be a pytree of arrays, and has a {type(odd[0]).__name__}, {shown(odd[0])}.")
     length = check_int("scan", "length", length, least=1, concrete=True)
     if steps_per_epoch is not None:
         steps_per_epoch = check_int("scan", "steps_per_epoch", steps_per_epoch, least=1, concrete=True)
@@ -342,7 +351,4 @@ def _check(spec: ProgramSpec, form: AnyState) -> None:
                     "run. Or use jc.Loop(step).run(state, steps=...), which returns to the host."
                 )
             if isinstance(action, WeightAction) and not form.holders:
-                raise ValueError(
-                    f"{action.owner} keeps copies of weights, but nothing says which part of this state the weights "
-                    "are. Put them into a jc.TrainState, as the state or as a part of it."
-                )
+                raise ValueError(f"{action.owner} {NO_WEIGHTS}")

@@ -8,6 +8,7 @@ import jax
 from jaxcb._src.models.adapter import Adapter
 from jaxcb._src.models.linen import Linen, LinenModel
 from jaxcb._src.models.pytree import Pytree, is_equinox
+from jaxcb._src.utils.errors import check_bool, shown
 
 _ACCEPTED = (
     "Accepted are a Flax NNX module, jc.linen(module, sample_input) for a Flax Linen module, an Equinox module, "
@@ -39,6 +40,9 @@ def adapt(model: Any, *, copy: bool = False, trained: tuple[type, ...] = ()) -> 
         >>> type(adapt({"w": jnp.zeros(3)})).__name__
         'Pytree'
     """
+    check_bool("adapt", "copy", copy)
+    if not isinstance(trained, tuple) or not all(isinstance(kind, type) for kind in trained):
+        raise TypeError(f"adapt: trained must be a tuple of types of NNX Variables, got {shown(trained)}.")
     if isinstance(model, type):
         raise TypeError(f"the model is the class {model.__name__}, expected an instance of it: {model.__name__}(...).")
     if isinstance(model, Adapter):

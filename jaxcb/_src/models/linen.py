@@ -86,6 +86,11 @@ def linen(
                 f"linen({type(module).__name__}) got no sample input, which Linen needs to infer the shapes of "
                 "its parameters: jc.linen(module, x[:1])."
             )
+        if not any(hasattr(x, "shape") or isinstance(x, int | float) for x in jax.tree.leaves((inputs, kwargs))):
+            raise TypeError(
+                f"linen({type(module).__name__}): inputs must be arrays, such as x[:1], got "
+                f"{', '.join(map(shown, inputs))}."
+            )
         key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
         added, _ = _train_arguments(module, None, inputs, kwargs, train=False)
         variables = module.init(key, *inputs, **kwargs, **added)
@@ -156,6 +161,8 @@ class Linen:
             raise TypeError(f"rngs= got the string {rngs!r}, expected a tuple of names: rngs=({rngs!r},).")
         if not isinstance(rngs, Sequence) or not all(isinstance(name, str) and name for name in rngs):
             raise TypeError(f"rngs= must be a tuple of names of random streams, got {shown(rngs)}.")
+        if not isinstance(variables, Mapping):
+            raise TypeError(f"variables must be a dict, as module.init returned it, got {shown(variables)}.")
         variables = _plain(variables)
         self.module = module
         self.eval_module = module if eval_module is None else eval_module

@@ -1,13 +1,14 @@
 """Which parameters are trained: patterns, types and predicates, and the two parts that they split parameters into."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxcb._src.utils.errors import did_you_mean
+from jaxcb._src.utils.errors import did_you_mean, takes
 from jaxcb._src.utils.names import check_pattern, directory_of, leaf_name, matches
 
 _ACCEPTED = (
@@ -63,6 +64,12 @@ def check_filter(owner: str, argument: str, given: Any) -> None:
             raise ValueError(f"{owner}: {argument} is empty, so nothing would be trained. Pass {_ACCEPTED}.")
         for part in given:
             check_filter(owner, argument, part)
+    elif isinstance(given, Mapping) and all(isinstance(epoch, int) for epoch in given):
+        raise TypeError(
+            f"{owner}: {argument} is a dict of epochs, which only fit takes: jc.fit(..., trainable={{0: 'head/**', 5: "
+            "'**'}). Here, train one part in each run: the next one begins with the params of the result and "
+            "jc.TrainState.create(params=..., trainable='**')."
+        )
     elif isinstance(given, Mapping) or not (isinstance(given, str | AllBut) or callable(given)):
         raise TypeError(f"{owner}: {argument} is a {type(given).__name__}, expected {_ACCEPTED}.")
 
@@ -118,6 +125,11 @@ def _selected(
         return [matches(given, name) for name, _ in leaves]
     if isinstance(given, type):
         return _of_type(given, leaves, types, owner, argument)
+    if not takes(given, "", None):
+        raise TypeError(
+            f"{owner}: {argument} is the function {describe(given)}{inspect.signature(given)}, expected a predicate of "
+            "(path, array)."
+        )
     found = [given(name, leaf) for name, leaf in leaves]
     for (name, _), answer in zip(leaves, found, strict=True):
         if not isinstance(answer, bool | jnp.bool_) and getattr(answer, "dtype", None) != jnp.bool_:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcb._src.utils.names import is_rate
+from jaxcb._src.utils.names import is_rate, rate_metric
 
 LOG_RATIO = 20  # a loss that falls by more than this factor is drawn on a logarithmic axis
 _DROP = 0.999  # of the factor on the rate that counts as a cut
@@ -70,7 +70,10 @@ def curves_of_records(name: str, records: Any, marks: Sequence[Mark] = ()) -> Cu
         for i, metric in enumerate(records.names)
         if fresh[:, i].any()
     }
-    rate = None if records.rate is None else (at, records.rate.astype(np.float64))
+    found = {of: rate.effective for of, rate in records.rates.items() if rate.effective is not None}
+    if "" not in found:  # of several rates each has its own curve
+        series |= {rate_metric("learning_rate", of): (at, x.astype(np.float64)) for of, x in found.items()}
+    rate = (at, found[""].astype(np.float64)) if "" in found else None
     return Curves(name, series, rate, tuple(marks))
 
 

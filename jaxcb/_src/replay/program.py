@@ -1,12 +1,11 @@
 """The device program of a replay: `on_train_begin`, one scan over the records, `on_train_end`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 from jaxcb._src.core.actions.base import Action, ControlAction
@@ -14,10 +13,12 @@ from jaxcb._src.core.actions.control import Average, ScaleLearningRate, SetLearn
 from jaxcb._src.core.chain import Chain
 from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.history.reader import Records
+from jaxcb._src.replay.rates import Rates, base_rates, rate_names
 from jaxcb._src.training.apply import apply
-from jaxcb._src.training.learning_rate import LearningRate, checked_rate
+from jaxcb._src.training.learning_rate import LearningRate
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.kept_programs import KeptFunction, kept_program
+from jaxcb._src.utils.names import rate_metric
 from jaxcb._src.utils.program_key import key_of, tree_key
 from jaxcb._src.utils.pytree import select
 from jaxcb._src.utils.xla import fast_compile_options
@@ -40,9 +41,9 @@ class Rows(NamedTuple):
     opens: Any  # bool (), whether it is the first record of an epoch
     evaluates: Any  # bool (), whether a validation ends here
     closes: Any  # bool (), whether it ends an epoch
-    first_base: Any  # float32 (), the base rate of the first update since the record before
-    last_base: Any  # float32 (), that of the last update before this record
-    next_base: Any  # float32 (), that of the first update after this record
+    first_base: Any  # a float32 () for each learning rate: its base rate of the first update since the record before
+    last_base: Any  # that of the last update before this record
+    next_base: Any  # that of the first update after this record
 
 
 class ReplaySpec(NamedTuple):
@@ -51,29 +52,39 @@ class ReplaySpec(NamedTuple):
     Attributes:
         names: the names of the metrics.
         old: pairs of a hook and the names that no record reports in it.
+        rates: the names of the learning rates; the only one has the name "".
         same: the numbers that are equal at all records, by their names in `Rows`; constants of the program.
     """
 
     names: tuple[str, ...]
     old: frozenset[tuple[str, frozenset[str]]]
+    rates: tuple[str, ...]
     same: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
-    def of(cls, records: Records) -> "ReplaySpec":
-        """Returns the specification for these records."""
-        return cls(records.names, frozenset(records.old.items()))
+    def of(cls, records: Records, learning_rate: Rates | None) -> "ReplaySpec":
+        """Returns the specification for these records and base rates."""
+        return cls(records.names, frozenset(records.old.items()), rate_names(records, learning_rate))
 
 
-def program_of(records: Records, learning_rate: float | optax.Schedule | None) -> tuple[ReplaySpec, Rows]:
+def program_of(records: Records, learning_rate: Rates | None) -> tuple[ReplaySpec, Rows]:
     """Returns the specification of the program for the given records, and its inputs.
 
     Args:
         records: the recorded run.
-        learning_rate: as in `to_rows`.
+        learning_rate: the base rates, as in `base_rates`.
+
+    Raises:
+        ValueError: for the name of a rate that was not recorded.
     """
     rows = to_rows(records, learning_rate)
-    same = {name: x[0] for name, x in rows._asdict().items() if x.ndim == 1 and (x == x[0]).all()}
-    return ReplaySpec.of(records)._replace(same=tuple(same.items())), rows._replace(**dict.fromkeys(same))
+    same = {
+        name: jax.tree.map(lambda x: x[0], numbers)
+        for name, numbers in rows._asdict().items()
+        if all(x.ndim == 1 and (x == x[0]).all() for x in jax.tree.leaves(numbers))
+    }
+    spec = ReplaySpec.of(records, learning_rate)._replace(same=tuple(same.items()))
+    return spec, rows._replace(**dict.fromkeys(same))
 
 
 def replay_function(
@@ -111,12 +122,12 @@ def replay_function(
     return lambda rows: function(leaves, rows)
 
 
-def to_rows(records: Records, learning_rate: float | optax.Schedule | None) -> Rows:
-    """Converts records to inputs of the scan; base rates come from a number, a schedule or the recording (None)."""
+def to_rows(records: Records, learning_rate: Rates | None) -> Rows:
+    """Converts records to inputs of the scan; `learning_rate` as in `base_rates`."""
     closes, fresh = records.closes, records.fresh
     validation = np.asarray([name in records.validated for name in records.names], bool)
     before = _shifted(records.step, 0)
-    first, last, following = _bases(records, before, learning_rate)
+    first, last, following = zip(*base_rates(records, before, learning_rate), strict=True)
     past_values, past_reported = _shifted(records.values, np.nan), _shifted(records.reported, -1)
     late = closes[:, None] & ~validation
     return Rows(
@@ -143,31 +154,13 @@ def _shifted(column: np.ndarray, first: Any) -> np.ndarray:
     return np.concatenate([np.full_like(column[:1], first), column[:-1]])
 
 
-def _bases(records: Records, before: np.ndarray, learning_rate: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the base rates around each record, float32 (records,) each."""
-    if learning_rate is not None:
-        learning_rate = checked_rate("replay", learning_rate)
-    if callable(learning_rate):
-
-        def at(count: np.ndarray) -> np.ndarray:
-            return np.asarray(jax.vmap(learning_rate)(count), np.float32)
-
-        return at(before), at(records.step - 1), at(records.step)
-    if learning_rate is None and records.base is not None:
-        # A record has the rate of the last update before it; within an epoch it is assumed to be constant.
-        return records.base, records.base, np.append(records.base[1:], records.base[-1:])
-    value = 1.0 if learning_rate is None else learning_rate
-    constant = np.full(len(records.step), value, np.float32)
-    return constant, constant, constant
-
-
 class Replayed(NamedTuple):
     """The result of the program."""
 
     begin: Any  # the actions of on_train_begin
     actions: Any  # the actions of each record, stacked
     end: Any  # the actions of on_train_end
-    scale: Any  # float32 (records,), the callbacks' factor after each record
+    scale: Any  # float32 (records, rates), the callbacks' factors after each record
     stopped: Any  # bool (records,), whether the run has stopped by then
     states: Any  # the callbacks' states at the end
     each: Any  # the callbacks' states after each record, stacked
@@ -175,16 +168,20 @@ class Replayed(NamedTuple):
 
 
 class _Carry(NamedTuple):
-    train: TrainState  # without parameters; its optimizer state is only the learning rate
+    train: TrainState  # without parameters; its optimizer state is only the learning rates
     states: Any
     ran: Any  # int32 (), records before the stop
 
     @property
-    def rate(self) -> LearningRate:
-        return self.train.learning_rate
+    def rates(self) -> tuple[LearningRate, ...]:
+        return self.train.opt_state
 
-    def with_rate(self, rate: LearningRate) -> "_Carry":
-        return self._replace(train=self.train.replace(opt_state=rate))
+    def with_rates(self, rates: Iterable[LearningRate]) -> "_Carry":
+        return self._replace(train=self.train.replace(opt_state=tuple(rates)))
+
+    def at(self, bases: Iterable[Any]) -> "_Carry":
+        """Returns the carry with other base rates."""
+        return self.with_rates(r.replace(count=base) for r, base in zip(self.rates, bases, strict=True))
 
 
 def _recorded(base: Any) -> Any:
@@ -218,13 +215,19 @@ def run(callbacks: Chain, rows: Rows, form: ReplaySpec) -> Replayed:
         train = apply(tuple(a for a in actions if isinstance(a, SIMULATED)), carry.train)
         return carry._replace(train=train, states=select(happens, states, carry.states)), actions
 
-    def begins(rate: LearningRate, step: Any, epoch: Any) -> Metrics:
-        rates = {"learning_rate": rate.effective(), "base_learning_rate": rate.base()}
-        return Metrics(rates, step=step, epoch=epoch, total_steps=total, closes_epoch=False)
+    def shown(rates: Iterable[LearningRate], effective: Callable[[LearningRate], Any]) -> dict[str, Any]:
+        found = {}
+        for rate in rates:
+            found[rate_metric("learning_rate", rate.name)] = effective(rate)
+            found[rate_metric("base_learning_rate", rate.name)] = rate.base()
+        return found
+
+    def begins(rates: tuple[LearningRate, ...], step: Any, epoch: Any) -> Metrics:
+        rates_now = shown(rates, LearningRate.effective)
+        return Metrics(rates_now, step=step, epoch=epoch, total_steps=total, closes_epoch=False)
 
     def ends(carry: _Carry, row: Rows, values: Array, reported: Array, closes: Any) -> Metrics:
-        rate = carry.rate
-        rates = {"learning_rate": rate.applied, "base_learning_rate": rate.replace(count=row.last_base).base()}
+        rates = shown(carry.at(row.last_base).rates, lambda rate: rate.applied)
         return Metrics(
             {name: values[i] for i, name in enumerate(names)} | rates,
             reported={name: reported[i] for i, name in enumerate(names)},
@@ -236,13 +239,15 @@ def run(callbacks: Chain, rows: Rows, form: ReplaySpec) -> Replayed:
 
     def record(carry: _Carry, row: Rows) -> tuple[_Carry, Any]:
         row = row._replace(**same)
-        carry = carry.with_rate(carry.rate.replace(count=row.first_base))
-        seen = begins(carry.rate, row.before, row.epoch)
+        carry = carry.at(row.first_base)
+        seen = begins(carry.rates, row.before, row.epoch)
         carry, fired = run_hook("on_epoch_begin", carry, seen, row.opens & ~carry.train.stop)
         alive = ~carry.train.stop  # a stop in on_epoch_begin takes effect before the first step
-        applied = carry.rate.replace(count=row.last_base).effective()
-        applied = jnp.where(alive, applied, carry.rate.applied)
-        carry = carry.with_rate(carry.rate.replace(count=row.next_base, applied=applied))
+        carry = carry.at(row.last_base)
+        carry = carry.with_rates(
+            rate.replace(applied=jnp.where(alive, rate.effective(), rate.applied)) for rate in carry.rates
+        )
+        carry = carry.at(row.next_base)
         validates = row.evaluates & alive
         seen = ends(carry, row, row.past_values, row.past_reported, row.closes)
         carry, more = run_hook("on_eval_begin", carry, seen, validates)
@@ -253,13 +258,14 @@ def run(callbacks: Chain, rows: Rows, form: ReplaySpec) -> Replayed:
         seen = ends(carry, row, row.values, row.reported, True)
         carry, more = run_hook("on_epoch_end", carry, seen, row.closes & alive)
         carry = carry._replace(ran=carry.ran + alive.astype(jnp.int32))
-        return carry, (fired + more, carry.rate.scale, carry.train.stop, carry.states, _controls(fired + more))
+        scales = jnp.stack([rate.scale for rate in carry.rates])
+        return carry, (fired + more, scales, carry.train.stop, carry.states, _controls(fired + more))
 
-    rate = LearningRate.create(_recorded).replace(count=at(0).first_base)
-    train = TrainState.create(params={}, opt_state=rate, callbacks=callbacks)
-    carry = _Carry(train, callbacks.init(), jnp.zeros((), jnp.int32))
+    first = tuple(LearningRate.create(_recorded, name) for name in form.rates)
+    train = TrainState.create(params={}, opt_state=first, callbacks=callbacks)
+    carry = _Carry(train, callbacks.init(), jnp.zeros((), jnp.int32)).at(at(0).first_base)
     always = jnp.ones((), bool)
-    carry, begin = run_hook("on_train_begin", carry, begins(rate, 0, at(0).epoch), always)
+    carry, begin = run_hook("on_train_begin", carry, begins(carry.rates, 0, at(0).epoch), always)
     carry, (actions, scale, stopped, each, controls) = jax.lax.scan(record, carry, rows)
     row, ran = at(jnp.maximum(carry.ran - 1, 0)), carry.ran > 0
     values, reported = jnp.where(ran, row.values, jnp.nan), jnp.where(ran, row.reported, -1)

@@ -7,7 +7,6 @@ from typing import Any, overload
 
 import jax
 import numpy as np
-import optax
 
 from jaxcb._src.core.actions.base import Action
 from jaxcb._src.core.actions.control import Stop
@@ -19,6 +18,7 @@ from jaxcb._src.history.logs import read_log
 from jaxcb._src.history.reader import Records
 from jaxcb._src.replay.grid import ReplayGrid, host_device, replay_grid
 from jaxcb._src.replay.program import Replayed, program_of, replay_function, run
+from jaxcb._src.replay.rates import Rates, only_rate
 from jaxcb._src.sweep.space import Point
 from jaxcb._src.utils.pytree import to_strong_types
 
@@ -32,7 +32,8 @@ class Replay:
         stop_reason: the reasons of that stop, each preceded by the name of its callback; None if none stopped.
         actions: for each recorded epoch the actions that fired, in order, including those of validations within the
             epoch. A sequence that makes its entries when they are accessed.
-        lr_scale: the callbacks' factor on the learning rate after each epoch, float32 (epochs,).
+        lr_scales: the callbacks' factor on each learning rate after each epoch: name -> float32 (epochs,). The only
+            rate of a run has the name "".
         states: the callbacks' states at the end, by name.
         begin: the actions that fired in `on_train_begin`.
         end: the actions that fired in `on_train_end`.
@@ -41,10 +42,15 @@ class Replay:
     stopped_epoch: int | None
     stop_reason: str | None
     actions: "FiredByEpoch" = dataclasses.field(repr=False)
-    lr_scale: np.ndarray = dataclasses.field(repr=False)
+    lr_scales: dict[str, np.ndarray] = dataclasses.field(repr=False)
     states: dict[str, Any] = dataclasses.field(repr=False)
     begin: tuple[Action, ...] = dataclasses.field(repr=False)
     end: tuple[Action, ...] = dataclasses.field(repr=False)
+
+    @property
+    def lr_scale(self) -> np.ndarray:
+        """The callbacks' factor on the only learning rate after each epoch, float32 (epochs,)."""
+        return only_rate("replay", self.lr_scales)
 
 
 class FiredByEpoch(Sequence[tuple[Action, ...]]):
@@ -89,7 +95,7 @@ def replay(
     callbacks: Callback | Iterable[Callback],
     source: Any,
     *,
-    learning_rate: float | optax.Schedule | None = None,
+    learning_rate: Rates | None = None,
     over: None = None,
 ) -> Replay: ...
 @overload
@@ -97,14 +103,14 @@ def replay(
     callbacks: Callback | Iterable[Callback],
     source: Any,
     *,
-    learning_rate: float | optax.Schedule | None = None,
+    learning_rate: Rates | None = None,
     over: Mapping[str, Iterable[Any]] | Sequence[Point],
 ) -> ReplayGrid: ...
 def replay(
     callbacks: Callback | Iterable[Callback],
     source: Any,
     *,
-    learning_rate: float | optax.Schedule | None = None,
+    learning_rate: Rates | None = None,
     over: Any = None,
 ) -> Any:
     """Runs callbacks on a recorded run, as if they had been part of it.
@@ -121,14 +127,14 @@ def replay(
 
     Args:
         callbacks: callbacks, or a chain of them.
-        source: the path of a `history.csv` or of its `run_dir`, or its address in a bucket (host metrics, such as
-            `elapsed`, are read from the journal next to it), the log of another library (Keras's CSVLogger, Lightning's
-            `metrics.csv`, TensorBoard's event files, JSON lines, W&B's offline files), a dict of lists, or a list of
-            dicts. None, "NA" and a missing key mean that a metric was not reported; nan is a value. The names `epoch`
-            (from 0; the record's index if missing) and `step` (increasing; counted from 1 if missing) are positions;
-            records of an epoch before its last one are validations within it.
-        learning_rate: the base rate, a number or an optax schedule of the step. None for the recorded
-            `base_learning_rate`, or 1 if there is none.
+        source: the path, or the address in a bucket, of a `history.csv` or of its `run_dir` (host metrics, such as
+            `elapsed`, are read from the journal next to it), or of the log of another library (Keras's CSVLogger,
+            Lightning's `metrics.csv`, TensorBoard's event files, JSON lines, W&B's offline files); a dict of lists; or
+            a list of dicts. None, "NA" and a missing key mean that a metric was not reported; nan is a value. The names
+            `epoch` (from 0; the record's index if missing) and `step` (increasing; counted from 1 if missing) are
+            positions; records of an epoch before its last one are validations within it.
+        learning_rate: the base rate, a number or an optax schedule of the step; of a run with several optimizers, a
+            dict of the names of its rates to these. None for the recorded `base_learning_rate`, or 1 if there is none.
         over: many configurations of the callbacks at once, as in `jc.sweep`: a grid by path, such as
             `{"callbacks.EarlyStopping.patience": range(20)}`, or a list of points.
 
@@ -140,7 +146,8 @@ def replay(
         DataError: if the source has no records, columns of different lengths, or a cell that is
             not a number.
         MissingMetricError: if a monitor was not recorded; lists the names that were.
-        ValueError: if no callback has a hook that a recorded run can replay.
+        ValueError: if no callback has a hook that a recorded run can replay, and for a learning rate that was not
+            recorded; names those that were.
 
     Example:
         >>> import jaxcb as jc
@@ -153,6 +160,13 @@ def replay(
         >>> [type(action).__name__ for action in result.actions[3]]
         ['ScaleLearningRate']
 
+        A run with several optimizers has a rate for each, by its name:
+
+        >>> plateau = jc.ReduceLROnPlateau(factor=0.5, patience=1, of="head")
+        >>> result = jc.replay(plateau, {"val_loss": [3.0, 3.0]}, learning_rate={"body": 0.1, "head": 0.2})
+        >>> {name: scale.tolist() for name, scale in result.lr_scales.items()}
+        {'body': [1.0, 1.0], 'head': [1.0, 0.5]}
+
     Source: none; Keras, Lightning and others cannot, because their callbacks read the live trainer.
     """
     whole = as_chain(callbacks)
@@ -164,7 +178,7 @@ def replay(
     with jax.default_device(device := host_device()):
         whole = jax.device_get(to_strong_types(whole))
         out = jax.device_get(replay_function("all", run, whole, form, device)(rows))
-    return _result(records, out)
+    return _result(records, out, form.rates)
 
 
 def _check_replayable(callbacks: Chain) -> None:
@@ -187,7 +201,7 @@ def _check_replayable(callbacks: Chain) -> None:
     )
 
 
-def _result(records: Records, out: Replayed) -> Replay:
+def _result(records: Records, out: Replayed, rates: tuple[str, ...]) -> Replay:
     ends = np.flatnonzero(records.closes) + 1
     starts = np.append(0, ends[:-1])
     begin, actions = fired(out.begin), FiredByEpoch(out.actions, starts, ends)
@@ -205,7 +219,7 @@ def _result(records: Records, out: Replayed) -> Replay:
         stopped_epoch=stopped_epoch,
         stop_reason=stop_reason,
         actions=actions,
-        lr_scale=out.scale[ends - 1],
+        lr_scales={name: out.scale[ends - 1, i] for i, name in enumerate(rates)},
         states=out.states,
         begin=begin,
         end=fired(out.end),

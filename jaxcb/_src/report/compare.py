@@ -9,6 +9,7 @@ from jaxcb._src.core.metric_names import as_text
 from jaxcb._src.history.reader import Records
 from jaxcb._src.report.judge import reports_of
 from jaxcb._src.report.run_folder import RunFolder
+from jaxcb._src.utils.names import rate_metric
 
 
 class Parting(NamedTuple):
@@ -108,8 +109,10 @@ def _columns(one: Records, other: Records, names: Sequence[str], count: int) -> 
     yield "epoch", one.epoch[:count], other.epoch[:count]
     for name in names:
         yield name, reports_of(one, name)[:count], reports_of(other, name)[:count]
-    if one.rate is not None and other.rate is not None:
-        yield "learning_rate", one.rate[:count], other.rate[:count]
+    for of in (name for name in one.rates if name in other.rates):
+        a, b = one.rates[of].effective, other.rates[of].effective
+        if a is not None and b is not None:
+            yield rate_metric("learning_rate", of), a[:count], b[:count]
 
 
 def _first(a: np.ndarray, b: np.ndarray) -> int | None:

@@ -37,9 +37,12 @@ def marks_of(
     if monitor is not None and (best := best_of(records, *monitor)) is not None:
         row = int(np.flatnonzero(records.epoch == best[1])[-1])
         yield Mark(float(at[row]), "best", f"best {monitor[0]} {best[0]:.6g} in epoch {best[1] + 1}")
-    if records.scale is not None:
-        for row in cut_rows(records.scale)[:_MOST_MARKS].tolist():
-            text = f"learning rate times {records.scale[row + 1] / records.scale[row]:.4g} after epoch"
+    for of, rate in records.rates.items():
+        if rate.scale is None:
+            continue
+        for row in cut_rows(rate.scale)[:_MOST_MARKS].tolist():
+            factor = rate.scale[row + 1] / rate.scale[row]
+            text = f"learning rate{f' of {of}' if of else ''} times {factor:.4g} after epoch"
             yield Mark(float(at[row]), "cut", f"{text} {records.epoch[row] + 1}")
     for i, name in enumerate(records.names):
         broken = np.flatnonzero(records.fresh[:, i] & ~np.isfinite(records.values[:, i]))

@@ -111,13 +111,13 @@ def _events(names: Mapping[str, Any], records: Records, out: Replayed, ended: bo
             yield _event(action, -1, 0, {})
     stacked = [(a, np.asarray(a.when)) for a in out.actions if _is_shown(a)]
     count = len(records.step)
-    scale = np.concatenate([np.ones(1, np.float32), out.scale])
+    scale = np.concatenate([np.ones_like(out.scale[:1]), out.scale])
     for row in np.flatnonzero(np.any([when for _, when in stacked], axis=0) if stacked else np.zeros(count, bool)):
         for action in (a for a, when in stacked if when[row]):
             one = jax.tree.map(lambda x, row=row: x[row], action)
             numbers = _numbers(names.get(action.owner), action.owner, records, out, int(row))
             if isinstance(one, ScaleLearningRate):
-                numbers |= {"factor": float(one.factor), **_rates(records, scale, int(row))}
+                numbers |= {"factor": float(one.factor), **_rates(records, scale, one.of, int(row))}
             yield _event(one, int(records.epoch[row]), int(records.step[row]), numbers)
     if ended:
         last = min(int(np.argmax(out.stopped)) if out.stopped.any() else count - 1, count - 1)
@@ -136,10 +136,12 @@ def _event(action: Action, epoch: int, step: int, numbers: dict[str, float]) -> 
         text = fill(action, step=step, epoch=max(epoch, 0))
     elif isinstance(action, WeightAction):
         text = f"weights {action.slot!r}"
-    elif "rate_after" in numbers:
-        text = f"the learning rate {numbers['rate_before']:.6g} -> {numbers['rate_after']:.6g}"
-    elif "factor" in numbers:
-        text = f"the learning rate times {numbers['factor']:.6g}"
+    elif isinstance(action, ScaleLearningRate):
+        text = f"the learning rate{f' of {action.of}' if action.of else ''}"
+        if "rate_after" in numbers:
+            text += f" {numbers['rate_before']:.6g} -> {numbers['rate_after']:.6g}"
+        elif "factor" in numbers:
+            text += f" times {numbers['factor']:.6g}"
     shown = ", ".join(f"{n} {v:.6g}" for n, v in numbers.items() if n not in ("factor", "rate_before", "rate_after"))
     text = f"{text} ({shown})" if text and shown and not isinstance(action, Stop) else text or shown
     return Event(epoch, step, action.owner, type(action).__name__, text, numbers)
@@ -160,11 +162,15 @@ def _numbers(callback: Any, name: str, records: Records, out: Replayed, row: int
     return found
 
 
-def _rates(records: Records, scale: np.ndarray, row: int) -> dict[str, float]:
-    if records.base is None:
+def _rates(records: Records, scale: np.ndarray, of: str | None, row: int) -> dict[str, float]:
+    """Returns a rate before and after a decision, if it was recorded and is the only one that was decided on."""
+    names = list(records.rates) if of is None else [of]
+    rate = records.rates.get(names[0]) if len(names) == 1 else None
+    if rate is None or rate.base is None:
         return {}
-    base = float(records.base[min(row + 1, len(records.base) - 1)])
-    return {"rate_before": base * float(scale[row]), "rate_after": base * float(scale[row + 1])}
+    at = list(records.rates).index(names[0])
+    base = float(rate.base[min(row + 1, len(rate.base) - 1)])
+    return {"rate_before": base * float(scale[row, at]), "rate_after": base * float(scale[row + 1, at])}
 
 
 def _problems(
@@ -177,12 +183,14 @@ def _problems(
     for owner, step in sorted(recorded - known):
         if owner in names:
             yield f"{owner} stopped the run at step {step}, but its description in the checkpoint does not"
-    if records.scale is not None and len(records.step) > 1:
+    for i, (of, rate) in enumerate(records.rates.items()):
+        if rate.scale is None or len(records.step) == 1:
+            continue
         # a row has the rate of its last update, so a decision is seen in the next row
-        differs = ~np.isclose(records.scale[1:], out.scale[:-1], rtol=_TOLERANCE, atol=0)
+        differs = ~np.isclose(rate.scale[1:], out.scale[:-1, i], rtol=_TOLERANCE, atol=0)
         if differs.any():
             row = int(np.argmax(differs))
             yield (
-                f"the learning rate after step {records.step[row]} has the factor {records.scale[row + 1]:.6g}, and by "
-                f"the explained callbacks {out.scale[row]:.6g}"
+                f"the learning rate{f' of {of}' if of else ''} after step {records.step[row]} has the factor "
+                f"{rate.scale[row + 1]:.6g}, and by the explained callbacks {out.scale[row, i]:.6g}"
             )

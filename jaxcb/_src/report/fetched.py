@@ -49,7 +49,9 @@ def fetch(address: Address, *, whole: bool = False) -> Path:
         OSError: for requests that fail.
         ImportError: without the package obstore.
     """
-    return _FOLDERS.enter_context(downloaded(address, only=None if whole else is_text, sizes=not whole))
+    return _FOLDERS.enter_context(
+        downloaded(address, choose=list if whole else lambda names: filter(is_text, names), sizes=not whole)
+    )
 
 
 def fetch_runs(address: Address) -> tuple[Path, dict[Path, Callable[[], bool]]]:
@@ -80,7 +82,7 @@ def fetch_runs(address: Address) -> tuple[Path, dict[Path, Callable[[], bool]]]:
 def fetch_history(run: RunFolder) -> None:
     """Fetches the history of a run again, into its file: what reads the file has its place in it."""
     assert run.address is not None
-    with downloaded(run.address, only=HISTORY.__eq__) as folder:
+    with downloaded(run.address, choose=lambda names: [name for name in names if name == HISTORY]) as folder:
         if (folder / HISTORY).is_file():
             (run.path / HISTORY).write_bytes((folder / HISTORY).read_bytes())
 
@@ -92,7 +94,7 @@ def fetch_arrays(run: RunFolder, checkpoint: Checkpoint) -> str:
     if checkpoint.bytes > _MOST:
         return f"they are in a checkpoint of {shown_bytes(checkpoint.bytes)} in a bucket, which is not fetched"
     name = checkpoint.path.relative_to(run.path).as_posix()
-    with downloaded(run.address, only=lambda file: file.startswith(f"{name}/")) as folder:
+    with downloaded(run.address, choose=lambda files: [n for n in files if n.startswith(f"{name}/")]) as folder:
         shutil.copytree(folder / name, checkpoint.path, dirs_exist_ok=True)
     return ""
 

@@ -54,7 +54,7 @@ def _replayable(callbacks: Sequence[Any], missing: dict[str, str], records: Reco
             jax.eval_shape(lambda rows, one=callback: run(chain(one), rows, spec), rows)
         except MissingMetricError as error:
             missing[callback.name] = str(error)
-        except ValueError as error:  # its actions need what a replay has not: several rates, controls, accumulation
+        except ValueError as error:  # its actions need what a replay has not: controls, accumulation
             missing[callback.name] = f"a replay cannot run it: {error}"
         else:
             usable.append(callback)

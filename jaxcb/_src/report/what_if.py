@@ -22,6 +22,7 @@ from jaxcb._src.report.recorded import Recorded, replayed
 from jaxcb._src.sweep.overrides import with_overrides
 from jaxcb._src.sweep.space import Point
 from jaxcb._src.training.training_config import TrainingConfig
+from jaxcb._src.utils.names import rate_metric
 from jaxcb._src.utils.pytree import to_strong_types
 
 _TOLERANCE = 1e-5  # of factors on the rate
@@ -33,7 +34,7 @@ class Controls(NamedTuple):
 
     Attributes:
         stopped: bool (records,).
-        scale: the factor on the learning rate, float32 (records,); NaN where it is unknown.
+        scale: the factors on the learning rates, float32 (records, rates); NaN where one is unknown.
         others: a number that differs where other control actions do, float32 (records,).
     """
 
@@ -53,7 +54,7 @@ class WhatIf:
         outcome: "stops", "continues" or "differs" of each: what happens where its record ends.
         stopped_epoch: the epoch (from 0) of each stop that the record holds for, int64 (configurations,); -1 for none.
         held: the index of the last record that holds for each, int64 (configurations,).
-        lr_scale: the factor on the learning rate after it, float32 (configurations,).
+        lr_scales: the factor on each learning rate after it: name -> float32 (configurations,).
     """
 
     points: tuple[Point, ...]
@@ -62,7 +63,7 @@ class WhatIf:
     outcome: tuple[str, ...] = field(repr=False)
     stopped_epoch: np.ndarray = field(repr=False)
     held: np.ndarray = field(repr=False)
-    lr_scale: np.ndarray = field(repr=False)
+    lr_scales: dict[str, np.ndarray] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.points)
@@ -95,7 +96,7 @@ class WhatIf:
         ]
         known = stops | np.asarray([outcome == ENDS for outcome in self.outcome])
         found["value_lost"] = [float(x) if k else None for x, k in zip(lost, known, strict=True)]
-        found["lr_scale"] = self.lr_scale.tolist()
+        found |= {rate_metric("lr_scale", of): scale.tolist() for of, scale in self.lr_scales.items()}
         found["holds_until_epoch"] = epochs[self.held].tolist()
         found["holds_until_step"] = self.records.step[self.held].tolist()
         return found
@@ -116,10 +117,12 @@ def controls_of(records: Records, recorded: Recorded | None, stops: Sequence[Any
     stopped = np.asarray(out.stopped).copy()
     for stop in stops:
         stopped |= records.step >= stop[2]
-    scale = np.asarray(out.scale, np.float32)
-    if recorded is not None and recorded.unexplained and records.scale is not None:
+    scale = np.array(out.scale, np.float32)
+    if recorded is not None and recorded.unexplained:
         # actions of callbacks that cannot be made again show in the recorded rate, one record later
-        scale = np.append(records.scale[1:], np.float32(np.nan))
+        for i, rate in enumerate(records.rates.values()):
+            if rate.scale is not None:
+                scale[:, i] = np.append(rate.scale[1:], np.float32(np.nan))
     return Controls(stopped, scale, np.broadcast_to(np.asarray(out.controls, np.float32), (count,)))
 
 
@@ -150,7 +153,8 @@ def what_if(
     chains = [with_overrides(base, point).callbacks for point in over]
     spec, rows = program_of(records, learning_rate)
     count = len(chains)
-    held, stop_at, scale = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, np.float32)
+    held, stop_at = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    scale = np.zeros((count, len(spec.rates)), np.float32)
     differs = np.zeros(count, bool)
     for index in by_structure(chains):
         held[index], differs[index], stop_at[index], scale[index] = _run([chains[i] for i in index], spec, (rows, own))
@@ -161,11 +165,12 @@ def what_if(
     at_end = ~stops & (~differs | (held == last - 1))
     outcome = np.where(stops, STOPS, np.where(at_end, ENDS, DIFFERS))
     epoch = np.where(stops, records.epoch[np.minimum(stop_at, last - 1)], -1)
-    return WhatIf(tuple(over), records, monitor, tuple(outcome.tolist()), epoch, held, scale)
+    scales = {name: scale[:, i] for i, name in enumerate(spec.rates)}
+    return WhatIf(tuple(over), records, monitor, tuple(outcome.tolist()), epoch, held, scales)
 
 
 def _run(chains: Sequence[Chain], spec: ReplaySpec, inputs: tuple[Rows, Controls]) -> tuple[np.ndarray, ...]:
-    """Returns of each the last record that holds, whether it differs there, its stop, and its factor on the rate."""
+    """Returns of each the last record that holds, whether it differs there, its stop, and its factors on the rates."""
     whole, axes = stacked_callbacks(chains)
     mapped = tuple(axes) if any(axis == 0 for axis in axes) else ()
     with jax.default_device(device := host_device()):
@@ -173,7 +178,7 @@ def _run(chains: Sequence[Chain], spec: ReplaySpec, inputs: tuple[Rows, Controls
         # `replay_function` hands its one argument to the function; here that is the rows and the run's own actions
         function: Any = replay_function("what if", _held, whole, spec, device, mapped)
         found = jax.device_get(function(inputs))
-    return found if mapped else tuple(np.broadcast_to(x, (len(chains),)) for x in found)
+    return found if mapped else tuple(np.broadcast_to(x, (len(chains), *np.shape(x))) for x in found)
 
 
 def _held(callbacks: Chain, inputs: Any, spec: ReplaySpec) -> Any:
@@ -181,7 +186,7 @@ def _held(callbacks: Chain, inputs: Any, spec: ReplaySpec) -> Any:
     out = run(callbacks, rows, spec)
     scale = jnp.asarray(own.scale)
     close = jnp.isnan(scale) | (jnp.abs(out.scale - scale) <= _TOLERANCE * jnp.abs(scale))
-    differ = (out.stopped != own.stopped) | ~close | (out.controls != own.others)
+    differ = (out.stopped != own.stopped) | ~close.all(axis=1) | (out.controls != own.others)
     count = len(out.stopped)
     any_differs = differ.any()
     held = jnp.where(any_differs, jnp.argmax(differ), count - 1)

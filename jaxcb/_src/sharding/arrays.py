@@ -96,16 +96,12 @@ def common_device(owner: str, given: Mapping[str, Any], cure: str, *, one: bool 
                 continue
             name, devices = f"{part}{jax.tree_util.keystr(path)}", array.sharding.device_set
             if one and len(devices) > 1:
-                raise ValueError(
-                    f"{owner}: the array {name} lies on {len(devices)} devices, and the run has no mesh. {cure}"
-                )
+                raise ValueError(f"{owner}: {name} lies on {len(devices)} devices, and the run has no mesh. {cure}")
             if array.committed:
                 seen.setdefault(frozenset(devices), name)
     if len(seen) > 1:
         (devices, first), (others, second), *_ = seen.items()
-        raise ValueError(
-            f"{owner}: the array {first} lies on {_words(devices)}, and {second} on {_words(others)}. {cure}"
-        )
+        raise ValueError(f"{owner}: {first} lies on {_words(devices)}, and {second} on {_words(others)}. {cure}")
     (devices,) = seen or (frozenset(),)
     return next(iter(devices)) if len(devices) == 1 else None
 

@@ -19,6 +19,7 @@ from jaxcb._src.training.learning_rate import LearningRate, map_learning_rates, 
 from jaxcb._src.training.optimizer_groups import rates_of_groups
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.training_config import TrainingConfig
+from jaxcb._src.utils.errors import takes
 from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.utils.kept_programs import KeptFunction, kept_program
 from jaxcb._src.utils.program_key import key_of, tree_key
@@ -69,12 +70,23 @@ def make_members(
     return members
 
 
+def _made(model_fn: Callable[..., Any], seed: int, arguments: Mapping[str, Any]) -> Any:
+    """Calls the user's function."""
+    if not takes(model_fn, seed, **arguments):
+        called = ", ".join(("seed", *(f"{name}=..." for name in arguments)))
+        raise TypeError(
+            f"model_fn is called as model_fn({called}), but got a function with the signature "
+            f"{inspect.signature(model_fn)}."
+        )
+    return model_fn(seed, **arguments)
+
+
 def _maker(model_fn: Any, with_arguments: bool, trained: tuple[type, ...]) -> Callable[[TrainingConfig], Adapter]:
     """Returns how to make a member's model: by a function of the seed, or as a copy of the given model."""
     if isinstance(model_fn, type):
         raise TypeError(f"model_fn is the class {model_fn.__name__}, expected a function: `lambda seed: ...`.")
     if inspect.isroutine(model_fn) or isinstance(model_fn, functools.partial) or hasattr(model_fn, "__wrapped__"):
-        return lambda c: adapt(model_fn(c.seed, **c.model), copy=True, trained=trained)
+        return lambda c: adapt(_made(model_fn, c.seed, c.model), copy=True, trained=trained)
     if with_arguments:
         raise TypeError("over: 'model.' values are arguments of model_fn, but model_fn is a model, not a function.")
     adapter = adapt(model_fn, copy=True, trained=trained)

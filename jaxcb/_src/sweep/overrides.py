@@ -1,6 +1,7 @@
 """`with_overrides`: changes a run's configuration by the values of a sweep's point."""
 
 import dataclasses
+import difflib
 import inspect
 import math
 from collections.abc import Mapping
@@ -87,9 +88,9 @@ def _near(configuration: TrainingConfig, path: str) -> str:
         *(f"optimizer.{n}" for n in numbers),
         *(f"controls.{name}" for name in configuration.controls),
     ]
-    for full in inside:  # `patience` for `callbacks.EarlyStopping.patience`
-        if path == full.rpartition(".")[2]:
-            return f" Did you mean {full!r}?"
+    ends = {full.rpartition(".")[2]: full for full in reversed(inside)} | {"seed": "seed", _RATE: _RATE}
+    for end in difflib.get_close_matches(path, ends, n=1):  # `patience` for `callbacks.EarlyStopping.patience`
+        return f" Did you mean {ends[end]!r}?"
     return did_you_mean(path, ("seed", _RATE, *inside)) or did_you_mean(path.partition(".")[0], ("seed", *_HEADS))
 
 

@@ -206,7 +206,8 @@ def sweep(  # noqa: PLR0913
         eval_step = EvalStep(loss_fn, class_weight=class_weight)
         result = SweepResult(tuple(points), (), directory)
         for number, group in enumerate(where):
-            part = directory if directory is None or len(where) == 1 else directory / f"part_{number}"
+            # without a directory, `run_dir` may be an address, which a trial run does not open
+            part = directory / f"part_{number}" if directory and len(where) > 1 else directory or config.run_dir
             one = stack_members(group, fixed)
             result = run_training(
                 RunFunctions(step, eval_step, one.callbacks),

@@ -17,7 +17,7 @@ from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.testing.compare import rounded_outputs, stack
 from jaxcb._src.testing.streams import Stream
 from jaxcb._src.testing.tracing import STANDARD, AccessedNames, AnyNames
-from jaxcb._src.utils.errors import CallbackError
+from jaxcb._src.utils.errors import CallbackError, check_int, shown
 from jaxcb._src.utils.pytree import Struct, select, to_strong_types
 
 CAPACITY = 8
@@ -54,6 +54,8 @@ class Subject:
         self.name = callback.name or type(callback).__name__
         self.hooks = tuple(h for h in HOOKS if h in callback.hooks())
         self.traces: Counter[str] = Counter()
+        if names is not None and not isinstance(names, Iterable):
+            raise TypeError(f"metrics must be names of metrics, got {shown(names)}.")
         self.names = tuple(sorted(names if names is not None else self._find_names()))
 
     def __str__(self) -> str:
@@ -213,7 +215,9 @@ def for_all(check: Callable[..., None], strategy: Any, max_examples: int | None,
     There is no shrinking: streams are short already.
     """
     failures: list[AssertionError] = []
-    options: dict[str, Any] = {} if max_examples is None else {"max_examples": max_examples}
+    options: dict[str, Any] = {}
+    if max_examples is not None:
+        options["max_examples"] = check_int("check", "max_examples", max_examples, least=1)
 
     @hypothesis.settings(
         deadline=None,

@@ -20,9 +20,9 @@ from jaxcb._src.history.reader import Records, read_records
 from jaxcb._src.replay.program import SIMULATED
 from jaxcb._src.testing.compare import to_numpy
 from jaxcb._src.training.apply import apply
-from jaxcb._src.training.learning_rate import LearningRate
+from jaxcb._src.training.learning_rate import LearningRate, checked_rate
 from jaxcb._src.training.train_state import TrainState
-from jaxcb._src.utils.errors import DataError, check_int
+from jaxcb._src.utils.errors import DataError, check_bool, check_int
 from jaxcb._src.utils.names import leaf_name
 
 
@@ -109,7 +109,9 @@ def drive(
     Source: none.
     """
     steps = check_int("drive", "steps_per_epoch", steps_per_epoch, least=1)
-    rate = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
+    check_bool("drive", "validate", validate)
+    rate: Any = checked_rate("drive", learning_rate)
+    rate = rate if callable(rate) else optax.constant_schedule(rate)
     records, outside = read_records(metrics), dict(host_metrics or {})
     for name, column in outside.items():
         if len(column) != len(records.step):

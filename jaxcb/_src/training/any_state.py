@@ -6,9 +6,16 @@ from typing import Any
 
 import jax
 
+from jaxcb._src.models.adapter import avals
 from jaxcb._src.training.train_state import TrainState
-from jaxcb._src.utils.flat_jit import eval_shape
-from jaxcb._src.utils.pytree import cast_like, to_strong_types
+from jaxcb._src.utils.errors import shown
+from jaxcb._src.utils.program_key import tree_key
+from jaxcb._src.utils.pytree import cast_like, to_strong_type
+
+NO_WEIGHTS = (  # after the name of a callback
+    "keeps copies of weights, but nothing says which part of this state the weights are. Put them into a "
+    "jc.TrainState, as the state or as a part of it."
+)
 
 
 def _holds_weights(node: Any) -> bool:
@@ -48,7 +55,7 @@ class AnyState:
         """Returns the train state of a state at the beginning of a run. Traced."""
         if self.is_train_state:
             return state
-        parts = self._split(to_strong_types(state))
+        parts = self._split(_as_arrays(state))
         if self._contains_one:
             return parts["own"].replace(rngs=parts["rngs"])
         return TrainState.create(**parts)
@@ -66,32 +73,44 @@ class AnyState:
             nodes[i] = nodes[i].replace(params=params, opt_state=opt_state)
         return jax.tree.unflatten(self._tree, nodes)
 
-    def adapted(self, step: Callable[[Any], tuple[Any, Any]], state: Any) -> Callable[..., Any]:
-        """Returns a step of the user's state as a step of the train state: `(train_state, batch) -> (..., metrics)`.
+    def program_key(self) -> Any:
+        """Returns what decides its programs; see `key_of`."""
+        return self._tree, tuple(self._at), self.is_train_state, self._contains_one
+
+    def adapted(self, step: Callable[[Any], tuple[Any, Any]], state: Any) -> "AdaptedStep":
+        """Returns a step of the user's state as a step of the train state.
 
         Args:
             step: `(state) -> (state, metrics)`.
-            state: the state, or its shapes.
+            state: the state, as `merge` returns it.
         """
-        shapes = eval_shape(to_strong_types, state)
+        return AdaptedStep(self, step, None if self.is_train_state else avals(state))
 
-        def train_step(train: TrainState, batch: Any = None) -> tuple[TrainState, Any]:
-            del batch
-            result = step(self.merge(train))
-            if not (isinstance(result, tuple | list) and len(result) == 2):
-                raise TypeError(
-                    f"the step returned {type(result).__name__}, expected (state, metrics): `return state, metrics`."
-                )
-            new, values = result
-            if self.is_train_state:
-                return new, values
-            like = self.merge(train) if self._contains_one else shapes
-            parts = self._split(cast_like(new, like, "the step: the state", error=ValueError))
-            if self._contains_one:
-                return parts["own"].replace(rngs=parts["rngs"]), values
-            return train.replace(**parts), values
+    def adapted_eval(self, eval_step: Callable[..., Any], *, with_batch: bool) -> "AdaptedEvalStep":
+        """Returns an evaluation of the user's state as one of the train state.
 
-        return train_step
+        Args:
+            eval_step: `(state) -> metrics`, or `(state, batch) -> metrics`.
+            with_batch: whether it takes a batch.
+        """
+        return AdaptedEvalStep(self, eval_step, with_batch)
+
+    def replaced(self, train: TrainState, state: Any, shapes: Any) -> TrainState:
+        """Returns the train state with the user's new state.
+
+        Args:
+            train: the train state before the step.
+            state: the user's state after it.
+            shapes: of the user's state, which a step keeps.
+
+        Raises:
+            ValueError: for a state of another form.
+        """
+        like = self.merge(train) if self._contains_one else shapes
+        parts = self._split(cast_like(state, like, "the step: the state", error=ValueError))
+        if self._contains_one:
+            return parts["own"].replace(rngs=parts["rngs"])
+        return train.replace(**parts)
 
     def _split(self, state: Any) -> dict[str, Any]:
         """Returns fields of a train state; a `TrainState` within the state as `own`."""
@@ -104,3 +123,70 @@ class AnyState:
             nodes[i] = nodes[i].replace(params=None, opt_state=None)
         params, opt_state = ([pair[k] for pair in weights] for k in (0, 1))
         return {"params": params, "opt_state": opt_state or None, "rngs": nodes}
+
+
+def _as_arrays(state: Any) -> Any:
+    """Returns the state with arrays as its leaves.
+
+    Raises:
+        TypeError: for a leaf that is none.
+    """
+
+    def leaf(path: Any, x: Any) -> Any:
+        try:
+            return to_strong_type(x)
+        except TypeError:
+            raise TypeError(
+                f"the state{jax.tree_util.keystr(path)} is {shown(x)}, expected an array or a number. Close over what "
+                "is not an array in the step."
+            ) from None
+
+    return jax.tree_util.tree_map_with_path(leaf, state)
+
+
+class AdaptedStep:
+    """A step of the user's state, as a step of the train state: `(train_state, batch) -> (train_state, metrics)`.
+
+    Args:
+        form: the form of the user's state.
+        step: `(state) -> (state, metrics)`.
+        shapes: of the user's state.
+    """
+
+    def __init__(self, form: AnyState, step: Callable[[Any], tuple[Any, Any]], shapes: Any) -> None:
+        self._form, self._step, self._shapes = form, step, shapes
+
+    def __call__(self, train: TrainState, batch: Any = None) -> tuple[TrainState, Any]:
+        del batch
+        result = self._step(self._form.merge(train))
+        if not (isinstance(result, tuple | list) and len(result) == 2):
+            raise TypeError(
+                f"the step returned {type(result).__name__}, expected (state, metrics): `return state, metrics`."
+            )
+        new, values = result
+        return (new if self._form.is_train_state else self._form.replaced(train, new, self._shapes)), values
+
+    def program_key(self) -> Any:
+        """Returns what decides its programs; see `key_of`."""
+        return self._form, self._step, tree_key(self._shapes)
+
+
+class AdaptedEvalStep:
+    """An evaluation of the user's state, as one of the train state: `(train_state, batch) -> metrics`.
+
+    Args:
+        form: the form of the user's state.
+        eval_step: `(state) -> metrics`, or `(state, batch) -> metrics`.
+        with_batch: whether it takes a batch.
+    """
+
+    def __init__(self, form: AnyState, eval_step: Callable[..., Any], with_batch: bool) -> None:
+        self._form, self._eval_step, self._with_batch = form, eval_step, with_batch
+
+    def __call__(self, train: TrainState, batch: Any = None) -> Any:
+        state = self._form.merge(train)
+        return self._eval_step(state, batch) if self._with_batch else self._eval_step(state)
+
+    def program_key(self) -> Any:
+        """Returns what decides its programs; see `key_of`."""
+        return self._form, self._eval_step, self._with_batch

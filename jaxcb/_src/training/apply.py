@@ -128,6 +128,7 @@ def apply(actions: Any, state: TrainState) -> TrainState:
         The new train state.
 
     Raises:
+        TypeError: for a state that is no `TrainState`, and for something else than actions.
         ValueError: for a control, slot or learning rate that the state does not have.
 
     Example:
@@ -137,6 +138,8 @@ def apply(actions: Any, state: TrainState) -> TrainState:
         >>> float(state.controls["beta"]), bool(state.stop)
         (0.5, True)
     """
+    if not isinstance(state, TrainState):
+        raise TypeError(f"apply: state must be a jc.TrainState, got a {type(state).__name__}.")
     return apply_actions(actions, state)
 
 

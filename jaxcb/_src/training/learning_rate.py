@@ -11,7 +11,7 @@ import optax
 from jax import Array
 from jax.core import Tracer
 
-from jaxcb._src.utils.errors import check_number, did_you_mean
+from jaxcb._src.utils.errors import check_number, did_you_mean, shown
 from jaxcb._src.utils.pytree import Struct, map_nodes, nodes_of, static
 
 
@@ -151,8 +151,18 @@ def adjustable_lr(
     names = list(inspect.signature(factory).parameters)
     if not names:
         raise TypeError(f"adjustable_lr: {factory!r} takes no argument, expected learning_rate.")
+    if hyperparameters is not None and not (
+        isinstance(hyperparameters, Mapping) and all(isinstance(argument, str) for argument in hyperparameters)
+    ):
+        raise TypeError(
+            f"adjustable_lr: hyperparameters must be a dict of names to numbers, got {shown(hyperparameters)}."
+        )
     numbers = dict(hyperparameters or {})
     check_hyperparameters(factory, numbers)
+    for argument, number in numbers.items():
+        check_number("adjustable_lr", f"hyperparameters[{argument!r}]", number)
+    if not isinstance(name, str):
+        raise TypeError(f"adjustable_lr: name must be a string, got {shown(name)}.")
     rate = checked_rate("adjustable_lr", learning_rate)
     return AdjustableOptimizer.make(factory, rate, numbers, name)
 

@@ -16,7 +16,7 @@ from jax import Array
 from jaxcb._src.training.loss import Weighted, check_real, unweighted
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import PendingUpdate
-from jaxcb._src.utils.errors import check_int
+from jaxcb._src.utils.errors import check_bool, check_int
 from jaxcb._src.utils.names import leaf_name
 from jaxcb._src.utils.pytree import Struct, static
 
@@ -257,19 +257,23 @@ def grad_norm(*, every: int = 1, per_layer: bool = False) -> Probe:
         >>> jc.probes.grad_norm(every=100).every
         100
     """
-    return Probe(_Norm("grads", per_layer), every)
+    return Probe(_Norm("grads", _per_layer(per_layer)), every)
 
 
 def update_norm(*, every: int = 1, per_layer: bool = False) -> Probe:
     """Makes a probe of the l2 norm of the optimizer's updates; arguments as for `grad_norm`."""
-    return Probe(_Norm("updates", per_layer), every)
+    return Probe(_Norm("updates", _per_layer(per_layer)), every)
 
 
 def param_norm(*, every: int = 1, per_layer: bool = False) -> Probe:
     """Makes a probe of the l2 norm of the parameters before the update; arguments as for `grad_norm`."""
-    return Probe(_Norm("params", per_layer), every)
+    return Probe(_Norm("params", _per_layer(per_layer)), every)
 
 
 def update_ratio(*, every: int = 1, per_layer: bool = False) -> Probe:
     """Makes a probe of the norm of the updates divided by that of the parameters; arguments as for `grad_norm`."""
-    return Probe(_Ratio(per_layer), every)
+    return Probe(_Ratio(_per_layer(per_layer)), every)
+
+
+def _per_layer(given: Any) -> bool:
+    return check_bool("probe", "per_layer", given)

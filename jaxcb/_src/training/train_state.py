@@ -1,5 +1,6 @@
 """`TrainState`, its controls and named weights."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from jax import Array
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.models.trainable import Filter, joined, split_trainable
 from jaxcb._src.training.learning_rate import LearningRate, learning_rates
+from jaxcb._src.training.optimizer_call import initial_state
 from jaxcb._src.training.schedule_free import evaluated, schedule_free_states
 from jaxcb._src.utils.errors import check_number, check_seed, shown
 from jaxcb._src.utils.pytree import Struct, static, to_strong_type
@@ -131,7 +133,7 @@ class TrainState(Struct):
             "TrainState.create",
         )
         if opt_state is None and tx is not None:
-            opt_state = jax.jit(tx.init)(params)
+            opt_state = jax.jit(functools.partial(initial_state, tx))(params)
         key = seed if _is_key(seed) else jax.random.key(check_seed("TrainState.create", seed))
         state = cls(
             step=jnp.zeros((), jnp.int32),
@@ -153,7 +155,7 @@ class TrainState(Struct):
         """Returns the state with an optimizer state. The run makes it only now, so that there is never a second one."""
         if self.tx is None or self.opt_state is not None:
             return self
-        return self.replace(opt_state=jax.tree.map(to_strong_type, self.tx.init(self.params)))
+        return self.replace(opt_state=jax.tree.map(to_strong_type, initial_state(self.tx, self.params)))
 
     @classmethod
     def from_nnx(cls, model: Any, optimizer: Any, **kwargs: Any) -> "TrainState":

@@ -1,7 +1,6 @@
 """`Step`: a training step in two parts, computing an update and applying it, with hooks and probes in between."""
 
 import copy
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxcb._src.core.actions.utils import as_actions
 from jaxcb._src.models.trainable import is_held
 from jaxcb._src.training.learning_rate import with_callback_lr_from
 from jaxcb._src.training.loss import LossFunction, flat_metrics
+from jaxcb._src.training.optimizer_call import update
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.names import check_pattern, leaf_name, matches
 from jaxcb._src.utils.program_key import Reference
@@ -126,7 +126,8 @@ class Step:
         grads = grads.fast if isinstance(grads, optax.LookaheadParams) else grads
         grads = stored(grads) if self._of_a_member else grads
         functions = self._gradients.functions(state, batch) if isinstance(self._gradients, LossGradients) else {}
-        updates, opt_state = _update(state, grads, gradients.values["loss"], functions)
+        assert state.tx is not None
+        updates, opt_state = update(state.tx, grads, state.opt_state, state.params, gradients.values["loss"], functions)
         return PendingUpdate(gradients, updates, opt_state)
 
     def activations(self, state: TrainState, batch: Any) -> dict[str, Array]:
@@ -202,42 +203,6 @@ class LossGradients:
             return jax.grad(loss)(params)
 
         return {"value_fn": loss, "obj_fn": loss, "grad_fn": gradient}
-
-
-_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
-_MISSING = re.compile(r"missing .*required keyword-only arguments?: (.*)")
-_ASKED = re.compile(r"(\w+) must be provided")
-
-
-def _update(state: TrainState, grads: Any, loss: Any, functions: dict[str, Callable[..., Any]]) -> tuple[Any, Any]:
-    """Calls the optimizer with what it takes of the extra arguments.
-
-    A signature tells little of that, because wrappers such as `optax.chain` hide those of what they wrap, and some
-    optimizers refuse what they do not use. So it is called, while the step is traced, until it asks for nothing else.
-
-    Raises:
-        TypeError: for an optimizer that needs an argument that the step does not have.
-    """
-    assert state.tx is not None
-    tx, extra = optax.with_extra_args_support(state.tx), {"value": loss, "grad": grads}
-    extra |= {name: fn for name, fn in functions.items() if name == "value_fn"}
-    while True:
-        try:
-            return tx.update(grads, state.opt_state, state.params, **extra)
-        except (TypeError, ValueError) as error:
-            refused, asked, missing = (pattern.search(str(error)) for pattern in (_UNEXPECTED, _ASKED, _MISSING))
-            if refused is not None and refused[1] in extra:
-                del extra[refused[1]]
-            elif asked is not None and asked[1] in functions and asked[1] not in extra:
-                extra[asked[1]] = functions[asked[1]]
-            elif missing is not None:
-                raise TypeError(
-                    f"the optimizer needs the arguments {missing[1]}, and this step has {', '.join(extra)}. A loss "
-                    "function, as in fit and jc.Step(loss_fn), gives all that the optimizers of optax ask for; "
-                    "Step.from_gradients has only value and grad."
-                ) from error
-            else:
-                raise
 
 
 def _check_lookahead(state: TrainState) -> None:

@@ -4,9 +4,10 @@ JAX is imported where it is used: the command line reads runs without it, and st
 """
 
 import difflib
+import inspect
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -164,3 +165,43 @@ def check_bool(owner: str, name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
         raise TypeError(f"{owner}: {name} must be True or False, got {shown(value)}.")
     return bool(value)
+
+
+def check_text(owner: str, name: str, value: Any) -> str:
+    """Requires a string that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{owner}: {name} must be a string that is not empty, got {shown(value)}.")
+    return value
+
+
+def check_texts(owner: str, name: str, value: Any) -> tuple[str, ...]:
+    """Requires a string, or a sequence of strings, and returns them as a tuple."""
+    given = (value,) if isinstance(value, str) else value
+    if not isinstance(given, tuple | list) or not given or not all(isinstance(text, str) and text for text in given):
+        raise TypeError(f"{owner}: {name} must be a string that is not empty, or a tuple of these, got {shown(value)}.")
+    return tuple(given)
+
+
+def takes(function: Callable[..., Any], *arguments: Any, **named: Any) -> bool:
+    """Returns whether a function can be called with these arguments; some builtins do not say, and count as one."""
+    try:
+        inspect.signature(function).bind(*arguments, **named)
+    except TypeError:
+        return False
+    except ValueError:
+        pass
+    return True
+
+
+def check_interval(owner: str, name: str, value: Any) -> Any:
+    """Requires "epoch" or a number of steps."""
+    if isinstance(value, str):
+        if value != "epoch":
+            raise ValueError(f"{owner}: {name} must be 'epoch' or a number of steps, got {value!r}.")
+        return value
+    return check_int(owner, name, value, least=1)
+
+
+def check_verbose(owner: str, value: Any) -> None:
+    """Requires a verbosity of Keras: 0, or 1 or 2 for a printed line."""
+    check_choice(owner, "verbose", value, (0, 1, 2))

@@ -58,6 +58,16 @@ def is_rate(name: Any) -> bool:
     return isinstance(name, str) and name.partition("/")[0] in _RATES
 
 
+def rate_metric(kind: str, of: str) -> str:
+    """Returns the name of the metric of a learning rate.
+
+    Args:
+        kind: "learning_rate", "base_learning_rate" or "lr_scale".
+        of: the name of one of several rates; empty for the only one.
+    """
+    return f"{kind}/{of}" if of else kind
+
+
 _SHOWN = 10  # parameters that an error lists
 
 

@@ -124,25 +124,30 @@ class Context:
         """Sets the error that ended the run, before the writers are closed."""
         self.failure = error
 
-    def path(self, name: str) -> Path:
+    def path(self, name: str, *, owner: str = "") -> Path:
         """Returns the path of a file: relative names are below `run_dir`, or the initial working directory.
 
         An address below that of the run is a name below `run_dir`.
+
+        Args:
+            name: the path.
+            owner: the callback that asks, for the error.
 
         Raises:
             TypeError: if `name` is not a path.
             ValueError: if it is an address that is not below the run's, empty, or leads out of `run_dir` by a link.
         """
-        address = parse_address("Context.path", "name", name)
+        owner, base = owner or "Context.path", self.began_in if self.run_dir is None else self.run_dir
+        address = parse_address(owner, "name", name)
         if address is not None:
             below = None if self.bucket is None else address.below(self.bucket)
             if not below or self.run_dir is None:
                 raise ValueError(
-                    f"{address} is not below the run_dir of the run, which is {self.bucket or self.run_dir}. Pass a "
-                    f"relative path, which is below run_dir, or pass run_dir= an address above {address}."
+                    f"{owner}: {address} is not below the run_dir, which is {self.bucket or self.run_dir}. Pass a "
+                    f"relative path, which is below run_dir, or a run_dir above it, such as '{address.parent}'."
                 )
             return self._checked(self.run_dir / below)
-        path = local_path("Context.path", "name", name, below=self.began_in if self.run_dir is None else self.run_dir)
+        path = local_path(owner, "name", name, below=base)
         if self.trial and self.run_dir is not None:
             path = Path(os.path.normpath(path))  # so that a `..` does not leave the directory
             if not path.is_relative_to(self.run_dir):
@@ -354,9 +359,11 @@ def writer(*actions: type[Action]) -> Callable[[W], W]:
         >>> jc.writers.writer_for(Beep) is Beeper
         True
     """
+    if not actions:
+        raise TypeError("writer got no actions: @jc.writers.writer(MyAction).")
     for action in actions:
         if not (isinstance(action, type) and issubclass(action, Action)):
-            raise TypeError(f"writer takes action classes, got {action!r}.")
+            raise TypeError(f"writer: actions must be classes of actions, got {action!r}.")
 
     def register(cls: W) -> W:
         _OWN.update(dict.fromkeys(actions, cls))
@@ -371,6 +378,8 @@ def writer_for(action: type[Action]) -> type[Writer]:
     Raises:
         LookupError: if no writer is registered.
     """
+    if not isinstance(action, type):
+        raise TypeError(f"writer_for: action must be a class of actions, got {action!r}.")
     for kind in action.__mro__:
         if kind in _OWN:
             return _OWN[kind]

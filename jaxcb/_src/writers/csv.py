@@ -110,7 +110,7 @@ class CSVWriter(Writer):
         self._tables: dict[Path, Table] = {}
 
     def prepare(self, action: Any) -> None:
-        path = self.context.path(action.path)
+        path = self.context.path(action.path, owner=action.owner)
         self.context.claim(path, action.owner)
         if path not in self._tables:
             whose = ["member"] if np.shape(action.when) else []

@@ -55,7 +55,7 @@ class ProfileWriter(Writer):
         self._before: list[Path] = []  # profiles that existed when it started
 
     def prepare(self, action: Any) -> None:
-        directory = self.context.path(action.log_dir)
+        directory = self.context.path(action.log_dir, owner=action.owner)
         if directory not in self._rooms:
             check_writable(directory, "profiles")
             self._rooms.add(directory)

@@ -53,7 +53,7 @@ class CheckpointWriter(Writer):
         self._frozen: dict[int | None, tuple[Any, dict[str, Any]]] = {}  # by member: the arrays, and their facts
 
     def prepare(self, action: Any) -> None:
-        self._claim(self.context.path(action.path).absolute(), action.owner)
+        self._claim(self.context.path(action.path, owner=action.owner).absolute(), action.owner)
         self._templates.add(action.path)
         zeros = jax.tree.map(lambda x: np.zeros((), x.dtype), action.values)
         path = self._path(action.replace(values=zeros), step=0, epoch=0, batch=0)

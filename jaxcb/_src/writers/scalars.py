@@ -80,7 +80,7 @@ class JSONLinesWriter(Writer):
         self._files: dict[Path, AppendFile] = {}
 
     def prepare(self, action: Any) -> None:
-        path = self.context.path(action.path)
+        path = self.context.path(action.path, owner=action.owner)
         self.context.claim(path, action.owner)
         if path not in self._files:
             self._files[path] = self.context.append_file(path, "JSON lines", append=action.append)

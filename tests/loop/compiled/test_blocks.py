@@ -66,6 +66,7 @@ RUNS = {
 }
 
 
+@pytest.mark.everyday(3)
 @pytest.mark.parametrize("name", RUNS)
 def test_the_size_of_a_block_changes_no_bit(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -87,6 +88,7 @@ def test_the_size_of_a_block_changes_no_bit(name, tmp_path, monkeypatch):
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("size", SIZES)
 def test_members_are_those_of_the_loop(size):
     def sweep(block):

@@ -45,6 +45,7 @@ def fit(rows, size, executor, **more):
     return jc.fit({"w": jnp.zeros(())}, loss_fn, rows, **grouped(**(given | more)))
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize(("count", "size"), SIZES)
 def test_means_of_constants_and_halves(count, size, executor):

@@ -26,7 +26,7 @@ from storage.buckets._faulty import (
 )
 
 from jaxcb._src.storage.buckets.bucket import Bucket, ConflictError
-from jaxcb._src.storage.buckets.index import MANIFEST, read_index
+from jaxcb._src.storage.buckets.index import MANIFEST, DamagedBucketError, read_index
 from jaxcb._src.storage.buckets.lease import LeaseLostError
 from jaxcb._src.storage.buckets.mirror import UPLOADS
 
@@ -227,6 +227,7 @@ def test_faults_that_pass_change_nothing(tmp_path_factory, data):
     states = expected(folder / "whole")
     kinds = data.draw(st.lists(st.sampled_from("....lapstd"), min_size=30, max_size=60))
     stale: list[Any] = [[]]
+    performed: set[str] = set()  # what was denied from the beginning is an error
 
     def fault(number: int, kind: str, path: str, go: Any) -> Any:
         what = kinds[number] if number < len(kinds) else "."
@@ -240,9 +241,10 @@ def test_faults_that_pass_change_nothing(tmp_path_factory, data):
             raise GenericError("connection reset by peer")
         if what == "t":
             return throttled()
-        if what == "d" and number > 0:
+        if what == "d" and kind in performed:
             return denied()
         result = go()
+        performed.add(kind)
         if kind == "list":
             stale.append(result)
             return stale[-2] if what == "s" else result
@@ -252,6 +254,22 @@ def test_faults_that_pass_change_nothing(tmp_path_factory, data):
     run_to(machine, STEPS)
     machine.close()
     assert in_the_bucket(memory, folder / "fresh") == states[-1]
+
+
+def test_a_bucket_that_is_restored_from_a_copy_under_a_run_is_an_error_that_says_so(tmp_path):
+    memory, manifest = MemoryStore(), f"{ADDRESS.key}/{MANIFEST}"
+    first = Machine(FaultyStore(memory), tmp_path / "first").open()
+    run_to(first, 1)
+    first.close()
+    copy = bytes(memory.get(manifest).bytes())
+    second = Machine(FaultyStore(memory), tmp_path / "second").open()
+    run_to(second, 2)
+    memory.put(manifest, copy)
+    second.checkpoint(3)
+    with pytest.raises(DamagedBucketError, match=r"s3://bucket/runs/a/manifest\.json was replaced .* resume=True"):
+        second.save()
+    assert bytes(memory.get(manifest).bytes()) == copy
+    second.close()
 
 
 @pytest.mark.parametrize("performed", [False, True], ids=["lost", "performed"])
@@ -279,12 +297,15 @@ def test_after_an_outage_the_run_knows_its_own_manifest_and_goes_on(tmp_path, pe
     assert in_the_bucket(memory, tmp_path / "fresh") == expected(tmp_path / "whole")[3]
 
 
-def test_what_is_denied_at_first_is_not_tried_again(tmp_path):
-    store = FaultyStore(MemoryStore(), lambda number, kind, path, go: denied())
-    with pytest.raises(PermissionError, match=r"s3://bucket/runs/a: get of manifest\.json was denied") as caught:
+@pytest.mark.parametrize(
+    ("what", "first"), [("get", "get of manifest.json"), ("put", "put of lease.json"), ("list", "list of segments")]
+)
+def test_what_is_denied_at_first_is_not_tried_again(tmp_path, what, first):
+    store = FaultyStore(MemoryStore(), lambda number, kind, path, go: denied() if kind == what else go())
+    with pytest.raises(PermissionError, match=f"s3://bucket/runs/a: {first} was denied") as caught:
         Machine(store, tmp_path).open()
     assert "AWS_ACCESS_KEY_ID" in str(caught.value)
-    assert len(store.requests) == 1
+    assert [kind for kind, _ in store.requests].count(what) == 1
 
 
 def test_a_conditional_put_whose_acknowledgement_is_lost_has_succeeded():

@@ -4,7 +4,7 @@ import shutil
 import signal
 
 import pytest
-from _patience import until
+from _patience import PATIENCE, until
 from loop._killing import Kill, Life, at_random, chance, differences, in_saves, killed_run, whole_run
 from storage.buckets._faulty import contents, files_in
 
@@ -80,7 +80,7 @@ def test_a_stopped_process_whose_lease_was_taken_writes_nothing_when_it_wakes(s3
         before = contents_of(address)
     finally:
         slow.process.send_signal(signal.SIGCONT)
-    assert slow.process.wait(300) == 1
+    assert slow.process.wait(PATIENCE) == 1
     assert "LeaseLostError" in slow.said
     assert "was taken over by another process" in slow.said
     after = contents_of(address)

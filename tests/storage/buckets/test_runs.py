@@ -64,12 +64,85 @@ def test_each_epoch_on_another_machine_is_one_run(s3, tmp_path, executor):
         FileNotFoundError, match=r"there is no 'exports/01' in the run .* It has .*exports/04, exports/05"
     ):
         jc.load(f"{address}/exports/01")
+    sizes, download = [], _bucket.Bucket.get_range
+    with pytest.MonkeyPatch.context() as patch:  # what is no checkpoint is not downloaded as a whole
+        patch.setattr(Bucket, "get_range", lambda *given: sizes.append(given[-1]) or download(*given))
+        with pytest.raises(ValueError, match=rf"{address} holds checkpoints of a run: .* exports/04, exports/05\."):
+            jc.load(address)
+        with pytest.raises(ValueError, match=r"exports is not an Orbax checkpoint, .* 04, 05\."):
+            jc.load(f"{address}/exports")
+        with pytest.raises(ValueError, match="logs is not an Orbax checkpoint"):
+            jc.load(f"{address}/logs")
+    there = read_index(Bucket(Address("s3", name, "runs/a"))).files
+    assert sum(sizes) < sum(entry.size for entry in there.values())
     again = resumed(executor=executor, run_dir=address, callbacks=callbacks(address), epochs=5)  # it is complete
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
     stop = jc.EarlyStopping("loss", patience=1, min_delta=1.0)
     expected = jc.replay(stop, tmp_path / "whole").stopped_epoch
     for source in (address, f"{address}/history.csv"):
         assert jc.replay(stop, source).stopped_epoch == expected
+
+
+class Keys(jc.writers.Tracker):
+    """A service that notes by which key it knows a run, and then looks at the bucket."""
+
+    opens_first = True
+
+    def __init__(self, look: Any) -> None:
+        self.look, self.seen = look, []
+
+    def open(self, run: Any) -> str:
+        if not self.seen:
+            self.look()
+        self.seen.append(run.key)
+        return run.key
+
+    def send(self, records: Any) -> None:
+        """Takes all."""
+
+
+def test_a_machine_that_vanishes_before_its_first_upload_leaves_no_second_run_in_a_tracker(s3, monkeypatch):
+    s3.make_bucket("early")
+    monkeypatch.setattr(bucket_run.BucketRun, "save", lambda *given: None)  # that of the first checkpoint takes long
+    store = connect(Address("s3", "early"))
+
+    def copy() -> None:
+        for name in contents(store):  # what another machine would find from now on, when the lease has ended
+            if name.startswith("a/") and name != "a/lease.json":
+                store.put(name.replace("a/", "b/", 1), store.get(name).bytes())
+
+    tracker = Keys(copy)
+    fit(run_dir="s3://early/a", epochs=1, callbacks=[jc.callbacks.TrackerLogger(tracker)])
+    there = read_index(Bucket(Address("s3", "early", "b"))).files
+    assert not [name for name in there if name.startswith("checkpoints/")]
+    result = fit(run_dir="s3://early/b", epochs=1, callbacks=[jc.callbacks.TrackerLogger(tracker)], resume=True)
+    assert len(tracker.seen) == 2
+    assert len(set(tracker.seen)) == 1
+    assert len(result.history["loss"]) == 1
+
+
+def test_logs_in_a_bucket_are_replayed_as_local_ones(s3):
+    s3.make_bucket("logs")
+    loggers = [
+        jc.callbacks.JSONLogger("a/log.jsonl"),
+        jc.CSVLogger("b/log.csv"),
+        jc.TensorBoard("c", write_graph=False),
+    ]
+    result = fit(run_dir="s3://logs/a", epochs=4, callbacks=loggers)
+    stop, plain = jc.EarlyStopping("val_loss", patience=1, min_delta=1.0), connect(Address("s3", "logs"))
+    expected = jc.replay(stop, result.run_dir).stopped_epoch
+    assert expected is not None
+    for name in ("a/log.jsonl", "b/log.csv", "c"):
+        assert jc.replay(stop, result.run_dir / name).stopped_epoch == expected
+        assert jc.replay(stop, f"s3://logs/a/{name}").stopped_epoch == expected
+        for path in (result.run_dir / name).rglob("*") if name == "c" else [result.run_dir / name]:
+            if path.is_file():  # as an object of its own, which no run has written
+                plain.put(f"plain/{path.relative_to(result.run_dir).as_posix()}", path.read_bytes())
+        assert jc.replay(stop, f"s3://logs/plain/{name}").stopped_epoch == expected
+    with pytest.raises(FileNotFoundError, match=r"no 'none' in the run at s3://logs/a\. It has .*a/log\.jsonl"):
+        jc.replay(stop, "s3://logs/a/none")
+    with pytest.raises(FileNotFoundError, match="there is nothing at s3://logs/none"):
+        jc.replay(stop, "s3://logs/none")
 
 
 def test_a_second_run_in_a_bucket_compiles_nothing(s3):
@@ -212,15 +285,46 @@ def test_a_local_folder_without_a_bucket_is_refused(tmp_path):
         refused(ValueError, match, run_dir=run_dir, local_dir="here")
 
 
-def test_an_address_outside_of_the_run_is_refused(s3):
-    s3.make_bucket("outside")
-    for path in ("s3://outside/b/{epoch}", "s3://other/a/{epoch}", "s3://outside/a"):
-        refused(
-            ValueError,
-            "is not below the run_dir",
-            run_dir="s3://outside/a",
-            callbacks=[jc.ModelCheckpoint(path, "loss")],
-        )
+@pytest.mark.parametrize(
+    "callback",
+    [
+        jc.CSVLogger("s3://elsewhere/b/log.csv"),
+        jc.callbacks.JSONLogger("s3://elsewhere/b/log.jsonl"),
+        jc.TensorBoard("s3://elsewhere/b/logs"),
+        jc.ModelCheckpoint("s3://elsewhere/b/{epoch}", "loss"),
+        jc.BackupAndRestore("s3://elsewhere/b"),
+    ],
+    ids=lambda callback: type(callback).__name__,
+)
+def test_an_address_outside_of_the_run_is_refused_with_the_name_of_the_callback(s3, tmp_path, callback):
+    bucket = f"outside-{type(callback).__name__.lower()}"
+    s3.make_bucket(bucket)
+    is_backup = isinstance(callback, jc.BackupAndRestore)
+    for run_dir in (tmp_path / "here", f"s3://{bucket}/b", None):
+        if run_dir is None and is_backup:
+            continue  # then its address is that of the run
+        cure = "Pass run_dir='s3://elsewhere/b'" if is_backup else "such as 's3://elsewhere/b'"
+        match = rf"^{type(callback).__name__}: .*s3://elsewhere/b.* {run_dir}.* {cure}"
+        refused(ValueError, match, run_dir=run_dir, callbacks=[callback])
+
+
+def test_a_trial_sweep_takes_addresses_below_its_own_and_touches_no_bucket(s3):
+    s3.make_bucket("trial-sweeps")
+    at = "s3://trial-sweeps/a"
+    jc.sweep(
+        make_params(),
+        loss_fn,
+        make_data(),
+        optimizer=optax.adam,
+        over={"optimizer.learning_rate": [0.01, 0.1]},
+        batch_size=16,
+        callbacks=[jc.CSVLogger(f"{at}/log.csv")],
+        run_dir=at,
+        epochs=1,
+        execution=jc.Execution(fast_dev_run=True),
+        verbose=0,
+    )
+    assert contents(connect(Address("s3", "trial-sweeps"))) == {}
 
 
 # What goes wrong later

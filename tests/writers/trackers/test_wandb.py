@@ -4,6 +4,7 @@ import json
 import struct
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from loop._runs import fit
 
 import jaxcb as jc
 from jaxcb._src.writers.run_handle import Record, Run
-from jaxcb._src.writers.trackers.wandb import WandbWriter
+from jaxcb._src.writers.trackers.delivery import record_at
+from jaxcb._src.writers.trackers.wandb import WandbTracker, WandbWriter
 from jaxcb.writers import Context
 
 with warnings.catch_warnings():
@@ -182,3 +184,13 @@ def test_the_package_is_asked_for_before_the_first_step(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match=r"WandbLogger needs the package wandb: pip install jaxcb\[wandb\]"):
         fit(callbacks=[jc.callbacks.WandbLogger("a")])
+
+
+@pytest.mark.parametrize("content", [b"", b":W&", b"nonsense", b":W&B" + bytes(10)])
+def test_what_a_damaged_folder_of_an_earlier_process_lacks_is_sent_again(tmp_path, content):
+    tracker = WandbTracker({})
+    tracker._run = SimpleNamespace(offline=True, id="key", dir=str(tmp_path / "offline-run-2-key" / "files"))
+    (tmp_path / "offline-run-1-key").mkdir()
+    (tmp_path / "offline-run-1-key" / "run-key.wandb").write_bytes(content)
+    records = [record_at(step, 0, {"loss": 0.5}) for step in (1, 2)]
+    assert tracker.missing(records) == records

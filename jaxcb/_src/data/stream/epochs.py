@@ -144,8 +144,11 @@ class EpochIterator(Iterator[Pulled]):
         with contextlib.suppress(NotImplementedError):
             state = self._batches.get_state()
         if state is not None:
-            with contextlib.suppress(NotSerializableError):
+            try:
                 return {"iterator": as_json(state)}
+            except NotSerializableError as error:
+                if self._checks is not None:
+                    self._checks.tell_of_lost_state(str(error))
         self._has_state = False
         return _NO_STATE
 

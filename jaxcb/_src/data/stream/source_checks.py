@@ -85,6 +85,14 @@ class SourceChecks:
         self._compare_passes(number, found)
         self._seen[number] = found
 
+    def tell_of_lost_state(self, why: str) -> None:
+        """Says that a checkpoint does not contain the state of the user's iterator."""
+        if self.resumes:
+            self._warn(
+                f"{self._source.what}: {why}. A resumed run iterates over its batches again, from their start up to "
+                "its position. A state of JSON values, bytes, tuples and NumPy arrays can be saved."
+            )
+
     def check_replayed(self, what: str, batches: int, batch: Any, state: Mapping[str, Any]) -> None:
         """Compares a batch that was skipped last with the one that was trained on last.
 

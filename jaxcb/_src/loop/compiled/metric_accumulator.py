@@ -68,9 +68,19 @@ class MetricAccumulator(Struct):
         Args:
             values: name -> mean over the rows, or a metric with its own merge.
             rows: number of rows.
+
+        Raises:
+            ValueError: for a value of another shape than before.
         """
         (label, old), (error,) = *self.total.items(), self.error.values()
         lead = old.shape[:-1]
+        for name, shape in self.shapes:
+            found = values[name].shape[len(lead) :]
+            if found != shape:
+                raise ValueError(
+                    f"the metric {name!r} has shape {found} in a batch of {rows} rows, and {shape} in another one. "
+                    "Metrics of different shapes have no mean: return its mean over the rows."
+                )
         parts = [values[name].astype(jnp.float32).reshape(*lead, -1) for name, _ in self.shapes]
         new = jnp.concatenate([jnp.ones((*lead, 1), jnp.float32), *parts], axis=-1)
         total, rest = add_product(old, -error, new, rows)

@@ -89,7 +89,7 @@ class TracedFunctions:
         probes_step = "on_before_update" in hooks or bool(probes)
         self.split_step = isinstance(step, Step) and (probes_step or debug)
         if probes_step and not self.split_step:
-            who = ", ".join(f"the probe {name!r}" for name in probes) or _owners(chain)
+            who = _needing_gradients(chain, probes)
             raise ValueError(
                 f"{who} needs the gradients before the update (on_before_update), but this train_step does not expose "
                 "them. Use fit, or make the step with jc.Step(loss_fn) or jc.Step.from_gradients(fn)."
@@ -113,7 +113,8 @@ class TracedFunctions:
         self.hook = {hook: FlatJit(make(hook, tree)) for hook in hooks}
         self.populations = tuple(n for n, callback in chain.items() if isinstance(callback, PopulationCallback))
         if self.populations and mapping.members is None:
-            raise ValueError(f"{', '.join(self.populations)} acts on a population: pass it to jc.sweep, not to fit.")
+            who = ", ".join(self.populations)
+            raise ValueError(f"{who} acts on a population: pass it to jc.sweep. This is a single run.")
 
     def _compiled(self, fn: Callable[..., Any], in_axes: Any) -> FlatJit:
         """Jits a function, mapped over members if there are any. One jit per function means one trace per shape."""
@@ -152,8 +153,12 @@ class TracedFunctions:
         return sum(by_xla) + sum(repeated_flops(part.jaxpr.jaxpr) for part in parts)
 
 
-def _owners(chain: Chain) -> str:
-    return ", ".join(name for name, callback in chain.items() if "on_before_update" in callback.hooks())
+def _needing_gradients(chain: Chain, probes: Mapping[str, Probe]) -> str:
+    """Returns the names of the callbacks that need gradients, and of probes that belong to no callback."""
+    own = {name: callback.probes() for name, callback in chain.items()}
+    found = [n for n, callback in chain.items() if own[n] or "on_before_update" in callback.hooks()]
+    named = {probe for probes_of_one in own.values() for probe in probes_of_one}
+    return ", ".join([*found, *(f"the probe {name!r}" for name in probes if name not in named)])
 
 
 def hook_of(hook: str, tree: Any) -> Callable[..., Any]:

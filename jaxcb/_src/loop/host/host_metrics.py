@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxcb._src.core.metrics import as_text
 from jaxcb._src.history.reader import JOURNAL, PLACE
+from jaxcb._src.utils.errors import shown
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.csv import Table
 from jaxcb._src.writers.run_handle import Run
@@ -212,6 +213,9 @@ def _named(names: tuple[str, ...], result: Any) -> dict[str, np.ndarray]:
         values = dict(zip(names, listed, strict=True)) if len(listed) == len(names) else dict(enumerate(listed))
     if set(values) != set(names):
         raise ValueError(f"it returned {sorted(map(str, values))}, expected values for {', '.join(names)}.")
+    for name, value in values.items():
+        if np.asarray(value).dtype.kind in "OSU":
+            raise TypeError(f"it returned {shown(value)} for {name}, expected a number.")
     arrays = {name: np.asarray(value, np.float32) for name, value in values.items()}
     for name, array in arrays.items():
         if array.ndim:

@@ -112,7 +112,7 @@ class Bucket:
         self.sent = self.received = 0
         self.clock, self.sleep = clock, sleep
         self._store = connect(address) if store is None else store
-        self._opened = False  # whether a request has succeeded: then a denial may be one of expired credentials
+        self._granted: set[str] = set()  # kinds of requests that were allowed: credentials may expire, and be renewed
         self._count = threading.Lock()
 
     def get(self, name: str, *, patience: float | None = None) -> Found | None:
@@ -177,8 +177,8 @@ class Bucket:
                 now = self.get(name, patience=patience)
                 if now is not None and now.data == data:
                     return now.version
-                if now is not None and now.version == version:
-                    raise _NotYet from None  # a store may answer so while it performs another put
+                if (None if now is None else now.version) == version:
+                    raise _NotYet from None  # a store may answer so while it performs another request
                 raise ConflictError(name) from None
 
         return self._attempt("put", name, write, patience)
@@ -239,24 +239,24 @@ class Bucket:
             except FileNotFoundError:
                 if kind == "put":
                     raise self._without_bucket() from None
-                self._opened = True
+                self._granted.add(kind)
                 raise
             except Exception as error:  # obstore's and, while it asks for credentials, those of others
                 reason = error
             else:
-                self._opened = True
+                self._granted.add(kind)
                 return result
-            if self.clock() + delay > limit or not self._may_pass(reason):
+            if self.clock() + delay > limit or not self._may_pass(kind, reason):
                 raise self._explained(kind, name, reason) from reason
             self.sleep(delay)
         raise AssertionError
 
-    def _may_pass(self, error: Exception) -> bool:
+    def _may_pass(self, kind: str, error: Exception) -> bool:
         """Returns whether another attempt may succeed."""
         from obstore import exceptions as kinds
 
         if _is_denial(error):
-            return self._opened
+            return kind in self._granted
         if "NoSuchBucket" in str(error):
             return False
         return not isinstance(

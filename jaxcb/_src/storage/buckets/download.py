@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from jaxcb._src.utils.address import Address
 
 _POLL_SECONDS = 1.0  # between two looks at the progress
 _TRIES = 5  # downloads of a folder whose run continues meanwhile
+Choose = Callable[[list[str]], Iterable[str]]
 
 
 class _Target(NamedTuple):
@@ -60,7 +61,7 @@ def download(bucket: Bucket, files: Mapping[str, FileEntry], folder: Path, *, sa
         partial.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.truncate(entry.size)
-    progress = Progress(f"{bucket.address}: downloaded", say, clock=bucket.clock)
+    progress = Progress(str(bucket.address), "downloaded", say, clock=bucket.clock)
     progress.begin(sum(entry.size for entry in needed.values()))
     missing: set[str] = set()
 
@@ -122,12 +123,12 @@ def restore(bucket: Bucket, index: Index, folder: Path, *, say: Callable[[str], 
 
 
 @contextlib.contextmanager
-def downloaded(address: Address, *, only: Callable[[str], bool] | None = None, sizes: bool = False) -> Iterator[Path]:
+def downloaded(address: Address, *, choose: Choose = list, sizes: bool = False) -> Iterator[Path]:
     """Downloads a file or folder, and removes it afterwards.
 
     Args:
         address: below a run's address, or of plain objects.
-        only: whether a file is needed, by its name below the address; None for all files.
+        choose: returns which files of a folder are needed, of all their names below the address.
         sizes: whether the other files are there, too, with their size and without their content.
 
     Yields:
@@ -139,14 +140,14 @@ def downloaded(address: Address, *, only: Callable[[str], bool] | None = None, s
     """
     with tempfile.TemporaryDirectory(prefix="jaxcb-") as folder:
         for _ in range(_TRIES):
-            path = _download_below(address, Path(folder), only, sizes)
+            path = _download_below(address, Path(folder), choose, sizes)
             if path is not None:
                 yield path
                 return
         raise FileNotFoundError(f"objects of {address} are missing, or change faster than they can be read.")
 
 
-def _download_below(address: Address, folder: Path, only: Callable[[str], bool] | None, sizes: bool) -> Path | None:
+def _download_below(address: Address, folder: Path, choose: Choose, sizes: bool) -> Path | None:
     """Downloads into a folder, and returns the path there; None if it must be tried again."""
     for root in (address, *address.parents):
         bucket = Bucket(root)
@@ -158,13 +159,15 @@ def _download_below(address: Address, folder: Path, only: Callable[[str], bool] 
         if not files:
             names = sorted({"/".join(name.split("/")[:2]) for name in index.files})
             raise FileNotFoundError(f"there is no {below!r} in the run at {root}. It has {', '.join(names[:20])}.")
-        if only is not None:
-            needed = {n: e for n, e in files.items() if n == below or only(n[len(below) :].lstrip("/"))}
+        if below not in files:
+            start = below and f"{below}/"
+            needed = {start + n: files[start + n] for n in choose([name.removeprefix(start) for name in files])}
+            (folder / below).mkdir(parents=True, exist_ok=True)
             if sizes:
                 _make_empty(folder, {n: e.size for n, e in files.items() if n not in needed})
             files = needed
         return None if download(bucket, files, folder, say=print) else folder / below
-    return _download_plain(address, folder, only, sizes)
+    return _download_plain(address, folder, choose, sizes)
 
 
 def _make_empty(folder: Path, sizes: Mapping[str, int]) -> None:
@@ -175,14 +178,13 @@ def _make_empty(folder: Path, sizes: Mapping[str, int]) -> None:
             file.truncate(size)
 
 
-def _download_plain(address: Address, folder: Path, only: Callable[[str], bool] | None, sizes: bool) -> Path:
+def _download_plain(address: Address, folder: Path, choose: Choose, sizes: bool) -> Path:
     """Downloads objects that no run has written, each as a file."""
     bucket = Bucket(address.parent)
     name = address.key.rpartition("/")[2]
-    there = bucket.list(name)
-    found = [key for key in there if not only or only(key[len(name) :].lstrip("/"))]
-    if sizes:
-        _make_empty(folder, {key: size for key, size in there.items() if key not in found and is_inside(key)})
+    start = name and f"{name}/"
+    there = {n.removeprefix(start): size for n, size in bucket.list(name).items() if n.startswith(start)}
+    found = list(there)
     alone = bucket.get(name) if name and not found else None
     if alone is not None:
         (folder / name).write_bytes(alone.data)
@@ -191,7 +193,12 @@ def _download_plain(address: Address, folder: Path, only: Callable[[str], bool] 
         raise FileNotFoundError(
             f"there is nothing at {address}: no {MANIFEST} of a run at it or above, and no objects."
         )
-    for key in found:
+    (folder / name).mkdir(exist_ok=True)
+    needed = [start + n for n in choose(found)]
+    if sizes:
+        others = {start + n: size for n, size in there.items()}
+        _make_empty(folder, {n: size for n, size in others.items() if n not in needed and is_inside(n)})
+    for key in needed:
         if not is_inside(key):
             raise ValueError(f"{address} contains an object with the name {key!r}, which is not a file below it.")
         data = bucket.get(key)

@@ -20,6 +20,7 @@ from jaxcb._src.storage.buckets.bucket import Bucket, ConflictError
 from jaxcb._src.storage.buckets.index import (
     MANIFEST,
     SEGMENTS,
+    DamagedBucketError,
     FileEntry,
     Index,
     IndexPart,
@@ -81,7 +82,7 @@ class Mirror:
         self._error: Exception | None = None
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
-        self.progress = Progress(f"{bucket.address}: uploaded", say, clock=bucket.clock)
+        self.progress = Progress(str(bucket.address), "uploaded", say, clock=bucket.clock)
 
     # Opening
 
@@ -322,7 +323,7 @@ class Mirror:
 
         Raises:
             LeaseLostError: if it is another writer's by now.
-            _OlderLeaseError: if it is one of the lease before; only when a run begins.
+            _OlderLeaseError: if it is one of a lease before.
         """
         before, version = self.index.manifest, self.index.version
         number, size = 0 if before is None else before.sequence, sum(entry.size for entry in files.values())
@@ -337,7 +338,10 @@ class Mirror:
             # a put whose acknowledgement never came may have been performed: then this writer's own is there
             if now is None or now[0].writer != self._lease.writer or now[1] == version:
                 if now is not None and now[0].lease < self._lease.number:
-                    raise _OlderLeaseError
+                    raise _OlderLeaseError(
+                        f"{self._bucket.address / MANIFEST} was replaced by that of an earlier process: was the bucket "
+                        "restored from a copy? Nothing is uploaded over it. Start the run again, with resume=True."
+                    )
                 by = "its manifest was deleted" if now is None else f"writer {now[0].writer}, lease {now[0].lease}"
                 raise self._lease.take_over(by)
             number, version = now[0].sequence, now[1]
@@ -359,7 +363,7 @@ class Mirror:
         return f"{SEGMENTS}/{self._lease.number:08d}-{self._lease.writer}-{number:06d}"
 
 
-class _OlderLeaseError(Exception):
+class _OlderLeaseError(DamagedBucketError):
     """A writer with an older lease has put a manifest."""
 
 

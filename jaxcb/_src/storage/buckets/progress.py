@@ -11,13 +11,16 @@ class Progress:
     """Counts bytes, and prints a line from time to time.
 
     Args:
-        what: begins each line.
+        where: what is read or written; begins each line.
+        verb: what is done, in the past.
         say: prints a line.
         clock: returns seconds.
     """
 
-    def __init__(self, what: str, say: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._what, self._say, self._clock = what, say, clock
+    def __init__(
+        self, where: str, verb: str, say: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._where, self._verb, self._say, self._clock = where, verb, say, clock
         self._lock = threading.Lock()
         self._done = self._total = 0
         self._due = clock() + _FIRST
@@ -39,7 +42,8 @@ class Progress:
                 return
             self._due = self._clock() + _EVERY
             done, total = self._done, max(self._total, self._done)
-        self._say(f"jaxcb: {self._what} {shown_bytes(done)} of {shown_bytes(total)}.")
+        how_much = f"{shown_bytes(done)} of {shown_bytes(total)}" if done < total else "all, finishing"
+        self._say(f"jaxcb: {self._where}: {self._verb} {how_much}.")
 
 
 def shown_bytes(size: float) -> str:

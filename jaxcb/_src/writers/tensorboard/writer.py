@@ -90,7 +90,8 @@ class TensorBoardWriter(Writer):
                         )
 
     def _directory(self, action: Any) -> Path:
-        log_dir = self.context.path(action.log_dir)  # resolved first: an empty one before a slash would be the root
+        # resolved first: an empty one before a slash would be the root
+        log_dir = self.context.path(action.log_dir, owner=action.owner)
         return self.context.path(f"{log_dir}/{action.run}")
 
     def _file(self, action: Any) -> EventFile:

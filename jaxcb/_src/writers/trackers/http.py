@@ -8,6 +8,7 @@ from urllib.error import HTTPError
 from urllib.parse import unquote, urlencode, urlsplit
 from urllib.request import Request, urlopen
 
+from jaxcb._src.utils.errors import check_number, check_text, shown
 from jaxcb._src.writers.scalars import json_numbers
 from jaxcb._src.writers.trackers.base import RefusedError, TrackedRecord, Tracker
 from jaxcb._src.writers.trackers.writer import TrackerWriter
@@ -42,6 +43,21 @@ class HTTPTracker(Tracker):
     timeout: float = 10.0
 
     batch = 1  # so that each record is acknowledged
+
+    def __post_init__(self) -> None:
+        check_text("HTTPTracker", "url", self.url)
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"HTTPTracker: url must begin with http:// or https://, got {self.url!r}.")
+        if self.field is not None:
+            check_text("HTTPTracker", "field", self.field)
+        pairs = self.headers if isinstance(self.headers, tuple | list) else None
+        if pairs is None or not all(isinstance(p, tuple) and [type(x) for x in p] == [str, str] for p in pairs):
+            raise TypeError(
+                f"HTTPTracker: headers must be pairs of texts, such as (('Authorization', 'Bearer ...'),), got "
+                f"{shown(self.headers)}."
+            )
+        if not check_number("HTTPTracker", "timeout", self.timeout) > 0:
+            raise ValueError(f"HTTPTracker: timeout must be above 0 seconds, got {self.timeout!r}.")
 
     @property
     def close_seconds(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]

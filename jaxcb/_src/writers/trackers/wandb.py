@@ -1,18 +1,17 @@
 """`WandbLog` actions: runs in Weights & Biases."""
 
-import json
-import struct
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxcb._src.history.wandb_files import logged_rows
+from jaxcb._src.utils.errors import DataError
 from jaxcb._src.writers.trackers.base import HeldValues, Status, TrackedRecord, TrackedRun, Tracker
 from jaxcb._src.writers.trackers.writer import TrackerWriter
 
 _FINISH_SECONDS = 60.0  # W&B's own default waits forever
-_BLOCK, _HEADER, _FILE_HEADER = 32768, 7, 7  # bytes: of a LevelDB log, and of W&B's file before it
-_LAST_PARTS = (1, 4)  # kinds of chunk: a whole record, the last part of one
 
 
 class WandbWriter(TrackerWriter):
@@ -81,9 +80,7 @@ class WandbTracker(Tracker):
         for folder in sorted(own.parent.glob(f"offline-run-*-{self._run.id}")):
             if folder != own:  # its own file is still being written
                 for path in folder.glob("*.wandb"):
-                    for step, values in offline_history(path):
-                        for name, value in values.items():
-                            held.add(step, name, value)
+                    _add_rows(held, path)
         return held.missing()
 
     def close(self, status: Status) -> None:
@@ -92,36 +89,9 @@ class WandbTracker(Tracker):
             run.finish(exit_code=0 if status == "finished" else 1)
 
 
-def offline_history(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields step and values of each row in the file of an offline run.
-
-    wandb has no function that reads it. The file is a LevelDB log of the messages in `wandb.proto`, which may end in
-    the middle of a record if the process was killed.
-    """
-    from wandb.proto import wandb_internal_pb2
-
-    for data in _log_records(path.read_bytes()):
-        message: Any = wandb_internal_pb2.Record.FromString(data)  # pyright: ignore[reportAttributeAccessIssue]
-        if message.WhichOneof("record_type") == "history":
-            row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in message.history.item}
-            step = int(row.pop("_step", message.history.step.num))
-            yield step, {name: value for name, value in row.items() if not name.startswith("_")}
-
-
-def _log_records(data: bytes) -> Iterator[bytes]:
-    """Yields the complete records of a LevelDB log."""
-    at, parts = _FILE_HEADER, b""
-    while at + _HEADER <= len(data):
-        rest = _BLOCK - at % _BLOCK
-        if rest < _HEADER:  # the end of a block has no room for a header
-            at += rest
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + _HEADER])
-        end = at + _HEADER + length
-        if end > len(data) or not kind:
-            return
-        parts += data[at + _HEADER : end]
-        at = end
-        if kind in _LAST_PARTS:
-            yield parts
-            parts = b""
+def _add_rows(held: HeldValues, path: Path) -> None:
+    """Adds what the file of an earlier process holds; what follows damage is sent again."""
+    with contextlib.suppress(DataError):
+        for row in logged_rows(path):
+            for name, value in row.items():
+                held.add(row["_step"], name, value)
