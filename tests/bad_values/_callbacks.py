@@ -49,7 +49,7 @@ FIELDS = {
     "factor": NUMBER, "min_lr": NUMBER_FROM_0, "decay": NUMBER, "mode": CHOICE, "threshold_mode": CHOICE,
     "patience_in": CHOICE, "restore_best_weights": BOOL, "check_finite": BOOL, "save_best_only": BOOL,
     "save_weights_only": BOOL, "save_at_end": BOOL, "async_": BOOL, "append": BOOL, "arrays": BOOL, "raise_error": BOOL,
-    "report": BOOL, "per_layer": BOOL, "send_as_json": BOOL, "delete_checkpoint": BOOL, "private": BOOL,
+    "report": BOOL, "per_layer": BOOL, "send_as_json": BOOL, "private": BOOL,
     "swap_on_epoch": BOOL, "write_graph": BOOL, "write_images": BOOL, "write_steps_per_second": BOOL,
     "every_n_epochs": FIELD, "max_to_keep": FIELD, "keep_best": FIELD, "every": FIELD, "save_freq": FIELD,
     "steps": without(FIELD, len), "least": FIELD, "first": FIELD, "window": FIELD, "snapshot_every": FIELD,

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from jaxcb._src.core.actions.host import Backup
 from jaxcb._src.core.callback import Callback
 from jaxcb._src.core.metrics import Metrics
-from jaxcb._src.utils.errors import check_bool, check_interval
+from jaxcb._src.utils.errors import check_interval
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import static
 
@@ -41,7 +41,6 @@ class BackupAndRestore(Callback):
     def __post_init__(self) -> None:
         self._set("backup_dir", path_text("BackupAndRestore", "backup_dir", self.backup_dir))
         self._set("save_freq", check_interval("BackupAndRestore", "save_freq", self.save_freq))
-        self._set("delete_checkpoint", check_bool("BackupAndRestore", "delete_checkpoint", self.delete_checkpoint))
 
     def hooks(self) -> frozenset[str]:
         return frozenset({"on_epoch_end" if self.save_freq == "epoch" else "on_batch_end"})
