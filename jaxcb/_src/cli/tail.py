@@ -14,7 +14,7 @@ from jaxcb._src.cli.arguments import as_json, one_run
 from jaxcb._src.core.metric_names import MISSING
 from jaxcb._src.history.reader import HISTORY
 from jaxcb._src.report.run_folder import RunFolder
-from jaxcb._src.report.running import is_locked
+from jaxcb._src.utils.platforms import is_locked
 
 _BYTES = 1 << 24  # of new text that are read at a time
 

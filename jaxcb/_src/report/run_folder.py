@@ -26,11 +26,11 @@ from jaxcb._src.checkpointing.layout import (
 from jaxcb._src.checkpointing.manifest import Saved, UnusableError
 from jaxcb._src.core.metric_names import infer_mode_or_none
 from jaxcb._src.history.reader import HISTORY, RATES, Records, read_members
-from jaxcb._src.report.running import is_locked
 from jaxcb._src.storage.ownership import FOLDER, RECORD, RunRecord
 from jaxcb._src.storage.schema import FormError
 from jaxcb._src.utils.errors import DataError, did_you_mean
 from jaxcb._src.utils.local_path import local_path
+from jaxcb._src.utils.platforms import is_locked
 
 _STORES = (CHECKPOINTS, RESULT)
 _NEVER_RUNS = {".git", ".jaxcb", "__pycache__", "node_modules", ".venv", CHECKPOINTS, RESULT}

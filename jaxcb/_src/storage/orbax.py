@@ -26,6 +26,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxcb._src.utils.platforms import link_or_copy
+
 _PARTS = "ocdbt.process_*"  # directories of the arrays that each process wrote
 _INDEX = "manifest.ocdbt"  # index of the arrays of all processes
 
@@ -195,7 +197,7 @@ def _link(source: Path, target: Path, *, skip: Sequence[Path] = ()) -> None:
     """Links every entry of a directory."""
     for path in source.iterdir():
         if path not in skip:
-            (target / path.name).symlink_to(path.absolute(), target_is_directory=path.is_dir())
+            link_or_copy(path, target / path.name)
 
 
 def _index(directory: Path) -> None:
