@@ -1,5 +1,6 @@
-"""The extras: each optional thing says, where its package is missing, which extra brings it."""
+"""What pyproject.toml says: the oldest versions are those locked, and each optional thing names its extra."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -11,7 +12,27 @@ import pytest
 
 import jaxcb as jc
 
-PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """`(2, 0)` for "2.0.0"."""
+    found = [int(part) for part in version.split(".")]
+    while found and not found[-1]:
+        found.pop()
+    return tuple(found)
+
+
+@pytest.mark.parametrize("lock", ["oldest.txt", "py311.txt", "newest.txt"])
+def test_the_locks_have_what_is_allowed(lock):
+    """The oldest one has exactly the oldest versions."""
+    locked = dict(re.findall(r"^([\w.-]+)==([\d.]+)$", (ROOT / "requirements" / lock).read_text(), re.MULTILINE))
+    allowed = [re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", text) for text in PROJECT["dependencies"]]
+    assert all(allowed)
+    for package, version in (match.groups() for match in allowed if match):
+        assert numbers(locked[package]) >= numbers(version), package
+        assert lock != "oldest.txt" or numbers(locked[package]) == numbers(version), package
 
 
 def run(*callbacks, **options):
