@@ -9,7 +9,7 @@
 #   make blocks        the tests of runs with the steps in blocks of 2, 7 and 32, as on a GPU
 #   make deep          complete runs of the examples, which take longest
 #   make browser       check TensorBoard's pages in a browser (apt-get install chromium chromium-driver)
-#   make package       build the packages, check them, and try the wheel in an empty environment
+#   make package       build the packages, check them, and try them with the oldest and newest versions
 #   make docs          build the site in docs/_build
 #   make loaders       train with PyTorch's, TensorFlow's and grain's loaders, in runs that are killed
 #   make keras         compare the callbacks with the real Keras on 14,000 streams of metrics
@@ -114,7 +114,7 @@ browser: .venv/.dev
 	$(BIN)/python -m pytest -m browser -rs tests/browser $(ARGS)
 
 package: .venv/.dev
-	$(BIN)/python tools/check_package.py
+	$(BIN)/python tools/check_package.py $(ARGS)
 
 docs: $(SITE)/.done
 	$(SITE)/bin/sphinx-build -q -W --keep-going -b html docs docs/_build $(ARGS)

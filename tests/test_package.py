@@ -9,6 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import optax
 import pytest
+import yaml
 
 import jaxcb as jc
 
@@ -47,6 +48,17 @@ def run(*callbacks, **options):
         callbacks=callbacks,
         **options,
     )
+
+
+def test_the_conda_recipe_needs_what_the_package_needs():
+    recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text())
+    needed = {re.sub(r"\[\w+\]", "", text).lower() for text in PROJECT["dependencies"]}
+    assert {text.replace(" ", "") for text in recipe["requirements"]["run"][1:]} == needed
+    assert recipe["context"]["version"] == jc.__version__
+    assert PROJECT["requires-python"] == f">={recipe['context']['python_min']}"
+    assert [f"jaxcb = {PROJECT['scripts']['jaxcb']}"] == recipe["build"]["python"]["entry_points"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (jc.__version__, PROJECT["license"])
 
 
 class Draws(jc.Callback):

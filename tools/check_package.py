@@ -5,16 +5,32 @@
 The wheel is installed with the oldest versions that pyproject.toml allows, and with the locked ones of this Python; the
 source package with the newest versions on the newest Python here. In each environment, the README's code, a script with
 every public name and the command line run from an empty directory, so that nothing of the checkout can be imported.
+The files for public hosts (workflows, forms, citation, recipe) are checked, too, as they cannot run here.
 """
 
+import argparse
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TOOLS = ("build", "check-wheel-contents", "twine")
+TOOLS = ("build", "check-jsonschema", "check-wheel-contents", "py-rattler-build", "twine", "zizmor")
+SCHEMAS = {  # of check-jsonschema -> the files that it has the schema of
+    "vendor.citation-file-format": ["CITATION.cff"],
+    "vendor.dependabot": [".github/dependabot.yml"],
+    "vendor.github-issue-config": [".github/ISSUE_TEMPLATE/config.yml"],
+    "vendor.github-issue-forms": [".github/ISSUE_TEMPLATE/bug.yml", ".github/ISSUE_TEMPLATE/feature.yml"],
+    "vendor.github-workflows": [f".github/workflows/{name}.yml" for name in ("nightly", "release", "tests")],
+}
+RECIPE = """
+import rattler_build as conda
+
+recipe = conda.Stage0Recipe.from_file("conda/recipe.yaml")
+assert recipe.render(conda.VariantConfig(), conda.RenderConfig())
+"""
 EXPECTED = {"jaxcb/__init__.py", "jaxcb/__init__.pyi", "jaxcb/py.typed"}
 
 
@@ -62,12 +78,25 @@ def try_out(work: Path, python: str | Path, lock: Path, package: Path) -> None:
     print(f"{package.name} with {lock.name} (Python {versions[0]}, jax {versions[1]}, jaxcb {versions[2]}): {told}")
 
 
+def check_files(tools: Path) -> None:
+    """Checks the files that public hosts read."""
+    for schema, files in SCHEMAS.items():
+        run(tools / "check-jsonschema", "--builtin-schema", schema, *files, cwd=ROOT)
+    run(tools / "zizmor", "--offline", ".github", cwd=ROOT)  # security of workflows
+    run(tools / "python", "-c", RECIPE, cwd=ROOT)
+    print(f"{sum(map(len, SCHEMAS.values()))} files for public hosts and the conda recipe: valid")
+
+
 def main() -> None:
     """Builds, checks and tries the packages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--keep", type=Path, help="a folder to copy the packages to, once they are checked")
+    options = parser.parse_args()
     newest = run("sh", ROOT / "tools" / "find_python.sh", "newest", cwd=ROOT).strip()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         tools = environment(work / "tools", sys.executable, *TOOLS)
+        check_files(tools)
         run(tools / "python", "-m", "build", "--outdir", work / "dist", ROOT, cwd=work)  # the wheel from the sdist
         packages = sorted((work / "dist").iterdir())
         wheel = next(path for path in packages if path.suffix == ".whl")
@@ -84,6 +113,10 @@ def main() -> None:
         for number, trial in enumerate(trials):
             (work / str(number)).mkdir()
             try_out(work / str(number), *trial)
+        if options.keep:
+            options.keep.mkdir(parents=True, exist_ok=True)
+            for package in packages:
+                shutil.copy(package, options.keep)
 
 
 if __name__ == "__main__":
