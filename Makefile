@@ -71,10 +71,10 @@ FAST = tests/core/test_actions.py tests/core/test_callback.py tests/core/test_me
     tests/writers/test_event_file.py tests/writers/trackers/test_delivery.py tests/writers/test_recorder.py \
     tests/test_public.py tests/test_signatures.py $(CALLBACKS:%=tests/callbacks/test_%.py)
 
-# What the oldest versions are tried on. Orbax 0.11 leaves event loops open, of which Python warns.
+# What the oldest versions are tried on. Orbax 0.11 leaves event loops open, of which Python warns at any time later.
 OLD = $(FAST) tests/checkpointing/test_store.py tests/checkpointing/test_load.py tests/core tests/loop/test_fit.py \
     tests/models tests/test_package.py tests/utils
-OLD_FLAGS = -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning \
+OLD_FLAGS = -p no:unraisableexception -W ignore::ResourceWarning \
     --deselect tests/checkpointing/test_store.py::test_saved_on_four_devices
 
 demo: .venv/.demo
