@@ -119,7 +119,7 @@ def inside_my_own_program() -> None:
         loss, grads = jax.value_and_grad(distance)(state.params)
         return state.apply_gradients(grads), {"loss": loss}
 
-    def train(state: jc.TrainState) -> jax.Array:
+    def train(state: jc.TrainState) -> Any:
         return jc.scan(jc.EarlyStopping("loss"), step, state, 4, steps_per_epoch=2).state.step
 
     assert jax.jit(train)(new_state()) == 4
@@ -192,7 +192,7 @@ def halved(epoch: int, rate: jax.Array) -> jax.Array:
     return rate / 2
 
 
-def first_weight(look: jc.probes.StepView) -> jax.Array:
+def first_weight(look: jc.probes.StepView) -> Any:
     return look.params["w"][0]
 
 
