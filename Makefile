@@ -73,7 +73,7 @@ FAST = tests/core/test_actions.py tests/core/test_callback.py tests/core/test_me
 
 # What the oldest versions are tried on. Orbax 0.11 leaves event loops open, of which Python warns at any time later.
 OLD = $(FAST) tests/checkpointing/test_store.py tests/checkpointing/test_load.py tests/core tests/loop/test_fit.py \
-    tests/models tests/test_package.py tests/utils
+    tests/models tests/storage/test_former_orbax.py tests/test_package.py tests/utils
 OLD_FLAGS = -p no:unraisableexception -W ignore::ResourceWarning \
     --deselect tests/checkpointing/test_store.py::test_saved_on_four_devices
 
