@@ -1,6 +1,7 @@
 #!/bin/sh
 # Resolves the newest versions that pyproject.toml allows and writes them, exactly, to requirements/:
 #   py311.txt     Python 3.11, the last one that jax 0.10 serves
+#   oldest.txt    Python 3.11 with the oldest versions that pyproject.toml allows, for the tests without their linters
 #   newest.txt    later Pythons, resolved on the newest one here
 #   bench.txt     what the benchmarks compare with, beside py311.txt
 #   site.txt      what builds the site, beside py311.txt
@@ -24,6 +25,22 @@ lock() { # interpreter, file, further groups
     rm -rf "$work/env"
     mv "$work/$2" "requirements/$2"
     echo "requirements/$2: $(grep -c == "requirements/$2") packages"
+}
+
+lock_oldest() { # interpreter; of what pyproject.toml names, the first version that it allows
+    "$1" -m venv "$work/env"
+    "$work/env/bin/python" -m pip install --quiet --upgrade 'pip>=25.1'
+    "$1" -c 'import re, tomllib
+for line in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]:
+    print(re.sub(r"\[.*\]", "", line).replace(">=", "=="))' >"$work/floors"
+    "$work/env/bin/python" -m pip install --quiet --group build --group test -c "$work/floors" '.[testing,plot]'
+    {
+        echo "# Made by \`make lock\` on Python 3.11, of the oldest versions that pyproject.toml allows; not edited by hand."
+        "$work/env/bin/python" -m pip freeze --exclude jaxcb --exclude pip | grep '=='
+    } >"$work/oldest.txt"
+    rm -rf "$work/env"
+    mv "$work/oldest.txt" requirements/
+    echo "requirements/oldest.txt: $(grep -c == requirements/oldest.txt) packages"
 }
 
 lock_group() { # interpreter, dependency group; its file has what py311.txt has not
@@ -67,6 +84,7 @@ print(next(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")))'
 
 oldest=$(command -v python3.11)
 lock "$oldest" py311.txt
+lock_oldest "$oldest"
 lock "$(sh tools/find_python.sh newest)" newest.txt
 lock_group "$oldest" bench
 lock_group "$oldest" loaders

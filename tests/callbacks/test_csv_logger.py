@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxcb as jc
-from jaxcb._src.core.metrics import as_text, row_text
+from jaxcb._src.core.metric_names import as_text, row_text
 
 
 def test_a_row_at_each_epoch_and_each_validation_in_its_middle():

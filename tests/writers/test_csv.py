@@ -5,7 +5,7 @@ import pytest
 from loop._runs import fit, make_data
 
 import jaxcb as jc
-from jaxcb._src.core.metrics import as_text, row_text
+from jaxcb._src.core.metric_names import as_text, row_text
 from jaxcb._src.writers.csv import CSVWriter, Table
 from jaxcb._src.writers.files import AppendFile
 from jaxcb._src.writers.history import HistoryWriter

@@ -56,7 +56,8 @@ def test_host_actions_get_the_state_of_the_loop(tmp_path):
     np.testing.assert_array_equal(seen[0], train.params)
     from orbax.checkpoint import v1 as ocp
 
-    saved = ocp.load(str(tmp_path / "saved"), {"params": train.params, "model_state": None})
+    load = ocp.load if hasattr(ocp, "load") else ocp.load_pytree  # before Orbax 0.12
+    saved = load(str(tmp_path / "saved"), {"params": train.params, "model_state": None}, checkpointable_name="state")
     np.testing.assert_array_equal(saved["params"], train.params)
 
 

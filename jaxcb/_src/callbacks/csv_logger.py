@@ -4,7 +4,8 @@ from typing import Any, ClassVar
 
 from jaxcb._src.core.actions.logging import LogCSV
 from jaxcb._src.core.callback import Callback
-from jaxcb._src.core.metrics import Metrics, columns, fresh_scalars, fresh_values
+from jaxcb._src.core.metric_names import columns
+from jaxcb._src.core.metrics import Metrics, fresh_scalars, fresh_values
 from jaxcb._src.utils.errors import check_bool, shown
 from jaxcb._src.utils.local_path import path_text
 from jaxcb._src.utils.pytree import static

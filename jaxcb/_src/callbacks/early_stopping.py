@@ -24,7 +24,8 @@ from jaxcb._src.callbacks.monitor import (
 from jaxcb._src.callbacks.stopping import StoppingCallback
 from jaxcb._src.core.actions.control import Restore, Snapshot, Stop
 from jaxcb._src.core.actions.logging import Print
-from jaxcb._src.core.metrics import Metrics, resolve_mode
+from jaxcb._src.core.metric_names import resolve_mode
+from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.errors import check_bool, check_choice, check_int, check_number, check_verbose
 from jaxcb._src.utils.pytree import Struct, select, static, to_strong_types
 

@@ -8,7 +8,8 @@ from jaxcb._src.callbacks.standings import scores
 from jaxcb._src.callbacks.stopping import StoppingCallback
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.callback import PopulationCallback
-from jaxcb._src.core.metrics import Metrics, resolve_mode
+from jaxcb._src.core.metric_names import resolve_mode
+from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.errors import check_int
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
 

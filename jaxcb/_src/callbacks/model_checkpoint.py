@@ -12,7 +12,8 @@ from jaxcb._src.core.actions.host import Checkpoint
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.actions.utils import PLACES, template_names
 from jaxcb._src.core.callback import Callback
-from jaxcb._src.core.metrics import Metrics, check_monitor, resolve_mode
+from jaxcb._src.core.metric_names import check_monitor, resolve_mode
+from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.errors import (
     check_bool,
     check_choice,

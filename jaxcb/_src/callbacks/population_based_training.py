@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxcb._src.callbacks.standings import is_due, ranks, scores
 from jaxcb._src.core.actions.control import Exploit, ScaleHyperparameter, ScaleLearningRate, SetControl
 from jaxcb._src.core.callback import PopulationCallback
-from jaxcb._src.core.metrics import Metrics, resolve_mode
+from jaxcb._src.core.metric_names import resolve_mode
+from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.errors import check_int, check_number, check_seed, check_texts, shown
 from jaxcb._src.utils.pytree import static
 

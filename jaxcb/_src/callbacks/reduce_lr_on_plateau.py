@@ -21,7 +21,8 @@ from jaxcb._src.callbacks.monitor import (
 from jaxcb._src.core.actions.control import ScaleLearningRate
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.callback import Callback
-from jaxcb._src.core.metrics import Metrics, rates_in, resolve_mode
+from jaxcb._src.core.metric_names import resolve_mode
+from jaxcb._src.core.metrics import Metrics, rates_in
 from jaxcb._src.utils.errors import (
     check_between,
     check_bool,

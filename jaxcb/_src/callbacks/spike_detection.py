@@ -10,7 +10,8 @@ from jaxcb._src.callbacks.monitor import Monitor, monitor_name, read
 from jaxcb._src.callbacks.stopping import StoppingCallback
 from jaxcb._src.core.actions.control import Restore, SkipUpdate, Snapshot, Stop
 from jaxcb._src.core.actions.logging import Print
-from jaxcb._src.core.metrics import Metrics, check_monitor
+from jaxcb._src.core.metric_names import check_monitor
+from jaxcb._src.core.metrics import Metrics
 from jaxcb._src.utils.errors import check_bool, check_choice, check_int, check_number, check_verbose
 from jaxcb._src.utils.pytree import Struct, static, to_strong_types
 

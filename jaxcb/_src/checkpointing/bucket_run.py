@@ -3,10 +3,8 @@
 import contextlib
 import hashlib
 import json
-import os
 import secrets
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +22,7 @@ from jaxcb._src.storage.buckets.mirror import Mirror
 from jaxcb._src.storage.buckets.snapshot import MARK, OUTGOING, Limit
 from jaxcb._src.storage.ownership import FOLDER
 from jaxcb._src.utils.address import Address
+from jaxcb._src.utils.platforms import cache_directory
 
 _SHARED = f"{FOLDER}/shared"  # a file by which other processes see that they share the local folder
 
@@ -243,12 +242,8 @@ def _finish(run: BucketRun | None, failed: BaseException | None, on_error: str) 
 
 def local_folder(address: Address) -> Path:
     """Returns the folder in the user's cache for a run at an address."""
-    if sys.platform == "win32":
-        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
-    else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256(str(address).encode()).hexdigest()[:16]
-    return cache.absolute() / "jaxcb" / "runs" / name
+    return cache_directory() / "jaxcb" / "runs" / name
 
 
 def _refuse_existing(address: Address, index: Index, may_exist: bool) -> None:

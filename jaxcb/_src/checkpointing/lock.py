@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 
+from jaxcb._src.utils.platforms import close_in_children, try_lock
+
 _descriptors: set[int] = set()  # open descriptors of this process
 
 
@@ -32,32 +34,20 @@ def lock_run_dir(directory: Path) -> Iterator[None]:
         reason = f"cannot use the directory of the run: {error.strerror}. Pass another run_dir"
         raise type(error)(error.errno, reason, str(directory)) from None
     try:
-        import fcntl
-    except ImportError:
+        descriptor = try_lock(directory)
+    except BlockingIOError:
+        raise RuntimeError(
+            f"{directory} is in use by another run. Wait for its end, or pass another run_dir."
+        ) from None
+    if descriptor is None:
         yield
         return
-    descriptor = os.open(directory, os.O_RDONLY)
     _descriptors.add(descriptor)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(
-                f"{directory} is in use by another run. Wait for its end, or pass another run_dir."
-            ) from None
-        except OSError:
-            pass
         yield
     finally:
         _descriptors.discard(descriptor)
         os.close(descriptor)
 
 
-def _release_after_fork() -> None:
-    """Closes the lock in a forked process, such as a data loader's worker: it may outlive a run that was killed."""
-    while _descriptors:
-        os.close(_descriptors.pop())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_release_after_fork)
+close_in_children(_descriptors)

@@ -33,6 +33,7 @@ from jaxcb._src.storage.schema import (
     text,
     whole,
 )
+from jaxcb._src.utils.platforms import sync_directory
 
 if TYPE_CHECKING:
     import jax
@@ -171,7 +172,7 @@ def write(directory: Path, *, step: int, facts: str, entries: Sequence[ArrayEntr
         file.write(b'{"checksum": "%08x", "manifest": %b}\n' % (zlib.crc32(body), body))
         file.flush()
         os.fsync(file.fileno())
-    partial.rename(directory / NAME)
+    partial.replace(directory / NAME)
     for path in (directory, *(path for path in directory.rglob("*") if path.is_dir())):
         sync_directory(path)
 
@@ -319,17 +320,6 @@ def verify(directory: Path, form: Form = anything) -> Saved:
         except OSError as error:
             raise UnusableError(f"{name} cannot be read: {error.strerror}") from error
     return saved
-
-
-def sync_directory(path: Path) -> None:
-    """Syncs the entries of a directory to disk."""
-    if os.name == "nt":  # Windows cannot open directories
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _files(directory: Path) -> list[Path]:

@@ -25,6 +25,7 @@ from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.storage import orbax as _orbax
 from jaxcb._src.storage.failures import check_room, system_error
 from jaxcb._src.storage.schema import Form, anything
+from jaxcb._src.utils.platforms import sync_directory, try_lock
 
 _NO_RUN = "0" * 16  # default id
 _ARRAYS = "arrays"  # directory of Orbax in each checkpoint
@@ -252,7 +253,7 @@ class Store:
             _manifest.write(partial, step=step, facts=facts, entries=entries)
             path = self.directory / self._free_name(step)
             partial.rename(path)
-            _manifest.sync_directory(self.directory)
+            sync_directory(self.directory)
         except Exception as error:
             if self._processes.is_primary:
                 shutil.rmtree(partial, ignore_errors=True)  # frees its disk space
@@ -320,8 +321,11 @@ class Store:
     def _clean(self) -> None:
         """Removes leftovers of killed processes of the run, unless another process has the directory open."""
         self._open = True
-        descriptor = _lock(self.directory)
-        if descriptor is None:
+        try:
+            descriptor = try_lock(self.directory)
+        except OSError:
+            return
+        if descriptor is None:  # without locks, leftovers are kept: they may be another process's
             return
         self._unlock = weakref.finalize(self, os.close, descriptor)
         for name in os.listdir(self.directory):
@@ -397,20 +401,3 @@ def _write(path: Path, arrays: dict[str, Any]) -> None:
 
 def _explain(reason: UnusableError) -> str:
     return f"{'is damaged' if isinstance(reason, DamagedError) else 'cannot be used'}: {reason}"
-
-
-def _lock(directory: Path) -> int | None:
-    """Returns a descriptor that holds a lock on the directory until it is closed; None if it is locked."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock, so leftovers are kept
-        return None
-    descriptor = None
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        if descriptor is not None:
-            os.close(descriptor)
-        return None
-    return descriptor

@@ -15,7 +15,7 @@ from jaxcb._src.core.metric_names import MISSING
 from jaxcb._src.history.reader import HISTORY
 from jaxcb._src.report.find import open_run
 from jaxcb._src.report.run_folder import RunFolder
-from jaxcb._src.report.running import is_locked
+from jaxcb._src.utils.platforms import is_locked
 
 _BUCKET_SECONDS = 5.0  # between two requests
 _BYTES = 1 << 24  # of new text that are read at a time

@@ -8,14 +8,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxcb._src.core.metric_names import MISSING as MISSING
-from jaxcb._src.core.metric_names import as_text as as_text
-from jaxcb._src.core.metric_names import check_monitor as check_monitor
-from jaxcb._src.core.metric_names import columns as columns
-from jaxcb._src.core.metric_names import in_columns as in_columns
-from jaxcb._src.core.metric_names import infer_mode_or_none as infer_mode_or_none
-from jaxcb._src.core.metric_names import resolve_mode as resolve_mode
-from jaxcb._src.core.metric_names import row_text as row_text
 from jaxcb._src.utils.errors import MissingMetricError, did_you_mean
 from jaxcb._src.utils.names import is_rate
 from jaxcb._src.utils.pytree import Struct, static, to_strong_type

@@ -1,6 +1,5 @@
 """Training data that stays on the devices: whether it fits, its description, and its feed."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from jaxcb._src.data.spec import BatchLayout, DataSpec
 from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.utils.errors import DataError
+from jaxcb._src.utils.platforms import least_memory
 
 _MAX_FRACTION = 0.5  # fraction of a device's free memory that data may use
 
@@ -60,7 +60,7 @@ def free_bytes(devices: list[Any]) -> int:
     per_device = [device.memory_stats() for device in devices]
     if all(stats and "bytes_limit" in stats for stats in per_device):
         return min(stats["bytes_limit"] - stats["bytes_in_use"] for stats in per_device)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
+    return least_memory() // len(devices)
 
 
 @dataclass(frozen=True)

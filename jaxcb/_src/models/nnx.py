@@ -14,6 +14,8 @@ from jaxcb._src.utils.pytree import cast_like, to_strong_type
 _PARAMS, _MODEL_STATE, _RNGS = range(3)
 _MODES = ("deterministic", "use_running_average")
 
+_pure: Any = nnx.as_pure if hasattr(nnx, "as_pure") else nnx.pure  # its name before Flax 0.12.7
+
 
 class NNX:
     """Adapter of a Flax NNX module.
@@ -134,7 +136,7 @@ class NNX:
     def activations(self, model: Any, run: Any) -> dict[str, Any]:
         """Returns the outputs of all modules during `run(model)`, and the values that they sow."""
         _, found = nnx.capture(run, nnx.Intermediate, method_outputs=nnx.Intermediate)(model)
-        return by_call(_plain(nnx.as_pure(found)))
+        return by_call(_plain(_pure(found)))
 
     def _build(self, graphdef: Any, parts: tuple[Any, Any, Any]) -> Any:
         leaves = [value if part is None else _at(parts[part], path) for part, path, value in self._slots]
@@ -197,7 +199,7 @@ def read_optimizer(optimizer: Any) -> tuple[Any, Array]:
         >>> sorted(opt_state[0].trace), int(step)
         (['bias', 'kernel'], 0)
     """
-    return _plain(nnx.as_pure(optimizer.opt_state)), jnp.asarray(optimizer.step.get_raw_value(), jnp.int32)
+    return _plain(_pure(optimizer.opt_state)), jnp.asarray(optimizer.step.get_raw_value(), jnp.int32)
 
 
 def write_optimizer(optimizer: Any, opt_state: Any, step: Any) -> None:
@@ -212,7 +214,7 @@ def write_optimizer(optimizer: Any, opt_state: Any, step: Any) -> None:
         ValueError: if the state is that of another optimizer.
     """
     variables = jax.tree.leaves(optimizer.opt_state, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    if jax.tree.structure(_plain(nnx.as_pure(optimizer.opt_state))) != jax.tree.structure(opt_state):
+    if jax.tree.structure(_plain(_pure(optimizer.opt_state))) != jax.tree.structure(opt_state):
         raise ValueError(
             "the optimizer state has another structure than the nnx.Optimizer to write it into. Pass the optimizer "
             "that TrainState.from_nnx was given, or one made in the same way."

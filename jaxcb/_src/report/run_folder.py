@@ -21,10 +21,10 @@ from jaxcb._src.checkpointing.manifest import Saved
 from jaxcb._src.history.reader import HISTORY, Records, read_members
 from jaxcb._src.report.checkpoints import Checkpoint, newest_facts, read_checkpoint
 from jaxcb._src.report.judge import best_of, monitor_of
-from jaxcb._src.report.running import is_locked
 from jaxcb._src.storage.ownership import RunRecord
 from jaxcb._src.utils.address import Address
 from jaxcb._src.utils.errors import DataError
+from jaxcb._src.utils.platforms import is_locked
 
 _STORES = (CHECKPOINTS, RESULT)
 _NEVER_RUNS = {".git", ".jaxcb", "__pycache__", "node_modules", ".venv", CHECKPOINTS, RESULT}

@@ -26,9 +26,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxcb._src.utils.platforms import link_or_copy
+
 _PARTS = "ocdbt.process_*"  # directories of the arrays that each process wrote
 _INDEX = "manifest.ocdbt"  # index of the arrays of all processes
 _COUNTER = "get_tensorstore_raw_bytes"  # a private function of Orbax
+_NAME = "state"  # the folder of a checkpoint that holds the arrays, in Orbax 0.12
 
 EXCLUSIVE = threading.Lock()  # held from the begin of an operation until all of it is on disk
 
@@ -39,12 +42,10 @@ def save_async(path: str, tree: Any, **options: Any) -> Callable[[], None]:
     Returns:
         A function that waits until the save is on disk. It must be called, from any thread.
     """
-    from orbax.checkpoint import v1 as ocp
-
     with contextlib.ExitStack() as stack:
         stack.enter_context(_operation())
         with _context():
-            response = ocp.save_async(local(path), _of_all(tree), **options)
+            response = _function("save_async")(local(path), _of_all(tree), **options)
         operation = stack.pop_all()
 
     def finish() -> None:
@@ -56,10 +57,8 @@ def save_async(path: str, tree: Any, **options: Any) -> Callable[[], None]:
 
 def save(path: str, tree: Any, **options: Any) -> None:
     """Saves after any other operation, and waits until it is on disk."""
-    from orbax.checkpoint import v1 as ocp
-
     with _operation(), _context():
-        ocp.save(local(path), _of_all(tree), **options)
+        _function("save")(local(path), _of_all(tree), **options)
 
 
 def load(path: str, abstract: Any, **options: Any) -> Any:
@@ -70,21 +69,46 @@ def load(path: str, abstract: Any, **options: Any) -> Any:
         abstract: the tree to load.
         **options: of Orbax's `pytree_options.loading`.
     """
-    from orbax.checkpoint import v1 as ocp
-
     context = _context()
     for name, value in options.items():
-        setattr(context.pytree_options.loading, name, value)
+        object.__setattr__(context.pytree_options.loading, name, value)  # before Orbax 0.12 the options are frozen
     with _operation(), context, _readable(path) as readable:
-        return ocp.load(readable, abstract)
+        return _function("load")(readable, abstract)
 
 
 def metadata(path: str) -> Any:
     """Returns the metadata of a checkpoint without its arrays."""
+    with _readable(path) as readable:
+        return _function("metadata")(readable)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """Returns one of Orbax's functions `save`, `save_async`, `load` and `metadata`, which it has since 0.12."""
     from orbax.checkpoint import v1 as ocp
 
-    with _readable(path) as readable:
-        return ocp.metadata(readable)
+    if hasattr(ocp, name):
+        return getattr(ocp, name)
+    logging.getLogger("absl").addFilter(_is_no_false_alarm)
+    return functools.partial(_FORMER[name], ocp)
+
+
+def _is_no_false_alarm(message: logging.LogRecord) -> bool:
+    """Returns False for the warning of Orbax 0.11 that a complete checkpoint has no data files."""
+    return "TensorStore data files not found" not in str(message.msg)
+
+
+# The same before Orbax 0.12, which did not choose the name of the folder that holds the arrays.
+_FORMER: dict[str, Callable[..., Any]] = {
+    "save": lambda ocp, path, tree, **options: ocp.save_checkpointables(path, {_NAME: tree}, **options),
+    "save_async": lambda ocp, path, tree, **options: ocp.save_checkpointables_async(path, {_NAME: tree}, **options),
+    "load": lambda ocp, path, abstract: ocp.load_pytree(path, abstract, checkpointable_name=_name_in(path)),
+    "metadata": lambda ocp, path: ocp.pytree_metadata(path, checkpointable_name=_name_in(path)),
+}
+
+
+def _name_in(path: Path) -> str | None:
+    """Returns the folder of a checkpoint that holds the arrays; None if they are not in a folder of their own."""
+    return next((name for name in (_NAME, "pytree", "default") if (path / name / "_METADATA").exists()), None)
 
 
 @contextlib.contextmanager
@@ -213,7 +237,7 @@ def _link(source: Path, target: Path, *, skip: Sequence[Path] = ()) -> None:
     """Links every entry of a directory."""
     for path in source.iterdir():
         if path not in skip:
-            (target / path.name).symlink_to(path.absolute(), target_is_directory=path.is_dir())
+            link_or_copy(path, target / path.name)
 
 
 def _index(directory: Path) -> None:
@@ -236,7 +260,8 @@ def _context() -> Any:
 
     context = ocp.Context()
     if jax.process_count() > 1:
-        context.multiprocessing_options.active_processes = set(range(jax.process_count()))
+        active = set(range(jax.process_count()))
+        object.__setattr__(context.multiprocessing_options, "active_processes", active)  # see `load`
     return context
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from jaxcb._src.core.metrics import infer_mode_or_none, resolve_mode
+from jaxcb._src.core.metric_names import infer_mode_or_none, resolve_mode
 from jaxcb._src.history.history import RunHistory
 from jaxcb._src.loop.host.stops import StopRecord
 from jaxcb._src.loop.result import Result, delivered, pages_of_results

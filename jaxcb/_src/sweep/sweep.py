@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from jaxcb._src.training.training_config import Optimizer, Rate, TrainingConfig
 from jaxcb._src.utils.address import Address, parse_address
 from jaxcb._src.utils.errors import DataError, check_bool, check_choice, check_int
 from jaxcb._src.utils.local_path import check_no_link_out, local_path
+from jaxcb._src.utils.platforms import memory
 from jaxcb._src.writers.base import Context
 from jaxcb._src.writers.history import HistoryWriter
 
@@ -342,7 +342,4 @@ def _room() -> int | None:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
+    return memory()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcb._src.core.metrics import MISSING, row_text
+from jaxcb._src.core.metric_names import MISSING, row_text
 from jaxcb._src.writers.base import Writer, by_member
 from jaxcb._src.writers.files import AppendFile
 

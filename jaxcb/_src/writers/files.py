@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxcb._src.storage.failures import WriteFailures, append_whole, check_in_place, named
 from jaxcb._src.storage.ownership import Prefix, RunRecord, Written
+from jaxcb._src.utils.platforms import only_writer
 
 _NUMBERS = ("lines", "bytes", "checksum", "rewritten")
 _WAITING = 1 << 20  # maximum number of bytes that wait for a flush
@@ -318,27 +319,8 @@ class AppendFile:
                 raise FileNotFoundError(errno.ENOENT, "it was removed or moved while the run was writing it")
             self._file = FileIO(self.path, "a+")  # "a": writes go to the end, wherever that is by then
             self._made = True
-        with _lock(self._file.fileno()):
+        with only_writer(self._file.fileno()):
             yield self._file.fileno()
-
-
-@contextlib.contextmanager
-def _lock(file: int) -> Iterator[None]:
-    """Locks a file for one writer; on systems without such locks, appending in one piece has to be enough."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _read(file: int, start: int, size: int) -> bytes:

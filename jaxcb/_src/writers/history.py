@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcb._src.core.metrics import MISSING, columns, in_columns, row_text
+from jaxcb._src.core.metric_names import MISSING, columns, in_columns, row_text
 from jaxcb._src.history.history import RunHistory
 from jaxcb._src.storage.failures import write_elsewhere
 from jaxcb._src.utils.names import is_rate

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxcb._src.core.actions.logging import Print
 from jaxcb._src.core.actions.utils import fill
-from jaxcb._src.core.metrics import infer_mode_or_none
+from jaxcb._src.core.metric_names import infer_mode_or_none
 from jaxcb._src.utils.kept_programs import seconds_compiling
 from jaxcb._src.utils.names import is_rate
 from jaxcb._src.writers.base import Writer, by_member

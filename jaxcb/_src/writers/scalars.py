@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcb._src.core.metrics import as_text
+from jaxcb._src.core.metric_names import as_text
 from jaxcb._src.writers.base import Writer, by_member
 from jaxcb._src.writers.files import AppendFile
 

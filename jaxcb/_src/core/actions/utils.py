@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxcb._src.core.actions.base import Action, LazyLogAction
 from jaxcb._src.core.actions.control import Stop
-from jaxcb._src.core.metrics import as_text
+from jaxcb._src.core.metric_names import as_text
 from jaxcb._src.utils.names import leaf_name
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcb._src.core.metrics import as_text
+from jaxcb._src.core.metric_names import as_text
 from jaxcb._src.history.reader import JOURNAL, PLACE
 from jaxcb._src.utils.errors import shown
 from jaxcb._src.writers.base import Context

@@ -15,13 +15,13 @@ import json
 import os
 import secrets
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from jaxcb._src.storage.buckets.bucket import Bucket, ConflictError, Found, Version
 from jaxcb._src.storage.schema import FormError, boolean, parse, record, text, whole
+from jaxcb._src.utils.platforms import has_ended, this_process
 
 NAME = "lease.json"
 SECONDS = 30.0  # how long a lease lasts without being renewed
@@ -86,7 +86,7 @@ class Lease:
         found = self._bucket.get(NAME)
         while True:
             known = None if found is None else self._parse(found)
-            if found is not None and known is not None and not known["released"] and not _is_dead(known["process"]):
+            if found is not None and known is not None and not known["released"] and not has_ended(known["process"]):
                 found = self._watch(found, known)
                 continue
             number = max(after, 0 if known is None else known["number"]) + 1
@@ -95,7 +95,7 @@ class Lease:
                 "number": number,
                 "writer": self.writer,
                 "where": f"process {os.getpid()} on {socket.gethostname()}",
-                "process": _this_process(),
+                "process": this_process(),
                 "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "renewed": 0,
                 "seconds": max(1, round(self._seconds)),
@@ -231,26 +231,6 @@ _LOST = (
 )
 
 
-def _this_process() -> str:
-    """Returns a text that no other process has, on any machine; empty where that is not known."""
-    return _identity(os.getpid())
-
-
-def _identity(pid: int) -> str:
-    """Returns the machine's boot, the namespace of process ids, and the id and start time of a process."""
-    if not sys.platform.startswith("linux"):
-        return ""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            state, *_, started = file.read().rpartition(") ")[2].split()[:20]
-        # a killed process that no one has waited for still has an entry
-        return f"{boot} {os.readlink('/proc/self/ns/pid')} {pid} {'' if state in 'ZX' else started}"
-    except (OSError, ValueError):
-        return ""
-
-
 def is_held(bucket: Bucket) -> bool:
     """Returns whether a process seems to write below an address, for people to read.
 
@@ -264,19 +244,4 @@ def is_held(bucket: Bucket) -> bool:
     except FormError:  # of a stranger, or of another version
         return False
     age = datetime.datetime.now(datetime.UTC) - modified
-    return not (known["released"] or _is_dead(known["process"]) or age.total_seconds() > known["seconds"] + _CLOCKS)
-
-
-def _is_dead(process: str) -> bool:
-    """Returns whether a process was of this machine, and has ended."""
-    here, parts = _this_process().split(" "), process.split(" ")
-    if len(here) != 4 or len(parts) != 4 or here[:2] != parts[:2] or not parts[2].isdecimal():
-        return False  # of another machine or container, which only its lease can tell
-    try:
-        os.kill(int(parts[2]), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # it lives, and is another user's
-        return False
-    now = _identity(int(parts[2]))
-    return now not in ("", process)  # another process has its id, or it has ended and no one has waited for it
+    return not (known["released"] or has_ended(known["process"]) or age.total_seconds() > known["seconds"] + _CLOCKS)

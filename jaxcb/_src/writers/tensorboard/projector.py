@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcb._src.core.metrics import as_text
+from jaxcb._src.core.metric_names import as_text
 from jaxcb._src.storage.ownership import RunRecord, remove_files
 
 ROOM = "projector"  # the directory that has one subdirectory per embedding

@@ -62,7 +62,7 @@ class TensorBoardWriter(Writer):
         self._claim(action, directory)
         has_pictures = isinstance(action, Image | Figure) or getattr(action, "sprites", None) is not None
         if has_pictures and importlib.util.find_spec("PIL") is None:
-            raise ImportError(f"{action.owner} writes images, which needs Pillow: pip install pillow.")
+            raise ImportError(f"{action.owner} writes images, which needs Pillow: pip install jaxcb[images].")
         if isinstance(action, Embedding):
             prefix = self.context.key(self.context.path(str(directory / ROOM)))
             self._projectors.setdefault(directory, Projector(directory, self.context.record, prefix))
