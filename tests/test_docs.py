@@ -57,7 +57,7 @@ def test_generated_parts_are_up_to_date():
 def test_links_lead_somewhere(page):
     """Relative links name files that exist, and headings that are there."""
     for target in re.findall(r"(?:\]\(|src=\"|^```\{image\} )([^)\s\"]+)", page.read_text(), re.MULTILINE):
-        if "://" in target:
+        if "://" in target or target == "reference/index.rst":  # which `docs/conf.py` makes
             continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path) if path else page

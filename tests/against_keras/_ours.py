@@ -62,7 +62,7 @@ def _early_stopping(case: Case) -> Any:
 
 
 def _rates(case: Case, played: Any) -> np.ndarray:
-    return (np.float32(case.learning_rate) * played.scale)[: len(case.epochs)]
+    return (np.float32(case.learning_rate) * played.scale[:, 0])[: len(case.epochs)]
 
 
 def _plateau(case: Case) -> Any:
@@ -89,7 +89,7 @@ def _both(case: Case) -> Any:
     scheduler = _scheduling(arguments.pop("schedule"))
     played = _replayed(case, scheduler, jc.ReduceLROnPlateau(**arguments))
     count = len(case.epochs)
-    return {"rates": _scheduled(played, count) * played.scale[:count]}
+    return {"rates": _scheduled(played, count) * played.scale[:count, 0]}
 
 
 # By the batch: hook by hook

@@ -88,6 +88,11 @@ FUNCTIONS = {
             "over": [3, "abc", {"loss": [1]}, {"callbacks.EarlyStopping.patience": []}, [], {}, KEY, VECTOR, len],
         },
     ),
+    "logs.read_log": (given(jc.logs.read_log, source={"loss": [1.0, 2.0]}), {"source": NO_RECORDS}),
+    "logs.log_format": (
+        given(jc.logs.log_format, name="mine", matches=len),
+        {"name": [None, 3, "", b"mine", VECTOR], "matches": [None, 3, "*.csv", VECTOR]},
+    ),
     "load": (given(jc.load, path="nowhere"), {"path": [*PATH, None], "what": CHOICE}),
     "search.grid": (
         given(jc.search.grid, over={"seed": [0]}),

@@ -29,9 +29,10 @@ MADE_BY_A_RUN = [
     *("search.SweepResult", "testing.Driven", "testing.HookCall", "testing.Stream", "writers.CheckpointSaved"),
     *("writers.Context", "writers.TrackedRecord", "writers.TrackedRun", "writers.Writer"),
 ]
+MADE_BY_A_LOG = ["logs.LogFormat", "logs.Records"]
 BASES = ["Callback", "PopulationCallback", "callbacks.StoppingCallback", "models.Adapter"]
 LEFT_OUT = {
-    **dict.fromkeys([*MADE_BY_A_RUN, *BASES], EVERYTHING),
+    **dict.fromkeys([*MADE_BY_A_RUN, *MADE_BY_A_LOG, *BASES], EVERYTHING),
     "Out": EVERYTHING,  # what a loss function returned is checked where it is called
     "static": EVERYTHING,  # the arguments of `dataclasses.field`, which checks them
     "probes.Evaluator": EVERYTHING,  # the classes that these functions make

@@ -247,6 +247,7 @@ def runs_in_scan(callback):
 
 
 @pytest.mark.filterwarnings("ignore:jaxcb. the metric .* is measured every 100 steps")
+@pytest.mark.filterwarnings("ignore:jaxcb. StochasticWeightAveraging restores its weights:RuntimeWarning")
 def test_every_callback_runs_as_in_a_loop_or_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     examples = {type(c): with_train_loss(c) for c in jc.testing.builtin_examples()}  # one of each kind

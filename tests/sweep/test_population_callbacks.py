@@ -140,7 +140,7 @@ def test_a_run_by_itself_refuses_them():
         (lambda: jc.callbacks.SuccessiveHalving(first=0), "at least 1"),
         (lambda: jc.callbacks.PopulationBasedTraining(fraction=0.6), "at most 0.5"),
         (lambda: jc.callbacks.PopulationBasedTraining(numbers=("seed",)), "paths such as"),
-        (lambda: jc.callbacks.PopulationBasedTraining(factors=()), "at least one factor is needed"),
+        (lambda: jc.callbacks.PopulationBasedTraining(factors=()), "a tuple of at least one number"),
         (lambda: jc.callbacks.MedianStopping(least=1), "at least 2"),
     ],
 )

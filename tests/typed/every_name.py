@@ -201,6 +201,7 @@ def other_callbacks() -> None:
     others: tuple[jc.Callback | jc.HostCallback, ...] = (
         jc.RemoteMonitor("http://localhost:9000", every="epoch"),
         jc.callbacks.GradientAccumulation({0: 1, 4: 2}),
+        jc.callbacks.HTMLReport("report.html"),
         jc.callbacks.HubUpload("me/digits", kind="export"),
         jc.callbacks.MLflowLogger("experiment"),
         jc.callbacks.MedianStopping(),
@@ -297,6 +298,14 @@ def searched(history: Any) -> None:
     assert_type(rates, jc.search.LRFind)
     replayed = jc.replay(jc.EarlyStopping("loss", patience=1), history)
     assert isinstance(replayed, jc.search.Replay)
+    log = jc.logs.read_log({"loss": [1.0, 0.5]})
+    assert_type(log, jc.logs.Records)
+
+    @jc.logs.log_format("numbers, one a line", lambda path: path.suffix == ".numbers")
+    def read_numbers(path: Path) -> list[dict[str, float]]:
+        return [{"loss": float(line)} for line in path.read_text().splitlines()]
+
+    assert jc.logs.LogFormat("numbers", lambda path: True, read_numbers).name == "numbers"
     batch = jc.search.largest_batch_size(
         make_params(), loss_fn, rows(), optimizer=optax.sgd(0.1), memory=10_000_000, resident=False
     )
@@ -333,6 +342,7 @@ def actions(folder: Path) -> tuple[jc.actions.Action, ...]:
         jc.actions.Checkpoint(str(folder / "model"), "model", mode="min"),
         jc.actions.Profile(True),
         jc.actions.Summarize(),
+        jc.actions.WriteReport("report.html"),
     )
     logs: tuple[jc.actions.LogAction, ...] = (
         jc.actions.JSONLine(values, fresh, "log.jsonl"),

@@ -61,7 +61,8 @@ class PopulationBasedTraining(PopulationCallback):
             raise ValueError(f"{owner}: fraction must be above 0 and at most 0.5, got {self.fraction}.")
         self._set("numbers", check_texts(owner, "numbers", self.numbers))
         if not isinstance(self.factors, tuple | list) or not self.factors:
-            raise TypeError(f"{owner}: factors must be a tuple of at least one number, got {shown(self.factors)}.")
+            kind = ValueError if isinstance(self.factors, tuple | list) else TypeError
+            raise kind(f"{owner}: factors must be a tuple of at least one number, got {shown(self.factors)}.")
         self._set("factors", tuple(check_number(owner, "each of factors", f) for f in self.factors))
         if min(self.factors) <= 0:
             raise ValueError(f"{owner}: each of factors must be above 0, got {self.factors}.")

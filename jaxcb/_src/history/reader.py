@@ -115,7 +115,7 @@ def read_records(source: Any) -> Records:
     if isinstance(source, Sequence):
         return _from_rows(source)
     raise TypeError(
-        "metrics to replay are the path of a history.csv, a dict of lists or a list of dicts, got a "
+        "metrics to replay are the path of a history.csv, a dict of lists or a list of dicts, got "
         f"{type(source).__name__}. "
         'Pass a data frame as `frame.to_dict("list")`.'
     )

@@ -155,6 +155,7 @@ class AdaptedStep:
 
     def __init__(self, form: AnyState, step: Callable[[Any], tuple[Any, Any]], shapes: Any) -> None:
         self._form, self._step, self._shapes = form, step, shapes
+        self.__name__ = "step"  # in errors
 
     def __call__(self, train: TrainState, batch: Any = None) -> tuple[TrainState, Any]:
         del batch

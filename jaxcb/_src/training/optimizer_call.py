@@ -63,13 +63,18 @@ def update(
                 raise
 
 
-def initial_state(tx: optax.GradientTransformation, params: Any) -> Any:
+def initial_state(tx: optax.GradientTransformation, params: Any, *, compiled: bool = False) -> Any:
     """Returns the optimizer's state before the first update, in the form that it keeps.
 
     The first update of `optax.monitor` adds its measurements to its state, whose form a compiled loop must know from
     the start: here they are zeros. No update depends on them.
+
+    Args:
+        tx: the optimizer.
+        params: the parameters.
+        compiled: whether `tx.init` is compiled. JAX keeps the program as long as there is that function.
     """
-    state = tx.init(params)
+    state = (jax.jit(tx.init) if compiled else tx.init)(params)
     if not any(not node.measurements for node in nodes_of(state, _is_monitor)):
         return state
     flat = {"value_fn": _zero, "obj_fn": _zero, "grad_fn": lambda params, number: params}

@@ -1,6 +1,5 @@
 """`TrainState`, its controls and named weights."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -133,7 +132,7 @@ class TrainState(Struct):
             "TrainState.create",
         )
         if opt_state is None and tx is not None:
-            opt_state = jax.jit(functools.partial(initial_state, tx))(params)
+            opt_state = initial_state(tx, params, compiled=True)
         key = seed if _is_key(seed) else jax.random.key(check_seed("TrainState.create", seed))
         state = cls(
             step=jnp.zeros((), jnp.int32),

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxcb._src.utils.errors import shown
+
 
 class FlatTraced(NamedTuple):
     """A traced function, as `jax.jit(fn).trace(*args)` returns it.
@@ -121,8 +123,14 @@ def _of_leaves(fn: Callable[..., Any], structure: Any, results: list[Any]) -> Ca
 
     def run(*args: _Leaves) -> list[Any]:
         out = fn(*jax.tree.unflatten(structure, [leaf for arg in args for leaf in arg.leaves]))
-        leaves, results[:] = jax.tree.leaves(out), [jax.tree.structure(out)]
-        return leaves
+        named, results[:] = jax.tree_util.tree_leaves_with_path(out), [jax.tree.structure(out)]
+        for path, leaf in named:  # JAX would name no function of the user's
+            if not (hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex)):
+                raise TypeError(
+                    f"{run.__name__} returned {shown(leaf)} ({type(leaf).__name__}) at {jax.tree_util.keystr(path)}, "
+                    "expected an array."
+                )
+        return [leaf for _, leaf in named]
 
     inner = fn.func if isinstance(fn, functools.partial) else fn
     run.__name__ = getattr(inner, "__name__", type(inner).__name__)

@@ -113,9 +113,9 @@ def test_two_devices_need_a_mesh(alone):
     with pytest.raises(ValueError, match=r"lies on .*:1, and train_data\[0\] on .*:2. Pass execution=.*mesh=mesh"):
         short(params, data=data)
     check_same(short(params, data=data, mesh=mesh()), alone)
-    with pytest.raises(ValueError, match=r"evaluate: the array model.* on .*:1, and data\[0\] on .*:2. Pass mesh=mesh"):
+    with pytest.raises(ValueError, match=r"evaluate: model.* lies on .*:1, and data\[0\] on .*:2. Pass mesh=mesh"):
         jc.evaluate(params, loss_fn, data)
-    with pytest.raises(ValueError, match=r"predict: the array model.*Pass mesh=mesh"):
+    with pytest.raises(ValueError, match=r"predict: model.* lies on .*Pass mesh=mesh"):
         jc.predict(params, data[0], fn=lambda params, x: x @ params["a"]["kernel"])
 
 
