@@ -393,6 +393,7 @@ def test_an_error_in_the_data_saves_what_was_trained(tmp_path, executor):
     same(one, two, tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.long
 def test_damaged_checkpoints_are_named_and_the_one_before_is_used(tmp_path):
     run(tmp_path, at=9)
     newest = sorted((tmp_path / "checkpoints").iterdir())[-1]

@@ -111,6 +111,7 @@ def test_an_error_at_process_0_is_told_where_the_others_wait():
     assert "ZeroDivisionError" in str(second)
 
 
+@pytest.mark.long
 def test_an_error_elsewhere_reaches_process_0():
     def act(processes):
         if processes.index == 1:

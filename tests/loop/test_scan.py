@@ -262,6 +262,7 @@ def test_every_callback_runs_as_in_a_loop_or_is_refused_by_name(tmp_path, monkey
     } <= kinds
     assert not {jc.ModelCheckpoint, jc.BackupAndRestore, jc.callbacks.MedianStopping} & kinds
     needs_a_service = (
+        jc.callbacks.HTMLReport,  # and this one a directory
         jc.callbacks.WandbLogger,
         jc.callbacks.MLflowLogger,
         jc.callbacks.TrackerLogger,

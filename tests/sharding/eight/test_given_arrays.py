@@ -136,6 +136,7 @@ def test_evaluations_may_be_where_the_arrays_are(kind):
     np.testing.assert_allclose(out, data[0] @ params["b"]["kernel"][:64], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.everyday(1)
 @kinds
 def test_a_run_in_a_set_mesh_resumes(kind, tmp_path, alone):
@@ -145,6 +146,7 @@ def test_a_run_in_a_set_mesh_resumes(kind, tmp_path, alone):
     check_same(found, alone)
 
 
+@pytest.mark.long
 @pytest.mark.everyday(1)
 @kinds
 def test_a_state_that_lies_on_a_mesh_goes_on(kind, alone):

@@ -41,6 +41,7 @@ def vanish(address, tmp_path, kills, options, seconds, rng):
     return found
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_whose_machines_vanish_ends_as_one_that_was_not_killed(s3, tmp_path):
     s3.make_bucket("some-kills")
