@@ -124,6 +124,8 @@ SERVED = {
     "TensorBoard.log_dir",
     "LogCSV.path",
     "JSONLine.path",
+    "HTMLReport.filename",
+    "WriteReport.path",
     "Checkpoint.path",
 } | {name for name in TAKES if name.endswith(".log_dir")}
 NO_ARGUMENTS = {  # bases; a writer's own helpers; a service's address; another member; what is handed back
