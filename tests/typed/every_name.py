@@ -301,11 +301,14 @@ def searched(history: Any) -> None:
     log = jc.logs.read_log({"loss": [1.0, 0.5]})
     assert_type(log, jc.logs.Records)
 
-    @jc.logs.log_format("numbers, one a line", lambda path: path.suffix == ".numbers")
+    def is_numbers(path: Path) -> bool:
+        return path.suffix == ".numbers"
+
+    @jc.logs.log_format("numbers, one a line", is_numbers)
     def read_numbers(path: Path) -> list[dict[str, float]]:
         return [{"loss": float(line)} for line in path.read_text().splitlines()]
 
-    assert jc.logs.LogFormat("numbers", lambda path: True, read_numbers).name == "numbers"
+    assert jc.logs.LogFormat("numbers", is_numbers, read_numbers).name == "numbers"
     batch = jc.search.largest_batch_size(
         make_params(), loss_fn, rows(), optimizer=optax.sgd(0.1), memory=10_000_000, resident=False
     )
@@ -342,7 +345,6 @@ def actions(folder: Path) -> tuple[jc.actions.Action, ...]:
         jc.actions.Checkpoint(str(folder / "model"), "model", mode="min"),
         jc.actions.Profile(True),
         jc.actions.Summarize(),
-        jc.actions.WriteReport("report.html"),
     )
     logs: tuple[jc.actions.LogAction, ...] = (
         jc.actions.JSONLine(values, fresh, "log.jsonl"),
@@ -356,6 +358,7 @@ def actions(folder: Path) -> tuple[jc.actions.Action, ...]:
         jc.actions.Print("loss {loss}"),
         jc.actions.TrackioLog(values, fresh, "project"),
         jc.actions.WandbLog(values, fresh),
+        jc.actions.WriteReport("report.html"),
     )
     assert any(isinstance(action, jc.actions.ReportAction) for action in logs)
     board: tuple[jc.actions.TensorBoardAction, ...] = (
