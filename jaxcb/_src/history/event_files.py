@@ -20,7 +20,6 @@ NAME = "events.out.tfevents."  # begins the name of an event file
 _HEADER = struct.Struct("<QI")  # length, and its checksum
 _MOST = 1 << 28  # bytes of an event
 _VALIDATION = {"validation", "val", "eval", "test", "valid"}  # directories whose metrics are those of a validation
-_TRAINING = {"train", "training"}
 _EPOCH_PREFIX = "epoch_"  # of the tags that Keras and jaxcb write at the end of an epoch
 _SKIPPED = ("keras", "hparams", "_hparams_", "hp_metric")
 

@@ -18,6 +18,7 @@ from jaxcb._src.training.any_state import NO_WEIGHTS, AnyState
 from jaxcb._src.training.probes import Evaluator, HostMetric, Probe
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.train_step import EvalStep, Step
+from jaxcb._src.utils.errors import takes
 
 
 def _check_arguments(name: str, fn: Callable[..., Any], given: tuple[str, ...]) -> None:
@@ -26,18 +27,12 @@ def _check_arguments(name: str, fn: Callable[..., Any], given: tuple[str, ...]) 
     Raises:
         TypeError: if not.
     """
-    try:
-        signature = inspect.signature(fn)
-    except (TypeError, ValueError):  # some functions of C have none
-        return
-    try:
-        signature.bind(*given)
-    except TypeError:
+    if not takes(fn, *given):
         with_data, cure = ("without data", "or pass train_data=") if len(given) == 1 else ("with data", "or pass none")
         raise TypeError(
-            f"Loop.run: {with_data}, a run calls {name}({', '.join(given)}), but it has the arguments {signature}. "
-            f"Write it with these, {cure}."
-        ) from None
+            f"Loop.run: {with_data}, a run calls {name}({', '.join(given)}), but it has the arguments "
+            f"{inspect.signature(fn)}. Write it with these, {cure}."
+        )
 
 
 def _check_weights(callbacks: Chain, form: AnyState) -> None:

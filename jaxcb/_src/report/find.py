@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from jaxcb._src.checkpointing.layout import CHECKPOINTS, RESULT, checkpoints_in
-from jaxcb._src.report.run_folder import RunFolder
+from jaxcb._src.report.run_folder import STORES, RunFolder
 from jaxcb._src.storage.ownership import FOLDER, RECORD
 from jaxcb._src.utils.address import Address
 from jaxcb._src.utils.errors import did_you_mean
 from jaxcb._src.utils.local_path import local_path_or_address
 
-_STORES = (CHECKPOINTS, RESULT)
-_NEVER_RUNS = {".git", ".jaxcb", "__pycache__", "node_modules", ".venv", CHECKPOINTS, RESULT}
+_NEVER_RUNS = {".git", ".jaxcb", "__pycache__", "node_modules", ".venv", *STORES}
 _NAMED = 5  # runs in an error
 
 
@@ -53,7 +52,7 @@ def open_run(text: str | Path | Address) -> RunFolder:
 
 def is_run(directory: Path) -> bool:
     """Returns whether a directory contains a run: its record, or a checkpoint of it."""
-    return (directory / FOLDER / RECORD).is_file() or any(checkpoints_in(directory / name) for name in _STORES)
+    return (directory / FOLDER / RECORD).is_file() or any(checkpoints_in(directory / name) for name in STORES)
 
 
 Running = Mapping[Path, Callable[[], bool]]

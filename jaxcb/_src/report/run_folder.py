@@ -26,8 +26,7 @@ from jaxcb._src.utils.address import Address
 from jaxcb._src.utils.errors import DataError
 from jaxcb._src.utils.platforms import is_locked
 
-_STORES = (CHECKPOINTS, RESULT)
-_NEVER_RUNS = {".git", ".jaxcb", "__pycache__", "node_modules", ".venv", CHECKPOINTS, RESULT}
+STORES = (CHECKPOINTS, RESULT)  # the folders of a run that hold checkpoints
 
 
 class Standing(NamedTuple):
@@ -101,7 +100,7 @@ class RunFolder:
     @functools.cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """All checkpoints, the oldest first; the result of a completed run is the last one."""
-        found = [read_checkpoint(path, kind) for kind in _STORES for path in checkpoints_in(self.path / kind)]
+        found = [read_checkpoint(path, kind) for kind in STORES for path in checkpoints_in(self.path / kind)]
         return tuple(sorted(found, key=lambda c: (c.kind == RESULT, *checkpoint_place(c.path.name))))
 
     @functools.cached_property
