@@ -79,13 +79,13 @@ def test_a_run_cut_short_ends_as_one_that_was_not(execution, tmp_path):
     assert int(parts.state.step) == 20
 
 
-def test_a_step_of_ours_works_without_data():
+def test_a_step_of_ours_works_without_data(tmp_path):
     def loss_fn(params, batch):
         assert batch is None
         return (params["w"] - 3.0) ** 2
 
     loop = jc.Loop(jc.Step(loss_fn), callbacks=[jc.callbacks.NormMonitor(every=10)])
-    result = loop.run(state(), steps=60, steps_per_epoch=20, verbose=0)
+    result = loop.run(state(), steps=60, steps_per_epoch=20, verbose=0, run_dir=tmp_path)  # norms go to TensorBoard
     assert abs(float(result.params["w"]) - 3.0) < 0.5
     assert any("norm" in name for name in result.history)
 
