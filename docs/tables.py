@@ -97,7 +97,8 @@ def actions_of(kind: type) -> list[str]:
     names: dict[str, None] = {}
     for callback in examples_of(kind):
         for hook in (h for h in jc.callbacks.HOOKS if h in callback.hooks()):
-            _, actions = transition(callback, kind.__name__, hook, start(callback), metrics)
+            run = functools.partial(transition, callback, kind.__name__, hook)
+            _, actions = jax.eval_shape(run, start(callback), metrics)  # traced, since to compile takes longer
             names |= dict.fromkeys(type(action).__name__ for action in actions)
     return sorted(names)
 

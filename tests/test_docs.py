@@ -5,6 +5,7 @@ import inspect
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -32,7 +33,7 @@ def blocks(page: Path) -> list[tuple[int, str]]:
     return [(text[: match.start(1)].count("\n"), match.group(1)) for match in found]
 
 
-@pytest.mark.everyday(8)
+@pytest.mark.everyday(6)
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=named)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """All blocks of a page run in order, in one namespace."""
@@ -46,11 +47,22 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
             exec(compile("\n" * line + source, str(page), "exec"), namespace)
 
 
+def renewed(pages: Callable[[str], bool]) -> None:
+    tables = load(DOCS / "tables.py")
+    for page in filter(pages, tables.PAGES):
+        assert (DOCS / page).read_text() == tables.renewed(page), "run `python docs/tables.py`"
+
+
+SHOWN = ("command_line.md", "../README.md")  # with what commands print
+
+
 def test_generated_parts_are_up_to_date():
-    tables = load(ROOT / "docs" / "tables.py")
-    for page in tables.PAGES:
-        renewed = tables.renewed(page)
-        assert (ROOT / "docs" / page).read_text() == renewed, "run `python docs/tables.py`"
+    renewed(lambda page: page not in SHOWN)
+
+
+@pytest.mark.long
+def test_what_the_commands_print_is_up_to_date():
+    renewed(lambda page: page in SHOWN)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

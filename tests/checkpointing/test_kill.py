@@ -20,11 +20,8 @@ def start(directory, executor, data):
     return options, whole_run(directory, options)
 
 
-LONG = [pytest.param(*run, marks=pytest.mark.long) for run in RUNS[1:]]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("executor", "data"), [RUNS[0], *LONG])
+@pytest.mark.long
+@pytest.mark.parametrize(("executor", "data"), RUNS)
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path, executor, data):
     options, _ = start(tmp_path / "whole", executor, data)
     hits = killed_run(tmp_path / "killed", options, [stopped_in_a_save(chance())])

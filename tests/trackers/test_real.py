@@ -55,7 +55,8 @@ def bucket(environment):
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    urlopen(Request(f"http://{host}:{port}/bucket", method="PUT")).close()
+    for path, method in (("moto-api/reset", "POST"), ("bucket", "PUT")):  # servers of a process share what they hold
+        urlopen(Request(f"http://{host}:{port}/{path}", method=method)).close()
     environment |= {
         "BUCKET": "s3://bucket/run",
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",

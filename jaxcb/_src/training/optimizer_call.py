@@ -93,4 +93,4 @@ def _zero(params: Any) -> jax.Array:
 
 
 def _is_monitor(node: Any) -> bool:
-    return isinstance(node, optax.MonitorState)
+    return isinstance(node, getattr(optax, "MonitorState", ()))  # optax 0.2.6 has none

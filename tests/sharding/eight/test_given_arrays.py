@@ -166,7 +166,8 @@ def test_a_set_mesh_of_one_device_is_no_obstacle(kind, alone):
         check_same(short(), alone)
 
 
-@pytest.mark.parametrize("kind", [pytest.param(AxisType.Auto, marks=pytest.mark.long), AxisType.Explicit])
+@pytest.mark.long
+@kinds
 def test_a_population_in_a_set_mesh(kind):
     x, y = make_data(ROWS)
     given: dict[str, Any] = {"over": {"seed": range(8)}, "epochs": 1, "batch_size": 32, "verbose": 0}

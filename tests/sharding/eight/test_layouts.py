@@ -39,7 +39,8 @@ def test_a_run_over_a_mesh_equals_one_on_one_device(layout, executor, stream):
     check_same(found, expected)
 
 
-@pytest.mark.parametrize("layout", ["fsdp", *(pytest.param(n, marks=pytest.mark.long) for n in ("data", "rules"))])
+@pytest.mark.long
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_that_the_host_gathers_are_split_alike(layout):
     check_same(fit(executor="looped", resident=False, **layouts()[layout]), alone("looped", False))
 
@@ -111,11 +112,13 @@ def test_a_loss_function_names_the_axes_of_the_mesh():
     check_same(found, fit(epochs=2, callbacks=[]))
 
 
+@pytest.mark.long
 def test_a_mesh_with_explicit_axes_is_taken_too():
     explicit = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
     check_same(fit(epochs=2, callbacks=[], mesh=explicit), fit(epochs=2, callbacks=[], mesh=mesh()))
 
 
+@pytest.mark.long
 def test_a_part_of_the_devices_and_axes_of_any_name():
     some = jax.sharding.Mesh(np.asarray(jax.devices()[:4]).reshape(2, 2), ("x", "y"))
     found = fit(epochs=2, callbacks=[], mesh=some, sharding="fsdp")

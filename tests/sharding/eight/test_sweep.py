@@ -31,6 +31,7 @@ def test_members_over_the_devices_equal_those_on_one(executor):
     assert len(many.parts[0].state.params["w"].sharding.device_set) == 8
 
 
+@pytest.mark.long
 def test_a_mesh_says_which_devices():
     four = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), ("any",))
     found = sweep(members=4, strategy="shard", mesh=four, epochs=1, repack=False)
