@@ -27,7 +27,7 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: docs package demo fast test lint check test-newest test-oldest long blocks deep browser loaders keras mutants bench bench-quick \
+.PHONY: docs package demo fast test lint style test-newest test-oldest long blocks deep browser loaders keras mutants bench bench-quick \
     bench-gpu accelerators trackers format lock clean
 
 PYTHON ?=
@@ -53,6 +53,8 @@ LOCK_OF = $$($(1) -c 'import sys; print("requirements/py311.txt" if sys.version_
 # Sets $$python to a Python 3.11, the last one that all packages of the benchmarks are locked for.
 PYTHON311 = @python=$(BENCH_PYTHON); [ -n "$$python" ] || python=$$(command -v python3.11) || \
     { echo "$(1) Python 3.11: install it, or name one with make BENCH_PYTHON=..." >&2; exit 1; };
+
+TYPES = $(BIN)/pyright --pythonpath $(BIN)/python
 
 # Makes the environment of a rule with $$python: the locked versions of these names in requirements/, and jaxcb.
 ENVIRONMENT = $$python -m venv $(@D) && \
@@ -83,17 +85,24 @@ demo: .venv/.demo
 fast: .venv/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(FAST) $(ARGS)
 
-test: .venv/.dev lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+# Types are checked beside the tests, which leave a part of the cores idle while they wait for processes.
+test: .venv/.dev style
+	@log=$$(mktemp); $(TYPES) >"$$log" 2>&1 & types=$$!; \
+	trap 'kill $$types 2>/dev/null; rm -f "$$log"' EXIT; trap 'exit 130' INT TERM; \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS); tests=$$?; \
+	wait $$types; typed=$$?; cat "$$log"; \
+	exit $$((tests || typed))
 
-lint: .venv/.dev
+lint: style
+	$(TYPES)
+
+style: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell -D - -D tools/old_words.txt jaxcb docs examples README.md
 	$(BIN)/lint-imports
 	$(BIN)/python tools/house.py
 	$(BIN)/python tools/prose.py
-	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .

@@ -65,7 +65,7 @@ def assert_is_of(event, values):
     )
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("of", ["grads", "updates", "params", "a function"])
 def test_what_is_asked_for_is_that_of_a_hand_written_loop_when_it_is_due(tmp_path, executor, of):

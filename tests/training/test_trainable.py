@@ -100,7 +100,7 @@ BY_HAND = [
 ]
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(("library", "executor"), BY_HAND)
 def test_training_a_part_equals_masking_the_rest_by_hand(library, executor):
     make, apply = LIBRARIES[library]

@@ -352,7 +352,7 @@ def test_a_run_is_saved_and_loaded_whatever_its_folder_is_called(tmp_path, odd):
     np.testing.assert_array_equal(store.load(saved)["a [1]"], np.arange(3.0))
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("odd", ["exp[1]", "lr=[0.1] {b} 100%", "star*?", "two**", 'it\'s "so" #1\n', "naïve-学習."])
 def test_a_run_goes_on_whatever_its_files_are_called(tmp_path, odd):
     def go(epochs: int, where: str) -> Any:

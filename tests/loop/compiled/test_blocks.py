@@ -66,7 +66,7 @@ RUNS = {
 }
 
 
-@pytest.mark.everyday(3)
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("name", RUNS)
 def test_the_size_of_a_block_changes_no_bit(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
