@@ -1,4 +1,4 @@
-"""Settings of all tests: strict JAX, fast compilation, and the Hypothesis profiles."""
+"""Settings of all tests: strict JAX, a compilation cache, and the Hypothesis profiles."""
 
 import contextlib
 import ctypes
@@ -33,13 +33,14 @@ MEMORY = 900 << 20  # bytes of a process, and
 GROWTH = 200 << 20  # bytes since the last time, at which it drops what it has compiled
 
 EXECUTORS = ("looped", "stepped")
-# JAX's cache on disk, for processes that tests start. Here it would cost a tenth of the time where it is empty.
 CACHE = {
-    "JAX_COMPILATION_CACHE_DIR": str(HERE / ".jax_cache"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.15",  # to write costs time, too
-    "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
+    "jax_compilation_cache_dir": str(HERE / ".jax_cache"),
+    "jax_persistent_cache_min_compile_time_secs": 0.15,  # to write costs time, too
+    "jax_persistent_cache_enable_xla_caches": "none",
 }
 jax.config.update("jax_numpy_rank_promotion", "raise")
+for _name, _value in CACHE.items():
+    jax.config.update(_name, _value)
 
 _COMMON = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
 hypothesis.settings.register_profile("quick", max_examples=10, derandomize=True, database=None, **_COMMON)
@@ -117,9 +118,9 @@ def strict_dtypes() -> Iterator[None]:
 
 @pytest.fixture
 def children_share_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that a test starts read what others have compiled."""
-    for name, value in CACHE.items():
-        monkeypatch.setenv(name, value)
+    """Processes that a test starts compile as the tests do."""
+    for name in CACHE:
+        monkeypatch.setenv(name.upper(), str(getattr(jax.config, name)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,7 +18,6 @@ import numpy as np
 import optax
 import pytest
 from _compilations import counting
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from kept_programs._variants import VARIANTS, WIDTH, Chosen, X, Y, loss_fn, make_loss, params, run
 
 import jaxcb as jc
@@ -293,43 +292,6 @@ def test_the_caches_can_be_cleared():
     with counting() as counts:
         run()
     assert counts["lowered"] > 0
-
-
-# JAX's own cache
-
-
-@pytest.fixture
-def on_disk(tmp_path):
-    """JAX's cache of compiled programs in an empty directory, and a counter of the programs that are read from it."""
-    hits = []
-
-    def note(event, **_):
-        hits.extend([event] * (event == "/jax/compilation_cache/cache_hits"))
-
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    reset_cache()  # JAX looks at the directory once
-    jax.monitoring.register_event_listener(note)
-    yield hits
-    jax.monitoring.unregister_event_listener(note)
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    reset_cache()
-
-
-def test_where_nothing_is_kept_all_is_read_from_the_cache_of_jax(on_disk):
-    def as_a_new_process():
-        jc.clear_caches()
-        jax.clear_caches()
-        on_disk.clear()
-        with counting() as counts:
-            return run(), counts["compiled"], len(on_disk)
-
-    first, compiled, read = as_a_new_process()
-    assert compiled > read  # it compiles, and writes what it has compiled
-    again, compiled, read = as_a_new_process()
-    assert compiled == read > 0  # JAX counts what it reads as compiled
-    assert_same(again, first)
 
 
 # What must never be shared
