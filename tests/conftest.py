@@ -29,7 +29,7 @@ from _blocks import VARIABLE, use_blocks
 from _patience import PATIENCE
 
 HERE = Path(__file__).parent
-MEMORY = 900 << 20  # bytes of a process, and
+MEMORY = 1100 << 20  # bytes of a process, and
 GROWTH = 200 << 20  # bytes since the last time, at which it drops what it has compiled
 
 EXECUTORS = ("looped", "stepped")
@@ -61,6 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
         use_blocks()
     deep = config.getoption("markexpr") == "deep" or os.environ.get("JAXCB_DEEP") == "1"
     hypothesis.settings.load_profile("deep" if deep else "quick")
+    config.pluginmanager.register(BoundedMemory())
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -149,14 +150,17 @@ def _no_clock() -> Iterator[None]:
         yield
 
 
-_after_last_clearing = [0]
+class BoundedMemory:
+    """Drops compiled programs after a test, once the process is large; also after the examples in docstrings."""
 
+    def __init__(self) -> None:
+        self._after_clearing = 0
 
-@pytest.fixture(autouse=True)
-def _bounded_memory() -> Iterator[None]:
-    """Drops compiled programs after a test, once the process is large."""
-    yield
-    if _resident_bytes() > max(MEMORY, _after_last_clearing[0] + GROWTH):
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_teardown(self) -> None:
+        """Drops them if the process has grown."""
+        if _resident_bytes() <= max(MEMORY, self._after_clearing + GROWTH):
+            return
         import jaxcb as jc
 
         jc.clear_caches()
@@ -164,7 +168,7 @@ def _bounded_memory() -> Iterator[None]:
         gc.collect()
         with contextlib.suppress(OSError, AttributeError):  # the freed memory stays with the process otherwise
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        _after_last_clearing[0] = _resident_bytes()
+        self._after_clearing = _resident_bytes()
 
 
 def _resident_bytes() -> int:

@@ -69,7 +69,7 @@ def calls_of(run):
     return calls
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(inspect.currentframe().f_code, "co_qualname"), reason="frames have no qualified names")
 @pytest.mark.parametrize("begin", LIMITS)
 def test_a_walk_is_that_of_a_run(begin, tmp_path):

@@ -68,7 +68,7 @@ def test_parameters_and_rows_may_lie_on_the_mesh(kind, alone):
         check_same(short(params, data=data, validation_data=validation, mesh=where), alone)
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @kinds
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("devices", ["the mesh", "a device", "no mesh"])
@@ -119,7 +119,7 @@ def test_two_devices_need_a_mesh(alone):
         jc.predict(params, data[0], fn=lambda params, x: x @ params["a"]["kernel"])
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.long
 @kinds
 def test_evaluations_may_be_where_the_arrays_are(kind):
     where, params, data = mesh_of(kind), make_params(), make_data(50)
@@ -159,7 +159,7 @@ def test_a_state_that_lies_on_a_mesh_goes_on(kind, alone):
     assert np.isfinite(again.history["loss"]).all()
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.long
 @kinds
 def test_a_set_mesh_of_one_device_is_no_obstacle(kind, alone):
     with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(kind,))):
