@@ -11,6 +11,7 @@ import jaxcb as jc
 
 EIGHT = Path(__file__).parent / "eight"
 ALL = sorted(path.name for path in EIGHT.glob("test_*.py"))
+STEPS = ("test_layouts.py", "test_collectives.py")
 LONG = (
     "test_collectives.py",
     "test_given_arrays.py",
@@ -23,8 +24,9 @@ LONG = (
 
 
 @pytest.mark.slow
-def test_with_eight_devices():
-    run(ALL, "not long")  # one process, since each starts slowly
+@pytest.mark.parametrize("steps", [True, False], ids=["steps", "others"])
+def test_with_eight_devices(steps):
+    run([name for name in ALL if (name in STEPS) == steps], "not long")  # few processes, since each starts slowly
 
 
 @pytest.mark.long
