@@ -37,13 +37,14 @@ def loss_fn(params, batch):
 
 def train(directory, streamed=False, **arguments):
     data = [(ROWS[i : i + 8], ROWS[i : i + 8, :1]) for i in range(0, 40, 8)] if streamed else (ROWS, ROWS[:, :1])
-    arguments = {"epochs": 3, "callbacks": [jc.CSVLogger(directory / "log.csv"), jc.EarlyStopping("loss")]} | arguments
+    arguments = {"callbacks": [jc.CSVLogger(directory / "log.csv"), jc.EarlyStopping("loss")]} | arguments
     return jc.fit(
         {"w": jnp.zeros((3, 1))},
         loss_fn,
         data,
         optimizer=optax.adam,
         learning_rate=0.1,
+        epochs=3,
         verbose=0,
         batch_size=None if streamed else 8,
         **arguments,
@@ -78,7 +79,7 @@ def test_a_walk_is_that_of_a_run(begin, tmp_path):
     # without compilation, in the order in which a compiled program computes
     with jax.disable_jit():
         execution = jc.Execution(executor="looped")
-        calls = iter(calls_of(lambda: train(tmp_path, streamed="stream" in begin, epochs=1, execution=execution)))
+        calls = iter(calls_of(lambda: train(tmp_path, streamed="stream" in begin, execution=execution)))
     for step in steps:
         assert step in calls, f"{step} is not called at this place of the walk {name!r}"
 
