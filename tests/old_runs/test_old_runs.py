@@ -1,7 +1,8 @@
 """Run folders written by the tree of 27 November 2026 (commit d4e23b5) resume for ever.
 
 `single` has state in every callback and was interrupted after epoch 7 of 60; `sweep` has four members, of which one
-had stopped, and was interrupted after epoch 6 of 40. Numbers of later epochs of `single` depend on the processor: the
+had stopped, and was interrupted after epoch 6 of 40. `within_an_epoch` (30 November 2026, commit b535e2d) was killed in
+the middle of its second epoch. Numbers of later epochs of `single` depend on the processor: the
 bias before the batch normalisation has a gradient that is rounding alone, which Adam scales to full steps. So its
 decisions are compared with a replay of its own records, and its numbers for the first epoch after the resume.
 """
@@ -155,3 +156,24 @@ def test_an_old_sweep_ends_as_it_would_have(tmp_path):
     assert [result.member(i).stopped_epoch for i in range(4)] == STOPPED
     last = [result.member(i).history["val_loss"][-1] for i in range(4)]
     np.testing.assert_allclose(last, LOSSES, rtol=1e-4)
+
+
+def test_the_means_of_an_epoch_that_was_cut_are_those_of_all_its_steps(tmp_path):
+    def squares(params, batch):
+        error = batch[0] @ params["w"] - batch[1]
+        return jnp.mean(error**2), {"mae": jnp.mean(jnp.abs(error))}
+
+    def run(run_dir):
+        callbacks = [
+            jc.BackupAndRestore("unused", save_freq=6),
+            jc.LambdaCallback(on_train_batch_end=lambda batch, logs: None, name="cut"),
+        ]
+        return jc.fit(
+            {"w": jnp.zeros((4, 1))}, squares, (X[:64], Y[:64]), optimizer=optax.adam, learning_rate=0.03, epochs=3,
+            batch_size=8, run_dir=run_dir, resume=True, verbose=0, callbacks=callbacks,
+        )  # fmt: skip
+
+    shutil.copytree(HERE / "within_an_epoch", tmp_path / "old")
+    old, new = run(tmp_path / "old"), run(tmp_path / "new")
+    for name in ("loss", "mae"):
+        np.testing.assert_allclose(old.history[name], new.history[name], rtol=1e-6)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxcb._src.checkpointing import former_windows
 from jaxcb._src.checkpointing.bucket_run import BucketRun
 from jaxcb._src.checkpointing.layout import CHECKPOINTS, FACTS, RESULT
 from jaxcb._src.checkpointing.manifest import NAME as MANIFEST
@@ -157,7 +158,7 @@ class Checkpointer:
             ValueError: for parameters or optimizer states of another shape, listing them; for another loss function.
         """
         store = self._result if finished else self._training
-        stored, new = saved.leaves, leaves
+        stored, new = former_windows.shapes(saved.leaves), leaves
         directory = saved.path.parent.parent
         found = compare_traced(saved.facts["config"].get("request", {}), self._traced)
         _check_fixed_leaves(saved, stored, new)
@@ -171,7 +172,7 @@ class Checkpointer:
             if _shape_and_dtype(stored.get(name)) == _shape_and_dtype(leaf) and not name.startswith(tuple(dropped))
         }
         self._check_ema_swapped(store, saved, dropped)
-        loaded = store.load(saved, wanted)
+        loaded = former_windows.load(store, saved, wanted)
         _check_position(saved, loaded)
         self._report_changes(saved, stored, new, dropped)
         return loaded

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator
+from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator, computed
 from jaxcb._src.loop.compiled.program import Program
 from jaxcb._src.loop.compiled.state import Inputs, LastReported, LoopState
 from jaxcb._src.utils.pytree import select
@@ -55,7 +55,8 @@ def begin_eval(program: Program, inputs: Inputs, carry: LoopState, rings: Any) -
 def evaluate(program: Program, inputs: Inputs, carry: LoopState) -> dict[str, Array]:
     """Computes the metrics of the resident validation sets.
 
-    A `fori_loop` goes over the full batches. The smaller last batch has another shape and runs after the loop.
+    A `fori_loop` goes over the full batches. The smaller last batch has another shape and runs after the loop. A set of
+    one batch has nothing to accumulate: its means are the values of the batch.
 
     Returns:
         name -> float32 (), or (members,) for a population.
@@ -67,6 +68,12 @@ def evaluate(program: Program, inputs: Inputs, carry: LoopState) -> dict[str, Ar
 
         def rows(start: Any, size: int, data: Any = data) -> Any:
             return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), data)
+
+        if full + bool(rest) == 1:
+            values = program.eval_metrics(carry.train, rows(0, eval_set.rows), 0)
+            means = computed(values, program.members is not None)
+            out |= {eval_set.prefix + name: value.astype(jnp.float32) for name, value in means.items()}
+            continue
 
         def body(
             i: Array, window: MetricAccumulator, rows: Any = rows, size: int = eval_set.batch_size

@@ -18,18 +18,17 @@ class MetricAccumulator(Struct):
     """Compensated sums of the metrics of an epoch.
 
     The compensation makes the mean of a constant exactly that constant, and keeps the precision of long epochs. All
-    sums share one vector, since each array that a compiled loop updates adds a cost to every step.
+    sums and their errors share one array, since each array that a step computes is at least one kernel.
 
     Attributes:
-        total: sum of the rows, and of each value times its rows, float32 (..., width). Its only key lists names and
+        sums: sum of the rows, and of each value times its rows, then the accumulated rounding error of each of these,
+            float32 (..., 2, width). The exact sum is `sums[..., 0, :] - sums[..., 1, :]`. Its only key lists names and
             shapes of the values, so that a checkpoint with other values is detected.
-        error: accumulated rounding error of each sum, same structure; the exact sum is `total - error`.
         merged: name -> merged value, for metrics with their own merge.
-        shapes: name and shape of each value in `total`.
+        shapes: name and shape of each value in `sums`.
     """
 
-    total: dict[str, Any]
-    error: dict[str, Any]
+    sums: dict[str, Any]
     merged: dict[str, Any]
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = static()
 
@@ -51,9 +50,7 @@ class MetricAccumulator(Struct):
             for name, v in values.items()
             if name not in plain
         }
-        # two separate buffers, since both are donated
-        total, error = ({label: jnp.zeros((*lead, width), jnp.float32)} for _ in range(2))
-        return cls(total, error, merged, shapes)
+        return cls({label: jnp.zeros((*lead, 2, width), jnp.float32)}, merged, shapes)
 
     def cleared(self) -> "MetricAccumulator":
         """Returns the accumulator with all sums set to zero."""
@@ -72,7 +69,8 @@ class MetricAccumulator(Struct):
         Raises:
             ValueError: for a value of another shape than before.
         """
-        (label, old), (error,) = *self.total.items(), self.error.values()
+        (label,) = self.sums
+        old, error = self._pair
         lead = old.shape[:-1]
         for name, shape in self.shapes:
             found = values[name].shape[len(lead) :]
@@ -84,23 +82,26 @@ class MetricAccumulator(Struct):
         parts = [values[name].astype(jnp.float32).reshape(*lead, -1) for name, _ in self.shapes]
         new = jnp.concatenate([jnp.ones((*lead, 1), jnp.float32), *parts], axis=-1)
         total, rest = add_product(old, -error, new, rows)
+        is_total = np.array([True, False]).reshape(*(1 for _ in lead), 2, 1)
+        # a select, since XLA makes one kernel of it with all that it selects from; of a concatenation it makes three
+        sums = jnp.where(is_total, total[..., None, :], -rest[..., None, :])
         merge, merged = _each(lambda old, new: old.merge(new), self._members), {}
         for name, before in self.merged.items():
             # first value: nothing to merge with
             both = cast_like(merge(before, values[name]), before, f"merge() of the metric {name!r}", error=TypeError)
             merged[name] = select(self.any(), both, values[name])
-        return self.replace(total={label: total}, error={label: -rest}, merged=merged)
+        return self.replace(sums={label: sums}, merged=merged)
 
     def any(self) -> Array:
         """Returns whether anything was added, bool () or (members,)."""
-        return self._sums[..., 0] > 0
+        return self._sums[..., 0, 0] > 0
 
     def means(self) -> dict[str, Array]:
         """Returns the means, and the computed values of merged metrics; NaN if nothing was added."""
-        sums, (error,) = self._sums, self.error.values()
-        means = quotient(sums, -error, sums[..., :1], -error[..., :1])
+        total, error = self._pair
+        means = quotient(total, -error, total[..., :1], -error[..., :1])
         if not self._members:
-            means = computed_once(means, sums[0] >= 0, sums)
+            means = computed_once(means, total[0] >= 0, total)
         return self._by_name(means) | computed(self.merged, self._members)
 
     def _by_name(self, values: Any) -> dict[str, Any]:
@@ -120,7 +121,7 @@ class MetricAccumulator(Struct):
 
         On the device the division would be compiled into every program that returns a status.
         """
-        (total,), (error,) = self.total.values(), self.error.values()
+        total, error = self._pair
         sums = total.astype(np.float64) - error
         with np.errstate(invalid="ignore", divide="ignore"):
             means = (sums / sums[..., :1]).astype(np.float32)
@@ -128,12 +129,17 @@ class MetricAccumulator(Struct):
 
     @property
     def _sums(self) -> Array:
-        (sums,) = self.total.values()
+        (sums,) = self.sums.values()
         return sums
 
     @property
+    def _pair(self) -> tuple[Array, Array]:
+        """The sums and their errors, float32 (..., width)."""
+        return self._sums[..., 0, :], self._sums[..., 1, :]
+
+    @property
     def _members(self) -> bool:
-        return self._sums.ndim > 1
+        return self._sums.ndim > 2
 
 
 def computed(values: dict[str, Any], members: bool) -> dict[str, Array]:

@@ -390,11 +390,15 @@ class Program:
         )
 
     def eval_batch(self, window: MetricAccumulator, train: TrainState, batch: Any, index: Any) -> MetricAccumulator:
-        """Adds the metrics of a validation batch, weighted by its rows. Its index is folded into the PRNG key."""
+        """Adds the metrics of a validation batch, weighted by its rows."""
+        return window.add(self.eval_metrics(train, batch, index), rows_in(batch))
+
+    def eval_metrics(self, train: TrainState, batch: Any, index: Any) -> dict[str, Any]:
+        """Returns the metrics of a validation batch. Its index is folded into the PRNG key."""
         assert self.functions.eval_step is not None
         fold = jax.random.fold_in if self.members is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))
         train = train.replace(key=fold(train.key, index))
-        return window.add(self.functions.eval_step(train, self.placement.split(batch)), rows_in(batch))
+        return self.functions.eval_step(train, self.placement.split(batch))
 
 
 def _reported_at_times(
