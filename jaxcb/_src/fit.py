@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -35,6 +34,7 @@ from jaxcb._src.utils.errors import DataError, check_int, check_seed, shown
 from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram, kept_program
 from jaxcb._src.utils.program_key import key_of, tree_key
+from jaxcb._src.utils.pytree import on_device
 
 
 def fit(  # noqa: PLR0913
@@ -240,7 +240,8 @@ def evaluate(
             if window is None:
                 # the first batch alone decides the shapes of the sums, as a mean does not depend on the rows
                 shapes = kept.fact(tree_key(batch), functools.partial(eval_shape, measure, leaves, batch))
-                window = placement.put_everywhere(MetricAccumulator.empty(shapes))
+                window = jax.eval_shape(lambda shapes=shapes: MetricAccumulator.empty(shapes))
+                window = placement.put_everywhere(jax.tree.map(lambda s: on_device(np.zeros(s.shape, s.dtype)), window))
             window = placement.block_if_needed(add_batch(window, leaves, batch))
         assert window is not None
         means = jax.device_get(_kept_function("means", MetricAccumulator.means, kept, placement)(window))
@@ -363,7 +364,7 @@ def _batches(data: Any, batch_size: int, owner: str, state: TrainState, placemen
             common_device(owner, given, "Pass mesh=mesh, which places them", one=False)
         arrays, rows = _data.as_arrays(data, "data")
         for start in range(0, rows, size):
-            batch = jax.tree.map(lambda x, i=start: jnp.asarray(x[i : i + size]), arrays)
+            batch = jax.tree.map(lambda x, i=start: on_device(x[i : i + size]), arrays)
             yield placement.put_everywhere(batch)
         return
     number = 0

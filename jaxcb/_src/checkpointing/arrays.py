@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxcb._src.checkpointing.manifest import ArrayEntry, Saved
 from jaxcb._src.storage import orbax as _orbax
+from jaxcb._src.utils.pytree import on_device
 
 # Orbax creates arrays in its own threads, where the thread-local `jax.enable_x64` may be off; it would cast these.
 _WIDE = ("float64", "int64", "uint64", "complex128")
@@ -136,6 +137,6 @@ def restore(directory: Path, wanted: Sequence[tuple[ArrayEntry, Any]]) -> dict[s
         if sharding is not None:
             value = jax.device_put(value, sharding)
         elif _is_held(entry):
-            value = jnp.array(value)  # a copy, since JAX cannot donate memory of numpy
+            value = on_device(value)  # a copy, since JAX cannot donate memory of numpy
         found[entry.name] = value if entry.impl is None else jax.random.wrap_key_data(value, impl=entry.impl)
     return found

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from jaxcb._src.data.feed import Chunk, Feed
@@ -16,6 +15,7 @@ from jaxcb._src.distributed.processes import Processes
 from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.utils.errors import DataError
 from jaxcb._src.utils.platforms import least_memory
+from jaxcb._src.utils.pytree import on_device
 
 _MAX_FRACTION = 0.5  # fraction of a device's free memory that data may use
 
@@ -101,7 +101,7 @@ class ResidentPlan:
         """
         layout = BatchLayout("resident", rows_of(arrays, "train_data"), batch_size, shuffle, train_remainder)
         # replicated: the indices are sharded, so that gathering rows needs no communication
-        arrays = placement.put_everywhere(jax.tree.map(jnp.asarray, arrays))
+        arrays = placement.put_everywhere(jax.tree.map(on_device, arrays))
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), arrays)
         return cls(DataSpec(example, layout, epoch_len, key), arrays)
 

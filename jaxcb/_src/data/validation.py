@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxcb._src.data.inputs import ValidationConfig, are_arrays, as_arrays, copied, named_sets
 from jaxcb._src.data.resident import fits_on_device
@@ -13,6 +12,7 @@ from jaxcb._src.data.sources import BATCH_SIZE, Source, sequential_source
 from jaxcb._src.distributed.processes import SINGLE_PROCESS, Processes
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.utils.errors import DataError
+from jaxcb._src.utils.pytree import dtype_on_device, on_device
 
 __all__ = ["BATCH_SIZE", "HostSet", "ResidentSet", "validation_sets"]
 
@@ -59,7 +59,7 @@ class HostSet:
         if first is None:
             raise DataError(f"{source.what} is empty: it gave no batch.")
         batch, _ = as_arrays(first, f"the first batch of {source.what}")
-        self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.asarray(x[:1]).dtype), batch)
+        self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype_on_device(x)), batch)
 
     def __iter__(self) -> Iterator[Any]:
         number, what = 0, self._source.what
@@ -106,7 +106,7 @@ def validation_sets(
             rows = rows if steps is None else min(rows, steps * size)
             one_set = jax.tree.map(lambda x, rows=rows: x[:rows], one_set)
             if fits_on_device(one_set, what, config.resident, placement=placement, processes=processes, say=say):
-                sets[prefix] = ResidentSet(jax.tree.map(jnp.asarray, one_set), rows, min(size, rows))
+                sets[prefix] = ResidentSet(jax.tree.map(on_device, one_set), rows, min(size, rows))
                 continue
         sets[prefix] = HostSet(sequential_source(one_set, what, size, placement), steps)
     return sets

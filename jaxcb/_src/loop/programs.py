@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcb._src.checkpointing.request import traced_facts
 from jaxcb._src.core.actions.base import HostAction, LogAction
@@ -36,7 +37,7 @@ from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.utils.kept_programs import KeptFunction, KeptProgram, kept_program
 from jaxcb._src.utils.program_key import NoProgramKey, Reference, key_of, tree_key
-from jaxcb._src.utils.pytree import to_strong_types
+from jaxcb._src.utils.pytree import on_device, to_strong_types
 from jaxcb._src.utils.xla import fast_compile_options
 
 
@@ -289,7 +290,7 @@ class RunPrograms:
         function = KeptFunction(
             ("start", self.kept.number), start, self.kept, options=options, devices=self.placement.devices_key
         )
-        rate = jax.tree.map(lambda r: jnp.asarray(r, jnp.float32), rate)
+        rate = jax.tree.map(lambda r: on_device(r, np.float32), rate)
         packed = function(leaves, self.settings, rate)
         tx = train.tx
         if self._wraps_optimizer:

@@ -27,6 +27,11 @@ def put_part(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_process_local_data(sharding, np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype)))
 
 
+def copied(x: jax.Array) -> jax.Array:
+    """Returns a copy on the same devices. Compiles nothing, except for an array of several processes."""
+    return jax.device_put(x, may_alias=False) if x.is_fully_addressable else jnp.copy(x)
+
+
 def local_copy(x: Any) -> Any:
     """Returns a copy on the devices of this process.
 
@@ -34,13 +39,13 @@ def local_copy(x: Any) -> Any:
         RuntimeError: for an array of which this process has only a part.
     """
     if x.is_fully_addressable:
-        return jnp.copy(x)
+        return copied(x)
     if not x.is_fully_replicated:
         raise RuntimeError(
             "the model is sharded over the processes, and this function runs on one of them, which has only a part. "
             "Evaluators receive the complete model; elsewhere save it with jc.ModelCheckpoint and read it with jc.load."
         )
-    return jnp.copy(x.addressable_data(0))
+    return copied(x.addressable_data(0))
 
 
 def all_gather(tree: Any) -> Any:

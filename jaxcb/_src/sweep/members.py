@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxcb._src.core.chain import Chain, stacked_callbacks
@@ -23,6 +24,7 @@ from jaxcb._src.utils.errors import takes
 from jaxcb._src.utils.flat_jit import eval_shape
 from jaxcb._src.utils.kept_programs import KeptFunction, kept_program
 from jaxcb._src.utils.program_key import key_of, tree_key
+from jaxcb._src.utils.pytree import on_device
 
 
 class Member(NamedTuple):
@@ -219,24 +221,26 @@ def _parts(member: Member) -> tuple[tuple[Any, Any, Any], Any]:
 def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...], split: Sequence[Any]) -> TrainState:
     configurations = [m.configuration for m in group]
     first, adapter = configurations[0], group[0].adapter
-    tree, parts = jax.tree.structure(split[0]), [jax.tree.leaves(each) for each in split]
-    params, model_state, rngs = jax.tree.unflatten(tree, [jnp.stack(x) for x in zip(*parts, strict=True)])
     tx = first.without(fixed).transformation(split[0][0], adapter)
-    controls = {n: jnp.asarray([c.controls[n] for c in configurations], jnp.float32) for n in first.controls}
+    controls = {n: on_device(np.asarray([c.controls[n] for c in configurations], np.float32)) for n in first.controls}
     keys = jnp.stack([jax.random.key(c.seed) for c in configurations])
 
     def create(params: Any, model_state: Any, rngs: Any, controls: Any, key: Any, rate: Any) -> TrainState:
         own = tx if rate is None else tx.with_rate(rate)  # pyright: ignore[reportAttributeAccessIssue]
         return TrainState.create(params=params, tx=own, model_state=model_state, rngs=rngs, controls=controls, seed=key)
 
+    def create_all(split: Sequence[Any], *more: Any) -> TrainState:
+        params, model_state, rngs = jax.tree.map(lambda *x: jnp.stack(x), *split)
+        return jax.vmap(create)(params, model_state, rngs, *more).replace(tx=None)
+
     kept = kept_program(lambda: ("members", key_of((tx, adapter))))
     rate = getattr(tx, "rate", None)
-    members = KeptFunction("create", lambda *parts: jax.vmap(create)(*parts).replace(tx=None), kept)
-    rates = jax.tree.map(lambda r: jnp.full(len(group), r, jnp.float32), rate)
-    state: TrainState = members(params, model_state, rngs, controls, keys, rates)
+    members = KeptFunction("create", create_all, kept)
+    rates = jax.tree.map(lambda r: on_device(np.full(len(group), r, np.float32)), rate)
+    state: TrainState = members(list(split), controls, keys, rates)
     state = state.replace(tx=tx, adapter=adapter)
     numbers = {
-        name: jnp.asarray([c.hyperparameters[name] for c in configurations], jnp.float32)
+        name: on_device(np.asarray([c.hyperparameters[name] for c in configurations], np.float32))
         for name in first.hyperparameters
         if name not in fixed
     }
@@ -247,8 +251,8 @@ def _stacked_state(group: Sequence[Member], fixed: tuple[str, ...], split: Seque
         swept = [rates.get(rate.name) for rates in each]
         if len({id(r) if callable(r) else r for r in swept}) < 2:
             return rate
-        base = jnp.asarray(swept, jnp.float32)
-        return rate.replace(override=base, overridden=jnp.ones_like(rate.overridden), applied=base)
+        base = on_device(np.asarray(swept, np.float32))
+        return rate.replace(override=base, overridden=on_device(np.ones(len(swept), bool)), applied=base)
 
     return state.replace(opt_state=map_learning_rates(own, opt_state))
 

@@ -12,7 +12,7 @@ from jax import Array
 from jax.core import Tracer
 
 from jaxcb._src.utils.errors import check_number, did_you_mean, shown
-from jaxcb._src.utils.pytree import Struct, map_nodes, nodes_of, static
+from jaxcb._src.utils.pytree import Struct, map_nodes, nodes_of, on_device, static
 
 
 class LearningRate(Struct):
@@ -47,7 +47,7 @@ class LearningRate(Struct):
         """
         one, zero = jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
         schedule: Any = rate if rate is None or callable(rate) else CONSTANT
-        constant = jnp.asarray(rate, jnp.float32) if schedule is CONSTANT else zero
+        constant = on_device(rate, np.float32) if schedule is CONSTANT else zero
         state = cls(jnp.zeros((), jnp.int32), one, constant, jnp.zeros((), bool), one, schedule, name)
         return state.replace(applied=state.effective())
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -14,7 +15,7 @@ from jaxcb._src.training.learning_rate import LearningRate, learning_rates
 from jaxcb._src.training.optimizer_call import initial_state
 from jaxcb._src.training.schedule_free import evaluated, schedule_free_states
 from jaxcb._src.utils.errors import check_number, check_seed, shown
-from jaxcb._src.utils.pytree import Struct, static, to_strong_type
+from jaxcb._src.utils.pytree import Struct, on_device, static, to_strong_type
 
 _PARTS = {
     "params": ("params",),
@@ -135,14 +136,14 @@ class TrainState(Struct):
             opt_state = initial_state(tx, params, compiled=True)
         key = seed if _is_key(seed) else jax.random.key(check_seed("TrainState.create", seed))
         state = cls(
-            step=jnp.zeros((), jnp.int32),
+            step=to_strong_type(0),
             params=params,
             opt_state=jax.tree.map(to_strong_type, opt_state),
             model_state=jax.tree.map(to_strong_type, model_state),
             rngs=jax.tree.map(to_strong_type, rngs),
-            controls={k: jnp.asarray(v, jnp.float32) for k, v in checked_controls(controls).items()},
+            controls={k: on_device(v, np.float32) for k, v in checked_controls(controls).items()},
             weights={},
-            stop=jnp.zeros((), bool),
+            stop=to_strong_type(False),
             key=key,
             frozen=frozen,
             tx=tx,

@@ -6,11 +6,12 @@ from typing import Any, Self, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxcb._src.utils.errors import CallbackError
 
-_PYTHON_DTYPES = {bool: jnp.bool_, int: jnp.int32, float: jnp.float32}
+_PYTHON_DTYPES = {bool: np.bool_, int: np.int32, float: np.float32}
 
 
 def static(
@@ -125,9 +126,24 @@ def _register(cls: type) -> None:
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
 
+def on_device(x: Any, dtype: Any = None) -> Array:
+    """Returns an array on the device, as `jnp.asarray` does; a copy of a NumPy array or of a number, strongly typed.
+
+    It compiles nothing for these. With jax 0.10, `jnp.asarray` compiles a program for each of their shapes and dtypes.
+    """
+    if isinstance(x, int | float | np.ndarray | np.generic):
+        return jax.device_put(np.asarray(x, dtype), may_alias=False)
+    return jnp.asarray(x, dtype)
+
+
+def dtype_on_device(x: Any) -> Any:
+    """Returns the dtype that an array has, or would have on the device."""
+    return x.dtype if isinstance(x, Array) else jnp.result_type(x)
+
+
 def to_strong_type(x: Any) -> Array:
     """Returns `x` as a strongly typed array: Python numbers become int32, float32 or bool."""
-    x = jnp.asarray(x, dtype=_PYTHON_DTYPES.get(type(x)))
+    x = on_device(x, _PYTHON_DTYPES.get(type(x)))
     # a PRNG key has no weak_type
     return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x
 

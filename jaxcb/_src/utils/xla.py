@@ -1,6 +1,5 @@
 """XLA compiler options, and access to nested jaxprs."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,12 +7,11 @@ import jax
 import numpy as np
 from jax import Array
 
-# Callbacks compile to many small kernels. The CPU backend of jax 0.10 has two emitters for them: one compiles in half
-# of the time, the kernels of the other are faster for large arrays. Later versions only have the second one.
-_CPU = {"xla_cpu_use_fusion_emitters": False}
+# Callbacks compile to many small kernels. Until jax 0.10, the CPU backend has two emitters for them: one compiles in
+# half of the time, the kernels of the other are faster for large arrays. Later versions only have the second one.
+_CPU = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
 
 
-@functools.cache
 def fast_compile_options(platform: str) -> dict[str, Any]:
     """Returns compiler options that reduce compile time, for programs that contain no training steps.
 
@@ -21,15 +19,9 @@ def fast_compile_options(platform: str) -> dict[str, Any]:
         platform: platform of the devices.
 
     Returns:
-        The options; empty if this version of XLA does not support them.
+        The options; empty if this version of XLA does not have them.
     """
-    if platform != "cpu":
-        return {}
-    try:
-        jax.jit(lambda: 0, compiler_options=_CPU).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return dict(_CPU)
+    return dict(_CPU) if platform == "cpu" else {}
 
 
 def computed_once(array: Array, always: Array, like: Array) -> Array:

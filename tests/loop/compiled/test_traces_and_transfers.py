@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _compilations import counting
 from loop._runs import control, fit, loss_fn, make_data, make_driver, make_state
 
 import jaxcb as jc
@@ -138,3 +139,30 @@ def test_no_dtype_of_the_callers_costs_a_second_trace():
     weak = {"w": jnp.asarray([[0.1], [0.2], [0.3]]), "b": jnp.asarray(0.0)}
     fit(model=weak, data=(x.astype(np.float64), y), loss_fn=counted_loss, epochs=3, validation_data=None, callbacks=[])
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize(("executor", "programs"), [("looped", 2), ("stepped", 5)])
+def test_arrays_and_numbers_of_the_host_compile_no_programs(executor, programs, tmp_path):
+    """A run compiles its own programs alone: its first state and its steps; step by step the ends of an epoch, too."""
+
+    def loss(params, batch):
+        return jnp.mean((batch[0] @ params["w"] + params["b"] - batch[1]) ** 2)
+
+    def train(rows, features, **more):
+        x = np.ones((rows, features), np.float32)
+        model = {"w": np.zeros((features, 1), np.float32), "b": 0.0}
+        given = {"epochs": 2, "data": (x, x[:, :1]), "model": model, "validation_data": (x[:9], x[:9, :1])}
+        return fit(executor, loss_fn=loss, batch_size=8, callbacks=[], **(given | more))
+
+    def resume(run_dir, *shape):
+        train(*shape, run_dir=run_dir, epochs=1, resume=True)
+        with counting() as counts, pytest.warns(RuntimeWarning, match="epochs 1 -> 2"):
+            train(*shape, run_dir=run_dir, resume=True)
+        return counts["compiled"]
+
+    jc.clear_caches()
+    resume(tmp_path / "other", 24, 2)  # numbers, seeds, the learning rate
+    with counting() as counts:
+        train(40, 11)
+    assert counts["compiled"] == programs
+    assert resume(tmp_path / "run", 40, 11) == 1  # the order of the rows

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from jaxcb._src.data.feed import NOT_READY, Chunk, Feed, NotReady
 from jaxcb._src.data.inputs import DataConfig, as_arrays
@@ -24,6 +23,7 @@ from jaxcb._src.data.stream.staging import StagedBatches, StagingPool
 from jaxcb._src.sharding.placement import Placement
 from jaxcb._src.storage.fingerprint import batch_fingerprint
 from jaxcb._src.utils.errors import DataError
+from jaxcb._src.utils.pytree import dtype_on_device
 
 MAX_BATCHES_MULTIPROCESS = 16  # batches per chunk with several processes, whose chunks must be equal
 FLUSH_AFTER_S = 0.25  # seconds after which a chunk is dispatched without waiting for more batches
@@ -105,7 +105,7 @@ def plan_stream(
             "its iterator has no state. An iterator with get_state and set_state resumes where it stopped."
         )
     example = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((processes * x.shape[0], *x.shape[1:]), jnp.asarray(x[:1]).dtype), batch
+        lambda x: jax.ShapeDtypeStruct((processes * x.shape[0], *x.shape[1:]), dtype_on_device(x)), batch
     )
     layout = BatchLayout("stacked", 0, processes * rows, False, not config.drop_remainder)
     return StreamPlan(

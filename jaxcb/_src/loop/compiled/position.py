@@ -214,8 +214,9 @@ class HostPosition:
 
     def take(self, carry: LoopState) -> None:
         """Sets the position to that of a restored loop state."""
-        stopped = bool(np.all(np.asarray(carry.train.stop | carry.ended)))
-        self.at = Position(int(carry.step), int(carry.epoch), int(carry.cursor), int(carry.evaluated), stopped)
+        stopped = np.asarray(carry.train.stop) | np.asarray(carry.ended)
+        step = int(carry.step)
+        self.at = Position(step, int(carry.epoch), step - int(carry.began), int(carry.evaluated), bool(stopped.all()))
 
     def numbers(
         self, *, data_epoch: int = -1, epochs: int = 1, base: int = 0, size: int = UNBOUNDED, length: int = UNBOUNDED

@@ -1,6 +1,6 @@
 """Loop state, per-dispatch inputs, and the status that is returned to the host."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -228,10 +228,14 @@ def without_frozen(carry: LoopState) -> LoopState:
     return carry.replace(train=carry.train.replace(frozen=None))
 
 
-def owned(carry: LoopState) -> LoopState:
+def owned(carry: LoopState, copy: Callable[[Any], Any] = jnp.copy) -> LoopState:
     """Returns the loop state with copies of all arrays that programs donate.
 
     Donation then cannot invalidate the caller's arrays, and no buffer is donated twice.
+
+    Args:
+        carry: the loop state.
+        copy: copies an array; `jnp.copy` inside of a program.
     """
-    copy: LoopState = jax.tree.map(jnp.copy, without_frozen(carry))
-    return copy.replace(train=copy.train.replace(frozen=carry.train.frozen))
+    new: LoopState = jax.tree.map(copy, without_frozen(carry))
+    return new.replace(train=new.train.replace(frozen=carry.train.frozen))

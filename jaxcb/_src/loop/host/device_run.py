@@ -15,6 +15,7 @@ from jaxcb._src.loop.compiled.program import Program
 from jaxcb._src.loop.compiled.state import Inputs, LoopState, owned
 from jaxcb._src.loop.host.population import ActiveMembers
 from jaxcb._src.loop.host.stages import Stages
+from jaxcb._src.sharding.arrays import copied
 from jaxcb._src.utils.kept_programs import KeptFunction
 
 
@@ -146,7 +147,7 @@ class DeviceRun:
         if carry.order is not None:  # a function of key and epoch, which is not saved
             draw = KeptFunction("order", self.program.layout.new_order, self.executor.kept)
             carry = carry.replace(order=draw(self._inputs.key, carry.epoch))
-        self.live = DeviceState.of(owned(carry))
+        self.live = DeviceState.of(owned(carry, copied))
         if self.members is not None:
             self.live, self._inputs = self.members.put(self.live, self._inputs)
         self.place.take(carry)

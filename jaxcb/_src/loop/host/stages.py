@@ -10,6 +10,7 @@ from jaxcb._src.loop.compiled.device_state import DeviceState
 from jaxcb._src.loop.compiled.executor import Executor
 from jaxcb._src.loop.compiled.state import LoopState, owned
 from jaxcb._src.models.trainable import Filter, describe
+from jaxcb._src.sharding.arrays import copied
 from jaxcb._src.training.train_state import TrainState
 from jaxcb._src.training.training_config import TrainingConfig
 from jaxcb._src.utils.errors import check_int
@@ -74,7 +75,7 @@ class Stages:
         )
         if executor.placement.mesh is not None:
             train = executor.placement.put_state(train)
-        return executor, DeviceState.of(owned(carry.replace(train=train)))
+        return executor, DeviceState.of(owned(carry.replace(train=train), copied))
 
 
 def stages_of(trainable: Mapping[int, Filter], training: TrainingConfig) -> tuple[Filter, tuple[Stage, ...]]:
