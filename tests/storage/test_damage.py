@@ -28,13 +28,17 @@ class Crash(Exception):
     """Ends a run without a save."""
 
 
+def loss_fn(params, batch):
+    return jnp.mean((batch[0] @ params["w"] - batch[1]) ** 2)
+
+
 def fit(run_dir, epochs=EPOCHS, crash=None):
     def fail(epoch, logs):
         if epoch == crash:
             raise Crash
 
     return jc.fit(
-        {"w": jnp.zeros((1, 1))}, lambda p, b: jnp.mean((b[0] @ p["w"] - b[1]) ** 2), (X, 3 * X),
+        {"w": jnp.zeros((1, 1))}, loss_fn, (X, 3 * X),
         optimizer=optax.adam, learning_rate=0.1, epochs=epochs, batch_size=8, run_dir=run_dir, resume=True, verbose=0,
         callbacks=[
             jc.CSVLogger("log.csv"),

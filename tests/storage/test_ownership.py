@@ -29,6 +29,13 @@ def _ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
+def loss_fn(params, batch):
+    return jnp.mean((batch[0] @ params["w"] - batch[1]) ** 2)
+
+
+SGD = optax.sgd(0.1)  # as the loss function, one object for all runs: they share what was traced
+
+
 def fit(run_dir, *callbacks, epochs=4, stop=None, **more):
     """Trains a line; `stop` is the epoch at whose end the run is interrupted, as by Ctrl-C."""
 
@@ -39,9 +46,8 @@ def fit(run_dir, *callbacks, epochs=4, stop=None, **more):
     own = [*callbacks, jc.LambdaCallback(on_epoch_end=interrupt, name="interrupt")]
     with contextlib.nullcontext() if stop is None else pytest.raises(KeyboardInterrupt):
         return jc.fit(
-            {"w": jnp.zeros((1, 1))}, lambda p, b: jnp.mean((b[0] @ p["w"] - b[1]) ** 2), (X, 3 * X),
-            optimizer=optax.sgd(0.1), epochs=epochs, batch_size=8, run_dir=run_dir, callbacks=own, verbose=0,
-            **grouped(**more),
+            {"w": jnp.zeros((1, 1))}, loss_fn, (X, 3 * X), optimizer=SGD, epochs=epochs, batch_size=8,
+            run_dir=run_dir, callbacks=own, verbose=0, **grouped(**more),
         )  # fmt: skip
 
 
