@@ -43,7 +43,7 @@ def _cut(run):
     raise Cut
 
 
-def callbacks(every=1):
+def callbacks(every=3):
     return [
         jc.EarlyStopping(patience=2, min_delta=0.02, restore_best_weights=True),
         jc.ReduceLROnPlateau(patience=1, factor=0.5, min_delta=0.05),

@@ -82,7 +82,7 @@ def everything():
         jc.TensorBoard("../logs", write_graph=False, embeddings_freq=1, embeddings_metadata={"w": None}),
         jc.ModelCheckpoint("exports/{epoch}", "loss", max_to_keep=1, keep_best=1, save_weights_only=True),
         jc.ModelCheckpoint("../latest", "loss", save_weights_only=True, name="latest"),
-        jc.BackupAndRestore("unused", save_freq=3),
+        jc.BackupAndRestore("unused", save_freq=6),
     ]
 
 

@@ -37,7 +37,7 @@ def sweep(run_dir, *, quit_at=None, **more):
         over={"seed": [0, 1], "callbacks.EarlyStopping.patience": [1, 2], "optimizer.learning_rate": [0.05, 0.3]},
         optimizer=optax.adam,
         callbacks=callbacks,
-        epochs=14,
+        epochs=10,
         batch_size=16,
         validation_data=make_data(20, seed=1),
         run_dir=run_dir,

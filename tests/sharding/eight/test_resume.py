@@ -45,7 +45,7 @@ def _callbacks(cut_at=0):
 )
 def test_a_run_that_was_cut_goes_on_in_a_layout(before, after, stream, tmp_path, capsys):
     how = {"none": {}} | layouts()
-    given = {"executor": "looped", "verbose": 2} | ({"data": batches()} if stream else {})
+    given = {"executor": "looped", "verbose": 2, "epochs": 6} | ({"data": batches()} if stream else {})
     whole = fit(**given, **how[after], callbacks=_callbacks(), run_dir=tmp_path / "whole")
     given |= {"run_dir": tmp_path / "run", "resume": True}
     with pytest.raises(Cut):
