@@ -46,7 +46,10 @@ def test_rows_that_the_host_gathers_are_split_alike(layout):
 
 
 def test_the_train_state_lies_where_it_was_told_to():
-    by_name = {name: fit(epochs=1, callbacks=[jc.SwapEMAWeights()], data=make_data(128), **how) for name, how in layouts().items()}
+    by_name = {
+        name: fit(epochs=1, callbacks=[jc.SwapEMAWeights()], data=make_data(128), **how)
+        for name, how in layouts().items()
+    }
     expected = {
         "data": {"a": P(), "b": P()},
         "fsdp": {"a": P(None, "data"), "b": P()},  # the second kernel is too small to split
