@@ -239,13 +239,18 @@ def evaluate(
         for batch in _batches(data, batch_size, "evaluate", state, placement):
             if window is None:
                 # the first batch alone decides the shapes of the sums, as a mean does not depend on the rows
-                shapes = kept.fact(tree_key(batch), functools.partial(eval_shape, measure, leaves, batch))
-                window = jax.eval_shape(lambda shapes=shapes: MetricAccumulator.empty(shapes))
-                window = placement.put_everywhere(jax.tree.map(lambda s: on_device(np.zeros(s.shape, s.dtype)), window))
+                shapes = kept.fact(tree_key(batch), functools.partial(_empty_window, measure, leaves, batch))
+                window = placement.put_everywhere(jax.tree.map(lambda s: on_device(np.zeros(s.shape, s.dtype)), shapes))
             window = placement.block_if_needed(add_batch(window, leaves, batch))
         assert window is not None
         means = jax.device_get(_kept_function("means", MetricAccumulator.means, kept, placement)(window))
     return {name: value.item() if np.ndim(value) == 0 else value for name, value in means.items()}
+
+
+def _empty_window(measure: Callable[..., Any], leaves: list[Any], batch: Any) -> Any:
+    """Returns the shapes of the sums of a batch's metrics."""
+    metrics = eval_shape(measure, leaves, batch)
+    return jax.eval_shape(lambda: MetricAccumulator.empty(metrics))
 
 
 def predict(

@@ -58,6 +58,14 @@ def test_every_leaf_is_strongly_typed():
     assert (state.step.dtype, state.stop.dtype) == (jnp.int32, bool)
 
 
+def test_what_is_written_into_an_array_of_the_host_afterwards_changes_nothing():
+    seed = jax.random.key(0)
+    host = np.zeros(1 << 24, np.float32)  # large, so that a copy in the background would take a while
+    state = jc.TrainState.create(params={"w": host}, seed=seed)
+    host[:] = 1.0
+    assert not np.any(state.params["w"])
+
+
 def test_the_step_key_is_a_function_of_seed_and_step():
     state = create(seed=3)
     assert state.step_key() == create(seed=3).step_key()

@@ -132,7 +132,8 @@ def on_device(x: Any, dtype: Any = None) -> Array:
     It compiles nothing for these. With jax 0.10, `jnp.asarray` compiles a program for each of their shapes and dtypes.
     """
     if isinstance(x, int | float | np.ndarray | np.generic):
-        return jax.device_put(np.asarray(x, dtype), may_alias=False)
+        # `device_put` copies in the background: wait, since the caller may write into the array afterwards
+        return jax.block_until_ready(jax.device_put(np.asarray(x, dtype), may_alias=False))
     return jnp.asarray(x, dtype)
 
 
