@@ -80,9 +80,9 @@ def _rows(shape: tuple[int, ...], label: tuple[int, ...], rows: int, validation:
     return tuple(x[:rows] for x in both), tuple(x[rows:] for x in both)
 
 
-def mlp() -> Model:
-    """784-1024-1024-10."""
-    sizes = (784, 1024, 1024, 10)
+def mlp(width: int = 1024) -> Model:
+    """Two hidden layers of a width, for images of 28 x 28."""
+    sizes = (784, width, width, 10)
     keys = jax.random.split(jax.random.key(0), len(sizes) - 1)
     params = [
         {"w": jax.random.normal(key, (m, n)) * np.sqrt(2 / m), "b": jnp.zeros(n)}
@@ -94,12 +94,12 @@ def mlp() -> Model:
             x = jax.nn.relu(x @ layer["w"] + layer["b"])
         return x @ params[-1]["w"] + params[-1]["b"]
 
-    return _of_function("MLP 784-1024-1024-10", params, logits_of, _rows((784,), (), 12800, 512), 128)
+    return _of_function(f"MLP 784-{width}-{width}-10", params, logits_of, _rows((784,), (), 12800, 512), 128)
 
 
-def transformer() -> Model:
-    """Two layers of width 256 with four heads, over 64 tokens of 256."""
-    width, heads, layers, length, tokens = 256, 4, 2, 64, 256
+def transformer(width: int = 256) -> Model:
+    """Two layers of a width with heads of 64, over 64 tokens of 256."""
+    heads, layers, length, tokens = width // 64, 2, 64, 256
     normal = jax.nn.initializers.normal(0.02)
     keys = iter(jax.random.split(jax.random.key(0), 3 + 4 * layers))
 
@@ -133,7 +133,7 @@ def transformer() -> Model:
         return h @ params["head"]
 
     data = _rows((length,), (length,), 3200, 128, np.int32)
-    return _of_function("transformer, 2 layers of 256", params, logits_of, data, 32)
+    return _of_function(f"transformer, 2 layers of {width}", params, logits_of, data, 32)
 
 
 class _Network(nn.Module):
@@ -172,4 +172,10 @@ def cnn() -> Model:
     )
 
 
-MODELS = {"mlp": mlp, "cnn": cnn, "transformer": transformer}
+MODELS: dict[str, Callable[[], Model]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "transformer": transformer,
+    "mlp of width 4096": lambda: mlp(4096),
+    "transformer of width 1024": lambda: transformer(1024),
+}
