@@ -23,7 +23,10 @@ def shapes(stored: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         stored: name -> shape and dtype, as the checkpoint has them.
     """
-    return {new: leaf if new == old else _joined(leaf) for old, new, leaf in _renamed(stored)}
+    pairs = _pairs(stored)
+    former = {name for pair in pairs.values() for name in pair}
+    joined = {name: _joined(stored[total]) for name, (total, _) in pairs.items()}
+    return {name: leaf for name, leaf in stored.items() if name not in former} | joined
 
 
 def load(store: Store, saved: Saved, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
@@ -34,33 +37,26 @@ def load(store: Store, saved: Saved, wanted: Mapping[str, jax.ShapeDtypeStruct])
         saved: the checkpoint.
         wanted: name -> shape, dtype and sharding.
     """
-    former = {new: old for old, new, _ in _renamed(saved.leaves) if new != old}
-    target = {name: leaf for name, leaf in wanted.items() if name not in former}
-    for name, total in former.items():
-        if name in wanted:
-            *lead, _, width = wanted[name].shape
-            half = jax.ShapeDtypeStruct((*lead, width), wanted[name].dtype, sharding=wanted[name].sharding)
-            target |= dict.fromkeys((total, _error(total)), half)
+    pairs = {name: pair for name, pair in _pairs(saved.leaves).items() if name in wanted}
+    target = {name: leaf for name, leaf in wanted.items() if name not in pairs}
+    for name, pair in pairs.items():
+        *lead, _, width = wanted[name].shape
+        half = jax.ShapeDtypeStruct((*lead, width), wanted[name].dtype, sharding=wanted[name].sharding)
+        target |= dict.fromkeys(pair, half)
     found = store.load(saved, target)
-    for name, total in former.items():
-        if name in wanted:
-            found[name] = jnp.stack([found.pop(total), found.pop(_error(total))], axis=-2)
+    for name, pair in pairs.items():
+        found[name] = jnp.stack([found.pop(part) for part in pair], axis=-2)
     return found
 
 
-def _renamed(stored: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
-    """Returns stored name, name of today, and leaf. Errors are left out: they join their sums."""
-    totals = {name: match for name in stored if (match := _TOTAL.fullmatch(name)) and _error(name) in stored}
-    errors = set(map(_error, totals))
-    return [
-        (name, f"{totals[name][1]}.sums{totals[name][2]}" if name in totals else name, leaf)
-        for name, leaf in stored.items()
-        if name not in errors
-    ]
-
-
-def _error(total: str) -> str:
-    return _TOTAL.sub(r"\1.error\2", total)
+def _pairs(stored: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Returns the name of today -> the names of the sums and of their errors."""
+    matches = {name: match for name in stored if (match := _TOTAL.fullmatch(name))}
+    return {
+        f"{match[1]}.sums{match[2]}": (total, error)
+        for total, match in matches.items()
+        if (error := f"{match[1]}.error{match[2]}") in stored
+    }
 
 
 def _joined(total: Any) -> jax.ShapeDtypeStruct:
