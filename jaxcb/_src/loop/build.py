@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxcb._src.checkpointing.checkpointer import Checkpointer
@@ -22,7 +23,7 @@ from jaxcb._src.loop.compiled.program_spec import ProgramSpec
 from jaxcb._src.loop.compiled.state import Inputs
 from jaxcb._src.loop.compiled.traced_functions import RunFunctions
 from jaxcb._src.loop.config import MOST_STEPS_OF_A_BLOCK, Execution, RunConfig
-from jaxcb._src.loop.host.device_run import DeviceRun
+from jaxcb._src.loop.host.device_run import DeviceRun, without_steps
 from jaxcb._src.loop.host.driver import Driver
 from jaxcb._src.loop.host.forecast import warn_of_what_never_comes
 from jaxcb._src.loop.host.host_metrics import Evaluators, HostMetrics, host_metric_names
@@ -149,22 +150,26 @@ def build_driver(  # noqa: PLR0913
         numbers=None,
     )
     inputs = alone.put_everywhere(inputs)
-    live, group, over = programs.start(train_state), None, jax.vmap
+    place = _place(config, plan.spec, programs.validation.predicates.validates)
+    warn_of_what_never_comes(place, config, functions.callbacks, probes, spec, context)
+    group, over = None, jax.vmap
     if population is not None and strategy is not None:
         over = strategy.over
         group = ActiveMembers(
             population, strategy, lambda size: programs.executor(kind, size, strategy.over, strategy.placement, block)
         )
-        live, inputs = group.put(live, inputs)
-    place = _place(config, plan.spec, programs.validation.predicates.validates)
-    if not config.is_trial:
-        warn_of_what_never_comes(place, config, functions.callbacks, probes, spec, context)
 
     def executor_of(programs: RunPrograms) -> Executor:
         return programs.executor(kind, programs.members, over, placement, block)
 
+    executor = executor_of(programs)
+    if group is None:
+        idle = without_steps(inputs, place, np.zeros(len(reported.host_names), np.float32))
+        live = programs.start(train_state, functools.partial(executor.prepare, inputs=idle))
+    else:  # it puts its members in an order and on devices of its own
+        live, inputs = group.put(programs.start(train_state), inputs)
     left = Stages(stages, begun, lambda train_state: executor_of(programs_of(train_state)), context.say)
-    device = DeviceRun(executor_of(programs), live, inputs, place, left, group)
+    device = DeviceRun(executor, live, inputs, place, left, group)
     host_sets = {prefix: own for prefix, own in sets.items() if isinstance(own, HostSet)}
     host_metrics = HostMetrics(
         metrics.host_metrics,

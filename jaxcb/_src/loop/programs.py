@@ -1,7 +1,7 @@
 """`RunPrograms`: the programs of a run, traced only if no earlier run has traced the same."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -260,11 +260,17 @@ class RunPrograms:
 
     # The first loop state
 
-    def start(self, train: TrainState) -> DeviceState:
+    def start(self, train: TrainState, compile_first: Callable[[DeviceState], None] | None = None) -> DeviceState:
         """Returns the loop state before the first step, with copies of the arrays of a train state.
 
         A constant learning rate is an argument, like the numbers of the callbacks, so that a run with other ones needs
         no other program.
+
+        Args:
+            train: the train state.
+            compile_first: called with the shapes of the loop state if the program that makes it must be compiled, so
+                that the steps, which take longest, begin to compile before it. Not called for arrays that are bound to
+                devices, since the shapes do not tell those of the loop state.
         """
         rate = getattr(train.tx, "rate", None) if train.opt_state is None else None
         if self.placement.mesh is not None:
@@ -286,18 +292,32 @@ class RunPrograms:
                 how["out_shardings"] = [self.placement.everywhere, *arrays]
             return how
 
+        def traced(start: Any) -> None:
+            bound = any(getattr(leaf, "committed", False) for leaf in jax.tree.leaves((leaves, self.settings)))
+            if compile_first is not None and self.placement.mesh is None and not bound:
+                shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in start.out_info]
+                compile_first(DeviceState(shapes, self._form(train), tuple(jax.tree.leaves(train.frozen))))
+
         # not shared by equal traces, since the first states of the callbacks are not part of these
         function = KeptFunction(
-            ("start", self.kept.number), start, self.kept, options=options, devices=self.placement.devices_key
+            ("start", self.kept.number),
+            start,
+            self.kept,
+            options=options,
+            traced=traced,
+            devices=self.placement.devices_key,
         )
         rate = jax.tree.map(lambda r: on_device(r, np.float32), rate)
         packed = function(leaves, self.settings, rate)
+        return DeviceState(packed, self._form(train), tuple(jax.tree.leaves(train.frozen)))
+
+    def _form(self, train: TrainState) -> StateForm:
+        """Returns the form of the loop state, once the program that makes it was traced."""
         tx = train.tx
         if self._wraps_optimizer:
             tx = self._prepared[0].tx  # a callback has wrapped the optimizer
         form: StateForm = self.kept.get("form")
-        form = form.changed(lambda carry: _with_static(_with_schedules(carry), tx, train.adapter))
-        return DeviceState(packed, form, tuple(jax.tree.leaves(train.frozen)))
+        return form.changed(lambda carry: _with_static(_with_schedules(carry), tx, train.adapter))
 
     def _first(self, train: TrainState, settings: list[Any], rate: Any) -> LoopState:
         """Returns the loop state before the first step. Traced."""

@@ -257,6 +257,7 @@ class KeptFunction:
         program: where the executables are kept.
         donate: positions of donated arguments.
         options: returns further arguments of `jax.jit`; called only to trace.
+        traced: called with what was traced, before it is lowered and compiled.
         devices: the devices, as part of the key of an executable.
         varies: returns a key of the arguments that may differ in shape from those of the last call. The complete key
             would cost a small step as much as its dispatch.
@@ -270,11 +271,13 @@ class KeptFunction:
         *,
         donate: tuple[int, ...] = (),
         options: Callable[[], dict[str, Any]] = dict,
+        traced: Callable[[Any], None] = lambda traced: None,
         devices: Hashable = None,
         varies: Callable[..., Hashable] = lambda *args: None,
     ) -> None:
         self._name, self._fn, self._program = name, fn, program
         self._donate, self._options, self._devices, self._varies = donate, options, devices, varies
+        self._traced = traced
         self._by_variant: dict[Hashable, Any] = {}
 
     def __call__(self, *args: Any) -> Any:
@@ -310,5 +313,6 @@ class KeptFunction:
         with _timed():
             options = self._options()
             traced = self._trace(options, args)
+            self._traced(traced)
             flags = tuple(sorted(options.get("compiler_options", {}).items()))
             return compilation_of(traced, (self._devices, flags))

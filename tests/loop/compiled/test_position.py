@@ -19,7 +19,7 @@ from jaxcb._src.loop.compiled.state import DispatchParams
 small = st.integers(0, 6)
 positions = st.builds(Position, step=small, epoch=small, cursor=small, evaluated=small, stopped=st.booleans())
 limits = st.builds(
-    lambda epoch_len, end_step, end_epoch: DispatchParams(0, 1, 0, 1, epoch_len, 1, end_step, end_epoch, -1),
+    lambda epoch_len, end_step, end_epoch: DispatchParams(0, 1, epoch_len, 0, 1, epoch_len, 1, end_step, end_epoch, -1),
     epoch_len=st.integers(1, 6),
     end_step=small,
     end_epoch=small,

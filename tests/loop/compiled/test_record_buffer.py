@@ -33,7 +33,7 @@ def compiled_chunk(monkeypatch, callbacks):
         device = self.device
         inputs = device._without_steps(np.zeros(len(self._host_metrics.names), np.float32))
         found.append(device.executor._chunk.lower(device.live, inputs).compile().as_text())
-        rows = jax.eval_shape(device.program.buffers.empty)
+        rows = jax.eval_shape(device.program.chunk_buffers)
         found.append({name: sum(x.shape[1] for x in ring.rows.values()) for name, ring in rows.items()})
         real(self)
 

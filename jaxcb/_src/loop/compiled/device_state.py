@@ -153,8 +153,8 @@ class StatePacking:
         dtypes = form.dtypes
 
         def numbers(vector: Array) -> list[Array]:
-            words = [jax.lax.index_in_dim(vector, place, keepdims=False) for place in range(len(dtypes))]
-            return [_from_packed(word, dtype) for word, dtype in zip(words, dtypes, strict=True)]
+            words = jax.lax.split(vector, (1,) * len(dtypes))
+            return [_from_packed(jax.lax.squeeze(w, (0,)), dtype) for w, dtype in zip(words, dtypes, strict=True)]
 
         self._numbers = jax.jit(numbers)  # traced once, for all branches and loop bodies
 
@@ -171,16 +171,17 @@ class StatePacking:
         if tree != self.form.tree:
             raise TypeError(f"the run's state changed its structure from {self.form.tree} to {tree}.")
         numbers, arrays, _ = self.form.split(leaves)
-        places = jax.lax.iota(jnp.int32, len(numbers))
         origins = [self._known.get(id(number)) for number in numbers]
         vector = next((origin[1] for origin in origins if origin is not None), None)
-        start = jnp.zeros(places.shape, jnp.int32) if vector is None else vector
-        packed = start
+        places = jax.lax.iota(jnp.int32, len(numbers))
+        packed = jax.lax.full_like(places, 0) if vector is None else vector
+        # A chain of selects, although `select_n` would be one operation: XLA then rounds some sums of a block otherwise
+        # than those of a loop without blocks. The operations are those of `jax.lax`, which trace in half of the time.
         for place, (number, origin) in enumerate(zip(numbers, origins, strict=True)):
             assert number.shape == ()
             if origin is None or origin[1] is not vector or origin[2] != place:
-                word = jnp.broadcast_to(as_packed(number), places.shape)
-                packed = jax.lax.select(places == place, word, packed)
+                word = jax.lax.broadcast(as_packed(number), places.shape)
+                packed = jax.lax.select(jax.lax.eq(places, np.full(places.shape, place, np.int32)), word, packed)
         return [packed, *arrays]
 
     def cond(self, predicate: Any, fn: Callable[..., Any], carry: LoopState, rings: Any) -> tuple[LoopState, Any]:

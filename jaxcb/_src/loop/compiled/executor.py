@@ -255,12 +255,21 @@ class Executor:
         return found.replace(window=found.window.means_on_host())
 
     def prepare(self, live: DeviceState, inputs: Inputs) -> None:
-        """Compiles in the background what takes longest, for data that lies on the device.
+        """Compiles in the background what takes longest, if its shapes are known.
+
+        All training data must lie on the device: the shapes of a stream's chunks are known when the first one is there.
+        With several processes, compiling may need all of them, at the same point of the run.
 
         Args:
-            live: the loop state.
+            live: the loop state, or its shapes.
             inputs: the inputs of a dispatch.
         """
+        compiles = not jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+        if compiles and self.program.layout.kind in ("resident", "none") and jax.process_count() == 1:
+            self._prepare_steps(live, inputs)
+
+    def _prepare_steps(self, live: DeviceState, inputs: Inputs) -> None:
+        raise NotImplementedError
 
     def begin(self, live: DeviceState, inputs: Inputs) -> tuple[DeviceState, Output]:
         """Runs `on_train_begin`."""
@@ -320,15 +329,15 @@ class Executor:
         return (carry.replace(yielded=jnp.zeros_like(carry.yielded)),)
 
     def _run_begin(self, packing: StatePacking, carry: LoopState, inputs: Inputs) -> Any:
-        carry, rings = boundary.begin(self.program, inputs, carry, self.program.buffers.empty())
+        carry, rings = boundary.begin(self.program, inputs, carry, self.program.buffers.empty(("on_train_begin",)))
         return carry, rings, self._pack_status(inputs, carry)
 
     def _run_end(self, packing: StatePacking, carry: LoopState, inputs: Inputs) -> Any:
-        carry, rings = boundary.end(self.program, inputs, carry, self.program.buffers.empty())
+        carry, rings = boundary.end(self.program, inputs, carry, self.program.buffers.empty(("on_train_end",)))
         return carry, rings, self._pack_status(inputs, carry)
 
     def _run_begin_eval(self, packing: StatePacking, carry: LoopState, inputs: Inputs) -> Any:
-        return boundary.begin_eval(self.program, inputs, carry, self.program.buffers.empty())
+        return boundary.begin_eval(self.program, inputs, carry, self.program.chunk_buffers())
 
     def _run_eval_batch(self, packing: StatePacking, carry: LoopState, window: Any, batch: Any, index: Any) -> Any:
         return carry, self.program.eval_batch(window, carry.train, batch, index)

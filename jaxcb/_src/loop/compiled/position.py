@@ -63,7 +63,8 @@ class PositionPredicates(NamedTuple):
 
     def all_stopped(self, carry: LoopState) -> Array:
         """Returns whether every member has stopped, bool ()."""
-        return jnp.all(carry.train.stop | carry.ended)
+        stopped = carry.train.stop | carry.ended
+        return jnp.all(stopped) if stopped.ndim else stopped
 
     def position(self, carry: LoopState) -> Position:
         """Returns the position of a loop state."""
@@ -80,8 +81,7 @@ class PositionPredicates(NamedTuple):
     def is_own_epoch(self, inputs: Inputs, carry: LoopState) -> Array:
         """Returns whether the data of the dispatch belongs to the current epoch, bool ()."""
         n = inputs.numbers
-        within = (n.data_epoch <= carry.epoch) & (carry.epoch < n.data_epoch + n.epochs)
-        return (n.data_epoch < 0) | within
+        return (n.first_epoch <= carry.epoch) & (carry.epoch < n.past_epoch)
 
     def eval_due(self, inputs: Inputs, carry: LoopState, closing: Any = None) -> Array:
         """Returns whether a validation is due now, bool ().
@@ -219,15 +219,30 @@ class HostPosition:
         self.at = Position(step, int(carry.epoch), step - int(carry.began), int(carry.evaluated), bool(stopped.all()))
 
     def numbers(
-        self, *, data_epoch: int = -1, epochs: int = 1, base: int = 0, size: int = UNBOUNDED, length: int = UNBOUNDED
+        self,
+        *,
+        data_epochs: tuple[int, int] | None = None,
+        base: int = 0,
+        size: int = UNBOUNDED,
+        length: int = UNBOUNDED,
     ) -> DispatchParams:
-        """Returns the parameters of a dispatch."""
+        """Returns the parameters of a dispatch.
+
+        Args:
+            data_epochs: the first epoch that the data belongs to, and the number of its epochs; None for any epoch.
+            base: cursor of the first batch.
+            size: number of batches.
+            length: limit of steps.
+        """
+        first, past, stride = 0, UNBOUNDED, 0
+        if data_epochs is not None:
+            first, past, stride = data_epochs[0], sum(data_epochs), self.epoch_len
         ends = (self.end_step, self.end_epoch, self.total_steps)
-        return DispatchParams(data_epoch, epochs, base, size, self.epoch_len, length, *ends)
+        return DispatchParams(first, past, stride, base, size, self.epoch_len, length, *ends)
 
     def single(self) -> DispatchParams:
         """Returns the parameters of a dispatch of the next batch alone."""
-        return self.numbers(data_epoch=self.at.epoch, base=self.at.cursor, size=1)
+        return self.numbers(data_epochs=(self.at.epoch, 1), base=self.at.cursor, size=1)
 
 
 def _position_of(status: Status) -> Position:

@@ -12,12 +12,12 @@ from jax.core import Tracer
 from jaxcb._src.core.actions.base import Action, HostAction
 from jaxcb._src.core.actions.control import Stop
 from jaxcb._src.core.actions.records import RecordPosition
-from jaxcb._src.core.callback import STEP_HOOKS
+from jaxcb._src.core.callback import HOOKS, STEP_HOOKS
 from jaxcb._src.core.metrics import Metrics, Reported, split_reported
 from jaxcb._src.data.spec import BatchLayout, rows_in
 from jaxcb._src.loop.compiled.metric_accumulator import MetricAccumulator, computed
 from jaxcb._src.loop.compiled.program_spec import ProgramSpec, ValidationPlan, metrics_of
-from jaxcb._src.loop.compiled.record_buffer import RecordBuffers, any_fires
+from jaxcb._src.loop.compiled.record_buffer import RecordBuffer, RecordBuffers, any_fires
 from jaxcb._src.loop.compiled.state import Inputs, LoopState, ProbeValue, Status
 from jaxcb._src.loop.compiled.traced_functions import TracedFunctions, call_preserving_identity
 from jaxcb._src.training.apply import apply_actions
@@ -109,6 +109,14 @@ class Program:
     def rare_probes(self) -> tuple[int, ...]:
         """The steps between two runs of each probe that does not run at every step."""
         return tuple(probe.every for probe in self.functions.probes.values() if probe.every > 1)
+
+    def chunk_buffers(self) -> dict[str, RecordBuffer]:
+        """Returns empty record buffers for the hooks that run between `on_train_begin` and `on_train_end`. Traced.
+
+        Members of a population may end before the others, and run `on_train_end` then.
+        """
+        alone = ("on_train_begin", "on_train_end") if self.members is None else ("on_train_begin",)
+        return self.buffers.empty(tuple(hook for hook in HOOKS if hook not in alone))
 
     def yields_at(self, *hooks: str) -> bool:
         """Returns whether any of these hooks can return a host action."""

@@ -1,7 +1,9 @@
 """Fixed-size device buffers that batch log records for one transfer to the host."""
 
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -76,17 +78,14 @@ def _vector(numbers: list[Array]) -> Array:
     XLA fuses this with the computation of the scalars into one kernel. A concatenation would need one more kernel for
     each scalar.
     """
-    places = jax.lax.iota(jnp.int32, len(numbers))
-    out = jnp.broadcast_to(numbers[0], places.shape)
-    for place, number in enumerate(numbers[1:], start=1):
-        out = jax.lax.select(places == place, jnp.broadcast_to(number, places.shape), out)
-    return out
+    size = len(numbers)
+    return jax.lax.select_n(jax.lax.iota(jnp.int32, size), *(jax.lax.broadcast(number, (size,)) for number in numbers))
 
 
 def as_packed(array: Array) -> Array:
     """Returns an array in the dtype of its group, with the same bits."""
     if array.dtype == jnp.bool_:
-        return array.astype(jnp.int32)
+        return jax.lax.convert_element_type(array, jnp.int32)
     if array.dtype in (jnp.float32, jnp.uint32):
         return jax.lax.bitcast_convert_type(array, jnp.int32)
     return array
@@ -193,12 +192,16 @@ class RecordBuffers:
         leaves = dict(zip(dict.fromkeys(stored), distinct, strict=True))
         return at, jax.tree.unflatten(jax.tree.structure(self._shapes[name]), [leaves[i] for i in stored])
 
-    def empty(self) -> dict[str, RecordBuffer]:
-        """Returns empty buffers. Traced."""
+    def empty(self, hooks: Container[str]) -> dict[str, RecordBuffer]:
+        """Returns empty buffers for the hooks that a dispatch may run. Traced.
+
+        A buffer that nothing writes would still be filled with zeros, returned, and fetched by the host.
+        """
         # one spare row: entries that do not count are written there when the buffer is full
         return {
             name: RecordBuffer(jnp.zeros((), jnp.int32), self._packings[name].empty(layout.capacity + 1))
             for name, layout in self.layouts.items()
+            if layout.hook in hooks
         }
 
     def append(
@@ -237,11 +240,11 @@ class RecordBuffers:
         return out
 
     def have_room(self, rings: dict[str, RecordBuffer], hooks: Container[str] | None = None) -> Array:
-        """Returns whether every buffer, or every buffer of `hooks`, has room for one more entry."""
+        """Returns whether every given buffer, or every one of `hooks`, has room for one more entry."""
         room = jnp.ones((), bool)
-        for name, layout in self.layouts.items():
-            if hooks is None or layout.hook in hooks:
-                room = room & (rings[name].count < layout.capacity)
+        for name, ring in rings.items():
+            if hooks is None or self.layouts[name].hook in hooks:
+                room = room & (ring.count < self.layouts[name].capacity)
         return room
 
     def capacity_of(self, hooks: Container[str]) -> int:
@@ -252,6 +255,8 @@ class RecordBuffers:
         """Yields every action that fired, in order, from fetched buffers. Runs on the host."""
         rows: list[tuple[int, int, Record]] = []
         for name, layout in self.layouts.items():
+            if name not in rings:
+                continue
             buffer = rings[name]
             count = int(buffer.count)
             if not count:
@@ -272,10 +277,8 @@ class RecordBuffers:
 
 def any_fires(actions: tuple[Action, ...]) -> Array:
     """Returns whether any action fires for any member, bool ()."""
-    fires = jnp.zeros((), bool)
-    for action in actions:
-        fires = fires | jnp.any(action.when)
-    return fires
+    fires = {id(a.when): jnp.any(a.when) if jnp.ndim(a.when) else a.when for a in actions}
+    return functools.reduce(operator.or_, fires.values()) if fires else jnp.zeros((), bool)
 
 
 def _size_in_bytes(shapes: Any) -> int:

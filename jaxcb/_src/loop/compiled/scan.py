@@ -16,8 +16,6 @@ from jaxcb._src.loop.compiled.state import Inputs, LoopState
 from jaxcb._src.sharding.placement import ONE_DEVICE, Placement
 from jaxcb._src.utils.kept_programs import KeptProgram
 
-_END, _AT_STEPS, _AT_BOUNDARY = 0, 1, 2  # how the next turn of a chunk begins
-
 
 class Looped(Executor):
     """Runs a chunk of steps in a `while_loop`.
@@ -34,7 +32,7 @@ class Looped(Executor):
         super().__init__(program, kept, placement)
         self._chunk = self._compiled(self._run_chunk, steps=True)
 
-    def prepare(self, live: DeviceState, inputs: Inputs) -> None:
+    def _prepare_steps(self, live: DeviceState, inputs: Inputs) -> None:
         self._chunk.prepare(live, inputs)
 
     def execute(
@@ -49,17 +47,17 @@ class Looped(Executor):
         # end of this dispatch, without overflow of int32
         end = carry.step + jnp.minimum(inputs.numbers.length, UNBOUNDED - carry.step)
 
-        def next_turn(carry: LoopState, rings: Any, *, otherwise: Any) -> Any:
-            pending = at.pending(inputs, carry)
+        def more(carry: LoopState, rings: Any, wasted: Any) -> Any:
             ready = ~carry.yielded & ~program.boundary_waits(inputs, carry)
             ready = ready & program.buffers.have_room(rings, BOUNDARY_HOOKS)
-            return jnp.where(pending, jnp.where(ready, _AT_BOUNDARY, _END), otherwise)
+            steps = self._steps_to_do(inputs, end, carry, rings)
+            return jnp.where(at.pending(inputs, carry), ready, steps > 0)
 
-        def turn(carry: LoopState, rings: Any, begins_with: Any, wasted: Any) -> Any:
-            # What is due after the last step comes first. So the predicates of the position are compiled once: those
-            # of a boundary at the end of a turn, and those of a step here.
+        def turn(carry: LoopState, rings: Any, wasted: Any) -> Any:
+            # What is due after the last step comes first, so that the programs of a boundary and of a step are here
+            # once. A pending boundary is ready, or this turn would not have begun.
             carry, rings = packing.cond(
-                begins_with == _AT_BOUNDARY,
+                at.pending(inputs, carry),
                 lambda c, r: boundary.validate_and_close_if_due(program, inputs, c, r, packing.cond),
                 carry,
                 rings,
@@ -67,31 +65,23 @@ class Looped(Executor):
             steps = self._steps_to_do(inputs, end, carry, rings)
             opens = ~carry.opened & (steps > 0)
             carry, rings = packing.cond(opens, lambda c, r: boundary.open_epoch(program, inputs, c, r), carry, rings)
-            steps = _Steps(self, packing, inputs, carry.step + steps)
-            carry, rings, wasted = steps.run(carry, rings, wasted)
-            otherwise = _END
-            if steps.ends_early:  # at a probe: the next turn begins with the steps after it
-                otherwise = jnp.where(self._steps_to_do(inputs, end, carry, rings) > 0, _AT_STEPS, _END)
-            return carry, rings, next_turn(carry, rings, otherwise=otherwise), wasted
-
-        rings = program.buffers.empty()
-        first = next_turn(carry, rings, otherwise=_AT_STEPS)
-
-        def more(carry: LoopState, rings: Any, begins_with: Any, wasted: Any) -> Any:
-            # `yielded` only matters for the first turn. But a condition on one value alone makes XLA analyze it as a
-            # loop counter, again and again, which takes longer than to compile the predicates.
-            return (begins_with != _END) & ~carry.yielded
+            return _Steps(self, packing, inputs, carry.step + steps).run(carry, rings, wasted)
 
         wasted = jnp.zeros((), jnp.int32)
-        carry, rings, _, wasted = packing.while_loop(more, turn, carry, rings, first, wasted)
+        carry, rings, wasted = packing.while_loop(more, turn, carry, program.chunk_buffers(), wasted)
         return carry, rings, self._pack_status(inputs, carry, wasted)
 
     def _steps_to_do(self, inputs: Inputs, end: Any, carry: LoopState, rings: Any) -> Any:
-        """Returns the steps until the next epoch end, validation or end of the dispatch; at most 0 if none may run."""
-        at, buffers = self.program.predicates, self.program.buffers
-        free = ~carry.yielded & ~at.over(inputs, carry) & buffers.have_room(rings)
+        """Returns the steps until the next epoch end, validation or end of the dispatch; at most 0 if none may run.
+
+        Only valid where no boundary is pending.
+        """
+        at = self.program.predicates
+        # The last step of the run is in the limit: a predicate that several kernels share would be one of its own.
+        free = ~carry.yielded & ~at.all_stopped(carry) & (carry.epoch < inputs.numbers.end_epoch)
+        free = free & at.has_data(inputs, carry) & self.program.buffers.have_room(rings)
         limit = jnp.minimum(at.steps_to_boundary(inputs, carry), end - carry.step)
-        return jnp.where(free & at.has_data(inputs, carry), limit, 0)
+        return jnp.where(free, limit, 0)
 
 
 class _Steps:

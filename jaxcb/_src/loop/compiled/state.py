@@ -90,10 +90,14 @@ class LoopState(Struct):
 
 
 class DispatchParams(NamedTuple):
-    """The integer parameters of a dispatch, sent as one vector."""
+    """The integer parameters of a dispatch, sent as one vector.
 
-    data_epoch: int  # first epoch that the data belongs to; -1 for any epoch
-    epochs: int  # number of epochs in the data; if more than one, all are complete and of one length
+    No program computes a number from two of them alone: XLA would move that out of all loops, as a kernel.
+    """
+
+    first_epoch: int  # first epoch that the data belongs to
+    past_epoch: int  # the epoch after its last one; if there are several, all are complete and of one length
+    stride: int  # batches of the data in such an epoch; 0 for data that belongs to any epoch
     base: int  # cursor of the first batch
     size: int  # number of batches
     epoch_len: int  # steps of such an epoch, UNBOUNDED if not yet known
@@ -123,8 +127,7 @@ class PackedParams(NamedTuple):
 
     def batch_index(self, carry: LoopState) -> Any:
         """Returns the index of the next batch in the data, int32 (). Only valid for data of the current epoch."""
-        epochs = jnp.where(self.data_epoch < 0, 0, carry.epoch - self.data_epoch)
-        return carry.cursor - self.base + epochs * self.epoch_len
+        return carry.cursor - self.base + (carry.epoch - self.first_epoch) * self.stride
 
 
 class Inputs(Struct):

@@ -57,7 +57,7 @@ class Stepped(Executor):
     def __init__(self, program: Program, kept: KeptProgram, placement: Placement = ONE_DEVICE) -> None:
         super().__init__(program, kept, placement)
         self._form: Any = None  # form of the loop state, while its status is traced
-        self._fresh = self._without_state(program.buffers.empty)
+        self._fresh = self._without_state(program.chunk_buffers)
         self._open = self._compiled(self._run_open, donate_rest=(1,))
         self._step = self._compiled(
             self._run_step, donate_rest=(1,), steps=True, donate_changed_only=not program.functions.debug
@@ -72,8 +72,8 @@ class Stepped(Executor):
         hooks = _BOUNDARY_HOOKS if program.members is None else _BOUNDARY_HOOKS + _MEMBERS_TOO
         self._boundary_may_wait = program.validation.needs_host or program.yields_at(*hooks)
 
-    def prepare(self, live: DeviceState, inputs: Inputs) -> None:
-        rings = self.kept.fact(self._key("rings"), lambda: jax.eval_shape(self.program.buffers.empty))
+    def _prepare_steps(self, live: DeviceState, inputs: Inputs) -> None:
+        rings = self.kept.fact(self._key("rings"), lambda: jax.eval_shape(self.program.chunk_buffers))
         self._step.prepare(live, inputs, {name: rings[name] for name in self._step_buffers})
         self._boundary.prepare(live, inputs, rings)
 

@@ -70,11 +70,6 @@ class DeviceRun:
         return self.executor.program
 
     @property
-    def has_resident_data(self) -> bool:
-        """Whether all training data lies on the devices, or there is none."""
-        return self.program.layout.kind in ("resident", "none")
-
-    @property
     def buffers_lost(self) -> bool:
         """Whether a failed dispatch invalidated the donated buffers."""
         return any(leaf.is_deleted() for leaf in self.live.leaves)
@@ -113,8 +108,7 @@ class DeviceRun:
     def inputs_of(self, chunk: Chunk, host: np.ndarray, length: int) -> Inputs:
         """Returns the inputs of a dispatch of a chunk; the arguments are those of `execute`."""
         numbers = self.place.numbers(
-            data_epoch=chunk.epoch,
-            epochs=chunk.epochs,
+            data_epochs=None if chunk.epoch < 0 else (chunk.epoch, chunk.epochs),
             base=chunk.base,
             size=chunk.size,
             length=length if chunk.epoch < 0 else UNBOUNDED,
@@ -159,7 +153,18 @@ class DeviceRun:
 
     def _without_steps(self, host: np.ndarray) -> Inputs:
         """Returns the inputs of a dispatch that runs no steps."""
-        return self._inputs.replace(numbers=self.place.numbers(size=0, length=0).packed(host))
+        return without_steps(self._inputs, self.place, host)
+
+
+def without_steps(inputs: Inputs, place: HostPosition, host: np.ndarray) -> Inputs:
+    """Returns the inputs of a dispatch that runs no steps.
+
+    Args:
+        inputs: the inputs that all dispatches share.
+        place: start and end of the run.
+        host: the host metrics.
+    """
+    return inputs.replace(numbers=place.numbers(size=0, length=0).packed(host))
 
 
 def deliver(device: DeviceRun, copy_of: Callable[[Callable[[Any], Any]], Any]) -> None:

@@ -5,7 +5,6 @@ import signal
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxcb._src.checkpointing.checkpointer import Checkpointer
@@ -231,12 +230,9 @@ class Driver:
     def _compile_ahead(self) -> None:
         """Compiles the steps in the background, while the run writes its first checkpoint and `on_train_begin` runs.
 
-        Only for data on the device: the shapes of a stream's chunks are known when the first one is there. With several
-        processes, compiling may need all of them, at the same point of the run.
+        For most runs that has begun while the run was built.
         """
-        compiles = not jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
-        if compiles and self.device.has_resident_data and not self._processes.is_multiprocess:
-            self.device.prepare(np.zeros(len(self._host_metrics.names), np.float32))
+        self.device.prepare(np.zeros(len(self._host_metrics.names), np.float32))
         self.results.performer.warm_up()
 
     def _read_host_metrics(self) -> np.ndarray:

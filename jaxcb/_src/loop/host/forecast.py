@@ -35,6 +35,8 @@ def warn_of_what_never_comes(
 ) -> None:
     """Warns, before the first step, of what is requested and cannot happen in a run of this length.
 
+    Says nothing of a trial run, which is short on purpose.
+
     Args:
         place: the position at which the run begins, and its length.
         config: the configuration of the run.
@@ -46,6 +48,8 @@ def warn_of_what_never_comes(
     Raises:
         ValueError: for gradients that are accumulated longer than the run, which would train nothing.
     """
+    if config.is_trial:
+        return
     total = math.inf if place.total_steps < 0 else place.total_steps
     epochs = min(place.end_epoch, math.ceil(total / place.epoch_len) if total < math.inf else math.inf)
     epochs = math.inf if epochs >= UNBOUNDED else epochs
