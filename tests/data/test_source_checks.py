@@ -20,6 +20,7 @@ from jaxcb._src.storage.fingerprint import batch_fingerprint
 
 EXECUTORS = ("looped", "stepped")
 LENGTH = 6
+SGD = optax.sgd(0.1)  # one object for all runs: they share what was traced
 
 
 class Turned:
@@ -51,7 +52,7 @@ class Same(Turned):
 
 def train(directory, data, executor="looped", at=None, **changes):
     """Trains to the end, or as far as it is cut. It resumes after step `at`."""
-    changes = {"epochs": 3, "optimizer": optax.sgd(0.1), "verbose": 0, "steps_per_execution": 3} | changes
+    changes = {"epochs": 3, "optimizer": SGD, "verbose": 0, "steps_per_execution": 3} | changes
     callbacks = [] if at is None else [CutAfter(at)]
     given = grouped(executor=executor, callbacks=callbacks, run_dir=directory, resume=True, **changes)
     with warnings.catch_warnings(record=True) as caught:
@@ -110,7 +111,7 @@ def test_a_data_set_that_has_grown_in_front_is_noticed(tmp_path):
 def test_nothing_is_read_for_a_run_without_checkpoints(monkeypatch):
     monkeypatch.setattr("jaxcb._src.data.stream.source_checks.batch_fingerprint", None)
     monkeypatch.setattr("jaxcb._src.data.stream.stream.batch_fingerprint", None)
-    jc.fit({"w": jnp.ones(())}, number_loss, Told(), optimizer=optax.sgd(0.1), epochs=2, verbose=0)
+    jc.fit({"w": jnp.ones(())}, number_loss, Told(), optimizer=SGD, epochs=2, verbose=0)
 
 
 @settings(max_examples=20, deadline=None)
@@ -180,7 +181,7 @@ def test_a_state_that_no_other_process_can_restore_is_refused_at_the_first_batch
     assert "The iterator says: ValueError: " in str(e.value)
     assert not list(tmp_path.rglob("history.csv"))
     # without checkpoints nothing is restored
-    given = {"optimizer": optax.sgd(0.1), "verbose": 0, **how}
+    given = {"optimizer": SGD, "verbose": 0, **how}
     jc.fit({"w": jnp.ones(())}, number_loss, make(Rows()), **given)
 
 
@@ -209,7 +210,7 @@ class Unsaved(Turned):
 def test_a_state_that_no_file_can_keep_is_said_and_the_batches_are_iterated_again(tmp_path):
     with pytest.warns(RuntimeWarning, match="state cannot be saved, since it contains a builtin_function"):
         jc.fit(
-            {"w": jnp.ones(())}, number_loss, Unsaved(), optimizer=optax.sgd(0.1), epochs=1, verbose=0, run_dir=tmp_path
+            {"w": jnp.ones(())}, number_loss, Unsaved(), optimizer=SGD, epochs=1, verbose=0, run_dir=tmp_path
         )
 
 
@@ -250,7 +251,7 @@ class Remembers:
 
 
 def warned_by(data, **changes):
-    changes = {"optimizer": optax.sgd(0.1), "epochs": 4, "verbose": 0} | changes
+    changes = {"optimizer": SGD, "epochs": 4, "verbose": 0} | changes
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         jc.fit({"w": jnp.ones(())}, number_loss, data, **changes)

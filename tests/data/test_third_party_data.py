@@ -20,6 +20,7 @@ from jaxcb._src.data.inputs import named_sets
 
 EXECUTORS = ("looped", "stepped")
 ROWS = 10
+STILL = optax.sgd(0.0)  # one object for all runs: they share what was traced
 X = np.arange(2 * ROWS, dtype=np.float32).reshape(ROWS, 2) / ROWS
 Y = np.arange(ROWS, dtype=np.int32)
 DICTS = [{"x": x, "y": y} for x, y in zip(X, Y, strict=True)]
@@ -36,7 +37,7 @@ def run(data, executor="looped", **changes):
     changes = {"epochs": 2, "steps_per_execution": 2, "verbose": 0, "callbacks": [Watch()]} | changes
     SEEN.clear()
     result = jc.fit(
-        {"w": jnp.ones(2)}, loss_fn, data, **grouped(optimizer=optax.sgd(0.0), executor=executor, **changes)
+        {"w": jnp.ones(2)}, loss_fn, data, **grouped(optimizer=STILL, executor=executor, **changes)
     )
     assert not threads()
     return result
@@ -193,7 +194,7 @@ def test_a_tensor_of_a_dtype_that_numpy_lacks_comes_over_dlpack():
         assert batch[0].dtype == jnp.bfloat16
         return jnp.mean((batch[0].astype(jnp.float32) @ params["w"]) ** 2)
 
-    result = jc.fit({"w": jnp.ones(2)}, half_loss, [[Half(), Y[:4]]], optimizer=optax.sgd(0.0), epochs=1, verbose=0)
+    result = jc.fit({"w": jnp.ones(2)}, half_loss, [[Half(), Y[:4]]], optimizer=STILL, epochs=1, verbose=0)
     assert result.history["loss"].tolist() == [4.0]
 
 
@@ -485,7 +486,7 @@ def bare_loss(params, batch):
 @pytest.mark.parametrize("train", [X, [X[:5], X[5:]]], ids=["arrays", "batches"])
 def test_a_dict_of_bare_arrays_names_sets_where_training_batches_are_no_dicts(train):
     sets = {"near": X[:3], "far": X[3:]}
-    how = {"optimizer": optax.sgd(0.0), "epochs": 1, "verbose": 0}
+    how = {"optimizer": STILL, "epochs": 1, "verbose": 0}
     result = jc.fit({"w": jnp.ones(2)}, bare_loss, train, validation_data=sets, **how)
     np.testing.assert_allclose(result.history["val_near_loss"], [2 * X[:3].mean()], rtol=1e-6)
     np.testing.assert_allclose(result.history["val_far_loss"], [2 * X[3:].mean()], rtol=1e-6)

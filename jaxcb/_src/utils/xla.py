@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 
 # Callbacks compile to many small kernels. Until jax 0.10, the CPU backend has two emitters for them: one compiles in
 # half of the time, the kernels of the other are faster for large arrays. Later versions only have the second one.
@@ -22,26 +21,6 @@ def fast_compile_options(platform: str) -> dict[str, Any]:
         The options; empty if this version of XLA does not have them.
     """
     return dict(_CPU) if platform == "cpu" else {}
-
-
-def computed_once(array: Array, always: Array, like: Array) -> Array:
-    """Returns the array so that XLA's CPU backend computes it once.
-
-    The backend copies the computation of a small array into the kernel of each value that depends on it; with long
-    computations and many values, compiling takes much longer. A branch is the only border that it respects: it removes
-    an `optimization_barrier` before it forms kernels. Programs for other platforms get nothing: the branch is chosen
-    when a program is lowered, whatever the default backend is.
-
-    Args:
-        array: a small array.
-        always: bool (), true whenever the program runs. It must not be a constant, which XLA would see through.
-        like: an array of the same shape and dtype that exists anyway.
-    """
-
-    def in_a_branch(array: Array, always: Array, like: Array) -> Array:
-        return jax.lax.cond(always, lambda x, _: x, lambda _, y: y, array, like)
-
-    return jax.lax.platform_dependent(array, always, like, cpu=in_a_branch, default=lambda array, always, like: array)
 
 
 def stored(tree: Any) -> Any:

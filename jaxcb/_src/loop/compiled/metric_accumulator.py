@@ -11,7 +11,6 @@ from jax import Array
 from jaxcb._src.core.metrics import is_mergeable
 from jaxcb._src.utils.exact import add_product, quotient
 from jaxcb._src.utils.pytree import Struct, cast_like, select, static
-from jaxcb._src.utils.xla import computed_once
 
 
 class MetricAccumulator(Struct):
@@ -100,8 +99,6 @@ class MetricAccumulator(Struct):
         """Returns the means, and the computed values of merged metrics; NaN if nothing was added."""
         total, error = self._pair
         means = quotient(total, -error, total[..., :1], -error[..., :1])
-        if not self._members:
-            means = computed_once(means, total[0] >= 0, total)
         return self._by_name(means) | computed(self.merged, self._members)
 
     def _by_name(self, values: Any) -> dict[str, Any]:

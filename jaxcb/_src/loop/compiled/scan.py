@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxcb._src.core.callback import BOUNDARY_HOOKS, STEP_HOOKS
-from jaxcb._src.data.progress import UNBOUNDED
 from jaxcb._src.loop.compiled import epoch as boundary
 from jaxcb._src.loop.compiled.device_state import DeviceState, StatePacking
 from jaxcb._src.loop.compiled.executor import Executor, Output
@@ -44,13 +43,12 @@ class Looped(Executor):
 
     def _run_chunk(self, packing: StatePacking, carry: LoopState, inputs: Inputs) -> Any:
         program, at = self.program, self.program.predicates
-        # end of this dispatch, without overflow of int32
-        end = carry.step + jnp.minimum(inputs.numbers.length, UNBOUNDED - carry.step)
+        began = carry.step
 
         def more(carry: LoopState, rings: Any, wasted: Any) -> Any:
             ready = ~carry.yielded & ~program.boundary_waits(inputs, carry)
             ready = ready & program.buffers.have_room(rings, BOUNDARY_HOOKS)
-            steps = self._steps_to_do(inputs, end, carry, rings)
+            steps = self._steps_to_do(inputs, began, carry, rings)
             return jnp.where(at.pending(inputs, carry), ready, steps > 0)
 
         def turn(carry: LoopState, rings: Any, wasted: Any) -> Any:
@@ -62,7 +60,7 @@ class Looped(Executor):
                 carry,
                 rings,
             )
-            steps = self._steps_to_do(inputs, end, carry, rings)
+            steps = self._steps_to_do(inputs, began, carry, rings)
             opens = ~carry.opened & (steps > 0)
             carry, rings = packing.cond(opens, lambda c, r: boundary.open_epoch(program, inputs, c, r), carry, rings)
             return _Steps(self, packing, inputs, carry.step + steps).run(carry, rings, wasted)
@@ -71,16 +69,16 @@ class Looped(Executor):
         carry, rings, wasted = packing.while_loop(more, turn, carry, program.chunk_buffers(), wasted)
         return carry, rings, self._pack_status(inputs, carry, wasted)
 
-    def _steps_to_do(self, inputs: Inputs, end: Any, carry: LoopState, rings: Any) -> Any:
+    def _steps_to_do(self, inputs: Inputs, began: Any, carry: LoopState, rings: Any) -> Any:
         """Returns the steps until the next epoch end, validation or end of the dispatch; at most 0 if none may run.
 
-        Only valid where no boundary is pending.
+        Only valid where no boundary is pending. `began` is the step before the first one of the dispatch.
         """
         at = self.program.predicates
         # The last step of the run is in the limit: a predicate that several kernels share would be one of its own.
         free = ~carry.yielded & ~at.all_stopped(carry) & (carry.epoch < inputs.numbers.end_epoch)
         free = free & at.has_data(inputs, carry) & self.program.buffers.have_room(rings)
-        limit = jnp.minimum(at.steps_to_boundary(inputs, carry), end - carry.step)
+        limit = jnp.minimum(at.steps_to_boundary(inputs, carry), inputs.numbers.length - (carry.step - began))
         return jnp.where(free, limit, 0)
 
 
@@ -100,7 +98,6 @@ class _Steps:
 
     def __init__(self, executor: Looped, packing: StatePacking, inputs: Inputs, end: Any) -> None:
         self._program, self._packing, self._inputs, self._end = executor.program, packing, inputs, end
-        self.ends_early = self._program.block is not None and bool(self._program.rare_probes)
 
     def run(self, carry: LoopState, rings: Any, wasted: Any) -> tuple[LoopState, Any, Any]:
         """Runs the steps. Returns the loop state, the record buffers, and the masked steps so far."""
@@ -115,7 +112,7 @@ class _Steps:
             for every in self._program.rare_probes:
                 last = jnp.minimum(last, carry.step + every - 1 - carry.step % every)
             carry, rings, wasted = self._blocks(last, carry, rings, wasted)
-        if self.ends_early:
+        if self._program.block is not None and self._program.rare_probes:
             # a loop of at most one step, since XLA copies all weights for a branch, but not for a loop
             carry, rings = packing.while_loop(
                 self._more_until(jnp.minimum(full, carry.step + 1)), self._step, carry, rings
