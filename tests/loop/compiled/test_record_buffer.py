@@ -33,8 +33,12 @@ def compiled_chunk(monkeypatch, callbacks):
         device = self.device
         inputs = device._without_steps(np.zeros(len(self._host_metrics.names), np.float32))
         found.append(device.executor._chunk.lower(device.live, inputs).compile().as_text())
-        rows = jax.eval_shape(device.program.chunk_buffers)
-        found.append({name: sum(x.shape[1] for x in ring.rows.values()) for name, ring in rows.items()})
+        buffers = device.program.buffers
+        widths = {
+            name: sum(x.size for x in ring.rows.values()) // (buffers.layouts[name].capacity + 1)
+            for name, ring in jax.eval_shape(device.program.chunk_buffers).items()
+        }
+        found.append(widths)
         real(self)
 
     real = Driver.train

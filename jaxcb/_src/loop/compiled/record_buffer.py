@@ -43,9 +43,9 @@ class TreePacker:
             self._groups.setdefault("int32" if name in PACKED_DTYPES else name, []).append(index)
 
     def empty(self, rows: int) -> dict[str, Array]:
-        """Returns zeros for this many rows. Traced."""
+        """Returns zeros for this many rows, one after the other. Traced."""
         widths = {name: sum(math.prod(self._shapes[i][0]) for i in indices) for name, indices in self._groups.items()}
-        return {name: jnp.zeros((rows, width), jnp.dtype(name)) for name, width in widths.items()}
+        return {name: jnp.zeros(rows * width, jnp.dtype(name)) for name, width in widths.items()}
 
     def row(self, tree: Any) -> dict[str, Array]:
         """Packs a tree. Traced."""
@@ -103,16 +103,20 @@ def buffer_limits() -> tuple[int, ...]:
 
 
 class RecordBuffer(Struct):
-    """Entries of one structure, oldest first."""
+    """Entries of one structure, oldest first.
+
+    The rows share one vector, since a TPU pads each row of a matrix to 128 numbers: a buffer of short rows would take
+    many times its size.
+    """
 
     count: Any  # int32 ()
-    rows: dict[str, Any]  # packed positions and arrays of the actions, each (capacity, width)
+    rows: dict[str, Any]  # packed positions and arrays of the actions, each (capacity * width,)
 
     def append(self, row: dict[str, Array], fired: Array) -> "RecordBuffer":
         """Writes an entry. If not `fired`, it does not count, and the next entry overwrites it."""
 
         def write(rows: Array, value: Array) -> Array:
-            return jax.lax.dynamic_update_index_in_dim(rows, value, self.count, 0)
+            return jax.lax.dynamic_update_slice_in_dim(rows, value, self.count * value.size, 0)
 
         return RecordBuffer(self.count + fired.astype(jnp.int32), jax.tree.map(write, self.rows, row))
 
@@ -262,7 +266,7 @@ class RecordBuffers:
             if not count:
                 continue
             # copies: a record that is kept must not keep the complete buffer alive
-            packed = {key: rows[:count].copy() for key, rows in buffer.rows.items()}
+            packed = {key: rows.reshape(layout.capacity + 1, -1)[:count].copy() for key, rows in buffer.rows.items()}
             column, actions = self._entries(name, packed)
             at = [RecordPosition(*place) for place in zip(*(c.tolist() for c in jax.tree.leaves(column)), strict=True)]
             for index, stack in zip(layout.indices, actions, strict=True):
