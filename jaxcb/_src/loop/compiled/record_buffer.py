@@ -53,7 +53,7 @@ class TreePacker:
         rows = {}
         for name, indices in self._groups.items():
             words = [as_packed(leaves[i]) for i in indices]
-            single = [word.reshape(()) for word in words if word.size == 1]
+            single = [word.reshape(()) if word.shape else word for word in words if word.size == 1]
             vectors = [_vector(single[i : i + _SCALARS_PER_KERNEL]) for i in range(0, len(single), _SCALARS_PER_KERNEL)]
             rows[name] = jnp.concatenate(vectors + [word.ravel() for word in words if word.size != 1])
         return rows

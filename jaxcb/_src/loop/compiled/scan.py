@@ -46,21 +46,23 @@ class Looped(Executor):
         began = carry.step
 
         def more(carry: LoopState, rings: Any, wasted: Any) -> Any:
-            ready = ~carry.yielded & ~program.boundary_waits(inputs, carry)
+            here = inputs.read()
+            ready = ~carry.yielded & ~program.boundary_waits(here, carry)
             ready = ready & program.buffers.have_room(rings, BOUNDARY_HOOKS)
-            steps = self._steps_to_do(inputs, began, carry, rings)
-            return jnp.where(at.pending(inputs, carry), ready, steps > 0)
+            steps = self._steps_to_do(here, began, carry, rings)
+            return jnp.where(at.pending(here, carry), ready, steps > 0)
 
         def turn(carry: LoopState, rings: Any, wasted: Any) -> Any:
             # What is due after the last step comes first, so that the programs of a boundary and of a step are here
             # once. A pending boundary is ready, or this turn would not have begun.
+            here = inputs.read()
             carry, rings = packing.cond(
-                at.pending(inputs, carry),
+                at.pending(here, carry),
                 lambda c, r: boundary.validate_and_close_if_due(program, inputs, c, r, packing.cond),
                 carry,
                 rings,
             )
-            steps = self._steps_to_do(inputs, began, carry, rings)
+            steps = self._steps_to_do(here, began, carry, rings)
             opens = ~carry.opened & (steps > 0)
             carry, rings = packing.cond(opens, lambda c, r: boundary.open_epoch(program, inputs, c, r), carry, rings)
             return _Steps(self, packing, inputs, carry.step + steps).run(carry, rings, wasted)

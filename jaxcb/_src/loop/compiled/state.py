@@ -106,6 +106,10 @@ class DispatchParams(NamedTuple):
     end_epoch: int
     total_steps: int  # for `Metrics`; -1 if unknown
 
+    def batch_index(self, carry: LoopState) -> Any:
+        """Returns the index of the next batch in the data, int32 (). Only valid for data of the current epoch."""
+        return carry.cursor - self.base + (carry.epoch - self.first_epoch) * self.stride
+
     def packed(self, host: np.ndarray) -> np.ndarray:
         """Returns one int32 vector for a single transfer: parameters, then the bits of the float32 host metrics."""
         return np.concatenate([np.asarray(self, np.int32), host.view(np.int32)])
@@ -126,8 +130,19 @@ class PackedParams(NamedTuple):
         return jax.lax.index_in_dim(self.vector, DispatchParams._fields.index(name), keepdims=False)
 
     def batch_index(self, carry: LoopState) -> Any:
-        """Returns the index of the next batch in the data, int32 (). Only valid for data of the current epoch."""
-        return carry.cursor - self.base + (carry.epoch - self.first_epoch) * self.stride
+        """Returns `DispatchParams.batch_index`."""
+        return DispatchParams.batch_index(self, carry)  # pyright: ignore[reportArgumentType]
+
+    def read(self) -> DispatchParams:
+        """Returns all parameters, read at once: to trace this takes as long as to read one. For use at this place."""
+        return _read(self.vector)
+
+
+@jax.jit
+def _read(vector: Any) -> DispatchParams:
+    count = len(DispatchParams._fields)
+    sizes = [1] * count + [vector.shape[0] - count] * (vector.shape[0] > count)
+    return DispatchParams(*(jax.lax.squeeze(x, (0,)) for x in jax.lax.split(vector, sizes)[:count]))
 
 
 class Inputs(Struct):
@@ -143,6 +158,10 @@ class Inputs(Struct):
     def unpacked(self) -> "Inputs":
         """Splits the packed vector. Traced."""
         return self.replace(numbers=PackedParams(self.numbers), bits=self.numbers[len(DispatchParams._fields) :])
+
+    def read(self) -> "Inputs":
+        """Returns the inputs with their parameters read, for several uses at one place of a program. Traced."""
+        return self.replace(numbers=self.numbers.read())
 
     def host_bits(self) -> np.ndarray:
         """Returns the host metrics from the packed vector, float32. Runs on the host."""
