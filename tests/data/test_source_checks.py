@@ -209,9 +209,7 @@ class Unsaved(Turned):
 
 def test_a_state_that_no_file_can_keep_is_said_and_the_batches_are_iterated_again(tmp_path):
     with pytest.warns(RuntimeWarning, match="state cannot be saved, since it contains a builtin_function"):
-        jc.fit(
-            {"w": jnp.ones(())}, number_loss, Unsaved(), optimizer=SGD, epochs=1, verbose=0, run_dir=tmp_path
-        )
+        jc.fit({"w": jnp.ones(())}, number_loss, Unsaved(), optimizer=SGD, epochs=1, verbose=0, run_dir=tmp_path)
 
 
 @pytest.mark.everyday(1)

@@ -36,9 +36,7 @@ def loss_fn(params, batch):
 def run(data, executor="looped", **changes):
     changes = {"epochs": 2, "steps_per_execution": 2, "verbose": 0, "callbacks": [Watch()]} | changes
     SEEN.clear()
-    result = jc.fit(
-        {"w": jnp.ones(2)}, loss_fn, data, **grouped(optimizer=STILL, executor=executor, **changes)
-    )
+    result = jc.fit({"w": jnp.ones(2)}, loss_fn, data, **grouped(optimizer=STILL, executor=executor, **changes))
     assert not threads()
     return result
 

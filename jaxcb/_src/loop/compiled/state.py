@@ -92,19 +92,20 @@ class LoopState(Struct):
 class DispatchParams(NamedTuple):
     """The integer parameters of a dispatch, sent as one vector.
 
-    No program computes a number from two of them alone: XLA would move that out of all loops, as a kernel.
+    Numbers on the host, and int32 () once a program has read them. No program computes a number from two of them alone:
+    XLA would move that out of all loops, as a kernel.
     """
 
-    first_epoch: int  # first epoch that the data belongs to
-    past_epoch: int  # the epoch after its last one; if there are several, all are complete and of one length
-    stride: int  # batches of the data in such an epoch; 0 for data that belongs to any epoch
-    base: int  # cursor of the first batch
-    size: int  # number of batches
-    epoch_len: int  # steps of such an epoch, UNBOUNDED if not yet known
-    length: int  # limit of steps for this dispatch
-    end_step: int
-    end_epoch: int
-    total_steps: int  # for `Metrics`; -1 if unknown
+    first_epoch: Any  # first epoch that the data belongs to
+    past_epoch: Any  # the epoch after its last one; if there are several, all are complete and of one length
+    stride: Any  # batches of the data in such an epoch; 0 for data that belongs to any epoch
+    base: Any  # cursor of the first batch
+    size: Any  # number of batches
+    epoch_len: Any  # steps of such an epoch, UNBOUNDED if not yet known
+    length: Any  # limit of steps for this dispatch
+    end_step: Any
+    end_epoch: Any
+    total_steps: Any  # for `Metrics`; -1 if unknown
 
     def batch_index(self, carry: LoopState) -> Any:
         """Returns the index of the next batch in the data, int32 (). Only valid for data of the current epoch."""
