@@ -31,10 +31,10 @@ def trees(draw):
 def test_what_is_packed_comes_back_to_the_last_bit(given_):
     tree, rows = given_
     packing = TreePacker(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree))
-    packed = packing.empty(rows)
-    for i in range(rows):
-        row = packing.row(jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), tree))
-        packed = {name: packed[name].at[i].set(row[name]) for name in packed}
+    each = [packing.row(jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), tree)) for i in range(rows)]
+    packed = {name: jnp.stack([row[name] for row in each]) for name in each[0]}
+    empty = packing.empty(rows)
+    assert {name: (x.size, x.dtype) for name, x in packed.items()} == {n: (x.size, x.dtype) for n, x in empty.items()}
     assert len(packed) <= 3  # 32-bit words and truths in one, float16, uint8
     back = packing.unpack(jax.device_get(packed))
     for name, leaf in tree.items():
