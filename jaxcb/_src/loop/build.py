@@ -87,6 +87,7 @@ def build_driver(  # noqa: PLR0913
     placement: Placement = ONE_DEVICE,
     stages: Sequence[Stage] = (),
     begun: int = 0,
+    trains: bool = True,
 ) -> tuple[Driver, str]:
     """Traces the hooks, builds the program and returns the driver of a run.
 
@@ -105,6 +106,7 @@ def build_driver(  # noqa: PLR0913
         placement: shardings of a single run; for a population, the devices that members may be sharded over.
         stages: all stages of the run but the first.
         begun: number of those that have begun; `train_state` is that of the last of them.
+        trains: whether the run trains, so that its steps are compiled. A completed run does not.
 
     Returns:
         The driver, and why its executor was chosen.
@@ -165,7 +167,7 @@ def build_driver(  # noqa: PLR0913
     executor = executor_of(programs)
     if group is None:
         idle = without_steps(inputs, place, np.zeros(len(reported.host_names), np.float32))
-        live = programs.start(train_state, functools.partial(executor.prepare, inputs=idle))
+        live = programs.start(train_state, functools.partial(executor.prepare, inputs=idle) if trains else None)
     else:  # it puts its members in an order and on devices of its own
         live, inputs = group.put(programs.start(train_state), inputs)
     left = Stages(stages, begun, lambda train_state: executor_of(programs_of(train_state)), context.say)

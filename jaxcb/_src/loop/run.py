@@ -383,6 +383,7 @@ def _build(  # noqa: PLR0913
         placement=placement,
         stages=stages,
         begun=min(begun, len(stages)),
+        trains=not start.completed,
     )
 
 

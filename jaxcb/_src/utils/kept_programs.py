@@ -313,6 +313,7 @@ class KeptFunction:
         with _timed():
             options = self._options()
             traced = self._trace(options, args)
-            self._traced(traced)
+        self._traced(traced)  # may build another function, which is timed by itself
+        with _timed():
             flags = tuple(sorted(options.get("compiler_options", {}).items()))
             return compilation_of(traced, (self._devices, flags))

@@ -166,3 +166,16 @@ def test_arrays_and_numbers_of_the_host_compile_no_programs(executor, programs, 
         train(40, 11)
     assert counts["compiled"] == programs
     assert resume(tmp_path / "run", 40, 11) == 1  # the order of the rows
+
+
+@pytest.mark.parametrize("executor", ["looped", "stepped"])
+def test_a_completed_run_lowers_no_steps(executor, tmp_path):
+    def train():
+        return fit(executor, epochs=1, callbacks=[], run_dir=tmp_path, resume=True)
+
+    train()
+    train()  # operations outside of the run's programs, which are kept by JAX
+    jc.clear_caches()
+    with counting() as counts:
+        train()
+    assert counts["lowered"] == 2  # the first state, and the order of the rows
