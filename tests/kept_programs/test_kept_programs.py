@@ -140,17 +140,28 @@ def _module_loss(model, batch):
     return jnp.mean((model(batch[0]) - batch[1]) ** 2)
 
 
-def test_new_functions_of_the_same_program_are_traced_and_not_compiled():
-    run(loss=make_loss(2.0), optimizer=optax.sgd(0.1), learning_rate=None)
-    with counting() as counts:
-        again = run(loss=make_loss(2.0), optimizer=optax.sgd(0.1), learning_rate=None)
+def _make_rectified(constant):
+    return lambda model, batch: make_loss(constant)(model, (jax.nn.relu(batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize(
+    ("make", "constants"),
+    [(make_loss, (2.0, 3.0)), (_make_rectified, (np.full(2, 2.0, np.float32), np.full(2, 3.0, np.float32)))],
+)
+def test_new_functions_of_the_same_program_are_traced_and_not_compiled(make, constants):
+    def train(constant):
+        with counting() as counts:
+            return run(loss=make(constant), optimizer=optax.sgd(0.1), learning_rate=None), counts
+
+    train(constants[0])
+    again, counts = train(constants[0])
     assert counts["traced"] > 0
-    assert counts["compiled"] == 0
-    with counting() as counts:
-        run(loss=make_loss(3.0), optimizer=optax.sgd(0.1), learning_rate=None)
+    assert counts["lowered"] == counts["compiled"] == 0
+    other, counts = train(constants[1])
     assert counts["compiled"] > 0
-    jc.clear_caches()
-    assert_same(again, run(loss=make_loss(2.0), optimizer=optax.sgd(0.1), learning_rate=None))
+    for constant, found in zip(constants, (again, other), strict=True):
+        jc.clear_caches()
+        assert_same(found, train(constant)[0])
 
 
 def test_paths_texts_and_functions_for_the_host_need_no_other_program(tmp_path):

@@ -3,8 +3,8 @@
 There are three levels. A *kept program* is found by a key of everything that tracing depends on (`program_key`): it
 gives compiled functions and facts that were found by tracing, so nothing is traced. If there is none, the hooks are
 traced, and a kept program with equal traces shares its compiled functions: that is how paths, texts and functions for
-the host need no other program. An *executable* is found by the text of the lowered program: where only closures are
-new, the run is traced again and nothing is compiled.
+the host need no other program. An *executable* is found by the key of the traced program: where only closures are new,
+the run is traced again, and nothing is lowered or compiled.
 
 No level refers to arrays. A compiled function takes and returns flat lists of arrays and our own structures, so
 that the structure of a train state, which refers to the user's model and optimizer, is never part of it.
@@ -12,7 +12,6 @@ that the structure of a train state, which refers to the user's model and optimi
 
 import contextlib
 import functools
-import hashlib
 import itertools
 import threading
 import time
@@ -22,9 +21,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
-from jax.interpreters.partial_eval import dce_jaxpr
 
-from jaxcb._src.utils.program_key import NoProgramKey, Reference, context_key, leaf_key, references_in
+from jaxcb._src.utils.program_key import (
+    NoProgramKey,
+    Reference,
+    context_key,
+    key_of,
+    leaf_key,
+    references_in,
+    trace_key,
+)
 
 _PROGRAMS = 32  # kept programs
 _EXECUTABLES = 128  # kept executables; a run has about five
@@ -188,47 +194,50 @@ def _find(
         return program
 
 
-def compilation_of(traced: Any, devices: Hashable) -> Callable[[], Any]:
-    """Lowers a traced function.
+def compilation_of(traced: Any, given: Hashable, options: dict[str, Any]) -> Callable[[], Any]:
+    """Lowers a traced function, unless the same program was compiled before.
 
     Args:
         traced: what `jax.jit(fn).trace(*args)` returns.
-        devices: the devices and the compiler options.
+        given: what the program depends on besides the trace: structure and shardings of the arguments, which of them
+            are donated, and the devices.
+        options: the further arguments of `jax.jit`.
 
     Returns:
-        A function that compiles, unless the same program was compiled before. Any thread may call it.
+        A function that compiles, or finds what was compiled. Any thread may call it.
     """
+    structure, context = jax.tree.structure(traced.out_info), context_key()
+
+    def find_key() -> Hashable:
+        """Returns the key of the executable; None for a program that no other run can use."""
+        try:
+            key = trace_key(traced.jaxpr.jaxpr, traced.jaxpr.consts), structure, given, key_of(options, mutable=True)
+            hash(key)
+        except (NoProgramKey, TypeError):  # TypeError: something in it has no hash
+            return None
+        return key, context
+
+    # The first program of a process makes its key later, while others wait for XLA anyway
+    key = find_key() if _executables else None
+    with _lock:
+        if key in _executables:
+            _executables.move_to_end(key)
+            known = _executables[key]
+            return lambda: known
     lowered = traced.lower()
-    text = lowered.as_text()
-    if "callback" in text:  # the text has the address of a Python function, which may be used again
-        return lowered.compile
-    digest = hashlib.sha256(text.encode()).digest()
-    arguments = tuple(traced.jaxpr.in_avals)  # also of those that are not used: a call compares the shapes of all
-    key = (digest, _used(traced.jaxpr), arguments, lowered.in_tree, lowered.out_tree, devices)
 
     def finish() -> Any:
-        with _lock:
-            if key in _executables:
-                _executables.move_to_end(key)
-                return _executables[key]
         with _timed():
             new = lowered.compile()
-        with _lock:
-            _executables[key] = new
-            while len(_executables) > _EXECUTABLES:
-                _executables.popitem(last=False)
+        own = key or find_key()
+        if own is not None:
+            with _lock:
+                _executables[own] = new
+                while len(_executables) > _EXECUTABLES:
+                    _executables.popitem(last=False)
         return new
 
     return finish
-
-
-def _used(jaxpr: Any) -> tuple[bool, ...]:
-    """Returns which arguments a function uses: JAX leaves out the others, and the lowered text does not tell which.
-
-    `jax.jit(keep_unused=True)` would leave out none. But JAX 0.12 then keeps the arrays that the function has captured
-    until 2,048 other functions were compiled.
-    """
-    return tuple(dce_jaxpr(getattr(jaxpr, "jaxpr", jaxpr), [True] * len(jaxpr.out_avals))[1])
 
 
 def clear_caches() -> None:
@@ -298,7 +307,7 @@ class KeptFunction:
         """Traces for arguments of these shapes, and compiles in the background; the first call waits for it."""
         self._program.prepare(self._key(args), lambda: self._build(args))
 
-    def _key(self, args: Any) -> Hashable:
+    def _key(self, args: Any) -> tuple[Hashable, ...]:
         leaves, structure = jax.tree.flatten(args)
         return self._name, structure, tuple(map(leaf_key, leaves))
 
@@ -315,5 +324,4 @@ class KeptFunction:
             traced = self._trace(options, args)
         self._traced(traced)  # may build another function, which is timed by itself
         with _timed():
-            flags = tuple(sorted(options.get("compiler_options", {}).items()))
-            return compilation_of(traced, (self._devices, flags))
+            return compilation_of(traced, (self._key(args)[1:], self._donate, self._devices), options)

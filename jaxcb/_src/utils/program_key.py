@@ -202,42 +202,89 @@ def trace_key(jaxpr: Any, constants: Sequence[Any] = ()) -> Hashable:
 
     Args:
         jaxpr: the jaxpr.
-        constants: the arrays that it captures, in order.
+        constants: the arrays that it captures, in order. They compare by content, also those of numpy: a program has
+            copies of them.
 
     Raises:
-        NoProgramKey: if it has effects, or a parameter that cannot be compared.
+        NoProgramKey: if it has effects, calls Python, or has a parameter that cannot be compared.
     """
-    numbers: dict[Any, int] = {}
+    return _TraceKeys().of(jaxpr, constants)
 
-    def atom(value: Any) -> Hashable:
-        if not hasattr(value, "val"):
-            return numbers[value]
-        constant = np.asarray(value.val)
-        return str(value.aval), constant.dtype.str, constant.tobytes()
 
-    def parameter(value: Any) -> Hashable:
-        inner = jaxpr_in(value)
-        if inner is not None:
-            return trace_key(inner, getattr(value, "consts", ()))
-        if isinstance(value, tuple | list):
-            return tuple(map(parameter, value))
-        return key_of(value)
+class _UnusedRule:
+    """A rule of differentiation. What was traced for a program is differentiated already, so the rule is not used."""
 
-    for var in (*jaxpr.invars, *jaxpr.constvars):
-        numbers[var] = len(numbers)
-    lines = []
-    for equation in jaxpr.eqns:
-        if equation.effects:
-            raise NoProgramKey
-        given = tuple(map(atom, equation.invars))
-        for var in equation.outvars:
+    def __init__(self, rule: Any) -> None:
+        self.name = getattr(rule, "__qualname__", type(rule).__qualname__)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _UnusedRule) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+def _rule_key(rule: Any) -> Hashable:
+    unused = _UnusedRule(rule)
+    return unused if callable(rule) else (type(rule), unused)  # as `key_of`: hashes in old checkpoints stay the same
+
+
+_RULES = {  # primitive -> parameters
+    "custom_jvp_call": {"jvp_jaxpr_fun"},
+    "custom_vjp_call": {"fwd_jaxpr_thunk", "bwd", "out_trees"},
+}
+
+
+class _TraceKeys:
+    """Makes the keys of a jaxpr and of those inside of it; JAX has one jaxpr for all calls of a function."""
+
+    def __init__(self) -> None:
+        self._inner: dict[int, tuple[Any, Hashable]] = {}  # id of an inner jaxpr -> it, and its key
+        self._text = functools.cache(str)
+
+    def of(self, jaxpr: Any, constants: Sequence[Any]) -> Hashable:
+        """Returns the key of a jaxpr."""
+        numbers: dict[Any, int] = {}
+
+        def atom(value: Any) -> Hashable:
+            if not hasattr(value, "val"):
+                return numbers[value]
+            constant = np.asarray(value.val)
+            return self._text(value.aval), constant.dtype.str, constant.tobytes()
+
+        for var in (*jaxpr.invars, *jaxpr.constvars):
             numbers[var] = len(numbers)
-        parameters = tuple((name, parameter(value)) for name, value in sorted(equation.params.items()))
-        results = tuple(str(var.aval) for var in equation.outvars)
-        context = equation.ctx  # settings at this place, such as how random bits are made
-        lines.append((equation.primitive.name, parameters, given, results, context))
-    shapes = tuple(str(var.aval) for var in jaxpr.invars)
-    return shapes, tuple(map(key_of, constants)), tuple(lines), tuple(map(atom, jaxpr.outvars))
+        lines = []
+        for equation in jaxpr.eqns:
+            name = equation.primitive.name
+            if equation.effects or "callback" in name:
+                raise NoProgramKey
+            given = tuple(map(atom, equation.invars))
+            for var in equation.outvars:
+                numbers[var] = len(numbers)
+            rules = _RULES.get(name, ())
+            parameters = tuple(
+                (key, _rule_key(value) if key in rules else self._parameter(value))
+                for key, value in sorted(equation.params.items())
+            )
+            results = tuple([self._text(var.aval) for var in equation.outvars])
+            context = equation.ctx  # settings at this place, such as how random bits are made
+            lines.append((name, parameters, given, results, context))
+        shapes = tuple([self._text(var.aval) for var in jaxpr.invars])
+        captured = tuple([key_of(constant, mutable=True) for constant in constants])
+        return shapes, captured, tuple(lines), tuple(map(atom, jaxpr.outvars))
+
+    def _parameter(self, value: Any) -> Hashable:
+        if isinstance(value, _PLAIN):
+            return key_of(value)
+        if isinstance(value, tuple | list):
+            return tuple(map(self._parameter, value))
+        inner = jaxpr_in(value)
+        if inner is None:
+            return key_of(value)
+        if id(value) not in self._inner:
+            self._inner[id(value)] = value, self.of(inner, getattr(value, "consts", ()))
+        return self._inner[id(value)][1]
 
 
 def stable_hash(key: Hashable, content: Callable[[Any], str | None]) -> str:
@@ -272,6 +319,8 @@ def _stable_text(part: Any, content: Callable[[Any], str | None]) -> str:
         if isinstance(target, jax.Array | np.ndarray):
             return f"{content(target)}"
         return getattr(target, "__qualname__", type(target).__qualname__)
+    if isinstance(part, _UnusedRule):
+        return part.name
     if isinstance(part, type):
         return f"{part.__module__}.{part.__qualname__}"
     return str(part) if isinstance(part, enum.Enum | np.dtype) else type(part).__qualname__
