@@ -88,6 +88,11 @@ def test_each_extra_is_needed_by_something():
     assert set(NEEDS) == set(PROJECT["optional-dependencies"])
 
 
+def test_the_page_for_beginners_lists_each_extra():
+    (listed,) = re.findall(r"Extras are (.*?), as\s+in", (ROOT / "docs/getting_started.md").read_text(), re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", listed)) == set(PROJECT["optional-dependencies"])
+
+
 @pytest.mark.parametrize("extra", NEEDS)
 def test_what_is_missing_is_named_with_the_extra_that_brings_it(extra, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
