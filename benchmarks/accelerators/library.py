@@ -31,8 +31,9 @@ def _shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _start(self: RunPrograms, train: Any) -> DeviceState:
+def _start(self: RunPrograms, train: Any, compile_first: Any = None) -> DeviceState:
     """Replaces `RunPrograms.start` on a mesh whose devices run nothing: the first loop state, as shapes."""
+    del compile_first  # nothing compiles
     carry = jax.eval_shape(lambda train: self._first(train, self.settings, None), self.train)
     form = StateForm.of(carry)
     numbers, arrays, _ = form.split(jax.tree.leaves(jax.tree.map(_shape, carry, self.placement.carry_shardings(carry))))
@@ -48,6 +49,14 @@ def _batch(self: Placement, tree: Any, *, axis: int = 0) -> Any:
     return jax.tree.map(lambda x: _shape(x, self.batch_sharding(axis)), tree)
 
 
+# Methods of the library -> what takes their places, where the devices of a mesh run nothing.
+ON_A_MESH = {
+    (Placement, "put_everywhere"): _everywhere,
+    (Placement, "put_batch"): _batch,
+    (RunPrograms, "start"): _start,
+}
+
+
 def _driver(fit: Callable[[], Any], target: Target) -> Any:
     """Returns the driver of a run that is built and does not train.
 
@@ -60,8 +69,8 @@ def _driver(fit: Callable[[], Any], target: Target) -> Any:
         # where executor and blocks are chosen, as on a machine with these devices
         stack.enter_context(mock.patch.object(Placement, "platform", target.backend))
         if target.mesh is not None:
-            stack.enter_context(mock.patch.multiple(Placement, put_everywhere=_everywhere, put_batch=_batch))
-            stack.enter_context(mock.patch.object(RunPrograms, "start", _start))
+            for (owner, name), function in ON_A_MESH.items():
+                stack.enter_context(mock.patch.object(owner, name, function))
         try:
             fit()
         except _BuiltError as built:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 import subprocess
 from pathlib import Path
 
@@ -262,6 +263,12 @@ def test_what_is_missing_is_said(module, monkeypatch):
     targets = module("targets")
     monkeypatch.setitem(targets.PACKAGES, "tpu", "no_such_package")
     assert "the package no_such_package is needed: `make accelerators` installs it" in targets.missing("tpu")
+
+
+def test_what_replaces_methods_of_the_library_takes_their_arguments(module):
+    for (owner, name), function in module("library").ON_A_MESH.items():
+        given, expected = (inspect.signature(fn).parameters.values() for fn in (function, getattr(owner, name)))
+        assert [(p.name, p.kind, p.default) for p in given] == [(p.name, p.kind, p.default) for p in expected]
 
 
 @pytest.mark.long

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxcb._src.core.callback import BOUNDARY_HOOKS, STEP_HOOKS
+from jaxcb._src.data.progress import UNBOUNDED
 from jaxcb._src.loop.compiled import epoch as boundary
 from jaxcb._src.loop.compiled.device_state import DeviceState, StatePacking
 from jaxcb._src.loop.compiled.executor import Executor, Output
@@ -43,13 +44,13 @@ class Looped(Executor):
 
     def _run_chunk(self, packing: StatePacking, carry: LoopState, inputs: Inputs) -> Any:
         program, at = self.program, self.program.predicates
-        began = carry.step
+        left = self._steps_left(inputs, carry)
 
         def more(carry: LoopState, rings: Any, wasted: Any) -> Any:
             here = inputs.read()
             ready = ~carry.yielded & ~program.boundary_waits(here, carry)
             ready = ready & program.buffers.have_room(rings, BOUNDARY_HOOKS)
-            steps = self._steps_to_do(here, began, carry, rings)
+            steps = self._steps_to_do(here, left, carry, rings)
             return jnp.where(at.pending(here, carry), ready, steps > 0)
 
         def turn(carry: LoopState, rings: Any, wasted: Any) -> Any:
@@ -62,7 +63,7 @@ class Looped(Executor):
                 carry,
                 rings,
             )
-            steps = self._steps_to_do(here, began, carry, rings)
+            steps = self._steps_to_do(here, left, carry, rings)
             opens = ~carry.opened & (steps > 0)
             carry, rings = packing.cond(opens, lambda c, r: boundary.open_epoch(program, inputs, c, r), carry, rings)
             return _Steps(self, packing, inputs, carry.step + steps).run(carry, rings, wasted)
@@ -71,16 +72,27 @@ class Looped(Executor):
         carry, rings, wasted = packing.while_loop(more, turn, carry, program.chunk_buffers(), wasted)
         return carry, rings, self._pack_status(inputs, carry, wasted)
 
-    def _steps_to_do(self, inputs: Inputs, began: Any, carry: LoopState, rings: Any) -> Any:
+    def _steps_left(self, inputs: Inputs, first: LoopState) -> Callable[[Inputs, LoopState], Any]:
+        """Returns a function of the loop state: the steps until the end of the dispatch that begins here, int32 ()."""
+        if self.program.members is None:
+            # nothing is computed before the loop, which would be a kernel of its own
+            return lambda inputs, carry: inputs.numbers.length - (carry.step - first.step)
+        # For a population, XLA for TPUs would then keep a second copy of the weights of all members.
+        end = first.step + jnp.minimum(inputs.numbers.length, UNBOUNDED - first.step)  # without overflow
+        return lambda _, carry: end - carry.step
+
+    def _steps_to_do(
+        self, inputs: Inputs, left: Callable[[Inputs, LoopState], Any], carry: LoopState, rings: Any
+    ) -> Any:
         """Returns the steps until the next epoch end, validation or end of the dispatch; at most 0 if none may run.
 
-        Only valid where no boundary is pending. `began` is the step before the first one of the dispatch.
+        Only valid where no boundary is pending. `left` returns the steps until the end of the dispatch.
         """
         at = self.program.predicates
         # The last step of the run is in the limit: a predicate that several kernels share would be one of its own.
         free = ~carry.yielded & ~at.all_stopped(carry) & (carry.epoch < inputs.numbers.end_epoch)
         free = free & at.has_data(inputs, carry) & self.program.buffers.have_room(rings)
-        limit = jnp.minimum(at.steps_to_boundary(inputs, carry), inputs.numbers.length - (carry.step - began))
+        limit = jnp.minimum(at.steps_to_boundary(inputs, carry), left(inputs, carry))
         return jnp.where(free, limit, 0)
 
 
