@@ -26,6 +26,11 @@ def _scaled(constant):
     return lambda x: x * constant
 
 
+def _large(value):
+    constant = np.full((600, 600), value, np.float32)  # more than a key has a copy of
+    return lambda x: x[0, 0] * constant
+
+
 def _update(x, **how):
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(**how))
     return tx.update({"w": x}, tx.init({"w": x}), {"w": x})
@@ -45,6 +50,8 @@ MADE = {
     "gradient by another rule": lambda: jax.grad(lambda x: _with_rule(2.0, 3.0)(x).sum()),
     "constant": lambda: _scaled(np.full((4, 4), 2.0, np.float32)),
     "other constant": lambda: _scaled(np.full((4, 4), 3.0, np.float32)),
+    "large constant": lambda: _large(2.0),
+    "other large constant": lambda: _large(3.0),
     "constant on the device": lambda: _scaled(jnp.full((4, 4), 2.0)),
     "constant of another shape": lambda: _scaled(np.full((1, 4), 2.0, np.float32)),
     "integer": lambda: lambda x: x * 2,
@@ -104,6 +111,16 @@ def test_equal_keys_are_those_of_equal_programs():
     for one, two in itertools.combinations(MADE, 2):
         assert (keys[one] == keys[two]) <= (texts[one] == texts[two]), (one, two)
     assert len(set(keys.values())) == len(MADE)
+
+
+@pytest.mark.parametrize("size", [4, 600])
+def test_an_array_of_numpy_that_was_changed_in_place_is_another_constant(size):
+    constant = np.ones((size, size), np.float32)
+    keys = []
+    for value in (1.0, 2.0, 1.0):
+        constant[-1, -1] = value
+        keys.append(_key(jax.jit(lambda x: x[0, 0] * constant).trace(X)))
+    assert keys[0] == keys[2] != keys[1]
 
 
 def test_a_rule_of_differentiation_counts_only_where_it_is_used():

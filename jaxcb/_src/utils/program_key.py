@@ -6,6 +6,7 @@ import enum
 import functools
 import hashlib
 import itertools
+import math
 import types
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
@@ -23,7 +24,7 @@ from jaxcb._src.utils.pytree import Struct
 from jaxcb._src.utils.xla import jaxpr_in
 
 _PLAIN = (str, bytes, int, bool, complex, type(None), type(...))
-_LARGE = 1 << 20  # bytes; a larger array in a static field is compared by identity, not by its content
+_LARGE = 1 << 20  # bytes; of a larger array, a key has no copy: it compares by identity, or a hash of its content
 
 
 class NoProgramKey(Exception):
@@ -137,9 +138,16 @@ def _is_value(value: Any) -> bool:
 def _array_key(value: Any) -> Hashable:
     if isinstance(value, Tracer):
         raise NoProgramKey
-    if jax.numpy.issubdtype(value.dtype, jax.dtypes.extended) or value.nbytes > _LARGE:
+    if jax.numpy.issubdtype(value.dtype, jax.dtypes.extended):
         return Reference(value)
-    return type(value), value.shape, value.dtype, np.asarray(value).tobytes()
+    if value.dtype.hasobject:
+        raise NoProgramKey
+    if math.prod(value.shape) * value.dtype.itemsize <= _LARGE:
+        return type(value), value.shape, value.dtype, np.asarray(value).tobytes()
+    if isinstance(value, jax.Array):
+        return Reference(value)
+    content = np.ascontiguousarray(value).view(np.uint8)  # an array of numpy may change where it is: no identity
+    return type(value), value.shape, value.dtype, hashlib.blake2b(content.data).digest()
 
 
 def _object_key(value: Any) -> Hashable:
@@ -271,8 +279,12 @@ class _TraceKeys:
             context = equation.ctx  # settings at this place, such as how random bits are made
             lines.append((name, parameters, given, results, context))
         shapes = tuple([self._text(var.aval) for var in jaxpr.invars])
-        captured = tuple([key_of(constant, mutable=True) for constant in constants])
+        captured = tuple([self._constant(constant) for constant in constants])
         return shapes, captured, tuple(lines), tuple(map(atom, jaxpr.outvars))
+
+    def _constant(self, value: Any) -> Hashable:
+        # before JAX 0.9, an array of numpy that a function captures is no `np.ndarray`
+        return _array_key(value) if hasattr(value, "dtype") else key_of(value, mutable=True)
 
     def _parameter(self, value: Any) -> Hashable:
         if isinstance(value, _PLAIN):
