@@ -339,7 +339,12 @@ def test_ctrl_c_has_the_result_on_it():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_ctrl_c_while_waiting_for_data_is_answered_at_once(monkeypatch):
+@pytest.mark.parametrize("thread", ["any", "another"])
+def test_ctrl_c_while_waiting_for_data_is_answered_at_once(thread, monkeypatch):
+    """Where another thread receives the signal, the wait of the main thread goes on.
+
+    That also happens with a signal that arrives just before the main thread begins to wait.
+    """
     monkeypatch.setattr("jaxcb._src.data.stream.prefetch._JOIN_SECONDS", 0.1)
     x, y = _runs.make_data(16)
     runs, epochs, done, answered = [], [], threading.Event(), []
@@ -350,7 +355,10 @@ def test_ctrl_c_while_waiting_for_data_is_answered_at_once(monkeypatch):
         for _ in range(5):
             yield x, y
         until(lambda: len(epochs) == 2 and runs[0].waiting)
-        os.kill(os.getpid(), signal.SIGINT)
+        if thread == "any":
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
         answered.append(done.wait(PATIENCE))
 
     note = jc.LambdaCallback(on_epoch_end=lambda epoch, logs: epochs.append(epoch))

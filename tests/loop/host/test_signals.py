@@ -12,7 +12,7 @@ import pytest
 from loop import _runs
 
 import jaxcb as jc
-from jaxcb._src.loop.host.stops import Signals
+from jaxcb._src.loop.host.stops import Interrupted, Signals
 
 ROOT = Path(jc.__file__).parents[1]
 ENDINGS = {signal.SIGTERM: SystemExit, signal.SIGINT: KeyboardInterrupt}
@@ -91,6 +91,15 @@ def test_a_run_in_another_thread_takes_no_signal(signum):
     thread.start()
     thread.join()
     assert found == [(before, None)]
+
+
+@every_signal
+def test_a_signal_that_came_before_the_wait_ends_it(signum):
+    with handled(signum, signal.SIG_DFL), Signals() as signals:
+        signal.raise_signal(signum)
+        with pytest.raises(Interrupted), signals.interrupting():
+            pytest.fail("the body waits")
+        assert not signals.waiting
 
 
 IN_THE_BACKGROUND = """

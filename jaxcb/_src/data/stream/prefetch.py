@@ -17,6 +17,8 @@ from jaxcb._src.data.stream.staging import StagingBuffer, StagingPool
 from jaxcb._src.sharding.placement import Placement
 
 _AHEAD = 2  # chunks that are prefetched
+# seconds of one wait for a chunk: a signal that comes just before a wait begins, or in another thread, does not end it
+_WAIT_SECONDS = 0.1
 # seconds to wait for the thread at the end; a thread that blocks in the user's iterator is abandoned
 _JOIN_SECONDS = 5.0
 
@@ -97,9 +99,8 @@ class Prefetch:
             self._thread = threading.Thread(target=self._work, args=arguments, name="jaxcb-data", daemon=True)
             self._thread.start()
         if self._end is None:
-            try:
-                item = self._queue.get(block=wait)
-            except queue.Empty:
+            item = self._take(wait=wait)
+            if item is NOT_READY:
                 return NOT_READY
             if isinstance(item, Chunk):
                 self._last = item._replace(data=None, batches=None, memory=None)
@@ -111,6 +112,15 @@ class Prefetch:
         if isinstance(end, StopIteration):
             return None
         raise end
+
+    def _take(self, *, wait: bool) -> Any:
+        """Returns what the thread has put: a chunk, or what ended the chunks."""
+        while True:
+            try:
+                return self._queue.get(block=wait, timeout=_WAIT_SECONDS)
+            except queue.Empty:
+                if not wait:
+                    return NOT_READY
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position after the last chunk: a `FeedStart` as JSON."""

@@ -71,9 +71,14 @@ class Signals:
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Raises `Interrupted` in the body as soon as a signal arrives: nothing is pending, and the body may wait."""
+        """Raises `Interrupted` in the body as soon as a signal arrives: nothing is pending, and the body may wait.
+
+        The body must run Python code from time to time, as a signal is only handled there.
+        """
         self.waiting = True
         try:
+            if self.received is not None:  # since the caller last looked
+                raise Interrupted(self.received)
             yield
         finally:
             self.waiting = False
