@@ -164,6 +164,19 @@ def test_new_functions_of_the_same_program_are_traced_and_not_compiled(make, con
         assert_same(found, train(constant)[0])
 
 
+def test_an_array_of_numpy_that_was_changed_where_it_is_makes_another_program():
+    table = np.ones((600, 600), np.float32)  # more than a key has a copy of
+
+    def train():
+        return run(loss=lambda model, batch: make_loss(2.0)(model, batch) * jnp.sum(table) / table.size)
+
+    train()
+    table *= 2
+    found = train()
+    jc.clear_caches()
+    assert_same(found, train())
+
+
 def test_paths_texts_and_functions_for_the_host_need_no_other_program(tmp_path):
     """The hooks are traced, and the first state of the callbacks; not the steps."""
 
